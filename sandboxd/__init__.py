@@ -1,0 +1,1 @@
+"""sandboxd: sandboxes on one Linux host, in milliseconds."""

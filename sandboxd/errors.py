@@ -1,0 +1,327 @@
+"""Every error of sandboxd: one root, one class per kind, facts as attributes.
+
+An error is raised where *sandboxd* or its caller failed. What a program in a sandbox did (exit status,
+signal, timeout, out of memory) is never an error but a field of a result.
+
+Each class has a `kind`: the closed, kebab-case word that travels in `application/problem+json`, on the link
+between daemon and init, and back into the same class in the SDK (`from_kind`). Messages read "cannot <verb>
+<object>: <why>", in lower case and without a full stop; programs test kinds and facts, never text.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+__all__ = [
+    "AccessDenied",
+    "AlreadyRunning",
+    "BodyTooLarge",
+    "CgroupError",
+    "ConfigError",
+    "Conflict",
+    "DaemonUnavailable",
+    "FileNotFound",
+    "FilePermissionDenied",
+    "HostUnsupported",
+    "InternalError",
+    "InvalidRequest",
+    "LaunchFailed",
+    "LauncherGone",
+    "LimitExceeded",
+    "LimitUnenforceable",
+    "LocalProtocolError",
+    "MethodNotAllowed",
+    "NameTaken",
+    "NotAFile",
+    "NotAvailable",
+    "NotFound",
+    "ProcessNotFound",
+    "ProcessNotRunning",
+    "ProtocolError",
+    "QuotaExceeded",
+    "RemoteProtocolError",
+    "RootfsError",
+    "RootfsNotFound",
+    "RouteNotFound",
+    "SandboxFailed",
+    "SandboxGone",
+    "SandboxNotFound",
+    "SandboxdError",
+    "ServerBusy",
+    "StorageFull",
+    "Unauthenticated",
+    "UnknownField",
+    "from_kind",
+    "kinds",
+]
+
+
+class SandboxdError(Exception):
+    """The root of every error; `kind` names the meaning, `facts` are its machine-readable details."""
+
+    kind: ClassVar[str] = "error"
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.facts: dict[str, Any] = facts
+
+    def __getattr__(self, name: str) -> Any:
+        # Facts read as attributes (`error.step`); only reached when normal look-up failed.
+        try:
+            return self.__dict__["facts"][name]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} has no fact {name!r}") from None
+
+    def __str__(self) -> str:
+        return self.message
+
+
+# --- the caller's fault ------------------------------------------------------------------------------------
+
+
+class InvalidRequest(SandboxdError):
+    """The request is malformed; `field` names the part where one can be named."""
+
+    kind = "invalid-request"
+
+
+class UnknownField(InvalidRequest):
+    """The request has a field that does not exist."""
+
+    kind = "unknown-field"
+
+
+class NotAvailable(InvalidRequest):
+    """The request asks for a feature that this version does not have."""
+
+    kind = "not-available"
+
+
+class LimitUnenforceable(InvalidRequest):
+    """A limit was asked for (or is the default) that this host cannot enforce: `limits`, `missing`."""
+
+    kind = "limit-unenforceable"
+
+
+class RootfsNotFound(InvalidRequest):
+    """No rootfs has that name: `rootfs`, `available`."""
+
+    kind = "rootfs-not-found"
+
+
+class NotFound(SandboxdError):
+    """What the request names does not exist."""
+
+    kind = "not-found"
+
+
+class RouteNotFound(NotFound):
+    """No such path in the API."""
+
+    kind = "route-not-found"
+
+
+class MethodNotAllowed(NotFound):
+    """The path exists, but not with that method."""
+
+    kind = "method-not-allowed"
+
+
+class SandboxNotFound(NotFound):
+    """No sandbox has that id or name."""
+
+    kind = "sandbox-not-found"
+
+
+class ProcessNotFound(NotFound):
+    """No process of the sandbox has that id."""
+
+    kind = "process-not-found"
+
+
+class FileNotFound(NotFound):
+    """No file has that path in the sandbox."""
+
+    kind = "file-not-found"
+
+
+class Conflict(SandboxdError):
+    """The request does not fit the present state."""
+
+    kind = "conflict"
+
+
+class NameTaken(Conflict):
+    """Another sandbox has that name, or another process that id."""
+
+    kind = "name-taken"
+
+
+class NotAFile(Conflict):
+    """The path names something other than a regular file: `type`."""
+
+    kind = "not-a-file"
+
+
+class ProcessNotRunning(Conflict):
+    """The process has ended, or has no stdin to write to."""
+
+    kind = "process-not-running"
+
+
+class SandboxFailed(Conflict):
+    """The sandbox's init is gone; only DELETE works on it: `reason`."""
+
+    kind = "sandbox-failed"
+
+
+class SandboxGone(Conflict):
+    """The sandbox was destroyed while the request was under way."""
+
+    kind = "sandbox-gone"
+
+
+class AlreadyRunning(Conflict):
+    """Another daemon serves this state directory or socket."""
+
+    kind = "already-running"
+
+
+class LimitExceeded(SandboxdError):
+    """A stated bound was passed."""
+
+    kind = "limit-exceeded"
+
+
+class BodyTooLarge(LimitExceeded):
+    """The request's body is over its bound: `limit_bytes`."""
+
+    kind = "body-too-large"
+
+
+class QuotaExceeded(LimitExceeded):
+    """The sandbox's disk limit or the disk itself is full."""
+
+    kind = "quota-exceeded"
+
+
+class AccessDenied(SandboxdError):
+    """The caller may not do that."""
+
+    kind = "access-denied"
+
+
+class Unauthenticated(AccessDenied):
+    """No valid token came with the request."""
+
+    kind = "unauthenticated"
+
+
+class FilePermissionDenied(AccessDenied):
+    """The sandbox's own rights refuse the file operation."""
+
+    kind = "file-permission-denied"
+
+
+# --- the host's fault ---------------------------------------------------------------------------------------
+
+
+class LaunchFailed(SandboxdError):
+    """A step of a sandbox's birth failed: `step`, `syscall`, `errno` (a name such as "EINVAL"), `hint`."""
+
+    kind = "launch-failed"
+
+
+class HostUnsupported(SandboxdError):
+    """The host lacks something that sandboxd stands on: `feature`, `remedy`."""
+
+    kind = "host-unsupported"
+
+
+class ConfigError(SandboxdError):
+    """The configuration is wrong: `key`."""
+
+    kind = "config-error"
+
+
+class CgroupError(SandboxdError):
+    """A cgroup operation failed: `path`, `errno`."""
+
+    kind = "cgroup-error"
+
+
+class RootfsError(SandboxdError):
+    """A rootfs could not be built, read or removed."""
+
+    kind = "rootfs-error"
+
+
+class StorageFull(SandboxdError):
+    """The host has no room for another sandbox."""
+
+    kind = "storage-full"
+
+
+class ServerBusy(SandboxdError):
+    """The daemon is at a stated bound, or stopping; try again."""
+
+    kind = "server-busy"
+
+
+class DaemonUnavailable(SandboxdError):
+    """No daemon answers at the address (raised by the SDK)."""
+
+    kind = "daemon-unavailable"
+
+
+class LauncherGone(SandboxdError):
+    """The launcher died; the daemon ends with it."""
+
+    kind = "launcher-gone"
+
+
+class InternalError(SandboxdError):
+    """A bug in sandboxd; the daemon's log has the traceback."""
+
+    kind = "internal-error"
+
+
+class ProtocolError(SandboxdError):
+    """A peer and we disagree about the wire; after it, that connection is in ERROR."""
+
+    kind = "protocol-error"
+
+
+class LocalProtocolError(ProtocolError):
+    """We broke the protocol: a bug of ours."""
+
+    kind = "local-protocol-error"
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer broke the protocol: drop it (an init that does so is taken over; kill it)."""
+
+    kind = "remote-protocol-error"
+
+
+def kinds() -> dict[str, type[SandboxdError]]:
+    """Return every kind with its class, the root included."""
+    found: dict[str, type[SandboxdError]] = {}
+    pending: list[type[SandboxdError]] = [SandboxdError]
+    while pending:
+        cls = pending.pop()
+        found[cls.kind] = cls
+        pending.extend(cls.__subclasses__())
+    return found
+
+
+_BY_KIND = kinds()
+
+
+def from_kind(kind: str, message: str, facts: dict[str, Any] | None = None) -> SandboxdError:
+    """Make the error that a peer named; a kind that this version does not know gives a `SandboxdError`."""
+    error = _BY_KIND.get(kind, SandboxdError)(message, **(facts or {}))
+    if kind not in _BY_KIND:
+        error.facts.setdefault("kind", kind)
+    return error

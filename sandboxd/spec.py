@@ -1,0 +1,263 @@
+"""What a caller may ask for: frozen value types and pure checks, standard library only.
+
+The API's edge (`api/models.py`) checks shapes and types; these classes check meaning and bounds. The launcher
+makes the same values again from the daemon's message, so nothing reaches a kernel call unchecked.
+All raise `InvalidRequest` with the fact `field`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import secrets
+from typing import Final
+
+from .errors import InvalidRequest, NotAvailable
+
+#: The kernel's MAX_ARG_STRLEN (include/uapi/linux/binfmts.h: 32 pages): one argument or `NAME=value`, its NUL included.
+MAX_ARG_BYTES: Final = 131_072
+#: execve(2) allows a quarter of the stack limit (8 MiB here) for arguments and environment together.
+MAX_ARGS_TOTAL_BYTES: Final = 2 * 1024 * 1024 - 65_536
+MAX_JSON_BODY_BYTES: Final = 4 * 1024 * 1024
+MAX_PATH_BYTES: Final = 4095  # PATH_MAX without the NUL
+MAX_ENV_ENTRIES: Final = 1024
+MAX_LABELS: Final = 64
+#: A width of 65,536 ids holds every id that a distribution ships, nobody (65534) included.
+ID_RANGE_WIDTH: Final = 65_536
+
+_ID = re.compile(r"[a-z0-9]{20,26}\Z")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
+_ROOTFS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
+_PROFILE = re.compile(r"[a-z0-9][a-z0-9-]{0,31}\Z")
+_PROCESS_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+#: Base32's letters: an id is a DNS label and a Cloudflare-style id too.
+_ID_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
+
+
+def new_id() -> str:
+    """Return a fresh id: 20 letters of 5 random bits each, so 100 bits that nobody guesses."""
+    return "".join(secrets.choice(_ID_ALPHABET) for _ in range(20))
+
+
+def _fail(field: str, why: str) -> InvalidRequest:
+    return InvalidRequest(f"cannot accept {field}: {why}", field=field)
+
+
+def check_id(value: str, field: str = "id") -> str:
+    """Return `value` if it is a sandbox id (`[a-z0-9]{20,26}`)."""
+    if not _ID.match(value):
+        raise _fail(field, "an id is 20 to 26 characters of a-z and 0-9")
+    return value
+
+
+def check_name(value: str, field: str = "name") -> str:
+    """Return `value` if it is a sandbox's name (a DNS label)."""
+    if not _NAME.match(value):
+        raise _fail(field, "a name is 1 to 63 characters of a-z, 0-9 and inner dashes")
+    return value
+
+
+def check_rootfs(value: str, field: str = "rootfs") -> str:
+    """Return `value` if it may name a rootfs."""
+    if not _ROOTFS.match(value) or ".." in value:
+        raise _fail(field, "a rootfs' name is 1 to 64 characters of a-z, 0-9, dot, dash and underscore")
+    return value
+
+
+def check_process_id(value: str, field: str = "id") -> str:
+    """Return `value` if it may name a process."""
+    if not _PROCESS_ID.match(value):
+        raise _fail(field, "a process' id is 1 to 64 characters of letters, digits, dot, dash and underscore")
+    return value
+
+
+def check_text(value: str, field: str, *, limit: int = MAX_ARG_BYTES - 1) -> str:
+    """Return `value` if the kernel can take it as a C string of at most `limit` bytes."""
+    if "\0" in value:
+        raise _fail(field, "it has a NUL byte")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise _fail(field, "it has a lone surrogate, which is no UTF-8") from None
+    if size > limit:
+        raise _fail(field, f"it is {size} bytes, the bound is {limit}")
+    return value
+
+
+def check_path(value: str, field: str = "path") -> str:
+    """Return `value` if it is an absolute path without `..` parts that the kernel can take.
+
+    `..` is refused rather than resolved: a client that sends it has joined paths without looking, and what
+    it would mean beside symlinks differs between clients and the kernel.
+    """
+    check_text(value, field, limit=MAX_PATH_BYTES)
+    if not value.startswith("/"):
+        raise _fail(field, "the path must be absolute")
+    if ".." in value.split("/"):
+        raise _fail(field, "the path must not have '..' in it")
+    return value
+
+
+def check_user(value: str | int, field: str = "user") -> str | int:
+    """Return a user's name, or its uid as an int; digits in a string are a uid too.
+
+    Strict on purpose (CVE-2026-30892): no `user:group`, no sign, no space, nothing outside the mapped range.
+    """
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 5:
+        value = int(value)
+    if isinstance(value, bool) or (isinstance(value, int) and not 0 <= value < ID_RANGE_WIDTH):
+        raise _fail(field, f"a uid is 0 to {ID_RANGE_WIDTH - 1}")
+    if isinstance(value, str) and not _USER.match(value):
+        raise _fail(field, "a user is a name such as 'root', or a uid")
+    return value
+
+
+def check_env(env: dict[str, str], field: str = "env") -> dict[str, str]:
+    """Return `env` if execve(2) can take it."""
+    if len(env) > MAX_ENV_ENTRIES:
+        raise _fail(field, f"it has {len(env)} entries, the bound is {MAX_ENV_ENTRIES}")
+    for name, value in env.items():
+        where = f"{field}.{name[:64]}"
+        if not _ENV_NAME.match(name):
+            raise _fail(where, "a variable's name is letters, digits and underscores, not starting with a digit")
+        check_text(value, where, limit=MAX_ARG_BYTES - 2 - len(name))
+    if sum(len(k) + len(v.encode()) + 2 for k, v in env.items()) > MAX_ARGS_TOTAL_BYTES:
+        raise _fail(field, f"all of it together is over {MAX_ARGS_TOTAL_BYTES} bytes")
+    return env
+
+
+def check_labels(labels: dict[str, str], field: str = "labels") -> dict[str, str]:
+    """Return `labels` if they are few and short."""
+    if len(labels) > MAX_LABELS:
+        raise _fail(field, f"it has {len(labels)} entries, the bound is {MAX_LABELS}")
+    for name, value in labels.items():
+        check_text(name, field, limit=63)
+        check_text(value, f"{field}.{name}", limit=255)
+    return labels
+
+
+def check_seconds(value: float | None, field: str) -> float | None:
+    """Return `value` if it is None or a positive, finite number of seconds below ten years."""
+    if value is not None and not 0 < value <= 315_360_000:
+        raise _fail(field, "it must be above 0 and at most 315360000 seconds")
+    return value
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a sandbox may use. None means the configuration's default, never "no limit".
+
+    Attributes:
+        memory_bytes: RAM of everything inside together; swap is never given.
+        cpus: processors, fractions allowed.
+        pids: processes and threads.
+        disk_bytes: what the sandbox's own files may take.
+    """
+
+    memory_bytes: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+    disk_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every bound; the lower ones are what init and a shell need."""
+        bounds = (
+            ("memory_bytes", self.memory_bytes, 16 * 1024 * 1024, 1 << 50),
+            ("cpus", self.cpus, 0.01, 4096),
+            ("pids", self.pids, 4, 4_194_304),
+            ("disk_bytes", self.disk_bytes, 1024 * 1024, 1 << 50),
+        )
+        for name, value, low, high in bounds:
+            if value is not None and not low <= value <= high:
+                raise _fail(f"limits.{name}", f"it must be {low} to {high}")
+
+    def merged(self, default: Limits) -> Limits:
+        """Return these limits with `default`'s where they say nothing."""
+        chosen = {}
+        for item in dataclasses.fields(self):
+            own = getattr(self, item.name)
+            chosen[item.name] = own if own is not None else getattr(default, item.name)
+        return Limits(**chosen)
+
+
+#: The limits of a sandbox that asks for none, where the configuration says nothing else.
+DEFAULT_LIMITS: Final = Limits(memory_bytes=2 << 30, cpus=2.0, pids=1024, disk_bytes=8 << 30)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """A sandbox as asked for, every default filled in."""
+
+    name: str | None = None
+    rootfs: str = "default"
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    cwd: str = "/workspace"
+    user: str | int = "root"
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    network: str = "none"
+    seccomp: str = "default"
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if self.name is not None:
+            check_name(self.name)
+        check_rootfs(self.rootfs)
+        check_env(self.env)
+        check_path(self.cwd, "cwd")
+        object.__setattr__(self, "user", check_user(self.user))
+        check_labels(self.labels)
+        if self.network != "none":
+            if self.network in ("internet", "allowlist"):
+                raise NotAvailable(
+                    f"cannot give network mode {self.network!r}: only 'none' is built yet", field="network.mode"
+                )
+            raise _fail("network.mode", "the modes are none, internet and allowlist")
+        if not _PROFILE.match(self.seccomp):
+            raise _fail("seccomp", "a profile's name is 1 to 32 characters of a-z, 0-9 and dash")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CommandSpec:
+    """One command to run: what exec and processes share.
+
+    Attributes:
+        argv: the program and its arguments, looked up in the command's own PATH.
+        env: variables on top of the sandbox's.
+        cwd: absolute; None is the sandbox's.
+        user: name or uid; None is the sandbox's.
+        stdin: bytes to feed and then close; True leaves the pipe open for later writes; None is /dev/null.
+        timeout_s: after it the whole process tree is killed; None means never.
+        keep_orphans: whether processes that outlive the main one go on.
+    """
+
+    argv: tuple[str, ...]
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    cwd: str | None = None
+    user: str | int | None = None
+    stdin: bytes | bool | None = None
+    timeout_s: float | None = None
+    keep_orphans: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if not self.argv or not self.argv[0]:
+            raise _fail("command", "it is empty")
+        total = 0
+        for argument in self.argv:
+            total += len(check_text(argument, "command")) + 1
+        if total > MAX_ARGS_TOTAL_BYTES:
+            raise _fail("command", f"all arguments together are over {MAX_ARGS_TOTAL_BYTES} bytes")
+        check_env(self.env)
+        if self.cwd is not None:
+            check_path(self.cwd, "cwd")
+        if self.user is not None:
+            object.__setattr__(self, "user", check_user(self.user))
+        check_seconds(self.timeout_s, "timeout_s")
+
+    @classmethod
+    def shell(cls, line: str) -> tuple[str, ...]:
+        """Return the argv that runs `line` under `sh -c`."""
+        return ("/bin/sh", "-c", line)
