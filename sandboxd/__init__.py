@@ -1,1 +1,56 @@
-"""sandboxd: sandboxes on one Linux host, in milliseconds."""
+"""sandboxd: sandboxes on one Linux host, in milliseconds.
+
+`from sandboxd import Sandbox` is the SDK. Its names are found on first use, so that the daemon's own processes,
+which import `sandboxd.wire` and friends, never load httpx.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+#: `sandboxd.client.__all__`, said again because asking would import it; a test holds them together.
+_CLIENT_NAMES = frozenset(
+    {
+        "AsyncClient",
+        "AsyncExecStream",
+        "AsyncFileStream",
+        "AsyncSandbox",
+        "Client",
+        "CommandFailed",
+        "ExecResult",
+        "ExecStream",
+        "ExitStatus",
+        "FileStream",
+        "OutputChunk",
+        "Sandbox",
+        "SandboxInfo",
+        "Usage",
+    }
+)
+
+if TYPE_CHECKING:
+    from .client import *  # noqa: F403
+    from .errors import *  # noqa: F403
+    from .spec import Limits as Limits
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a class each, checked below
+    if name in _CLIENT_NAMES:
+        value = getattr(importlib.import_module(".client", __name__), name)
+    elif name == "Limits":
+        value = importlib.import_module(".spec", __name__).Limits
+    else:
+        errors = importlib.import_module(".errors", __name__)
+        if name.startswith("_") or name not in errors.__all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(errors, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    errors = importlib.import_module(".errors", __name__)
+    return sorted({*globals(), *_CLIENT_NAMES, *errors.__all__, "Limits"})

@@ -1,0 +1,32 @@
+"""The Python SDK: `Sandbox` and `AsyncSandbox` over the daemon's HTTP API.
+
+The layers, inside out: `models` (values), `calls` (each request written once, no I/O), `client` and `async_client`
+(send a call), `sandbox` and `async_sandbox` with their streams (the names that people use). The synchronous and the
+asynchronous half are twins by hand, thin over `calls`.
+"""
+
+from .async_client import AsyncClient
+from .async_sandbox import AsyncSandbox
+from .async_stream import AsyncExecStream, AsyncFileStream
+from .client import Client
+from .failures import CommandFailed
+from .models import ExecResult, ExitStatus, OutputChunk, SandboxInfo, Usage
+from .sandbox import Sandbox
+from .stream import ExecStream, FileStream
+
+__all__ = [
+    "AsyncClient",
+    "AsyncExecStream",
+    "AsyncFileStream",
+    "AsyncSandbox",
+    "Client",
+    "CommandFailed",
+    "ExecResult",
+    "ExecStream",
+    "ExitStatus",
+    "FileStream",
+    "OutputChunk",
+    "Sandbox",
+    "SandboxInfo",
+    "Usage",
+]

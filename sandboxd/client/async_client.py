@@ -1,0 +1,87 @@
+"""`AsyncClient`: the connections to one daemon, for code on trio or asyncio."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import anyio
+import httpx
+
+from . import calls
+from .address import Address
+from .client import check_open, http_options, request_options, transport_options
+from .failures import mapped, problem_error
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """The connections to one daemon; share it among the sandboxes of one event loop, and close it.
+
+    Without arguments the address is SANDBOXD_URL (else `unix:///run/sandboxd/sandboxd.sock`) and the token is
+    SANDBOXD_TOKEN. No connection is made before the first request.
+
+    Raises:
+        ConfigError: the address is malformed.
+    """
+
+    def __init__(
+        self, url: str | None = None, token: str | None = None, *, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self.address = Address.find(url, token)
+        transport = transport or httpx.AsyncHTTPTransport(**transport_options(self.address))
+        self._http = httpx.AsyncClient(transport=transport, **http_options(self.address))
+
+    def __repr__(self) -> str:
+        return f"<AsyncClient {self.address.url}{' closed' if self._http.is_closed else ''}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close every connection, also in a task that is cancelled; streams that are open break."""
+        with anyio.CancelScope(shield=True):  # closing sockets waits for nobody
+            await self._http.aclose()
+
+    async def health(self) -> None:
+        """Return if the daemon answers.
+
+        Raises:
+            DaemonUnavailable: nobody does.
+        """
+        await self.send(calls.health())
+
+    async def info(self) -> dict[str, Any]:
+        """Return what the daemon says of itself, `version` among it."""
+        return await self.send(calls.info())
+
+    async def send(self, call: calls.Call[T]) -> T:
+        """Send one request and return its answer, read; raises what the daemon's problem says."""
+        response = await self.open(call)
+        try:
+            with mapped(self.address):
+                return call.read(await response.aread())
+        finally:
+            await response.aclose()
+
+    async def open(self, call: calls.StreamCall) -> httpx.Response:
+        """Send one request and return its answer unread; close it. Raises what the daemon's problem says."""
+        check_open(self._http)
+        request = self._http.build_request(call.method, call.path, **request_options(call))
+        with mapped(self.address):
+            response = await self._http.send(request, stream=True)
+            if response.is_success:
+                return response
+            try:
+                body = await response.aread()
+            finally:
+                await response.aclose()
+        raise problem_error(response.status_code, response.headers.get("content-type", ""), body)

@@ -1,0 +1,172 @@
+"""Streams of the asynchronous SDK: a command's output, and a file's bytes."""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from typing import TYPE_CHECKING, Self
+
+from sandboxd.errors import LocalProtocolError
+
+from . import calls
+from .failures import mapped
+from .stream import closed_stream, process_of, size_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from types import TracebackType
+
+    import httpx
+
+    from .async_client import AsyncClient
+    from .models import ExitStatus, OutputChunk
+
+
+class AsyncExecStream:
+    """A running command: `async with` starts it, `async for` gives its output, `wait` its end.
+
+    Leaving the block before the command has ended (also by cancellation) kills the command unless it is detached,
+    so nothing runs on unseen. Reading is what makes a command go on: one whose output nobody reads waits.
+
+    Attributes:
+        process_id: the process' id in the sandbox; empty before the block is entered.
+        result: how the command ended, once it has.
+    """
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        sandbox_id: str,
+        call: calls.StreamCall,
+        on_stdout: Callable[[str], object] | None = None,
+        on_stderr: Callable[[str], object] | None = None,
+    ) -> None:
+        self._client = client
+        self._sandbox_id = sandbox_id
+        self._call = call
+        self._callbacks = {"stdout": on_stdout, "stderr": on_stderr}
+        self._pending: deque[OutputChunk] = deque()
+        self._response: httpx.Response | None = None
+        self._reader = calls.ExecReader("")
+        self._closed = False
+        self.process_id = ""
+        self.result: ExitStatus | None = None
+
+    def __repr__(self) -> str:
+        state = self.result.describe() if self.result else "closed" if self._closed else "running"
+        return f"<AsyncExecStream {self.process_id or '(not entered)'} {state}>"
+
+    async def __aenter__(self) -> Self:
+        if self._response is not None:
+            raise LocalProtocolError("cannot enter the stream: it was entered before")
+        self._response = await self._client.open(self._call)
+        try:
+            self.process_id = self._reader.process_id = process_of(self._response)
+        except BaseException:
+            await self.close()
+            raise
+        self._pieces = self._response.aiter_raw()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __aiter__(self) -> AsyncIterator[OutputChunk]:
+        return self
+
+    async def __anext__(self) -> OutputChunk:
+        while not self._pending:
+            if self.result is not None:
+                raise StopAsyncIteration
+            await self._advance()
+        chunk = self._pending.popleft()
+        callback = self._callbacks[chunk.stream]
+        if callback is not None and (text := chunk.text):
+            answer = callback(text)
+            if inspect.isawaitable(answer):
+                await answer
+        return chunk
+
+    async def wait(self) -> ExitStatus:
+        """Read to the end (the callbacks see all of it) and return how the command ended.
+
+        Raises:
+            DaemonUnavailable: the connection broke.
+            LocalProtocolError: the stream was closed before, or never entered.
+        """
+        async for _ in self:
+            pass
+        if self.result is None:
+            raise closed_stream()
+        return self.result
+
+    async def write_stdin(self, data: bytes | str) -> None:
+        """Write to the command's standard input, which `stdin=True` left open; returns when it is taken.
+
+        Raises:
+            ProcessNotRunning: the command has ended, or closed its standard input.
+        """
+        data = data.encode() if isinstance(data, str) else data
+        for call in calls.write_stdin(self._sandbox_id, self.process_id, data):
+            await self._client.send(call)
+
+    async def close_stdin(self) -> None:
+        """Close the command's standard input: it reads an end of file."""
+        await self._client.send(calls.close_stdin(self._sandbox_id, self.process_id))
+
+    async def close(self) -> None:
+        """Drop the connection; a command that still runs is killed, unless it is detached."""
+        self._closed = True
+        if self._response is not None:
+            await self._response.aclose()
+
+    async def _advance(self) -> None:
+        if self._response is None:
+            raise LocalProtocolError("cannot read the stream: enter it first, with 'async with'")
+        if self._closed:
+            raise closed_stream()
+        try:
+            with mapped(self._client.address):
+                piece = await anext(self._pieces, None)
+            if piece is None:
+                self.result = self._reader.close()
+                await self.close()
+            else:
+                self._pending.extend(self._reader.feed(piece))
+        except BaseException:
+            await self.close()
+            raise
+
+
+class AsyncFileStream:
+    """A file's bytes as they arrive: `async with` opens it, `async for` reads. `size` is in bytes or None."""
+
+    def __init__(self, client: AsyncClient, call: calls.StreamCall) -> None:
+        self._client = client
+        self._call = call
+        self._response: httpx.Response | None = None
+        self.size: int | None = None
+
+    async def __aenter__(self) -> Self:
+        self._response = await self._client.open(self._call)
+        self.size = size_of(self._response)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._response is None:
+            raise LocalProtocolError("cannot read the file: enter the stream first, with 'async with'")
+        with mapped(self._client.address):
+            async for piece in self._response.aiter_raw():
+                yield piece
+
+    async def close(self) -> None:
+        """Drop the connection, also before the file's end."""
+        if self._response is not None:
+            await self._response.aclose()

@@ -1,0 +1,297 @@
+"""Each request of the API written once, without I/O: what to send, and how to read the answer.
+
+`Client` and `AsyncClient` send a `Call` and return what its `parse` makes of the answer; a `StreamCall` is
+answered by a stream, whose frames `ExecReader` reads.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
+from urllib.parse import quote
+
+from sandboxd.errors import InvalidRequest, LimitExceeded, RemoteProtocolError
+from sandboxd.spec import MAX_JSON_BODY_BYTES, Limits, check_path
+from sandboxd.wire import raw
+
+from .failures import from_problem
+from .models import ExitStatus, Json, OutputChunk, SandboxInfo, parse_exit, parse_sandbox, read
+from .text import Carry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
+
+    Content: TypeAlias = bytes | Iterable[bytes] | AsyncIterable[bytes]
+
+T = TypeVar("T")
+
+#: How long an answer may take (seconds) where no command's run time is part of it: a hung daemon, told as such.
+ANSWER_TIMEOUT_S: Final = 120.0
+RAW_TYPE: Final = "application/octet-stream"
+PROCESS_HEADER: Final = "Sandboxd-Process"
+#: Pieces of uploads: large enough that the cost per piece vanishes, small enough to hold many at once.
+UPLOAD_CHUNK_BYTES: Final = 256 * 1024
+#: One POST to a process' stdin; larger writes are cut, so that the daemon holds little at a time.
+STDIN_CHUNK_BYTES: Final = 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamCall:
+    """A request whose answer is read as it comes. `timeout_s` bounds each wait for bytes; None waits for ever."""
+
+    method: str
+    path: str
+    params: Mapping[str, str] | None = None
+    body: Json = None  # sent as JSON unless None
+    content: Content | None = None  # bytes, or an iterable of them: sent as it is
+    accept: str = "application/json"
+    timeout_s: float | None = ANSWER_TIMEOUT_S
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that the request needs beside the client's own."""
+        headers = {"Accept": self.accept}
+        if self.body is not None:
+            headers["Content-Type"] = "application/json"
+        elif self.content is not None:
+            headers["Content-Type"] = RAW_TYPE
+        return headers
+
+    def payload(self) -> Content | None:
+        """Return what goes into the request's body.
+
+        Raises:
+            LimitExceeded: the JSON is over the daemon's bound.
+            InvalidRequest: a value in it has no JSON form.
+        """
+        if self.body is None:
+            return self.content
+        try:
+            encoded = json.dumps(self.body, ensure_ascii=False, allow_nan=False).encode()
+        except ValueError as error:  # a lone surrogate, or a number that JSON has no word for
+            raise InvalidRequest(f"cannot send the request as JSON: {error}") from error
+        if len(encoded) > MAX_JSON_BODY_BYTES:
+            raise LimitExceeded(
+                f"cannot send the request: {len(encoded)} bytes of JSON are over the bound of {MAX_JSON_BODY_BYTES}; "
+                "large input goes through write_file or exec_stream(stdin=True)",
+                limit_bytes=MAX_JSON_BODY_BYTES,
+            )
+        return encoded
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Call(StreamCall, Generic[T]):
+    """A request whose whole answer `parse` reads."""
+
+    what: str
+    parse: Callable[[Json], T]
+
+    def read(self, body: bytes) -> T:
+        """Return what the answer's body says.
+
+        Raises:
+            RemoteProtocolError: it is not what the API promises.
+        """
+        try:
+            value = json.loads(body) if body else None
+        except ValueError as error:
+            raise RemoteProtocolError(f"cannot understand the daemon's {self.what}: it is no JSON") from error
+        return read(self.what, self.parse, value)
+
+
+def _nothing(_: Json) -> None:
+    return None
+
+
+def _sandbox_path(key: str, rest: str = "") -> str:
+    if not key or key in (".", ".."):
+        raise InvalidRequest(f"cannot name a sandbox {key!r}", field="id")
+    return f"/v1/sandboxes/{quote(key, safe='')}{rest}"
+
+
+def health() -> Call[None]:
+    """GET /health: nothing, or an error."""
+    return Call("GET", "/v1/health", what="health", parse=_nothing)
+
+
+def info() -> Call[dict[str, Any]]:
+    """GET /info: the daemon's version and more."""
+    return Call("GET", "/v1/info", what="info", parse=dict)
+
+
+def create(  # noqa: PLR0913 - the fields of a sandbox, all by keyword
+    *,
+    name: str | None,
+    rootfs: str | None,
+    env: Mapping[str, str] | None,
+    cwd: str | None,
+    user: str | int | None,
+    limits: Limits | Mapping[str, Any] | None,
+    labels: Mapping[str, str] | None,
+    network: str | None,
+    seccomp: str | None,
+) -> Call[SandboxInfo]:
+    """POST /sandboxes: only what was given is sent, the daemon's defaults are the daemon's."""
+    if isinstance(limits, Limits):
+        limits = {key: value for key, value in dataclasses.asdict(limits).items() if value is not None}
+    fields = {
+        "name": name,
+        "rootfs": rootfs,
+        "env": None if env is None else dict(env),
+        "cwd": cwd,
+        "user": user,
+        "limits": None if limits is None else dict(limits),
+        "labels": None if labels is None else dict(labels),
+        "network": None if network is None else {"mode": network},
+        "seccomp": seccomp,
+    }
+    body = {key: value for key, value in fields.items() if value is not None}
+    return Call("POST", "/v1/sandboxes", body=body, what="sandbox", parse=parse_sandbox)
+
+
+def get(key: str) -> Call[SandboxInfo]:
+    """GET /sandboxes/{id or name}."""
+    return Call("GET", _sandbox_path(key), what="sandbox", parse=parse_sandbox)
+
+
+def page(cursor: str | None) -> Call[tuple[list[SandboxInfo], str | None]]:
+    """GET /sandboxes: one page, and the cursor of the next where there is one."""
+
+    def parse(value: Json) -> tuple[list[SandboxInfo], str | None]:
+        following = value.get("next")
+        return [parse_sandbox(item) for item in value["items"]], None if following is None else str(following)
+
+    params = None if cursor is None else {"cursor": cursor}
+    return Call("GET", "/v1/sandboxes", params, what="list of sandboxes", parse=parse)
+
+
+def destroy(key: str) -> Call[None]:
+    """DELETE /sandboxes/{id or name}."""
+    return Call("DELETE", _sandbox_path(key), what="answer", parse=_nothing)
+
+
+def exec_raw(  # noqa: PLR0913 - the fields of a command, all by keyword
+    key: str,
+    command: str | Sequence[str],
+    *,
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+    user: str | int | None = None,
+    stdin: bytes | str | bool | None = None,
+    timeout: float | None = None,
+    detach: bool = False,
+    keep_orphans: bool = False,
+) -> StreamCall:
+    """POST …/exec, answered by raw frames. Waits for ever: a command may be silent for as long as it likes."""
+    body: dict[str, Any] = {"command": command if isinstance(command, str) else list(command)}
+    if cwd is not None:
+        body["cwd"] = cwd
+    if env:
+        body["env"] = dict(env)
+    if user is not None:
+        body["user"] = user
+    if timeout is not None:
+        body["timeout_s"] = timeout
+    if detach:
+        body["detach"] = True
+    if keep_orphans:
+        body["orphans"] = "keep"
+    if isinstance(stdin, bytes | bytearray | memoryview):
+        # JSON holds text only; the encoding says nothing about the answer here, whose frames are bytes anyway.
+        body["stdin"] = base64.b64encode(stdin).decode("ascii")
+        body["encoding"] = "base64"
+    elif stdin is not None and stdin is not False:
+        body["stdin"] = stdin
+    return StreamCall("POST", _sandbox_path(key, "/exec"), body=body, accept=RAW_TYPE, timeout_s=None)
+
+
+def _process_path(key: str, process: str, rest: str) -> str:
+    return _sandbox_path(key, f"/processes/{quote(process, safe='')}{rest}")
+
+
+def write_stdin(key: str, process: str, data: bytes) -> Iterator[Call[None]]:
+    """POST …/stdin, as often as the data needs. No time bound: a program that does not read makes us wait."""
+    path = _process_path(key, process, "/stdin")
+    for start in range(0, len(data), STDIN_CHUNK_BYTES):
+        piece = data[start : start + STDIN_CHUNK_BYTES]
+        yield Call("POST", path, content=piece, timeout_s=None, what="answer", parse=_nothing)
+
+
+def close_stdin(key: str, process: str) -> Call[None]:
+    """POST …/stdin/close: the program reads its end of file."""
+    return Call("POST", _process_path(key, process, "/stdin/close"), what="answer", parse=_nothing)
+
+
+def read_file(key: str, path: str) -> StreamCall:
+    """GET …/files: the answer is the file's bytes."""
+    return StreamCall("GET", _sandbox_path(key, "/files"), {"path": check_path(path)}, accept=f"{RAW_TYPE}, */*;q=0.1")
+
+
+def write_file(key: str, path: str, content: Content) -> Call[int]:
+    """PUT …/files: returns the file's new size in bytes."""
+    return Call(
+        "PUT",
+        _sandbox_path(key, "/files"),
+        {"path": check_path(path)},
+        content=content,
+        what="answer",
+        parse=lambda value: int(value["size"]),
+    )
+
+
+class ExecReader:
+    """Reads the raw frames of one exec: output as it comes, then how it ended.
+
+    Attributes:
+        result: how the command ended; None before its exit frame.
+    """
+
+    def __init__(self, process_id: str) -> None:
+        self.process_id = process_id
+        self.result: ExitStatus | None = None
+        self._decoder = raw.RawDecoder()
+        self._carries = {"stdout": Carry(), "stderr": Carry()}
+
+    def feed(self, data: bytes) -> list[OutputChunk]:
+        """Take bytes of the answer's body and return the output that they complete.
+
+        Raises:
+            SandboxdError: what the daemon says broke the stream, as its kind.
+            RemoteProtocolError: the frames are malformed.
+        """
+        chunks: list[OutputChunk] = []
+        for frame_type, payload in self._decoder.feed(data):
+            if frame_type == raw.STDOUT:
+                chunks.append(OutputChunk("stdout", payload, *self._carries["stdout"].take(payload)))
+            elif frame_type == raw.STDERR:
+                chunks.append(OutputChunk("stderr", payload, *self._carries["stderr"].take(payload)))
+            else:
+                chunks += self._end(frame_type, payload)
+        return chunks
+
+    def close(self) -> ExitStatus:
+        """Say that the body has ended, and return how the command ended.
+
+        Raises:
+            RemoteProtocolError: the body was cut.
+        """
+        self._decoder.close()
+        if self.result is None:
+            raise RemoteProtocolError("cannot read the raw stream: it ended without an exit frame")
+        return self.result
+
+    def _end(self, frame_type: int, payload: bytes) -> Iterator[OutputChunk]:
+        try:
+            value = json.loads(payload)
+        except ValueError as error:
+            raise RemoteProtocolError("cannot read the raw stream: its last frame is no JSON") from error
+        if frame_type == raw.PROBLEM:
+            raise from_problem(value)
+        self.result = read("exit event", lambda item: parse_exit(self.process_id, item), value)
+        # Half a character at the very end has no piece that finishes it: it gets one of its own.
+        stdout, stderr = self._carries["stdout"].finish(), self._carries["stderr"].finish()
+        if stdout:
+            yield OutputChunk("stdout", b"", stdout)
+        if stderr:
+            yield OutputChunk("stderr", b"", stderr)

@@ -1,0 +1,284 @@
+"""`Sandbox`: one sandbox, for synchronous code."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import IO, TYPE_CHECKING, Any, Literal, Self
+
+from sandboxd.errors import SandboxdError, SandboxGone, SandboxNotFound
+
+from . import calls
+from .client import Client
+from .content import FileContent, sync_content
+from .models import ExecResult, with_output
+from .stream import ExecStream, FileStream
+
+if TYPE_CHECKING:
+    import builtins
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+
+    from sandboxd.spec import Limits
+
+    from .models import SandboxInfo
+
+
+class Sandbox:
+    """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
+
+    As a context manager it destroys the sandbox at the end of the block. Without `client=` each sandbox makes
+    connections of its own, from SANDBOXD_URL and SANDBOXD_TOKEN, and closes them with `destroy` or `close`.
+
+    Every method raises a subclass of `SandboxdError`: `SandboxNotFound` when the sandbox is gone,
+    `DaemonUnavailable` when no daemon answers, and what is said beside the method.
+    """
+
+    def __init__(self, info: SandboxInfo, client: Client | None) -> None:
+        self.info = info
+        self._owns_client = client is None
+        self._client = client
+
+    def __repr__(self) -> str:
+        name = f" {self.info.name!r}" if self.info.name else ""
+        return f"<Sandbox {self.id}{name} {self.info.state}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.destroy()
+        except SandboxdError as failure:
+            if error is None:
+                raise
+            error.add_note(f"and the sandbox {self.id} could not be destroyed: {failure}")
+
+    @classmethod
+    def create(  # noqa: PLR0913 - the fields of a sandbox, all by keyword
+        cls,
+        *,
+        name: str | None = None,
+        rootfs: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | int | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
+        labels: Mapping[str, str] | None = None,
+        network: Literal["none"] | None = None,
+        seccomp: str | None = None,
+        client: Client | None = None,
+    ) -> Self:
+        """Create a sandbox; what is not given is the daemon's default.
+
+        Args:
+            name: a unique name of your own, 1 to 63 of a-z, 0-9 and inner dashes.
+            rootfs: the name of a rootfs.
+            env: variables of every command.
+            cwd: where commands start, absolute.
+            user: name or uid that commands run as.
+            limits: `Limits(memory_bytes=, cpus=, pids=, disk_bytes=)` or the same as a mapping.
+            labels: your own notes on it.
+            network: the network mode.
+            seccomp: the name of a profile.
+            client: connections to share; else the sandbox has its own.
+
+        Raises:
+            InvalidRequest: a value is wrong; `field` names it. RootfsNotFound and LimitUnenforceable are of its kind.
+            NameTaken: another sandbox has that name.
+            LaunchFailed: the host could not do it; `step`, `syscall`, `errno`, `hint`.
+        """
+        call = calls.create(
+            name=name,
+            rootfs=rootfs,
+            env=env,
+            cwd=cwd,
+            user=user,
+            limits=limits,
+            labels=labels,
+            network=network,
+            seccomp=seccomp,
+        )
+        return cls._open(call, client)
+
+    @classmethod
+    def connect(cls, id_or_name: str, *, client: Client | None = None) -> Self:
+        """Return the sandbox with that id or name.
+
+        Raises:
+            SandboxNotFound: there is none.
+        """
+        return cls._open(calls.get(id_or_name), client)
+
+    @classmethod
+    def list(cls, *, client: Client | None = None) -> builtins.list[Self]:
+        """Return every sandbox of the daemon."""
+        infos: builtins.list[SandboxInfo] = []
+        with contextlib.nullcontext(client) if client is not None else Client() as connection:
+            cursor: str | None = None
+            while True:
+                found, cursor = connection.send(calls.page(cursor))
+                infos += found
+                if cursor is None:
+                    return [cls(info, client) for info in infos]
+
+    @classmethod
+    def _open(cls, call: calls.Call[SandboxInfo], client: Client | None) -> Self:
+        if client is not None:
+            return cls(client.send(call), client)
+        own = Client()
+        try:
+            sandbox = cls(own.send(call), None)
+        except BaseException:
+            own.close()
+            raise
+        sandbox._client = own
+        return sandbox
+
+    @property
+    def id(self) -> str:
+        """The sandbox's id."""
+        return self.info.id
+
+    @property
+    def name(self) -> str | None:
+        """The caller's own name for it."""
+        return self.info.name
+
+    @property
+    def client(self) -> Client:
+        """The connections that it uses."""
+        if self._client is None:
+            self._client = Client()
+        return self._client
+
+    def refresh(self) -> SandboxInfo:
+        """Ask the daemon how the sandbox is, keep the answer in `info` and return it."""
+        self.info = self.client.send(calls.get(self.id))
+        return self.info
+
+    def exec(
+        self,
+        command: str | Sequence[str],
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | int | None = None,
+        stdin: bytes | str | None = None,
+        timeout: float | None = None,
+        keep_orphans: bool = False,
+    ) -> ExecResult:
+        """Run a command to its end and return how it ended and all that it printed.
+
+        A program that fails, or cannot be found (exit code 127), is a result, not an error. The output is held in
+        memory whole; for output without a bound use `exec_stream`.
+
+        Args:
+            command: a string for `sh -c`, or a list of program and arguments.
+            cwd: where it starts, absolute; else the sandbox's.
+            env: variables on top of the sandbox's.
+            user: name or uid; else the sandbox's.
+            stdin: what it reads, up to 4 MiB of JSON; else nothing (/dev/null).
+            timeout: seconds after which it is killed with all its children; else never.
+            keep_orphans: whether processes that it leaves behind go on.
+
+        Raises:
+            InvalidRequest: a value is wrong; `field` names it.
+        """
+        with self.exec_stream(
+            command, cwd=cwd, env=env, user=user, stdin=stdin, timeout=timeout, keep_orphans=keep_orphans
+        ) as stream:
+            output: dict[str, builtins.list[bytes]] = {"stdout": [], "stderr": []}
+            for chunk in stream:
+                output[chunk.stream].append(chunk.data)
+            return with_output(stream.wait(), b"".join(output["stdout"]), b"".join(output["stderr"]))
+
+    def exec_stream(  # noqa: PLR0913 - the fields of a command, all by keyword
+        self,
+        command: str | Sequence[str],
+        *,
+        on_stdout: Callable[[str], object] | None = None,
+        on_stderr: Callable[[str], object] | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | int | None = None,
+        stdin: bytes | str | bool | None = None,
+        timeout: float | None = None,
+        detach: bool = False,
+        keep_orphans: bool = False,
+    ) -> ExecStream:
+        """Start a command and return its stream: iterate over it, or `wait()`; use it as a context manager.
+
+        Args as of `exec`, and:
+            on_stdout: called with each piece of standard output as text, while somebody iterates or waits.
+            on_stderr: the same for standard error.
+            stdin: True leaves it open for the stream's `write_stdin` and `close_stdin`.
+            detach: whether the command goes on when the stream is closed before its end.
+        """
+        call = calls.exec_raw(
+            self.id,
+            command,
+            cwd=cwd,
+            env=env,
+            user=user,
+            stdin=stdin,
+            timeout=timeout,
+            detach=detach,
+            keep_orphans=keep_orphans,
+        )
+        return ExecStream(self.client, self.id, call, on_stdout, on_stderr)
+
+    def read_file(self, path: str) -> bytes:
+        """Return a file's bytes; `path` is absolute.
+
+        Raises:
+            FileNotFound: there is no such file.
+            NotAFile: it is a folder or a device.
+        """
+        with self.read_file_stream(path) as stream:
+            return b"".join(stream)
+
+    def read_text(self, path: str, *, errors: str = "strict") -> str:
+        """Return a file's text (UTF-8); raises as `read_file`, and `UnicodeDecodeError` unless `errors` says other."""
+        return self.read_file(path).decode("utf-8", errors)
+
+    def read_file_stream(self, path: str) -> FileStream:
+        """Open a file and return its bytes as a stream: a context manager to iterate over, with `size`."""
+        return FileStream(self.client, calls.read_file(self.id, path))
+
+    def download(self, path: str, target: IO[bytes]) -> int:
+        """Copy a file into the open file `target` as it arrives and return how many bytes."""
+        count = 0
+        with self.read_file_stream(path) as stream:
+            for piece in stream:
+                target.write(piece)
+                count += len(piece)
+        return count
+
+    def write_file(self, path: str, data: FileContent) -> int:
+        """Make or replace a file and return its size; folders above it are made.
+
+        Args:
+            path: absolute.
+            data: bytes, text (UTF-8), an open file, or an iterable of bytes, sent as they come.
+
+        Raises:
+            QuotaExceeded: the sandbox's disk is full.
+            FilePermissionDenied: the sandbox's own rights refuse it.
+        """
+        return self.client.send(calls.write_file(self.id, path, sync_content(data)))
+
+    def destroy(self) -> None:
+        """End everything in the sandbox and give back what it used; one that is gone already is no error."""
+        try:
+            with contextlib.suppress(SandboxNotFound, SandboxGone):
+                self.client.send(calls.destroy(self.id))
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the sandbox's own connections without touching the sandbox; a shared client stays open."""
+        if self._owns_client and self._client is not None:
+            self._client.close()
+            self._client = None

@@ -1,0 +1,177 @@
+"""Streams of the synchronous SDK: a command's output, and a file's bytes."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Self
+
+from sandboxd.errors import LocalProtocolError, RemoteProtocolError
+
+from . import calls
+from .failures import mapped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+    import httpx
+
+    from .client import Client
+    from .models import ExitStatus, OutputChunk
+
+
+def process_of(response: httpx.Response) -> str:
+    """Return the id of the process whose output the answer carries.
+
+    Raises:
+        RemoteProtocolError: the answer is no raw stream, or names no process.
+    """
+    content_type = response.headers.get("content-type", "").partition(";")[0].strip()
+    process_id = str(response.headers.get(calls.PROCESS_HEADER, ""))
+    if content_type != calls.RAW_TYPE or not process_id:
+        raise RemoteProtocolError("cannot understand the daemon's answer to exec: it is no raw stream of a process")
+    return process_id
+
+
+def closed_stream() -> LocalProtocolError:
+    """Return the error of reading a stream that ended without a result."""
+    return LocalProtocolError("cannot read the stream: it was closed before the command's end")
+
+
+class ExecStream:
+    """A running command: iterate over it for its output, or `wait` for its end.
+
+    It is a context manager. Leaving before the command has ended kills the command (unless it is detached), so
+    nothing runs on unseen. Reading is what makes a command go on: one whose output nobody reads waits.
+
+    Attributes:
+        process_id: the process' id in the sandbox.
+        result: how the command ended, once it has.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        sandbox_id: str,
+        call: calls.StreamCall,
+        on_stdout: Callable[[str], object] | None = None,
+        on_stderr: Callable[[str], object] | None = None,
+    ) -> None:
+        self._client = client
+        self._sandbox_id = sandbox_id
+        self._callbacks = {"stdout": on_stdout, "stderr": on_stderr}
+        self._pending: deque[OutputChunk] = deque()
+        self._response = client.open(call)
+        try:
+            self.process_id = process_of(self._response)
+        except BaseException:
+            self._response.close()
+            raise
+        self._reader = calls.ExecReader(self.process_id)
+        self._pieces = self._response.iter_raw()
+        self._closed = False
+        self.result: ExitStatus | None = None
+
+    def __repr__(self) -> str:
+        state = self.result.describe() if self.result else "closed" if self._closed else "running"
+        return f"<ExecStream {self.process_id} {state}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[OutputChunk]:
+        return self
+
+    def __next__(self) -> OutputChunk:
+        while not self._pending:
+            if self.result is not None:
+                raise StopIteration
+            self._advance()
+        chunk = self._pending.popleft()
+        callback = self._callbacks[chunk.stream]
+        if callback is not None and (text := chunk.text):
+            callback(text)
+        return chunk
+
+    def wait(self) -> ExitStatus:
+        """Read to the end (the callbacks see all of it) and return how the command ended.
+
+        Raises:
+            DaemonUnavailable: the connection broke.
+            LocalProtocolError: the stream was closed before.
+        """
+        for _ in self:
+            pass
+        if self.result is None:
+            raise closed_stream()
+        return self.result
+
+    def write_stdin(self, data: bytes | str) -> None:
+        """Write to the command's standard input, which `stdin=True` left open; returns when it is taken.
+
+        Raises:
+            ProcessNotRunning: the command has ended, or closed its standard input.
+        """
+        data = data.encode() if isinstance(data, str) else data
+        for call in calls.write_stdin(self._sandbox_id, self.process_id, data):
+            self._client.send(call)
+
+    def close_stdin(self) -> None:
+        """Close the command's standard input: it reads an end of file."""
+        self._client.send(calls.close_stdin(self._sandbox_id, self.process_id))
+
+    def close(self) -> None:
+        """Drop the connection; a command that still runs is killed, unless it is detached."""
+        self._closed = True
+        self._response.close()
+
+    def _advance(self) -> None:
+        if self._closed:
+            raise closed_stream()
+        try:
+            with mapped(self._client.address):
+                piece = next(self._pieces, None)
+            if piece is None:
+                self.result = self._reader.close()
+                self.close()
+            else:
+                self._pending.extend(self._reader.feed(piece))
+        except BaseException:
+            self.close()
+            raise
+
+
+class FileStream:
+    """A file's bytes as they arrive: a context manager to iterate over. `size` is in bytes, None if unknown."""
+
+    def __init__(self, client: Client, call: calls.StreamCall) -> None:
+        self._client = client
+        self._response = client.open(call)
+        self.size = size_of(self._response)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[bytes]:
+        with mapped(self._client.address):
+            yield from self._response.iter_raw()
+
+    def close(self) -> None:
+        """Drop the connection, also before the file's end."""
+        self._response.close()
+
+
+def size_of(response: httpx.Response) -> int | None:
+    """Return the answer's length where it states one."""
+    length = response.headers.get("content-length", "")
+    return int(length) if length.isascii() and length.isdigit() else None
