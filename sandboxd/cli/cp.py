@@ -1,0 +1,170 @@
+"""`sandboxd cp`: one file into or out of a sandbox."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+
+import click
+
+from sandboxd.cli.failure import Failure, Interrupts
+from sandboxd.cli.params import client_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sandboxd.client import Sandbox
+
+_CHUNK_BYTES: Final = 256 * 1024
+
+
+class Remote(NamedTuple):
+    """`SANDBOX:/path`."""
+
+    sandbox: str
+    path: str
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+@click.pass_context
+def cp(ctx: click.Context, *, source: str, target: str) -> None:
+    """Copy one file from SRC to DST.
+
+    One of them is SANDBOX:/path, the other a path of this machine, or - for standard input or output. A file of
+    this machine appears under its name only when it is whole.
+    """
+    here, there = parse(source), parse(target)
+    if isinstance(here, Remote) == isinstance(there, Remote):
+        raise click.UsageError("One of SRC and DST must be SANDBOX:/path, the other a path of this machine.")
+    from sandboxd.client import Sandbox  # noqa: PLC0415 - `cp --help` needs no httpx
+
+    with Interrupts():
+        if isinstance(here, Remote):
+            sandbox = Sandbox.connect(here.sandbox, client=client_of(ctx))
+            download(sandbox, here.path, str(there))
+        elif isinstance(there, Remote):
+            with _source(here) as (file, size):
+                sandbox = Sandbox.connect(there.sandbox, client=client_of(ctx))
+                upload(sandbox, file, size, there.path + (_name(here) if there.path.endswith("/") else ""))
+
+
+def parse(text: str) -> Remote | str:
+    """Return what an argument names; `./a:b` and `/a:b` are files here, because a sandbox has no such name."""
+    name, colon, path = text.partition(":")
+    if colon and name and "/" not in name and name != ".":
+        if not path.startswith("/"):
+            raise click.UsageError(f"{text!r} must have an absolute path after the colon, as in SANDBOX:/path.")
+        return Remote(name, path)
+    return text
+
+
+def upload(sandbox: Sandbox, file: IO[bytes], size: int | None, path: str) -> None:
+    """Write the open file into the sandbox."""
+    pieces = iter(lambda: file.read(_CHUNK_BYTES), b"")
+    with _progress(path, size) as seen:
+        sandbox.write_file(path, seen(pieces))
+
+
+def download(sandbox: Sandbox, path: str, target: str) -> None:
+    """Write the sandbox's file to a path here, or to standard output for `-`."""
+    if target != "-" and (target.endswith("/") or Path(target).is_dir()):
+        target = str(Path(target) / path.rsplit("/", 1)[-1])
+    with sandbox.read_file_stream(path) as stream, _progress(path, stream.size) as seen:
+        if target == "-":
+            _to_stdout(seen(stream))
+        else:
+            save(Path(target), seen(stream))
+
+
+def save(target: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file so that it is there whole or not at all; a device or a pipe is written as it is.
+
+    Raises:
+        Failure: this machine refuses it.
+    """
+    try:
+        if target.exists() and not target.is_file():
+            with target.open("wb") as file:
+                file.writelines(pieces)
+            return
+        target = target.resolve()  # a symlink is followed, not replaced
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask()
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:200]}.", delete=False) as file:
+            try:
+                for piece in pieces:
+                    file.write(piece)
+                os.fchmod(file.fileno(), mode)
+                file.flush()
+                Path(file.name).replace(target)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise Failure(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def _umask() -> int:
+    # The only way to read it without changing it for other threads.
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    return 0o022
+
+
+def _to_stdout(pieces: Iterable[bytes]) -> None:
+    from sandboxd.cli.attach import OutputClosed, write_all  # noqa: PLC0415 - beside httpx, loaded by now
+
+    with contextlib.suppress(OutputClosed):
+        for piece in pieces:
+            write_all(1, piece)
+
+
+@contextlib.contextmanager
+def _source(path: str) -> Iterator[tuple[IO[bytes], int | None]]:
+    """Open a file of this machine, or standard input for `-`, and tell its size where it has one."""
+    if path == "-":
+        yield sys.stdin.buffer, None
+        return
+    if Path(path).is_dir():
+        raise Failure(f"cannot copy {path}: it is a folder, and folders are not available yet; copy files one by one")
+    try:
+        file = Path(path).open("rb")  # noqa: SIM115 - closed below; only opening is this machine's refusal
+    except OSError as error:
+        raise Failure(f"cannot read {path}: {error.strerror}") from error
+    with file:
+        found = os.fstat(file.fileno())
+        yield file, found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _name(path: str) -> str:
+    if path == "-":
+        raise click.UsageError("Standard input has no name; give DST one.")
+    return Path(path).name
+
+
+@contextlib.contextmanager
+def _progress(label: str, size: int | None) -> Iterator[Any]:
+    """Give a function through which the pieces go; on a terminal it shows how far they are."""
+    if not sys.stderr.isatty():
+        yield lambda pieces: pieces
+        return
+    from rich.console import Console  # noqa: PLC0415 - only terminals pay for it
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=size)
+
+        def seen(pieces: Iterable[bytes]) -> Iterator[bytes]:
+            for piece in pieces:
+                yield piece
+                bar.advance(task, len(piece))
+
+        yield seen

@@ -1,0 +1,58 @@
+"""`sandboxd create`: a sandbox that stays."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from sandboxd.cli.params import KeyValue, client_of, limits, sandbox_options
+
+
+@click.command()
+@click.option("--name", metavar="NAME", help="A unique name of your own: a-z, 0-9 and inner dashes.")
+@sandbox_options
+@click.option(
+    "-e",
+    "--env",
+    type=KeyValue(inherit=True),
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A variable of every command; KEY alone takes the value from here.",
+)
+@click.option("-w", "--workdir", metavar="DIR", help="Where commands start, absolute.")
+@click.option("-u", "--user", metavar="USER", help="The user of commands, a name or a uid.")
+@click.option("--label", "labels", type=KeyValue(), multiple=True, metavar="KEY=VALUE", help="A note of your own.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole object.")
+@click.pass_context
+def create(  # noqa: PLR0913 - an option each
+    ctx: click.Context,
+    *,
+    name: str | None,
+    rootfs: str | None,
+    memory: int | None,
+    cpus: float | None,
+    pids: int | None,
+    disk: int | None,
+    seccomp: str | None,
+    env: tuple[tuple[str, str], ...],
+    workdir: str | None,
+    user: str | None,
+    labels: tuple[tuple[str, str], ...],
+    as_json: bool,
+) -> None:
+    """Create a sandbox and print its id."""
+    from sandboxd.client import Sandbox  # noqa: PLC0415 - `create --help` needs no httpx
+
+    sandbox = Sandbox.create(
+        name=name,
+        rootfs=rootfs,
+        env=dict(env) or None,
+        cwd=workdir,
+        user=user,
+        limits=limits(memory, cpus, pids, disk) or None,
+        labels=dict(labels) or None,
+        seccomp=seccomp,
+        client=client_of(ctx),
+    )
+    click.echo(json.dumps(sandbox.info.raw, indent=2) if as_json else sandbox.id)

@@ -1,0 +1,109 @@
+"""How the command line fails: one sentence on stderr, and a status."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from typing import IO, TYPE_CHECKING, Any, Final, Self
+
+import click
+
+from sandboxd.errors import SandboxdError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType, TracebackType
+
+#: sandboxd itself failed before or while it ran a command (as in docker run, chroot(1) and timeout(1)).
+RUN_FAILED: Final = 125
+#: The command's time was over (as in timeout(1)).
+TIMED_OUT: Final = 124
+
+
+class Failure(click.ClickException):
+    """Ends the program with one sentence."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance too
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the sentence."""
+        click.echo(f"sandboxd: {self.message}", file=file or sys.stderr)
+
+
+def one_sentence(error: SandboxdError) -> str:
+    """Return an error's text on one line, with its hint, and what else went wrong on the way out."""
+    parts = [str(error)]
+    hint = error.facts.get("hint") or error.facts.get("remedy")
+    if hint:
+        parts.append(str(hint))
+    parts += getattr(error, "__notes__", [])
+    return " ".join("; ".join(parts).split())
+
+
+@contextlib.contextmanager
+def status(code: int) -> Iterator[None]:
+    """End the program with `code` if sandboxd fails in the block."""
+    try:
+        yield
+    except SandboxdError as error:
+        raise Failure(one_sentence(error), code) from error
+
+
+class Interrupted(BaseException):
+    """A signal asks the program to end: `number`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Interrupts:
+    """While it is entered, SIGINT, SIGTERM and SIGHUP raise `Interrupted` in the main thread.
+
+    In a `held` block (a sandbox is being made or destroyed, which takes milliseconds) the first signal waits for
+    the block's end, so that no sandbox is left over; a second one does not wait.
+    """
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self._held = False
+        self._waiting: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in self._SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) and a shell's & leave them
+                    self._before[number] = signal.signal(number, self._arrived)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let the first signal wait for the block's end."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def raise_waiting(self) -> None:
+        """Raise `Interrupted` for a signal that came while they were held."""
+        if self._waiting is not None:
+            raise Interrupted(self._waiting)
+
+    def _arrived(self, number: int, _: FrameType | None) -> None:
+        if self._held and self._waiting is None:
+            self._waiting = number
+            return
+        raise Interrupted(number)

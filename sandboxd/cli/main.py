@@ -1,0 +1,94 @@
+"""The command `sandboxd`: which verbs there are, and what happens when one fails.
+
+A verb's module is imported when the verb is called: `sandboxd ls` loads no daemon, `sandboxd --help` loads nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from sandboxd import __version__
+from sandboxd.cli.failure import Failure, Interrupted, one_sentence
+from sandboxd.errors import SandboxdError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Each verb, in the order in which a newcomer meets them: where it is, and its line in the help.
+COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
+    "demo": ("sandboxd.cli.demo:demo", "Show the main job on a running daemon."),
+    "run": ("sandboxd.cli.run:run", "Run one command in a sandbox of its own."),
+    "create": ("sandboxd.cli.create:create", "Create a sandbox and print its id."),
+    "exec": ("sandboxd.cli.exec:exec_", "Run a command in a sandbox."),
+    "ls": ("sandboxd.cli.ls:ls", "List the sandboxes."),
+    "cp": ("sandboxd.cli.cp:cp", "Copy a file into or out of a sandbox."),
+    "rm": ("sandboxd.cli.rm:rm", "Destroy sandboxes."),
+    "info": ("sandboxd.cli.info:info", "Show the daemon, or one sandbox."),
+    "rootfs": ("sandboxd.cli.rootfs:rootfs", "Build, list and remove root filesystems."),
+    "serve": ("sandboxd.cli.serve:serve", "Run the daemon."),
+    "version": ("sandboxd.cli.version:version", "Print the versions of this program and of the daemon."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called; sandboxd's errors become one sentence."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return every verb's name."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the verb and return its command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module_name, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        # httpx tries to load its own command line with it, and with that half of rich (60 ms of 160); it does
+        # without where that cannot be imported. Only here: in a program that imports the SDK this is not ours to say.
+        sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+        command = getattr(importlib.import_module(module_name), attribute)
+        assert isinstance(command, click.Command)  # noqa: S101 - the table above is wrong otherwise
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of verbs from the table, so that help imports none of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's own signature
+        """Run the verb; an error becomes a sentence on stderr and an exit status, never a traceback."""
+        try:
+            return super().invoke(ctx)
+        except SandboxdError as error:
+            raise Failure(one_sentence(error)) from error
+        except Interrupted as signal:
+            for note in getattr(signal, "__notes__", []):
+                click.echo(f"sandboxd: {note}", err=True)
+            ctx.exit(128 + signal.number)
+        except KeyboardInterrupt:
+            ctx.exit(130)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--url", envvar="SANDBOXD_URL", metavar="URL", help="The daemon: unix:///path or http://host:port.")
+@click.option("--token", envvar="SANDBOXD_TOKEN", metavar="TOKEN", help="The token that a daemon on TCP asks for.")
+@click.version_option(__version__, "--version", message="sandboxd %(version)s")
+@click.pass_context
+def cli(ctx: click.Context, url: str | None, token: str | None) -> None:
+    """Isolated sandboxes on this machine, in milliseconds.
+
+    The daemon is found by --url or SANDBOXD_URL, else at unix:///run/sandboxd/sandboxd.sock.
+    """
+    ctx.obj = {"url": url, "token": token}
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    cli(prog_name="sandboxd")
+
+
+if __name__ == "__main__":
+    main()

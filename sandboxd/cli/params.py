@@ -1,0 +1,117 @@
+"""Types and options that several verbs share."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandboxd.client import Client
+
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE)
+_FACTORS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class Size(click.ParamType[int]):
+    """Bytes, as a number with K, M, G or T (powers of 1024)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401
+        """Return the number of bytes."""
+        if isinstance(value, int):
+            return value
+        found = _SIZE.match(str(value).strip())
+        if found is None:
+            self.fail(f"{value!r} is no size; write it as 512M or 2G", param, ctx)
+        return int(float(found[1]) * _FACTORS[found[2].upper()])
+
+
+class KeyValue(click.ParamType[tuple[str, str]]):
+    """`KEY=VALUE`; a bare KEY takes the value of this program's environment where `inherit` says so."""
+
+    name = "key=value"
+
+    def __init__(self, *, inherit: bool = False) -> None:
+        self._inherit = inherit
+
+    def convert(  # noqa: D102
+        self,
+        value: Any,  # noqa: ANN401 - click's own signature
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if key and equals:
+            return key, text
+        if key and self._inherit and key in os.environ:
+            return key, os.environ[key]
+        self.fail(f"{value!r} is not of the form KEY=VALUE", param, ctx)
+
+
+def _stack(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:  # noqa: ANN401 - click's decorators take and give anything
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+#: What a sandbox is created with: `run` and `create`.
+sandbox_options = _stack(
+    click.option("--rootfs", metavar="NAME", help="The root filesystem; 'default' if not given."),
+    click.option("--memory", type=Size(), metavar="SIZE", help="Limit of RAM, such as 512M."),
+    click.option("--cpus", type=float, metavar="N", help="Limit of processors, such as 1.5."),
+    click.option("--pids", type=int, metavar="N", help="Limit of processes and threads."),
+    click.option("--disk", type=Size(), metavar="SIZE", help="Limit of what its files take, such as 2G."),
+    click.option("--seccomp", metavar="NAME", help="The system call profile."),
+)
+
+#: How a command runs: `run` and `exec`.
+command_options = _stack(
+    click.option(
+        "-e",
+        "--env",
+        type=KeyValue(inherit=True),
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="A variable for the command; KEY alone takes the value from here.",
+    ),
+    click.option("-w", "--workdir", metavar="DIR", help="Where the command starts, absolute."),
+    click.option("-u", "--user", metavar="USER", help="The user, a name or a uid."),
+    click.option("--timeout", type=float, metavar="SECONDS", help="End the command after this time, with status 124."),
+)
+
+
+def limits(memory: int | None, cpus: float | None, pids: int | None, disk: int | None) -> dict[str, Any]:
+    """Return the limits that were given, under the API's names."""
+    given = {"memory_bytes": memory, "cpus": cpus, "pids": pids, "disk_bytes": disk}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def command_of(words: tuple[str, ...]) -> list[str]:
+    """Return the command's words without the `--` that may stand before them.
+
+    Raises:
+        click.UsageError: there is no command.
+    """
+    command = list(words[1:] if words and words[0] == "--" else words)
+    if not command:
+        raise click.UsageError("Missing argument 'COMMAND...'.")
+    return command
+
+
+def client_of(ctx: click.Context) -> Client:
+    """Return the connections to the daemon that the options name; closed when the command ends."""
+    from sandboxd.client import Client  # noqa: PLC0415 - a verb's help needs no httpx
+
+    settings = ctx.find_root().obj or {}
+    return ctx.find_root().with_resource(Client(settings.get("url"), settings.get("token")))

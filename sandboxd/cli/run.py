@@ -1,0 +1,83 @@
+"""`sandboxd run`: one command in a sandbox of its own."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sandboxd.cli.failure import RUN_FAILED, Interrupts, status
+from sandboxd.cli.params import client_of, command_of, command_options, limits, sandbox_options
+
+if TYPE_CHECKING:
+    from sandboxd.client import Sandbox
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@sandbox_options
+@command_options
+@click.option("--keep", is_flag=True, help="Leave the sandbox when the command has ended; its id goes to stderr.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND...")
+@click.pass_context
+def run(  # noqa: PLR0913 - an option each
+    ctx: click.Context,
+    *,
+    rootfs: str | None,
+    memory: int | None,
+    cpus: float | None,
+    pids: int | None,
+    disk: int | None,
+    seccomp: str | None,
+    env: tuple[tuple[str, str], ...],
+    workdir: str | None,
+    user: str | None,
+    timeout: float | None,
+    keep: bool,
+    command: tuple[str, ...],
+) -> None:
+    """Create a sandbox, run COMMAND in it, destroy it.
+
+    Standard input, output and error and the exit status are the command's: 128+N when signal N ended it, 127 when
+    it was not found, 124 when --timeout ended it, 125 when sandboxd itself failed.
+    """
+    words = command_of(command)
+    options = {"cwd": workdir, "env": dict(env), "user": user, "timeout": timeout}
+    with status(RUN_FAILED):
+        from sandboxd.client import Sandbox  # noqa: PLC0415 - `run --help` needs no httpx
+
+        client = client_of(ctx)
+        with Interrupts() as interrupts:
+            with interrupts.held():
+                sandbox = Sandbox.create(
+                    rootfs=rootfs, limits=limits(memory, cpus, pids, disk) or None, seccomp=seccomp, client=client
+                )
+            try:
+                interrupts.raise_waiting()
+                code = run_attached(sandbox, words, options)
+            finally:
+                with interrupts.held():
+                    _leave(sandbox, keep=keep)
+    ctx.exit(code)
+
+
+def run_attached(sandbox: Sandbox, words: list[str], options: dict[str, Any]) -> int:
+    """Run the command with our standard streams and return the status to end with."""
+    from sandboxd.cli.attach import OutputClosed, attach, exit_code, explain, has_stdin  # noqa: PLC0415
+
+    feed = has_stdin()
+    try:
+        with sandbox.exec_stream(words, stdin=feed or None, **options) as stream:
+            result = attach(stream, feed=feed)
+    except OutputClosed:
+        return 128 + 13  # what SIGPIPE would have done to it here
+    explain(result)
+    return exit_code(result)
+
+
+def _leave(sandbox: Sandbox, *, keep: bool) -> None:
+    if not keep:
+        failure = sys.exception()
+        sandbox.__exit__(type(failure) if failure else None, failure, None)
+        return
+    print(f"sandboxd: kept the sandbox {sandbox.id}", file=sys.stderr)
