@@ -1,0 +1,51 @@
+# `make` alone lists what there is. Everything that needs setting up sets up first, and does nothing when it is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+PYTHON := .venv/bin/python
+
+.PHONY: help
+help: ## List the goals
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r goal what; do printf '  make %-10s %s\n' "$$goal" "$$what"; done
+
+.PHONY: setup
+setup: ## Check the machine, then install what is missing: system packages, .venv, sandboxd in it
+	@.setup/setup
+
+.PHONY: rootfs
+rootfs: setup ## Build the rootfs `default` (about a minute, once)
+	@.venv/bin/sandboxd rootfs build default
+
+.PHONY: demo
+demo: rootfs ## Show the main job: a real program in a real sandbox
+	@.setup/demo
+
+.PHONY: lint
+lint: setup ## Check style and types
+	@echo "ruff check" >&2; .venv/bin/ruff check --quiet
+	@echo "ruff format --check" >&2; .venv/bin/ruff format --check --quiet
+	@echo "mypy" >&2; .venv/bin/mypy --no-error-summary
+
+.PHONY: test
+test: rootfs lint ## Run every check and test
+	@$(PYTHON) -m pytest
+
+.PHONY: test-fast
+test-fast: lint ## Run what takes seconds
+	@$(PYTHON) -m pytest -m 'not slow'
+
+.PHONY: bench
+bench: rootfs ## Measure beside bwrap and nsenter
+	@source .setup/lib; install_packages bubblewrap util-linux
+	@$(PYTHON) -m bench
+
+.PHONY: lock
+lock: setup ## Write the lock files anew with the newest versions
+	@.setup/lock
+
+.PHONY: clean
+clean: ## Remove .venv, caches and build output; the rootfs stays (sandboxd rootfs rm default)
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist bench/results
+	@find sandboxd tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

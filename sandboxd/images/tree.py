@@ -1,0 +1,90 @@
+"""Trees on disk: size them, empty them, remove them; never across a symbolic link or into another filesystem."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from pathlib import Path
+
+__all__ = ["disk_usage", "empty", "fsync_folder", "mounts_below", "remove_tree"]
+
+_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def mounts_below(path: Path, mountinfo: str | None = None) -> list[str]:
+    """Return the mount points at or below `path` that this process sees.
+
+    Raises:
+        OSError: /proc is not readable.
+    """
+    text = Path("/proc/self/mountinfo").read_text(encoding="utf-8") if mountinfo is None else mountinfo
+    top = os.path.realpath(path)
+    found = []
+    for line in text.splitlines():
+        # The fifth field; space, tab, newline and backslash are written as \ooo.
+        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split()[4])
+        if point == top or point.startswith(top + "/"):
+            found.append(point)
+    return found
+
+
+def remove_tree(path: Path) -> None:
+    """Remove the folder `path` and all that is in it.
+
+    Works on open folders, so nobody who swaps a folder for a symbolic link meanwhile makes it leave the tree.
+
+    Raises:
+        OSError: `path` is no folder, or is or holds a folder of another filesystem (EXDEV; that is left as it is).
+    """
+    empty(path)
+    path.rmdir()
+
+
+def empty(path: Path) -> None:
+    """Remove all that is in the folder `path`; raises as `remove_tree` does."""
+    fd = os.open(path, _OPEN_FOLDER)
+    try:
+        _empty(fd, os.fstat(fd).st_dev)
+    finally:
+        os.close(fd)
+
+
+def _empty(fd: int, device: int) -> None:
+    for name in os.listdir(fd):
+        if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+            os.unlink(name, dir_fd=fd)
+            continue
+        below = os.open(name, _OPEN_FOLDER, dir_fd=fd)
+        try:
+            if os.fstat(below).st_dev != device:
+                raise OSError(errno.EXDEV, "a folder below is on another filesystem", name)
+            _empty(below, device)
+        finally:
+            os.close(below)
+        os.rmdir(name, dir_fd=fd)
+
+
+def disk_usage(path: Path) -> int:
+    """Return the bytes that the tree takes on disk, with hard links counted once; raises OSError."""
+    total = 0
+    seen: set[int] = set()
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            entry = os.lstat(os.path.join(folder, name))
+            if entry.st_nlink > 1 and not stat.S_ISDIR(entry.st_mode):
+                if entry.st_ino in seen:
+                    continue
+                seen.add(entry.st_ino)
+            total += entry.st_blocks * 512
+    return total
+
+
+def fsync_folder(path: Path) -> None:
+    """Make the names in the folder `path` durable; raises OSError."""
+    fd = os.open(path, _OPEN_FOLDER)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
