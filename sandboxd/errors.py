@@ -39,6 +39,7 @@ __all__ = [
     "ProcessNotRunning",
     "ProtocolError",
     "QuotaExceeded",
+    "RangeNotSatisfiable",
     "RemoteProtocolError",
     "RootfsError",
     "RootfsNotFound",
@@ -198,6 +199,12 @@ class BodyTooLarge(LimitExceeded):
     """The request's body is over its bound: `limit_bytes`."""
 
     kind = "body-too-large"
+
+
+class RangeNotSatisfiable(LimitExceeded):
+    """The asked range lies behind the file's end: `size`."""
+
+    kind = "range-not-satisfiable"
 
 
 class QuotaExceeded(LimitExceeded):

@@ -1,0 +1,102 @@
+"""Request bodies with a bound: Quart's own body takes all that comes, this one makes the sender wait."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+from quart_trio.wrappers.request import TrioBody, TrioRequest
+
+from ..errors import BodyTooLarge, InvalidRequest
+from ..spec import MAX_JSON_BODY_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+#: What one request holds of a body that its handler has not read yet; beyond it the client's writes wait.
+HIGH_WATER: Final = 1024 * 1024
+#: A JSON body comes at once; one that stops this long is given up.
+JSON_IDLE_S: Final = 30.0
+#: An upload may come from a slow pipe.
+UPLOAD_IDLE_S: Final = 300.0
+#: How long, and for how many bytes, the rest of a refused body is read so that the client sees the answer.
+LINGER_S: Final = 1.0
+LINGER_BYTES: Final = 16 * 1024 * 1024
+
+
+class BoundedBody(TrioBody):
+    """A body whose sender waits while `HIGH_WATER` bytes are unread."""
+
+    def __init__(self, expected_content_length: int | None, max_content_length: int | None) -> None:
+        super().__init__(expected_content_length, max_content_length)
+        self.expected = expected_content_length
+        self._room = trio.Event()
+        self._discarding = False
+        self._discarded = 0
+
+    async def put(self, data: bytes) -> None:
+        """Take what came from the client; returns when there is room for more."""
+        if self._discarding:
+            self._discarded += len(data)
+            if self._discarded > LINGER_BYTES:
+                self.set_complete()
+            return
+        self.append(data)
+        while len(self._data) >= HIGH_WATER and not self._discarding:
+            self._room = trio.Event()
+            await self._room.wait()
+
+    def discard(self) -> None:
+        """Drop what is here and what still comes: nobody will read it."""
+        self._discarding = True
+        self._data.clear()
+        self._room.set()
+
+    async def linger(self) -> None:
+        """Take the rest of a body that nobody wants, within bounds, so that the client can read the answer."""
+        self.discard()
+        with trio.move_on_after(LINGER_S):
+            await self._complete.wait()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of it has come."""
+        return self._complete.is_set()
+
+    async def pieces(self, *, idle_s: float | None) -> AsyncIterator[bytes]:
+        """Yield what comes; raises InvalidRequest when nothing comes for `idle_s` seconds."""
+        while True:
+            with trio.move_on_after(idle_s if idle_s is not None else float("inf")) as scope:
+                try:
+                    data = await self.__anext__()
+                except StopAsyncIteration:
+                    return
+            if scope.cancelled_caught:
+                raise InvalidRequest(f"cannot read the body: nothing came for {idle_s:g} s")
+            self._room.set()
+            if data:
+                yield data
+
+    async def read_json(self) -> bytes:
+        """Return the whole body.
+
+        Raises:
+            BodyTooLarge: it is over 4 MiB; the rest is not read.
+        """
+        limit = MAX_JSON_BODY_BYTES
+        if self.expected is not None and self.expected > limit:
+            raise BodyTooLarge(f"cannot take a JSON body of over {limit} bytes", limit_bytes=limit)
+        if self._complete.is_set() and len(self._data) <= limit:
+            return bytes(self._data)
+        found = bytearray()
+        async for piece in self.pieces(idle_s=JSON_IDLE_S):
+            found += piece
+            if len(found) > limit:
+                raise BodyTooLarge(f"cannot take a JSON body of over {limit} bytes", limit_bytes=limit)
+        return bytes(found)
+
+
+class ApiRequest(TrioRequest):
+    """Quart's request with a bounded body."""
+
+    body_class = BoundedBody

@@ -1,0 +1,120 @@
+"""What a handler gets: the request, the domain, and a stack that closes what the answer still needs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import msgspec
+from quart_trio.wrappers import TrioResponse
+
+from ..errors import InvalidRequest, UnknownField
+from . import models
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from quart.wrappers.response import ResponseBody
+
+    from ..runtime.manager import Manager
+    from .body import ApiRequest, BoundedBody
+
+_T = TypeVar("_T", bound=models._In)
+JSON_TYPE: Final = "application/json"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Facts:
+    """What the composition root tells the API about the daemon."""
+
+    version: str
+    settings: dict[str, Any]
+
+
+class Call:
+    """One request under way.
+
+    Attributes:
+        stack: closed after the answer was sent or given up, whichever way the request ends.
+    """
+
+    def __init__(self, request: ApiRequest, manager: Manager, facts: Facts) -> None:
+        self.request = request
+        self.manager = manager
+        self.facts = facts
+        self.stack = contextlib.AsyncExitStack()
+
+    def __repr__(self) -> str:
+        return f"<Call {self.request.method} {self.request.path}>"
+
+    @property
+    def body(self) -> BoundedBody:
+        """The request's body."""
+        body: BoundedBody = self.request.body  # type: ignore[assignment]  # ApiRequest.body_class
+        return body
+
+    async def read(self, model: type[_T]) -> _T:
+        """Return the JSON body as a model.
+
+        Raises:
+            InvalidRequest, UnknownField, BodyTooLarge: as their names say.
+        """
+        return models.parse(await self.body.read_json(), model)
+
+    def check_query(self, known: Collection[str]) -> None:
+        """Refuse parameters that the route does not have, and ones given twice."""
+        if not self.request.query_string:
+            return
+        for name, values in self.request.args.lists():
+            if name not in known:
+                raise UnknownField(f"cannot accept query parameter {name[:80]!r}: there is none", field=name[:80])
+            if len(values) > 1:
+                raise InvalidRequest(f"cannot accept query parameter {name!r} twice", field=name)
+
+    def query(self, name: str) -> str | None:
+        """Return a query parameter, or None."""
+        value = self.request.args.get(name)
+        return None if value is None else str(value)
+
+    def query_int(self, name: str, default: int) -> int:
+        """Return a query parameter that is a whole number.
+
+        Raises:
+            InvalidRequest: it is none.
+        """
+        text = self.query(name)
+        if text is None:
+            return default
+        if not text.isascii() or not text.isdigit() or len(text) > 18:
+            raise InvalidRequest(f"cannot accept query parameter {name!r}: it is no whole number", field=name)
+        return int(text)
+
+    def accepts(self) -> str:
+        """Return which of the three answers to a command the caller wants: json, sse or raw."""
+        accept = self.request.headers.get("Accept", "")
+        if "text/event-stream" in accept:
+            return "sse"
+        return "raw" if "application/octet-stream" in accept else "json"
+
+
+def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> TrioResponse:  # noqa: ANN401 - anything that JSON holds
+    """Return a JSON answer."""
+    return TrioResponse(msgspec.json.encode(value), status, headers, content_type=JSON_TYPE)
+
+
+def nothing() -> TrioResponse:
+    """Return the answer 204."""
+    response = TrioResponse(b"", 204)
+    for name in ("Content-Type", "Content-Length"):  # a 204 has neither (RFC 9110, 8.6)
+        response.headers.pop(name, None)
+    return response
+
+
+def streamed(body: ResponseBody, status: int, headers: dict[str, str]) -> TrioResponse:
+    """Return an answer whose body comes in pieces."""
+    response = TrioResponse(b"", status)
+    response.headers.pop("Content-Length", None)  # of the empty body that the constructor wants
+    response.headers.update(headers)
+    response.response = body
+    return response

@@ -1,0 +1,32 @@
+"""GET /health, /info and /openapi.json."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import models
+from .call import answer
+
+if TYPE_CHECKING:
+    from quart_trio.wrappers import TrioResponse
+
+    from .call import Call
+
+
+async def health(call: Call) -> TrioResponse:
+    """Say that the daemon answers."""
+    return answer(models.Health("ok", call.facts.version))
+
+
+async def info(call: Call) -> TrioResponse:
+    """Tell about the daemon, its host and its rootfs."""
+    launcher = await call.manager.launcher.info()
+    return answer(
+        {
+            "version": call.facts.version,
+            **call.facts.settings,
+            "launcher": launcher,
+            "rootfs": await call.manager.rootfs(),
+            "sandboxes": call.manager.statistics(),
+        }
+    )

@@ -1,0 +1,304 @@
+"""The JSON that goes in and out, as msgspec structs: shapes and types here, meaning and bounds in spec.py."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar
+
+import msgspec
+
+from ..errors import InvalidRequest, NotAvailable, UnknownField
+from ..spec import CommandSpec, Limits, SandboxSpec
+
+if TYPE_CHECKING:
+    from ..runtime.sandbox import Sandbox
+
+
+class _In(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What a caller sends; null means "as if it were not there"."""
+
+
+class LimitsIn(_In, frozen=True):
+    """What a sandbox may use; what is absent is the configuration's default."""
+
+    memory_bytes: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+    disk_bytes: int | None = None
+    io: Any = None
+
+
+class NetworkIn(_In, frozen=True):
+    """Whom a sandbox may talk to."""
+
+    mode: str | None = None
+    allow: Any = None
+
+
+class SandboxIn(_In, frozen=True):
+    """A sandbox to create."""
+
+    name: str | None = None
+    rootfs: str | None = None
+    env: dict[str, str] | None = None
+    cwd: str | None = None
+    user: str | int | None = None
+    limits: LimitsIn | None = None
+    network: NetworkIn | None = None
+    seccomp: str | None = None
+    labels: dict[str, str] | None = None
+    idle_timeout_s: Any = None
+    max_lifetime_s: Any = None
+    snapshot: Any = None
+
+
+class ExecIn(_In, frozen=True):
+    """A command to run."""
+
+    command: str | list[str]
+    cwd: str | None = None
+    env: dict[str, str] | None = None
+    user: str | int | None = None
+    stdin: str | bool | None = None
+    timeout_s: float | None = None
+    encoding: Literal["utf-8", "base64"] = "utf-8"
+    detach: bool = False
+    session: Any = None
+    orphans: Literal["kill", "keep"] = "kill"
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What a command used."""
+
+    cpu_s: float
+    memory_peak_bytes: int | None
+
+
+class ExecOut(msgspec.Struct, frozen=True, kw_only=True):
+    """How a command ended, with its output."""
+
+    id: str
+    exit_code: int | None
+    signal: str | None
+    stdout: str
+    stderr: str
+    duration_s: float
+    timed_out: bool
+    oom_killed: bool
+    truncated: bool
+    usage: Usage
+    reason: str
+
+
+class LimitsOut(msgspec.Struct, frozen=True):
+    """A sandbox's effective limits."""
+
+    memory_bytes: int | None
+    cpus: float | None
+    pids: int | None
+    disk_bytes: int | None
+
+
+class NetworkOut(msgspec.Struct, frozen=True):
+    """A sandbox's network."""
+
+    mode: str
+
+
+class SandboxOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A sandbox."""
+
+    id: str
+    name: str | None
+    state: str
+    rootfs: str
+    cwd: str
+    user: str | int
+    env: dict[str, str]
+    limits: LimitsOut
+    network: NetworkOut
+    seccomp: str
+    labels: dict[str, str]
+    unenforced: list[str]
+    created_at: str
+    reason: str | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class SandboxList(msgspec.Struct, frozen=True):
+    """A page of sandboxes; `next` is the cursor of the page after it."""
+
+    items: list[SandboxOut]
+    next: str | None
+
+
+class FileOut(msgspec.Struct, frozen=True):
+    """A file that was written."""
+
+    path: str
+    size: int
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The daemon answers."""
+
+    status: str
+    version: str
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """An error (RFC 9457); more facts may follow by kind."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    kind: str
+
+
+_T = TypeVar("_T", bound=_In)
+_WHERE: Final = re.compile(r" - at `(?:\$|key in \$)?\.?(?P<path>[^`]*)`\Z")
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<name>.*?)`", re.DOTALL)
+_MISSING: Final = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
+
+
+def parse(body: bytes, model: type[_T]) -> _T:
+    """Return the model that a JSON body holds; an empty body is an empty object.
+
+    Raises:
+        UnknownField, InvalidRequest: with the fact `field` where one can be named.
+    """
+    try:
+        data = json.loads(body or b"{}", object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except RecursionError:
+        raise InvalidRequest("cannot read the body: it is nested too deep") from None
+    except ValueError as error:
+        raise InvalidRequest(f"cannot read the body as JSON: {str(error)[:200]}") from None
+    try:
+        return msgspec.convert(data, model)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error)) from None
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object has the same key twice")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _explain(text: str) -> InvalidRequest:
+    """Turn msgspec's sentence, the only place where it names the field, into one of ours with facts."""
+    where = _WHERE.search(text)
+    path = where["path"] if where else ""
+    what = text[: where.start()] if where else text
+    for pattern, cls, why in (
+        (_UNKNOWN, UnknownField, "there is no such field"),
+        (_MISSING, InvalidRequest, "missing"),
+    ):
+        match = pattern.match(what)
+        if match:
+            field = ".".join(filter(None, (path, match["name"])))[:200]
+            return cls(f"cannot accept {field}: {why}", field=field)
+    field = path[:200] or "body"
+    return InvalidRequest(f"cannot accept {field}: {what[0].lower()}{what[1:300]}", field=field)
+
+
+def _not_yet(field: str, value: object) -> None:
+    if value is not None:
+        raise NotAvailable(f"cannot accept {field}: this version does not have that feature yet", field=field)
+
+
+def to_spec(model: SandboxIn) -> SandboxSpec:
+    """Return the checked spec of a sandbox.
+
+    Raises:
+        InvalidRequest, NotAvailable: as their names say.
+    """
+    for name in ("idle_timeout_s", "max_lifetime_s", "snapshot"):
+        _not_yet(name, getattr(model, name))
+    limits = model.limits or LimitsIn()
+    _not_yet("limits.io", limits.io)
+    network = model.network or NetworkIn()
+    _not_yet("network.allow", network.allow)
+    given = {name: getattr(model, name) for name in ("name", "rootfs", "env", "cwd", "user", "seccomp", "labels")}
+    return SandboxSpec(
+        limits=Limits(
+            memory_bytes=limits.memory_bytes, cpus=limits.cpus, pids=limits.pids, disk_bytes=limits.disk_bytes
+        ),
+        network=network.mode or "none",
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def to_command(model: ExecIn) -> CommandSpec:
+    """Return the checked command.
+
+    Raises:
+        InvalidRequest, NotAvailable: as their names say.
+    """
+    _not_yet("session", model.session)
+    if isinstance(model.command, str):
+        # The shell itself would run an empty line well: say that nothing was asked for.
+        argv = CommandSpec.shell(model.command) if model.command.strip() else ()
+    else:
+        argv = tuple(model.command)
+    return CommandSpec(
+        argv=argv,
+        env=model.env or {},
+        cwd=model.cwd,
+        user=model.user,
+        stdin=_stdin(model.stdin, model.encoding),
+        timeout_s=model.timeout_s,
+        keep_orphans=model.orphans == "keep",
+    )
+
+
+def _stdin(value: str | bool | None, encoding: str) -> bytes | bool | None:
+    if isinstance(value, bool):
+        return value or None
+    if value is None:
+        return None
+    if encoding == "base64":
+        try:
+            return base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError):
+            raise InvalidRequest("cannot accept stdin: it is no base64", field="stdin") from None
+    try:
+        return value.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest("cannot accept stdin: it has a lone surrogate", field="stdin") from None
+
+
+def rfc3339(seconds: float) -> str:
+    """Return a time since the epoch as text, in UTC."""
+    when = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def sandbox_out(sandbox: Sandbox) -> SandboxOut:
+    """Return what a caller sees of a sandbox."""
+    spec, limits = sandbox.spec, sandbox.limits
+    return SandboxOut(
+        id=sandbox.id,
+        name=spec.name,
+        state=sandbox.state.value,
+        rootfs=spec.rootfs,
+        cwd=spec.cwd,
+        user=spec.user,
+        env=spec.env,
+        limits=LimitsOut(limits.memory_bytes, limits.cpus, limits.pids, limits.disk_bytes),
+        network=NetworkOut(spec.network),
+        seccomp=spec.seccomp,
+        labels=spec.labels,
+        unenforced=list(sandbox.unenforced),
+        created_at=rfc3339(sandbox.created_at),
+        reason=sandbox.reason if sandbox.reason is not None else msgspec.UNSET,
+    )

@@ -1,0 +1,151 @@
+"""Our own accept loops over hypercorn's HTTP: who connected is read at accept, and connections are bounded.
+
+hypercorn's own listener over a unix socket tells nothing of the peer, so each accepted connection gets a
+`TCPServer` of its own with the caller's credentials in its state, which reach every request of the connection
+as `scope["state"]["caller"]`, keep-alive or not.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.events import Closed, RawData
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+
+from .access import identify
+
+if TYPE_CHECKING:
+    import socket
+
+    from hypercorn.events import Event
+
+    from .app import Api
+
+_log = logging.getLogger(__name__)
+
+#: Connections at once; more wait in the kernel's backlog. Idle ones leave after the keep-alive time.
+MAX_CONNECTIONS: Final = 4096
+BACKLOG: Final = 1024
+#: A connection that has no request under way (also one that sends its header slowly) is closed after this.
+KEEP_ALIVE_S: Final = 60
+#: Request line and headers together; hypercorn answers 431 beyond it.
+MAX_HEADER_BYTES: Final = 64 * 1024
+#: How long answers under way may take when the daemon stops.
+DRAIN_S: Final = 5.0
+_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class _Wire(TCPServer):
+    """hypercorn's connection, with writes that can be held back and joined, and that a stop can cancel."""
+
+    _held: list[bytes] | None = None
+
+    def hold(self) -> None:
+        """Join what is sent until the end of this answer into one write."""
+        self._held = []
+
+    async def protocol_send(self, event: Event) -> None:
+        """Write, or hold back."""
+        if not isinstance(event, RawData):
+            if self._held is not None:
+                held, self._held = self._held, None
+                await self._write(b"".join(held))
+            await super().protocol_send(event)
+        elif self._held is not None:
+            self._held.append(event.data)
+        elif event.data:
+            await self._write(event.data)
+
+    async def _write(self, data: bytes) -> None:
+        async with self.send_lock:
+            try:
+                await self.stream.send_all(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await self.protocol.handle(Closed())
+
+
+class Server:
+    """Serves an application on listening sockets. Its owner runs `run`, and ends it with `stop`."""
+
+    def __init__(self, app: Api, sockets: list[socket.socket]) -> None:
+        self._app = ASGIWrapper(app)
+        self._listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
+        self._context = WorkerContext(None)
+        self._limit = trio.Semaphore(MAX_CONNECTIONS)
+        self._open = 0
+        self._accepting = trio.CancelScope()
+        self.drained = trio.Event()
+        self._config = HypercornConfig()
+        self._config.h11_max_incomplete_size = MAX_HEADER_BYTES
+        self._config.keep_alive_timeout = KEEP_ALIVE_S
+        self._config.keep_alive_max_requests = 1 << 30
+        self._config.include_server_header = False
+        self._config.include_date_header = False
+        self._config.errorlog = logging.getLogger("sandboxd.http")
+
+    def __repr__(self) -> str:
+        return f"<Server {len(self._listeners)} listeners, {self._open} connections>"
+
+    def statistics(self) -> dict[str, int]:
+        """Return how many connections are open."""
+        return {"connections": self._open}
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Accept and serve until `stop`; then let what is under way end, for `DRAIN_S` at most; sets `drained`."""
+        async with trio.open_nursery() as connections:
+            with self._accepting:
+                async with trio.open_nursery() as loops:
+                    for listener in self._listeners:
+                        loops.start_soon(self._accept, listener, connections)
+                    task_status.started()
+            await self._context.terminated.set()
+            connections.cancel_scope.deadline = trio.current_time() + DRAIN_S
+        self.drained.set()
+
+    def stop(self) -> None:
+        """Accept no more."""
+        self._accepting.cancel()
+
+    async def _accept(self, listener: trio.SocketListener, connections: trio.Nursery) -> None:
+        async with listener:
+            while True:
+                await self._limit.acquire()
+                try:
+                    stream = await listener.accept()
+                except OSError as error:
+                    self._limit.release()
+                    if error.errno not in _OUT_OF_RESOURCES:
+                        raise
+                    _log.warning("Cannot accept a connection: %s", error.strerror)
+                    await trio.sleep(0.1)
+                    continue
+                except BaseException:
+                    self._limit.release()
+                    raise
+                connections.start_soon(self._serve, stream)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        self._open += 1
+        try:
+            try:
+                caller = identify(stream.socket)  # type: ignore[arg-type]  # trio's socket has getsockopt and family
+            except OSError as error:
+                _log.warning("Cannot tell who connected: %s", error)
+                await stream.aclose()
+                return
+            state: dict[str, Any] = {"caller": caller}
+            wire = _Wire(self._app, self._config, self._context, ConnectionState(state), stream)  # type: ignore[arg-type]
+            state["wire"] = wire
+            await wire.run()
+        except Exception:
+            _log.exception("A connection failed")
+        finally:
+            self._open -= 1
+            self._limit.release()

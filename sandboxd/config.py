@@ -1,0 +1,196 @@
+"""The daemon's configuration: a TOML file and the flags of `sandboxd serve`, checked into one frozen value.
+
+Only the command line and `daemon.py` read it. The launcher gets its own part at its start (`launcher_settings`)
+and never hears of the daemon's again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+from .errors import ConfigError, InvalidRequest
+from .spec import DEFAULT_LIMITS, Limits
+
+#: The user and the group that the daemon runs as and lets in, where they exist.
+USER: Final = "sandboxd"
+GROUP: Final = "sandboxd"
+#: 16 characters of a usual alphabet are 80 bits or more; less can be guessed.
+MIN_TOKEN_CHARS: Final = 16
+MAX_TOKEN_CHARS: Final = 1024
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that can be set.
+
+    Attributes:
+        state_dir: what survives a reboot: the registry, the pool, the rootfs.
+        runtime_dir: what does not: the socket and the links to sandboxes.
+        socket: the API's unix socket; None is `<runtime_dir>/sandboxd.sock`.
+        listen: host and port of the API over TCP; None is no TCP.
+        token_file: a file that holds the token that TCP callers must show.
+        rootfs_dir: where rootfs are; None is `<state_dir>/rootfs`.
+        allow_unenforced: whether limits that the host cannot hold are let through, told as `unenforced`.
+        limits: the limits of a sandbox that asks for none.
+    """
+
+    state_dir: Path = Path("/var/lib/sandboxd")
+    runtime_dir: Path = Path("/run/sandboxd")
+    socket: Path | None = None
+    listen: tuple[str, int] | None = None
+    token_file: Path | None = None
+    rootfs_dir: Path | None = None
+    allow_unenforced: bool = False
+    log_level: str = "info"
+    limits: Limits = DEFAULT_LIMITS
+
+    def __post_init__(self) -> None:
+        """Check what no single key can."""
+        if self.listen is not None and self.token_file is None:
+            raise ConfigError("cannot listen on TCP without a token: give token_file too", key="token_file")
+
+    @property
+    def socket_path(self) -> Path:
+        """Where the unix socket is."""
+        return self.socket or self.runtime_dir / "sandboxd.sock"
+
+    @property
+    def rootfs_path(self) -> Path:
+        """Where rootfs are looked up."""
+        return self.rootfs_dir or self.state_dir / "rootfs"
+
+    @property
+    def registry_dir(self) -> Path:
+        """The daemon's own records."""
+        return self.state_dir / "registry"
+
+    @property
+    def links_dir(self) -> Path:
+        """Where each init listens."""
+        return self.runtime_dir / "links"
+
+    def token(self) -> str | None:
+        """Return the token of the token file.
+
+        Raises:
+            ConfigError: it cannot be read, or is too short or strange to be a secret.
+        """
+        if self.token_file is None:
+            return None
+        try:
+            text = self.token_file.read_text("ascii").strip()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read the token file {self.token_file}: {error}", key="token_file") from None
+        if not MIN_TOKEN_CHARS <= len(text) <= MAX_TOKEN_CHARS or not text.isprintable() or " " in text:
+            raise ConfigError(
+                f"cannot use the token in {self.token_file}: it must be one word of {MIN_TOKEN_CHARS} to "
+                f"{MAX_TOKEN_CHARS} characters",
+                key="token_file",
+            )
+        return text
+
+
+def data_dir(name: str) -> Path:
+    """Return where the package's data of that name is: in a wheel inside of it, in a checkout beside it."""
+    package = Path(__file__).parent
+    inside = package / "_data" / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+def launcher_settings(config: Config, *, daemon_uid: int, daemon_gid: int) -> dict[str, Any]:
+    """Return what the launcher is told at its start: plain values, ready for msgpack."""
+    return {
+        "state_dir": str(config.state_dir),
+        "runtime_dir": str(config.runtime_dir),
+        "rootfs_dir": str(config.rootfs_path),
+        "profile_dir": str(data_dir("seccomp")),
+        "allow_unenforced": config.allow_unenforced,
+        "default_limits": dataclasses.asdict(config.limits),
+        "daemon_uid": daemon_uid,
+        "daemon_gid": daemon_gid,
+    }
+
+
+def load(file: Path | None, flags: dict[str, Any]) -> Config:
+    """Return the configuration of a TOML file with the command line's flags on top; a flag of None says nothing.
+
+    Raises:
+        ConfigError: a key is unknown or has the wrong type or value; `key` names it.
+    """
+    given: dict[str, Any] = {}
+    if file is not None:
+        try:
+            given = tomllib.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read the configuration {file}: {error}", key="config") from None
+    given = {**given, **{name: value for name, value in flags.items() if value is not None}}
+    return Config(**{name: _read(name, value) for name, value in given.items()})
+
+
+def _read(key: str, value: object) -> Any:  # noqa: ANN401 - a key's own type
+    reader = _READERS.get(key)
+    if reader is None:
+        raise ConfigError(f"cannot understand the key {key!r}: the keys are {', '.join(sorted(_READERS))}", key=key)
+    return reader(key, value)
+
+
+def _path(key: str, value: object) -> Path:
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+        raise ConfigError(f"cannot take {key}: it must be a path", key=key)
+    # Absolute at once: the launcher and the daemon may have other working directories.
+    return Path(value).absolute()
+
+
+def _truth(key: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"cannot take {key}: it must be true or false", key=key)
+    return value
+
+
+def _address(key: str, value: object) -> tuple[str, int]:
+    host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"cannot take {key}: it must be HOST:PORT", key=key)
+    return host, int(port)
+
+
+def _level(key: str, value: object) -> str:
+    if value not in LOG_LEVELS:
+        raise ConfigError(f"cannot take {key}: it must be one of {', '.join(LOG_LEVELS)}", key=key)
+    return str(value)
+
+
+def _limits(key: str, value: object) -> Limits:
+    if not isinstance(value, dict):
+        raise ConfigError(f"cannot take {key}: it must be a table", key=key)
+    known = {field.name for field in dataclasses.fields(Limits)}
+    for name, number in value.items():
+        where = f"{key}.{name}"
+        if name not in known:
+            raise ConfigError(f"cannot understand the key {where!r}: limits are {', '.join(sorted(known))}", key=where)
+        whole = isinstance(number, int) or (name == "cpus" and isinstance(number, float) and math.isfinite(number))
+        if isinstance(number, bool) or not whole:
+            raise ConfigError(f"cannot take {where}: it must be a number", key=where)
+    try:
+        return Limits(**value).merged(DEFAULT_LIMITS)
+    except InvalidRequest as error:
+        raise ConfigError(error.message, key=str(error.facts.get("field", key))) from None
+
+
+_READERS: Final = {
+    "state_dir": _path,
+    "runtime_dir": _path,
+    "socket": _path,
+    "listen": _address,
+    "token_file": _path,
+    "rootfs_dir": _path,
+    "allow_unenforced": _truth,
+    "log_level": _level,
+    "limits": _limits,
+}

@@ -1,0 +1,104 @@
+"""Checks of what a peer said: init is hostile in principle, so every field is looked at before it is used.
+
+All raise `RemoteProtocolError`; the caller then drops the link (`Peer.abort`) and the sandbox is failed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from ..errors import InternalError, RemoteProtocolError, SandboxdError, from_kind
+
+#: The kinds that an init may answer with; any other kind would let a taken-over init speak for the daemon.
+INIT_KINDS: Final = frozenset(
+    {
+        "conflict",
+        "file-not-found",
+        "file-permission-denied",
+        "internal-error",
+        "invalid-request",
+        "limit-exceeded",
+        "name-taken",
+        "not-a-file",
+        "not-available",
+        "process-not-found",
+        "process-not-running",
+        "quota-exceeded",
+        "server-busy",
+    }
+)
+MAX_MESSAGE_CHARS: Final = 2000
+MAX_FACTS: Final = 16
+MAX_FACT_CHARS: Final = 1000
+_FACT_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}\Z")
+#: Names that the problem object and the exception's constructor use themselves.
+_RESERVED: Final = frozenset({"message", "self", "kind", "type", "title", "status", "detail", "facts"})
+
+
+def text(data: dict[str, Any], name: str, *, limit: int = 256) -> str:
+    """Return the text field `name` of at most `limit` characters."""
+    value = data.get(name)
+    if not isinstance(value, str) or len(value) > limit or not value.isprintable():
+        raise RemoteProtocolError(f"cannot take field {name!r}: it is no text of at most {limit} characters")
+    return value
+
+
+def integer(data: dict[str, Any], name: str, *, low: int = 0, high: int = 1 << 63) -> int:
+    """Return the whole number `name` within its bounds."""
+    value = data.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise RemoteProtocolError(f"cannot take field {name!r}: it is no number from {low} to {high}")
+    return value
+
+
+def number(data: dict[str, Any], name: str, *, high: float = 1e15) -> float:
+    """Return the number `name`, 0 to `high`."""
+    value = data.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= high:
+        raise RemoteProtocolError(f"cannot take field {name!r}: it is no number from 0 to {high}")
+    return float(value)
+
+
+def flag(data: dict[str, Any], name: str) -> bool:
+    """Return the truth value `name`."""
+    value = data.get(name)
+    if not isinstance(value, bool):
+        raise RemoteProtocolError(f"cannot take field {name!r}: it is no truth value")
+    return value
+
+
+def table(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the map `name`, whose keys are text."""
+    value = data.get(name)
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise RemoteProtocolError(f"cannot take field {name!r}: it is no map")
+    return value
+
+
+def items(data: dict[str, Any], name: str, kind: type, *, limit: int = 65_536) -> list[Any]:
+    """Return the list `name` whose elements are all of type `kind`."""
+    value = data.get(name)
+    if not isinstance(value, list) or len(value) > limit or not all(isinstance(item, kind) for item in value):
+        raise RemoteProtocolError(f"cannot take field {name!r}: it is no list of {kind.__name__}")
+    return value
+
+
+def failure(kind: str, message: str, facts: dict[str, Any], *, allowed: frozenset[str] | None) -> SandboxdError:
+    """Return the error that a peer named, with its text cut and its facts filtered; text from it is data."""
+    if allowed is not None and kind not in allowed:
+        raise RemoteProtocolError(f"cannot take a failure of kind {kind[:40]!r} from this peer")
+    kept: dict[str, Any] = {}
+    for name, value in list(facts.items())[:MAX_FACTS]:
+        if not isinstance(name, str) or not _FACT_NAME.match(name) or name in _RESERVED:
+            continue
+        if isinstance(value, str):
+            kept[name] = value[:MAX_FACT_CHARS]
+        elif value is None or isinstance(value, bool | int | float):
+            kept[name] = value
+        elif allowed is None and isinstance(value, list | dict):
+            kept[name] = value  # the launcher's own lists (`missing`, `available`) are trusted
+    try:
+        return from_kind(kind, message[:MAX_MESSAGE_CHARS], kept)
+    except TypeError:
+        return InternalError(message[:MAX_MESSAGE_CHARS])

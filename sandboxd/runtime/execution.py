@@ -1,0 +1,189 @@
+"""One command that runs in a sandbox, seen from the daemon: a stream of checked events."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import string
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import ProtocolError, RemoteProtocolError
+from . import checks
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from ..spec import CommandSpec
+    from ..wire.messages import Event
+    from .peer import Stream
+    from .sandbox import Sandbox
+
+_LETTERS: Final = string.ascii_lowercase + string.digits
+#: One event of output: init reads at most 256 KiB at once; the frame's own bound is 1 MiB.
+MAX_OUTPUT_BYTES: Final = 1024 * 1024
+MAX_DURATION_S: Final = 1e9
+
+
+def new_process_id() -> str:
+    """Return a fresh id of a process: unique within a sandbox with 50 bits to spare."""
+    return "p-" + "".join(secrets.choice(_LETTERS) for _ in range(10))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Exit:
+    """How a command ended; every named end is a field."""
+
+    exit_code: int | None
+    signal: str | None
+    duration_s: float
+    timed_out: bool
+    oom_killed: bool
+    cpu_s: float
+    memory_peak_bytes: int | None
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as the API shows them."""
+        return {
+            "exit_code": self.exit_code,
+            "signal": self.signal,
+            "duration_s": self.duration_s,
+            "timed_out": self.timed_out,
+            "oom_killed": self.oom_killed,
+            "usage": {"cpu_s": self.cpu_s, "memory_peak_bytes": self.memory_peak_bytes},
+            "reason": self.reason,
+        }
+
+
+def parse_exit(data: dict[str, Any]) -> Exit:
+    """Check an exit event's data.
+
+    Raises:
+        RemoteProtocolError: a field is missing or out of its bounds.
+    """
+    usage = checks.table(data, "usage")
+    code, signal, peak = data.get("exit_code"), data.get("signal"), usage.get("memory_peak_bytes")
+    return Exit(
+        exit_code=None if code is None else checks.integer(data, "exit_code", high=255),
+        signal=None if signal is None else checks.text(data, "signal", limit=32),
+        duration_s=checks.number(data, "duration_s", high=MAX_DURATION_S),
+        timed_out=checks.flag(data, "timed_out"),
+        oom_killed=checks.flag(data, "oom_killed"),
+        cpu_s=checks.number(usage, "cpu_s", high=MAX_DURATION_S),
+        memory_peak_bytes=None if peak is None else checks.integer(usage, "memory_peak_bytes"),
+        reason=checks.text(data, "reason", limit=200),
+    )
+
+
+class EventCheck:
+    """Holds a process' events to their order: start (unless it follows a running one), output, exit, nothing."""
+
+    def __init__(self, *, started: bool) -> None:
+        self._started = started
+        self._last = -1
+        self._exited = False
+
+    def __call__(self, event: Event) -> None:
+        """Look at the next event as it arrives.
+
+        Raises:
+            RemoteProtocolError: it has the wrong type, order or size.
+        """
+        if self._exited or event.offset <= self._last or not 0 <= event.time < 1e11:
+            raise RemoteProtocolError(f"cannot take event {event.offset} of type {event.type[:20]!r}: out of order")
+        self._last = event.offset
+        if event.type in ("stdout", "stderr"):
+            if not self._started or not isinstance(event.data, bytes) or len(event.data) > MAX_OUTPUT_BYTES:
+                raise RemoteProtocolError(f"cannot take a {event.type} event: early, no bytes or too many")
+            return
+        if not isinstance(event.data, dict):
+            raise RemoteProtocolError(f"cannot take a {event.type[:20]!r} event: it has no map")
+        if event.type == "start":
+            checks.integer(event.data, "pid", high=1 << 31)
+            checks.text(event.data, "id", limit=64)
+            self._started = True
+        elif event.type == "exit":
+            parse_exit(event.data)
+            self._exited = True
+        elif event.type == "truncated":
+            checks.integer(event.data, "bytes")
+        else:
+            raise RemoteProtocolError(f"cannot take an event of type {event.type[:20]!r}")
+
+
+class Execution:
+    """A command under way. Made by `Sandbox.execute`; an async context manager whose end cancels the command.
+
+    `start` must be called first; then `next_batch` gives events until an empty list.
+    """
+
+    def __init__(self, sandbox: Sandbox, stream: Stream, process_id: str) -> None:
+        self._sandbox = sandbox
+        self._stream = stream
+        self._first: list[Event] = []
+        self.process_id = process_id
+        self.pid: int | None = None
+        self.exit: Exit | None = None
+        stream.check = EventCheck(started=False)
+
+    def __repr__(self) -> str:
+        return f"<Execution {self.process_id} pid={self.pid} exit={self.exit}>"
+
+    async def __aenter__(self) -> Execution:
+        try:
+            await self._stream.__aenter__()
+            self._first = await self._stream.next_batch()
+        except ProtocolError as error:
+            self._stream.close()
+            raise await self._sandbox.why_broken(error) from error
+        except BaseException:
+            self._stream.close()
+            raise
+        if not self._first:
+            self._stream.close()
+            raise await self._sandbox.why_broken(RemoteProtocolError("the command gave no start event"))
+        data = self._first[0].data
+        self.pid = data["pid"] if isinstance(data, dict) and "pid" in data else None
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    async def next_batch(self) -> list[Event]:
+        """Return the events that are here, waiting for the first; an empty list is the end.
+
+        Raises:
+            SandboxFailed, SandboxGone: the sandbox ended under the command.
+        """
+        if self._first:
+            batch, self._first = self._first, []
+        elif self.exit is not None:
+            return []
+        else:
+            try:
+                batch = await self._stream.next_batch()
+            except ProtocolError as error:
+                raise await self._sandbox.why_broken(error) from error
+            if not batch:
+                raise await self._sandbox.why_broken(RemoteProtocolError("the command gave no exit event"))
+        last = batch[-1]
+        if last.type == "exit" and isinstance(last.data, dict):
+            self.exit = parse_exit(last.data)
+        return batch
+
+
+def exec_params(command: CommandSpec, process_id: str, *, detach: bool) -> dict[str, Any]:
+    """Return the link's `exec` parameters."""
+    return {
+        "argv": list(command.argv),
+        "env": command.env,
+        "cwd": command.cwd,
+        "user": command.user,
+        "stdin": command.stdin or None if isinstance(command.stdin, bool) else command.stdin,
+        "timeout_s": command.timeout_s,
+        "keep_orphans": command.keep_orphans,
+        "process": process_id,
+        "detach": detach,
+    }

@@ -1,0 +1,131 @@
+"""The daemon's side of the launcher's socket: its closed list of operations as methods."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Any
+
+from ..errors import LauncherGone, ProtocolError, SandboxdError
+from ..spec import Limits
+from . import checks
+from .peer import Peer
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from ..spec import SandboxSpec
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Launched:
+    """A sandbox as the launcher tells of it.
+
+    Attributes:
+        devices: the st_dev numbers that a file of this sandbox may have.
+        limits: the effective ones, defaults filled in.
+        timings: seconds per step of its birth; empty for one that was found at start.
+    """
+
+    id: str
+    pid: int
+    alive: bool
+    devices: frozenset[int]
+    unenforced: tuple[str, ...]
+    limits: Limits
+    timings: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Launcher:
+    """Client of the launcher. Its owner runs `run`; when that returns, the launcher is gone."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._peer = Peer(sock, "the launcher")
+
+    def __repr__(self) -> str:
+        return f"<Launcher {self._peer!r}>"
+
+    def statistics(self) -> dict[str, int]:
+        """Return its connection's figures."""
+        return self._peer.statistics()
+
+    async def run(self) -> None:
+        """Serve the connection until the launcher is gone.
+
+        Raises:
+            LauncherGone: always, unless cancelled.
+        """
+        error = await self._peer.run()
+        raise LauncherGone(f"the launcher is gone: {error}")
+
+    def close(self) -> None:
+        """End the connection; the launcher ends with it."""
+        self._peer.abort(LauncherGone("the daemon is stopping"))
+
+    async def _ask(self, op: str, **params: object) -> dict[str, Any]:
+        try:
+            result, _ = await self._peer.request(op, params)
+        except ProtocolError as error:
+            raise LauncherGone(f"cannot ask the launcher: {error}") from error
+        return result
+
+    async def create(self, sandbox_id: str, spec: SandboxSpec) -> Launched:
+        """Give birth to a sandbox. Sends names and numbers only: its memory is every init's memory.
+
+        Raises:
+            LaunchFailed, RootfsNotFound, LimitUnenforceable, InvalidRequest: as their names say.
+            LauncherGone: the launcher died.
+        """
+        result = await self._ask(
+            "create",
+            id=sandbox_id,
+            rootfs=spec.rootfs,
+            limits=dataclasses.asdict(spec.limits),
+            network=spec.network,
+            seccomp=spec.seccomp,
+        )
+        return _launched({"id": sandbox_id, "alive": True, **result})
+
+    async def destroy(self, sandbox_id: str) -> None:
+        """End a sandbox and give back all it had; one that does not exist is no error."""
+        await self._ask("destroy", id=sandbox_id)
+
+    async def sandboxes(self) -> list[Launched]:
+        """Return every sandbox that the launcher has a record of."""
+        return [_launched(row) for row in checks.items(await self._ask("list"), "sandboxes", dict)]
+
+    async def rootfs(self) -> list[dict[str, Any]]:
+        """Return the rootfs that there are."""
+        return checks.items(await self._ask("rootfs"), "items", dict)
+
+    async def info(self) -> dict[str, Any]:
+        """Return what the launcher knows of itself and the host."""
+        return await self._ask("info")
+
+    async def watch(self, ended: Callable[[str, str], None]) -> None:
+        """Call `ended(id, reason)` for each sandbox whose init ended, for ever."""
+        try:
+            async with self._peer.stream("watch", {}) as stream:
+                async for event in stream:
+                    if event.type == "ended" and isinstance(event.data, dict):
+                        ended(checks.text(event.data, "id"), str(event.data.get("reason") or "init ended")[:300])
+        except SandboxdError as error:
+            _log.debug("The watch ended: %s", error)  # `run` tells why
+
+
+def _launched(row: dict[str, Any]) -> Launched:
+    alive = checks.flag(row, "alive")
+    limits = row.get("limits") or {}
+    known = {field.name for field in dataclasses.fields(Limits)}
+    return Launched(
+        id=checks.text(row, "id"),
+        pid=int(row.get("pid") or 0),
+        alive=alive,
+        devices=frozenset(checks.items(row, "devices", int)) if alive else frozenset(),
+        unenforced=tuple(row.get("unenforced") or ()),
+        limits=Limits(**{name: value for name, value in limits.items() if name in known}),
+        timings={str(name): float(value) for name, value in (row.get("timings") or {}).items()},
+    )

@@ -1,0 +1,283 @@
+"""The one owner of all sandboxes: creates, destroys, watches and recovers them.
+
+Structured concurrency: `run` holds the nursery in which each sandbox has one task that serves its link. That task
+never raises, so that a failing sandbox ends alone. Births are shielded: a caller that goes away in the middle
+lets the birth end and then has it destroyed, so a sandbox is listed whole or not at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from ..errors import (
+    LaunchFailed,
+    ProtocolError,
+    SandboxdError,
+    SandboxGone,
+    SandboxNotFound,
+    ServerBusy,
+)
+from ..spec import new_id
+from . import recovery
+from .lifecycle import State
+from .registry import Registry
+from .sandbox import REASON_TIMEOUT_S, Sandbox
+from .store import Record, Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..spec import SandboxSpec
+    from .launcher import Launched, Launcher
+    from .peer import Peer
+
+_log = logging.getLogger(__name__)
+
+#: Births under way at once: the launcher makes one after the other, more would only queue there.
+CONCURRENT_CREATES: Final = 8
+#: Births that may wait; more are told to come again.
+QUEUED_CREATES: Final = 256
+#: A birth takes 10 ms; after this long it has failed.
+CREATE_TIMEOUT_S: Final = 60.0
+#: A destruction unmounts and deletes; a full disk makes that slow.
+DESTROY_TIMEOUT_S: Final = 60.0
+CONCURRENT_ADOPTIONS: Final = 16
+
+
+class Manager:
+    """See the module's theory of operation. Its owner runs `run` and stops with its cancellation."""
+
+    def __init__(self, launcher: Launcher, registry_dir: Path, links_dir: Path) -> None:
+        self.launcher = launcher
+        self.registry = Registry()
+        self._store = Store(registry_dir)
+        self._links = links_dir
+        self._creates = trio.Semaphore(CONCURRENT_CREATES)
+        self._waiting = 0
+        self._nursery: trio.Nursery | None = None
+        self._stopping = False
+
+    def __repr__(self) -> str:
+        return f"<Manager {self.registry!r}>"
+
+    def statistics(self) -> dict[str, int]:
+        """Return how many sandboxes there are in each shown state, and how many births wait."""
+        found = {state.value: 0 for state in State}
+        for sandbox in self.registry:
+            found[sandbox.state.value] += 1
+        return {**found, "waiting_creates": self._waiting}
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Recover, say that it is ready, then serve for ever.
+
+        Raises:
+            LauncherGone: the launcher died.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self.launcher.run)
+            nursery.start_soon(self.launcher.watch, self._init_ended)
+            await self._recover()
+            task_status.started()
+
+    def stop(self) -> None:
+        """Refuse new births and end every stream; sandboxes go on running."""
+        self._stopping = True
+        for sandbox in self.registry:
+            sandbox.stop()
+
+    # --- birth ------------------------------------------------------------------------------------------
+
+    async def create(self, spec: SandboxSpec) -> Sandbox:
+        """Create a sandbox and return it running.
+
+        Raises:
+            NameTaken, RootfsNotFound, LimitUnenforceable, InvalidRequest: nothing was made.
+            LaunchFailed: a step of the birth failed; nothing was left.
+            ServerBusy: too many births wait, or the daemon stops.
+        """
+        if self._stopping:
+            raise ServerBusy("cannot create a sandbox: the daemon is stopping")
+        if self._waiting >= QUEUED_CREATES:
+            raise ServerBusy(f"cannot create a sandbox: {QUEUED_CREATES} births wait", bound=QUEUED_CREATES)
+        sandbox = Sandbox(new_id(), spec, time.time())
+        self.registry.add(sandbox)
+        self._waiting += 1
+        try:
+            async with self._creates:
+                with trio.CancelScope(shield=True):
+                    await self._give_birth(sandbox)
+        except BaseException:
+            if sandbox.state is State.CREATING:
+                self.registry.remove(sandbox)
+            raise
+        finally:
+            self._waiting -= 1
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True):
+                await self._destroy_quietly(sandbox)
+            raise
+        return sandbox
+
+    async def _give_birth(self, sandbox: Sandbox) -> None:
+        started = trio.current_time()
+        try:
+            with trio.fail_after(CREATE_TIMEOUT_S):
+                await self._launch(sandbox)
+                await self._join(sandbox)
+                sandbox.move(State.RUNNING)
+        except BaseException as error:
+            await self._clean_up(sandbox)
+            if isinstance(error, trio.TooSlowError | OSError):
+                raise LaunchFailed(f"cannot reach the init of sandbox {sandbox.id}: {error}", step="connect") from error
+            raise
+        _log.info("Created sandbox %s in %.1f ms", sandbox.id, 1000 * (trio.current_time() - started))
+
+    async def _launch(self, sandbox: Sandbox) -> None:
+        """Ask the launcher, and write the record beside it: fsync takes about as long as the birth."""
+        failure: Exception | None = None
+
+        async def save() -> None:
+            nonlocal failure
+            record = Record(sandbox.id, sandbox.spec, sandbox.created_at)
+            try:
+                await trio.to_thread.run_sync(self._store.save, record)
+            except OSError as error:
+                failure = error
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(save)
+            try:
+                sandbox.adopt(await self.launcher.create(sandbox.id, sandbox.spec))
+            except SandboxdError as error:
+                failure = error
+        if isinstance(failure, OSError):
+            raise LaunchFailed(
+                f"cannot write the record of sandbox {sandbox.id}: {failure.strerror}", step="record"
+            ) from failure
+        if failure is not None:
+            raise failure
+
+    async def _join(self, sandbox: Sandbox) -> None:
+        """Connect to init, serve the link in the manager's nursery, and configure it."""
+        peer = await sandbox.connect(self._links)
+        if self._nursery is None:
+            raise LaunchFailed("cannot create a sandbox: the daemon is not running", step="connect")
+        self._nursery.start_soon(self._serve, sandbox, peer)
+        await sandbox.configure()
+        if peer.ended is not None:
+            raise LaunchFailed(f"cannot keep the init of sandbox {sandbox.id}: {peer.ended}", step="configure")
+
+    async def _clean_up(self, sandbox: Sandbox) -> None:
+        """Leave nothing of a birth that failed."""
+        sandbox.cut(SandboxGone(f"cannot use sandbox {sandbox.id}: its birth failed"))
+        with trio.move_on_after(DESTROY_TIMEOUT_S):
+            try:
+                await self.launcher.destroy(sandbox.id)
+            except SandboxdError as error:
+                _log.warning("Cannot clean up sandbox %s: %s", sandbox.id, error)
+            await trio.to_thread.run_sync(self._store.drop, sandbox.id)
+
+    # --- life -------------------------------------------------------------------------------------------
+
+    async def _serve(self, sandbox: Sandbox, peer: Peer) -> None:
+        """Serve one sandbox's link to its end, then say what that means."""
+        error = await peer.run()
+        if sandbox.state is not State.RUNNING or self._stopping:
+            return
+        reason = "protocol error" if isinstance(error, ProtocolError) and peer.blamed else "init closed its link"
+        if not peer.blamed:
+            with trio.move_on_after(REASON_TIMEOUT_S):
+                await sandbox.settled.wait()
+        if sandbox.broke(reason):
+            _log.warning("Sandbox %s failed: %s (%s)", sandbox.id, reason, error)
+
+    def _init_ended(self, sandbox_id: str, reason: str) -> None:
+        sandbox = self.registry.get(sandbox_id)
+        if sandbox is not None and sandbox.broke(reason):
+            _log.warning("Sandbox %s failed: %s", sandbox_id, reason)
+
+    # --- end --------------------------------------------------------------------------------------------
+
+    async def destroy(self, ref: str) -> None:
+        """Destroy the sandbox with that id or name; a caller that goes away does not stop it.
+
+        Raises:
+            SandboxNotFound: there is none.
+            Conflict: it is being created.
+        """
+        sandbox = self.registry.find(ref)
+        if sandbox.state is State.CREATING:
+            sandbox.check_usable()
+        with trio.CancelScope(shield=True):
+            await self._destroy(sandbox)
+
+    async def _destroy(self, sandbox: Sandbox) -> None:
+        sandbox.move(State.DESTROYING)
+        sandbox.cut(SandboxGone(f"cannot go on in sandbox {sandbox.id}: it was destroyed"))
+        try:
+            with trio.fail_after(DESTROY_TIMEOUT_S):
+                await self.launcher.destroy(sandbox.id)
+                await trio.to_thread.run_sync(self._store.drop, sandbox.id)
+        except (SandboxdError, trio.TooSlowError, OSError) as error:
+            sandbox.move(State.FAILED, f"cannot destroy it: {error}")
+            if isinstance(error, SandboxdError):
+                raise
+            raise LaunchFailed(f"cannot destroy sandbox {sandbox.id}: {error}", step="destroy") from error
+        sandbox.move(State.DESTROYED)
+        self.registry.remove(sandbox)
+        _log.info("Destroyed sandbox %s", sandbox.id)
+
+    async def _destroy_quietly(self, sandbox: Sandbox) -> None:
+        try:
+            await self._destroy(sandbox)
+        except SandboxdError as error:
+            _log.warning("Cannot destroy sandbox %s: %s", sandbox.id, error)
+
+    # --- start ------------------------------------------------------------------------------------------
+
+    async def _recover(self) -> None:
+        launched = await self.launcher.sandboxes()
+        records = await trio.to_thread.run_sync(self._store.load)
+        folders = await trio.to_thread.run_sync(self._store.names)
+        found = recovery.decide(launched, records, folders)
+        for note in found.notes:
+            _log.warning("%s", note)
+        for sandbox_id in found.destroy:
+            try:
+                await self.launcher.destroy(sandbox_id)
+            except SandboxdError as error:
+                _log.warning("Cannot sweep sandbox %s: %s", sandbox_id, error)
+        for sandbox_id in found.drop:
+            try:
+                await trio.to_thread.run_sync(self._store.drop, sandbox_id)
+            except (OSError, SandboxdError) as error:
+                _log.warning("Cannot drop the record of sandbox %s: %s", sandbox_id, error)
+        limiter = trio.CapacityLimiter(CONCURRENT_ADOPTIONS)
+        async with trio.open_nursery() as nursery:
+            for record, one in found.adopt:
+                nursery.start_soon(self._adopt, record, one, limiter)
+
+    async def _adopt(self, record: Record, launched: Launched, limiter: trio.CapacityLimiter) -> None:
+        sandbox = Sandbox(record.id, record.spec, record.created_at)
+        sandbox.adopt(launched)
+        self.registry.add(sandbox)
+        try:
+            async with limiter:
+                await self._join(sandbox)
+            sandbox.move(State.RUNNING)
+            _log.info("Found sandbox %s again", sandbox.id)
+        except (OSError, trio.TooSlowError, SandboxdError) as error:
+            sandbox.move(State.FAILED, f"its init cannot be reached: {error}")
+            sandbox.cut(SandboxNotFound("its init cannot be reached"))
+            _log.warning("Sandbox %s failed: its init cannot be reached: %s", sandbox.id, error)
+
+    async def rootfs(self) -> list[dict[str, Any]]:
+        """Return the rootfs that there are."""
+        return await self.launcher.rootfs()

@@ -1,0 +1,253 @@
+"""One sandbox as the daemon knows it: its spec, its state, its link to init, and what can be asked of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from ..errors import (
+    Conflict,
+    InternalError,
+    LaunchFailed,
+    ProtocolError,
+    RemoteProtocolError,
+    SandboxdError,
+    SandboxFailed,
+    SandboxGone,
+    SandboxNotFound,
+    ServerBusy,
+)
+from . import checks, files
+from .execution import Execution, exec_params, new_process_id
+from .lifecycle import State, may_move
+from .peer import Peer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..spec import CommandSpec, Limits, SandboxSpec
+    from .launcher import Launched
+
+#: A piece of stdin on the link; init writes it before it answers.
+STDIN_PIECE_BYTES: Final = 256 * 1024
+#: init listens before the launcher answers, so a connection that takes longer is a stuck init.
+CONNECT_TIMEOUT_S: Final = 10.0
+#: How long a broken link waits for the launcher to say why.
+REASON_TIMEOUT_S: Final = 1.0
+#: Ends of file operations may be slow on a busy disk, but not for ever.
+SETTLE_TIMEOUT_S: Final = 30.0
+
+
+class Sandbox:
+    """Made by `Manager`; its methods raise `SandboxFailed` or `SandboxGone` when it is no longer there."""
+
+    def __init__(self, sandbox_id: str, spec: SandboxSpec, created_at: float) -> None:
+        self.id = sandbox_id
+        self.spec = spec
+        self.created_at = created_at
+        self.state = State.CREATING
+        self.reason: str | None = None
+        self.limits: Limits = spec.limits
+        self.unenforced: tuple[str, ...] = ()
+        self.timings: dict[str, float] = {}
+        self._devices: frozenset[int] = frozenset()
+        self._peer: Peer | None = None
+        self.settled = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.id} {self.state.value}>"
+
+    # --- its life, for the manager ----------------------------------------------------------------------
+
+    def move(self, new: State, reason: str | None = None) -> None:
+        """Go to another state.
+
+        Raises:
+            Conflict: the table has no such move.
+        """
+        if not may_move(self.state, new):
+            old = self.state.value
+            raise Conflict(f"cannot make sandbox {self.id} {new.value}: it is {old}", state=old)
+        self.state = new
+        self.reason = reason
+
+    def adopt(self, launched: Launched) -> None:
+        """Take over what the launcher said."""
+        self.limits = launched.limits
+        self.unenforced = launched.unenforced
+        self.timings = launched.timings
+        self._devices = launched.devices
+
+    async def connect(self, links: Path) -> Peer:
+        """Connect to init; the caller runs the peer.
+
+        Raises:
+            OSError, trio.TooSlowError: it cannot be reached.
+        """
+        with trio.fail_after(CONNECT_TIMEOUT_S):
+            sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                await sock.connect(str(links / f"{self.id}.sock"))
+            except BaseException:
+                sock.close()
+                raise
+        plain = socket.socket(fileno=os.dup(sock.fileno()))
+        sock.close()
+        self._peer = Peer(plain, f"sandbox {self.id}", failure_kinds=checks.INIT_KINDS)
+        return self._peer
+
+    async def configure(self) -> None:
+        """Tell init what must never pass through the launcher: env, and the defaults of commands."""
+        with trio.fail_after(CONNECT_TIMEOUT_S):
+            await self._ask("configure", env=self.spec.env, cwd=self.spec.cwd, user=self.spec.user)
+
+    def broke(self, reason: str) -> bool:
+        """Note that init is gone; return whether that was news."""
+        if self.state is not State.RUNNING:
+            return False
+        self.move(State.FAILED, reason)
+        self.cut(SandboxFailed(f"cannot go on in sandbox {self.id}: {reason}", reason=reason))
+        return True
+
+    def cut(self, error: SandboxdError) -> None:
+        """Drop the link; what is under way ends with `error`."""
+        self.settled.set()
+        if self._peer is not None:
+            self._peer.abort(error)
+
+    async def why_broken(self, error: ProtocolError) -> SandboxdError:
+        """Return what to tell a caller whose request a broken link ended."""
+        if self._peer is not None and self._peer.ended is None:
+            self._peer.blame(error)  # it broke a rule that only the caller of `stream` could see
+        if self.state is State.CREATING:
+            return LaunchFailed(f"cannot configure the init of sandbox {self.id}: {error}", step="configure")
+        with trio.move_on_after(REASON_TIMEOUT_S):
+            await self.settled.wait()
+        return self._absence() or SandboxFailed(f"cannot go on in sandbox {self.id}: {error}", reason="link lost")
+
+    def _absence(self) -> SandboxdError | None:
+        """Return why nothing can be asked of it, or None."""
+        if self.state is State.RUNNING and self._peer is not None:
+            return None
+        if self.state is State.CREATING:
+            return Conflict(f"cannot use sandbox {self.id}: it is being created", state="creating")
+        if self.state is State.FAILED:
+            return SandboxFailed(f"cannot use sandbox {self.id}: it failed ({self.reason})", reason=self.reason)
+        if self.state is State.DESTROYING:
+            return SandboxGone(f"cannot use sandbox {self.id}: it was destroyed")
+        return SandboxNotFound(f"cannot find sandbox {self.id!r}", id=self.id)
+
+    # --- what can be asked of it ------------------------------------------------------------------------
+
+    def check_usable(self) -> None:
+        """Raise why nothing can be asked of it, if so."""
+        absence = self._absence()
+        if absence is not None:
+            raise absence
+
+    def _link(self) -> Peer:
+        self.check_usable()
+        assert self._peer is not None  # noqa: S101 - _absence looked
+        return self._peer
+
+    async def _ask(self, op: str, /, **params: object) -> dict[str, Any]:
+        return (await self._ask_fds(op, params, 0))[0]
+
+    async def _ask_fds(self, op: str, params: dict[str, Any], fds: int) -> tuple[dict[str, Any], list[int]]:
+        peer = self._peer if self.state is State.CREATING and self._peer is not None else self._link()
+        try:
+            return await peer.request(op, params, fds=fds)
+        except ProtocolError as error:
+            raise await self.why_broken(error) from error
+
+    def execute(self, command: CommandSpec, *, detach: bool = False) -> Execution:
+        """Return a command to run: an async context manager that starts it.
+
+        Raises (on entry):
+            InvalidRequest: init cannot run it: no such user or directory.
+            SandboxFailed, SandboxGone: as their names say.
+        """
+        process = new_process_id()
+        stream = self._link().stream("exec", exec_params(command, process, detach=detach))
+        return Execution(self, stream, process)
+
+    async def write_stdin(self, process: str, data: bytes) -> None:
+        """Feed a process that was started with an open stdin; returns when it has been written.
+
+        Raises:
+            ProcessNotFound, ProcessNotRunning: as their names say.
+        """
+        for start in range(0, len(data), STDIN_PIECE_BYTES):
+            await self._ask("stdin", process=process, data=data[start : start + STDIN_PIECE_BYTES])
+
+    async def close_stdin(self, process: str) -> None:
+        """Let a process see the end of its input."""
+        await self._ask("stdin_close", process=process)
+
+    async def ping(self) -> None:
+        """Return when init has answered."""
+        await self._ask("ping")
+
+    async def open_read(self, path: str) -> files.FileReader:
+        """Open a file for reading; the caller closes it.
+
+        Raises:
+            FileNotFound, NotAFile, FilePermissionDenied: as their names say.
+        """
+        _, (fd,) = await self._ask_fds("open_read", {"path": path}, 1)
+        try:
+            with trio.CancelScope(shield=True):
+                facts, head = await trio.to_thread.run_sync(
+                    files.vet_and_read, fd, self._devices, limiter=files.threads
+                )
+        except RemoteProtocolError as error:
+            await files.close(fd)
+            raise await self.why_broken(error) from error
+        except OSError as error:
+            await files.close(fd)
+            raise InternalError(f"cannot read {path}: {error.strerror}") from error
+        return files.FileReader(self, fd, facts, head)
+
+    async def open_write(self, path: str) -> files.FileWriter:
+        """Begin a new version of a file, its parents made; the caller commits or leaves it.
+
+        Raises:
+            NotAFile, FilePermissionDenied, QuotaExceeded: as their names say.
+        """
+        result, (fd,) = await self._ask_fds("open_write", {"path": path}, 1)
+        try:
+            ticket = _ticket(result)
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(files.vet, fd, os.O_WRONLY, self._devices, limiter=files.threads)
+        except RemoteProtocolError as error:
+            await files.close(fd)
+            raise await self.why_broken(error) from error
+        return files.FileWriter(self, fd, ticket)
+
+    async def commit_write(self, ticket: int | str) -> bool:
+        """Put a new version in place; return whether the file is new. `FileWriter.commit` calls it."""
+        result = await self._ask("commit_write", ticket=ticket)
+        return result.get("created") is True
+
+    async def abort_write(self, ticket: int | str) -> None:
+        """Drop a new version; never raises, since the sandbox may be gone by then."""
+        with trio.move_on_after(SETTLE_TIMEOUT_S):
+            try:
+                await self._ask("abort_write", ticket=ticket)
+            except SandboxdError:
+                return
+
+    def stop(self) -> None:
+        """End what is under way because the daemon ends; the sandbox itself goes on."""
+        if self._peer is not None:
+            self._peer.abort(ServerBusy("cannot go on: the daemon is stopping"))
+
+
+def _ticket(result: dict[str, Any]) -> int | str:
+    ticket = result.get("ticket")
+    if isinstance(ticket, bool) or not isinstance(ticket, int | str) or len(str(ticket)) > 64:
+        raise RemoteProtocolError("cannot take a ticket that is no short text or number")
+    return ticket
