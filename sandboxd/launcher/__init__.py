@@ -1,0 +1,19 @@
+"""The launcher: the one privileged process. It forks a sandbox's init and holds what only root may hold.
+
+Theory of operation
+-------------------
+The daemon execs `python -I -m sandboxd.launcher` before any trio runs and before it drops privileges. The
+launcher is single-threaded and never executes anything: it waits in `selectors` for requests of a closed list
+(`server.py`), and for each creation forks a process that turns itself into a sandbox's init by the named steps
+of `plan.py`. Its memory is every init's memory, so it is told ids, names and numbers only, never env or secrets.
+
+    server.py     the event loop and the operations
+    birth.py      one creation: what the host side does, and the two forks
+    plan.py       spec -> ordered steps (pure)
+    steps.py      the steps, run by the process that becomes init
+    idranges.py   disjoint uid ranges and the user namespaces that map them
+    cgroups.py    the sandboxes' cgroups
+    storage.py    storage drivers: where a sandbox's own files live
+    records.py    what must survive the launcher
+    profiles.py   seccomp profiles, compiled once at the start
+"""

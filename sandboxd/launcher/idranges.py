@@ -1,0 +1,196 @@
+"""Disjoint ranges of 65,536 ids, and the user namespaces that map them.
+
+Every running sandbox has a range of host ids that nothing else has, so that a process that got out would be
+nobody, and so that kernel counters kept per user (inotify, mqueues, pipes, keys) are its own. Ranges come from
+ids that systemd's UIDS-GIDS.md leaves unused (0x70000000 up); the constant range that owns the files on disk
+lies above them and is never handed out.
+
+A claim is a file in a host-wide directory, so that daemons with other state directories take other ranges. It
+names what proves it alive: the launcher that made it (pid and start time), or a populated cgroup. A claim whose
+proofs are gone may be taken over; nothing needs to be cleaned up after a crash.
+
+Two user namespaces belong to a range. `sandbox` maps 0.. to it and is both the sandbox's own namespace and the
+map of its rootfs; its owner is the range's first id, so its kernel counters are charged there. `disk` maps the
+constant on-disk range to it. Making one costs a fork, so the launcher keeps one range prepared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import random
+from typing import Final
+
+import msgpack
+
+from ..errors import LimitExceeded
+from ..linux import cgroupfs, procfs
+from ..linux.kernel import CLONE_NEWUSER, SECBIT_NO_SETUID_FIXUP, Kernel, SyscallError
+from ..spec import ID_RANGE_WIDTH
+
+FIRST_ID: Final = 0x70000000  # 1,879,048,192
+#: Owner on disk of what a sandbox's root writes; nobody's id on the host. The ranges end below it.
+DISK_FIRST_ID: Final = 2_000_000_000
+RANGES: Final = (DISK_FIRST_ID - FIRST_ID) // ID_RANGE_WIDTH
+CLAIMS_DIR: Final = "/run/sandboxd-ids"
+
+
+@dataclasses.dataclass(slots=True)
+class IdRange:
+    """A claimed range; owns its claim and its two namespace descriptors until `close`."""
+
+    index: int
+    sandbox_userns: int
+    disk_userns: int
+
+    @property
+    def base(self) -> int:
+        """The host id of the sandbox's root."""
+        return base_of(self.index)
+
+    def close_namespaces(self) -> None:
+        """Close the descriptors; the sandbox keeps its namespaces by living in them."""
+        for name in ("sandbox_userns", "disk_userns"):
+            fd = getattr(self, name)
+            if fd >= 0:
+                setattr(self, name, -1)
+                os.close(fd)
+
+
+def base_of(index: int) -> int:
+    """Return the first host id of range `index`."""
+    return FIRST_ID + index * ID_RANGE_WIDTH
+
+
+class RangeAllocator:
+    """Hands out ranges; one is kept prepared when `prepare` is called between requests."""
+
+    def __init__(self, kernel: Kernel, claims_dir: str = CLAIMS_DIR) -> None:
+        self._kernel = kernel
+        self._dir = claims_dir
+        self._prepared: list[IdRange] = []
+        os.makedirs(claims_dir, mode=0o700, exist_ok=True)
+        self._identity = [os.getpid(), procfs.start_time(os.getpid())]
+
+    def prepare(self) -> None:
+        """Have one range ready for the next `take`."""
+        if not self._prepared:
+            self._prepared.append(self._make())
+
+    def take(self) -> IdRange:
+        """Return a claimed range with its namespaces.
+
+        Raises:
+            LimitExceeded: every range is taken.
+            SyscallError: the kernel refused a namespace.
+        """
+        return self._prepared.pop() if self._prepared else self._make()
+
+    def bind(self, range_: IdRange, cgroup: str) -> None:
+        """Let the claim live as long as `cgroup` is populated, beyond this launcher."""
+        self._write(range_.index, cgroup)
+
+    def release(self, index: int) -> None:
+        """Give a range back."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self._dir}/{index}")
+
+    def close(self) -> None:
+        """Release what is prepared."""
+        while self._prepared:
+            range_ = self._prepared.pop()
+            range_.close_namespaces()
+            self.release(range_.index)
+
+    # --- claims ---
+
+    def _make(self) -> IdRange:
+        index = self._claim()
+        made: list[int] = []
+        try:
+            base = base_of(index)
+            made.append(self._make_userns(0, base, owner=base))
+            made.append(self._make_userns(DISK_FIRST_ID, base, owner=0))
+        except OSError:
+            for fd in made:
+                os.close(fd)
+            self.release(index)
+            raise
+        return IdRange(index, *made)
+
+    def _claim(self) -> int:
+        lock = os.open(self._dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            start = random.randrange(RANGES)  # noqa: S311 - spreads the search, nothing secret
+            for offset in range(RANGES):
+                index = (start + offset) % RANGES
+                if self._is_free(index):
+                    self._write(index, "")
+                    return index
+        finally:
+            os.close(lock)
+        raise LimitExceeded(f"cannot give a range of ids: all {RANGES} are in use", ranges=RANGES)
+
+    def _is_free(self, index: int) -> bool:
+        try:
+            with open(f"{self._dir}/{index}", "rb") as file:
+                pid, started, cgroup = msgpack.unpackb(file.read())
+        except FileNotFoundError:
+            return True
+        except (ValueError, TypeError):
+            return True  # torn by a crash of the host; nothing that lives has such a claim
+        return procfs.start_time(pid) != started and not (cgroup and cgroupfs.is_populated(cgroup))
+
+    def _write(self, index: int, cgroup: str) -> None:
+        temporary = f"{self._dir}/.{index}.{os.getpid()}"
+        with open(temporary, "wb") as file:
+            file.write(msgpack.packb([*self._identity, cgroup]))
+        os.rename(temporary, f"{self._dir}/{index}")
+
+    # --- namespaces ---
+
+    def _make_userns(self, inside: int, outside: int, *, owner: int) -> int:
+        """Return a user namespace that maps `inside` on to `outside` on, made by host id `owner`."""
+        ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+        hold_read, hold_write = os.pipe2(os.O_CLOEXEC)
+        pid, pidfd = self._kernel.clone3(0)
+        if pid == 0:
+            self._hold_userns(owner, ready_write, hold_read, hold_write)
+        os.close(ready_write)
+        os.close(hold_read)
+        os.close(pidfd)
+        try:
+            answer = os.read(ready_read, 16)
+            if answer != b"ok":
+                raise SyscallError(int(answer or b"5"), "unshare", "CLONE_NEWUSER")
+            mapping = f"{inside} {outside} {ID_RANGE_WIDTH}".encode()
+            for name in ("uid_map", "gid_map"):
+                fd = self._kernel.open(f"/proc/{pid}/{name}", os.O_WRONLY)
+                try:
+                    self._kernel.write(fd, mapping)
+                finally:
+                    os.close(fd)
+            return self._kernel.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
+        finally:
+            os.close(ready_read)
+            os.close(hold_write)
+            os.waitpid(pid, 0)
+
+    def _hold_userns(self, owner: int, ready: int, hold: int, hold_write: int) -> None:
+        """Be a short child that makes the namespace and keeps it until its parent has taken it."""
+        try:
+            os.close(hold_write)
+            if owner:
+                self._kernel.set_securebits(SECBIT_NO_SETUID_FIXUP)
+                self._kernel.setresids(owner, owner)
+            self._kernel.unshare(CLONE_NEWUSER)
+            os.write(ready, b"ok")
+            os.read(hold, 1)
+            os._exit(0)
+        except OSError as error:
+            os.write(ready, str(error.errno).encode())
+        finally:
+            os._exit(1)

@@ -1,0 +1,70 @@
+"""From a request to the steps of a birth, purely: nothing here touches the host.
+
+The steps run in the process that becomes init, in this order. The user namespace comes last: every mount and every
+other namespace is made by the host's root, so a sandbox's own root owns none of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+from ..spec import Limits
+from . import steps
+from .steps import Step
+
+#: What a sandbox's root may do, and nothing of it reaches a namespace of the host: mask of CAP_CHOWN, DAC_OVERRIDE,
+#: FOWNER, FSETID, KILL, SETGID, SETUID (include/uapi/linux/capability.h).
+SANDBOX_CAPABILITIES: Final = sum(1 << number for number in (0, 1, 3, 4, 5, 6, 7))
+
+#: Part of the memory limit that /dev/shm may take.
+SHM_SHARE: Final = 0.5
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchSpec:
+    """A validated creation: names and numbers only.
+
+    Attributes:
+        id: the sandbox's id, and its host name.
+        rootfs: the rootfs' name.
+        tree: where that rootfs is unpacked.
+        limits: every one filled in.
+        seccomp: the profile's name.
+        range_base: the first host id of its range.
+    """
+
+    id: str
+    rootfs: str
+    tree: str
+    disk: str
+    stage: str
+    limits: Limits
+    seccomp: str
+    range_base: int
+    machine_id: str
+
+
+def plan(spec: LaunchSpec) -> tuple[Step, ...]:
+    """Return the ordered steps that turn a forked process into the init of `spec`."""
+    shm_bytes = int((spec.limits.memory_bytes or 0) * SHM_SHARE)
+    return (
+        steps.PrepareProcess(),
+        steps.IsolateMounts(stage=spec.stage),
+        steps.MountLayers(tree=spec.tree, disk=spec.disk),
+        steps.ActAsOwner(owner=spec.range_base),
+        steps.MountOverlay(),
+        steps.MountProc(),
+        steps.MountSys(),
+        steps.MountDev(shm_bytes=shm_bytes, tty_gid=spec.range_base + 5),
+        steps.WriteIdentity(hostname=spec.id, machine_id=spec.machine_id),
+        steps.ConfigureNetwork(first_gid=spec.range_base),
+        steps.RestrictProc(),
+        steps.NameHost(hostname=spec.id),
+        steps.PivotRoot(),
+        steps.EnterUserNamespace(owner=spec.range_base),
+        steps.LimitResources(pids=spec.limits.pids or 0),
+        steps.DropPrivileges(keep=SANDBOX_CAPABILITIES),
+        steps.ApplySeccomp(profile=spec.seccomp),
+        steps.CloseDescriptors(),
+    )

@@ -1,0 +1,70 @@
+"""What must survive the launcher: one small file per running sandbox, replaced by rename.
+
+A record says which process is the sandbox's init (pid and start time name it for the life of the host) and which
+facts the daemon asks for again. A crash between fork and record leaves a populated cgroup without one: the sweep
+kills it. After a reboot every record's process is gone, so none needs an fsync.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from typing import Any
+
+import msgpack
+
+from ..linux import procfs
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A running sandbox, as the launcher remembers it."""
+
+    id: str
+    pid: int
+    started: int
+    range_index: int
+    rootfs: str
+    seccomp: str
+    devices: list[int]
+    limits: dict[str, Any]
+    unenforced: list[str]
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its init still runs."""
+        return procfs.start_time(self.pid) == self.started
+
+
+class RecordStore:
+    """The records directory."""
+
+    def __init__(self, directory: str) -> None:
+        self._dir = directory
+
+    def save(self, record: Record) -> None:
+        """Write or replace a record."""
+        temporary = f"{self._dir}/.{record.id}"
+        with open(temporary, "wb") as file:
+            file.write(msgpack.packb(dataclasses.asdict(record)))
+        os.rename(temporary, f"{self._dir}/{record.id}")
+
+    def remove(self, sandbox_id: str) -> None:
+        """Forget a sandbox."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self._dir}/{sandbox_id}")
+
+    def load(self) -> dict[str, Record]:
+        """Return every readable record; one that a crash of the host tore names nothing that lives."""
+        found = {}
+        for name in os.listdir(self._dir):
+            if name.startswith("."):
+                continue
+            with contextlib.suppress(ValueError, TypeError), open(f"{self._dir}/{name}", "rb") as file:
+                found[name] = Record(**msgpack.unpackb(file.read()))
+        return found
+
+    def names(self) -> list[str]:
+        """Return the ids that have a record, torn ones included."""
+        return [name.removeprefix(".") for name in os.listdir(self._dir)]

@@ -1,0 +1,79 @@
+"""The launcher's own configuration: written by root, never by the daemon's user."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+from ..errors import ConfigError
+from ..spec import DEFAULT_LIMITS, Limits
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the launcher was started with.
+
+    Attributes:
+        state_dir: holds `pool/`, `records/` (root's) and, unless `rootfs_dir` says otherwise, `rootfs/`.
+        runtime_dir: holds `links/` (the inits' sockets) and `stage/` (an empty mount point).
+        rootfs_dir: the only place where rootfs are looked up.
+        profile_dir: seccomp profiles, `<name>.json`.
+        allow_unenforced: whether a limit that this host cannot enforce is listed rather than refused.
+        default_limits: of a sandbox that asks for none.
+        daemon_uid: who may connect to the inits' sockets.
+        daemon_gid: its group.
+    """
+
+    state_dir: str
+    runtime_dir: str
+    rootfs_dir: str
+    profile_dir: str
+    allow_unenforced: bool = False
+    default_limits: Limits = DEFAULT_LIMITS
+    daemon_uid: int = 0
+    daemon_gid: int = 0
+
+    @classmethod
+    def from_message(cls, message: dict[str, Any]) -> Settings:
+        """Make settings of what the daemon wrote before it dropped its privileges.
+
+        Raises:
+            ConfigError: a key is missing or unknown.
+        """
+        values = dict(message)
+        try:
+            if "default_limits" in values:
+                values["default_limits"] = Limits(**values["default_limits"]).merged(DEFAULT_LIMITS)
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"cannot read the launcher's settings: {error}") from None
+
+    @property
+    def pool_dir(self) -> str:
+        """Where the storage driver keeps the sandboxes' files."""
+        return f"{self.state_dir}/pool"
+
+    @property
+    def records_dir(self) -> str:
+        """Where the launcher keeps its records."""
+        return f"{self.state_dir}/records"
+
+    @property
+    def links_dir(self) -> str:
+        """Where each init listens, as `<id>.sock`."""
+        return f"{self.runtime_dir}/links"
+
+    @property
+    def stage_dir(self) -> str:
+        """An empty directory: the mount point that each birth uses in its own mount namespace."""
+        return f"{self.runtime_dir}/stage"
+
+    @property
+    def cgroup_name(self) -> str:
+        """The cgroup of this state directory's sandboxes; two daemons never share one."""
+        return f"sandboxd-{hashlib.sha256(self.state_dir.encode()).hexdigest()[:12]}"
+
+    def tree_of(self, rootfs: str) -> str:
+        """Return the unpacked root of a rootfs (`images/` lays it out)."""
+        return f"{self.rootfs_dir}/{rootfs}/private/tree"

@@ -1,0 +1,129 @@
+"""Storage drivers: where a sandbox's own files live, and whether their size can be limited.
+
+A driver's tree is root's, 0700: files in it are owned by the constant on-disk range, so a setuid file made inside
+a sandbox belongs to nobody on the host, and no host user can reach it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Final, Protocol
+
+from ..linux.kernel import Kernel
+from .idranges import DISK_FIRST_ID
+
+#: A tree this small is removed at once; a larger one by a short child, so that other requests go on.
+INLINE_ENTRIES: Final = 256
+
+
+class StorageDriver(Protocol):
+    """What the launcher asks of storage."""
+
+    name: str
+    #: Whether `disk_bytes` is a hard limit.
+    enforces_limit: bool
+
+    def create(self, kernel: Kernel, sandbox_id: str, disk_bytes: int) -> str:
+        """Make the folder that holds `upper` and `work`; return its path."""
+        ...
+
+    def remove(self, sandbox_id: str, *, budget: int | None) -> bool:
+        """Remove what `create` made, at most `budget` entries; True when nothing is left."""
+        ...
+
+    def stored(self) -> list[str]:
+        """Return the ids that have something here."""
+        ...
+
+
+class DirectoryDriver:
+    """A plain directory on the host's own filesystem; it cannot limit, and says so."""
+
+    name = "directory"
+    enforces_limit = False
+
+    def __init__(self, pool_dir: str) -> None:
+        self._pool = pool_dir
+
+    def create(self, kernel: Kernel, sandbox_id: str, disk_bytes: int) -> str:  # noqa: ARG002 - see enforces_limit
+        """Make `<pool>/<id>/{upper,work}`, the two owned by the on-disk range."""
+        path = f"{self._pool}/{sandbox_id}"
+        kernel.mkdir(path, 0o700)
+        for name in ("upper", "work"):
+            kernel.mkdir(f"{path}/{name}", 0o755)
+            kernel.chown(f"{path}/{name}", DISK_FIRST_ID, DISK_FIRST_ID)
+        return path
+
+    def remove(self, sandbox_id: str, *, budget: int | None) -> bool:
+        """Remove the folder, never leaving its filesystem and never following a link."""
+        try:
+            top = os.open(self._pool, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            # An earlier removal that was cut short may have left flattened parts (see `remove_tree`).
+            names = [n for n in os.listdir(top) if n == sandbox_id or n.startswith(f"{sandbox_id}.")]
+            return remove_trees(top, names, sandbox_id, budget)
+        finally:
+            os.close(top)
+
+    def stored(self) -> list[str]:
+        """Return the ids that have a folder in the pool."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted({name.partition(".")[0] for name in os.listdir(self._pool)})
+        return []
+
+
+def remove_trees(top: int, names: list[str], prefix: str, budget: int | None) -> bool:
+    """Remove the trees `names` right below `top`; at most `budget` entries. True when nothing is left.
+
+    What is inside comes from a stranger: a tree may be a hundred thousand levels deep. So nothing recurses: a
+    folder that is not empty is renamed up, to `<prefix>.<n>` below `top`, and waits its turn there. Folders on
+    another filesystem are not entered (and then stay, with their parents).
+    """
+    device = os.fstat(top).st_dev
+    pending = list(names)
+    counter = len(names)
+    left = budget if budget is not None else -1
+    while pending:
+        name = pending[-1]
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+        except FileNotFoundError:
+            pending.pop()
+            continue
+        try:
+            if os.fstat(fd).st_dev != device:
+                pending.pop()
+                continue
+            moved: list[str] = []
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    if left == 0:
+                        return False
+                    left -= 1
+                    counter += _remove_entry(entry, fd, top, f"{prefix}.{counter}", moved)
+        finally:
+            os.close(fd)
+        pending.pop()
+        try:
+            os.rmdir(name, dir_fd=top)
+        except OSError:
+            pending.append(name)  # readdir may miss what was moved meanwhile: look again
+        pending.extend(moved)
+    return True
+
+
+def _remove_entry(entry: os.DirEntry[str], fd: int, top: int, new_name: str, moved: list[str]) -> int:
+    """Remove one entry, or move it up as `new_name`; return 1 when that name was used."""
+    if not entry.is_dir(follow_symlinks=False):
+        os.unlink(entry.name, dir_fd=fd)
+        return 0
+    try:
+        os.rmdir(entry.name, dir_fd=fd)
+    except OSError:
+        os.rename(entry.name, new_name, src_dir_fd=fd, dst_dir_fd=top)
+        moved.append(new_name)
+        return 1
+    return 0

@@ -1,0 +1,72 @@
+"""cgroup v2 as files: find the hierarchy, make and kill groups (Documentation/admin-guide/cgroup-v2.rst)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+
+from . import procfs
+
+
+def find_mount(mounts: Iterable[procfs.Mount]) -> str | None:
+    """Return where cgroup2 is mounted whole, or None."""
+    for mount in mounts:
+        if mount.fstype == "cgroup2" and mount.root == "/":
+            return mount.target
+    return None
+
+
+def controllers(group: str) -> frozenset[str]:
+    """Return the controllers that `group` may use."""
+    return frozenset(_read(f"{group}/cgroup.controllers").split())
+
+
+def enable_controllers(group: str, names: Iterable[str]) -> None:
+    """Let the children of `group` use the controllers `names`."""
+    wanted = " ".join(f"+{name}" for name in names)
+    if wanted:
+        write(f"{group}/cgroup.subtree_control", wanted)
+
+
+def write(path: str, text: str) -> None:
+    """Write one cgroup file."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def kill(group: str) -> None:
+    """SIGKILL every process below `group`; a group that is gone is killed already."""
+    with contextlib.suppress(FileNotFoundError, OSError):
+        write(f"{group}/cgroup.kill", "1")
+
+
+def is_populated(group: str) -> bool:
+    """Tell whether a live process (a zombie does not count) is below `group`."""
+    try:
+        return "populated 1" in _read(f"{group}/cgroup.events")
+    except OSError:
+        return False
+
+
+def children(group: str) -> list[str]:
+    """Return the names of the groups right below `group`."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(group) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return []
+
+
+def remove_tree(group: str) -> None:
+    """Remove `group` and all below it; raises OSError (EBUSY) while a process is still leaving."""
+    for name in children(group):
+        remove_tree(f"{group}/{name}")
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(group)
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()

@@ -1,0 +1,322 @@
+"""Every kernel call that a sandbox's birth stands on, behind one class.
+
+One method is one system call under the kernel's own name; a failure is an `OSError` with the call in `syscall`
+(`SyscallError`). The launcher's steps are given a `Kernel`; tests give them one that fails at a chosen call.
+
+This is the only user of ctypes. Symbols come from the running libc (`PyDLL`: the interpreter lock is kept, so
+that a raw clone3 cannot return in a child that does not hold it); the new calls have the same numbers on every
+architecture (include/uapi/asm-generic/unistd.h).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import signal
+import struct
+from typing import Final
+
+import prctl
+
+# Flags: include/uapi/linux/{sched,mount,openat2,fcntl}.h
+CLONE_NEWTIME: Final = 0x00000080
+CLONE_NEWNS: Final = 0x00020000
+CLONE_PARENT: Final = 0x00008000
+CLONE_PIDFD: Final = 0x00001000
+CLONE_NEWCGROUP: Final = 0x02000000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
+CLONE_NEWNET: Final = 0x40000000
+CLONE_INTO_CGROUP: Final = 0x200000000
+
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MS_REC: Final = 16384
+MS_PRIVATE: Final = 1 << 18
+MNT_DETACH: Final = 2
+
+OPEN_TREE_CLONE: Final = 1
+OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
+AT_FDCWD: Final = -100
+AT_EMPTY_PATH: Final = 0x1000
+AT_SYMLINK_NOFOLLOW: Final = 0x100
+MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
+MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
+MOUNT_ATTR_RDONLY: Final = 0x1
+MOUNT_ATTR_NOSUID: Final = 0x2
+MOUNT_ATTR_NODEV: Final = 0x4
+MOUNT_ATTR_NOEXEC: Final = 0x8
+MOUNT_ATTR_IDMAP: Final = 0x00100000
+FSOPEN_CLOEXEC: Final = 1
+FSMOUNT_CLOEXEC: Final = 1
+FSCONFIG_SET_FLAG: Final = 0
+FSCONFIG_SET_STRING: Final = 1
+FSCONFIG_CMD_CREATE: Final = 6
+RESOLVE_NO_XDEV: Final = 0x01
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_IN_ROOT: Final = 0x10
+KEYCTL_JOIN_SESSION_KEYRING: Final = 1
+
+# include/uapi/linux/securebits.h
+SECBIT_NO_SETUID_FIXUP: Final = 1 << 2
+
+_NUMBERS: Final = {
+    "open_tree": 428,
+    "move_mount": 429,
+    "fsopen": 430,
+    "fsconfig": 431,
+    "fsmount": 432,
+    "clone3": 435,
+    "close_range": 436,
+    "openat2": 437,
+    "mount_setattr": 442,
+    **(
+        {"pivot_root": 41, "keyctl": 219, "seccomp": 277}
+        if platform.machine() == "aarch64"
+        else {"pivot_root": 155, "keyctl": 250, "seccomp": 317}
+    ),
+}
+_CAPABILITY_VERSION_3: Final = 0x20080522
+_SECCOMP_SET_MODE_FILTER: Final = 1
+
+_libc = ctypes.PyDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_PIDFD = ctypes.c_int
+
+
+class SyscallError(OSError):
+    """A system call failed: `syscall` is its kernel name beside the usual errno and filename."""
+
+    def __init__(self, number: int, syscall: str, path: str | None = None) -> None:
+        super().__init__(number, os.strerror(number), path)
+        self.syscall = syscall
+
+    def __str__(self) -> str:
+        where = f" {self.filename}" if self.filename else ""
+        return f"{self.syscall}{where}: {errno.errorcode.get(self.errno or 0, self.errno)}"
+
+
+def _check(result: int, syscall: str, path: str | None = None) -> int:
+    if result < 0:
+        raise SyscallError(ctypes.get_errno(), syscall, path)
+    return result
+
+
+def _call(name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None, path: str | None = None) -> int:
+    converted = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    return _check(int(_libc.syscall(ctypes.c_long(_NUMBERS[name]), *converted)), name, path)
+
+
+class Kernel:
+    """The real kernel. Every method raises `SyscallError`."""
+
+    # --- processes and namespaces ---
+
+    def clone3(self, flags: int, *, cgroup_fd: int | None = None, exit_signal: int = signal.SIGCHLD) -> tuple[int, int]:
+        """Fork with `flags`, the child born in the cgroup of `cgroup_fd`; return (pid, pidfd), pid 0 in the child.
+
+        Born there, the child needs no write to cgroup.procs, which waits for an RCU grace period (about 10 ms
+        after an idle gap). The child has not run Python's own after-fork hooks: it must be the only thread, and
+        either exec soon or stay single-threaded.
+        """
+        pidfd = _PIDFD(-1)
+        if cgroup_fd is not None:
+            flags |= CLONE_INTO_CGROUP
+        args = ctypes.create_string_buffer(
+            struct.pack(
+                "=11Q", flags | CLONE_PIDFD, ctypes.addressof(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, cgroup_fd or 0
+            )
+        )
+        pid = _call("clone3", args, 88)
+        return pid, pidfd.value
+
+    def unshare(self, flags: int) -> None:
+        """Leave the namespaces named by `flags`."""
+        _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
+
+    def setns(self, fd: int, flags: int) -> None:
+        """Join the namespace behind `fd`."""
+        _check(_libc.setns(ctypes.c_int(fd), ctypes.c_int(flags)), "setns")
+
+    def close_range(self, first: int, last: int) -> None:
+        """Close every descriptor from `first` to `last`."""
+        _call("close_range", first, last, 0)
+
+    def join_session_keyring(self) -> None:
+        """Take a fresh, anonymous session keyring."""
+        _call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, None, path="JOIN_SESSION_KEYRING")
+
+    def sethostname(self, name: str) -> None:
+        """Name the host of this UTS namespace."""
+        raw = name.encode()
+        _check(_libc.sethostname(raw, ctypes.c_size_t(len(raw))), "sethostname")
+
+    # --- mounts ---
+
+    def mount(self, source: str, target: str, fstype: str | None, flags: int, options: str = "") -> None:
+        """mount(2)."""
+        kind = fstype.encode() if fstype else None
+        done = _libc.mount(source.encode(), target.encode(), kind, ctypes.c_ulong(flags), options.encode() or None)
+        _check(done, "mount", target)
+
+    def umount2(self, target: str, flags: int) -> None:
+        """umount2(2)."""
+        _check(_libc.umount2(target.encode(), ctypes.c_int(flags)), "umount2", target)
+
+    def open_tree(self, dirfd: int, path: str, flags: int) -> int:
+        """Return a descriptor of a mount (a detached copy with OPEN_TREE_CLONE)."""
+        return _call("open_tree", dirfd, path.encode(), flags | OPEN_TREE_CLOEXEC, path=path)
+
+    def move_mount(self, from_fd: int, to_fd: int, to_path: str = "") -> None:
+        """Attach the detached mount `from_fd` at `to_path` below `to_fd`, or on `to_fd` itself."""
+        flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if to_path else MOVE_MOUNT_T_EMPTY_PATH)
+        _call("move_mount", from_fd, b"", to_fd, to_path.encode(), flags, path=to_path or f"fd {to_fd}")
+
+    def mount_setattr(self, fd: int, attributes: int, *, userns_fd: int | None = None) -> None:
+        """Set attributes on the mount behind `fd`; with `userns_fd` map its ids through that user namespace."""
+        if userns_fd is not None:
+            attributes |= MOUNT_ATTR_IDMAP
+        buffer = ctypes.create_string_buffer(struct.pack("=4Q", attributes, 0, 0, userns_fd or 0))
+        _call("mount_setattr", fd, b"", AT_EMPTY_PATH, buffer, 32)
+
+    def fsmount(self, fstype: str, options: dict[str, str | None], attributes: int) -> int:
+        """Make a new filesystem and return the descriptor of its detached mount (fsopen, fsconfig, fsmount)."""
+        context = _call("fsopen", fstype.encode(), FSOPEN_CLOEXEC, path=fstype)
+        try:
+            for key, value in options.items():
+                command = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING
+                raw = None if value is None else value.encode()
+                _call("fsconfig", context, command, key.encode(), raw, 0, path=f"{fstype} {key}")
+            _call("fsconfig", context, FSCONFIG_CMD_CREATE, None, None, 0, path=fstype)
+            return _call("fsmount", context, FSMOUNT_CLOEXEC, attributes, path=fstype)
+        finally:
+            os.close(context)
+
+    def pivot_root(self, new_root: str, put_old: str) -> None:
+        """pivot_root(2)."""
+        _call("pivot_root", new_root.encode(), put_old.encode(), path=new_root)
+
+    # --- files ---
+
+    def openat2(self, dirfd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
+        """Open `path` below `dirfd` under the RESOLVE_* rules."""
+        how = ctypes.create_string_buffer(struct.pack("=3Q", flags | os.O_CLOEXEC, mode, resolve))
+        return _call("openat2", dirfd, os.fsencode(path), how, 24, path=path)
+
+    def open(self, path: str, flags: int, mode: int = 0, *, dirfd: int | None = None) -> int:
+        """open(2)."""
+        try:
+            return os.open(path, flags | os.O_CLOEXEC, mode, dir_fd=dirfd)
+        except OSError as error:
+            raise SyscallError(error.errno or 0, "open", path) from None
+
+    def write(self, fd: int, data: bytes) -> None:
+        """write(2) of all of `data` at once."""
+        try:
+            os.write(fd, data)
+        except OSError as error:
+            raise SyscallError(error.errno or 0, "write", f"fd {fd}") from None
+
+    def mkdir(self, path: str, mode: int = 0o755, *, dirfd: int | None = None) -> None:
+        """mkdir(2)."""
+        try:
+            os.mkdir(path, mode, dir_fd=dirfd)
+        except OSError as error:
+            raise SyscallError(error.errno or 0, "mkdir", path) from None
+
+    def chown(self, path: str, uid: int, gid: int, *, dirfd: int | None = None) -> None:
+        """fchownat(2), never following a link."""
+        try:
+            os.chown(path, uid, gid, dir_fd=dirfd, follow_symlinks=False)
+        except OSError as error:
+            raise SyscallError(error.errno or 0, "fchownat", path) from None
+
+    def mknod(self, path: str, mode: int, device: int, *, dirfd: int | None = None) -> None:
+        """mknodat(2)."""
+        try:
+            os.mknod(path, mode, device, dir_fd=dirfd)
+        except OSError as error:
+            raise SyscallError(error.errno or 0, "mknodat", path) from None
+
+    def symlink(self, target: str, path: str, *, dirfd: int | None = None) -> None:
+        """symlinkat(2)."""
+        try:
+            os.symlink(target, path, dir_fd=dirfd)
+        except OSError as error:
+            raise SyscallError(error.errno or 0, "symlinkat", path) from None
+
+    # --- privilege ---
+
+    def setfsids(self, uid: int, gid: int) -> None:
+        """Act on files as `uid` and `gid`."""
+        _libc.setfsgid(ctypes.c_uint(gid))
+        _libc.setfsuid(ctypes.c_uint(uid))
+        # Neither call reports failure; asking with an invalid id tells the present one (setfsuid(2)).
+        if (_libc.setfsgid(ctypes.c_uint(2**32 - 1)), _libc.setfsuid(ctypes.c_uint(2**32 - 1))) != (gid, uid):
+            raise SyscallError(errno.EPERM, "setfsuid")
+
+    def setresids(self, uid: int, gid: int) -> None:
+        """Become `uid` and `gid` entirely, without supplementary groups."""
+        try:
+            os.setgroups([])
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+        except OSError as error:
+            raise SyscallError(error.errno or 0, "setresuid") from None
+
+    def set_securebits(self, bits: int) -> None:
+        """prctl(PR_SET_SECUREBITS)."""
+        try:
+            prctl.set_securebits(bits)
+        except OSError as error:
+            raise SyscallError(error.errno or 0, "prctl", "PR_SET_SECUREBITS") from None
+
+    def capset(self, effective: int, permitted: int, inheritable: int) -> None:
+        """Set the three capability sets of this thread, each a bit mask."""
+        header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0))
+        low, high = 0xFFFFFFFF, 32
+        sets = (effective, permitted, inheritable)
+        data = ctypes.create_string_buffer(
+            struct.pack("=6I", *(value & low for value in sets), *(value >> high for value in sets))
+        )
+        _check(_libc.capset(header, data), "capset")
+
+    def cut_bounding_set(self, keep: int) -> None:
+        """Drop every capability that is not in the mask `keep` from the bounding set."""
+        for capability in range(_LAST_CAPABILITY + 1):
+            if not keep >> capability & 1:
+                try:
+                    prctl.capbset_drop(capability)
+                except OSError as error:
+                    raise SyscallError(error.errno or 0, "prctl", f"PR_CAPBSET_DROP {capability}") from None
+
+    def forbid_dump(self) -> None:
+        """Be neither dumpable nor ptraceable: prctl(PR_SET_DUMPABLE, 0)."""
+        prctl.set_dumpable(0)
+
+    def set_no_new_privs(self) -> None:
+        """Let no exec raise privilege again: prctl(PR_SET_NO_NEW_PRIVS)."""
+        prctl.set_no_new_privs(1)
+
+    def seccomp(self, program: bytes) -> None:
+        """Install a compiled filter (an array of struct sock_filter)."""
+        instructions = ctypes.create_string_buffer(program, len(program))
+        prog = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(instructions)))
+        _call("seccomp", _SECCOMP_SET_MODE_FILTER, 0, prog)
+
+
+def last_capability() -> int:
+    """Return the highest capability that this kernel knows."""
+    with open("/proc/sys/kernel/cap_last_cap") as file:
+        return int(file.read())
+
+
+#: Read once: a sandbox' /proc is another one by the time the bounding set is cut.
+_LAST_CAPABILITY: Final = last_capability()

@@ -1,0 +1,53 @@
+"""Facts out of /proc: mounts and processes. Pure parsers with one reader each."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Final
+
+_OCTAL: Final = re.compile(r"\\([0-7]{3})")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of mountinfo (proc_pid_mountinfo(5))."""
+
+    root: str
+    target: str
+    fstype: str
+    options: tuple[str, ...]
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """Return the mounts of a mountinfo file, in mount order."""
+    found = []
+    for line in text.splitlines():
+        fields = line.split(" ")
+        separator = fields.index("-", 6)
+        root, target = (_OCTAL.sub(lambda m: chr(int(m[1], 8)), fields[i]) for i in (3, 4))
+        found.append(Mount(root, target, fields[separator + 1], tuple(fields[5].split(","))))
+    return found
+
+
+def mounts() -> list[Mount]:
+    """Return this process' mounts."""
+    with open("/proc/self/mountinfo") as file:
+        return parse_mountinfo(file.read())
+
+
+def parse_start_time(stat: str) -> int:
+    """Return field 22 of a /proc/<pid>/stat: the start in clock ticks since boot. The name may hold anything."""
+    return int(stat[stat.rindex(")") + 2 :].split(" ")[19])
+
+
+def start_time(pid: int) -> int | None:
+    """Return when `pid` started (clock ticks since boot), or None if there is no such process.
+
+    Together with the pid it names a process for the life of the host.
+    """
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return parse_start_time(file.read())
+    except (FileNotFoundError, ProcessLookupError):
+        return None
