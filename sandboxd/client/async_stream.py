@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections import deque
 from typing import TYPE_CHECKING, Self
 
-from sandboxd.errors import LocalProtocolError
+import anyio
+import httpx
+
+from sandboxd.errors import LocalProtocolError, ProcessNotRunning
 
 from . import calls
 from .failures import mapped
@@ -16,10 +20,37 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from types import TracebackType
 
-    import httpx
-
     from .async_client import AsyncClient
     from .models import ExitStatus, OutputChunk
+
+
+class _Body:
+    """An answer's body, and its end.
+
+    httpx reads through five nested async generators. One that is dropped half-way is left to the garbage collector,
+    and trio warns of each; so `close` runs them to their end, which is at hand once the connection is closed.
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self._pieces = response.aiter_raw()
+        self._closed = False
+
+    async def read(self) -> bytes | None:
+        """Return the next piece, None at the end."""
+        return await anext(self._pieces, None)
+
+    async def close(self) -> None:
+        """Drop the connection, also in a task that is cancelled; closing waits for nobody."""
+        if self._closed:
+            return
+        self._closed = True
+        with anyio.CancelScope(shield=True):
+            await self._response.aclose()
+            # RuntimeError: another task is reading, and meets the end itself.
+            with contextlib.suppress(httpx.HTTPError, httpx.StreamError, RuntimeError):
+                async for _ in self._pieces:
+                    pass
 
 
 class AsyncExecStream:
@@ -46,7 +77,7 @@ class AsyncExecStream:
         self._call = call
         self._callbacks = {"stdout": on_stdout, "stderr": on_stderr}
         self._pending: deque[OutputChunk] = deque()
-        self._response: httpx.Response | None = None
+        self._body: _Body | None = None
         self._reader = calls.ExecReader("")
         self._closed = False
         self.process_id = ""
@@ -57,15 +88,15 @@ class AsyncExecStream:
         return f"<AsyncExecStream {self.process_id or '(not entered)'} {state}>"
 
     async def __aenter__(self) -> Self:
-        if self._response is not None:
+        if self._body is not None:
             raise LocalProtocolError("cannot enter the stream: it was entered before")
-        self._response = await self._client.open(self._call)
+        response = await self._client.open(self._call)
+        self._body = _Body(response)
         try:
-            self.process_id = self._reader.process_id = process_of(self._response)
+            self.process_id = self._reader.process_id = process_of(response)
         except BaseException:
             await self.close()
             raise
-        self._pieces = self._response.aiter_raw()
         return self
 
     async def __aexit__(
@@ -113,23 +144,24 @@ class AsyncExecStream:
             await self._client.send(call)
 
     async def close_stdin(self) -> None:
-        """Close the command's standard input: it reads an end of file."""
-        await self._client.send(calls.close_stdin(self._sandbox_id, self.process_id))
+        """Close the command's standard input: it reads an end of file. One that has ended is no error."""
+        with contextlib.suppress(ProcessNotRunning):
+            await self._client.send(calls.close_stdin(self._sandbox_id, self.process_id))
 
     async def close(self) -> None:
         """Drop the connection; a command that still runs is killed, unless it is detached."""
         self._closed = True
-        if self._response is not None:
-            await self._response.aclose()
+        if self._body is not None:
+            await self._body.close()
 
     async def _advance(self) -> None:
-        if self._response is None:
+        if self._body is None:
             raise LocalProtocolError("cannot read the stream: enter it first, with 'async with'")
         if self._closed:
             raise closed_stream()
         try:
             with mapped(self._client.address):
-                piece = await anext(self._pieces, None)
+                piece = await self._body.read()
             if piece is None:
                 self.result = self._reader.close()
                 await self.close()
@@ -146,12 +178,13 @@ class AsyncFileStream:
     def __init__(self, client: AsyncClient, call: calls.StreamCall) -> None:
         self._client = client
         self._call = call
-        self._response: httpx.Response | None = None
+        self._body: _Body | None = None
         self.size: int | None = None
 
     async def __aenter__(self) -> Self:
-        self._response = await self._client.open(self._call)
-        self.size = size_of(self._response)
+        response = await self._client.open(self._call)
+        self._body = _Body(response)
+        self.size = size_of(response)
         return self
 
     async def __aexit__(
@@ -159,14 +192,19 @@ class AsyncFileStream:
     ) -> None:
         await self.close()
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._response is None:
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._body is None:
             raise LocalProtocolError("cannot read the file: enter the stream first, with 'async with'")
         with mapped(self._client.address):
-            async for piece in self._response.aiter_raw():
-                yield piece
+            piece = await self._body.read()
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
 
     async def close(self) -> None:
         """Drop the connection, also before the file's end."""
-        if self._response is not None:
-            await self._response.aclose()
+        if self._body is not None:
+            await self._body.close()

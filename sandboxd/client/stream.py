@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Self
 
-from sandboxd.errors import LocalProtocolError, RemoteProtocolError
+from sandboxd.errors import LocalProtocolError, ProcessNotRunning, RemoteProtocolError
 
 from . import calls
 from .failures import mapped
@@ -122,8 +123,9 @@ class ExecStream:
             self._client.send(call)
 
     def close_stdin(self) -> None:
-        """Close the command's standard input: it reads an end of file."""
-        self._client.send(calls.close_stdin(self._sandbox_id, self.process_id))
+        """Close the command's standard input: it reads an end of file. One that has ended is no error."""
+        with contextlib.suppress(ProcessNotRunning):
+            self._client.send(calls.close_stdin(self._sandbox_id, self.process_id))
 
     def close(self) -> None:
         """Drop the connection; a command that still runs is killed, unless it is detached."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ CUTS = st.lists(st.integers(0, 4000), max_size=30)
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     places = [0, *sorted(cut for cut in cuts if cut <= len(data)), len(data)]
-    return [data[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(places)]
 
 
 @given(st.lists(OUTPUT, max_size=10), LAST, CUTS)
@@ -76,8 +78,13 @@ def test_a_length_over_its_bound_is_refused_before_its_bytes_come(frame_type: in
 def test_bytes_after_the_last_frame_are_refused(cut: int):
     data = raw.encode(raw.EXIT, b"{}") + b"\x01"
     decoder = raw.RawDecoder()
+
+    def feed() -> None:
+        decoder.feed(data[:cut])
+        decoder.feed(data[cut:])
+
     with pytest.raises(RemoteProtocolError):
-        decoder.feed(data[:cut]) + decoder.feed(data[cut:])
+        feed()
 
 
 @pytest.mark.parametrize("data", [b"", b"\x01", raw.encode(raw.STDOUT, b"abc"), raw.encode(raw.EXIT, b"{}")[:-1]])

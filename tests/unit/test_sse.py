@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ CUTS = st.lists(st.integers(0, 2000), max_size=30)
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     places = [0, *sorted(cut for cut in cuts if cut <= len(data)), len(data)]
-    return [data[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(places)]
 
 
 def decode(*data: bytes) -> list[SseEvent]:
@@ -93,9 +95,13 @@ def test_what_cannot_come_back_is_not_sent(fields: dict[str, str]):
 @pytest.mark.parametrize("line", [b"data: 0123456789\n", b": 0123456789", b"event: 0123456789\ndata:01234\n"])
 def test_an_event_over_the_bound_is_refused(line: bytes):
     decoder = sse.SseDecoder(limit=16)
-    with pytest.raises(RemoteProtocolError):
+
+    def overflow() -> None:
         for _ in range(3):
             decoder.feed(line)
+
+    with pytest.raises(RemoteProtocolError):
+        overflow()
     with pytest.raises(RemoteProtocolError):
         decoder.feed(b"\n")
 

@@ -1,0 +1,231 @@
+"""The command line, verb by verb: what it prints, what it refuses, and the pure parts."""
+
+from __future__ import annotations
+
+import datetime as dt
+import gc
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from fake_daemon import PNG, FakeDaemon
+
+from sandboxd.cli import cp, demo, main
+from sandboxd.cli.attach import exit_code
+from sandboxd.cli.info import flat
+from sandboxd.cli.ls import age
+from sandboxd.cli.params import Size
+from sandboxd.client.models import ExitStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaemon]:
+    with FakeDaemon(tmp_path / "d.sock") as found:
+        monkeypatch.setenv("SANDBOXD_URL", found.url)
+        monkeypatch.delenv("SANDBOXD_TOKEN", raising=False)
+        yield found
+
+
+@pytest.fixture
+def refused_sockets() -> Iterator[None]:
+    """Collect the sockets that httpcore leaves open when a connection is refused, in the test that made them."""
+    yield
+    gc.collect()
+
+
+def sandboxd(*words: str) -> Result:
+    return CliRunner().invoke(main.cli, list(words), prog_name="sandboxd")
+
+
+def test_create_ls_info_rm(daemon: FakeDaemon):
+    made = sandboxd("create", "--name", "a", "--label", "x=y", "--memory", "512M", "--cpus", "1.5", "-e", "A=b=c")
+    assert made.exit_code == 0, made.output
+    key = made.stdout.strip()
+    fields = {"name": "a", "labels": {"x": "y"}, "env": {"A": "b=c"}}
+    assert daemon.requests[-1][2] == fields | {"limits": {"memory_bytes": 512 << 20, "cpus": 1.5}}
+    assert json.loads(sandboxd("create", "--json").stdout)["state"] == "running"
+    listed = sandboxd("ls").stdout.splitlines()
+    assert listed[0].split() == ["ID", "NAME", "STATE", "ROOTFS", "AGE", "LABELS"]
+    assert listed[1].split()[:4] == [key, "a", "running", "default"]
+    assert listed[1].endswith("x=y")
+    assert sandboxd("ls", "-q").stdout.split() == list(daemon.sandboxes)
+    assert [item["id"] for item in json.loads(sandboxd("ls", "--json").stdout)] == list(daemon.sandboxes)
+    assert f"id                   {key}" in sandboxd("info", "a").stdout
+    assert json.loads(sandboxd("info", "--json").stdout)["version"] == "9.9.9"
+    missing = sandboxd("rm", "nobody", "a")
+    assert missing.exit_code == 1
+    assert missing.stderr == "sandboxd: cannot find sandbox 'nobody': there is none\n"
+    assert sandboxd("rm", "--all").exit_code == 0
+    assert not daemon.sandboxes
+    assert sandboxd("ls", "-q").stdout == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nope"],
+        ["run"],
+        ["run", "--memory", "lots", "--", "true"],
+        ["exec", "a"],
+        ["exec"],
+        ["rm"],
+        ["rm", "--all", "a"],
+        ["create", "--label", "x"],
+        ["cp", "a", "b"],
+        ["cp", "a:/x", "b:/y"],
+        ["cp", "a:x", "b"],
+    ],
+)
+def test_usage_is_status_2(words: list[str]):
+    result = sandboxd(*words)
+    assert result.exit_code == 2
+    assert "Usage:" in result.stderr
+
+
+@pytest.mark.parametrize(("words", "status"), [(["ls"], 1), (["run", "--", "true"], 125), (["exec", "a", "true"], 125)])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("refused_sockets")
+def test_no_daemon_is_one_sentence(tmp_path: Path, words: list[str], status: int):
+    result = sandboxd("--url", f"unix://{tmp_path}/none", *words)
+    assert result.exit_code == status
+    assert result.stderr.startswith("sandboxd: cannot reach the daemon at unix://")
+    assert result.stderr.count("\n") == 1
+    assert sandboxd("--url", "ftp://x", *words).exit_code == status
+
+
+def test_version(daemon: FakeDaemon):
+    assert sandboxd("version").stdout.split("\n")[1] == "daemon 9.9.9"
+    daemon.token = "secret"
+    assert sandboxd("version").stdout.split("\n")[1] == "daemon not reachable"
+    assert sandboxd("--token", "secret", "version").stdout.split("\n")[1] == "daemon 9.9.9"
+
+
+def test_help_names_every_verb_and_loads_no_daemon():
+    script = """
+import sys
+from click.testing import CliRunner
+from sandboxd.cli import main
+result = CliRunner().invoke(main.cli, ["-h"])
+assert all(f"  {name} " in result.stdout for name in main.COMMANDS), result.stdout
+for verb in set(main.COMMANDS) - main.DAEMON_VERBS:
+    assert CliRunner().invoke(main.cli, [verb, "-h"]).exit_code == 0
+heavy = {"httpx", "trio", "hypercorn", "sandboxd.daemon", "sandboxd.runtime", "sandboxd.api"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_cp_both_ways(daemon: FakeDaemon, tmp_path: Path):
+    sandboxd("create", "--name", "a")
+    source = tmp_path / "source.bin"
+    source.write_bytes(bytes(range(256)) * 5000)
+    assert sandboxd("cp", str(source), "a:/in/").exit_code == 0
+    assert daemon.files["/in/source.bin"] == source.read_bytes()
+    assert sandboxd("cp", "a:/in/source.bin", str(tmp_path / "back")).exit_code == 0
+    assert (tmp_path / "back").read_bytes() == source.read_bytes()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert sandboxd("cp", "a:/in/source.bin", str(folder)).exit_code == 0
+    assert [path.name for path in folder.iterdir()] == ["source.bin"]
+    refused = sandboxd("cp", str(folder), "a:/x")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+    assert "folders are not available yet" in refused.stderr
+    for words in (["a:/none", str(folder / "x")], [str(tmp_path / "none"), "a:/x"], ["a:/in/source.bin", "/proc/no/x"]):
+        result = sandboxd("cp", *words)
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1), result.output
+    assert [path.name for path in folder.iterdir()] == ["source.bin"]
+
+
+def test_save_is_whole_or_not_at_all(tmp_path: Path):
+    target, link = tmp_path / "file", tmp_path / "link"
+    target.write_text("before")
+    target.chmod(0o640)
+    link.symlink_to(target)
+
+    def broken() -> Iterator[bytes]:
+        yield b"half"
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        cp.save(link, broken())
+    assert target.read_text() == "before"
+    cp.save(link, [b"after"])
+    assert link.is_symlink()
+    assert (target.read_text(), target.stat().st_mode & 0o777) == ("after", 0o640)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a:/x", cp.Remote("a", "/x")),
+        ("a:/x:y", cp.Remote("a", "/x:y")),
+        ("./a:b", "./a:b"),
+        ("/a:/b", "/a:/b"),
+        ("file", "file"),
+        ("-", "-"),
+        (":x", ":x"),
+    ],
+)
+def test_cp_tells_sandboxes_from_files(text: str, expected: object):
+    assert cp.parse(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("1", 1), ("512M", 512 << 20), ("1.5g", 3 << 29), ("2GiB", 2 << 30), ("4 kb", 4096)]
+)
+def test_sizes(text: str, expected: int):
+    assert Size().convert(text, None, None) == expected
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1X", "M", "1e3", "1,5G"])
+def test_sizes_that_are_none(text: str):
+    with pytest.raises(click.BadParameter):
+        Size().convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (ExitStatus(id="p", exit_code=3), 3),
+        (ExitStatus(id="p", signal="SIGTERM"), 143),
+        (ExitStatus(id="p", signal="SIGRTMIN+3"), 137),
+        (ExitStatus(id="p", signal="SIGKILL", timed_out=True), 124),
+        (ExitStatus(id="p"), 1),
+    ],
+)
+def test_exit_codes(status: ExitStatus, expected: int):
+    assert exit_code(status) == expected
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(-5, "0s"), (59, "59s"), (60, "1m"), (7200, "2h"), (999_999, "11d")])
+def test_ages(seconds: int, expected: str):
+    now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    assert age(now - dt.timedelta(seconds=seconds), now) == expected
+
+
+def test_flat():
+    value = {"a": {"b": 1, "c": {}}, "d": [1, "x"], "e": None}
+    assert list(flat(value)) == [("a.b", "1"), ("a.c", "-"), ("d", "1, x"), ("e", "-")]
+
+
+@pytest.mark.parametrize("data", [b"", PNG[:-1], PNG[1:], b"GIF89a" * 9])
+def test_a_png_is_told_from_what_is_none(data: bytes):
+    assert demo.png_size(PNG) == (800, 600)
+    assert demo.png_size(data) is None
+
+
+def test_the_demo_destroys_its_sandbox_and_fails_when_things_are_wrong(daemon: FakeDaemon, tmp_path: Path):
+    result = sandboxd("demo", "--output", str(tmp_path / "x.png"))  # here, nothing is a sandbox: much is wrong
+    assert result.exit_code == 1
+    assert "not as it should be" in result.output or "cannot" in result.output
+    assert daemon.count >= 1
+    assert not daemon.sandboxes

@@ -1,0 +1,176 @@
+"""`run`, `exec` and `cp` as real processes: standard streams, statuses and signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fake_daemon import FakeDaemon
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SANDBOXD = [sys.executable, "-m", "sandboxd.cli.main"]
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaemon]:
+    with FakeDaemon(tmp_path / "d.sock") as found:
+        monkeypatch.setenv("SANDBOXD_URL", found.url)
+        monkeypatch.delenv("SANDBOXD_TOKEN", raising=False)
+        yield found
+
+
+def sandboxd(*words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    options = {"stdin": subprocess.DEVNULL} | options if "input" not in options else options
+    return subprocess.run([*SANDBOXD, *words], capture_output=True, timeout=60, check=False, **options)
+
+
+def start(*words: str, **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([*SANDBOXD, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [("exit 0", 0), ("exit 7", 7), ("exit 126", 126), ("kill -TERM $$", 143), ("kill -KILL $$", 137)],
+)
+def test_run_passes_the_status(daemon: FakeDaemon, command: str, status: int):
+    assert sandboxd("run", "--", "sh", "-c", command).returncode == status
+    assert not daemon.sandboxes
+
+
+def test_run_passes_both_outputs_apart_and_every_byte_of_input(daemon: FakeDaemon):
+    data = bytes(range(256)) * 4000
+    result = sandboxd("run", "sh", "-c", "cat; echo err >&2", input=data)
+    assert (result.returncode, result.stdout, result.stderr) == (0, data, b"err\n")
+
+
+def test_run_gives_what_is_asked_for(daemon: FakeDaemon, tmp_path: Path):
+    words = [
+        "run",
+        "--rootfs",
+        "r",
+        "--pids",
+        "9",
+        "-e",
+        "A=b",
+        "-e",
+        "HOME",
+        "-w",
+        str(tmp_path),
+        "-u",
+        "u",
+        "--timeout",
+        "9",
+    ]
+    result = sandboxd(*words, "--", "sh", "-c", "pwd; echo $A")
+    assert result.stdout.decode() == f"{tmp_path}\nb\n"
+    created, ran = [body for method, path, body in daemon.requests if method == "POST"]
+    assert created == {"rootfs": "r", "limits": {"pids": 9}}
+    assert ran["env"] == {"A": "b", "HOME": os.environ["HOME"]}
+    assert (ran["user"], ran["timeout_s"], "stdin" in ran) == ("u", 9, False)  # /dev/null needs no pipe
+
+
+def test_run_statuses_of_its_own(daemon: FakeDaemon):
+    missing = sandboxd("run", "--", "no-such-program-at-all")
+    assert (missing.returncode, missing.stderr) == (127, b"no-such-program-at-all: not found\n")
+    slow = sandboxd("run", "--timeout", "0.05", "--", "sleep", "600")
+    assert slow.returncode == 124
+    assert b"time was over" in slow.stderr
+    daemon.token = "secret"
+    refused = sandboxd("run", "--", "true")
+    assert refused.returncode == 125
+    assert refused.stderr == b"sandboxd: cannot serve the request: no valid token came with it\n"
+
+
+def test_run_keep(daemon: FakeDaemon):
+    result = sandboxd("run", "--keep", "--", "true")
+    [key] = daemon.sandboxes
+    assert result.stderr.decode() == f"sandboxd: kept the sandbox {key}\n"
+
+
+def test_a_program_that_ends_first_does_not_wait_for_input(daemon: FakeDaemon):
+    read, write = os.pipe()  # nobody writes, and nobody closes
+    try:
+        result = sandboxd("run", "--", "echo", "done", stdin=read)
+    finally:
+        os.close(read)
+        os.close(write)
+    assert (result.returncode, result.stdout) == (0, b"done\n")
+
+
+def test_input_that_the_program_does_not_want_is_no_failure(daemon: FakeDaemon):
+    result = sandboxd("run", "--", "head", "-c", "5", input=b"x" * 3_000_000)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"xxxxx", b"")
+
+
+def test_streams_are_live_in_both_directions(daemon: FakeDaemon):
+    with start("run", "--", "sh", "-c", "echo ready; read a; echo got $a >&2", stdin=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.stdin.write(b"yes\n")
+        process.stdin.flush()
+        assert process.stderr.readline() == b"got yes\n"
+        assert process.wait(30) == 0
+
+
+def test_a_reader_that_has_enough_ends_it_cleanly(daemon: FakeDaemon):
+    with start("run", "--", "yes", stdin=subprocess.DEVNULL) as process:
+        assert process.stdout.read(2) == b"y\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 141
+    assert daemon.ended.get(timeout=10)[1]
+    assert not daemon.sandboxes
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_the_command_and_leaves_nothing(daemon: FakeDaemon, number: int, status: int):
+    with start("run", "--", "sh", "-c", "echo ready; sleep 600", stdin=subprocess.DEVNULL) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        assert process.stderr.read() == b""
+        assert process.wait(30) == status
+    assert daemon.ended.get(timeout=10)[1]
+    assert not daemon.sandboxes
+
+
+def test_a_signal_while_the_sandbox_is_made_leaves_nothing(daemon: FakeDaemon):
+    with start("run", "--", "true", stdin=subprocess.DEVNULL) as process:
+        daemon.before_create = lambda: process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    assert not daemon.sandboxes
+    assert not daemon.processes
+
+
+def test_exec(daemon: FakeDaemon):
+    key = sandboxd("create", "--name", "a").stdout.decode().strip()
+    result = sandboxd("exec", "-e", "A=b", "a", "--", "sh", "-c", "echo $A; cat; exit 4", input=b"in")
+    assert (result.returncode, result.stdout) == (4, b"b\nin")
+    assert sandboxd("exec", key, "echo", "--", "-x").stdout == b"-- -x\n"
+    detached = sandboxd("exec", "-d", "a", "--", "true")
+    assert daemon.ended.get(timeout=10)
+    assert detached.stdout.decode().strip() in daemon.processes
+    assert key in daemon.sandboxes
+
+
+def test_interrupting_exec_kills_the_command_and_keeps_the_sandbox(daemon: FakeDaemon):
+    sandboxd("create", "--name", "a")
+    with start("exec", "a", "sh", "-c", "echo ready; sleep 600", stdin=subprocess.DEVNULL) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    assert daemon.ended.get(timeout=10)[1]
+    assert daemon.sandboxes
+
+
+def test_cp_through_pipes(daemon: FakeDaemon):
+    sandboxd("create", "--name", "a")
+    data = bytes(range(256)) * 4000
+    assert sandboxd("cp", "-", "a:/x", input=data).returncode == 0
+    assert daemon.files["/x"] == data
+    assert sandboxd("cp", "a:/x", "-").stdout == data
