@@ -39,6 +39,8 @@ class _Connection(TrioASGIHTTPConnection):
         request: Any = self._create_request_from_scope(send)
         call = Call(request, self.app.manager, self.app.facts)  # type: ignore[attr-defined]  # Api below
         request.scope["sandboxd.call"] = call
+        if not request.content_length and "Transfer-Encoding" not in request.headers:
+            call.body.set_complete()  # it has none: do not wait for the message that says so
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._receive, nursery, request, receive)
             async with call.stack:
@@ -96,6 +98,7 @@ class Api(QuartTrio):
 
     def __init__(self, manager: Manager, policy: Policy, facts: Facts) -> None:
         super().__init__("sandboxd.api", static_folder=None)
+        self.config["MAX_CONTENT_LENGTH"] = None  # bodies are bounded by what reads them
         self.manager = manager
         self.policy = policy
         self.facts = facts

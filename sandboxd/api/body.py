@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import math
+from typing import Final
 
 import trio
 from quart_trio.wrappers.request import TrioBody, TrioRequest
 
 from ..errors import BodyTooLarge, InvalidRequest
 from ..spec import MAX_JSON_BODY_BYTES
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 #: What one request holds of a body that its handler has not read yet; beyond it the client's writes wait.
 HIGH_WATER: Final = 1024 * 1024
@@ -63,19 +61,23 @@ class BoundedBody(TrioBody):
         """Whether all of it has come."""
         return self._complete.is_set()
 
-    async def pieces(self, *, idle_s: float | None) -> AsyncIterator[bytes]:
-        """Yield what comes; raises InvalidRequest when nothing comes for `idle_s` seconds."""
-        while True:
-            with trio.move_on_after(idle_s if idle_s is not None else float("inf")) as scope:
+    async def next_piece(self, *, idle_s: float = math.inf) -> bytes:
+        """Return what has come, waiting for it; no bytes are the end.
+
+        Raises:
+            InvalidRequest: nothing came for `idle_s` seconds.
+        """
+        with trio.move_on_after(idle_s) as scope:
+            while True:
                 try:
                     data = await self.__anext__()
                 except StopAsyncIteration:
-                    return
-            if scope.cancelled_caught:
-                raise InvalidRequest(f"cannot read the body: nothing came for {idle_s:g} s")
-            self._room.set()
-            if data:
-                yield data
+                    return b""
+                self._room.set()
+                if data:
+                    return data
+        assert scope.cancelled_caught  # noqa: S101 - the loop ends by returning only
+        raise InvalidRequest(f"cannot read the body: nothing came for {idle_s:g} s")
 
     async def read_json(self) -> bytes:
         """Return the whole body.
@@ -89,7 +91,7 @@ class BoundedBody(TrioBody):
         if self._complete.is_set() and len(self._data) <= limit:
             return bytes(self._data)
         found = bytearray()
-        async for piece in self.pieces(idle_s=JSON_IDLE_S):
+        while piece := await self.next_piece(idle_s=JSON_IDLE_S):
             found += piece
             if len(found) > limit:
                 raise BodyTooLarge(f"cannot take a JSON body of over {limit} bytes", limit_bytes=limit)

@@ -38,7 +38,7 @@ async def write_stdin(call: Call, ref: str, process: str) -> TrioResponse:
     """Feed a process; answers when all of it has been written."""
     sandbox = call.manager.registry.find(ref)
     check_process_id(process, "process")
-    async for piece in call.body.pieces(idle_s=None):
+    while piece := await call.body.next_piece():
         await sandbox.write_stdin(process, piece)
     return nothing()
 

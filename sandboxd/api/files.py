@@ -105,7 +105,7 @@ async def write(call: Call, ref: str) -> TrioResponse:
     sandbox = call.manager.registry.find(ref)
     path = _path(call)
     async with await sandbox.open_write(path) as writer:
-        async for piece in call.body.pieces(idle_s=UPLOAD_IDLE_S):
+        while piece := await call.body.next_piece(idle_s=UPLOAD_IDLE_S):
             await writer.write(piece)
         size = writer.size
         created = await writer.commit()

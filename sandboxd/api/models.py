@@ -197,7 +197,7 @@ def _no_constant(name: str) -> NoReturn:
 def _explain(text: str) -> InvalidRequest:
     """Turn msgspec's sentence, the only place where it names the field, into one of ours with facts."""
     where = _WHERE.search(text)
-    path = where["path"] if where else ""
+    path = where["path"].replace("[...]", "") if where else ""  # msgspec does not tell which element
     what = text[: where.start()] if where else text
     for pattern, cls, why in (
         (_UNKNOWN, UnknownField, "there is no such field"),

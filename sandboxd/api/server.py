@@ -147,5 +147,6 @@ class Server:
         except Exception:
             _log.exception("A connection failed")
         finally:
+            stream.socket.close()  # hypercorn's own close gives up when it is cancelled
             self._open -= 1
             self._limit.release()

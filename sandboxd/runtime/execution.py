@@ -149,7 +149,7 @@ class Execution:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
+        self._stream.close(cancel=self.exit is None)  # after its exit the answer is on its way
 
     async def next_batch(self) -> list[Event]:
         """Return the events that are here, waiting for the first; an empty list is the end.

@@ -291,12 +291,12 @@ class Peer:
         """Return the stream of `op`'s events, an async context manager; entering it asks."""
         return Stream(self, op, params, window)
 
-    def _abandon(self, number: int, call: _Call) -> None:
-        """Nobody waits any more: tell the peer, and drop what still comes."""
+    def _abandon(self, number: int, call: _Call, *, cancel: bool = True) -> None:
+        """Nobody waits any more: tell the peer unless its answer is on its way, and drop what still comes."""
         call.abandoned = True
         if call.done.is_set():
             self._finish(call)
-        elif self._ended is None:
+        elif cancel and self._ended is None:
             self._post(self._wire.send(Cancel(number)))
 
 
@@ -331,11 +331,11 @@ class Stream:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Take no more events; cancels the request if it is open. Needs no await."""
+    def close(self, *, cancel: bool = True) -> None:
+        """Take no more events; cancels the request if it is open and `cancel` is true. Needs no await."""
         if self._call is not None:
             if not self._call.abandoned:
-                self._peer._abandon(self._number, self._call)
+                self._peer._abandon(self._number, self._call, cancel=cancel)
             self._queue.clear()
 
     def _take(self, event: Event) -> None:

@@ -92,9 +92,7 @@ async def daemon_in(folder: Path, *, policy: Policy | None = None) -> AsyncItera
         await nursery.start(server.run)
         transport = httpx.AsyncHTTPTransport(uds=str(path))
         async with httpx.AsyncClient(transport=transport, base_url="http://sandboxd", timeout=20) as client:
-            yield FakeDaemon(
-                fake, manager.launcher, manager, server, path, address, client, folder / "registry"
-            )
+            yield FakeDaemon(fake, manager.launcher, manager, server, path, address, client, folder / "registry")
         server.stop()
         nursery.cancel_scope.cancel()
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ class FakeInit:
     async def op_exec(self, talk: Conversation, request: Request) -> None:
         await talk.event(request, 0, "start", {"id": request.params["process"], "pid": 7})
         offset = 0
-        for offset, (kind, data) in enumerate(self.script, 1):  # noqa: B007
+        for offset, (kind, data) in enumerate(self.script, 1):
             await talk.event(request, offset, kind, data)
         if self.wait_for_cancel:
             await talk.cancelled[request.id].wait()
@@ -236,9 +236,7 @@ class FakeLauncher:
         self._nursery: trio.Nursery | None = None
         self.conversation: Conversation | None = None
 
-    async def run(
-        self, sock: socket.socket, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def run(self, sock: socket.socket, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
