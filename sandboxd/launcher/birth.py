@@ -122,7 +122,7 @@ def _embryo(kernel: Kernel, spec: LaunchSpec, parts: Parts, serve: Callable[[soc
             _newborn(kernel, spec, parts, serve)
         _tell(parts.status_fd, ["pid", pid])
         os._exit(0)
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001 - told to the launcher
         _tell_failure(parts.status_fd, step, error)
     finally:
         os._exit(1)
@@ -146,9 +146,11 @@ def _newborn(kernel: Kernel, spec: LaunchSpec, parts: Parts, serve: Callable[[so
             timings[step] = time.perf_counter() - began
         _tell(parts.status_fd, ["ready", birth.devices, timings])
         os.close(parts.status_fd)
-        serve(parts.listener, birth.cgroup)
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001 - told to the launcher
         _tell_failure(parts.status_fd, step, error)
+        os._exit(1)
+    try:
+        serve(parts.listener, birth.cgroup)
     finally:
         os._exit(1)
 
@@ -157,10 +159,13 @@ def _tell(fd: int, message: list[Any]) -> None:
     os.write(fd, framing.encode(message, limit=framing.MAX_REPLY_FRAME))
 
 
-def _tell_failure(fd: int, step: str, error: OSError) -> None:
-    syscall = getattr(error, "syscall", "")
-    path = error.filename if isinstance(error.filename, str) else ""
-    _tell(fd, ["failed", step, syscall, errno.errorcode.get(error.errno or 0, str(error.errno)), path])
+def _tell_failure(fd: int, step: str, error: Exception) -> None:
+    if isinstance(error, OSError):
+        path = error.filename if isinstance(error.filename, str) else ""
+        code = errno.errorcode.get(error.errno or 0, str(error.errno))
+        _tell(fd, ["failed", step, getattr(error, "syscall", ""), code, path])
+    else:
+        _tell(fd, ["failed", step, "", f"{type(error).__name__}: {error}", ""])
 
 
 def failure(step: str, syscall: str, code: str, path: str, sandbox_id: str) -> LaunchFailed:

@@ -48,8 +48,6 @@ _STRICT: Final = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 #: and copy-up; without CAP_SYS_RESOURCE, which would pass by disk quotas. CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH,
 #: FOWNER, FSETID, SETUID, SETGID, SYS_ADMIN, MKNOD, SETFCAP.
 _OVERLAY_CAPABILITIES: Final = sum(1 << number for number in (0, 1, 2, 3, 4, 6, 7, 21, 27, 31))
-#: All that a process born in the host's user namespace has: bits 0 to 40.
-_ALL_CAPABILITIES: Final = (1 << 41) - 1
 
 #: /proc entries that reach beyond the sandbox's namespaces: the directories are made read-only, the files empty.
 PROC_READ_ONLY: Final = ("sys", "irq", "bus", "sysrq-trigger", "fs", "asound", "acpi", "scsi", "mtrr")
@@ -241,11 +239,12 @@ class MountOverlay(_Named):
 
     def run(self, kernel: Kernel, birth: Birth) -> None:
         """Do it."""
-        kernel.capset(_OVERLAY_CAPABILITIES, _ALL_CAPABILITIES, 0)
+        own = kernel.capget()
+        kernel.capset(_OVERLAY_CAPABILITIES & own, own, 0)
         try:
             kernel.mount("overlay", "merged", "overlay", MS_NOSUID | MS_NODEV, self.options)
         finally:
-            kernel.capset(_ALL_CAPABILITIES, _ALL_CAPABILITIES, 0)
+            kernel.capset(own, own, 0)
         birth.root = kernel.open("merged", os.O_RDONLY | os.O_DIRECTORY)
         if os.fstatvfs(birth.root).f_flag & os.ST_RDONLY:
             raise SyscallError(errno.EROFS, "mount", "overlay (the kernel refused the upper layer: see its log)")

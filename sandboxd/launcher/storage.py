@@ -47,12 +47,12 @@ class DirectoryDriver:
         self._pool = pool_dir
 
     def create(self, kernel: Kernel, sandbox_id: str, disk_bytes: int) -> str:  # noqa: ARG002 - see enforces_limit
-        """Make `<pool>/<id>/{upper,work}`, the two owned by the on-disk range."""
+        """Make `<pool>/<id>/{upper,work}`, owned by the on-disk range."""
         path = f"{self._pool}/{sandbox_id}"
-        kernel.mkdir(path, 0o700)
-        for name in ("upper", "work"):
-            kernel.mkdir(f"{path}/{name}", 0o755)
-            kernel.chown(f"{path}/{name}", DISK_FIRST_ID, DISK_FIRST_ID)
+        for name, mode in (("", 0o700), ("/upper", 0o755), ("/work", 0o755)):
+            # All three: through the idmapped mount an id outside the range is nobody whom a capability could help.
+            kernel.mkdir(f"{path}{name}", mode)
+            kernel.chown(f"{path}{name}", DISK_FIRST_ID, DISK_FIRST_ID)
         return path
 
     def remove(self, sandbox_id: str, *, budget: int | None) -> bool:

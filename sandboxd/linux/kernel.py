@@ -92,7 +92,15 @@ _PIDFD = ctypes.c_int
 
 
 class SyscallError(OSError):
-    """A system call failed: `syscall` is its kernel name beside the usual errno and filename."""
+    """A system call failed: `syscall` is its kernel name beside the usual errno and filename.
+
+    ENOENT makes a `SyscallNotFoundError`, which is a FileNotFoundError too.
+    """
+
+    def __new__(cls, number: int, syscall: str, path: str | None = None) -> SyscallError:  # noqa: ARG004
+        """Choose the class by the errno, as OSError itself does."""
+        chosen = SyscallNotFoundError if number == errno.ENOENT and cls is SyscallError else cls
+        return super().__new__(chosen, number, os.strerror(number), path)
 
     def __init__(self, number: int, syscall: str, path: str | None = None) -> None:
         super().__init__(number, os.strerror(number), path)
@@ -101,6 +109,10 @@ class SyscallError(OSError):
     def __str__(self) -> str:
         where = f" {self.filename}" if self.filename else ""
         return f"{self.syscall}{where}: {errno.errorcode.get(self.errno or 0, self.errno)}"
+
+
+class SyscallNotFoundError(SyscallError, FileNotFoundError):
+    """A system call found no such file."""
 
 
 def _check(result: int, syscall: str, path: str | None = None) -> int:
@@ -287,6 +299,14 @@ class Kernel:
             struct.pack("=6I", *(value & low for value in sets), *(value >> high for value in sets))
         )
         _check(_libc.capset(header, data), "capset")
+
+    def capget(self) -> int:
+        """Return the permitted set of this thread; a container's root may lack some."""
+        header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0))
+        data = ctypes.create_string_buffer(24)
+        _check(_libc.capget(header, data), "capget")
+        words = struct.unpack("=6I", data.raw)
+        return int(words[1] | words[4] << 32)
 
     def cut_bounding_set(self, keep: int) -> None:
         """Drop every capability that is not in the mask `keep` from the bounding set."""

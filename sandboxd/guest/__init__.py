@@ -1,0 +1,19 @@
+"""What runs inside a sandbox: its init.
+
+Theory of operation
+-------------------
+init is pid 1 of the sandbox, a fork of the launcher that has run the steps of `launcher/plan.py`: it has the
+sandbox's root and nothing of the host's, seven capabilities in the sandbox's own user namespace, and three
+descriptors: the socket on which the daemon connects, a cgroup2 mount whose root is the sandbox's own group, and
+its event loop's. It has one thread, imports nothing any more, and never opens a file that could block it.
+
+    init.py        the loop, the link, the operations
+    loop.py        selectors with timers
+    peer.py        one connection of the daemon
+    processes.py   commands: journal, followers, timeouts, ends
+    spawn.py       the child's side of a start
+    files.py       opens files for the daemon, which does the reading and writing
+    users.py       /etc/passwd and /etc/group, parsed (never through nss, which loads the rootfs' libraries)
+
+Several daemons may connect one after the other (a restart); what runs does not notice.
+"""

@@ -1,0 +1,54 @@
+"""`python -I -m sandboxd.launcher --fd N --config-fd M`: started by the daemon alone, as root, before it drops."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+
+import msgpack
+import prctl
+
+from ..errors import SandboxdError
+from ..guest import init
+from ..linux.kernel import Kernel
+from .server import Launcher
+from .settings import Settings
+
+
+def _arguments(argv: list[str]) -> tuple[int, int]:
+    # Two fixed options from one caller; argparse would stay in the memory of every init.
+    if len(argv) != 4 or argv[0] != "--fd" or argv[2] != "--config-fd":  # noqa: PLR2004
+        sys.exit("usage: python -m sandboxd.launcher --fd N --config-fd M (started by `sandboxd serve`)")
+    return int(argv[1]), int(argv[3])
+
+
+def main() -> None:
+    """Serve one daemon until it is gone."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    fd, config_fd = _arguments(sys.argv[1:])
+    with open(config_fd, "rb") as file:
+        settings = Settings.from_message(msgpack.unpackb(file.read()))
+    prctl.set_proctitle("sandboxd: launcher")
+    prctl.set_name("sandboxd-launch")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # A terminal's Ctrl-C reaches the whole group; the launcher ends when its daemon does.
+        signal.signal(number, signal.SIG_IGN)
+    os.chdir("/")
+    init.preload()
+    connection = socket.socket(fileno=fd)
+    try:
+        launcher = Launcher(settings, connection, Kernel(), init.serve)
+    except SandboxdError as error:
+        logging.getLogger("sandboxd.launcher").critical("Cannot start: %s", error)
+        sys.exit(1)
+    gc.collect()
+    gc.freeze()  # a child's collector then leaves the pages that it shares with us alone
+    launcher.run()
+
+
+if __name__ == "__main__":
+    main()
