@@ -20,7 +20,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-import msgpack  # type: ignore[import-untyped]  # it has neither stubs nor a marker
+import msgpack
 import trio
 
 from . import __version__

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,13 @@ async def daemon_in(folder: Path, *, policy: Policy | None = None) -> AsyncItera
             yield FakeDaemon(fake, manager.launcher, manager, server, path, address, client, folder / "registry")
         server.stop()
         nursery.cancel_scope.cancel()
+
+
+async def eventually(predicate: Callable[[], bool], seconds: float = 5) -> None:
+    """Wait for what another task or a thread brings about, where no event tells of it."""
+    with trio.fail_after(seconds):
+        while not predicate():  # noqa: ASYNC110 - see above
+            await trio.sleep(0.005)
 
 
 def problem(response: httpx.Response) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from sandboxd.api.access import Caller, Level, Policy
 from sandboxd.api.routes import ROUTES
 from sandboxd.spec import MAX_JSON_BODY_BYTES
 from sandboxd.wire.messages import Request
-from tests.support.fake_daemon import TOKEN, FakeDaemon, daemon_in, problem
+from tests.support.fake_daemon import TOKEN, FakeDaemon, daemon_in, eventually, problem
 from tests.support.fake_peer import Conversation, exit_data
 
 ROUTE = "/v1/sandboxes"
@@ -427,13 +427,9 @@ async def test_a_client_that_vanishes_in_an_upload_changes_nothing(daemon: FakeD
     ):
         stream = await daemon.raw_connection()
         await stream.send_all(b"PUT /v1/sandboxes/box/files?path=/f HTTP/1.1\r\nHost: x\r\n" + head)
-        with trio.fail_after(5):
-            while not daemon.init.tickets:
-                await trio.sleep(0.01)
+        await eventually(lambda: daemon.init.tickets)
         await stream.aclose()
-        with trio.fail_after(5):
-            while daemon.init.tickets:
-                await trio.sleep(0.01)
+        await eventually(lambda: not daemon.init.tickets)
         assert (daemon.init.tree / "f").read_bytes() == b"old"
         assert [path.name for path in daemon.init.tree.iterdir()] == ["f"]
 

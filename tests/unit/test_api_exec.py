@@ -19,7 +19,7 @@ from sandboxd.wire import raw
 from sandboxd.wire.link import DEFAULT_WINDOW, MAX_OVERDRAFT
 from sandboxd.wire.messages import Request
 from sandboxd.wire.sse import SseDecoder
-from tests.support.fake_daemon import FakeDaemon, daemon_in, problem
+from tests.support.fake_daemon import FakeDaemon, daemon_in, eventually, problem
 from tests.support.fake_peer import Conversation, exit_data
 
 EXEC = "/v1/sandboxes/box/exec"
@@ -187,9 +187,7 @@ async def test_a_client_that_leaves_cancels_its_command(daemon: FakeDaemon, head
     await stream.send_all(
         b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n%s\r\n%s" % (EXEC.encode(), len(body), head, body)
     )
-    with trio.fail_after(5):
-        while not daemon.init.asked("exec"):
-            await trio.sleep(0.01)
+    await eventually(lambda: daemon.init.asked("exec"))
     (talk,) = daemon.init.conversations
     (request,) = [request for request in talk.requests if request.op == "exec"]
     await trio.testing.wait_all_tasks_blocked(0.01)

@@ -310,7 +310,7 @@ async def test_a_destruction_that_fails_can_be_asked_for_again(tmp_path: Path) -
 
 
 async def test_a_daemon_that_starts_again_finds_its_sandboxes(tmp_path: Path) -> None:
-    async with manager_of(tmp_path) as (fake, manager):
+    async with manager_of(tmp_path) as (_fake, manager):
         kept = await manager.create(SandboxSpec(name="kept", env={"A": "1"}))
         dead = await manager.create(SandboxSpec(name="dead"))
         ids = kept.id, dead.id

@@ -20,7 +20,7 @@ from sandboxd.runtime.manager import Manager
 from sandboxd.runtime.sandbox import Sandbox
 from sandboxd.spec import CommandSpec, SandboxSpec
 from sandboxd.wire.messages import Event, Failure, Reply, Request
-from tests.support.fake_daemon import manager_of
+from tests.support.fake_daemon import eventually, manager_of
 from tests.support.fake_peer import Conversation, FakeInit, FakeLauncher, Handler, exit_data
 
 TRUE = CommandSpec(argv=("true",))
@@ -91,9 +91,7 @@ async def test_garbage_fails_the_sandbox_and_nothing_else(tmp_path: Path, name: 
         sandbox, _ = await hostile(manager, fake, "exec", speak)
         with pytest.raises(SandboxFailed), trio.fail_after(5):
             await run(sandbox)
-        with trio.fail_after(5):
-            while sandbox.state is State.RUNNING:
-                await trio.sleep(0.01)
+        await eventually(lambda: sandbox.state is not State.RUNNING)
         assert (sandbox.state, sandbox.reason) == (State.FAILED, "protocol error")
         await run(bystander)
         await manager.destroy(sandbox.id)
@@ -109,9 +107,7 @@ async def test_an_init_that_sends_past_its_credit_is_dropped(tmp_path: Path) -> 
 
         sandbox, _ = await hostile(manager, fake, "exec", flood)
         async with sandbox.execute(TRUE) as execution:
-            with trio.fail_after(5):
-                while sandbox.state is State.RUNNING:
-                    await trio.sleep(0.01)
+            await eventually(lambda: sandbox.state is not State.RUNNING)
             with pytest.raises(SandboxFailed):
                 while await execution.next_batch():
                     pass
@@ -214,9 +210,7 @@ async def test_no_descriptor_stays_open(tmp_path: Path) -> None:
             except SandboxdError:
                 pass
             await manager.destroy(sandbox.id)
-        with trio.fail_after(5):
-            while open_fds() > before:
-                await trio.sleep(0.01)
+        await eventually(lambda: open_fds() <= before)
 
 
 async def test_a_late_descriptor_is_closed(tmp_path: Path) -> None:
