@@ -212,6 +212,9 @@ def _start_launcher(config: Config, identity: Identity) -> tuple[subprocess.Pope
             [sys.executable, "-I", "-m", "sandboxd.launcher", "--fd", str(fd), "--config-fd", str(memory)],
             pass_fds=(fd, memory),
             stdin=subprocess.DEVNULL,
+            # Every init is a fork of the launcher: nothing of the daemon's environment may be in its memory. Not
+            # empty, since python-prctl writes the process title over it.
+            env={"LC_ALL": "C.UTF-8"},
             cwd="/",
             start_new_session=True,
         )
