@@ -328,7 +328,8 @@ _BY_KIND = kinds()
 
 def from_kind(kind: str, message: str, facts: dict[str, Any] | None = None) -> SandboxdError:
     """Make the error that a peer named; a kind that this version does not know gives a `SandboxdError`."""
-    error = _BY_KIND.get(kind, SandboxdError)(message, **(facts or {}))
+    error = _BY_KIND.get(kind, SandboxdError)(message)
+    error.facts.update(facts or {})  # not as keywords: a peer names them
     if kind not in _BY_KIND:
         error.facts.setdefault("kind", kind)
     return error

@@ -91,6 +91,8 @@ class Launcher:
 
     def __init__(self, settings: Settings, connection: socket.socket, kernel: Kernel, serve: Serve) -> None:
         self._settings = settings
+        for directory in (settings.pool_dir, settings.records_dir, settings.stage_dir):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
         self._socket = connection
         self._kernel = kernel
         self._serve = serve
