@@ -130,9 +130,11 @@ def _make_directories(config: Config, identity: Identity) -> None:
     rows = (
         (config.state_dir, 0o755, 0, 0),
         (config.state_dir / "pool", 0o700, 0, 0),
+        (config.state_dir / "records", 0o700, 0, 0),
         (config.registry_dir, 0o700, identity.uid, identity.gid),
         (config.runtime_dir, 0o755, 0, 0),
         (config.links_dir, 0o750, 0, identity.gid),
+        (config.runtime_dir / "stage", 0o700, 0, 0),
     )
     for path, mode, uid, gid in rows:
         try:
@@ -256,9 +258,16 @@ async def _serve(
             launcher.close()
             nursery.cancel_scope.cancel()
     except* LauncherGone as group:
-        _log.error("Stopping: %s", group.exceptions[0])
+        _log.error("Stopping: %s", _leaf(group))
         status = 1
     return status
+
+
+def _leaf(error: BaseException) -> BaseException:
+    """Return the first error of nested groups: nurseries wrap what ended them."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _shown(config: Config) -> dict[str, Any]:

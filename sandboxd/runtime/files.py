@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ..errors import InternalError, QuotaExceeded, RemoteProtocolError
+from ..errors import InternalError, NotAFile, QuotaExceeded, RemoteProtocolError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -35,6 +35,7 @@ def vet(fd: int, access: int, devices: frozenset[int]) -> os.stat_result:
 
     Raises:
         RemoteProtocolError: it is not what was asked for; the caller drops the link.
+        NotAFile: it lies on a filesystem whose files the daemon does not touch (proc, a memfd).
     """
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     if flags & _REFUSED_FLAGS or flags & os.O_ACCMODE != access:
@@ -43,7 +44,8 @@ def vet(fd: int, access: int, devices: frozenset[int]) -> os.stat_result:
     if not stat.S_ISREG(facts.st_mode):
         raise RemoteProtocolError(f"cannot take a descriptor of type {stat.S_IFMT(facts.st_mode):#o}")
     if facts.st_dev not in devices:
-        raise RemoteProtocolError(f"cannot take a descriptor of device {facts.st_dev:#x}")
+        # An honest init opens whatever path it is told, /proc/self/status too: no reason to give the sandbox up.
+        raise NotAFile("cannot use the file: it is not on the sandbox's own disk", type="a file of another filesystem")
     return facts
 
 

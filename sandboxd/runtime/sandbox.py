@@ -203,12 +203,9 @@ class Sandbox:
                 facts, head = await trio.to_thread.run_sync(
                     files.vet_and_read, fd, self._devices, limiter=files.threads
                 )
-        except RemoteProtocolError as error:
+        except BaseException as error:
             await files.close(fd)
-            raise await self.why_broken(error) from error
-        except OSError as error:
-            await files.close(fd)
-            raise InternalError(f"cannot read {path}: {error.strerror}") from error
+            raise await self._refused(error, path) from error
         return files.FileReader(self, fd, facts, head)
 
     async def open_write(self, path: str) -> files.FileWriter:
@@ -222,10 +219,18 @@ class Sandbox:
             ticket = _ticket(result)
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(files.vet, fd, os.O_WRONLY, self._devices, limiter=files.threads)
-        except RemoteProtocolError as error:
+        except BaseException as error:
             await files.close(fd)
-            raise await self.why_broken(error) from error
+            raise await self._refused(error, path) from error
         return files.FileWriter(self, fd, ticket)
+
+    async def _refused(self, error: BaseException, path: str) -> BaseException:
+        """Return what to raise for a descriptor that could not be taken."""
+        if isinstance(error, RemoteProtocolError):
+            return await self.why_broken(error)
+        if isinstance(error, OSError):
+            return InternalError(f"cannot open {path}: {error.strerror}")
+        return error
 
     async def commit_write(self, ticket: int | str) -> bool:
         """Put a new version in place; return whether the file is new. `FileWriter.commit` calls it."""

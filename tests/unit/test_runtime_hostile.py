@@ -159,9 +159,7 @@ WRONG: dict[str, Callable[[Path], int]] = {
     "O_PATH": lambda tree: _regular(tree, os.O_PATH),
     "write only": lambda tree: _regular(tree, os.O_WRONLY),
     "read and write": lambda tree: _regular(tree, os.O_RDWR),
-    "memfd": lambda tree: os.open(f"/proc/self/fd/{os.memfd_create('x')}", os.O_RDONLY),
     "directory": lambda tree: os.open(tree, os.O_RDONLY),
-    "proc": lambda tree: os.open("/proc/self/status", os.O_RDONLY),
     "socket": lambda tree: socket.socket().detach(),
     "device": lambda tree: os.open("/dev/zero", os.O_RDONLY),
 }
@@ -179,6 +177,25 @@ async def test_wrong_descriptors_are_closed_and_fail_the_sandbox(tmp_path: Path,
             await sandbox.open_read("/file")
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert sandbox.reason == "protocol error"
+
+
+@pytest.mark.parametrize("path", ["/proc/self/status", "memfd"])
+async def test_files_of_other_filesystems_are_refused_politely(tmp_path: Path, path: str) -> None:
+    async with manager_of(tmp_path) as (fake, manager):
+
+        async def open_it(talk: Conversation, request: Request) -> None:
+            path = request.params["path"]
+            memory = os.memfd_create("x")
+            fd = os.open(f"/proc/self/fd/{memory}" if path == "/memfd" else path, os.O_RDONLY)
+            os.close(memory)
+            await talk.reply_fds(request, [fd], size=4, mtime=0.0, mode=0o644)
+
+        sandbox, _ = await hostile(manager, fake, "open_read", open_it)
+        before = open_fds()
+        with pytest.raises(NotAFile):
+            await sandbox.open_read(path if path.startswith("/") else "/memfd")
+        assert open_fds() == before
+        assert sandbox.state is State.RUNNING
 
 
 async def test_no_descriptor_stays_open(tmp_path: Path) -> None:
