@@ -156,7 +156,7 @@ class SseBody(_ExecBody):
             return [*self._rest(event), _sse(event, "exit", self._execution.exit.to_dict())]
         if event.type == "start":
             return [_sse(event, "start", {"id": self._execution.process_id, "pid": event.data["pid"]})]
-        return [_sse(event, "truncated", {"bytes": event.data["bytes"]})]
+        return [_sse(event, "truncated", {"dropped_bytes": event.data["dropped_bytes"]})]
 
     def _rest(self, event: Event) -> list[bytes]:
         """Flush characters that were cut by the end of the output."""

@@ -106,7 +106,7 @@ class EventCheck:
             parse_exit(event.data)
             self._exited = True
         elif event.type == "truncated":
-            checks.integer(event.data, "bytes")
+            checks.integer(event.data, "dropped_bytes")
         else:
             raise RemoteProtocolError(f"cannot take an event of type {event.type[:20]!r}")
 

@@ -83,8 +83,11 @@ class Journal:
         return self._entries[0].base if self._entries else self._base
 
     def room(self, floor: int) -> int:
-        """Return how many bytes can still be appended without dropping an event at or above `floor`."""
-        freeable = self._capacity - self._size
+        """Return how many bytes one more output event may have without dropping an event at or above `floor`.
+
+        Two overheads are kept back: that event's own, and the exit event's, which comes without asking.
+        """
+        freeable = self._capacity - self._size - 2 * EVENT_OVERHEAD
         for entry in self._entries:
             if entry.offset >= floor or freeable > 0:
                 break
