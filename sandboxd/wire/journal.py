@@ -22,6 +22,8 @@ from .messages import EVENT_OVERHEAD
 
 #: Bytes kept for one process (DESIGN section 8).
 DEFAULT_CAPACITY: Final = 1024 * 1024
+#: No single read of a pipe takes more, so `room` looks no further.
+ENOUGH_ROOM: Final = 256 * 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -89,7 +91,8 @@ class Journal:
         """
         freeable = self._capacity - self._size - 2 * EVENT_OVERHEAD
         for entry in self._entries:
-            if entry.offset >= floor or freeable > 0:
+            # Stopping at the first byte of room would make the next event as small as the oldest one, for ever.
+            if entry.offset >= floor or freeable >= ENOUGH_ROOM:
                 break
             freeable += entry.size
         return max(0, freeable)
