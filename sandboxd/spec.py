@@ -260,4 +260,4 @@ class CommandSpec:
     @classmethod
     def shell(cls, line: str) -> tuple[str, ...]:
         """Return the argv that runs `line` under `sh -c`."""
-        return ("/bin/sh", "-c", line)
+        return ("/bin/sh", "-c", "--", line)

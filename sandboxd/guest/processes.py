@@ -60,7 +60,7 @@ class Follower:
             if entry is None:
                 return False
             if entry.offset > self.position:
-                lost = {"dropped_bytes": max(0, entry.base - self.seen_bytes)}
+                lost = {"bytes": max(0, entry.base - self.seen_bytes)}
                 self._send(Entry(entry.offset - 1, entry.base, entry.time, "truncated", lost))
             self._send(entry)
             if entry.type == "exit":

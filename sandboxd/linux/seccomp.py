@@ -1,7 +1,8 @@
 """seccomp profiles in the OCI runtime format, compiled by libseccomp.
 
-A profile becomes one or two filters. Kernel filters stack and the strictest answer wins, so the rules that deny
-*by argument* (which an allow list cannot say) get a filter of their own that allows everything else. Such rules
+A profile becomes one or two filters. Kernel filters stack and the strictest answer wins (of two errnos that of the
+filter installed last), so the rules that deny *by argument* (which an allow list cannot say) get a filter of their
+own that allows everything else and is installed last. Such rules
 must compare the 32 bits that the kernel will use (`SCMP_CMP_MASKED_EQ`): an equality on the whole register is
 passed by with a bit set above them (CVE-2019-10063).
 
@@ -77,7 +78,7 @@ def compile_profile(profile: dict[str, Any], *, also_allow: tuple[str, ...] = ()
     for name in also_allow:
         allow_list.add_rule(pyseccomp.ALLOW, name)
     programs = []
-    for item in ([deny_list] if denies else []) + [allow_list]:
+    for item in [allow_list] + ([deny_list] if denies else []):
         item.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
         item.set_attr(pyseccomp.Attr.CTL_OPTIMIZE, 2)  # a binary tree: the filter is run for each of its calls at load
         programs.append(_export(item))

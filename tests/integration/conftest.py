@@ -1,0 +1,74 @@
+"""Real daemons and real sandboxes."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+
+import pytest
+from tests.support.daemon import ROOTFS_DIR, Daemon
+
+from sandboxd import Sandbox
+from sandboxd.client import Client
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A real sandbox needs root and a rootfs; without them these tests say so instead of failing in the middle."""
+    missing = None
+    if os.geteuid() != 0:
+        missing = "needs root"
+    elif not pathlib.Path(ROOTFS_DIR, "default", "rootfs.json").exists():
+        missing = f"needs the rootfs 'default' in {ROOTFS_DIR} (make rootfs)"
+    for item in items:
+        if missing and item.get_closest_marker("real"):
+            item.add_marker(pytest.mark.skip(reason=missing))
+
+
+@pytest.fixture(scope="session")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One daemon for all tests that do not kill it."""
+    daemon = Daemon(tmp_path_factory.mktemp("d"))
+    daemon.start()
+    yield daemon
+    daemon.close()
+
+
+@pytest.fixture
+def own_daemon(tmp_path: pathlib.Path) -> Iterator[Daemon]:
+    """A daemon of the test's own, to kill and restart."""
+    daemon = Daemon(tmp_path)
+    daemon.start()
+    yield daemon
+    daemon.close()
+
+
+@pytest.fixture
+def client(daemon: Daemon) -> Iterator[Client]:
+    with daemon.client() as client:
+        yield client
+
+
+@pytest.fixture
+def sandbox(client: Client) -> Iterator[Sandbox]:
+    """A fresh sandbox."""
+    with Sandbox.create(client=client) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def shared(daemon: Daemon) -> Iterator[Sandbox]:
+    """A sandbox for a module's tests that change nothing in it."""
+    with daemon.client() as client, Sandbox.create(client=client) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def run(shared: Sandbox) -> Callable[[str], str]:
+    """Run a shell line in the shared sandbox and return its output."""
+
+    def run(line: str, **options: object) -> str:
+        result = shared.exec(line, **options)  # type: ignore[arg-type]
+        return (result.stdout + result.stderr).strip()
+
+    return run

@@ -1,0 +1,89 @@
+"""GET and PUT of files in a real sandbox."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from sandboxd import FileNotFound, InvalidRequest, NotAFile, Sandbox, SandboxdError
+
+pytestmark = pytest.mark.real
+
+
+def test_round_trip_of_any_bytes(shared: Sandbox) -> None:
+    data = os.urandom(5_000_000)
+    shared.write_file("/workspace/deep/er/blob", data)
+    assert shared.read_file("/workspace/deep/er/blob") == data
+    assert shared.exec("stat -c '%s %U %a' deep/er/blob").stdout == "5000000 root 644\n"
+
+
+def test_replacing_keeps_the_mode_and_readers_see_old_or_new(shared: Sandbox) -> None:
+    shared.write_file("/workspace/tool", "one")
+    shared.exec("chmod 755 tool; exec 3<tool; echo kept").check()
+    shared.write_file("/workspace/tool", "two")
+    assert shared.exec("stat -c %a tool; cat tool").stdout == "755\ntwo"
+    assert shared.exec("ls -A /workspace | grep -c sandboxd-tmp || true").stdout == "0\n"
+
+
+def test_a_link_is_followed_inside(shared: Sandbox) -> None:
+    shared.exec("ln -sf /tmp/target link && echo x > /tmp/target").check()
+    shared.write_file("/workspace/link", "through")
+    assert shared.exec("cat /tmp/target; test -L link && echo still a link").stdout == "throughstill a link\n"
+    shared.exec("ln -sf /etc/shadow shadow; ln -sf ../../../../../../etc/hostname up").check()
+    assert shared.read_text("/workspace/up") == f"{shared.id}\n"  # the sandbox's own, whatever the path
+
+
+@pytest.mark.parametrize(
+    ("make", "path"),
+    [
+        ("true", "/etc"),
+        ("mkfifo /tmp/fifo", "/tmp/fifo"),
+        ("true", "/dev/zero"),
+        ("python3 -c \"import socket; socket.socket(1).bind('/tmp/sock')\"", "/tmp/sock"),
+    ],
+)
+def test_only_regular_files(sandbox: Sandbox, make: str, path: str) -> None:
+    sandbox.exec(make).check()
+    with pytest.raises(NotAFile):
+        sandbox.read_file(path)
+    with pytest.raises(NotAFile):
+        sandbox.write_file(path, "x")
+
+
+@pytest.mark.parametrize(
+    "path", ["/proc/self/status", "/proc/1/mem", "/sys/kernel/notes", "/proc/self/root/etc/hostname", "/proc/self/fd/0"]
+)
+def test_kernel_files_do_not_leave(shared: Sandbox, path: str) -> None:
+    with pytest.raises(SandboxdError) as caught:
+        shared.read_file(path)
+    assert caught.value.kind in {"not-a-file", "file-permission-denied", "file-not-found", "invalid-request"}
+
+
+def test_shm_is_readable_too(shared: Sandbox) -> None:
+    shared.exec("echo shm > /dev/shm/x").check()
+    assert shared.read_text("/dev/shm/x") == "shm\n"
+
+
+@pytest.mark.parametrize("path", ["relative", "/a/../etc/passwd", "/nul\0", "", "/" + "x" * 5000])
+def test_bad_paths(shared: Sandbox, path: str) -> None:
+    with pytest.raises(InvalidRequest):
+        shared.read_file(path)
+
+
+def test_what_is_not_there(shared: Sandbox) -> None:
+    with pytest.raises(FileNotFound):
+        shared.read_file("/no/such/file")
+    with pytest.raises(NotAFile):
+        shared.write_file("/etc/passwd/below", "x")
+
+
+def test_a_full_disk_leaves_the_old_file(sandbox: Sandbox) -> None:
+    """/dev/shm is the one filesystem here with a limit: the write fails as a quota, the old file is whole."""
+    sandbox.write_file("/dev/shm/kept", "old")
+    sandbox.exec("head -c 100G /dev/zero > /dev/shm/filler; true")
+    with pytest.raises(SandboxdError) as caught:
+        sandbox.write_file("/dev/shm/kept", b"x" * 5_000_000)
+    assert caught.value.kind == "quota-exceeded"
+    assert sandbox.read_text("/dev/shm/kept") == "old"
+    assert sandbox.exec("ls -A /dev/shm").stdout == "filler\nkept\n"

@@ -1,0 +1,111 @@
+"""A real daemon for tests: `sandboxd serve` on its own directories, ready when it says so (sd_notify)."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from typing import Any
+
+from sandboxd.client import Client
+from sandboxd.linux import cgroupfs, procfs
+
+ROOTFS_DIR = os.environ.get("SANDBOXD_TEST_ROOTFS_DIR", "/var/lib/sandboxd/rootfs")
+READY_S = 30.0
+
+
+class Daemon:
+    """Starts, kills and restarts one daemon; `close` destroys its sandboxes and checks that nothing is left."""
+
+    def __init__(self, directory: pathlib.Path, *, rootfs_dir: str = ROOTFS_DIR, options: tuple[str, ...] = ()) -> None:
+        self.state_dir = directory / "state"
+        self.runtime_dir = directory / "run"
+        self.socket = self.runtime_dir / "sandboxd.sock"
+        self.url = f"unix://{self.socket}"
+        self.log = directory / "log"
+        self.rootfs_dir = rootfs_dir
+        self.options = options
+        self.process: subprocess.Popen[bytes] | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def start(self) -> None:
+        """Start the daemon and wait until it serves."""
+        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        notify.bind(f"\0sandboxd-test-{os.getpid()}-{id(self)}")
+        notify.settimeout(READY_S)
+        name = "@" + notify.getsockname()[1:].decode()
+        with notify, self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    str(pathlib.Path(sys.executable).with_name("sandboxd")),
+                    "serve",
+                    *("--state-dir", str(self.state_dir), "--runtime-dir", str(self.runtime_dir)),
+                    *("--rootfs-dir", self.rootfs_dir, "--allow-unenforced", *self.options),
+                ],
+                env={**os.environ, "NOTIFY_SOCKET": name},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+            try:
+                while b"READY=1" not in notify.recv(4096):
+                    pass
+            except TimeoutError:
+                raise AssertionError(f"the daemon is not ready:\n{self.log.read_text()}") from None
+
+    def client(self) -> Client:
+        """Return a client of this daemon."""
+        return Client(self.url)
+
+    def signal(self, number: int) -> int:
+        """Send the daemon a signal and return its exit status."""
+        assert self.process
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+    def stop(self) -> None:
+        """End the daemon cleanly; its sandboxes go on."""
+        if self.process and self.process.poll() is None:
+            assert self.signal(signal.SIGTERM) == 0, self.log.read_text()
+
+    def launcher_pid(self) -> int:
+        """Return the launcher's pid."""
+        with self.client() as client:
+            info: dict[str, Any] = client.info()
+        return int(info["launcher"]["pid"])
+
+    def cgroup(self) -> pathlib.Path:
+        """Return the folder of this daemon's cgroups."""
+        from sandboxd.launcher.settings import Settings
+
+        mount = cgroupfs.find_mount(procfs.mounts())
+        assert mount
+        settings = Settings(state_dir=str(self.state_dir), runtime_dir="", rootfs_dir="", profile_dir="")
+        return pathlib.Path(mount) / settings.cgroup_name
+
+    def leftovers(self) -> list[str]:
+        """Return what belongs to no running sandbox but is there: folders, sockets, records, cgroups."""
+        places = [self.state_dir / name for name in ("pool", "records", "registry")] + [self.runtime_dir / "links"]
+        found = [str(path) for place in places if place.exists() for path in place.iterdir()]
+        found += [str(path) for path in self.cgroup().glob("*/") if path.is_dir()]
+        return found
+
+    def close(self) -> None:
+        """Destroy every sandbox, stop, and remove the directories."""
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        with self.client() as client:
+            from sandboxd import Sandbox
+
+            for sandbox in Sandbox.list(client=client):
+                sandbox.destroy()
+        self.stop()
+        left = self.leftovers()
+        shutil.rmtree(self.state_dir)
+        shutil.rmtree(self.runtime_dir)
+        assert not left, left
+        assert not self.cgroup().exists(), list(self.cgroup().iterdir())
