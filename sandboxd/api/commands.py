@@ -21,9 +21,11 @@ async def execute(call: Call, ref: str) -> TrioResponse:
     sandbox = call.manager.registry.find(ref)
     model = await call.read(models.ExecIn)
     command = models.to_command(model)
-    execution = await call.stack.enter_async_context(sandbox.execute(command, detach=model.detach))
-    headers = {PROCESS_HEADER: execution.process_id}
     form = call.accepts()
+    execution = await call.stack.enter_async_context(
+        sandbox.execute(command, detach=model.detach, patient=form == "json")
+    )
+    headers = {PROCESS_HEADER: execution.process_id}
     if form == "json":
         return answer(await streams.collect(execution, model.encoding), headers=headers)
     headers["Cache-Control"] = "no-store"

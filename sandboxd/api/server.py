@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -42,10 +43,45 @@ DRAIN_S: Final = 5.0
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
+class _Idle:
+    """When a connection without a request is closed: a deadline where hypercorn starts a task per request.
+
+    It has the two methods of hypercorn's `TrioSingleTask` that `TCPServer` calls.
+    """
+
+    def __init__(self, context: WorkerContext) -> None:
+        self.scope = trio.CancelScope()
+        self._context = context
+        self._idle = False
+
+    async def restart(self, *_: object) -> None:
+        """Begin to count."""
+        self._idle = True
+        self.scope.deadline = trio.current_time() + KEEP_ALIVE_S
+        if self._context.terminated.is_set():
+            self.scope.cancel()
+
+    async def stop(self) -> None:
+        """A request is under way."""
+        self._idle = False
+        self.scope.deadline = math.inf
+
+    def end(self) -> None:
+        """Close the connection if nothing is under way on it."""
+        if self._idle:
+            self.scope.cancel()
+
+
 class _Wire(TCPServer):
     """hypercorn's connection, with writes that can be held back and joined, and that a stop can cancel."""
 
     _held: list[bytes] | None = None
+
+    async def serve(self, idle: _Idle) -> None:
+        """Serve the connection to its end."""
+        self.idle_task = idle  # type: ignore[assignment]
+        with idle.scope:
+            await self.run()
 
     def hold(self) -> None:
         """Join what is sent until the end of this answer into one write."""
@@ -80,6 +116,7 @@ class Server:
         self._context = WorkerContext(None)
         self._limit = trio.Semaphore(MAX_CONNECTIONS)
         self._open = 0
+        self._idles: set[_Idle] = set()
         self._accepting = trio.CancelScope()
         self.drained = trio.Event()
         self._config = HypercornConfig()
@@ -106,6 +143,8 @@ class Server:
                         loops.start_soon(self._accept, listener, connections)
                     task_status.started()
             await self._context.terminated.set()
+            for idle in tuple(self._idles):
+                idle.end()
             connections.cancel_scope.deadline = trio.current_time() + DRAIN_S
         self.drained.set()
 
@@ -143,7 +182,12 @@ class Server:
             state: dict[str, Any] = {"caller": caller}
             wire = _Wire(self._app, self._config, self._context, ConnectionState(state), stream)  # type: ignore[arg-type]
             state["wire"] = wire
-            await wire.run()
+            idle = _Idle(self._context)
+            self._idles.add(idle)
+            try:
+                await wire.serve(idle)
+            finally:
+                self._idles.discard(idle)
         except Exception:
             _log.exception("A connection failed")
         finally:

@@ -8,6 +8,7 @@ import string
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ProtocolError, RemoteProtocolError
+from ..wire.link import DEFAULT_WINDOW
 from . import checks
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ _LETTERS: Final = string.ascii_lowercase + string.digits
 #: One event of output: init reads at most 256 KiB at once; the frame's own bound is 1 MiB.
 MAX_OUTPUT_BYTES: Final = 1024 * 1024
 MAX_DURATION_S: Final = 1e9
+#: What a caller who wants the output at the end only lets come together: a part of the window, so credit flows.
+PATIENCE_BYTES: Final = DEFAULT_WINDOW // 4
 
 
 def new_process_id() -> str:
@@ -117,7 +120,7 @@ class Execution:
     `start` must be called first; then `next_batch` gives events until an empty list.
     """
 
-    def __init__(self, sandbox: Sandbox, stream: Stream, process_id: str) -> None:
+    def __init__(self, sandbox: Sandbox, stream: Stream, process_id: str, *, patient: bool) -> None:
         self._sandbox = sandbox
         self._stream = stream
         self._first: list[Event] = []
@@ -125,6 +128,8 @@ class Execution:
         self.pid: int | None = None
         self.exit: Exit | None = None
         stream.check = EventCheck(started=False)
+        if patient:
+            stream.patience = PATIENCE_BYTES
 
     def __repr__(self) -> str:
         return f"<Execution {self.process_id} pid={self.pid} exit={self.exit}>"

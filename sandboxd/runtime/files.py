@@ -45,7 +45,7 @@ def vet(fd: int, access: int, devices: frozenset[int]) -> os.stat_result:
         raise RemoteProtocolError(f"cannot take a descriptor of type {stat.S_IFMT(facts.st_mode):#o}")
     if facts.st_dev not in devices:
         # An honest init opens whatever path it is told, /proc/self/status too: no reason to give the sandbox up.
-        raise NotAFile("cannot use the file: it is not on the sandbox's own disk", file_type="file of another filesystem")
+        raise NotAFile("cannot use the file: it is not on the sandbox's own disk", file_type="foreign")
     return facts
 
 

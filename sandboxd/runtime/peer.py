@@ -317,6 +317,9 @@ class Stream:
         self._number = 0
         self._call: _Call | None = None
         self.check: Callable[[Event], None] | None = None
+        #: Events wait until there are this many bytes of them, or the last one: for readers who want all at once.
+        self.patience = 0
+        self._queued = 0
 
     def __repr__(self) -> str:
         return f"<Stream {self._op} of {self._peer.name}, {len(self._queue)} events queued>"
@@ -342,7 +345,9 @@ class Stream:
         if self.check is not None:
             self.check(event)
         self._queue.append(event)
-        self._ready.set()
+        self._queued += event.cost
+        if self._queued > self.patience or event.type == "exit":
+            self._ready.set()
 
     def _wake(self) -> None:
         self._ready.set()
@@ -356,6 +361,7 @@ class Stream:
         if not self._queue:
             raise StopAsyncIteration
         event = self._queue.popleft()
+        self._queued -= event.cost
         self._give_back(event.cost)
         return event
 
@@ -371,21 +377,20 @@ class Stream:
             await trio.lowlevel.checkpoint()
         batch = list(self._queue)
         self._queue.clear()
-        self._give_back(sum(event.cost for event in batch))
+        cost, self._queued = self._queued, 0
+        self._give_back(cost)
         return batch
 
     async def _wait(self) -> None:
-        """Wait until there is an event or the request has ended; raises what ended it."""
+        """Wait until there are events or the request has ended; raises what ended it."""
         call = self._call
         if call is None:
             raise LocalProtocolError("cannot read a stream that was not entered")
-        while not self._queue:
-            if call.done.is_set():
-                if call.error is not None:
-                    raise call.error
-                return
+        if not call.done.is_set():
             self._ready = trio.Event()
             await self._ready.wait()
+        if not self._queue and call.error is not None:
+            raise call.error
 
     def _give_back(self, cost: int) -> None:
         self._consumed += cost

@@ -163,8 +163,10 @@ class Sandbox:
         except ProtocolError as error:
             raise await self.why_broken(error) from error
 
-    def execute(self, command: CommandSpec, *, detach: bool = False) -> Execution:
+    def execute(self, command: CommandSpec, *, detach: bool = False, patient: bool = False) -> Execution:
         """Return a command to run: an async context manager that starts it.
+
+        A patient caller is not woken for each event, but for much output or the exit.
 
         Raises (on entry):
             InvalidRequest: init cannot run it: no such user or directory.
@@ -172,7 +174,7 @@ class Sandbox:
         """
         process = new_process_id()
         stream = self._link().stream("exec", exec_params(command, process, detach=detach))
-        return Execution(self, stream, process)
+        return Execution(self, stream, process, patient=patient)
 
     async def write_stdin(self, process: str, data: bytes) -> None:
         """Feed a process that was started with an open stdin; returns when it has been written.

@@ -15,6 +15,7 @@ import trio.testing
 
 from sandboxd.api import streams
 from sandboxd.errors import InvalidRequest
+from sandboxd.spec import CommandSpec
 from sandboxd.wire import raw
 from sandboxd.wire.link import DEFAULT_WINDOW, MAX_OVERDRAFT
 from sandboxd.wire.messages import Request
@@ -63,7 +64,7 @@ async def test_the_request_reaches_init_as_it_is(daemon: FakeDaemon) -> None:
     (params,) = daemon.init.asked("exec")
     assert params.pop("credit") == DEFAULT_WINDOW
     assert params == {
-        "argv": ["/bin/sh", "-c", "echo $A"],
+        "argv": list(CommandSpec.shell("echo $A")),
         "cwd": "/tmp",
         "env": {"A": "ü"},
         "user": 5,
