@@ -156,28 +156,34 @@ class RangeAllocator:
         """Return a user namespace that maps `inside` on to `outside` on, made by host id `owner`."""
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
         hold_read, hold_write = os.pipe2(os.O_CLOEXEC)
-        pid, pidfd = self._kernel.clone3(0)
-        if pid == 0:
-            self._hold_userns(owner, ready_write, hold_read, hold_write)
-        os.close(ready_write)
-        os.close(hold_read)
-        os.close(pidfd)
+        theirs, ours = [ready_write, hold_read], [ready_read, hold_write]
+        pid = 0
         try:
-            answer = os.read(ready_read, 16)
-            if answer != b"ok":
-                raise SyscallError(int(answer or b"5"), "unshare", "CLONE_NEWUSER")
-            mapping = f"{inside} {outside} {ID_RANGE_WIDTH}".encode()
-            for name in ("uid_map", "gid_map"):
-                fd = self._kernel.open(f"/proc/{pid}/{name}", os.O_WRONLY)
-                try:
-                    self._kernel.write(fd, mapping)
-                finally:
-                    os.close(fd)
-            return self._kernel.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
+            pid, pidfd = self._kernel.clone3(0)
+            if pid == 0:
+                self._hold_userns(owner, ready_write, hold_read, hold_write)
+            os.close(pidfd)
+            # Without our copy of its end, a child that dies unheard is an end-of-file.
+            os.close(theirs.pop(0))
+            return self._map_userns(pid, ready_read, f"{inside} {outside} {ID_RANGE_WIDTH}".encode())
         finally:
-            os.close(ready_read)
-            os.close(hold_write)
-            os.waitpid(pid, 0)
+            for fd in (*theirs, *ours):
+                os.close(fd)
+            if pid:
+                os.waitpid(pid, 0)
+
+    def _map_userns(self, pid: int, ready_read: int, mapping: bytes) -> int:
+        """Wait until the child `pid` has its namespace, map it, and take it."""
+        answer = os.read(ready_read, 16)
+        if answer != b"ok":
+            raise SyscallError(int(answer or b"5"), "unshare", "CLONE_NEWUSER")
+        for name in ("uid_map", "gid_map"):
+            fd = self._kernel.open(f"/proc/{pid}/{name}", os.O_WRONLY)
+            try:
+                self._kernel.write(fd, mapping)
+            finally:
+                os.close(fd)
+        return self._kernel.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
 
     def _hold_userns(self, owner: int, ready: int, hold: int, hold_write: int) -> None:
         """Be a short child that makes the namespace and keeps it until its parent has taken it."""

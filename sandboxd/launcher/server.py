@@ -49,6 +49,8 @@ _RECV_BYTES: Final = 256 * 1024
 _MAX_PENDING: Final = 4096
 
 Serve = Callable[[socket.socket, int], None]
+#: Called at the end of a removal, with why something had to be left.
+Done = Callable[[SandboxdError | None], None]
 
 
 @dataclasses.dataclass(slots=True)
@@ -63,6 +65,7 @@ class _Birth:
     embryo: int
     pid: int = 0
     pidfd: int = -1
+    ready: tuple[list[int], dict[str, float]] | None = None
     failure: SandboxdError | None = None
 
 
@@ -81,7 +84,7 @@ class _Removal:
 
     id: str
     range_index: int | None
-    done: list[Callable[[], None]]
+    done: list[Done]
     pidfd: int = -1
     helper: int = 0
 
@@ -240,7 +243,7 @@ class Launcher:
                     sandbox_id,
                 )
             )
-            self._remove(sandbox_id, range_.index, lambda: self._fail(request, failed))
+            self._remove(sandbox_id, range_.index, lambda _: self._fail(request, failed))
         return None
 
     def _checked(self, params: dict[str, Any]) -> tuple[str, str, Limits, str]:
@@ -353,6 +356,7 @@ class Launcher:
         self._selector.register(reader.fd, selectors.EVENT_READ, lambda: self._on_status(newborn))
 
     def _on_status(self, newborn: _Birth) -> None:
+        """Take what the embryo and the newborn say; their messages may come in either order."""
         messages, ended = newborn.status.read()
         for message in messages:
             if message[0] == "pid":
@@ -363,10 +367,13 @@ class Launcher:
                 self._limit(newborn)
             elif message[0] == "failed":
                 newborn.failure = birth.failure(*message[1:], newborn.spec.id)
-            elif message[0] == "ready" and newborn.failure is None:
-                self._born(newborn, message[1], message[2])
-                return
-        if newborn.failure is not None or ended:
+            elif message[0] == "ready":
+                newborn.ready = (message[1], message[2])
+        if newborn.pid and newborn.failure:
+            self._stillborn(newborn, newborn.failure)
+        elif newborn.pid and newborn.ready:
+            self._born(newborn, *newborn.ready)
+        elif ended:
             died = birth.failure("start", "", "the process died", "", newborn.spec.id)
             self._stillborn(newborn, newborn.failure or died)
 
@@ -407,9 +414,7 @@ class Launcher:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(newborn.embryo, signal.SIGKILL)
             os.waitpid(newborn.embryo, 0)
-        if newborn.pidfd >= 0:
-            os.close(newborn.pidfd)
-        self._remove(newborn.spec.id, newborn.range.index, lambda: self._fail(newborn.request, error))
+        self._remove(newborn.spec.id, newborn.range.index, lambda _: self._fail(newborn.request, error), newborn.pidfd)
 
     def _keep(self, record: Record, pidfd: int) -> None:
         sandbox = _Sandbox(record, pidfd)
@@ -447,22 +452,32 @@ class Launcher:
         if sandbox_id in self._births:
             raise Conflict(f"cannot destroy sandbox {sandbox_id}: it is being created", id=sandbox_id)
         if sandbox_id in self._removals:
-            self._removals[sandbox_id].done.append(lambda: self._reply(request, {}))
+            self._removals[sandbox_id].done.append(lambda error: self._destroyed(request, error))
             return None
-        sandbox = self._sandboxes.get(sandbox_id)
+        sandbox = self._sandboxes.pop(sandbox_id, None)
         if sandbox is None:
             return {}
-        self._remove(sandbox_id, sandbox.record.range_index, lambda: self._reply(request, {}))
+        if sandbox.pidfd >= 0:
+            self._selector.unregister(sandbox.pidfd)
+        self._remove(
+            sandbox_id, sandbox.record.range_index, lambda error: self._destroyed(request, error), sandbox.pidfd
+        )
         return None
 
-    def _remove(self, sandbox_id: str, range_index: int | None, done: Callable[[], None]) -> None:
-        """Begin to remove everything that belongs to an id, and call `done` when nothing is left."""
-        removal = _Removal(sandbox_id, range_index, [done])
-        sandbox = self._sandboxes.pop(sandbox_id, None)
-        if sandbox is not None and sandbox.pidfd >= 0:
-            removal.pidfd = sandbox.pidfd
-            self._selector.modify(removal.pidfd, selectors.EVENT_READ, lambda: self._on_removed_end(removal))
+    def _destroyed(self, request: int, error: SandboxdError | None) -> None:
+        if error:
+            self._fail(request, error)
+        else:
+            self._reply(request, {})
+
+    def _remove(
+        self, sandbox_id: str, range_index: int | None, done: Done, pidfd: int = -1
+    ) -> None:
+        """Begin to remove everything that belongs to an id, its init behind `pidfd` too; then call `done`."""
+        removal = _Removal(sandbox_id, range_index, [done], pidfd)
         self._removals[sandbox_id] = removal
+        if pidfd >= 0:
+            self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_removed_end(removal))
         self._cgroups.kill(sandbox_id)
         self._advance_removals()
 
@@ -476,17 +491,23 @@ class Launcher:
         for removal in list(self._removals.values()):
             if removal.helper or removal.pidfd >= 0 or not self._cgroups.remove(removal.id):
                 continue
-            if not self._storage.remove(removal.id, budget=INLINE_ENTRIES):
-                removal.helper = self._remove_in_child(removal.id)
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{self._settings.links_dir}/{removal.id}.sock")
-            self._records.remove(removal.id)
+            error = None
+            try:
+                if not self._storage.remove(removal.id, budget=INLINE_ENTRIES):
+                    removal.helper = self._remove_in_child(removal.id)
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{self._settings.links_dir}/{removal.id}.sock")
+                self._records.remove(removal.id)
+            except OSError as failure:
+                # A sick disk must not end the launcher; the next start sweeps again.
+                log.exception("Cannot remove all of sandbox %s", removal.id)
+                error = InternalError(f"cannot remove all of sandbox {removal.id}: {failure}", id=removal.id)
             if removal.range_index is not None:
                 self._ranges.release(removal.range_index)
             del self._removals[removal.id]
             for callback in removal.done:
-                callback()
+                callback(error)
 
     def _remove_in_child(self, sandbox_id: str) -> int:
         """Remove a large tree in a short child, so that other requests go on."""
@@ -516,7 +537,7 @@ class Launcher:
         for sandbox_id in sorted(known - set(self._sandboxes)):
             record_ = records.get(sandbox_id)
             log.info("Sweeping sandbox %s: its init is gone", sandbox_id)
-            self._remove(sandbox_id, record_.range_index if record_ else None, lambda: None)
+            self._remove(sandbox_id, record_.range_index if record_ else None, lambda _: None)
 
     def _linked(self) -> list[str]:
         return [name.removesuffix(".sock") for name in os.listdir(self._settings.links_dir)]

@@ -546,7 +546,7 @@ class CloseDescriptors(_Named):
 
 def _directory(kernel: Kernel, birth: Birth, path: str, mode: int) -> int:
     """Open a directory of the merged root, making it where the rootfs has none; a link is refused."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    flags = os.O_RDONLY | os.O_DIRECTORY
     try:
         return kernel.openat2(birth.root, path, flags, _STRICT)
     except FileNotFoundError:

@@ -7,6 +7,7 @@ a sandbox belongs to nobody on the host, and no host user can reach it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import Final, Protocol
 
@@ -79,12 +80,13 @@ def remove_trees(top: int, names: list[str], prefix: str, budget: int | None) ->
     """Remove the trees `names` right below `top`; at most `budget` entries. True when nothing is left.
 
     What is inside comes from a stranger: a tree may be a hundred thousand levels deep. So nothing recurses: a
-    folder that is not empty is renamed up, to `<prefix>.<n>` below `top`, and waits its turn there. Folders on
+    folder that is not empty is renamed up, to `<prefix>.<unique>` below `top`, and waits its turn there. Folders on
     another filesystem are not entered (and then stay, with their parents).
     """
+    unique = f"{prefix}.{os.urandom(6).hex()}"
     device = os.fstat(top).st_dev
     pending = list(names)
-    counter = len(names)
+    counter = 0
     left = budget if budget is not None else -1
     while pending:
         name = pending[-1]
@@ -103,13 +105,15 @@ def remove_trees(top: int, names: list[str], prefix: str, budget: int | None) ->
                     if left == 0:
                         return False
                     left -= 1
-                    counter += _remove_entry(entry, fd, top, f"{prefix}.{counter}", moved)
+                    counter += _remove_entry(entry, fd, top, f"{unique}-{counter}", moved)
         finally:
             os.close(fd)
         pending.pop()
         try:
             os.rmdir(name, dir_fd=top)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
             pending.append(name)  # readdir may miss what was moved meanwhile: look again
         pending.extend(moved)
     return True

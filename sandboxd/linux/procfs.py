@@ -36,18 +36,24 @@ def mounts() -> list[Mount]:
         return parse_mountinfo(file.read())
 
 
-def parse_start_time(stat: str) -> int:
-    """Return field 22 of a /proc/<pid>/stat: the start in clock ticks since boot. The name may hold anything."""
-    return int(stat[stat.rindex(")") + 2 :].split(" ")[19])
+def parse_stat(stat: str) -> tuple[str, int]:
+    """Return fields 3 and 22 of a /proc/<pid>/stat: the state, and the start in clock ticks since boot.
+
+    The name, field 2, may hold anything, spaces and parentheses included.
+    """
+    fields = stat[stat.rindex(")") + 2 :].split(" ")
+    return fields[0], int(fields[19])
 
 
 def start_time(pid: int) -> int | None:
-    """Return when `pid` started (clock ticks since boot), or None if there is no such process.
+    """Return when `pid` started (clock ticks since boot), or None if there is no such process or it is dead.
 
-    Together with the pid it names a process for the life of the host.
+    Together with the pid it names a process for the life of the host. A zombie is dead: whoever adopted it may
+    never reap it.
     """
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return parse_start_time(file.read())
+            state, started = parse_stat(file.read())
     except (FileNotFoundError, ProcessLookupError):
         return None
+    return None if state in "ZX" else started

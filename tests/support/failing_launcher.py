@@ -1,0 +1,78 @@
+"""A launcher whose n-th kernel call fails: run as a program, as the daemon would run the real one.
+
+The number is in the sandbox's id (`fail0000000000000042`). The count goes on through both forks, since a fork
+copies it, so 1, 2, 3 … fails every call of a birth in turn, wherever it is made.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from sandboxd.guest import init
+from sandboxd.launcher.server import Launcher
+from sandboxd.launcher.settings import Settings
+from sandboxd.linux.kernel import Kernel, SyscallError
+from sandboxd.spec import Limits
+
+
+class FailingKernel(Kernel):
+    """The real kernel, but the armed call answers EIO. Wraps whatever methods `Kernel` has: no list to keep."""
+
+    def __init__(self) -> None:
+        self.left = 0
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name.startswith("_") or not callable(value):
+            return value
+        return self._counted(name, value)
+
+    def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.left -= 1
+            if self.left == 0:
+                raise SyscallError(errno.EIO, name)
+            return call(*arguments, **options)
+
+        return counted
+
+
+class FailingLauncher(Launcher):
+    """Arms the kernel by the id of each creation."""
+
+    def _checked(self, params: dict[str, Any]) -> tuple[str, str, Limits, str]:
+        checked = super()._checked(params)
+        self._ranges.close()  # so that a range and its namespaces are made within the count
+        kernel = self._kernel
+        assert isinstance(kernel, FailingKernel)
+        kernel.left = int(checked[0].removeprefix("fail"))
+        return checked
+
+    def _prepare(self) -> None:
+        """Prepare nothing ahead: what is made ahead would not be counted."""
+
+
+def main() -> None:
+    fd, config_fd = int(sys.argv[2]), int(sys.argv[4])
+    with open(config_fd, "rb") as file:
+        settings = Settings.from_message(msgpack.unpackb(file.read()))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    os.chdir("/")
+    init.preload()
+    launcher = FailingLauncher(settings, socket.socket(fileno=fd), FailingKernel(), init.serve)
+    gc.freeze()
+    launcher.run()
+
+
+if __name__ == "__main__":
+    main()
