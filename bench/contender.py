@@ -1,0 +1,80 @@
+"""What a figure can ask of each contender."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Protocol
+
+#: What a cold run prints, and what `exec` runs.
+ECHO = ("/bin/echo", "hi")
+TRUE = ("/bin/true",)
+
+
+class Unavailable(Exception):
+    """A contender cannot run here; the text is the reason, in its own words where it gave any."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cold:
+    """One life: seconds to the first output, and to the end with everything given back."""
+
+    first_s: float
+    total_s: float
+    phases: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Held(Protocol):
+    """A sandbox that is there and idle."""
+
+    def exec(self) -> float:
+        """Run /bin/true in it and return the seconds until its end is known."""
+
+    def stdout(self, count: int) -> float:
+        """Let a command in it write `count` bytes and return the seconds from the first to the last."""
+
+    def end(self) -> None:
+        """Give it back."""
+
+
+class Contender:
+    """Something that makes sandboxes. `figures` says for which figures it can be asked."""
+
+    name: ClassVar[str]
+    what: ClassVar[str]
+    figures: ClassVar[frozenset[str]]
+
+    def open(self) -> None:
+        """Get ready and try it once.
+
+        Raises:
+            Unavailable: it cannot run here.
+        """
+
+    @property
+    def note(self) -> str:
+        """What a reader must know of how it ran here."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Which version of it ran."""
+        return ""
+
+    @property
+    def pid(self) -> int:
+        """The root of all its processes."""
+        raise NotImplementedError
+
+    def cold(self) -> Cold:
+        """Create, wait for the first output, destroy."""
+        raise NotImplementedError
+
+    def hold(self) -> Held:
+        """Return a new idle sandbox."""
+        raise NotImplementedError
+
+
+def check_stream(expected: int, count: int) -> None:
+    """Raise `Unavailable` if a stream lost bytes: a fast figure for half the output is none."""
+    if count != expected:
+        raise Unavailable(f"gave {count} of {expected} bytes")

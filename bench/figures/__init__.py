@@ -1,0 +1,1 @@
+"""The figures: each asks the contenders in turn and fills a table of samples."""
