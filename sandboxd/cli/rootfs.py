@@ -1,4 +1,4 @@
-"""`sandboxd rootfs`: build, list and remove the trees that sandboxes share."""
+"""`sandboxd rootfs`: build, import, list and remove the trees that sandboxes share."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from rich.table import Table
 
 from sandboxd import images
 from sandboxd.cli.failure import Failure, Interrupted, Interrupts, one_sentence
-from sandboxd.cli.params import client_of
+from sandboxd.cli.params import Size, client_of
 from sandboxd.errors import DaemonUnavailable, InvalidRequest, RootfsError, RootfsNotFound
+from sandboxd.images.importer import MAX_BYTES, Wanted, import_image
 
 __all__ = ["rootfs"]
 
@@ -28,7 +29,7 @@ _PLAIN_EVERY_S = 2.0
 
 @click.group()
 def rootfs() -> None:
-    """Build, list and remove rootfs, the read-only trees that sandboxes start from."""
+    """Build, import, list and remove rootfs, the read-only trees that sandboxes start from."""
 
 
 def _place(state_dir: Path, rootfs_dir: Path | None) -> Path:
@@ -63,6 +64,46 @@ def build(ctx: click.Context, name: str, force: bool, state_dir: Path, rootfs_di
         built = images.build(name, _place(state_dir, rootfs_dir), progress=watch, force=force, in_use=_asker(ctx))
     verb = f"built in {time.monotonic() - begun:.1f} s" if watch.called else "up to date"
     click.echo(f"rootfs {built.name}: {verb}, {_megabytes(built.size_bytes)}, recipe {built.recipe_hash[:12]}")
+
+
+@rootfs.command("import")
+@click.argument("name")
+@click.argument("source", metavar="SOURCE")
+@click.option("--image", metavar="REF", help="Which image of an archive that holds several: its name or digest.")
+@click.option("--platform", metavar="OS/ARCH", help="Which platform's; taken even when it is not this host's.")
+@click.option("--max-size", type=Size(), default=MAX_BYTES, help="The most that it may unpack to. [default: 20 GiB]")
+@click.option("--force", is_flag=True, help="Replace a rootfs that has the name.")
+@_state_dir
+@_rootfs_dir
+def import_(
+    name: str,
+    source: str,
+    image: str | None,
+    platform: str | None,
+    max_size: int,
+    force: bool,
+    state_dir: Path,
+    rootfs_dir: Path | None,
+) -> None:
+    """Import an image as the rootfs NAME.
+
+    SOURCE is an archive of `docker export` or `docker save`, or an OCI image layout (`skopeo copy`), as an archive or a
+    folder; - reads an archive from stdin.
+    """
+    wanted = Wanted(image, platform, max_size)
+    with _failures(), _watcher() as watch:
+        done = import_image(
+            name,
+            source,
+            _place(state_dir, rootfs_dir),
+            wanted=wanted,
+            progress=watch,
+            force=force,
+            in_use=_asker(click.get_current_context()),
+        )
+    for note in done.notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(f"rootfs {name}: imported, {_megabytes(done.rootfs.size_bytes)}, image {done.rootfs.recipe_hash[:12]}")
 
 
 @rootfs.command("ls")
