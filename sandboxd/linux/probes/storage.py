@@ -1,0 +1,166 @@
+"""Where sandboxes keep their files: the folders can be written, there is room, and what could limit it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping
+from typing import Final
+
+from .. import procfs
+from .feature import AS_ROOT, Feature, Status, listed
+from .files import existing_ancestor, filesystem_of, read_text
+
+#: The launcher's only storage driver is a plain directory, whatever the host could do; a test holds this to it.
+BTRFS_DRIVER_BUILT: Final = False
+#: Below the first nothing can be unpacked or written; below the second a few sandboxes fill the disk.
+LEAST_FREE: Final = 256 << 20
+SCARCE_FREE: Final = 5 << 30
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder that the daemon needs: where it is (or would be made), and whether root may write there.
+
+    `writable` is None when this user's rights say nothing about root's.
+    """
+
+    path: str
+    ancestor: str
+    writable: bool | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Facts:
+    """What was found about the folders and about btrfs.
+
+    Attributes:
+        folders: by name.
+        filesystem: the state directory's.
+        free, total: its bytes.
+        btrfs: "built in", "a module", or None.
+        mkfs: the program mkfs.btrfs, or None.
+        loop: whether there is /dev/loop-control.
+    """
+
+    folders: Mapping[str, Folder]
+    filesystem: str
+    free: int
+    total: int
+    btrfs: str | None
+    mkfs: str | None
+    loop: bool
+
+
+def gather(folders: Mapping[str, str], *, root: bool) -> Facts:
+    """Look at `folders` (one is called state-dir) without making them."""
+    looked = {}
+    for name, path in folders.items():
+        ancestor = existing_ancestor(path)
+        writable = os.access(ancestor, os.W_OK | os.X_OK)
+        looked[name] = Folder(path, ancestor, writable if root or writable else None)
+    state = looked["state-dir"].ancestor
+    space = os.statvfs(state)
+    return Facts(
+        looked,
+        filesystem_of(state, procfs.mounts()),
+        space.f_bavail * space.f_frsize,
+        space.f_blocks * space.f_frsize,
+        _btrfs(),
+        shutil.which("mkfs.btrfs", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"),
+        os.path.exists("/dev/loop-control"),
+    )
+
+
+def evaluate(facts: Facts) -> list[Feature]:
+    """Tell whether files can be kept, and limited."""
+    features = [_folder(name, folder) for name, folder in facts.folders.items()]
+    return [*features, _space(facts), *_btrfs_features(facts)]
+
+
+def _btrfs() -> str | None:
+    if "btrfs" in (read_text("/proc/filesystems") or "").split():
+        return "the kernel has it"
+    modules = f"/lib/modules/{os.uname().release}"
+    for name in ("modules.builtin", "modules.dep"):
+        if "/btrfs.ko" in (read_text(f"{modules}/{name}") or ""):
+            return "the kernel has it as a module"
+    return None
+
+
+def _folder(name: str, folder: Folder) -> Feature:
+    absent = "" if folder.path == folder.ancestor else f" (to be made in {folder.ancestor})"
+    found, means = f"{folder.path}{absent}", "what sandboxes need between two calls is kept there"
+    if folder.writable:
+        return Feature(name=name, status=Status.OK, found=found, means=means, essential=True)
+    if folder.writable is None:
+        found = f"{found}: whether root may write there cannot be told without root"
+        return Feature(name=name, status=Status.UNKNOWN, found=found, means=means, remedy=AS_ROOT, essential=True)
+    remedy = f"make {folder.ancestor} writable (a read-only mount?)"
+    if name != "id-claims":
+        remedy += f", or give another folder: --{name} DIR"
+    found, means = f"{found}: root cannot write there", "the daemon cannot start"
+    return Feature(name=name, status=Status.MISSING, found=found, means=means, remedy=remedy, essential=True)
+
+
+def _space(facts: Facts) -> Feature:
+    name, found = "free-space", f"{size(facts.free)} of {size(facts.total)} on {facts.filesystem}"
+    where = facts.folders["state-dir"].ancestor
+    if facts.free >= SCARCE_FREE:
+        return Feature(name=name, status=Status.OK, found=found, means="sandboxes share it", essential=True)
+    none = facts.free < LEAST_FREE
+    return Feature(
+        name=name,
+        status=Status.MISSING if none else Status.DEGRADED,
+        found=found,
+        means="no rootfs or sandbox fits" if none else "a few sandboxes will fill it",
+        remedy=f"free some at {where}, or use a larger filesystem: --state-dir DIR",
+        essential=True,
+    )
+
+
+def _btrfs_features(facts: Facts) -> list[Feature]:
+    parts = {
+        "btrfs": (facts.btrfs, "the kernel has no btrfs", "use a kernel with CONFIG_BTRFS_FS (modprobe btrfs)"),
+        "mkfs.btrfs": (facts.mkfs, "the program is not there", "apt-get install btrfs-progs"),
+        "loop": (
+            "/dev/loop-control" if facts.loop else None,
+            "there is no /dev/loop-control",
+            "modprobe loop; a container must be given the device",
+        ),
+    }
+    # A pool on a filesystem that is btrfs already needs neither an image nor the program that makes one.
+    needed = {"btrfs"} if facts.filesystem == "btrfs" else set(parts)
+    features, lacking = [], []
+    for name, (found, absent, remedy) in parts.items():
+        means = "a pool that holds disk limits and snapshots needs it"
+        if found:
+            features.append(Feature(name=name, status=Status.OK, found=found, means=means))
+            continue
+        status = Status.MISSING if name in needed else Status.OK
+        if name in needed:
+            lacking.append(name)
+        features.append(
+            Feature(name=name, status=status, found=absent, means=means, remedy=remedy if name in needed else None)
+        )
+    features.append(_disk_limits(lacking))
+    return features
+
+
+def _disk_limits(lacking: list[str]) -> Feature:
+    if BTRFS_DRIVER_BUILT and not lacking:
+        means = "a sandbox's disk_bytes is held"
+        return Feature(name="disk-limits", status=Status.OK, found="a btrfs pool can be had", means=means)
+    found = f"a btrfs pool cannot be had: {listed(lacking)} missing" if lacking else "a btrfs pool could be had"
+    remedy = "see the features named" if lacking else "start the daemon with --allow-unenforced"
+    if not BTRFS_DRIVER_BUILT:
+        found = "this version keeps files in a plain directory, which cannot limit them"
+        remedy = "start the daemon with --allow-unenforced, and watch the disk"
+    means = "a sandbox's disk_bytes cannot be held: refused unless the daemon has --allow-unenforced"
+    return Feature(name="disk-limits", status=Status.DEGRADED, found=found, means=means, remedy=remedy)
+
+
+def size(count: int) -> str:
+    """Return bytes for people."""
+    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"

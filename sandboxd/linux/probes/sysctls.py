@@ -1,0 +1,147 @@
+"""The kernel: its version, and those of its switches that matter to sandboxes."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from .feature import Feature, Status
+from .files import read_text
+
+MINIMUM: Final = (6, 1)
+#: Ample for what one sandbox's programs watch (an editor's server, a bundler); the kernel's own defaults or less.
+INOTIFY: Final[Mapping[str, int]] = {"max_user_instances": 128, "max_user_watches": 8192}
+#: Switch: the value from which it shuts users of the host out, and what it guards. Sandboxes are kept from all of
+#: these by seccomp already; the switches are the second wall.
+HARDENING: Final[Mapping[str, tuple[int, str]]] = {
+    "kernel.dmesg_restrict": (1, "the kernel's log"),
+    "kernel.unprivileged_bpf_disabled": (1, "bpf"),
+    "kernel.perf_event_paranoid": (2, "perf events"),
+    "vm.unprivileged_userfaultfd": (0, "userfaultfd"),
+}
+#: Of these a lower value is the stricter one.
+_LOWER_IS_STRICTER: Final = frozenset({"vm.unprivileged_userfaultfd"})
+_READ: Final = (
+    "kernel.core_pattern",
+    "net.ipv4.ip_forward",
+    *(f"fs.inotify.{name}" for name in INOTIFY),
+    *HARDENING,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Facts:
+    """The kernel's release, its machine, and the sysctls that can be read."""
+
+    release: str
+    machine: str
+    values: Mapping[str, str]
+
+
+def gather() -> Facts:
+    """Read them; needs no root."""
+    read = {name: read_text("/proc/sys/" + name.replace(".", "/")) for name in _READ}
+    values = {name: value for name, value in read.items() if value is not None}
+    return Facts(platform.release(), platform.machine(), values)
+
+
+def evaluate(facts: Facts) -> list[Feature]:
+    """Tell what they mean."""
+    return [_kernel(facts), _core_pattern(facts), _inotify(facts), _hardening(facts), _forwarding(facts)]
+
+
+def version_of(release: str) -> tuple[int, int] | None:
+    """Return major and minor of a release such as 6.12.3-cloud; None if it is of another shape."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _kernel(facts: Facts) -> Feature:
+    version, found = version_of(facts.release), f"{facts.release} on {facts.machine}"
+    least = ".".join(map(str, MINIMUM))
+    if version is not None and version >= MINIMUM and facts.machine in {"x86_64", "aarch64"}:
+        return Feature(
+            name="kernel", status=Status.OK, found=found, means=f"{least} or newer is needed", essential=True
+        )
+    return Feature(
+        name="kernel",
+        status=Status.MISSING if version is not None else Status.UNKNOWN,
+        found=found,
+        means=f"sandboxd needs Linux {least} or newer on x86_64 or aarch64",
+        remedy=f"upgrade the kernel to {least} or newer and reboot, on such a machine",
+        essential=True,
+    )
+
+
+def _core_pattern(facts: Facts) -> Feature:
+    pattern = facts.values.get("kernel.core_pattern")
+    if pattern is None:
+        means = "whether a crash in a sandbox starts a program on the host"
+        return Feature(name="core-pattern", status=Status.UNKNOWN, found="cannot be read", means=means)
+    if not pattern.startswith("|"):
+        means = "a crash in a sandbox starts nothing on the host"
+        return Feature(name="core-pattern", status=Status.OK, found=f"a file ({pattern!r})", means=means)
+    return Feature(
+        name="core-pattern",
+        status=Status.DEGRADED,
+        found=f"piped to {pattern[1:].split(' ')[0]}",
+        means="a crash in a sandbox starts that program on the host, as root, on data that the sandbox chose",
+        remedy="sysctl -w kernel.core_pattern=core",
+    )
+
+
+def _inotify(facts: Facts) -> Feature:
+    found, low, unread = [], [], []
+    for name, enough in INOTIFY.items():
+        text = facts.values.get(f"fs.inotify.{name}", "")
+        if not text.isdigit():
+            unread.append(name)
+            continue
+        found.append(f"{name} {text}")
+        if int(text) < enough:
+            low.append(f"fs.inotify.{name}={enough}")
+    if low:
+        return Feature(
+            name="inotify",
+            status=Status.DEGRADED,
+            found=", ".join(found),
+            means="programs that watch many files will fail (each sandbox has this much for itself)",
+            remedy=f"sysctl -w {' '.join(low)}",
+        )
+    status = Status.UNKNOWN if unread else Status.OK
+    found += [f"{name} cannot be read" for name in unread]
+    return Feature(name="inotify", status=status, found=", ".join(found), means="each sandbox has this much for itself")
+
+
+def _hardening(facts: Facts) -> Feature:
+    found, remedies, open_ = [], [], []
+    for name, (strict, what) in HARDENING.items():
+        text = facts.values.get(name, "")
+        if not text.lstrip("-").isdigit():
+            continue
+        found.append(f"{name}={text}")
+        is_strict = int(text) <= strict if name in _LOWER_IS_STRICTER else int(text) >= strict
+        if not is_strict:
+            open_.append(what)
+            remedies.append(f"{name}={strict}")
+    text = ", ".join(found) or "nothing can be read"
+    if not remedies:
+        status = Status.OK if found else Status.UNKNOWN
+        means = "users of the host are kept from what seccomp keeps sandboxes from"
+        return Feature(name="hardening", status=status, found=text, means=means)
+    return Feature(
+        name="hardening",
+        status=Status.DEGRADED,
+        found=text,
+        means=f"only seccomp keeps sandboxes from {', '.join(open_)}; users of the host are not kept from it",
+        remedy=f"sysctl -w {' '.join(remedies)}",
+    )
+
+
+def _forwarding(facts: Facts) -> Feature:
+    on = facts.values.get("net.ipv4.ip_forward") == "1"
+    means = "only the network modes internet and allowlist forward packets, and this version does not have them yet"
+    return Feature(name="ip-forward", status=Status.OK, found="on" if on else "off", means=means)
