@@ -258,5 +258,5 @@ def names(head: bytes) -> Iterator[str]:
 def shown(name: str) -> str:
     """Return a stranger's name fit for a terminal and a log."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"

@@ -30,6 +30,8 @@ from sandboxd.linux.kernel import Kernel
 
 __all__ = ["MAX_BYTES", "MAX_ENTRIES", "Imported", "Wanted", "import_image"]
 
+#: The unpacking process: Python without the environment's, the user's and the current folder's say.
+PROGRAM = (sys.executable, "-I", "-X", "utf8", "-m", "sandboxd.images.unpack_child")
 #: What an image may unpack to: five times the largest that people commonly run.
 MAX_BYTES: Final = 20 * 1024**3
 #: Members of all layers; the largest images have some hundred thousand.
@@ -207,8 +209,7 @@ class _Child:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-X", "utf8", "-m", "sandboxd.images.unpack_child"]
-                + [str(theirs.fileno()), json.dumps(wanted)],
+                [*PROGRAM, str(theirs.fileno()), json.dumps(wanted)],
                 stdin=subprocess.DEVNULL if self._form == "folder" else self._fd,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sandboxd.images.archive import ImageRefused, shown
+from sandboxd.images.archive import ImageRefused, Region, shown
 from sandboxd.images.blobs import Blobs, read_json
 
 __all__ = ["Image", "Layer", "choose", "find_images", "is_image_name"]
@@ -59,8 +59,8 @@ def is_image_name(name: str) -> bool:
     return _TOP.match(name.split("/", maxsplit=1)[0]) is not None
 
 
-def find_images(blobs: Blobs) -> list[Image] | None:
-    """Return the images there are; None where `blobs` has the form of no image archive.
+def find_images(blobs: Blobs) -> tuple[list[Image], Blobs] | None:
+    """Return the images there are, and where their layers' blobs are; None where `blobs` has no form of an image.
 
     Raises:
         ImageRefused: something of it is malformed, or not what its digest says.
@@ -72,12 +72,13 @@ def find_images(blobs: Blobs) -> list[Image] | None:
     elif isinstance(manifest, list):
         found = [_saved(blobs, _object(entry, "manifest.json")) for entry in manifest[:_MAX_IMAGES]]
     elif isinstance(manifest, dict) and ("layers" in manifest or "manifests" in manifest):
-        found = _unique(_walk(_Flat(blobs), manifest, (), None, 0))
+        blobs = _Flat(blobs)
+        found = _unique(_walk(blobs, manifest, (), None, 0))
     else:
         return None
     if not found:
         raise ImageRefused("it holds no image whose blobs are all there", reason="no-image")
-    return found
+    return found, blobs
 
 
 class _Flat:
@@ -86,7 +87,7 @@ class _Flat:
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
 
-    def open(self, name: str) -> Any:  # noqa: ANN401 - as Blobs.open
+    def open(self, name: str) -> tuple[Region, int] | None:
         """Return a reader of a blob."""
         name = name.removeprefix("blobs/sha256/")
         return self._blobs.open(name) or self._blobs.open(f"{name}.manifest.json")

@@ -166,7 +166,8 @@ class Unpacker:
     # --- folders ---
 
     def _open(self, parts: tuple[str, ...]) -> int:
-        return self._kernel.openat2(self._root, "/".join(parts) or ".", _FOLDER, STRICT)
+        # Without O_NOFOLLOW: a link at the end is then ELOOP, as one on the way is.
+        return self._kernel.openat2(self._root, "/".join(parts) or ".", os.O_RDONLY | os.O_DIRECTORY, STRICT)
 
     def _is_folder(self, parts: tuple[str, ...]) -> bool:
         try:

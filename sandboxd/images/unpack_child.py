@@ -144,8 +144,8 @@ class Job:
             if not _begins_image(stream.peek(_HEAD)):
                 return self._tree(stream)
             blobs = self._archive(stream, None if compressed else size)
-        images = find_images(blobs)
-        if images is None:
+        found = find_images(blobs)
+        if found is None:
             if self._source < 0:
                 raise ImageRefused(
                     "the folder is no OCI layout, unpacked docker save or skopeo dir: (no index.json or manifest.json)",
@@ -153,6 +153,7 @@ class Job:
                 )
             # Names like an image's, but none: a root tree after all.
             return self._tree(self._again())
+        images, blobs = found
         return self._layers(blobs, self._choose(images))
 
     def _archive(self, stream: Reader, size: int | None) -> ArchiveBlobs:
