@@ -8,7 +8,8 @@ import posixpath
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from sandboxd.images.archive import Budget, ImageRefused, Region, Tape, members, shown
+from sandboxd.images.archive import Tape, members, shown
+from sandboxd.images.readers import Budget, ImageRefused, Region
 
 __all__ = ["ArchiveBlobs", "Blobs", "FolderBlobs", "read_blob", "read_json"]
 

@@ -1,12 +1,12 @@
 """The unpacking process: what its parent gives it, and the cell it locks itself into before it reads a byte.
 
-Theory of operation. The parent (`importer`, root) starts `unpack_child` with one socket and nothing else. In order:
+Theory of operation. The parent (`unpack_process`, root) starts `unpack_child` with the source as stdin, and a socket:
 
     child    imports all that it will use (nothing of the image's is ever loaded: there is no /usr in its cell)
     child    leaves every namespace at once: user, mount, net, ipc, uts, cgroup; says so
     parent   maps its ids 0..65535 onto a range of the host's that is nobody's, and sends descriptors: the target
-             folder as a detached mount (nosuid, nodev, noexec; idmapped, so that on disk it writes 0..65535) and the
-             archive, opened for reading
+             folder as a detached mount (nosuid, nodev, noexec; idmapped, so that on disk it writes 0..65535) and a
+             nameless file to copy a stream to; a file of an image's folder comes when asked for, if its name fits
     child    makes that mount its root and detaches the host's tree: there is nothing else to write to, by any path
     child    takes its own uid 0, keeps four capabilities over files of its own ids (CHOWN, DAC_OVERRIDE, FOWNER,
              FSETID), no_new_privs, not dumpable, rlimits (no fork, bounded memory and file size), a system call list
@@ -63,7 +63,8 @@ FIRST_ID: Final = 2_000_065_536
 CAPABILITIES: Final = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4
 #: An xz dictionary may want 1.5 GiB; usual ones 64 MiB.
 _MEMORY: Final = 1024 * 1024 * 1024
-_DESCRIPTORS: Final = 512  # a walk of the tree holds one a level (members.MAX_DEPTH)
+#: A walk of the tree holds one a level (members.MAX_DEPTH), an image's folder one a blob.
+_DESCRIPTORS: Final = 2048
 
 #: What Python and the unpacking use. No mknod, mount, clone, exec, socket, setns, kill, ptrace, open_by_handle_at.
 _SYSTEM_CALLS: Final = """

@@ -5,7 +5,8 @@ from __future__ import annotations
 import tarfile
 from typing import Final
 
-from sandboxd.images.archive import ImageRefused, shown
+from sandboxd.images.archive import shown
+from sandboxd.images.readers import ImageRefused
 from sandboxd.spec import ID_RANGE_WIDTH, MAX_PATH_BYTES
 
 __all__ = ["check", "split"]

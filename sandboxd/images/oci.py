@@ -1,7 +1,7 @@
 """What an image archive or folder holds: OCI layouts, `docker save` archives, skopeo's `dir:` folders.
 
 Every form ends in the same `Image`: a configuration and layers in order, each with the digest of its blob and of its
-unpacked content. References are matched as people type them (`busybox` is `docker.io/library/busybox:latest`).
+unpacked content.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sandboxd.images.archive import ImageRefused, Region, shown
+from sandboxd.images.archive import shown
 from sandboxd.images.blobs import Blobs, read_json
+from sandboxd.images.readers import ImageRefused, Region
 
-__all__ = ["Image", "Layer", "choose", "find_images", "is_image_name"]
+__all__ = ["Image", "Layer", "find_images", "is_image_name"]
 
 _DIGEST: Final = re.compile(r"sha256:([0-9a-f]{64})\Z")
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
@@ -24,7 +25,6 @@ _TOP: Final = re.compile(
 )
 _MAX_IMAGES: Final = 1000
 _MAX_DEPTH: Final = 4
-_MAX_LISTED: Final = 20
 _MAX_LAYERS: Final = 1000
 _NAME_ANNOTATIONS: Final = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 
@@ -171,53 +171,6 @@ def _saved(blobs: Blobs, entry: dict[str, Any]) -> Image:
         config,
         tuple(Layer(path, None, diff_id) for path, diff_id in layers),
     )
-
-
-def choose(images: list[Image], image: str | None, platform: str | None, host: str) -> Image:
-    """Return the image that is meant: by reference and platform, or the only one that fits this host.
-
-    Raises:
-        ImageRefused: none or several fit; `images` names what there is.
-    """
-    listed = [one.describe() for one in images[:_MAX_LISTED]]
-    fitting = images
-    if image is not None:
-        fitting = [one for one in fitting if image == one.digest or any(_same(image, name) for name in one.names)]
-    if platform is not None:
-        fitting = [one for one in fitting if _fits(one.platform, platform)]
-    if not fitting:
-        raise ImageRefused(f"it holds no such image; there are: {'; '.join(listed)}", reason="no-image", images=listed)
-    if platform is None:
-        ours = [one for one in fitting if one.platform is None or _fits(one.platform, host)]
-        if not ours:
-            raise ImageRefused(
-                f"it is for another platform than this host ({host}): {'; '.join(listed)}; --platform takes it still",
-                reason="platform",
-                images=listed,
-            )
-        fitting = ours
-    if len(fitting) > 1:
-        listed = [one.describe() for one in fitting[:_MAX_LISTED]]
-        raise ImageRefused(
-            f"it holds several images: {'; '.join(listed)}; choose with --image or --platform",
-            reason="several-images",
-            images=listed,
-        )
-    return fitting[0]
-
-
-def _same(wanted: str, name: str) -> bool:
-    return wanted == name or _full(wanted) == _full(name)
-
-
-def _full(name: str) -> str:
-    name = name.removeprefix("docker.io/").removeprefix("library/")
-    return name if ":" in name.rpartition("/")[2] or "@" in name else f"{name}:latest"
-
-
-def _fits(platform: str | None, wanted: str) -> bool:
-    """Tell whether `platform` is what is wanted; a variant (arm64/v8) counts where it is named."""
-    return platform is not None and (platform == wanted or platform.startswith(wanted + "/"))
 
 
 def _platform(value: Mapping[str, Any]) -> str | None:

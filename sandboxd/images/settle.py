@@ -8,7 +8,7 @@ import stat
 from collections import Counter
 from typing import Final
 
-from sandboxd.images.archive import ImageRefused
+from sandboxd.images.readers import ImageRefused
 
 __all__ = ["settle"]
 

@@ -26,9 +26,10 @@ import tarfile
 from collections import Counter
 from typing import Final
 
-from sandboxd.images.archive import Budget, ImageRefused, Tape, members, shown
-from sandboxd.images.confine import STRICT
+from sandboxd.images.archive import Tape, members, shown
+from sandboxd.images.folders import Folders
 from sandboxd.images.members import check, split
+from sandboxd.images.readers import Budget, ImageRefused
 from sandboxd.linux.kernel import Kernel
 
 __all__ = ["Unpacker"]
@@ -48,10 +49,8 @@ class Unpacker:
 
     def __init__(self, root: int, budget: Budget, kernel: Kernel | None = None) -> None:
         self.notes: Counter[str] = Counter()
-        self._root = root
         self._budget = budget
-        self._kernel = kernel or Kernel()
-        self._cached: tuple[str, int] = ("", -1)
+        self._folders = Folders(root, kernel or Kernel())
         # Of the layer under way: its members and all folders above them.
         self._touched: set[str] = set()
         self._folder_times: dict[str, float] = {}
@@ -77,7 +76,7 @@ class Unpacker:
                     member=shown(member.name),
                     reason="no-space" if isinstance(error, OSError) and error.errno == errno.ENOSPC else "write",
                 ) from error
-        self._forget_folder()
+        self._folders.forget()
 
     def _member(self, member: tarfile.TarInfo, tape: Tape, layered: bool) -> None:
         parts = split(member.name, member)
@@ -91,9 +90,9 @@ class Unpacker:
         if not parts:
             return
         path = "/".join(parts)
-        if path in self._touched and not (member.isdir() and self._is_folder(parts)):
+        if path in self._touched and not (member.isdir() and self._folders.exists(parts)):
             raise ImageRefused(f"member {shown(member.name)} is there twice", reason="duplicate")
-        parent = self._make_folder(parts[:-1], member)
+        parent = self._folders.make(parts[:-1], member)
         if member.isdir():
             self._folder(parent, path, parts[-1], member)
         elif member.islnk():
@@ -148,7 +147,7 @@ class Unpacker:
         if "/".join(target) == path or not target:
             raise ImageRefused(f"member {shown(member.name)} is a hard link to itself", reason="link")
         try:
-            folder = self._open(target[:-1])
+            folder = self._folders.open(target[:-1])
             try:
                 kind = os.stat(target[-1], dir_fd=folder, follow_symlinks=False).st_mode
                 if stat.S_ISDIR(kind):
@@ -162,52 +161,6 @@ class Unpacker:
             raise ImageRefused(
                 f"member {shown(member.name)} is a hard link to {shown(member.linkname)}: {why}", reason="link"
             ) from error
-
-    # --- folders ---
-
-    def _open(self, parts: tuple[str, ...]) -> int:
-        # Without O_NOFOLLOW: a link at the end is then ELOOP, as one on the way is.
-        return self._kernel.openat2(self._root, "/".join(parts) or ".", os.O_RDONLY | os.O_DIRECTORY, STRICT)
-
-    def _is_folder(self, parts: tuple[str, ...]) -> bool:
-        try:
-            os.close(self._open(parts))
-        except OSError:
-            return False
-        return True
-
-    def _make_folder(self, parts: tuple[str, ...], member: tarfile.TarInfo) -> int:
-        """Return a descriptor of the folder `parts`, made where missing; it stays ours."""
-        path = "/".join(parts)
-        if self._cached[1] >= 0 and self._cached[0] == path:
-            return self._cached[1]
-        self._forget_folder()
-        try:
-            fd = self._open(parts)
-        except FileNotFoundError:
-            above = os.dup(self._make_folder(parts[:-1], member))
-            try:
-                os.mkdir(parts[-1], 0o755, dir_fd=above)
-                os.chmod(parts[-1], 0o755, dir_fd=above)  # noqa: S103 - whatever the umask
-            finally:
-                os.close(above)
-            self._forget_folder()
-            fd = self._open(parts)
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                kind = "a symbolic link" if error.errno == errno.ELOOP else "a file"
-                raise ImageRefused(
-                    f"member {shown(member.name)} would be written through {kind}: /{shown(path)} or a folder above it",
-                    reason="through-link" if error.errno == errno.ELOOP else "through-file",
-                ) from error
-            raise
-        self._cached = (path, fd)
-        return fd
-
-    def _forget_folder(self) -> None:
-        if self._cached[1] >= 0:
-            os.close(self._cached[1])
-        self._cached = ("", -1)
 
     def _touch(self, parts: tuple[str, ...]) -> None:
         for length in range(len(parts), 0, -1):
@@ -224,9 +177,9 @@ class Unpacker:
         name = parts[-1].removeprefix(_WHITEOUT)
         if name in ("", ".", ".."):
             raise ImageRefused(f"member {shown('/'.join(parts))} is a whiteout of nothing", reason="whiteout")
-        self._forget_folder()
+        self._folders.forget()
         try:
-            parent = self._open(parts[:-1])
+            parent = self._folders.open(parts[:-1])
         except FileNotFoundError:
             return
         except OSError as error:
@@ -265,7 +218,7 @@ class Unpacker:
         """Give folders the times that they lost as they were filled; the last act."""
         for path, time in self._folder_times.items():
             with contextlib.suppress(OSError):  # a later layer took it away
-                fd = self._open(tuple(path.split("/")))
+                fd = self._folders.open(tuple(path.split("/")))
                 try:
                     os.utime(fd, ns=(_nanoseconds(time), _nanoseconds(time)))
                 finally:

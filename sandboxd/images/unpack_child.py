@@ -1,8 +1,4 @@
-"""The program that unpacks an image: `importer` starts it, `confine` locks it in, its words go over one socket.
-
-Packets to the parent, JSON each: `unshared`; `locked`; `open` (a file of the image's folder: the answer carries a
-descriptor or none); `progress`; and in the end `done` or `refused`.
-"""
+"""The program that unpacks an image: `importer` starts it, `confine` locks it in, `unpack_link` is how it speaks."""
 
 from __future__ import annotations
 
@@ -14,108 +10,30 @@ import platform
 import socket
 import sys
 import tarfile
-import time
 import zlib
 from collections import Counter
+from email.parser import HeaderParser
 from pathlib import Path
 from typing import Any, Final
 
 from sandboxd.images import confine, packages
-from sandboxd.images.archive import (
-    Budget,
-    Hashing,
-    ImageRefused,
-    Pipe,
-    Pushback,
-    Reader,
-    Region,
-    Tape,
-    decompressed,
-    names,
-    shown,
-)
+from sandboxd.images.archive import Tape, names, shown
 from sandboxd.images.blobs import ArchiveBlobs, Blobs, FolderBlobs
-from sandboxd.images.oci import Image, Layer, choose, find_images, is_image_name
+from sandboxd.images.choice import choose
+from sandboxd.images.oci import Image, Layer, find_images, is_image_name
+from sandboxd.images.readers import Budget, Hashing, ImageRefused, Pipe, Pushback, Reader, Region, decompressed
 from sandboxd.images.settle import settle
 from sandboxd.images.unpack import Unpacker
+from sandboxd.images.unpack_link import Link, Metered, Progress
 from sandboxd.linux.kernel import Kernel
 
 __all__ = ["main"]
 
 _MAX_NOTES: Final = 50
 _HEAD: Final = 64 * 1024
-_PROGRESS_EVERY_S: Final = 0.1
 _MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 #: What broken bytes make the standard library raise, and what each means.
 _DAMAGE: Final = (tarfile.TarError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError, ValueError, OverflowError)
-
-
-class Link:
-    """The socket to the parent."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def fileno(self) -> int:
-        """Return the socket's descriptor."""
-        return self._sock.fileno()
-
-    def send(self, kind: str, **facts: object) -> None:
-        """Send a packet."""
-        self._sock.send(json.dumps({"kind": kind, **facts}).encode())
-
-    def receive(self) -> tuple[dict[str, Any], list[int]]:
-        """Return a packet and its descriptors; ends the program when the parent is gone."""
-        data, fds, _, _ = socket.recv_fds(self._sock, 65536, 2)
-        if not data:
-            sys.exit(1)
-        return json.loads(data), fds
-
-    def ask(self, name: str) -> tuple[int, int] | None:
-        """Ask for a file of the image's folder; return its descriptor and size."""
-        self.send("open", name=name)
-        answer, fds = self.receive()
-        return (fds[0], int(answer["size"])) if fds else None
-
-
-class Metered:
-    """A reader that tells the parent how far it is."""
-
-    def __init__(self, raw: Reader, report: Progress) -> None:
-        self._raw = raw
-        self._report = report
-
-    def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes."""
-        data = self._raw.read(size)
-        self._report.add(len(data))
-        return data
-
-
-class Progress:
-    """Sends `progress` packets, not too often."""
-
-    def __init__(self, link: Link, budget: Budget) -> None:
-        self._link = link
-        self._budget = budget
-        self._next = 0.0
-        self._read = 0
-        self._layer = (1, 1)
-
-    def begin(self, number: int, total: int) -> None:
-        """Tell that a layer begins."""
-        self._layer = (number, total)
-        self._next = 0.0
-        self.add(0)
-
-    def add(self, count: int) -> None:
-        """Count bytes read of the source."""
-        self._read += count
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + _PROGRESS_EVERY_S
-            number, total = self._layer
-            self._link.send("progress", layer=number, layers=total, read=self._read, entries=self._budget.entries)
 
 
 class Job:
@@ -256,13 +174,19 @@ def _told(notes: Counter[str]) -> list[str]:
 def _packages() -> dict[str, dict[str, str]]:
     try:
         found = packages.installed(Path("/"))
-    except (OSError, ValueError, KeyError, RecursionError):
-        return {}  # a stranger's files: nothing stands on them
+    except (OSError, ValueError, LookupError, ImportError, RecursionError):
+        return {}  # a stranger's files, which may want a codec that is not loaded: nothing stands on them
     return found if len(json.dumps(found)) < confine.MAX_PACKET // 2 else {}
+
+
+def _rehearse() -> None:
+    """Make the standard library load what it loads on first use; `test_nothing_is_loaded_in_the_cell` finds more."""
+    str(HeaderParser().parsestr("Name: x\n\n", headersonly=True)["Name"])
 
 
 def run(link: Link, wanted: dict[str, Any]) -> None:
     """Lock this process in, unpack, and say how it went."""
+    _rehearse()
     kernel = Kernel()
     filters = confine.compile_filter()
     confine.unshare(kernel)

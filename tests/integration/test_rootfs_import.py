@@ -15,7 +15,7 @@ import pytest
 
 from sandboxd import Sandbox, images
 from sandboxd.errors import Conflict, InvalidRequest, RootfsError
-from sandboxd.images import confine, importer
+from sandboxd.images import confine, unpack_process
 from sandboxd.images.importer import Wanted, import_image
 from tests.support import images as made
 from tests.support.daemon import ROOTFS_DIR, Daemon
@@ -295,7 +295,9 @@ class TestCell:
     def instead(self, tmp_path, monkeypatch):
         def instead(program):
             (tmp_path / "program.py").write_text(program)
-            monkeypatch.setattr(importer, "PROGRAM", (sys.executable, "-I", "-X", "utf8", str(tmp_path / "program.py")))
+            monkeypatch.setattr(
+                unpack_process, "PROGRAM", (sys.executable, "-I", "-X", "utf8", str(tmp_path / "program.py"))
+            )
 
         return instead
 
@@ -344,11 +346,12 @@ class TestCell:
         planted = [file("usr/lib/python3.11/heapq.py", "raise SystemExit"), file("heapq.py"), file("sitecustomize.py")]
         dpkg = "Package: a\nStatus: install ok installed\nVersion: 1\n\n"
         odd = [file("é", pax_headers={"SCHILY.xattr.user.a": "b"}), symlink("etc/resolv.conf", "x"), file("dev/x")]
-        layout.image([LOW, tar([*planted, *odd, file("var/lib/dpkg/status", dpkg)]), HIGH], "x", Env=["A=é"])
+        wheel = file("usr/local/lib/python3.13/dist-packages/b-2.dist-info/METADATA", "Name: B\nVersion: 2\n\nx")
+        layout.image([LOW, tar([*planted, *odd, wheel, file("var/lib/dpkg/status", dpkg)]), HIGH], "x", Env=["A=é"])
         for path in (source(gzip.compress(layout.archive())), str(layout.write(tmp_path / "layout"))):
             done = import_image("x", path, rootfs_dir, force=True)
             assert done.config == {"loaded": []}
-            assert done.rootfs.packages == {"debian": {"a": "1"}}
+            assert done.rootfs.packages == {"debian": {"a": "1"}, "python": {"b": "2"}}
         with pytest.raises(RootfsError, match="is a FIFO"):
             import_image("x", source(tar([made.member("a", b"6")])), rootfs_dir, force=True)
 

@@ -10,9 +10,10 @@ import tarfile
 
 import pytest
 
-from sandboxd.images import oci, unpack_child
-from sandboxd.images.archive import Budget, Hashing, ImageRefused, Tape, decompressed, shown
+from sandboxd.images import choice, oci, unpack_child
+from sandboxd.images.archive import Tape, shown
 from sandboxd.images.blobs import ArchiveBlobs
+from sandboxd.images.readers import Budget, Hashing, ImageRefused, decompressed
 from sandboxd.images.settle import settle
 from sandboxd.images.unpack import Unpacker
 from tests.support import images
@@ -190,6 +191,12 @@ def test_a_whiteout_spares_its_own_layer(place):
     assert done.names() == ["e"]
 
 
+def test_names_that_differ_in_case_are_other_names(place):
+    odd = [folder("/", mode=0), symlink("Etc", "/"), symlink("DEV", "/x"), file("a/.WH.b"), file("a/b")]
+    assert Unpacked(place, odd).names() == ["DEV", "Etc", "a", "a/.WH.b", "a/b"]
+    assert (place / "tree").stat().st_mode & 0o7777 == 0o755
+
+
 def test_whiteouts_are_names_like_others_in_a_plain_tree(place):
     assert Unpacked(place, [file(".wh.x")], layered=False).names() == [".wh.x"]
 
@@ -295,17 +302,17 @@ class TestChoice:
         layout.image([tar([file("c")])], "other", architecture="s390x")
         every = found(layout.archive())
         with pytest.raises(ImageRefused) as caught:
-            oci.choose(every, None, None, "linux/amd64")
+            choice.choose(every, None, None, "linux/amd64")
         assert caught.value.facts["images"] == ["busybox (linux/amd64)", "docker.io/library/alpine:3 (linux/amd64)"]
-        assert oci.choose(every, "busybox:latest", None, "linux/amd64").names == ("busybox",)
-        assert oci.choose(every, "alpine:3", None, "linux/amd64").names == ("docker.io/library/alpine:3",)
-        assert oci.choose(every, None, "linux/s390x", "linux/amd64").names == ("other",)
-        assert oci.choose(every, every[0].digest, None, "linux/amd64") == every[0]
+        assert choice.choose(every, "busybox:latest", None, "linux/amd64").names == ("busybox",)
+        assert choice.choose(every, "alpine:3", None, "linux/amd64").names == ("docker.io/library/alpine:3",)
+        assert choice.choose(every, None, "linux/s390x", "linux/amd64").names == ("other",)
+        assert choice.choose(every, every[0].digest, None, "linux/amd64") == every[0]
         for image, platform in (("nothing", None), (None, "linux/arm64")):
             with pytest.raises(ImageRefused, match="no such image; there are: busybox"):
-                oci.choose(every, image, platform, "linux/amd64")
+                choice.choose(every, image, platform, "linux/amd64")
         with pytest.raises(ImageRefused, match="another platform"):
-            oci.choose(every, "other", None, "linux/amd64")
+            choice.choose(every, "other", None, "linux/amd64")
 
     def test_an_index_of_platforms_without_all_blobs(self, found):
         layout = images.Layout()
