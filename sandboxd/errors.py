@@ -62,12 +62,12 @@ class SandboxdError(Exception):
 
     kind: ClassVar[str] = "error"
 
-    def __init__(self, message: str, **facts: Any) -> None:
+    def __init__(self, message: str, **facts: Any) -> None:  # noqa: ANN401 - any JSON value
         super().__init__(message)
         self.message = message
         self.facts: dict[str, Any] = facts
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any JSON value
         # Facts read as attributes (`error.step`); only reached when normal look-up failed.
         try:
             return self.__dict__["facts"][name]

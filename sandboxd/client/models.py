@@ -143,6 +143,7 @@ class SandboxInfo:
         labels: the caller's own.
         unenforced: limits that this host cannot enforce.
         created_at: when, with a time zone.
+        reason: why it is failed; None while it is not.
         raw: the daemon's object with every field, also those that this version does not know.
     """
 
@@ -159,6 +160,7 @@ class SandboxInfo:
     labels: dict[str, str]
     unenforced: tuple[str, ...]
     created_at: dt.datetime
+    reason: str | None
     raw: dict[str, Any] = dataclasses.field(repr=False, compare=False)
 
 
@@ -192,6 +194,7 @@ def parse_sandbox(value: Json) -> SandboxInfo:
         labels=dict(value.get("labels") or {}),
         unenforced=tuple(value.get("unenforced") or ()),
         created_at=_time(value["created_at"]),
+        reason=value.get("reason"),
         raw=dict(value),
     )
 

@@ -177,7 +177,7 @@ def _require_regular(path: str, mode: int, verb: str) -> None:
 
 
 def _make_folders(path: str, owner: User) -> None:
-    """mkdir -p, the new ones owned by `owner`."""
+    """Mkdir -p, the new ones owned by `owner`."""
     missing = []
     while not os.path.isdir(path):
         missing.append(path)
@@ -187,7 +187,7 @@ def _make_folders(path: str, owner: User) -> None:
         os.chown(folder, owner.uid, owner.gid, follow_symlinks=False)
 
 
-class _mapped(contextlib.AbstractContextManager[None]):  # noqa: N801 - reads as a statement
+class _mapped(contextlib.AbstractContextManager[None]):
     """Turns an OSError of a file operation into the error that names what happened."""
 
     def __init__(self, path: str, verb: str) -> None:

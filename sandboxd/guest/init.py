@@ -155,7 +155,9 @@ class Init:
     def _exec(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
         process = self._start(params)
         kill_on_cancel = not params.get("detach", False)
-        self._stream(peer, request, process, Follower(peer, request, 0, params["credit"], lossless=True), kill_on_cancel)
+        self._stream(
+            peer, request, process, Follower(peer, request, 0, params["credit"], lossless=True), kill_on_cancel
+        )
 
     def _start(self, params: dict[str, Any]) -> Process:
         spec = CommandSpec(

@@ -141,9 +141,9 @@ class Peer:
             os.close(fd)
             self._out[0] = (first, None)
         else:
-            batch = []
+            batch: list[memoryview] = []
             for view, item_fd in self._out:
-                if item_fd is not None or len(batch) == 16:  # noqa: PLR2004 - well below IOV_MAX
+                if item_fd is not None or len(batch) == 16:
                     break
                 batch.append(view)
             sent = self._socket.sendmsg(batch)

@@ -60,7 +60,7 @@ class Follower:
             if entry is None:
                 return False
             if entry.offset > self.position:
-                lost = {"bytes": max(0, entry.base - self.seen_bytes)}
+                lost = {"dropped_bytes": max(0, entry.base - self.seen_bytes)}
                 self._send(Entry(entry.offset - 1, entry.base, entry.time, "truncated", lost))
             self._send(entry)
             if entry.type == "exit":
@@ -356,7 +356,9 @@ class Process:
         status = self._status or 0
         signalled = os.WIFSIGNALED(status)
         oom = self._oom_kills() > 0
-        reason = "timeout" if self._timed_out else "oom" if oom else self._kill_reason or "signal" if signalled else "exit"
+        reason = (
+            "timeout" if self._timed_out else "oom" if oom else self._kill_reason or "signal" if signalled else "exit"
+        )
         return {
             "exit_code": None if signalled else os.waitstatus_to_exitcode(status),
             "signal": _signal_name(os.WTERMSIG(status)) if signalled else None,

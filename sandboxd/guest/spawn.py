@@ -56,7 +56,7 @@ def _enter(cwd: str) -> None:
 
 
 def _exec(argv: tuple[str, ...], env: dict[str, str]) -> None:
-    """execve along PATH; returns only by `_fail`."""
+    """Execve along PATH; returns only by `_fail`."""
     program = argv[0]
     places = [program] if "/" in program else [f"{d or '.'}/{program}" for d in env["PATH"].split(":")]
     denied = 0

@@ -33,7 +33,7 @@ def parse_passwd(text: str) -> list[User]:
     users = []
     for line in text.splitlines():
         fields = line.split(":")
-        if len(fields) == 7 and fields[2].isdigit() and fields[3].isdigit():  # noqa: PLR2004
+        if len(fields) == 7 and fields[2].isdigit() and fields[3].isdigit():
             users.append(User(fields[0], int(fields[2]), int(fields[3]), (), fields[5] or "/", fields[6]))
     return users
 
@@ -43,7 +43,7 @@ def parse_groups(text: str, member: str) -> tuple[int, ...]:
     found = []
     for line in text.splitlines():
         fields = line.split(":")
-        if len(fields) == 4 and fields[2].isdigit() and member in fields[3].split(","):  # noqa: PLR2004
+        if len(fields) == 4 and fields[2].isdigit() and member in fields[3].split(","):
             found.append(int(fields[2]))
     return tuple(found)
 

@@ -7,13 +7,15 @@ launcher is single-threaded and never executes anything: it waits in `selectors`
 (`server.py`), and for each creation forks a process that turns itself into a sandbox's init by the named steps
 of `plan.py`. Its memory is every init's memory, so it is told ids, names and numbers only, never env or secrets.
 
-    server.py     the event loop and the operations
-    birth.py      one creation: what the host side does, and the two forks
-    plan.py       spec -> ordered steps (pure)
-    steps.py      the steps, run by the process that becomes init
-    idranges.py   disjoint uid ranges and the user namespaces that map them
-    cgroups.py    the sandboxes' cgroups
-    storage.py    storage drivers: where a sandbox's own files live
-    records.py    what must survive the launcher
-    profiles.py   seccomp profiles, compiled once at the start
+    server.py       the event loop and the operations
+    births.py       creations under way; birth.py is one of them: the two forks and the status pipe
+    removals.py     the one way out, for the born and the stillborn
+    plan.py         spec -> ordered steps (pure)
+    steps.py        what steps share; filesystem.py and privilege.py are the steps
+    idranges.py     disjoint uid ranges and the user namespaces that map them
+    cgroups.py      the sandboxes' cgroups
+    storage.py      storage drivers: where a sandbox's own files live
+    records.py      what must survive the launcher
+    profiles.py     seccomp profiles, compiled once at the start
+    rootfs.py       which rootfs there are
 """

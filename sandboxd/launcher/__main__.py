@@ -21,7 +21,7 @@ from .settings import Settings
 
 def _arguments(argv: list[str]) -> tuple[int, int]:
     # Two fixed options from one caller; argparse would stay in the memory of every init.
-    if len(argv) != 4 or argv[0] != "--fd" or argv[2] != "--config-fd":  # noqa: PLR2004
+    if len(argv) != 4 or argv[0] != "--fd" or argv[2] != "--config-fd":
         sys.exit("usage: python -m sandboxd.launcher --fd N --config-fd M (started by `sandboxd serve`)")
     return int(argv[1]), int(argv[3])
 

@@ -44,9 +44,18 @@ _BACKLOG: Final = 4
 
 #: What a person can do about it, by (step, errno).
 _HINTS: Final = {
-    ("mount-overlay", "EINVAL"): "the state directory's filesystem cannot be an overlay's upper layer; use ext4, xfs or btrfs",
-    ("mount-overlay", "EROFS"): "the state directory's filesystem refuses the overlay's upper layer; use ext4, xfs or btrfs",
-    ("mount-layers", "EINVAL"): "the filesystem of the rootfs or the state directory cannot be idmapped; use ext4, xfs or btrfs",
+    (
+        "mount-overlay",
+        "EINVAL",
+    ): "the state directory's filesystem cannot be an overlay's upper layer; use ext4, xfs or btrfs",
+    (
+        "mount-overlay",
+        "EROFS",
+    ): "the state directory's filesystem refuses the overlay's upper layer; use ext4, xfs or btrfs",
+    (
+        "mount-layers",
+        "EINVAL",
+    ): "the filesystem of the rootfs or the state directory cannot be idmapped; use ext4, xfs or btrfs",
     ("mount-layers", "ENOENT"): "the rootfs was removed meanwhile",
     ("mount-proc", "ELOOP"): "the rootfs' /proc is a link; it must be a directory",
     ("mount-sys", "ELOOP"): "the rootfs' /sys is a link; it must be a directory",
@@ -122,7 +131,7 @@ def _embryo(kernel: Kernel, spec: LaunchSpec, parts: Parts, serve: Callable[[soc
             _newborn(kernel, spec, parts, serve)
         _tell(parts.status_fd, ["pid", pid])
         os._exit(0)
-    except Exception as error:  # noqa: BLE001 - told to the launcher
+    except Exception as error:
         _tell_failure(parts.status_fd, step, error)
     finally:
         os._exit(1)
@@ -146,7 +155,7 @@ def _newborn(kernel: Kernel, spec: LaunchSpec, parts: Parts, serve: Callable[[so
             timings[step] = time.perf_counter() - began
         _tell(parts.status_fd, ["ready", birth.devices, timings])
         os.close(parts.status_fd)
-    except Exception as error:  # noqa: BLE001 - told to the launcher
+    except Exception as error:
         _tell_failure(parts.status_fd, step, error)
         os._exit(1)
     try:

@@ -10,7 +10,7 @@ import dataclasses
 from typing import Final
 
 from ..spec import Limits
-from . import steps
+from . import filesystem, privilege
 from .steps import Step
 
 #: What a sandbox's root may do, and nothing of it reaches a namespace of the host: mask of CAP_CHOWN, DAC_OVERRIDE,
@@ -49,22 +49,22 @@ def plan(spec: LaunchSpec) -> tuple[Step, ...]:
     """Return the ordered steps that turn a forked process into the init of `spec`."""
     shm_bytes = int((spec.limits.memory_bytes or 0) * SHM_SHARE)
     return (
-        steps.PrepareProcess(),
-        steps.IsolateMounts(stage=spec.stage),
-        steps.MountLayers(tree=spec.tree, disk=spec.disk),
-        steps.ActAsOwner(owner=spec.range_base),
-        steps.MountOverlay(),
-        steps.MountProc(),
-        steps.MountSys(),
-        steps.MountDev(shm_bytes=shm_bytes, tty_gid=spec.range_base + 5),
-        steps.WriteIdentity(hostname=spec.id, machine_id=spec.machine_id),
-        steps.ConfigureNetwork(first_gid=spec.range_base),
-        steps.RestrictProc(),
-        steps.NameHost(hostname=spec.id),
-        steps.PivotRoot(),
-        steps.EnterUserNamespace(owner=spec.range_base),
-        steps.LimitResources(pids=spec.limits.pids or 0),
-        steps.DropPrivileges(keep=SANDBOX_CAPABILITIES),
-        steps.ApplySeccomp(profile=spec.seccomp),
-        steps.CloseDescriptors(),
+        privilege.PrepareProcess(),
+        filesystem.IsolateMounts(stage=spec.stage),
+        filesystem.MountLayers(tree=spec.tree, disk=spec.disk),
+        filesystem.ActAsOwner(owner=spec.range_base),
+        filesystem.MountOverlay(),
+        filesystem.MountProc(),
+        filesystem.MountSys(),
+        filesystem.MountDev(shm_bytes=shm_bytes, tty_gid=spec.range_base + 5),
+        filesystem.WriteIdentity(hostname=spec.id, machine_id=spec.machine_id),
+        privilege.ConfigureNetwork(first_gid=spec.range_base),
+        filesystem.RestrictProc(),
+        privilege.NameHost(hostname=spec.id),
+        filesystem.PivotRoot(),
+        privilege.EnterUserNamespace(owner=spec.range_base),
+        privilege.LimitResources(pids=spec.limits.pids or 0),
+        privilege.DropPrivileges(keep=SANDBOX_CAPABILITIES),
+        privilege.ApplySeccomp(profile=spec.seccomp),
+        privilege.CloseDescriptors(),
     )

@@ -1,5 +1,6 @@
-"""Which rootfs exist, as the launcher sees them: `images/` writes `<name>/rootfs.json` last, so a name with that
-file is a whole rootfs.
+"""Which rootfs there are, as the launcher sees them.
+
+`images/` puts a whole folder in its place by one rename, so a name with a `rootfs.json` is a whole rootfs.
 """
 
 from __future__ import annotations

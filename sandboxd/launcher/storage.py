@@ -47,7 +47,7 @@ class DirectoryDriver:
     def __init__(self, pool_dir: str) -> None:
         self._pool = pool_dir
 
-    def create(self, kernel: Kernel, sandbox_id: str, disk_bytes: int) -> str:  # noqa: ARG002 - see enforces_limit
+    def create(self, kernel: Kernel, sandbox_id: str, disk_bytes: int) -> str:
         """Make `<pool>/<id>/{upper,work}`, owned by the on-disk range."""
         path = f"{self._pool}/{sandbox_id}"
         for name, mode in (("", 0o700), ("/upper", 0o755), ("/work", 0o755)):

@@ -16,6 +16,7 @@ import os
 import platform
 import signal
 import struct
+from collections.abc import Mapping
 from typing import Final
 
 import prctl
@@ -97,7 +98,7 @@ class SyscallError(OSError):
     ENOENT makes a `SyscallNotFoundError`, which is a FileNotFoundError too.
     """
 
-    def __new__(cls, number: int, syscall: str, path: str | None = None) -> SyscallError:  # noqa: ARG004
+    def __new__(cls, number: int, syscall: str, path: str | None = None) -> SyscallError:
         """Choose the class by the errno, as OSError itself does."""
         chosen = SyscallNotFoundError if number == errno.ENOENT and cls is SyscallError else cls
         return super().__new__(chosen, number, os.strerror(number), path)
@@ -173,13 +174,13 @@ class Kernel:
     # --- mounts ---
 
     def mount(self, source: str, target: str, fstype: str | None, flags: int, options: str = "") -> None:
-        """mount(2)."""
+        """Mount a filesystem, or change how a mount propagates."""
         kind = fstype.encode() if fstype else None
         done = _libc.mount(source.encode(), target.encode(), kind, ctypes.c_ulong(flags), options.encode() or None)
         _check(done, "mount", target)
 
     def umount2(self, target: str, flags: int) -> None:
-        """umount2(2)."""
+        """Detach a mount."""
         _check(_libc.umount2(target.encode(), ctypes.c_int(flags)), "umount2", target)
 
     def open_tree(self, dirfd: int, path: str, flags: int) -> int:
@@ -198,7 +199,7 @@ class Kernel:
         buffer = ctypes.create_string_buffer(struct.pack("=4Q", attributes, 0, 0, userns_fd or 0))
         _call("mount_setattr", fd, b"", AT_EMPTY_PATH, buffer, 32)
 
-    def fsmount(self, fstype: str, options: dict[str, str | None], attributes: int) -> int:
+    def fsmount(self, fstype: str, options: Mapping[str, str | None], attributes: int) -> int:
         """Make a new filesystem and return the descriptor of its detached mount (fsopen, fsconfig, fsmount)."""
         context = _call("fsopen", fstype.encode(), FSOPEN_CLOEXEC, path=fstype)
         try:
@@ -212,7 +213,7 @@ class Kernel:
             os.close(context)
 
     def pivot_root(self, new_root: str, put_old: str) -> None:
-        """pivot_root(2)."""
+        """Make `new_root` the root mount and put the old one at `put_old`."""
         _call("pivot_root", new_root.encode(), put_old.encode(), path=new_root)
 
     # --- files ---
@@ -223,42 +224,42 @@ class Kernel:
         return _call("openat2", dirfd, os.fsencode(path), how, 24, path=path)
 
     def open(self, path: str, flags: int, mode: int = 0, *, dirfd: int | None = None) -> int:
-        """open(2)."""
+        """Open a file, close-on-exec."""
         try:
             return os.open(path, flags | os.O_CLOEXEC, mode, dir_fd=dirfd)
         except OSError as error:
             raise SyscallError(error.errno or 0, "open", path) from None
 
     def write(self, fd: int, data: bytes) -> None:
-        """write(2) of all of `data` at once."""
+        """Write all of `data` at once."""
         try:
             os.write(fd, data)
         except OSError as error:
             raise SyscallError(error.errno or 0, "write", f"fd {fd}") from None
 
     def mkdir(self, path: str, mode: int = 0o755, *, dirfd: int | None = None) -> None:
-        """mkdir(2)."""
+        """Make a directory."""
         try:
             os.mkdir(path, mode, dir_fd=dirfd)
         except OSError as error:
             raise SyscallError(error.errno or 0, "mkdir", path) from None
 
     def chown(self, path: str, uid: int, gid: int, *, dirfd: int | None = None) -> None:
-        """fchownat(2), never following a link."""
+        """Change the owner (fchownat), never following a link."""
         try:
             os.chown(path, uid, gid, dir_fd=dirfd, follow_symlinks=False)
         except OSError as error:
             raise SyscallError(error.errno or 0, "fchownat", path) from None
 
     def mknod(self, path: str, mode: int, device: int, *, dirfd: int | None = None) -> None:
-        """mknodat(2)."""
+        """Make a node (mknodat)."""
         try:
             os.mknod(path, mode, device, dir_fd=dirfd)
         except OSError as error:
             raise SyscallError(error.errno or 0, "mknodat", path) from None
 
     def symlink(self, target: str, path: str, *, dirfd: int | None = None) -> None:
-        """symlinkat(2)."""
+        """Make a symbolic link (symlinkat)."""
         try:
             os.symlink(target, path, dir_fd=dirfd)
         except OSError as error:

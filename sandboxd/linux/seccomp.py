@@ -15,6 +15,7 @@ import json
 import os
 import struct
 import tempfile
+from types import ModuleType
 from typing import Any, Final
 
 _SYS_CLONE3: Final = 435  # the same on every architecture
@@ -85,7 +86,7 @@ def compile_profile(profile: dict[str, Any], *, also_allow: tuple[str, ...] = ()
     return programs
 
 
-def _action(pyseccomp: Any, name: str, errno: int | None) -> int:
+def _action(pyseccomp: ModuleType, name: str, errno: int | None) -> int:
     if name == "SCMP_ACT_ERRNO":
         return int(pyseccomp.ERRNO(errno or 1))
     actions = {
@@ -98,7 +99,7 @@ def _action(pyseccomp: Any, name: str, errno: int | None) -> int:
     return int(actions[name])
 
 
-def _argument(pyseccomp: Any, item: dict[str, Any]) -> Any:
+def _argument(pyseccomp: ModuleType, item: dict[str, Any]) -> object:
     operators = {
         "SCMP_CMP_EQ": pyseccomp.EQ,
         "SCMP_CMP_NE": pyseccomp.NE,
@@ -109,7 +110,7 @@ def _argument(pyseccomp: Any, item: dict[str, Any]) -> Any:
     return pyseccomp.Arg(item["index"], operators[item["op"]], item["value"], item.get("valueTwo", 0))
 
 
-def _export(filter_: Any) -> bytes:
+def _export(filter_: Any) -> bytes:  # noqa: ANN401 - untyped library
     with tempfile.TemporaryFile() as file:
         filter_.export_bpf(file)
         size = os.fstat(file.fileno()).st_size

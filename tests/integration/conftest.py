@@ -7,10 +7,10 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 import pytest
-from tests.support.daemon import ROOTFS_DIR, Daemon
 
 from sandboxd import Sandbox
 from sandboxd.client import Client
+from tests.support.daemon import ROOTFS_DIR, Daemon
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -147,7 +147,9 @@ def test_a_thousand_short_commands_leave_no_zombie(sandbox: Sandbox) -> None:
 
 def test_init_imports_nothing_in_use(sandbox: Sandbox) -> None:
     """After pivot_root an import would run the rootfs' code as pid 1 (ATTACKS 43)."""
-    sandbox.exec("mkdir -p /usr/lib/python3.11 /usr/local/lib/python3.11; rm -rf /usr/lib/python3* /usr/local/lib/python3*")
+    sandbox.exec(
+        "mkdir -p /usr/lib/python3.11 /usr/local/lib/python3.11; rm -rf /usr/lib/python3* /usr/local/lib/python3*"
+    )
     assert sandbox.exec("echo still here", user="user", timeout=5).stdout == "still here\n"
     sandbox.write_file("/workspace/new/file", b"x")
     assert sandbox.read_file("/workspace/new/file") == b"x"

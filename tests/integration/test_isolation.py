@@ -156,4 +156,6 @@ def test_runs_as_the_user_asked_for(shared: Sandbox, user: str | int, expected: 
 def test_node_and_python_run(shared: Sandbox) -> None:
     versions = shared.exec(["node", "-p", "JSON.stringify(process.versions)"]).check().stdout
     assert int(json.loads(versions)["node"].split(".")[0]) >= 24
-    assert shared.exec(["python3", "-c", "import numpy, pandas, matplotlib; print(numpy.arange(3).sum())"]).stdout == "3\n"
+    assert (
+        shared.exec(["python3", "-c", "import numpy, pandas, matplotlib; print(numpy.arange(3).sum())"]).stdout == "3\n"
+    )

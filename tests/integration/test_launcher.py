@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from sandboxd.linux import procfs
 from sandboxd.launcher.plan import LaunchSpec, plan
+from sandboxd.linux import procfs
 from sandboxd.spec import DEFAULT_LIMITS
 from sandboxd.wire.messages import Failure, Reply
 from tests.support.launching import LauncherProcess
@@ -58,7 +58,8 @@ def test_a_birth_that_fails_at_any_kernel_call_leaves_nothing(tmp_path: pathlib.
                 break
             assert answer.kind == "launch-failed", answer
             assert answer.facts["errno"] == "EIO", answer
-            assert answer.facts["step"] and answer.facts["syscall"], answer
+            assert answer.facts["step"], answer
+            assert answer.facts["syscall"], answer
             failed_steps.add(answer.facts["step"])
             assert launcher.leftovers() == [], f"call {call} ({answer.message}) left something"
             assert (launcher.fds(), launcher.children()) == (fds, ""), answer

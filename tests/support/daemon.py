@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import select
 import shutil
 import signal
 import socket
@@ -36,7 +37,6 @@ class Daemon:
         """Start the daemon and wait until it serves."""
         notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         notify.bind(f"\0sandboxd-test-{os.getpid()}-{id(self)}")
-        notify.settimeout(READY_S)
         name = "@" + notify.getsockname()[1:].decode()
         with notify, self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -51,11 +51,20 @@ class Daemon:
                 stdout=log,
                 stderr=log,
             )
-            try:
-                while b"READY=1" not in notify.recv(4096):
-                    pass
-            except TimeoutError:
-                raise AssertionError(f"the daemon is not ready:\n{self.log.read_text()}") from None
+            self._wait_until_ready(notify)
+
+    def _wait_until_ready(self, notify: socket.socket) -> None:
+        assert self.process
+        ended = os.pidfd_open(self.process.pid)
+        try:
+            while True:
+                ready, _, _ = select.select([notify, ended], [], [], READY_S)
+                if notify in ready and b"READY=1" in notify.recv(4096):
+                    return
+                if ended in ready or not ready:
+                    raise AssertionError(f"the daemon is not ready:\n{self.log.read_text()}")
+        finally:
+            os.close(ended)
 
     def client(self) -> Client:
         """Return a client of this daemon."""

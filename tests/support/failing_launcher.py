@@ -46,15 +46,16 @@ class FailingKernel(Kernel):
         return counted
 
 
+KERNEL = FailingKernel()
+
+
 class FailingLauncher(Launcher):
     """Arms the kernel by the id of each creation."""
 
     def _checked(self, params: dict[str, Any]) -> tuple[str, str, Limits, str]:
         checked = super()._checked(params)
         self._ranges.close()  # so that a range and its namespaces are made within the count
-        kernel = self._kernel
-        assert isinstance(kernel, FailingKernel)
-        kernel.left = int(checked[0].removeprefix("fail"))
+        KERNEL.left = int(checked[0].removeprefix("fail"))
         return checked
 
     def _prepare(self) -> None:
@@ -69,7 +70,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     os.chdir("/")
     init.preload()
-    launcher = FailingLauncher(settings, socket.socket(fileno=fd), FailingKernel(), init.serve)
+    launcher = FailingLauncher(settings, socket.socket(fileno=fd), KERNEL, init.serve)
     gc.freeze()
     launcher.run()
 

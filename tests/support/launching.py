@@ -12,8 +12,8 @@ from typing import Any
 
 import msgpack
 
-from sandboxd.linux import cgroupfs, procfs
 from sandboxd.launcher.settings import Settings
+from sandboxd.linux import cgroupfs, procfs
 from sandboxd.wire.link import DEFAULT_WINDOW, LinkConnection, Role
 from sandboxd.wire.messages import Credit, Event, Failure, Message, Reply, Request
 from tests.support.daemon import ROOTFS_DIR
@@ -122,8 +122,11 @@ class LauncherProcess:
         places = (self.settings.pool_dir, self.settings.records_dir, self.settings.links_dir)
         found = [str(path) for place in places for path in pathlib.Path(place).iterdir()]
         found += [str(path) for path in self.cgroup.glob("*/") if path.is_dir()]
-        for claim in pathlib.Path("/run/sandboxd-ids").iterdir():
-            pid, _, group = msgpack.unpackb(claim.read_bytes())
+        for claim in pathlib.Path("/run/sandboxd-ids").glob("[0-9]*"):
+            try:
+                pid, _, group = msgpack.unpackb(claim.read_bytes())
+            except FileNotFoundError:
+                continue  # another launcher's, given back meanwhile
             if pid == self.process.pid and (group or not self._is_preparing()):
                 found.append(f"{claim} ({group})")
         return found

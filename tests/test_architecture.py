@@ -1,0 +1,162 @@
+"""The rules of the house (DESIGN section 12), held by reading the code."""
+
+from __future__ import annotations
+
+import ast
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "sandboxd"
+
+#: room -> the rooms it may import. A module right below sandboxd/ is a room of its own.
+ALLOWED = {
+    "errors": set(),
+    "spec": {"errors"},
+    "config": {"errors", "spec"},
+    "wire": {"errors", "spec"},
+    "linux": set(),
+    "launcher": {"linux", "wire", "spec", "errors", "guest"},
+    "guest": {"linux", "wire", "spec", "errors"},
+    "templates": {"linux", "wire", "errors"},
+    "workers": set(),
+    "images": {"spec", "errors", "linux"},
+    "runtime": {"wire", "spec", "errors"},
+    "proxy": {"runtime"},
+    "api": {"runtime", "wire", "spec", "errors"},
+    "client": {"wire", "spec", "errors"},
+    "cli": {"client", "config", "errors", "spec"},
+    "daemon": {"runtime", "api", "proxy", "config", "errors", "spec", "linux"},
+    "__main__": {"cli"},
+    "__init__": {"client", "errors", "spec"},
+}
+#: One module's exceptions, each with its reason.
+EXTRA = {
+    "cli/serve.py": {"daemon"},  # the one verb that is the daemon
+    "cli/rootfs.py": {"images"},  # the one verb that builds
+    "cli/doctor.py": {"linux", "launcher"},  # the one verb that looks at the host
+}
+#: third-party packages -> the only rooms that may import them.
+LIBRARIES = {
+    "trio": {"runtime", "proxy", "api", "daemon", "cli", "client"},
+    "quart": {"api"},
+    "quart_trio": {"api"},
+    "hypercorn": {"api", "daemon"},
+    "msgspec": {"api"},
+    "httpx": {"client", "cli"},
+    "click": {"cli"},
+    "rich": {"cli"},
+    "prctl": {"linux", "launcher", "guest"},
+    "pyseccomp": {"linux"},
+    "ctypes": {"linux"},
+    "psutil": {"runtime"},
+    "dulwich": {"templates"},
+    "pyroute2": {"templates"},
+    "h11": {"proxy", "api"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+#: Imported by every init's parent, so in the memory of every sandbox: nothing may be added without a thought.
+LAUNCHER_LIBRARIES = {"msgpack", "prctl", "sandboxd", "_prctl"}
+
+
+def room_of(path: pathlib.Path) -> str:
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0].removesuffix(".py")
+
+
+def imports(path: pathlib.Path) -> list[tuple[str, int]]:
+    """Return what a module imports, as absolute names, wherever in it; imports for types only do not count."""
+    tree = ast.parse(path.read_text())
+    types_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    package = ["sandboxd", *path.relative_to(PACKAGE).parts[:-1]]
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in types_only:
+            continue
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found += [(f"{module}.{alias.name}", node.lineno) for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: pathlib.Path) -> None:
+    room = room_of(path)
+    relative = str(path.relative_to(PACKAGE))
+    allowed = ALLOWED[room] | {room} | EXTRA.get(relative, set())
+    for name, line in imports(path):
+        parts = name.split(".")
+        if parts[0] == "sandboxd" and len(parts) > 1:
+            target = parts[1]
+            if target in ALLOWED:
+                assert target in allowed, f"{relative}:{line} imports {name}"
+        elif parts[0] in LIBRARIES:
+            assert room in LIBRARIES[parts[0]], f"{relative}:{line} imports {name}"
+
+
+def calls(path: pathlib.Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_forks_and_sleeps(path: pathlib.Path) -> None:
+    found = calls(path)
+    assert "time.sleep" not in found
+    if room_of(path) not in ("launcher", "guest", "templates"):
+        assert not found & {"os.fork", "os.forkpty"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_sizes(path: pathlib.Path) -> None:
+    source = path.read_text()
+    assert source.count("\n") <= 600
+    tree = ast.parse(source)
+    assert ast.get_docstring(tree), "a module says what it is for"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0]
+            documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+            size = (node.end_lineno or 0) - ((first.end_lineno or 0) if documented else node.lineno - 1)
+            assert size <= 60, f"{path.name}:{node.lineno} {node.name} has {size} lines"
+
+
+def test_every_room_is_known() -> None:
+    rooms = {room_of(path) for path in FILES}
+    assert rooms <= set(ALLOWED)
+
+
+def test_the_launcher_loads_only_what_an_init_needs() -> None:
+    """Its memory is every init's memory (DESIGN section 2)."""
+    program = "import sys, json; import sandboxd.launcher.__main__; print(json.dumps(sorted(sys.modules)))"
+    output = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, check=True).stdout
+    loaded = json.loads(output)
+    foreign = {name.split(".")[0] for name in loaded} - set(sys.stdlib_module_names) - LAUNCHER_LIBRARIES
+    foreign = {name for name in foreign if not name.startswith(("_", "site", "__"))}
+    assert foreign <= {"distutils-precedence"}, foreign
+    ours = {name.split(".")[1] for name in loaded if name.startswith("sandboxd.")}
+    assert ours == {"launcher", "guest", "linux", "wire", "spec", "errors"}
+    assert not {"asyncio", "ssl", "http", "urllib", "subprocess", "threading", "ctypes.util"} & (
+        set(loaded) - {"threading"}
+    )
+
+
+def test_paths_named_in_the_readme_exist() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for word in set(readme.replace("`", " ").split()):
+        stripped = word.strip(".,:;()")
+        if stripped.startswith(("sandboxd/", "tests/", "rootfs/", "seccomp/", "bench/")) and "*" not in stripped:
+            assert (ROOT / stripped).exists(), stripped
