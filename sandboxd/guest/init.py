@@ -305,6 +305,8 @@ def serve(listener: socket.socket, cgroup_fd: int) -> None:
     """Be a sandbox's init; never returns."""
     prctl.set_proctitle("sandboxd: init")
     prctl.set_name("init")
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    # The defaults, so that no command has to reset them: a pid namespace's init gets no signal that it has not asked
+    # for, SIGPIPE of its own writes included (kernel/signal.c, SIGNAL_UNKILLABLE); a handler ends with execve anyway.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
     Init(listener, cgroup_fd).run()

@@ -14,7 +14,7 @@ from ..wire.link import LinkConnection, Role
 from ..wire.messages import Failure, Message, Reply
 from .loop import READ, WRITE, Loop
 
-_RECV_BYTES: Final = 512 * 1024
+_RECV_BYTES: Final = 64 * 1024
 #: Above this, streams wait until the daemon has read: it keeps init's memory bounded when the daemon does not read.
 HIGH_WATER: Final = 1024 * 1024
 
@@ -38,6 +38,7 @@ class Peer:
         self._link = LinkConnection(Role.ANSWERER)
         self._out: collections.deque[tuple[memoryview, int | None]] = collections.deque()
         self._out_bytes = 0
+        self._buffer = bytearray(_RECV_BYTES)
         self._flushing = False
         self.is_open = True
         connection.setblocking(False)
@@ -89,16 +90,16 @@ class Peer:
 
     def _read(self) -> None:
         try:
-            data = self._socket.recv(_RECV_BYTES)
+            size = self._socket.recv_into(self._buffer)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             self.close()
             return
         try:
-            messages = self._link.receive(data)
+            messages = self._link.receive(memoryview(self._buffer)[:size])
         except RemoteProtocolError:
             self.close()
             return

@@ -350,12 +350,13 @@ class Process:
             timer.cancel()
         self._append("exit", self._result())
         self._pump()
-        self._on_end(self)
+        # After the flush that the pump has deferred: who waits for the exit need not wait for the tidying up.
+        self._loop.defer(lambda: self._on_end(self))
 
     def _result(self) -> dict[str, Any]:
         status = self._status or 0
         signalled = os.WIFSIGNALED(status)
-        oom = self._oom_kills() > 0
+        oom = signalled and self._oom_kills() > 0
         reason = (
             "timeout" if self._timed_out else "oom" if oom else self._kill_reason or "signal" if signalled else "exit"
         )
@@ -390,15 +391,18 @@ class Process:
 
     def remove_leaf(self) -> bool:
         """Remove the cgroup leaf; False while something is in it."""
-        if not self.spec.keep_orphans:
-            self._write_leaf("cgroup.kill", b"1")
         try:
             os.rmdir(self.id, dir_fd=self._work_fd)
         except FileNotFoundError:
             return True
         except OSError as error:
-            return error.errno != errno.EBUSY
-        return True
+            if error.errno != errno.EBUSY:
+                return True
+        else:
+            return True
+        if not self.spec.keep_orphans:
+            self._write_leaf("cgroup.kill", b"1")
+        return False
 
     def _write_leaf(self, name: str, data: bytes) -> None:
         with contextlib.suppress(OSError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 from typing import Final
 
 from ..linux import seccomp
@@ -19,9 +18,6 @@ from .users import User
 NOT_FOUND: Final = 127
 NOT_EXECUTABLE: Final = 126
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-#: Signals that Python or init changed; an exec'ed program expects the default.
-_RESET: Final = (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGXFSZ)
 
 
 def run_child(
@@ -33,9 +29,6 @@ def run_child(
         for target, fd in enumerate(stdio):
             os.dup2(fd, target)
         kernel.close_range(3, 2**32 - 1)
-        signal.set_wakeup_fd(-1)
-        for number in _RESET:
-            signal.signal(number, signal.SIG_DFL)
         os.setgroups(user.groups)
         os.setresgid(user.gid, user.gid, user.gid)
         os.setresuid(user.uid, user.uid, user.uid)
