@@ -52,7 +52,7 @@ def _same(wanted: str, name: str) -> bool:
 
 
 def _full(name: str) -> str:
-    name = name.removeprefix("docker.io/").removeprefix("library/")
+    name = name.removeprefix("localhost/").removeprefix("docker.io/").removeprefix("library/")
     return name if ":" in name.rpartition("/")[2] or "@" in name else f"{name}:latest"
 
 
