@@ -12,6 +12,8 @@ Theory of operation. The parent (`unpack_process`, root) starts `unpack_child` w
              FSETID), no_new_privs, not dumpable, rlimits (no fork, bounded memory and file size), a system call list
     child    reads the archive
 
+It ends with its parent: whatever it waits for, it also watches the socket, and it speaks ten times a second.
+
 On the host it is at no time after that root, nor any user that owns a file. What it reports is bounded and checked
 by the parent like a stranger's words. Where a cell cannot be made, nothing is unpacked.
 """
@@ -23,8 +25,6 @@ import resource
 import signal
 from pathlib import Path
 from typing import Final
-
-import prctl
 
 from sandboxd.linux import seccomp
 from sandboxd.linux.kernel import (
@@ -73,7 +73,7 @@ _SYSTEM_CALLS: Final = """
     utimensat fsetxattr fcntl ioctl dup recvmsg sendmsg sendto recvfrom
     mmap munmap mremap mprotect madvise brk futex futex_wait futex_wake getrandom clock_gettime gettimeofday
     rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall getpid gettid tgkill exit exit_group
-    sched_yield rseq sysinfo getuid geteuid getgid getegid
+    sched_yield poll ppoll rseq sysinfo getuid geteuid getgid getegid
 """
 
 
@@ -150,6 +150,5 @@ def lock_in(kernel: Kernel, mount: int, keep: list[int], filters: list[bytes], m
     kernel.capset(CAPABILITIES, CAPABILITIES, 0)
     kernel.forbid_dump()
     kernel.set_no_new_privs()
-    prctl.set_pdeathsig(signal.SIGKILL)  # the last change of credentials is behind us: it would clear this
     for program in filters:
         kernel.seccomp(program)

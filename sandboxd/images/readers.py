@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import hashlib
 import lzma
 import os
+import select
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -79,13 +81,19 @@ class Region:
 
 
 class Pipe:
-    """A descriptor that can be read once."""
+    """A descriptor that can be read once, while whoever is at the other end of the socket `peer` lives."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, peer: int) -> None:
         self._fd = fd
+        self._peer = peer
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+        self._poll.register(peer, 0)  # its end is always told
 
     def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes."""
+        """Return at most `size` bytes; raises BrokenPipeError when the peer is gone."""
+        if any(fd == self._peer for fd, _ in self._poll.poll()):
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         return os.read(self._fd, min(size, CHUNK))
 
 

@@ -56,7 +56,7 @@ class Job:
             blobs = FolderBlobs(self._link.ask)
         else:
             size = self._wanted["size"] if self._wanted["form"] == "file" else None
-            raw: Reader = Pipe(self._source) if size is None else Region(self._source, 0, size)
+            raw: Reader = Pipe(self._source, self._link.fileno()) if size is None else Region(self._source, 0, size)
             plain, compressed = decompressed(Metered(raw, self._progress))
             stream = Pushback(plain)
             if not _begins_image(stream.peek(_HEAD)):
