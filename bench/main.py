@@ -56,13 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise Unavailable("cannot measure: making sandboxes needs root")
         if not (chosen.rootfs_dir / chosen.rootfs / "private" / "tree").is_dir():
             raise Unavailable(f"cannot find the rootfs {chosen.rootfs!r}: make it with `make rootfs`")
-        with Workspace(chosen.rootfs_dir, chosen.rootfs) as workspace:
-            _run(chosen, workspace)
-            profile = workspace.profile
-            if profile is not None:
-                workspace.close()
-                print(profiling.functions(profile))
-                profile.unlink()
+        _run_in_workspace(chosen)
     except Unavailable as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -72,10 +66,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _run_in_workspace(chosen: argparse.Namespace) -> None:
+    with Workspace(chosen.rootfs_dir, chosen.rootfs) as workspace:
+        if chosen.profile:
+            workspace.profile = Path(f"{workspace.path}.profile")
+        try:
+            _run(chosen, workspace)
+            workspace.close()  # a profile is written when the daemon ends
+            if workspace.profile:
+                print("\n" + profiling.functions(workspace.profile))
+        finally:
+            workspace.close()
+            if workspace.profile:
+                workspace.profile.unlink(missing_ok=True)
+
+
 def _run(chosen: argparse.Namespace, workspace: Workspace) -> None:
     findings = Findings(machine.facts())
-    if chosen.profile:
-        workspace.profile = Path(f"{workspace.path}.profile")
     contenders = _open(chosen.peers, workspace, findings)
     for figure in chosen.only:
         taking_part = {name: each for name, each in contenders.items() if figure in each.figures}

@@ -99,6 +99,8 @@ class Runner:
             order = json.loads(line)
             try:
                 answer = orders[order["op"]](order)
+            except FileNotFoundError as error:
+                answer = {"error": f"{error.filename} is not installed"}
             except OSError as error:
                 answer = {"error": str(error)}
             print(json.dumps(answer), flush=True)
