@@ -15,7 +15,7 @@ from bench.machine import available_bytes, tree_pss
 if TYPE_CHECKING:
     from bench.contender import Contender
 
-#: Until what a start left behind (freed pages, helpers that end) has settled.
+#: Until what a start left behind (freed pages, processes that end) has settled.
 _SETTLE_S: Final = 0.5
 _MEBI: Final = 1024 * 1024
 
