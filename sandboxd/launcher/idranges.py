@@ -6,8 +6,9 @@ ids that systemd's UIDS-GIDS.md leaves unused (0x70000000 up); the constant rang
 lies above them and is never handed out.
 
 A claim is a file in a host-wide directory, so that daemons with other state directories take other ranges. It
-names what proves it alive: the launcher that made it (pid and start time), or a populated cgroup. A claim whose
-proofs are gone may be taken over; nothing needs to be cleaned up after a crash.
+names what proves it alive: the launcher that holds it (pid and start time), or a populated cgroup. A claim whose
+proofs are gone may be taken over, so whoever gives one back looks first whether it is still the same; a launcher
+that starts takes over the claims of the sandboxes it found, and removes what a crash left.
 
 Two user namespaces belong to a range. `sandbox` maps 0.. to it and is both the sandbox's own namespace and the
 map of its rootfs; its owner is the range's first id, so its kernel counters are charged there. `disk` maps the
@@ -21,7 +22,8 @@ import dataclasses
 import fcntl
 import os
 import random
-from typing import Final
+from collections.abc import Iterator
+from typing import Any, Final
 
 import msgpack
 
@@ -90,12 +92,31 @@ class RangeAllocator:
 
     def bind(self, range_: IdRange, cgroup: str) -> None:
         """Let the claim live as long as `cgroup` is populated, beyond this launcher."""
-        self._write(range_.index, cgroup)
+        with self._locked():
+            self._write(range_.index, cgroup)
 
-    def release(self, index: int) -> None:
-        """Give a range back."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self._dir}/{index}")
+    def adopt(self, index: int, cgroup: str) -> None:
+        """Make an earlier launcher's claim ours: it then outlives its sandbox's init, until `release`."""
+        with self._locked():
+            self._write(index, cgroup)
+
+    def release(self, index: int, cgroup: str = "") -> None:
+        """Give back a range that `cgroup` has (none: that is only prepared); not one that another took over."""
+        with self._locked():
+            claim = self._read(index)
+            if claim and (claim[2] == cgroup or (claim[:2] == self._identity and not claim[2])):
+                os.unlink(f"{self._dir}/{index}")
+
+    def sweep(self) -> None:
+        """Remove the claims of every launcher and sandbox that are gone."""
+        with self._locked():
+            for name in os.listdir(self._dir):
+                index = name.removeprefix(".").partition(".")[0]
+                if not index.isdigit():
+                    continue
+                # What begins with a dot is half a claim: with the lock held nobody is writing one.
+                if name.startswith(".") or self._is_free(int(index)):
+                    os.unlink(f"{self._dir}/{name}")
 
     def close(self) -> None:
         """Release what is prepared."""
@@ -121,27 +142,38 @@ class RangeAllocator:
         return IdRange(index, *made)
 
     def _claim(self) -> int:
-        lock = os.open(self._dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._locked():
             start = random.randrange(RANGES)  # noqa: S311 - spreads the search, nothing secret
             for offset in range(RANGES):
                 index = (start + offset) % RANGES
                 if self._is_free(index):
                     self._write(index, "")
                     return index
-        finally:
-            os.close(lock)
         raise LimitExceeded(f"cannot give a range of ids: all {RANGES} are in use", ranges=RANGES)
 
-    def _is_free(self, index: int) -> bool:
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = os.open(self._dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def _read(self, index: int) -> list[Any] | None:
+        """Return a claim: pid, start time, cgroup; None where there is none, or one that a crash of the host tore."""
         try:
             with open(f"{self._dir}/{index}", "rb") as file:
-                pid, started, cgroup = msgpack.unpackb(file.read())
-        except FileNotFoundError:
+                claim = msgpack.unpackb(file.read())
+        except (FileNotFoundError, ValueError):
+            return None
+        return claim if isinstance(claim, list) and len(claim) == 3 else None
+
+    def _is_free(self, index: int) -> bool:
+        claim = self._read(index)
+        if claim is None:
             return True
-        except (ValueError, TypeError):
-            return True  # torn by a crash of the host; nothing that lives has such a claim
+        pid, started, cgroup = claim
         return procfs.start_time(pid) != started and not (cgroup and cgroupfs.is_populated(cgroup))
 
     def _write(self, index: int, cgroup: str) -> None:

@@ -91,6 +91,7 @@ class Launcher:
         self._operations: dict[str, Callable[[int, dict[str, Any]], dict[str, Any] | None]] = {
             "create": self._create,
             "destroy": self._destroy,
+            "kill": self._kill,
             "list": self._list,
             "watch": self._start_watch,
             "rootfs": self._list_rootfs,
@@ -128,8 +129,12 @@ class Launcher:
             self._prepare()
             self._flush()
             ready = self._selector.select(None)
+        watched = self._selector.get_map()
         for key, _ in ready:
-            key.data()
+            # An earlier callback of this turn may have dropped this one, or given the descriptor to another.
+            current = watched.get(key.fd)
+            if current is not None and current.data == key.data:
+                key.data()
         self._removals.advance()
         self._flush()
 
@@ -303,12 +308,10 @@ class Launcher:
     # --- destroy ---
 
     def _destroy(self, request: int, params: dict[str, Any]) -> dict[str, Any] | None:
-        sandbox_id = params.get("id")
-        if not isinstance(sandbox_id, str):
-            raise InvalidRequest("cannot destroy: id must be text", field="id")
-        check_id(sandbox_id)
+        sandbox_id = _id_of(params)
         if sandbox_id in self._births:
-            raise Conflict(f"cannot destroy sandbox {sandbox_id}: it is being created", id=sandbox_id)
+            self._births.abandon(sandbox_id, lambda error: self._destroyed(request, error))
+            return None
         if sandbox_id in self._removals:
             self._removals.join(sandbox_id, lambda error: self._destroyed(request, error))
             return None
@@ -321,6 +324,13 @@ class Launcher:
             sandbox_id, sandbox.record.range_index, lambda error: self._destroyed(request, error), sandbox.pidfd
         )
         return None
+
+    def _kill(self, request: int, params: dict[str, Any]) -> dict[str, Any]:
+        """End every process of a sandbox that is not to be trusted; what it has stays until `destroy`."""
+        sandbox_id = _id_of(params)
+        if sandbox_id in self._sandboxes:
+            self._cgroups.kill(sandbox_id)
+        return {}
 
     def _destroyed(self, request: int, error: SandboxdError | None) -> None:
         if error:
@@ -338,6 +348,7 @@ class Launcher:
                 with contextlib.suppress(ProcessLookupError):
                     pidfd = os.pidfd_open(record.pid)
                     if record.is_alive:  # the pid was not used again between the two
+                        self._ranges.adopt(record.range_index, self._cgroups.path(record.id))
                         self._keep(record, pidfd)
                     else:
                         os.close(pidfd)
@@ -346,6 +357,7 @@ class Launcher:
             record_ = records.get(sandbox_id)
             log.info("Sweeping sandbox %s: its init is gone", sandbox_id)
             self._removals.begin(sandbox_id, record_.range_index if record_ else None, lambda _: None)
+        self._ranges.sweep()
 
     def _linked(self) -> list[str]:
         return [name.removesuffix(".sock") for name in os.listdir(self._settings.links_dir)]
@@ -380,6 +392,13 @@ class Launcher:
             "missing": [{"limit": name, "why": why} for name, why in sorted(missing.items())],
             "sandboxes": len(self._sandboxes),
         }
+
+
+def _id_of(params: dict[str, Any]) -> str:
+    sandbox_id = params.get("id")
+    if not isinstance(sandbox_id, str):
+        raise InvalidRequest("cannot tell which sandbox is meant: id must be text", field="id")
+    return check_id(sandbox_id)
 
 
 def _facts(record: Record) -> dict[str, Any]:

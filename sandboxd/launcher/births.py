@@ -1,0 +1,232 @@
+"""Births under way: the host's side, then what the embryo and the newborn say, then the record."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import selectors
+import signal
+import socket
+from collections.abc import Callable
+
+from ..errors import SandboxdError, SandboxGone
+from ..linux import procfs
+from ..linux.kernel import Kernel
+from ..spec import Limits
+from . import birth
+from .cgroups import SandboxCgroups
+from .idranges import IdRange, RangeAllocator
+from .plan import LaunchSpec
+from .records import Record
+from .removals import Done, Removals
+from .settings import Settings
+from .storage import StorageDriver
+
+Serve = Callable[[socket.socket, int], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A checked creation, and who waits for it.
+
+    `on_born` gets the record, the init's pidfd (its owner's from then on) and how long each step took;
+    `on_failed` gets the error when nothing is left of the birth.
+    """
+
+    id: str
+    rootfs: str
+    limits: Limits
+    seccomp: str
+    unenforced: list[str]
+    on_born: Callable[[Record, int, dict[str, float]], None]
+    on_failed: Callable[[SandboxdError], None]
+
+
+@dataclasses.dataclass(slots=True)
+class _Birth:
+    """A creation under way."""
+
+    order: Order
+    spec: LaunchSpec
+    range: IdRange
+    status: birth.StatusReader
+    embryo: int
+    pid: int = 0
+    pidfd: int = -1
+    ready: tuple[list[int], dict[str, float]] | None = None
+    failure: SandboxdError | None = None
+    abandoned: list[Done] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What births are made with."""
+
+    settings: Settings
+    kernel: Kernel
+    ranges: RangeAllocator
+    cgroups: SandboxCgroups
+    storage: StorageDriver
+    filters: dict[str, list[bytes]]
+    removals: Removals
+    serve: Serve
+
+
+class Births:
+    """The births under way."""
+
+    def __init__(self, selector: selectors.BaseSelector, means: Means) -> None:
+        self._selector = selector
+        self._means = means
+        self._active: dict[str, _Birth] = {}
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    def __contains__(self, sandbox_id: object) -> bool:
+        return sandbox_id in self._active
+
+    def begin(self, order: Order) -> None:
+        """Start a birth; the order's callbacks tell its end.
+
+        Raises:
+            LaunchFailed, LimitExceeded: there is no range of ids.
+        """
+        try:
+            range_ = self._means.ranges.take()
+        except OSError as error:
+            raise _failure("id-range", error, order.id) from None
+        try:
+            newborn = self._fork(order, range_)
+        except (OSError, SandboxdError) as error:
+            range_.close_namespaces()
+            failed = _failure("host-side", error, order.id) if isinstance(error, OSError) else error
+            self._means.removals.begin(order.id, range_.index, lambda _: order.on_failed(failed))
+            return
+        self._active[order.id] = newborn
+        self._selector.register(newborn.status.fd, selectors.EVENT_READ, lambda: self._on_status(newborn))
+
+    def abandon(self, sandbox_id: str, done: Done) -> None:
+        """End a birth that nobody wants any more, as soon as its init is known, and call `done` when all is gone."""
+        newborn = self._active[sandbox_id]
+        newborn.abandoned.append(done)
+        newborn.failure = newborn.failure or SandboxGone(
+            f"cannot create sandbox {sandbox_id}: it was destroyed meanwhile", id=sandbox_id
+        )
+        if newborn.pid:
+            self._stillborn(newborn, newborn.failure)
+
+    def _fork(self, order: Order, range_: IdRange) -> _Birth:
+        """Do the host's side and fork; everything made here is removed by `Removals`."""
+        means, settings = self._means, self._means.settings
+        with contextlib.ExitStack() as undo:
+            disk = means.storage.create(means.kernel, order.id, order.limits.disk_bytes or 0)
+            cgroup_fd, init_fd = means.cgroups.create(order.id, range_.base)
+            undo.callback(os.close, cgroup_fd)
+            undo.callback(os.close, init_fd)
+            means.ranges.bind(range_, means.cgroups.path(order.id))
+            listener = birth.listen(settings.links_dir, order.id, (settings.daemon_uid, settings.daemon_gid))
+            undo.callback(listener.close)
+            status_read, status_write = os.pipe2(os.O_CLOEXEC)
+            undo.callback(os.close, status_write)
+            os.set_blocking(status_read, False)
+            reader = birth.StatusReader(status_read)
+            spec = LaunchSpec(
+                id=order.id,
+                rootfs=order.rootfs,
+                tree=settings.tree_of(order.rootfs),
+                disk=disk,
+                stage=settings.stage_dir,
+                limits=order.limits,
+                seccomp=order.seccomp,
+                range_base=range_.base,
+                machine_id=os.urandom(16).hex(),
+            )
+            parts = birth.Parts(
+                listener=listener,
+                cgroup_fd=cgroup_fd,
+                init_cgroup_fd=init_fd,
+                status_fd=status_write,
+                sandbox_userns=range_.sandbox_userns,
+                disk_userns=range_.disk_userns,
+                filters=means.filters[order.seccomp],
+            )
+            try:
+                embryo = birth.spawn(means.kernel, spec, parts, means.serve)
+            except OSError:
+                reader.close()
+                raise
+        return _Birth(order, spec, range_, reader, embryo)
+
+    def _on_status(self, newborn: _Birth) -> None:
+        """Take what the embryo and the newborn say; their messages may come in either order."""
+        messages, ended = newborn.status.read()
+        for message in messages:
+            if message[0] == "pid":
+                newborn.pid = message[1]
+                newborn.pidfd = os.pidfd_open(newborn.pid)
+                os.waitpid(newborn.embryo, 0)
+                newborn.embryo = 0
+                self._limit(newborn)
+            elif message[0] == "failed":
+                step, syscall, code, path = message[1:]
+                newborn.failure = birth.failure(step, syscall, code, path, newborn.spec.id)
+            elif message[0] == "ready":
+                newborn.ready = (message[1], message[2])
+        if newborn.pid and newborn.failure:
+            self._stillborn(newborn, newborn.failure)
+        elif newborn.pid and newborn.ready:
+            self._born(newborn, *newborn.ready)
+        elif ended:
+            died = birth.failure("start", "", "the process died", "", newborn.spec.id)
+            self._stillborn(newborn, newborn.failure or died)
+
+    def _limit(self, newborn: _Birth) -> None:
+        """Apply the limits: `<id>` has no process of its own once the embryo is gone."""
+        try:
+            self._means.cgroups.apply(newborn.spec.id, newborn.spec.limits)
+        except SandboxdError as error:
+            newborn.failure = error
+
+    def _close(self, newborn: _Birth) -> None:
+        self._selector.unregister(newborn.status.fd)
+        newborn.status.close()
+        newborn.range.close_namespaces()
+        del self._active[newborn.spec.id]
+
+    def _born(self, newborn: _Birth, devices: list[int], timings: dict[str, float]) -> None:
+        self._close(newborn)
+        order = newborn.order
+        record = Record(
+            id=order.id,
+            pid=newborn.pid,
+            started=procfs.start_time(newborn.pid) or 0,
+            range_index=newborn.range.index,
+            rootfs=order.rootfs,
+            seccomp=order.seccomp,
+            devices=devices,
+            limits=dataclasses.asdict(order.limits),
+            unenforced=order.unenforced,
+        )
+        order.on_born(record, newborn.pidfd, timings)
+
+    def _stillborn(self, newborn: _Birth, error: SandboxdError) -> None:
+        self._close(newborn)
+        if newborn.embryo:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(newborn.embryo, signal.SIGKILL)
+            os.waitpid(newborn.embryo, 0)
+        order = newborn.order
+        self._means.removals.begin(order.id, newborn.range.index, lambda _: order.on_failed(error), newborn.pidfd)
+        for done in newborn.abandoned:
+            if order.id in self._means.removals:
+                self._means.removals.join(order.id, done)
+            else:
+                done(None)
+
+
+def _failure(step: str, error: OSError, sandbox_id: str) -> SandboxdError:
+    code = errno.errorcode.get(error.errno or 0, str(error.errno))
+    return birth.failure(step, getattr(error, "syscall", ""), code, str(error.filename or ""), sandbox_id)
