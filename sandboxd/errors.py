@@ -93,6 +93,12 @@ class UnknownField(InvalidRequest):
     kind = "unknown-field"
 
 
+class RequestTimeout(InvalidRequest):
+    """A request did not come to its end in time."""
+
+    kind = "request-timeout"
+
+
 class NotAvailable(InvalidRequest):
     """The request asks for a feature that this version does not have."""
 
@@ -199,6 +205,12 @@ class BodyTooLarge(LimitExceeded):
     """The request's body is over its bound: `limit_bytes`."""
 
     kind = "body-too-large"
+
+
+class HeaderTooLarge(LimitExceeded):
+    """A request's line and headers are larger than the daemon takes."""
+
+    kind = "header-too-large"
 
 
 class RangeNotSatisfiable(LimitExceeded):

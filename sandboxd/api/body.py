@@ -8,7 +8,7 @@ from typing import Final
 import trio
 from quart_trio.wrappers.request import TrioBody, TrioRequest
 
-from ..errors import BodyTooLarge, InvalidRequest
+from ..errors import BodyTooLarge, RequestTimeout
 from ..spec import MAX_JSON_BODY_BYTES
 
 #: What one request holds of a body that its handler has not read yet; beyond it the client's writes wait.
@@ -65,7 +65,7 @@ class BoundedBody(TrioBody):
         """Return what has come, waiting for it; no bytes are the end.
 
         Raises:
-            InvalidRequest: nothing came for `idle_s` seconds.
+            RequestTimeout: nothing came for `idle_s` seconds.
         """
         with trio.move_on_after(idle_s) as scope:
             while True:
@@ -77,7 +77,7 @@ class BoundedBody(TrioBody):
                 if data:
                     return data
         assert scope.cancelled_caught  # noqa: S101 - the loop ends by returning only
-        raise InvalidRequest(f"cannot read the body: nothing came for {idle_s:g} s")
+        raise RequestTimeout(f"cannot read the body: nothing came for {idle_s:g} s")
 
     async def read_json(self) -> bytes:
         """Return the whole body.

@@ -25,6 +25,7 @@ STATUS: Final[Mapping[str, int]] = {
     # the caller's fault
     "invalid-request": 400,
     "unknown-field": 400,
+    "request-timeout": 408,
     "not-available": 422,
     "limit-unenforceable": 422,
     "rootfs-not-found": 422,
@@ -43,6 +44,7 @@ STATUS: Final[Mapping[str, int]] = {
     "already-running": 409,
     "limit-exceeded": 422,
     "body-too-large": 413,
+    "header-too-large": 431,
     "range-not-satisfiable": 416,
     "quota-exceeded": 507,
     "access-denied": 403,

@@ -7,6 +7,7 @@ as `scope["state"]["caller"]`, keep-alive or not.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import math
@@ -16,11 +17,14 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Closed, RawData
+from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
+from hypercorn.utils import parse_socket_addr
 
 from .access import identify
+from .http1 import MAX_HEADER_BYTES, ClientGone, Http1
 
 if TYPE_CHECKING:
     import socket
@@ -36,8 +40,6 @@ MAX_CONNECTIONS: Final = 4096
 BACKLOG: Final = 1024
 #: A connection that has no request under way (also one that sends its header slowly) is closed after this.
 KEEP_ALIVE_S: Final = 60
-#: Request line and headers together; hypercorn answers 431 beyond it.
-MAX_HEADER_BYTES: Final = 64 * 1024
 #: How long answers under way may take when the daemon stops.
 DRAIN_S: Final = 5.0
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -80,8 +82,35 @@ class _Wire(TCPServer):
     async def serve(self, idle: _Idle) -> None:
         """Serve the connection to its end."""
         self.idle_task = idle  # type: ignore[assignment]
-        with idle.scope:
-            await self.run()
+        try:
+            async with TaskGroup() as tasks:
+                await self._converse(idle, tasks)
+        except OSError:
+            pass  # the socket is gone
+        finally:
+            await self._close()
+
+    async def _converse(self, idle: _Idle, tasks: TaskGroup) -> None:
+        sock = self.stream.socket
+        self._task_group = tasks
+        self.protocol: Any = Http1(
+            self.stream,  # type: ignore[arg-type]  # hypercorn's annotation knows TLS only
+            app=self.app,
+            config=self.config,
+            context=self.context,
+            task_group=tasks,
+            connection_state=ConnectionState(self.state),
+            ssl=False,
+            client=parse_socket_addr(sock.family, sock.getpeername()),
+            server=parse_socket_addr(sock.family, sock.getsockname()),
+            send=self.protocol_send,
+        )
+        await idle.restart()
+        with idle.scope, contextlib.suppress(ClientGone):
+            await self._read_data()
+        if idle.scope.cancelled_caught and self.protocol.is_half_asked and not self.context.terminated.is_set():
+            await self.protocol.time_out()
+        await self.protocol.handle(Closed())
 
     def hold(self) -> None:
         """Join what is sent until the end of this answer into one write."""

@@ -1,0 +1,153 @@
+"""HTTP/1.1 as hypercorn speaks it, but polite to rude clients: every error that can be told is a problem.
+
+What differs from hypercorn's own protocol:
+
+- A request that h11 refuses is answered with a problem, and what the client still sends is read for a moment:
+  closing at once would reset the connection, and the client would never see why.
+- HTTP/2 is off, by prior knowledge and by upgrade: nothing here bounds its streams.
+- A request line with a whole URI is understood (RFC 9112, 3.2.2 demands it).
+- While a request is under way and the client has sent another one behind it, reading goes on up to a bound, so that
+  a client that leaves is noticed although its command says nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import Any, Final
+
+import h11
+import trio
+from hypercorn.protocol.h11 import H11Protocol
+
+from ..errors import HeaderTooLarge, InvalidRequest, RequestTimeout, SandboxdError
+from . import problems
+from .body import LINGER_BYTES, LINGER_S
+
+#: Request line and headers together; 431 beyond it.
+MAX_HEADER_BYTES: Final = 64 * 1024
+#: What is read of the requests behind the one under way; the kernel's socket buffer holds the rest.
+MAX_READ_AHEAD: Final = 64 * 1024
+_RECEIVE_BYTES: Final = 64 * 1024
+_ORIGIN = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
+
+
+class ClientGone(Exception):
+    """The client has left, or nothing more that it says can be understood."""
+
+
+class Http1(H11Protocol):
+    """One connection's protocol; see the module."""
+
+    def __init__(self, stream: trio.SocketStream, **means: Any) -> None:  # noqa: ANN401 - hypercorn's own arguments
+        super().__init__(**means)
+        self._stream = stream
+        self.can_read: Any = _Pause(self, stream)
+
+    @property
+    def is_half_asked(self) -> bool:
+        """Whether a part of a request has come."""
+        connection = self.connection
+        return connection.their_state is h11.IDLE and bool(connection.trailing_data[0])
+
+    async def time_out(self) -> None:
+        """Answer a request of which only a part has come."""
+        with trio.move_on_after(LINGER_S):
+            await self._refuse(RequestTimeout("cannot answer: the request did not come to its end in time"))
+
+    async def _send_error_response(self, status_code: int) -> None:
+        """Answer what h11 could not understand; `status_code` is its hint."""
+        if status_code == 431:
+            limit = MAX_HEADER_BYTES
+            await self._refuse(HeaderTooLarge(f"cannot take a header of over {limit} bytes", limit_bytes=limit))
+        else:
+            await self._refuse(InvalidRequest("cannot understand the request: it is not HTTP/1.1"))
+
+    async def _refuse(self, error: SandboxdError) -> None:
+        body = problems.to_json(error)
+        headers = {**problems.headers(error), "Content-Length": str(len(body)), "Connection": "close"}
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await self._send_h11_event(h11.Response(status_code=problems.status_of(error), headers=raw))
+        await self._send_h11_event(h11.Data(data=body))
+        await self._send_h11_event(h11.EndOfMessage())
+        await self._linger()
+
+    async def _linger(self) -> None:
+        """Read on for a moment, so that the client comes to read the answer."""
+        left = LINGER_BYTES
+        with trio.move_on_after(LINGER_S), contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            with contextlib.suppress(trio.BusyResourceError):
+                await self._stream.send_eof()
+            while left > 0 and (data := await self._stream.receive_some(_RECEIVE_BYTES)):
+                left -= len(data)
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Refuse other versions, where hypercorn would switch to HTTP/2."""
+        if event.http_version not in (b"1.0", b"1.1"):
+            await self._refuse(InvalidRequest("cannot understand the request: it is not HTTP/1.1"))
+            raise ClientGone
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        origin = _ORIGIN.match(request.target)
+        if origin:
+            target = request.target[origin.end() :]
+            request = h11.Request(
+                method=request.method,
+                target=target if target.startswith(b"/") else b"/" + target,
+                headers=list(request.headers),
+                http_version=request.http_version,
+            )
+        await super()._create_stream(request)
+
+
+class _Pause:
+    """What hypercorn waits on between a request and the next one that has come already; it has an event's methods."""
+
+    def __init__(self, protocol: Http1, stream: trio.SocketStream) -> None:
+        self._protocol = protocol
+        self._stream = stream
+        self._over = trio.Event()
+
+    async def clear(self) -> None:
+        """Begin a pause."""
+        self._over = trio.Event()
+
+    async def set(self) -> None:
+        """The request under way has been answered."""
+        self._over.set()
+
+    async def wait(self) -> None:
+        """Wait for the end of the pause, reading ahead.
+
+        Raises:
+            ClientGone: it left meanwhile.
+        """
+        gone = False
+
+        async def read_ahead() -> None:
+            nonlocal gone
+            if await self._read_ahead():
+                gone = True
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_ahead)
+            await self._over.wait()
+            nursery.cancel_scope.cancel()
+        if gone:
+            raise ClientGone
+
+    async def _read_ahead(self) -> bool:
+        """Read up to the bound; return whether the client has left."""
+        connection = self._protocol.connection
+        left = MAX_READ_AHEAD - len(connection.trailing_data[0])
+        while left > 0:
+            try:
+                data = await self._stream.receive_some(min(left, _RECEIVE_BYTES))
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return True
+            if not data:
+                return True
+            connection.receive_data(bytes(data))
+            left -= len(data)
+        return False
