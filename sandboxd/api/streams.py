@@ -134,6 +134,7 @@ class SseBody(_ExecBody):
         super().__init__(execution)
         make = codecs.getincrementaldecoder("utf-8")
         self._decoders = None if encoding == "base64" else {"stdout": make("replace"), "stderr": make("replace")}
+        self._last = {"stdout": 0, "stderr": 0}
 
     async def _next(self) -> list[Event] | None:
         with trio.move_on_after(KEEP_ALIVE_S):
@@ -150,21 +151,27 @@ class SseBody(_ExecBody):
         if isinstance(event.data, bytes):
             if self._decoders is None:
                 return [_sse(event, event.type, {"data_b64": base64.b64encode(event.data).decode()})]
+            self._last[event.type] = event.offset
             text = self._decoders[event.type].decode(event.data)
             return [_sse(event, event.type, {"text": text})] if text else []
         if event.type == "exit" and self._execution.exit is not None:
-            return [*self._rest(event), _sse(event, "exit", self._execution.exit.to_dict())]
+            return [*self._rest(event.time), _sse(event, "exit", self._execution.exit.to_dict())]
         if event.type == "start":
             return [_sse(event, "start", {"id": self._execution.process_id, "pid": event.data["pid"]})]
         return [_sse(event, "truncated", {"dropped_bytes": event.data["dropped_bytes"]})]
 
-    def _rest(self, event: Event) -> list[bytes]:
-        """Flush characters that were cut by the end of the output."""
+    def _rest(self, time: float) -> list[bytes]:
+        """Flush characters that were cut by the end of the output.
+
+        They belong to the last event of their stream, and give the reader no id: a new one would be the exit's,
+        and whoever resumes after it would miss the exit.
+        """
         found = []
         for name, decoder in (self._decoders or {}).items():
             text = decoder.decode(b"", final=True)
             if text:
-                found.append(_sse(event, name, {"text": text}))
+                data = msgspec.json.encode({"offset": self._last[name], "time": time, "text": text})
+                found.append(sse.encode(data, event=name))
         return found
 
     def _problem(self, error: SandboxdError) -> bytes:

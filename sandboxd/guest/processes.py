@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import ProcessNotRunning
+from ..errors import ProcessNotRunning, ServerBusy
 from ..linux.kernel import Kernel
 from ..spec import CommandSpec
 from ..wire.journal import Entry, Journal
@@ -244,11 +244,12 @@ class Process:
 
         Raises:
             ProcessNotRunning: there is no stdin to write to.
+            ServerBusy: as much as may wait waits already; nothing of `data` was taken.
         """
         if self._stdin is None or self._stdin_close_after:
             raise ProcessNotRunning(f"cannot write to process {self.id}: it has no open stdin", id=self.id)
         if len(self._stdin_queue) >= MAX_STDIN_PIECES:
-            raise ProcessNotRunning(f"cannot write to process {self.id}: too many writes wait", id=self.id)
+            raise ServerBusy(f"cannot write to process {self.id}: {MAX_STDIN_PIECES} writes wait", id=self.id)
         self._stdin_queue.append((memoryview(data), done))
         self._feed()
 

@@ -93,6 +93,10 @@ class Launcher:
         """End a sandbox and give back all it had; one that does not exist is no error."""
         await self._ask("destroy", id=sandbox_id)
 
+    async def kill(self, sandbox_id: str) -> None:
+        """End every process of a sandbox; its files stay until `destroy`."""
+        await self._ask("kill", id=sandbox_id)
+
     async def sandboxes(self) -> list[Launched]:
         """Return every sandbox that the launcher has a record of."""
         return [_launched(row) for row in checks.items(await self._ask("list"), "sandboxes", dict)]

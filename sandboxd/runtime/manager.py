@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from ..errors import (
+    LauncherGone,
     LaunchFailed,
     ProtocolError,
     SandboxdError,
@@ -79,10 +80,18 @@ class Manager:
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self.launcher.run)
+            nursery.start_soon(self._follow_launcher)
             nursery.start_soon(self.launcher.watch, self._init_ended)
             await self._recover()
             task_status.started()
+
+    async def _follow_launcher(self) -> None:
+        try:
+            await self.launcher.run()
+        except LauncherGone:
+            # Before the daemon's tasks are cancelled: a cancelled exec would tell its init to kill the command.
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """Refuse new births and end every stream; sandboxes go on running."""
@@ -197,6 +206,12 @@ class Manager:
                 await sandbox.settled.wait()
         if sandbox.broke(reason):
             _log.warning("Sandbox %s failed: %s (%s)", sandbox.id, reason, error)
+        if peer.blamed:
+            # Whoever speaks for it is not its init any more: nothing of it may run on unseen.
+            try:
+                await self.launcher.kill(sandbox.id)
+            except SandboxdError as failure:
+                _log.warning("Cannot kill sandbox %s: %s", sandbox.id, failure)
 
     def _init_ended(self, sandbox_id: str, reason: str) -> None:
         sandbox = self.registry.get(sandbox_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -56,6 +57,7 @@ class Sandbox:
         self._devices: frozenset[int] = frozenset()
         self._peer: Peer | None = None
         self.settled = trio.Event()
+        self._stdin_locks: weakref.WeakValueDictionary[str, trio.Lock] = weakref.WeakValueDictionary()
 
     def __repr__(self) -> str:
         return f"<Sandbox {self.id} {self.state.value}>"
@@ -182,8 +184,11 @@ class Sandbox:
         Raises:
             ProcessNotFound, ProcessNotRunning: as their names say.
         """
-        for start in range(0, len(data), STDIN_PIECE_BYTES):
-            await self._ask("stdin", process=process, data=data[start : start + STDIN_PIECE_BYTES])
+        # One writer at a time: the pieces of two would mix, and init lets only a few wait.
+        lock = self._stdin_locks.setdefault(process, trio.Lock())
+        async with lock:
+            for start in range(0, len(data), STDIN_PIECE_BYTES):
+                await self._ask("stdin", process=process, data=data[start : start + STDIN_PIECE_BYTES])
 
     async def close_stdin(self, process: str) -> None:
         """Let a process see the end of its input."""

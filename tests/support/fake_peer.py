@@ -221,6 +221,7 @@ class FakeLauncher:
         self.inits: dict[str, FakeInit] = {}
         self.created: list[dict[str, Any]] = []
         self.destroyed: list[str] = []
+        self.killed: list[str] = []
         self.rows: list[dict[str, Any]] = []
         self.ended = trio.open_memory_channel[tuple[str, str]](16)
         self.prepare: Callable[[FakeInit], None] = lambda init: None
@@ -228,6 +229,7 @@ class FakeLauncher:
         self.answers: dict[str, Handler] = {
             "create": self.op_create,
             "destroy": self.op_destroy,
+            "kill": self.op_kill,
             "list": self.op_list,
             "watch": self.op_watch,
             "rootfs": self.op_rootfs,
@@ -285,6 +287,10 @@ class FakeLauncher:
         if init is not None:
             init.die()
             init.path.unlink(missing_ok=True)
+        await talk.reply(request)
+
+    async def op_kill(self, talk: Conversation, request: Request) -> None:
+        self.killed.append(request.params["id"])
         await talk.reply(request)
 
     async def op_list(self, talk: Conversation, request: Request) -> None:

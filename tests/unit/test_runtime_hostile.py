@@ -93,6 +93,7 @@ async def test_garbage_fails_the_sandbox_and_nothing_else(tmp_path: Path, name: 
             await run(sandbox)
         await eventually(lambda: sandbox.state is not State.RUNNING)
         assert (sandbox.state, sandbox.reason) == (State.FAILED, "protocol error")
+        await eventually(lambda: fake.killed == [sandbox.id])
         await run(bystander)
         await manager.destroy(sandbox.id)
 
