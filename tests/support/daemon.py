@@ -33,6 +33,15 @@ class Daemon:
         self.process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
 
+    def command(self) -> list[str]:
+        """Return the daemon's command line."""
+        return [
+            str(pathlib.Path(sys.executable).with_name("sandboxd")),
+            "serve",
+            *("--state-dir", str(self.state_dir), "--runtime-dir", str(self.runtime_dir)),
+            *("--rootfs-dir", self.rootfs_dir, "--allow-unenforced", *self.options),
+        ]
+
     def start(self) -> None:
         """Start the daemon and wait until it serves."""
         notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -40,12 +49,7 @@ class Daemon:
         name = "@" + notify.getsockname()[1:].decode()
         with notify, self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [
-                    str(pathlib.Path(sys.executable).with_name("sandboxd")),
-                    "serve",
-                    *("--state-dir", str(self.state_dir), "--runtime-dir", str(self.runtime_dir)),
-                    *("--rootfs-dir", self.rootfs_dir, "--allow-unenforced", *self.options),
-                ],
+                self.command(),
                 env={**os.environ, "NOTIFY_SOCKET": name},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -80,6 +84,11 @@ class Daemon:
         """End the daemon cleanly; its sandboxes go on."""
         if self.process and self.process.poll() is None:
             assert self.signal(signal.SIGTERM) == 0, self.log.read_text()
+
+    def ping(self) -> None:
+        """Return when the daemon has answered over a fresh connection."""
+        with self.client() as client:
+            client.health()
 
     def launcher_pid(self) -> int:
         """Return the launcher's pid."""
