@@ -243,6 +243,13 @@ async def _serve(
     policy = Policy(token, frozenset({identity.uid}), identity.socket_gid)
     server = Server(Api(manager, policy, facts), sockets)
     status = 0
+
+    async def drain() -> None:
+        notify("STOPPING=1")
+        server.stop()
+        await server.drained.wait()
+
+    manager.farewell = drain
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(manager.run)
@@ -250,11 +257,9 @@ async def _serve(
             _log.info("Listening on %s", " and ".join(_describe(sock) for sock in sockets))
             notify("READY=1")
             await _wait_for_a_signal()
-            notify("STOPPING=1")
             _log.info("Stopping; sandboxes go on running")
-            server.stop()
             manager.stop()
-            await server.drained.wait()
+            await drain()
             launcher.close()
             nursery.cancel_scope.cancel()
     except* LauncherGone as group:

@@ -30,6 +30,7 @@ from .sandbox import REASON_TIMEOUT_S, Sandbox
 from .store import Record, Store
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from ..spec import SandboxSpec
@@ -61,6 +62,8 @@ class Manager:
         self._waiting = 0
         self._nursery: trio.Nursery | None = None
         self._stopping = False
+        #: Awaited when the launcher is gone, before `run` raises: lets callers hear why their requests end.
+        self.farewell: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
 
     def __repr__(self) -> str:
         return f"<Manager {self.registry!r}>"
@@ -91,6 +94,7 @@ class Manager:
         except LauncherGone:
             # Before the daemon's tasks are cancelled: a cancelled exec would tell its init to kill the command.
             self.stop()
+            await self.farewell()
             raise
 
     def stop(self) -> None:

@@ -64,6 +64,16 @@ class Asker:
             elif isinstance(message, Failure):
                 return message
 
+    def ask_all(self, *requests: Request) -> dict[int, Reply | Failure]:
+        """Ask all in one write and return the ends by their ids, which must be above those that `ask` gives."""
+        self.socket.sendall(b"".join(self.link.send(request) for request in requests))
+        ends: dict[int, Reply | Failure] = {}
+        while len(ends) < len(requests):
+            message = self._receive()
+            assert isinstance(message, Reply | Failure), message
+            ends[message.id] = message
+        return ends
+
     def run(self, *argv: str) -> bytes:
         """Run a command in an init and return its output."""
         self._next += 1

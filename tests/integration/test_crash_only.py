@@ -1,0 +1,353 @@
+"""Crash-only: SIGKILL of daemon, launcher and init at random points; what the next daemon makes of it."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import itertools
+import os
+import pathlib
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sandboxd import Sandbox, SandboxdError, SandboxFailed, SandboxGone
+from sandboxd.client import Client
+from sandboxd.linux import procfs
+from sandboxd.wire.messages import Failure, Reply, Request
+from tests.support import footprint
+from tests.support.daemon import Daemon
+from tests.support.launching import LauncherProcess
+
+pytestmark = pytest.mark.real
+
+ROUNDS = 100
+SEED = int(os.environ.get("SANDBOXD_TEST_SEED", random.randrange(1 << 32)))
+#: A create takes about this long; the blow falls within it, or a little after.
+LONGEST_WAIT_S = 0.03
+TRIES = 2000
+
+
+def init_pid(daemon: Daemon, sandbox_id: str) -> int:
+    return int((daemon.cgroup() / sandbox_id / "init" / "cgroup.procs").read_text())
+
+
+def until(what: Callable[[], object], client: Client) -> None:
+    """Wait for what another process brings about, one round trip through the daemon after the other."""
+    for _ in range(TRIES):
+        if what():
+            return
+        client.health()
+    raise AssertionError("it did not happen")
+
+
+class Ground:
+    """One state directory that daemons come and go on, with two sandboxes that must live through it all."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.client = daemon.client()
+        self.launcher = daemon.launcher_pid()
+        self.steady = Sandbox.create(client=self.client, name="steady")
+        with self.steady.exec_stream("echo up; exec sleep 100000", detach=True) as stream:
+            assert next(iter(stream)).data == b"up\n"
+        self.victim: Sandbox | None = None
+
+    def new_victim(self) -> Sandbox:
+        if self.victim is None:
+            self.victim = Sandbox.create(client=self.client)
+        return self.victim
+
+    def restart_what_died(self) -> bool:
+        """Start a daemon if there is none; say whether that was so."""
+        assert self.daemon.process
+        if procfs.start_time(self.launcher) is not None and procfs.start_time(self.daemon.process.pid) is not None:
+            return False
+        self.daemon.process.wait(30)
+        self.daemon.start()
+        self.client.close()
+        self.client = self.daemon.client()
+        self.launcher = self.daemon.launcher_pid()
+        return True
+
+    def check(self) -> None:
+        """Whatever died: the daemon serves, the living are listed and work, and the dead have left nothing."""
+        listed = {sandbox.id: sandbox for sandbox in Sandbox.list(client=self.client)}
+        assert self.steady.id in listed
+        steady = Sandbox.connect("steady", client=self.client)
+        assert steady.exec("pgrep -fc '^sleep 100000'").stdout == "1\n"
+        for sandbox in listed.values():
+            if sandbox.info.state == "failed":
+                assert sandbox.info.reason in {"init was killed by SIGKILL", "init ended"}, sandbox.info
+                with pytest.raises(SandboxFailed):
+                    sandbox.exec("true")
+            elif sandbox.info.state == "running":
+                with contextlib.suppress(SandboxFailed):  # its init was killed and that is not known yet
+                    assert sandbox.exec("echo on").stdout == "on\n"
+            if sandbox.id != self.steady.id and (self.victim is None or sandbox.id != self.victim.id):
+                sandbox.destroy()
+        kept = {self.steady.id, *({self.victim.id} & set(listed) if self.victim else ())}
+        if self.victim and self.victim.id not in listed:
+            self.victim = None
+        elif self.victim and listed[self.victim.id].refresh().state != "running":
+            listed[self.victim.id].destroy()
+            kept.discard(self.victim.id)
+            self.victim = None
+        until(lambda: self._only(kept), self.client)
+
+    def _only(self, kept: set[str]) -> bool:
+        return all(any(name in path for name in kept) for path in self.daemon.leftovers())
+
+
+class Blow:
+    """One round: an operation under way in a thread, and a SIGKILL that falls into it."""
+
+    def __init__(self, ground: Ground, operation: str, target: str, wait_s: float) -> None:
+        self.ground = ground
+        self.operation = operation
+        self.target = target
+        self.wait_s = wait_s
+        self.error: SandboxdError | None = None
+        self.surprise: BaseException | None = None
+        self._over = threading.Event()
+        self._before = set(os.listdir(ground.daemon.cgroup()))
+        self._victim = ground.new_victim() if operation != "create" else None
+
+    def strike(self) -> None:
+        thread = threading.Thread(target=self._operate)
+        thread.start()
+        # Either the operation is over first, or the time has come.
+        self._over.wait(self.wait_s)
+        self._kill()
+        thread.join(60)
+        assert not thread.is_alive(), "a call of a daemon that died does not end"
+        if self.surprise:
+            raise self.surprise
+
+    def _operate(self) -> None:
+        try:
+            if self._victim is None:
+                Sandbox.create(client=self.ground.client)
+            elif self.operation == "exec":
+                self._victim.exec("echo up; sleep 0.02; echo down", timeout=10)
+            else:
+                self._victim.destroy()
+        except SandboxdError as error:
+            self.error = error
+        except BaseException as error:
+            self.surprise = error
+        finally:
+            self._over.set()
+
+    def _kill(self) -> None:
+        assert self.ground.daemon.process
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError, ValueError, OSError):
+            if self.target == "daemon":
+                self.ground.daemon.process.kill()
+                self.ground.daemon.process.wait(30)
+            elif self.target == "launcher":
+                os.kill(self.ground.launcher, signal.SIGKILL)
+                self.ground.daemon.process.wait(30)
+            else:
+                os.kill(init_pid(self.ground.daemon, self._whom()), signal.SIGKILL)
+
+    def _whom(self) -> str:
+        if self._victim is not None:
+            return self._victim.id
+        while not self._over.is_set():  # ends with the creation
+            for name in os.listdir(self.ground.daemon.cgroup()):
+                path = self.ground.daemon.cgroup() / name / "init" / "cgroup.procs"
+                with contextlib.suppress(OSError):
+                    if name not in self._before and path.read_text():
+                        return name
+        raise FileNotFoundError
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_at_random_points(own_daemon: Daemon) -> None:
+    print(f"SANDBOXD_TEST_SEED={SEED}")
+    chance = random.Random(SEED)
+    ground = Ground(own_daemon)
+    rounds = itertools.cycle(itertools.product(("create", "exec", "destroy"), ("daemon", "launcher", "init")))
+    ends: collections.Counter[str] = collections.Counter()
+    restarts = 0
+    began = time.perf_counter()
+    for number, (operation, target) in zip(range(ROUNDS), rounds, strict=False):
+        wait_s = chance.uniform(0, LONGEST_WAIT_S)
+        blow = Blow(ground, operation, target, wait_s)
+        try:
+            blow.strike()
+            restarts += ground.restart_what_died()
+            ground.check()
+        except BaseException as error:
+            error.add_note(f"round {number}: {target} killed {1000 * wait_s:.1f} ms into {operation}; seed {SEED}")
+            error.add_note(own_daemon.log.read_text()[-3000:])
+            raise
+        ends[f"{operation}: {blow.error.kind if blow.error else 'well'}"] += 1
+    took = time.perf_counter() - began
+    print(f"{ROUNDS} rounds in {took:.1f} s, {restarts} restarts; how the calls ended: {dict(sorted(ends.items()))}")
+    for sandbox in Sandbox.list(client=ground.client):
+        sandbox.destroy()
+    until(lambda: not own_daemon.leftovers(), ground.client)
+    assert footprint.sandboxed(own_daemon) == []
+    until(lambda: len(footprint.claims(own_daemon, ground.launcher)) <= 1, ground.client)  # the one held ready
+    stale = [path.name for path in pathlib.Path("/run/sandboxd-ids").glob("[0-9.]*") if not _is_held(path)]
+    assert len(stale) <= 0, stale
+    ground.client.close()
+
+
+def _is_held(claim: pathlib.Path) -> bool:
+    """Whether a claim belongs to something: another test's daemon may make and drop some at any time."""
+    import msgpack
+
+    try:
+        pid, started, group = msgpack.unpackb(claim.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return True
+    return procfs.start_time(pid) == started or os.path.exists(group) or not claim.exists()
+
+
+FORMS = {"raw": "application/octet-stream", "sse": "text/event-stream", "json": "application/json"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("target", ["daemon", "launcher"])
+def test_a_command_outlives_its_daemon(own_daemon: Daemon, target: str, form: str) -> None:
+    """init lets commands go on; their stream ends by name, and nobody's going away kills them."""
+    import httpx
+
+    ended: list[str] = []
+
+    def follow(sandbox_id: str) -> None:
+        transport = httpx.HTTPTransport(uds=str(own_daemon.socket))
+        with httpx.Client(transport=transport, base_url="http://x", timeout=60) as http:
+            body = {"command": "mkfifo /tmp/go; touch /tmp/up; read word < /tmp/go; echo $word > /tmp/word"}
+            path, headers = f"/v1/sandboxes/{sandbox_id}/exec", {"Accept": FORMS[form]}
+            try:
+                with http.stream("POST", path, json=body, headers=headers) as response:
+                    ended.append(response.read().decode("utf-8", "replace"))
+            except httpx.HTTPError as error:
+                ended.append(type(error).__name__)
+
+    assert own_daemon.process
+    with own_daemon.client() as client:
+        sandbox = Sandbox.create(client=client)
+        thread = threading.Thread(target=follow, args=(sandbox.id,))
+        thread.start()
+        until(lambda: sandbox.exec("test -e /tmp/up").exit_code == 0, client)
+        os.kill(own_daemon.launcher_pid() if target == "launcher" else own_daemon.process.pid, signal.SIGKILL)
+        own_daemon.process.wait(30)
+        thread.join(30)
+        assert not thread.is_alive()
+    if target == "launcher":
+        print(ended)
+        assert "server-busy" in ended[0]  # the daemon stops in order: it still says why
+    own_daemon.start()
+    with own_daemon.client() as client:
+        again = Sandbox.connect(sandbox.id, client=client)
+        again.exec("echo on > /tmp/go", timeout=10).check()
+        until(lambda: again.exec("cat /tmp/word").stdout == "on\n", client)
+
+
+def test_what_runs_in_a_sandbox_whose_init_is_killed_ends_by_name(own_daemon: Daemon) -> None:
+    with own_daemon.client() as client:
+        sandbox = Sandbox.create(client=client)
+        with pytest.raises(SandboxFailed) as caught, sandbox.exec_stream("echo up; sleep 100") as stream:
+            for _ in stream:
+                os.kill(init_pid(own_daemon, sandbox.id), signal.SIGKILL)
+        assert caught.value.facts["reason"] == "init was killed by SIGKILL"
+        assert sandbox.refresh().state == "failed"
+        until(lambda: not footprint.sandboxed(own_daemon), client)
+
+
+def test_a_destruction_ends_what_runs_by_name(own_daemon: Daemon) -> None:
+    with own_daemon.client() as client:
+        sandbox = Sandbox.create(client=client)
+        with pytest.raises(SandboxGone), sandbox.exec_stream("echo up; sleep 100") as stream:
+            for _ in stream:
+                sandbox.destroy()
+
+
+# --- the launcher's part --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def launcher(tmp_path: pathlib.Path) -> Iterator[LauncherProcess]:
+    launcher = LauncherProcess(tmp_path)
+    yield launcher
+    launcher.close()
+    assert not launcher.cgroup.exists()
+
+
+def until_asked(launcher: LauncherProcess, what: Callable[[], object]) -> None:
+    for _ in range(TRIES):
+        if what():
+            return
+        launcher.asker.ask("list")
+    raise AssertionError("it did not happen")
+
+
+CREATE = {"rootfs": "default", "limits": {}, "network": "none", "seccomp": "default"}
+
+
+def test_a_destruction_during_a_birth_is_carried_out(launcher: LauncherProcess) -> None:
+    """A daemon that gave up waiting for a birth must not leave a sandbox that nobody knows."""
+    for number in range(10):
+        sandbox_id = f"{number:020d}"
+        answers = launcher.asker.ask_all(
+            Request(1000 + 2 * number, "create", {"id": sandbox_id, **CREATE}),
+            Request(1001 + 2 * number, "destroy", {"id": sandbox_id}),
+        )
+        born, destroyed = answers[1000 + 2 * number], answers[1001 + 2 * number]
+        assert isinstance(born, Failure)
+        assert born.kind == "sandbox-gone"
+        assert isinstance(destroyed, Reply)
+        assert launcher.leftovers() == []
+    until_asked(launcher, lambda: launcher.children() == "")
+    sandbox_id = "a" * 20
+    assert isinstance(launcher.asker.ask("create", id=sandbox_id, **CREATE), Reply)
+    assert isinstance(launcher.asker.ask("destroy", id=sandbox_id), Reply)
+
+
+def test_a_sandbox_can_be_killed_and_destroyed_later(launcher: LauncherProcess) -> None:
+    sandbox_id = "a" * 20
+    answer = launcher.asker.ask("create", id=sandbox_id, **CREATE)
+    assert isinstance(answer, Reply)
+    assert isinstance(launcher.asker.ask("kill", id=sandbox_id), Reply)
+
+    def reason() -> str | None:
+        reply = launcher.asker.ask("list")
+        assert isinstance(reply, Reply)
+        found: str | None = reply.result["sandboxes"][0]["reason"]
+        return found
+
+    until_asked(launcher, reason)
+    assert reason() == "init was killed by SIGKILL"
+    assert procfs.start_time(answer.result["pid"]) is None
+    assert isinstance(launcher.asker.ask("kill", id="b" * 20), Reply)  # none is fine
+    assert isinstance(launcher.asker.ask("kill", id="../x"), Failure)
+    launcher.asker.ask("destroy", id=sandbox_id)
+    assert launcher.leftovers() == []
+
+
+def test_a_range_that_another_took_over_is_not_given_back(launcher: LauncherProcess) -> None:
+    """Else two sandboxes would come to share ids: the claim of a failed one may be anybody's by then."""
+    from sandboxd.launcher.idranges import RangeAllocator
+    from sandboxd.linux.kernel import Kernel
+
+    allocator = RangeAllocator(Kernel())
+    range_ = allocator.take()
+    try:
+        allocator.bind(range_, "/somebody/else")
+        allocator.release(range_.index, "/mine")
+        assert os.path.exists(f"/run/sandboxd-ids/{range_.index}")
+        allocator.sweep()  # its launcher, this process, lives
+        assert os.path.exists(f"/run/sandboxd-ids/{range_.index}")
+    finally:
+        range_.close_namespaces()
+        allocator.release(range_.index, "/somebody/else")
+    assert not os.path.exists(f"/run/sandboxd-ids/{range_.index}")
