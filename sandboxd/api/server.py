@@ -132,7 +132,8 @@ class _Wire(TCPServer):
         async with self.send_lock:
             try:
                 await self.stream.send_all(data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
+            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+                # Gone, or being closed at this moment by the task that reads.
                 await self.protocol.handle(Closed())
 
 
