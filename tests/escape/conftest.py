@@ -1,0 +1,225 @@
+"""Real daemons, attackers inside them, and a witness that looks at the host and a neighbour after each module."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sandboxd import Sandbox
+from sandboxd.linux import procfs
+from tests.integration.conftest import client, daemon, pytest_collection_modifyitems, run, sandbox, shared
+from tests.support.daemon import Daemon
+
+__all__ = ["client", "daemon", "pytest_collection_modifyitems", "run", "sandbox", "shared"]
+
+#: Clients that an attack may have left waiting until their daemon ends.
+THREADS: list[threading.Thread] = []
+PROBES = pathlib.Path(__file__).parents[1] / "probes"
+ROOT = PROBES.parents[1]
+HOST_VALUES = (
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sys/kernel/modprobe",
+    "/proc/sys/kernel/hostname",
+    "/proc/sys/kernel/sysrq",
+    "/proc/sys/kernel/randomize_va_space",
+    "/proc/sys/user/max_user_namespaces",
+    "/proc/sys/net/ipv4/ip_unprivileged_port_start",
+    "/proc/sys/vm/overcommit_memory",
+    "/etc/passwd",
+    "/etc/shadow",
+)
+
+
+def host_state(daemon: Daemon) -> dict[str, str]:
+    """What no sandbox may change; the mounts are ours alone, since other daemons may come and go meanwhile."""
+    found = {path: pathlib.Path(path).read_text() for path in HOST_VALUES if pathlib.Path(path).exists()}
+    for program in (sys.executable, "/bin/sh"):
+        found[program] = hashlib.sha256(pathlib.Path(program).resolve().read_bytes()).hexdigest()
+    found["mounts"] = str([m for m in procfs.mounts() if str(daemon.state_dir) in m.target or "stage" in m.target])
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unharmed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After a module: the host is as it was, the daemon answers, a neighbour runs."""
+    if os.geteuid() != 0:
+        yield
+        return
+    daemon: Daemon = request.getfixturevalue("daemon")
+    with daemon.client() as client, Sandbox.create(client=client) as neighbour:
+        before = host_state(daemon)
+        clock = time.time() - time.monotonic()
+        yield
+        assert host_state(daemon) == before
+        assert abs(time.time() - time.monotonic() - clock) < 2
+        assert neighbour.exec("echo alive").stdout == "alive\n"
+
+
+@pytest.fixture(scope="module")
+def neighbour(daemon: Daemon) -> Iterator[Sandbox]:
+    with daemon.client() as client, Sandbox.create(client=client) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def python(shared: Sandbox) -> Callable[..., str]:
+    """Run Python in the shared sandbox and return what it prints."""
+
+    def python(source: str, **options: object) -> str:
+        result = shared.exec(["python3", "-c", source], **options)  # type: ignore[arg-type]
+        return (result.stdout + result.stderr).strip()
+
+    return python
+
+
+class HostileDaemon(Daemon):
+    """The real daemon over a launcher whose inits can be taken over (`tests/probes/hostile_launcher.py`)."""
+
+    def start(self) -> None:
+        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        notify.bind(f"\0sandboxd-test-{os.getpid()}-{id(self)}")
+        with notify, self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, str(PROBES / "hostile_daemon.py"), "serve", "--allow-unenforced"),
+                    *("--state-dir", str(self.state_dir), "--runtime-dir", str(self.runtime_dir)),
+                    *("--rootfs-dir", self.rootfs_dir, *self.options),
+                ],
+                env={
+                    **os.environ,
+                    "NOTIFY_SOCKET": "@" + notify.getsockname()[1:].decode(),
+                    "PYTHONPATH": str(ROOT),
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+            self._wait_until_ready(notify)
+
+    def wreck(self) -> None:
+        """Remove everything by hand, where the daemon itself may be beyond it."""
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        group = self.cgroup()
+        if group.exists():
+            (group / "cgroup.kill").write_text("1")
+            _remove_deep(group)
+        shutil.rmtree(self.state_dir, ignore_errors=True)
+        shutil.rmtree(self.runtime_dir, ignore_errors=True)
+        for thread in THREADS:
+            thread.join(10)
+        THREADS.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a killed daemon leaves its clients' sockets to the collector
+            gc.collect()
+
+
+def _remove_deep(group: pathlib.Path) -> None:
+    """Remove a tree of cgroups that no recursion and no path can name."""
+    here = os.open(".", os.O_RDONLY)
+    try:
+        os.chdir(group)
+        way: list[str] = []
+        while True:
+            below = [entry.name for entry in os.scandir(".") if entry.is_dir(follow_symlinks=False)]
+            if below:
+                way.append(below[0])
+                os.chdir(below[0])
+            elif way:
+                os.chdir("..")
+                name = way.pop()
+                for _ in range(500):
+                    with contextlib.suppress(OSError):
+                        os.rmdir(name)
+                        break
+                    time.sleep(0.01)
+            else:
+                break
+    finally:
+        os.fchdir(here)
+        os.close(here)
+    group.rmdir()
+
+
+@pytest.fixture
+def hostile() -> Iterator[HostileDaemon]:
+    """A hostile daemon of the test's own, removed whatever state it is in."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="sandboxd-escape-"))
+    daemon = HostileDaemon(folder)
+    daemon.start()
+    yield daemon
+    daemon.wreck()
+    shutil.rmtree(folder)
+
+
+def take_over(daemon: Daemon, sandbox: Sandbox, source: str, seconds: float = 6) -> str | None:
+    """Run source in pid 1; returns its answer, or None where it gave none (or only trouble) in time."""
+    answers: list[str] = []
+
+    def go() -> None:
+        with contextlib.suppress(Exception), daemon.client() as client:
+            result = Sandbox.connect(sandbox.id, client=client).exec(["takeover", source])
+            answers.append(result.stdout)
+
+    thread = threading.Thread(target=go, daemon=True)
+    thread.start()
+    THREADS.append(thread)
+    thread.join(seconds)
+    return answers[0] if answers else None
+
+
+class Stalls:
+    """Asks the daemon for its health all the while and keeps the longest wait: what the loop's stalls look like."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._path = str(daemon.socket)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.worst = 0.0
+        self.answers = 0
+
+    def __enter__(self) -> Stalls:
+        self._thread.start()
+        time.sleep(0.05)
+        self.worst = 0.0
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        time.sleep(0.1)
+        self._ended.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "the daemon does not answer"
+        assert self.answers > 0
+
+    def _watch(self) -> None:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(20)
+            sock.connect(self._path)
+            while not self._ended.is_set():
+                began = time.monotonic()
+                sock.sendall(b"GET /v1/health HTTP/1.1\r\nHost: sandboxd\r\n\r\n")
+                if not sock.recv(65536):
+                    return
+                self.worst = max(self.worst, time.monotonic() - began)
+                self.answers += 1
+                time.sleep(0.002)
+
+
+def host_pid(daemon: Daemon, sandbox: Sandbox) -> int:
+    """Return the host's pid of a sandbox's init."""
+    return int((daemon.cgroup() / sandbox.id / "init" / "cgroup.procs").read_text())
