@@ -7,6 +7,7 @@ import gc
 import hashlib
 import os
 import pathlib
+import select
 import shutil
 import socket
 import subprocess
@@ -113,8 +114,14 @@ class HostileDaemon(Daemon):
     def wreck(self) -> None:
         """Remove everything by hand, where the daemon itself may be beyond it."""
         if self.process and self.process.poll() is None:
+            pid = self.process.pid
+            children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            launchers = [os.pidfd_open(int(child)) for child in children]
             self.process.kill()
             self.process.wait()
+            for launcher in launchers:
+                select.select([launcher], [], [], 10)
+                os.close(launcher)
         group = self.cgroup()
         if group.exists():
             (group / "cgroup.kill").write_text("1")
@@ -153,7 +160,11 @@ def _remove_deep(group: pathlib.Path) -> None:
     finally:
         os.fchdir(here)
         os.close(here)
-    group.rmdir()
+    for _ in range(500):
+        with contextlib.suppress(OSError):
+            group.rmdir()
+            return
+        time.sleep(0.01)
 
 
 @pytest.fixture
