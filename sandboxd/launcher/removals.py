@@ -113,6 +113,8 @@ class Removals:
             error = InternalError(f"cannot remove all of sandbox {removal.id}: {failure}", id=removal.id)
         if removal.range_index is not None:
             self._ranges.release(removal.range_index, self._cgroups.path(removal.id))
+        else:
+            self._ranges.sweep()  # an earlier launcher died before it recorded which range the sandbox had
         del self._active[removal.id]
         for callback in removal.done:
             callback(error)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sandboxd import Sandbox, SandboxdError, SandboxFailed, SandboxGone
+from sandboxd import Sandbox, SandboxdError, SandboxFailed, SandboxGone, SandboxNotFound
 from sandboxd.client import Client
 from sandboxd.linux import procfs
 from sandboxd.wire.messages import Failure, Reply, Request
@@ -30,6 +30,10 @@ SEED = int(os.environ.get("SANDBOXD_TEST_SEED", random.randrange(1 << 32)))
 #: A create takes about this long; the blow falls within it, or a little after.
 LONGEST_WAIT_S = 0.03
 TRIES = 2000
+#: How a call may end that a blow fell on; anything else is a bug that hides behind it.
+NAMED_ENDS = {
+    "daemon-unavailable", "launch-failed", "launcher-gone", "sandbox-failed", "sandbox-gone", "server-busy",
+}  # fmt: skip
 
 
 def init_pid(daemon: Daemon, sandbox_id: str) -> int:
@@ -72,6 +76,9 @@ class Ground:
         self.client.close()
         self.client = self.daemon.client()
         self.launcher = self.daemon.launcher_pid()
+        if self.victim is not None:
+            with contextlib.suppress(SandboxNotFound):
+                self.victim = Sandbox.connect(self.victim.id, client=self.client)
         return True
 
     def check(self) -> None:
@@ -187,6 +194,7 @@ def test_a_hundred_kills_at_random_points(own_daemon: Daemon) -> None:
             error.add_note(f"round {number}: {target} killed {1000 * wait_s:.1f} ms into {operation}; seed {SEED}")
             error.add_note(own_daemon.log.read_text()[-3000:])
             raise
+        assert not blow.error or blow.error.kind in NAMED_ENDS, blow.error
         ends[f"{operation}: {blow.error.kind if blow.error else 'well'}"] += 1
     took = time.perf_counter() - began
     print(f"{ROUNDS} rounds in {took:.1f} s, {restarts} restarts; how the calls ended: {dict(sorted(ends.items()))}")
@@ -196,7 +204,7 @@ def test_a_hundred_kills_at_random_points(own_daemon: Daemon) -> None:
     assert footprint.sandboxed(own_daemon) == []
     until(lambda: len(footprint.claims(own_daemon, ground.launcher)) <= 1, ground.client)  # the one held ready
     stale = [path.name for path in pathlib.Path("/run/sandboxd-ids").glob("[0-9.]*") if not _is_held(path)]
-    assert len(stale) <= 0, stale
+    assert not stale
     ground.client.close()
 
 

@@ -314,7 +314,7 @@ def test_more_requests_than_are_read_ahead_wait_their_turn(sandbox: Sandbox, uni
 def test_many_writers_to_one_stdin_wait_for_each_other(sandbox: Sandbox, client: Client) -> None:
     """Pieces of one request stay together, and none is refused because others wait."""
     size, writers = 300_000, 24
-    with sandbox.exec_stream("sleep 0.2; cat", stdin=True) as stream:
+    with sandbox.exec_stream("sleep 0.2; cat", stdin=True, timeout=30) as stream:
         process = stream.process_id
 
         async def write(letter: int, client: AsyncClient) -> None:

@@ -23,7 +23,7 @@ OWN_FILES = frozenset({"lock", "sandboxd.sock"})
 class Footprint:
     """Two that are equal mean that nothing was left over between them."""
 
-    mounts: int
+    mounts: tuple[str, ...]
     namespaces: dict[str, int]
     interfaces: tuple[str, ...]
     loop_devices: tuple[str, ...]
@@ -49,10 +49,10 @@ def take(daemon: Daemon, launcher: int) -> Footprint:
     assert daemon.process
     pids = [daemon.process.pid, launcher, *sandboxed(daemon)]
     return Footprint(
-        mounts=len(procfs.mounts()),
+        mounts=tuple(sorted(m.target for m in procfs.mounts() if _is_ours(m.target, daemon))),
         namespaces=_namespaces(pids),
         interfaces=tuple(sorted(os.listdir("/sys/class/net"))),
-        loop_devices=tuple(sorted(str(p) for p in pathlib.Path("/sys/block").glob("loop*/loop/backing_file"))),
+        loop_devices=tuple(sorted(path for path in _loop_files() if _is_ours(path, daemon))),
         files=tuple(_files(daemon)),
         cgroups=tuple(sorted(str(p) for p in daemon.cgroup().rglob("*") if p.is_dir())),
         claims=len(claims(daemon, launcher)),
@@ -61,6 +61,19 @@ def take(daemon: Daemon, launcher: int) -> Footprint:
         daemon_fds=_fds(daemon.process.pid),
         launcher_fds=_fds(launcher),
     )
+
+
+def _is_ours(path: str, daemon: Daemon) -> bool:
+    """Whether a path is the daemon's: others may mount and unmount on the same host meanwhile."""
+    return path.startswith((f"{daemon.state_dir}/", f"{daemon.runtime_dir}/", str(daemon.cgroup())))
+
+
+def _loop_files() -> list[str]:
+    found = []
+    for path in pathlib.Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_text().strip())
+    return found
 
 
 def sandboxed(daemon: Daemon) -> list[int]:
