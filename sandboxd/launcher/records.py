@@ -51,9 +51,10 @@ class RecordStore:
         os.rename(temporary, f"{self._dir}/{record.id}")
 
     def remove(self, sandbox_id: str) -> None:
-        """Forget a sandbox."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self._dir}/{sandbox_id}")
+        """Forget a sandbox, and what a crash left of a record that was being written."""
+        for name in (sandbox_id, f".{sandbox_id}"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self._dir}/{name}")
 
     def load(self) -> dict[str, Record]:
         """Return every readable record; one that a crash of the host tore names nothing that lives."""
