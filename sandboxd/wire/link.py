@@ -65,9 +65,7 @@ class LinkConnection:
         self._state = State.GREETING
         asker = role is Role.ASKER
         self._send_limit = framing.MAX_REQUEST_FRAME if asker else framing.MAX_REPLY_FRAME
-        self._decoder = framing.FrameDecoder(
-            limit=framing.MAX_REPLY_FRAME if asker else framing.MAX_REQUEST_FRAME
-        )
+        self._decoder = framing.FrameDecoder(limit=framing.MAX_REPLY_FRAME if asker else framing.MAX_REQUEST_FRAME)
         #: id -> credit left; only the asker keeps it.
         self._open: dict[int, int] = {}
 

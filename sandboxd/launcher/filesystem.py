@@ -1,0 +1,332 @@
+"""Steps that build what a sandbox sees: its root, /proc, /sys, /dev and the files that name it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import stat
+from typing import Final
+
+from ..linux.kernel import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    MNT_DETACH,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_REC,
+    OPEN_TREE_CLONE,
+    SECBIT_NO_SETUID_FIXUP,
+    Kernel,
+    SyscallError,
+)
+from .steps import STRICT, Birth, Named, attach, cover, open_directory
+
+SAFE: Final = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+
+#: The overlay's own credentials, which act on the upper layer for everybody: enough for trusted xattrs, whiteouts
+#: and copy-up; without CAP_SYS_RESOURCE, which would pass by disk quotas. CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH,
+#: FOWNER, FSETID, SETUID, SETGID, SYS_ADMIN, MKNOD, SETFCAP.
+_OVERLAY_CAPABILITIES: Final = sum(1 << number for number in (0, 1, 2, 3, 4, 6, 7, 21, 27, 31))
+
+#: /proc entries that reach beyond the sandbox's namespaces: the directories are made read-only, the files empty.
+PROC_READ_ONLY: Final = ("sys", "irq", "bus", "sysrq-trigger", "fs", "asound", "acpi", "scsi", "mtrr")
+PROC_MASKED: Final = (
+    "kcore",
+    "keys",
+    "key-users",
+    "kallsyms",
+    "config.gz",
+    "timer_list",
+    "sched_debug",
+    "latency_stats",
+    "partitions",
+    "diskstats",
+    "kmsg",
+    "kpagecount",
+    "kpageflags",
+    "kpagecgroup",
+    "vmallocinfo",
+    "slabinfo",
+    "interrupts",
+    "iomem",
+    "ioports",
+    "modules",
+)
+SYS_MASKED: Final = (
+    "firmware",
+    "power",
+    "kernel/security",
+    "kernel/debug",
+    "kernel/tracing",
+    "devices/virtual/powercap",
+)
+#: Device nodes of our own: a bound host node would share flock, leases and inotify with the host (ATTACKS 46).
+DEVICES: Final = (
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+)
+DEV_LINKS: Final = (
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class IsolateMounts(Named):
+    """A mount namespace that tells the host nothing, and a tmpfs to build the root on."""
+
+    stage: str
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return f"make every mount private, mount a tmpfs at {self.stage}"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        kernel.mount("none", "/", None, MS_REC | MS_PRIVATE)
+        kernel.mount("stage", self.stage, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=16k,nr_inodes=8,mode=755")
+        os.chdir(self.stage)
+        for name in ("lower", "disk", "merged"):
+            kernel.mkdir(name)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MountLayers(Named):
+    """The rootfs and the sandbox's own files, both seen through the sandbox's ids."""
+
+    tree: str
+    disk: str
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return f"idmapped copies of {self.tree} (read-only) and {self.disk}"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        for source, target, attributes, userns in (
+            (self.tree, "lower", MOUNT_ATTR_RDONLY, birth.sandbox_userns),
+            (self.disk, "disk", 0, birth.disk_userns),
+        ):
+            fd = kernel.open_tree(AT_FDCWD, source, OPEN_TREE_CLONE)
+            kernel.mount_setattr(fd, attributes | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, userns_fd=userns)
+            kernel.move_mount(fd, AT_FDCWD, target)
+            os.close(fd)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ActAsOwner(Named):
+    """Act on files as the sandbox's root, or an idmapped upper answers EOVERFLOW and the overlay turns read-only."""
+
+    owner: int
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return f"fsuid and fsgid {self.owner}, capabilities kept"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        kernel.set_securebits(SECBIT_NO_SETUID_FIXUP)
+        kernel.setfsids(self.owner, self.owner)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MountOverlay(Named):
+    """The merged root. Layer names are relative: the options are shown inside."""
+
+    #: redirect_dir: else renaming a directory of the rootfs is EXDEV, which pip and npm do not expect.
+    options: str = "lowerdir=lower,upperdir=disk/upper,workdir=disk/work,redirect_dir=on,index=off,metacopy=off"
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return f"overlay with {self.options}, its credentials cut to what the upper layer needs"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        own = kernel.capget()
+        kernel.capset(_OVERLAY_CAPABILITIES & own, own, 0)
+        try:
+            kernel.mount("overlay", "merged", "overlay", MS_NOSUID | MS_NODEV, self.options)
+        finally:
+            kernel.capset(own, own, 0)
+        birth.root = kernel.open("merged", os.O_RDONLY | os.O_DIRECTORY)
+        if os.fstatvfs(birth.root).f_flag & os.ST_RDONLY:
+            raise SyscallError(errno.EROFS, "mount", "overlay (the kernel refused the upper layer: see its log)")
+        birth.devices.append(os.fstat(birth.root).st_dev)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MountProc(Named):
+    """/proc of the sandbox's pid namespace."""
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return "proc at /proc"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        birth.proc = kernel.fsmount("proc", {}, SAFE)
+        birth.proc_writable = kernel.open_tree(birth.proc, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
+        attach(kernel, birth, birth.proc, "proc")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MountSys(Named):
+    """/sys of the sandbox's network namespace, read-only, with the sandbox's own cgroup in it."""
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return f"sysfs at /sys, read-only; {', '.join(SYS_MASKED)} masked; cgroup2 at /sys/fs/cgroup, read-only"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        sysfs = kernel.fsmount("sysfs", {}, SAFE | MOUNT_ATTR_RDONLY)
+        attach(kernel, birth, sysfs, "sys")
+        empty = kernel.fsmount("tmpfs", {"size": "4k", "mode": "0555"}, SAFE | MOUNT_ATTR_RDONLY)
+        for path in SYS_MASKED:
+            cover(kernel, sysfs, path, empty)
+        birth.cgroup = kernel.fsmount("cgroup2", {}, SAFE)
+        birth.keep.add(birth.cgroup)
+        view = kernel.open_tree(birth.cgroup, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
+        kernel.mount_setattr(view, MOUNT_ATTR_RDONLY)
+        with contextlib.suppress(FileNotFoundError):
+            at = kernel.openat2(sysfs, "fs/cgroup", os.O_PATH | os.O_DIRECTORY, STRICT)
+            kernel.move_mount(view, at)
+            os.close(at)
+        for fd in (view, empty, sysfs):
+            os.close(fd)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MountDev(Named):
+    """/dev with nodes of our own, and a devpts, shm and mqueue of the sandbox's."""
+
+    shm_bytes: int
+    tty_gid: int
+
+    def describe(self) -> str:
+        """Say what it does."""
+        names = ", ".join(name for name, _, _ in DEVICES)
+        return f"tmpfs at /dev with {names}; devpts, shm ({self.shm_bytes} bytes) and mqueue of its own"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        dev = kernel.fsmount(
+            "tmpfs", {"size": "64k", "nr_inodes": "64", "mode": "0755"}, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
+        )
+        attach(kernel, birth, dev, "dev")
+        old = os.umask(0)
+        for name, major, minor in DEVICES:
+            kernel.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor), dirfd=dev)
+        os.umask(old)
+        for name, target in DEV_LINKS:
+            kernel.symlink(target, name, dirfd=dev)
+        # A device node's descriptor for later masks, taken without opening the device.
+        birth.null = kernel.open_tree(dev, "null", OPEN_TREE_CLONE)
+        terminals = {"ptmxmode": "0666", "mode": "0620", "gid": str(self.tty_gid)}
+        shm = {"mode": "1777", "size": str(self.shm_bytes)}
+        for name, fstype, options, attributes in (
+            ("pts", "devpts", terminals, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC),
+            ("shm", "tmpfs", shm, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV),
+            ("mqueue", "mqueue", {}, SAFE),
+        ):
+            kernel.mkdir(name, dirfd=dev)
+            fd = kernel.fsmount(fstype, options, attributes)
+            kernel.move_mount(fd, dev, name)
+            if name == "shm":
+                birth.devices.append(os.fstat(fd).st_dev)
+            os.close(fd)
+        os.close(dev)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WriteIdentity(Named):
+    """Files that tell a program who and where it is: written anew at each birth, never inherited from an image."""
+
+    hostname: str
+    machine_id: str
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return "write /etc/hostname, hosts, resolv.conf and machine-id; make /workspace and /tmp"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        hosts = f"127.0.0.1 localhost {self.hostname}\n::1 localhost ip6-localhost ip6-loopback {self.hostname}\n"
+        etc = open_directory(kernel, birth, "etc", 0o755)
+        for name, text in (
+            ("hostname", f"{self.hostname}\n"),
+            ("hosts", hosts),
+            ("resolv.conf", ""),
+            ("machine-id", f"{self.machine_id}\n"),
+        ):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+            # O_NONBLOCK: a FIFO that a rootfs left here must not hang the birth.
+            fd = kernel.openat2(etc, name, flags | os.O_NONBLOCK, STRICT, 0o644)
+            try:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise SyscallError(errno.EINVAL, "openat2", f"/etc/{name} (not a regular file)")
+                if text:
+                    kernel.write(fd, text.encode())
+            finally:
+                os.close(fd)
+        os.close(etc)
+        for name, mode in (("workspace", 0o755), ("tmp", 0o1777)):
+            os.close(open_directory(kernel, birth, name, mode))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RestrictProc(Named):
+    """What of /proc is the host's is read-only or empty."""
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return f"/proc: {', '.join(PROC_READ_ONLY)} read-only; {', '.join(PROC_MASKED)} masked"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        for path in PROC_READ_ONLY:
+            with contextlib.suppress(FileNotFoundError):
+                at = kernel.openat2(birth.proc, path, os.O_PATH, STRICT)
+                view = kernel.open_tree(at, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
+                kernel.mount_setattr(view, MOUNT_ATTR_RDONLY | SAFE)
+                kernel.move_mount(view, at)
+                os.close(view)
+                os.close(at)
+        kernel.mount_setattr(birth.null, MOUNT_ATTR_RDONLY)
+        for path in PROC_MASKED:
+            cover(kernel, birth.proc, path, birth.null)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PivotRoot(Named):
+    """The merged root becomes /, the host's tree goes."""
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return "pivot_root to the merged root, detach the old one, /dev/null at 0, 1 and 2"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        os.fchdir(birth.root)
+        kernel.pivot_root(".", ".")
+        kernel.umount2(".", MNT_DETACH)
+        os.chdir("/")
+        null = kernel.open("/dev/null", os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.close(null)

@@ -1,0 +1,161 @@
+"""Steps that take away: names, identities, capabilities, system calls, descriptors."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import resource
+
+from ..linux import netns
+from ..linux.kernel import CLONE_NEWUSER, Kernel, SyscallError
+from ..spec import ID_RANGE_WIDTH
+from .steps import Birth, Named, write_proc
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrepareProcess(Named):
+    """A session, a keyring and an OOM score that nobody outside shares."""
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return "new session, new session keyring, oom_score_adj 0, umask 022"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        os.setsid()
+        os.umask(0o022)
+        kernel.join_session_keyring()
+        fd = kernel.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        try:
+            kernel.write(fd, b"0")
+        finally:
+            os.close(fd)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConfigureNetwork(Named):
+    """The loopback, and two rights that come from a network namespace which is the host's, not the sandbox's."""
+
+    first_gid: int
+
+    def describe(self) -> str:
+        """Say what it does."""
+        last = self.first_gid + ID_RANGE_WIDTH - 1
+        return f"lo up, ip_unprivileged_port_start 0, ping_group_range {self.first_gid} {last}"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        try:
+            netns.bring_loopback_up()
+        except OSError as error:
+            raise SyscallError(error.errno or 0, "ioctl", "SIOCSIFFLAGS lo") from None
+        last = self.first_gid + ID_RANGE_WIDTH - 1
+        for name, value in (("ip_unprivileged_port_start", "0"), ("ping_group_range", f"{self.first_gid} {last}")):
+            write_proc(kernel, birth.proc_writable, f"sys/net/ipv4/{name}", value)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NameHost(Named):
+    """The UTS namespace's names."""
+
+    hostname: str
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return f"host name {self.hostname}"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        kernel.sethostname(self.hostname)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EnterUserNamespace(Named):
+    """Become the sandbox's root, in its own user namespace, owned by its own id."""
+
+    owner: int
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return f"become host id {self.owner}, join the user namespace, become 0 there; no further user namespaces"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        kernel.setresids(self.owner, self.owner)
+        kernel.setns(birth.sandbox_userns, CLONE_NEWUSER)
+        write_proc(kernel, birth.proc_writable, "sys/user/max_user_namespaces", "0")
+        kernel.setresids(0, 0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LimitResources(Named):
+    """rlimits: what cgroups do not bound."""
+
+    pids: int
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return f"rlimits: core 0, nofile 1048576 (soft 1024), nproc {self.pids}"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        hard = min(1_048_576, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        for limit, soft, top in (
+            (resource.RLIMIT_CORE, 0, 0),
+            (resource.RLIMIT_NOFILE, min(1024, hard), hard),
+            (resource.RLIMIT_NPROC, self.pids, self.pids),
+        ):
+            resource.setrlimit(limit, (soft, top))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DropPrivileges(Named):
+    """Nothing of the launcher's power is left, for init and for all that it starts."""
+
+    keep: int
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return f"securebits 0, bounding set and capabilities cut to {self.keep:#x}, not dumpable, no_new_privs"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        kernel.set_securebits(0)
+        kernel.cut_bounding_set(self.keep)
+        kernel.capset(self.keep, self.keep, 0)
+        kernel.forbid_dump()
+        kernel.set_no_new_privs()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ApplySeccomp(Named):
+    """The profile's filters."""
+
+    profile: str
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return f"seccomp profile {self.profile}"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        for program in birth.filters:
+            kernel.seccomp(program)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CloseDescriptors(Named):
+    """No exec happens, so close-on-exec does nothing: everything that init does not need is closed here."""
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return "close every descriptor but init's own"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        first = 3
+        for fd in sorted(birth.keep):
+            if fd > first:
+                kernel.close_range(first, fd - 1)
+            first = fd + 1
+        kernel.close_range(first, 2**32 - 1)
