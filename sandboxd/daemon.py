@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("sandboxd")
 
+#: include/uapi/linux/memfd.h; the os module has it from Python 3.14.
+MFD_EXEC: Final = 0x0010
 #: How long the launcher may take to end after its socket closed.
 LAUNCHER_END_S: Final = 5.0
 #: sun_path with its NUL (unix(7)).
@@ -206,13 +208,15 @@ def _start_launcher(config: Config, identity: Identity) -> tuple[subprocess.Pope
     settings = launcher_settings(config, daemon_uid=identity.uid, daemon_gid=identity.gid)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     memory = os.memfd_create("sandboxd-launcher-settings", os.MFD_CLOEXEC)
+    interpreter = _private_interpreter()
     try:
         os.write(memory, msgpack.packb(settings))
         os.lseek(memory, 0, os.SEEK_SET)
         fd = theirs.fileno()
         process = subprocess.Popen(
             [sys.executable, "-I", "-m", "sandboxd.launcher", "--fd", str(fd), "--config-fd", str(memory)],
-            pass_fds=(fd, memory),
+            executable=f"/proc/self/fd/{interpreter}",
+            pass_fds=(fd, memory, interpreter),
             stdin=subprocess.DEVNULL,
             # Every init is a fork of the launcher: nothing of the daemon's environment may be in its memory. Not
             # empty, since python-prctl writes the process title over it.
@@ -222,8 +226,31 @@ def _start_launcher(config: Config, identity: Identity) -> tuple[subprocess.Pope
         )
     finally:
         os.close(memory)
+        os.close(interpreter)
         theirs.close()
     return process, ours
+
+
+def _private_interpreter() -> int:
+    """Return a sealed copy of the interpreter in memory, which only root may execute or open.
+
+    Until it executes its program, a command in a sandbox is a fork of the launcher, so its /proc/self/exe is the
+    launcher's: with the host's own binary there, a sandbox could run it, lock it and watch it (CVE-2019-5736).
+    """
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        copy = os.memfd_create("sandboxd-python", flags | MFD_EXEC)
+    except OSError:  # before Linux 6.3 every memfd can be executed, and the flag is unknown
+        copy = os.memfd_create("sandboxd-python", flags)
+    with open(sys.executable, "rb") as source:
+        size = os.fstat(source.fileno()).st_size
+        while os.fstat(copy).st_size < size:
+            os.sendfile(copy, source.fileno(), None, size)
+    os.fchmod(copy, 0o500)
+    fcntl.fcntl(
+        copy, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    )
+    return copy
 
 
 def _end_launcher(process: subprocess.Popen[bytes]) -> None:

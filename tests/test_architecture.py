@@ -60,7 +60,7 @@ LIBRARIES = {
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: Imported by every init's parent, so in the memory of every sandbox: nothing may be added without a thought.
-LAUNCHER_LIBRARIES = {"msgpack", "prctl", "sandboxd", "_prctl"}
+LAUNCHER_LIBRARIES = {"msgpack", "prctl", "sandboxd", "_prctl", "cython_runtime"}  # the last is part of msgpack
 
 
 def room_of(path: pathlib.Path) -> str:

@@ -45,6 +45,7 @@ class Init:
         self._kernel = Kernel()
         self._listener = listener
         self._work_fd = os.open("work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=cgroup_fd)
+        self._null_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self._files = Files(self._kernel)
         self._peers: list[Peer] = []
         self._processes: dict[str, Process] = {}
@@ -122,7 +123,7 @@ class Init:
             operation(peer, message.id, message.params)
         except SandboxdError as error:
             peer.fail(message.id, error)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             peer.fail(message.id, InternalError(f"cannot {message.op}: bad parameters ({error!r})"))
         except OSError as error:
             peer.fail(message.id, InternalError(f"cannot {message.op}: {error}"))
@@ -190,6 +191,7 @@ class Init:
             loop=self._loop,
             kernel=self._kernel,
             work_fd=self._work_fd,
+            null_fd=self._null_fd,
             process_id=process_id,
             spec=spec,
             env=env,

@@ -83,6 +83,7 @@ class Process:
         loop: Loop,
         kernel: Kernel,
         work_fd: int,
+        null_fd: int,
         process_id: str,
         spec: CommandSpec,
         env: dict[str, str],
@@ -98,6 +99,7 @@ class Process:
         self.followers: list[Follower] = []
         self._loop = loop
         self._work_fd = work_fd
+        self._null_fd = null_fd
         self._on_end = on_end
         self._pipes: dict[int, str] = {}
         self._paused: set[int] = set()
@@ -141,7 +143,7 @@ class Process:
 
     def _stdin_pipe(self) -> int:
         if self.spec.stdin is None or self.spec.stdin is False:
-            return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            return os.dup(self._null_fd)  # never by its path, which the sandbox may have made a FIFO
         theirs, ours = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(ours, False)
         self._stdin = ours

@@ -11,6 +11,7 @@ import stat
 from typing import Final
 
 from ..errors import InvalidRequest
+from ..spec import ID_RANGE_WIDTH
 
 #: A passwd or group file over this is not read: it comes from a stranger.
 _MAX_BYTES: Final = 1024 * 1024
@@ -33,8 +34,10 @@ def parse_passwd(text: str) -> list[User]:
     users = []
     for line in text.splitlines():
         fields = line.split(":")
-        if len(fields) == 7 and fields[2].isdigit() and fields[3].isdigit():
-            users.append(User(fields[0], int(fields[2]), int(fields[3]), (), fields[5] or "/", fields[6]))
+        if len(fields) == 7:
+            uid, gid = _id(fields[2]), _id(fields[3])
+            if uid is not None and gid is not None:
+                users.append(User(fields[0], uid, gid, (), fields[5] or "/", fields[6]))
     return users
 
 
@@ -43,9 +46,18 @@ def parse_groups(text: str, member: str) -> tuple[int, ...]:
     found = []
     for line in text.splitlines():
         fields = line.split(":")
-        if len(fields) == 4 and fields[2].isdigit() and member in fields[3].split(","):
-            found.append(int(fields[2]))
+        if len(fields) == 4 and member in fields[3].split(","):
+            gid = _id(fields[2])
+            if gid is not None:
+                found.append(gid)
     return tuple(found)
+
+
+def _id(text: str) -> int | None:
+    """Return an id that the sandbox has, or None: 4294967295 is -1, which setresuid(2) takes for "leave it"."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 5) or int(text) >= ID_RANGE_WIDTH:
+        return None
+    return int(text)
 
 
 def find_user(wanted: str | int) -> User:

@@ -40,6 +40,8 @@ def main() -> None:
     os.chdir("/")
     init.preload()
     connection = socket.socket(fileno=fd)
+    Kernel().close_range(3, fd - 1) if fd > 3 else None
+    Kernel().close_range(fd + 1, 2**32 - 1)  # the copy of the interpreter that we run from, and whatever came by
     try:
         launcher = Launcher(settings, connection, Kernel(), init.serve)
     except SandboxdError as error:

@@ -26,6 +26,9 @@ CONTROLLER_OF: Final = {"memory_bytes": "memory", "cpus": "cpu", "pids": "pids"}
 #: init's own share on top of a sandbox's limit, so that a sandbox that used its limit up can still be served.
 INIT_MEMORY_SLACK: Final = 32 * 1024 * 1024
 INIT_PIDS: Final = 16
+#: `<id>/work/<leaf>`: a taken-over init cannot make a tree whose removal would take long or deep.
+MAX_DEPTH: Final = 2
+MAX_DESCENDANTS: Final = 4096
 _CPU_PERIOD_US: Final = 100_000
 
 
@@ -72,8 +75,16 @@ class SandboxCgroups:
         is its too, since the kernel asks for the common ancestor's.
         """
         group = self.path(sandbox_id)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self.root)  # somebody may have tidied our empty group away
         for path in (group, f"{group}/init", f"{group}/work"):
             self._kernel.mkdir(path)
+        for name, value in (("cgroup.max.depth", MAX_DEPTH), ("cgroup.max.descendants", MAX_DESCENDANTS)):
+            fd = self._kernel.open(f"{group}/{name}", os.O_WRONLY)
+            try:
+                self._kernel.write(fd, str(value).encode())
+            finally:
+                os.close(fd)
         for path in ("cgroup.procs", "work", "work/cgroup.procs", "work/cgroup.subtree_control"):
             self._kernel.chown(f"{group}/{path}", owner, owner)
         top = self._kernel.open(group, os.O_RDONLY | os.O_DIRECTORY)

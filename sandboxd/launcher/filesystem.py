@@ -40,6 +40,8 @@ _OVERLAY_CAPABILITIES: Final = sum(1 << number for number in (0, 1, 2, 3, 4, 6, 
 PROC_READ_ONLY: Final = ("sys", "irq", "bus", "sysrq-trigger", "fs", "asound", "acpi", "scsi", "mtrr")
 PROC_MASKED: Final = (
     "kcore",
+    "cmdline",
+    "swaps",
     "keys",
     "key-users",
     "kallsyms",
@@ -60,6 +62,8 @@ PROC_MASKED: Final = (
     "ioports",
     "modules",
 )
+#: Directories of host-wide facts: pressure tells the host's load, and anyone may arm triggers in it.
+PROC_EMPTIED: Final = ("pressure",)
 SYS_MASKED: Final = (
     "firmware",
     "power",
@@ -77,6 +81,8 @@ DEVICES: Final = (
     ("urandom", 1, 9),
     ("tty", 5, 0),
 )
+#: The host's pty.max is one number for all; a sandbox must not take it whole.
+MAX_TERMINALS: Final = 256
 DEV_LINKS: Final = (
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -237,7 +243,7 @@ class MountDev(Named):
             kernel.symlink(target, name, dirfd=dev)
         # A device node's descriptor for later masks, taken without opening the device.
         birth.null = kernel.open_tree(dev, "null", OPEN_TREE_CLONE)
-        terminals = {"ptmxmode": "0666", "mode": "0620", "gid": str(self.tty_gid)}
+        terminals = {"max": str(MAX_TERMINALS), "ptmxmode": "0666", "mode": "0620", "gid": str(self.tty_gid)}
         shm = {"mode": "1777", "size": str(self.shm_bytes)}
         for name, fstype, options, attributes in (
             ("pts", "devpts", terminals, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC),
@@ -310,6 +316,10 @@ class RestrictProc(Named):
         kernel.mount_setattr(birth.null, MOUNT_ATTR_RDONLY)
         for path in PROC_MASKED:
             cover(kernel, birth.proc, path, birth.null)
+        empty = kernel.fsmount("tmpfs", {"size": "4k", "mode": "0555"}, SAFE | MOUNT_ATTR_RDONLY)
+        for path in PROC_EMPTIED:
+            cover(kernel, birth.proc, path, empty)
+        os.close(empty)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.cli import doctor
-from sandboxd.launcher import birth, idranges, steps
+from sandboxd.launcher import birth, filesystem, idranges
 from sandboxd.launcher import cgroups as launcher_cgroups
 from sandboxd.linux.kernel import Kernel
 from sandboxd.linux.probes import cgroups, child, namespaces, overlay, storage
@@ -22,8 +22,8 @@ from sandboxd.spec import ID_RANGE_WIDTH
 
 
 def test_the_trials_are_what_a_birth_does():
-    assert steps.MountOverlay().options == overlay.OPTIONS
-    assert steps._OVERLAY_CAPABILITIES == overlay.CAPABILITIES
+    assert filesystem.MountOverlay().options == overlay.OPTIONS
+    assert filesystem._OVERLAY_CAPABILITIES == overlay.CAPABILITIES
     assert idranges.CLAIMS_DIR == doctor.ID_CLAIMS_DIR
     assert (idranges.DISK_FIRST_ID, ID_RANGE_WIDTH) == (child.DISK_FIRST_ID, child.ID_RANGE_WIDTH)
     assert idranges.base_of(idranges.RANGES - 1) + ID_RANGE_WIDTH <= child.TRIAL_FIRST_ID

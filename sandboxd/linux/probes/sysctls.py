@@ -97,7 +97,7 @@ def _inotify(facts: Facts) -> Feature:
     found, low, unread = [], [], []
     for name, enough in INOTIFY.items():
         text = facts.values.get(f"fs.inotify.{name}", "")
-        if not text.isdigit():
+        if not (text.isascii() and text.isdigit()):
             unread.append(name)
             continue
         found.append(f"{name} {text}")
@@ -120,7 +120,7 @@ def _hardening(facts: Facts) -> Feature:
     found, remedies, open_ = [], [], []
     for name, (strict, what) in HARDENING.items():
         text = facts.values.get(name, "")
-        if not text.lstrip("-").isdigit():
+        if not (text.isascii() and text.lstrip("-").isdigit()):
             continue
         found.append(f"{name}={text}")
         is_strict = int(text) <= strict if name in _LOWER_IS_STRICTER else int(text) >= strict
