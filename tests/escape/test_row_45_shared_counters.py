@@ -17,9 +17,6 @@ pytestmark = pytest.mark.real
 Python = Callable[..., str]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="io_setup is allowed: fs.aio-max-nr (65,536) is the host's, one call takes it all"
-)
 def test_aio_contexts_of_the_host_are_left_alone(python: Python) -> None:
     """A sixteenth of the budget is taken for a moment, not all of it: databases of the host live on it."""
     source = """
@@ -30,7 +27,6 @@ print(ctypes.CDLL(None).syscall(206, 2048, ctypes.byref(context)))
     assert python(source) == "-1"
 
 
-@pytest.mark.xfail(strict=True, reason="devpts is mounted without max=: one sandbox takes all of kernel.pty.max")
 def test_ptys_are_bounded_for_each_sandbox(python: Python) -> None:
     source = """
 import os

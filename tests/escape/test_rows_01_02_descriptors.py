@@ -63,19 +63,16 @@ def test_row_1_no_binary_of_the_host_is_written(hunted: str) -> None:
     assert hunted.startswith("True [] ")
 
 
-@pytest.mark.xfail(strict=True, reason="a command whose interpreter is /proc/self/exe runs and holds the host's Python")
 def test_row_1_no_binary_of_the_host_is_reached(hunted: str) -> None:
     assert hunted == "True [] []\n"
 
 
-@pytest.mark.xfail(strict=True, reason="execve resolves /proc/self/exe while the child is still the host's Python")
 def test_row_1_proc_self_exe_is_not_the_hosts_python(shared: Sandbox) -> None:
     result = shared.exec(["/proc/self/exe", "-I", "-S", "-c", "print('host python')"])
     assert "Python" not in result.stderr
     assert result.exit_code == 126
 
 
-@pytest.mark.xfail(strict=True, reason="its inode is the host's: one lock for the host and every sandbox")
 def test_row_46_no_lock_on_an_inode_of_the_hosts(daemon: Daemon, sandbox: Sandbox) -> None:
     """What /proc/self/exe loads is the sandbox's own, so its code does as it likes with the host's binary."""
     sandbox.write_file("/usr/local/src/preload.c", (PROBES / "preload.c").read_bytes())
