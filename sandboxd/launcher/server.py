@@ -43,6 +43,8 @@ from .storage import DirectoryDriver, StorageDriver
 log = logging.getLogger("sandboxd.launcher")
 
 _RECV_BYTES: Final = 256 * 1024
+#: How long nobody may have asked for anything before the next sandbox's ids are made ready.
+QUIET_S: Final = 0.02
 #: Births and removals that may be under way at once; the daemon asks for far fewer.
 _MAX_PENDING: Final = 4096
 
@@ -87,6 +89,7 @@ class Launcher:
             serve=serve,
         )
         self._births = Births(self._selector, means)
+        self._rested = False  # whether the present pause has been used to prepare
         self._watch: tuple[int, int] | None = None  # request id, next offset
         self._operations: dict[str, Callable[[int, dict[str, Any]], dict[str, Any] | None]] = {
             "create": self._create,
@@ -121,14 +124,12 @@ class Launcher:
                 self._cgroups.close()
 
     def _turn(self) -> None:
-        busy = bool(self._births or self._removals)
-        timeout = RETRY_S if self._removals else None
-        ready = self._selector.select(0 if not busy else timeout)
-        if not ready and not busy:
-            # Idle: have the next sandbox's ids ready, then wait for good.
+        quiet = not (self._births or self._removals or self._rested)
+        ready = self._selector.select(QUIET_S if quiet else RETRY_S if self._removals else None)
+        self._rested = quiet and not ready
+        if self._rested:
+            # Not at once: what asked for the last sandbox is now running its first command on these processors.
             self._prepare()
-            self._flush()
-            ready = self._selector.select(None)
         watched = self._selector.get_map()
         for key, _ in ready:
             # An earlier callback of this turn may have dropped this one, or given the descriptor to another.
