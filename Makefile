@@ -37,9 +37,9 @@ test-fast: lint ## Run what takes seconds
 	@$(PYTHON) -m pytest -m 'not slow'
 
 .PHONY: bench
-bench: rootfs ## Measure beside bwrap and nsenter
-	@source .setup/lib; install_packages bubblewrap util-linux
-	@$(PYTHON) -m bench
+bench: rootfs ## Measure beside bwrap, crun, runc, podman, and docker where it is installed (BENCH="--quick" is a minute)
+	@source .setup/lib; install_packages bubblewrap util-linux crun runc podman
+	@$(PYTHON) -m bench $(BENCH)
 
 .PHONY: lock
 lock: setup ## Write the lock files anew with the newest versions
