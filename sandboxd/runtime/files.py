@@ -11,16 +11,20 @@ import errno
 import fcntl
 import os
 import stat
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple, Unpack
 
 import trio
 
 from ..errors import InternalError, NotAFile, QuotaExceeded, RemoteProtocolError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from .sandbox import Sandbox
+
+_Given = TypeVarTuple("_Given")
+_Result = TypeVar("_Result")
 
 #: One read or write: large enough that the hop to a thread (~0.1 ms) does not show.
 PIECE_BYTES: Final = 1024 * 1024
@@ -28,6 +32,8 @@ _REFUSED_FLAGS: Final = os.O_PATH | os.O_DIRECT | os.O_ASYNC
 #: Threads that do file I/O for all sandboxes together; trio's own limiter stays free for the rest.
 FILE_THREADS: Final = 16
 threads: Final = trio.CapacityLimiter(FILE_THREADS)
+#: How many of them one sandbox may have: a slow disk or a hostile init holds up its own sandbox only.
+SANDBOX_THREADS: Final = 4
 
 
 def vet(fd: int, access: int, devices: frozenset[int]) -> os.stat_result:
@@ -49,10 +55,12 @@ def vet(fd: int, access: int, devices: frozenset[int]) -> os.stat_result:
     return facts
 
 
-async def close(fd: int) -> None:
-    """Close a descriptor in a thread, whatever happens: the last close of a file can write to a disk."""
-    with trio.CancelScope(shield=True):
-        await trio.to_thread.run_sync(os.close, fd, limiter=threads)
+async def in_thread(
+    turns: trio.CapacityLimiter, function: Callable[[Unpack[_Given]], _Result], *given: *_Given
+) -> _Result:
+    """Call `function` in a file thread when it is the sandbox's turn; `turns` is the sandbox's own."""
+    async with turns:
+        return await trio.to_thread.run_sync(function, *given, limiter=threads)
 
 
 class _File:
@@ -69,7 +77,9 @@ class _File:
         """Close the descriptor; twice is fine."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            await close(fd)
+            # In a thread, whatever happens: the last close of a file can write to a disk.
+            with trio.CancelScope(shield=True):
+                await in_thread(self._sandbox.file_turns, os.close, fd)
 
 
 class FileReader(_File):
@@ -94,7 +104,7 @@ class FileReader(_File):
         if offset < len(self._head):
             await trio.lowlevel.checkpoint()
             return self._head[offset : offset + limit]
-        return await trio.to_thread.run_sync(os.pread, self._fd, min(limit, PIECE_BYTES), offset, limiter=threads)
+        return await in_thread(self._sandbox.file_turns, os.pread, self._fd, min(limit, PIECE_BYTES), offset)
 
 
 def vet_and_read(fd: int, devices: frozenset[int]) -> tuple[os.stat_result, bytes]:
@@ -154,7 +164,7 @@ class FileWriter(_File):
     async def _write_out(self) -> None:
         data, self._pending = self._pending, bytearray()
         try:
-            await trio.to_thread.run_sync(_pwrite_all, self._fd, data, self._offset, limiter=threads)
+            await in_thread(self._sandbox.file_turns, _pwrite_all, self._fd, data, self._offset)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise QuotaExceeded(f"cannot write the file: {os.strerror(error.errno)}", errno=error.errno) from None

@@ -9,28 +9,36 @@ Cancel frames pile up over `MAX_QUEUED` does not read at all and is dropped.
 
 A call whose waiter went away stays in the table until the peer has answered it: late events are dropped
 and late descriptors closed, and it counts against `MAX_CALLS` so that nobody can open streams without end.
+
+Nothing that a peer passed is closed in the loop's thread, nor is its link: the last close of a TCP socket with
+SO_LINGER waits as long as its maker likes, and so does that of a unix socket in whose queue one lies. `discard`
+closes in threads of its own, few, which hold nobody else up. And no peer keeps the loop for long: what one
+receive found is handled in slices, and the other tasks run when they took more than `TURN_S`.
 """
 
 from __future__ import annotations
 
 import array
 import collections
+import contextlib
 import itertools
 import logging
+import math
 import os
 import socket
+import threading
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from ..errors import LocalProtocolError, ProtocolError, RemoteProtocolError, SandboxdError, ServerBusy
-from ..wire.framing import MAX_PENDING_FDS
 from ..wire.link import DEFAULT_WINDOW, LinkConnection, Role
 from ..wire.messages import Cancel, Credit, Event, Failure, Reply, Request
 from . import checks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
     from ..wire.messages import Message
@@ -46,9 +54,99 @@ MAX_QUEUED: Final = 8 * 1024 * 1024
 #: Calls open on one connection, streams included.
 MAX_CALLS: Final = 512
 
+#: How long one peer's messages may keep the loop, and how many bytes of them are handled between two looks.
+TURN_S: Final = 0.005
+SLICE_BYTES: Final = 32 * 1024
+#: Events that one `next_batch` returns.
+MAX_BATCH: Final = 512
+#: Threads that close what peers passed.
+CLOSERS: Final = 4
+#: How long a peer's next message waits for the closing of what it should not have passed.
+CLOSE_TIMEOUT_S: Final = 5.0
+#: The kernel's SCM_MAX_FD. With less room it would close the rest within recvmsg, in the loop's thread.
+_MAX_FDS: Final = 253
+#: Descriptors that are looked for in the queues of sockets that are closed.
+_MAX_BURIED: Final = 4096
+
 _SCRATCH: Final = bytearray(RECEIVE_BYTES)
 _SCRATCH_VIEW: Final = memoryview(_SCRATCH)
-_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(MAX_PENDING_FDS * 4)
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_MAX_FDS * 4)
+
+
+class _Closer:
+    """Closes descriptors in at most `CLOSERS` threads; they are daemons, so that they never keep a process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._jobs: collections.deque[tuple[list[int], Callable[[], object] | None]] = collections.deque()
+        self._threads = 0
+
+    def __repr__(self) -> str:
+        return f"<_Closer {len(self._jobs)} jobs, {self._threads} threads>"
+
+    def submit(self, fds: list[int], then: Callable[[], object] | None) -> None:
+        with self._lock:
+            self._jobs.append((fds, then))
+            if self._threads >= CLOSERS:
+                return
+            self._threads += 1
+        trio.lowlevel.start_thread_soon(self._work, lambda _: None, "sandboxd-closer")
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._jobs:
+                    self._threads -= 1
+                    return
+                fds, then = self._jobs.popleft()
+            _close_all(fds)
+            if then is not None:
+                with contextlib.suppress(trio.RunFinishedError):
+                    then()
+
+
+_closer: Final = _Closer()
+
+
+def discard(fds: Iterable[int]) -> None:
+    """Close descriptors that a peer passed, in a thread; returns at once."""
+    owned = list(fds)
+    if owned:
+        _closer.submit(owned, None)
+
+
+async def discarded(fds: Iterable[int]) -> None:
+    """Close descriptors that a peer passed, in a thread, and wait for it, but not for ever."""
+    done = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+    _closer.submit(list(fds), lambda: token.run_sync_soon(done.set))
+    with trio.move_on_after(CLOSE_TIMEOUT_S):
+        await done.wait()
+
+
+def _close_all(fds: list[int]) -> None:
+    """Close descriptors, and what lies in the queues of unix sockets among them, without lingering."""
+    pending = collections.deque(fds)
+    seen = 0
+    while pending:
+        fd = pending.popleft()
+        seen += 1
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+            continue
+        with contextlib.suppress(OSError), sock:
+            # The last close of the sender must not wait for a reader that is closed after it, or never.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
+            if sock.family == socket.AF_UNIX:
+                sock.shutdown(socket.SHUT_RDWR)  # no more can be queued
+                while seen + len(pending) < _MAX_BURIED:
+                    data, ancillary, _, _ = sock.recvmsg(RECEIVE_BYTES, _ANCILLARY_BYTES, socket.MSG_DONTWAIT)
+                    pending.extend(found := _descriptors(ancillary))
+                    if not data and not found:
+                        break
 
 
 class _Call:
@@ -90,6 +188,7 @@ class Peer:
         self._ended: SandboxdError | None = None
         self.blamed = False  # whether it ended because the peer broke a rule
         self._scope = trio.CancelScope()
+        self._unwanted: list[int] = []  # late descriptors; the next read waits until they are closed
         self._post(self._wire.greet())
 
     def __repr__(self) -> str:
@@ -124,6 +223,10 @@ class Peer:
         """End the connection now: every open call fails with `error`. The first reason stands."""
         if self._ended is None:
             self._ended = error
+            unwanted, self._unwanted = self._unwanted, []
+            with contextlib.suppress(RemoteProtocolError):
+                while True:
+                    unwanted += self._wire.take_fds(1)
             self._wire.close()
             self._out.clear()
             self._drained.set()
@@ -132,7 +235,9 @@ class Peer:
                 call.error = error
                 self._finish(call)
             trio.lowlevel.notify_closing(self._sock)
-            self._sock.close()
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)  # the peer hears of it now, whenever it is closed
+            discard([*unwanted, self._sock.detach()])
         self._scope.cancel()
 
     def blame(self, error: ProtocolError) -> None:
@@ -146,15 +251,18 @@ class Peer:
         try:
             while self._ended is None:
                 await trio.lowlevel.wait_readable(self._sock)
-                if not self._receive():
+                if not await self._receive():
                     self.abort(RemoteProtocolError("the peer closed the connection"))
+                if self._unwanted:
+                    unwanted, self._unwanted = self._unwanted, []
+                    await discarded(unwanted)
         except ProtocolError as error:
             self.blame(error)
         except (OSError, trio.ClosedResourceError) as error:
             self.abort(RemoteProtocolError(f"the connection broke: {error}"))
 
-    def _receive(self) -> bool:
-        """Take what has come; return False at the end of file."""
+    async def _receive(self) -> bool:
+        """Take what has come; return False at the end of file. A checkpoint only when there is much to do."""
         try:
             size, ancillary, flags, _ = self._sock.recvmsg_into(
                 [_SCRATCH_VIEW], _ANCILLARY_BYTES, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
@@ -163,17 +271,26 @@ class Peer:
             return True
         fds = _descriptors(ancillary)
         if flags & socket.MSG_CTRUNC:
-            for fd in fds:
-                os.close(fd)
+            self._unwanted += fds
             raise RemoteProtocolError("cannot take more descriptors than a message may announce")
         if size == 0:
-            for fd in fds:
-                os.close(fd)
+            self._unwanted += fds
             return False
-        for message in self._wire.receive(_SCRATCH_VIEW[:size], fds):
-            self._deliver(message)
-            if self._ended is not None:
-                break
+        data = _SCRATCH_VIEW[:size]
+        began = time.monotonic()
+        while len(data):
+            piece, data = data[:SLICE_BYTES], data[SLICE_BYTES:]
+            for message in self._wire.receive(piece, fds):
+                self._deliver(message)
+                if self._ended is not None:
+                    return True
+            fds = []
+            if len(data) and time.monotonic() - began > TURN_S:
+                data = memoryview(bytes(data))  # other peers use the scratch buffer meanwhile
+                await trio.lowlevel.checkpoint()
+                if self._ended is not None:
+                    return True
+                began = time.monotonic()
         return True
 
     def _deliver(self, message: Message) -> None:
@@ -181,6 +298,8 @@ class Peer:
             call = self._calls[message.id]
             if call.stream is None:
                 raise RemoteProtocolError(f"cannot take an event of request {message.id}: it is no stream")
+            if not math.isfinite(message.time):
+                raise RemoteProtocolError(f"cannot take an event of request {message.id}: its time is no number")
             if not call.abandoned:
                 call.stream._take(message)
             return
@@ -188,23 +307,28 @@ class Peer:
             return  # the connection lets nothing else through
         fds = self._wire.take_fds(message.fds) if isinstance(message, Reply) and message.fds else []
         call = self._calls.pop(message.id)
-        call.fds = fds
         try:
-            if isinstance(message, Reply):
-                call.result = message.result
+            if isinstance(message, Failure):
+                facts = {name: fact for name, fact in message.facts.items() if _is_json(fact)}
+                call.error = checks.failure(message.kind, message.message, facts, allowed=self._kinds)
+            elif fds and call.stream is not None:
+                self._unwanted += fds
+                raise RemoteProtocolError(f"cannot take descriptors with the end of stream {message.id}")
             else:
-                call.error = checks.failure(message.kind, message.message, message.facts, allowed=self._kinds)
+                call.result = message.result
+                call.fds = fds
         except RemoteProtocolError as error:
             call.error = error
             self._finish(call)
             raise
         self._finish(call)
 
-    @staticmethod
-    def _finish(call: _Call) -> None:
+    def _finish(self, call: _Call) -> None:
         if call.abandoned:
-            for fd in call.fds:
-                os.close(fd)
+            if self._ended is None:
+                self._unwanted += call.fds
+            else:
+                discard(call.fds)
             call.fds = []
         call.done.set()
         if call.stream is not None:
@@ -277,10 +401,9 @@ class Peer:
             self._abandon(number, call)
             raise
         if call.error is None and len(call.fds) != fds:
-            for fd in call.fds:
-                os.close(fd)
             error = RemoteProtocolError(f"cannot take {len(call.fds)} descriptors for {op}: it gives {fds}")
             self.blame(error)
+            discard(call.fds)
             raise error
         if call.error is not None:
             raise call.error
@@ -366,7 +489,7 @@ class Stream:
         return event
 
     async def next_batch(self) -> list[Event]:
-        """Wait for events and return all that are here; an empty list is the end.
+        """Wait for events and return what is here, `MAX_BATCH` at most; an empty list is the end.
 
         Raises:
             SandboxdError: what the peer answered, or why the connection ended.
@@ -375,9 +498,14 @@ class Stream:
             await self._wait()
         else:
             await trio.lowlevel.checkpoint()
-        batch = list(self._queue)
-        self._queue.clear()
-        cost, self._queued = self._queued, 0
+        if len(self._queue) <= MAX_BATCH:
+            batch = list(self._queue)
+            self._queue.clear()
+            cost = self._queued
+        else:
+            batch = [self._queue.popleft() for _ in range(MAX_BATCH)]
+            cost = sum(event.cost for event in batch)
+        self._queued -= cost
         self._give_back(cost)
         return batch
 
@@ -399,6 +527,10 @@ class Stream:
             return
         self._peer._post(self._peer._wire.send(Credit(self._number, self._consumed)))
         self._consumed = 0
+
+
+def _is_json(fact: object) -> bool:
+    return not isinstance(fact, float) or math.isfinite(fact)
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -24,7 +24,7 @@ from ..errors import (
 from . import checks, files
 from .execution import Execution, exec_params, new_process_id
 from .lifecycle import State, may_move
-from .peer import Peer
+from .peer import Peer, discarded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +40,8 @@ CONNECT_TIMEOUT_S: Final = 10.0
 REASON_TIMEOUT_S: Final = 1.0
 #: Ends of file operations may be slow on a busy disk, but not for ever.
 SETTLE_TIMEOUT_S: Final = 30.0
+#: How long a refused write waits for its temporary file's end.
+REFUSAL_TIMEOUT_S: Final = 5.0
 
 
 class Sandbox:
@@ -57,6 +59,7 @@ class Sandbox:
         self._devices: frozenset[int] = frozenset()
         self._peer: Peer | None = None
         self.settled = trio.Event()
+        self.file_turns = trio.CapacityLimiter(files.SANDBOX_THREADS)
         self._stdin_locks: weakref.WeakValueDictionary[str, trio.Lock] = weakref.WeakValueDictionary()
 
     def __repr__(self) -> str:
@@ -207,12 +210,9 @@ class Sandbox:
         _, (fd,) = await self._ask_fds("open_read", {"path": path}, 1)
         try:
             with trio.CancelScope(shield=True):
-                facts, head = await trio.to_thread.run_sync(
-                    files.vet_and_read, fd, self._devices, limiter=files.threads
-                )
+                facts, head = await files.in_thread(self.file_turns, files.vet_and_read, fd, self._devices)
         except BaseException as error:
-            await files.close(fd)
-            raise await self._refused(error, path) from error
+            raise await self._refused(error, path, fd) from error
         return files.FileReader(self, fd, facts, head)
 
     async def open_write(self, path: str) -> files.FileWriter:
@@ -222,17 +222,25 @@ class Sandbox:
             NotAFile, FilePermissionDenied, QuotaExceeded: as their names say.
         """
         result, (fd,) = await self._ask_fds("open_write", {"path": path}, 1)
+        ticket: int | str | None = None
         try:
             ticket = _ticket(result)
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(files.vet, fd, os.O_WRONLY, self._devices, limiter=files.threads)
+                await files.in_thread(self.file_turns, files.vet, fd, os.O_WRONLY, self._devices)
         except BaseException as error:
-            await files.close(fd)
-            raise await self._refused(error, path) from error
+            refusal = await self._refused(error, path, fd)
+            if ticket is not None and not isinstance(error, RemoteProtocolError):
+                with trio.move_on_after(REFUSAL_TIMEOUT_S, shield=True):
+                    await self.abort_write(ticket)  # or its temporary file stays
+            raise refusal from error
         return files.FileWriter(self, fd, ticket)
 
-    async def _refused(self, error: BaseException, path: str) -> BaseException:
-        """Return what to raise for a descriptor that could not be taken."""
+    async def _refused(self, error: BaseException, path: str, fd: int) -> BaseException:
+        """Close a descriptor that could not be taken, its sender blamed before, and return what to raise."""
+        if isinstance(error, RemoteProtocolError) and self._peer is not None:
+            self._peer.blame(error)
+        with trio.CancelScope(shield=True):
+            await discarded([fd])
         if isinstance(error, RemoteProtocolError):
             return await self.why_broken(error)
         if isinstance(error, OSError):

@@ -11,7 +11,7 @@ import collections
 import os
 import struct
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgpack
 
@@ -25,8 +25,29 @@ MAX_REQUEST_FRAME: Final = 5 * 1024 * 1024
 MAX_REPLY_FRAME: Final = 1024 * 1024
 #: A peer that passes more descriptors than it announces is broken or hostile; the kernel's own cap is 253 a message.
 MAX_PENDING_FDS: Final = 16
-#: Containers nested in a message: specs need three levels, and a stack of thousands would be an attack.
-_UNPACK_LIMITS: Final = {"max_array_len": 65_536, "max_map_len": 4096, "max_ext_len": 0}
+#: Requests come from the daemon: argv and env may have many entries.
+_REQUEST_LIMITS: Final = {"max_array_len": 65_536, "max_map_len": 4096, "max_ext_len": 0}
+#: Replies may come from a taken-over init. The longest list is the launcher's of its sandboxes, a row of 300 bytes.
+_REPLY_LIMITS: Final = {"max_array_len": 4096, "max_map_len": 256, "max_ext_len": 0}
+#: Arrays and maps in one reply: a million empty ones would fit its frame and take a third of a second.
+MAX_CONTAINERS: Final = 16_384
+
+_Container = TypeVar("_Container")
+
+
+class _ContainerCount:
+    """Counts the containers of one frame as they are built, and ends the build when there are too many."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = MAX_CONTAINERS
+
+    def __call__(self, container: _Container) -> _Container:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"it holds more than {MAX_CONTAINERS} containers")
+        return container
 
 
 def encode(message: list[Any], *, limit: int) -> bytes:
@@ -49,6 +70,8 @@ class FrameDecoder:
 
     def __init__(self, *, limit: int) -> None:
         self._limit = limit
+        self._counts = limit <= MAX_REPLY_FRAME
+        self._limits = _REPLY_LIMITS if self._counts else _REQUEST_LIMITS
         self._buffer = bytearray()
         self._start = 0
         self._fds: collections.deque[int] = collections.deque()
@@ -86,9 +109,15 @@ class FrameDecoder:
         if available < HEADER.size + size:
             return None
         begin = self._start + HEADER.size
+        hooks: dict[str, Any] = {}
+        if self._counts and size > MAX_CONTAINERS:  # a smaller frame has no room for too many
+            count = _ContainerCount()
+            hooks = {"list_hook": count, "object_hook": count}
         with memoryview(self._buffer) as whole, whole[begin : begin + size] as body:
             try:
-                message = msgpack.unpackb(body, raw=False, strict_map_key=False, max_bin_len=size, **_UNPACK_LIMITS)
+                message = msgpack.unpackb(
+                    body, raw=False, strict_map_key=False, max_bin_len=size, **self._limits, **hooks
+                )
             except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
                 raise RemoteProtocolError(f"cannot read a frame of {size} bytes: {error}") from error
         self._start = begin + size

@@ -100,28 +100,16 @@ def longest_stall(hostile: HostileDaemon, source: str, *, tries: int) -> float:
     return min(found)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="descriptors of an init are closed in the event loop: SO_LINGER stops the daemon"
-)
 @pytest.mark.parametrize("source", [SURPLUS, TOO_MANY, QUEUED], ids=["surplus", "truncated", "queued"])
 def test_closing_what_init_sent_never_stalls(hostile: HostileDaemon, source: str) -> None:
     assert longest_stall(hostile, source, tries=1) < 1
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        # Not strict: 40 to 120 ms, by how much of it one receive finds.
-        pytest.param(FLOOD, marks=pytest.mark.xfail(strict=False, reason="one receive handles all frames it finds")),
-        pytest.param(NESTED, marks=pytest.mark.xfail(strict=True, reason="a frame may hold a million containers")),
-    ],
-    ids=["events", "containers"],
-)
+@pytest.mark.parametrize("source", [FLOOD, NESTED], ids=["events", "containers"])
 def test_a_flood_never_stalls(hostile: HostileDaemon, source: str) -> None:
     assert longest_stall(hostile, source, tries=2) < STALL_S
 
 
-@pytest.mark.xfail(strict=True, reason="16 threads for all sandboxes: one init's lingering sockets hold all of them")
 def test_a_neighbours_files_are_served_while_descriptors_linger(hostile: HostileDaemon) -> None:
     operation = """
 waiting = init.__dict__.setdefault("waiting", [])
@@ -149,9 +137,8 @@ answer = 1
         for reader in readers:
             reader.start()
         sent = hostile.state_dir / "pool" / sandbox.id / "upper/workspace/sent"
-        while not sent.exists():
-            time.sleep(0.02)
-        time.sleep(0.3)
+        while not sent.exists() and any(reader.is_alive() for reader in readers):
+            time.sleep(0.02)  # the daemon may drop it before it has sent all
         began = time.monotonic()
         assert near.read_text("/workspace/a") == "mine"
         took = time.monotonic() - began

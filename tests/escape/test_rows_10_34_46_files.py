@@ -185,7 +185,6 @@ def test_a_fifo_for_dev_null_does_not_stop_init(daemon: Daemon, sandbox: Sandbox
     assert answered.wait(3)
 
 
-@pytest.mark.xfail(strict=True, reason="open_write drops a refused descriptor but not its ticket and temporary file")
 def test_a_refused_write_leaves_nothing(sandbox: Sandbox) -> None:
     with pytest.raises(SandboxdError):
         sandbox.write_file("/dev/x", "x")
