@@ -28,7 +28,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "cp": ("sandboxd.cli.cp:cp", "Copy a file into or out of a sandbox."),
     "rm": ("sandboxd.cli.rm:rm", "Destroy sandboxes."),
     "info": ("sandboxd.cli.info:info", "Show the daemon, or one sandbox."),
-    "rootfs": ("sandboxd.cli.rootfs:rootfs", "Build, list and remove root filesystems."),
+    "rootfs": ("sandboxd.cli.rootfs:rootfs", "Build, import, list and remove root filesystems."),
     "doctor": ("sandboxd.cli.doctor:doctor", "Tell what works on this host, and what to do about the rest."),
     "serve": ("sandboxd.cli.serve:serve", "Run the daemon."),
     "version": ("sandboxd.cli.version:version", "Print the versions of this program and of the daemon."),
