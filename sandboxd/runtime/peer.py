@@ -314,6 +314,8 @@ class Peer:
             elif fds and call.stream is not None:
                 self._unwanted += fds
                 raise RemoteProtocolError(f"cannot take descriptors with the end of stream {message.id}")
+            elif call.abandoned:
+                self._unwanted += fds
             else:
                 call.result = message.result
                 call.fds = fds
@@ -323,12 +325,10 @@ class Peer:
             raise
         self._finish(call)
 
-    def _finish(self, call: _Call) -> None:
+    @staticmethod
+    def _finish(call: _Call) -> None:
         if call.abandoned:
-            if self._ended is None:
-                self._unwanted += call.fds
-            else:
-                discard(call.fds)
+            discard(call.fds)
             call.fds = []
         call.done.set()
         if call.stream is not None:
