@@ -1,0 +1,72 @@
+"""The SDK under both event loops and the command line, against a real daemon."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import anyio
+import pytest
+
+from sandboxd import AsyncSandbox, Sandbox
+from sandboxd.client import AsyncClient
+from tests.support.daemon import Daemon
+
+pytestmark = pytest.mark.real
+PROGRAM = str(pathlib.Path(sys.executable).with_name("sandboxd"))
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_the_async_sdk(daemon: Daemon, backend: str) -> None:
+    async def main() -> None:
+        async with AsyncClient(daemon.url) as client, AsyncSandbox.create(client=client) as sandbox:
+            await sandbox.write_file("/workspace/x", b"\x00\xff")
+            assert await sandbox.read_file("/workspace/x") == b"\x00\xff"
+            assert (await sandbox.exec("echo hi")).stdout == "hi\n"
+            said: list[str] = []
+            async with sandbox.exec_stream("echo one; echo two", on_stdout=said.append) as stream:
+                assert (await stream.wait()).exit_code == 0
+            assert "".join(said) == "one\ntwo\n"
+            assert sandbox.id in {other.id for other in await AsyncSandbox.list(client=client)}
+
+    anyio.run(main, backend=backend)
+
+
+def cli(daemon: Daemon, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    env = {**os.environ, "SANDBOXD_URL": daemon.url}
+    return subprocess.run([PROGRAM, *arguments], env=env, input=stdin, capture_output=True, timeout=60, check=False)
+
+
+def test_run_passes_everything_through(daemon: Daemon) -> None:
+    data = os.urandom(300_000)
+    done = cli(daemon, "run", "--", "sh", "-c", "cat; echo err >&2; exit 7", stdin=data)
+    assert (done.returncode, done.stdout, done.stderr) == (7, data, b"err\n")
+    assert cli(daemon, "run", "--", "python3", "-c", "print(1)").stdout == b"1\n"
+    assert cli(daemon, "run", "--", "no-such-program").returncode == 127
+    assert cli(daemon, "run", "--", "sh", "-c", "kill -TERM $$").returncode == 128 + 15
+    assert cli(daemon, "run", "--rootfs", "no-such-rootfs", "--", "true").returncode == 125
+
+
+def test_the_life_of_a_sandbox(daemon: Daemon, tmp_path: pathlib.Path) -> None:
+    name = "cli-test"
+    sandbox_id = cli(daemon, "create", "--name", name, "-e", "A=1").stdout.decode().strip()
+    assert cli(daemon, "create", "--name", name).returncode == 1
+    assert name.encode() in cli(daemon, "ls").stdout
+    assert cli(daemon, "exec", name, "--", "sh", "-c", "echo $A").stdout == b"1\n"
+    (tmp_path / "f").write_bytes(b"\x00data")
+    assert cli(daemon, "cp", str(tmp_path / "f"), f"{name}:/workspace/f").returncode == 0
+    assert cli(daemon, "cp", f"{sandbox_id}:/workspace/f", "-").stdout == b"\x00data"
+    assert cli(daemon, "rm", name).returncode == 0
+    gone = cli(daemon, "exec", name, "--", "true")
+    assert (gone.returncode, gone.stderr) == (125, b"sandboxd: cannot find sandbox 'cli-test'\n")
+
+
+def test_the_demo_runs(daemon: Daemon, tmp_path: pathlib.Path) -> None:
+    picture = tmp_path / "picture.png"
+    done = cli(daemon, "demo", "--output", str(picture))
+    assert done.returncode == 0, done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with daemon.client() as client:
+        assert not [s for s in Sandbox.list(client=client) if s.info.name == "demo"]
