@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 from click.testing import CliRunner, Result
-from fake_daemon import PNG, FakeDaemon
 
 from sandboxd.cli import cp, demo, main
 from sandboxd.cli.attach import exit_code
@@ -20,6 +19,7 @@ from sandboxd.cli.info import flat
 from sandboxd.cli.ls import age
 from sandboxd.cli.params import Size
 from sandboxd.client.models import ExitStatus
+from tests.support.fake_api import PNG, FakeDaemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fake_daemon import FakeDaemon
+
+from tests.support.fake_api import FakeDaemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

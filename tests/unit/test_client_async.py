@@ -11,11 +11,11 @@ import anyio
 import anyio.to_thread
 import pytest
 import trio
-from fake_daemon import FakeDaemon, Handler
 
 import sandboxd
 from sandboxd import AsyncClient, AsyncSandbox, errors
 from sandboxd.wire import raw
+from tests.support.fake_api import FakeDaemon, Handler
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from fake_daemon import exit_event, sandbox_object
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ import sandboxd
 from sandboxd import Client, Sandbox, errors
 from sandboxd.client import address, calls, failures, models
 from sandboxd.client.text import Carry, decode_between
+from tests.support.fake_api import exit_event, sandbox_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

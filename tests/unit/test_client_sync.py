@@ -8,11 +8,11 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from fake_daemon import PNG, FakeDaemon, Handler, exit_event
 
 import sandboxd
 from sandboxd import Client, Limits, Sandbox, errors
 from sandboxd.wire import raw
+from tests.support.fake_api import PNG, FakeDaemon, Handler, exit_event
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
