@@ -21,6 +21,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     elif not pathlib.Path(ROOTFS_DIR, "default", "rootfs.json").exists():
         missing = f"needs the rootfs 'default' in {ROOTFS_DIR} (make rootfs)"
     for item in items:
+        # Daemons that are killed and started again, and attacks: the full run has them.
+        if "/escape/" in str(item.path) or item.path.stem in ("test_lifecycle", "test_crash_only", "test_rude_clients"):
+            item.add_marker(pytest.mark.slow)
         if missing and item.get_closest_marker("real"):
             item.add_marker(pytest.mark.skip(reason=missing))
 

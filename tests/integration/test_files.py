@@ -78,6 +78,7 @@ def test_what_is_not_there(shared: Sandbox) -> None:
         shared.write_file("/etc/passwd/below", "x")
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_file(sandbox: Sandbox) -> None:
     """/dev/shm is the one filesystem here with a limit: the write fails as a quota, the old file is whole."""
     sandbox.write_file("/dev/shm/kept", "old")

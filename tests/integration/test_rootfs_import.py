@@ -466,6 +466,7 @@ def imported(daemon, name, source, data=None):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 class TestRunning:
     def test_a_busybox_of_docker_export(self, running):
         busybox = need("busybox", "busybox-static")

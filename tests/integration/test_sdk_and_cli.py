@@ -63,6 +63,7 @@ def test_the_life_of_a_sandbox(daemon: Daemon, tmp_path: pathlib.Path) -> None:
     assert (gone.returncode, gone.stderr) == (125, b"sandboxd: cannot find sandbox 'cli-test'\n")
 
 
+@pytest.mark.slow
 def test_the_demo_runs(daemon: Daemon, tmp_path: pathlib.Path) -> None:
     picture = tmp_path / "picture.png"
     done = cli(daemon, "demo", "--output", str(picture))
