@@ -40,10 +40,13 @@ def main() -> None:
     os.chdir("/")
     init.preload()
     connection = socket.socket(fileno=fd)
-    Kernel().close_range(3, fd - 1) if fd > 3 else None
-    Kernel().close_range(fd + 1, 2**32 - 1)  # the copy of the interpreter that we run from, and whatever came by
+    kernel = Kernel()
+    # The copy of the interpreter that we run from, and whatever else came by.
+    if fd > 3:
+        kernel.close_range(3, fd - 1)
+    kernel.close_range(fd + 1, 2**32 - 1)
     try:
-        launcher = Launcher(settings, connection, Kernel(), init.serve)
+        launcher = Launcher(settings, connection, kernel, init.serve)
     except SandboxdError as error:
         logging.getLogger("sandboxd.launcher").critical("Cannot start: %s", error)
         sys.exit(1)
