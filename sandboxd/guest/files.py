@@ -97,7 +97,8 @@ class Files:
         try:
             mode = self._target_mode(path, folder, name)
             ticket = self._next_ticket
-            temporary = f".{name[:200]}.{ticket}.sandboxd-tmp"
+            # Not made of the name, which may fill NAME_MAX; not to be guessed by what runs here.
+            temporary = f".sandboxd-tmp-{os.urandom(8).hex()}"
             with _mapped(path, "write"):
                 fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
                 try:

@@ -359,7 +359,7 @@ class Process:
     def _result(self) -> dict[str, Any]:
         status = self._status or 0
         signalled = os.WIFSIGNALED(status)
-        oom = signalled and self._oom_kills() > 0
+        oom = self._oom_kills() > 0  # of any process in the leaf: a shell outlives what it started
         reason = (
             "timeout" if self._timed_out else "oom" if oom else self._kill_reason or "signal" if signalled else "exit"
         )

@@ -18,6 +18,12 @@ def test_round_trip_of_any_bytes(shared: Sandbox) -> None:
     assert shared.exec("stat -c '%s %U %a' deep/er/blob").stdout == "5000000 root 644\n"
 
 
+def test_a_name_may_fill_what_a_file_system_takes(shared: Sandbox) -> None:
+    for name in ("n" * 255, "ü" * 127):
+        shared.write_file(f"/workspace/names/{name}", "x")
+        assert shared.read_text(f"/workspace/names/{name}") == "x"
+
+
 def test_replacing_keeps_the_mode_and_readers_see_old_or_new(shared: Sandbox) -> None:
     shared.write_file("/workspace/tool", "one")
     shared.exec("chmod 755 tool; exec 3<tool; echo kept").check()
