@@ -35,6 +35,7 @@ class Config:
         listen: host and port of the API over TCP; None is no TCP.
         token_file: a file that holds the token that TCP callers must show.
         rootfs_dir: where rootfs are; None is `<state_dir>/rootfs`.
+        seccomp_dir: the operator's own seccomp profiles, `<name>.json`, root's alone to write; None is none.
         allow_unenforced: whether limits that the host cannot hold are let through, told as `unenforced`.
         limits: the limits of a sandbox that asks for none.
     """
@@ -45,6 +46,7 @@ class Config:
     listen: tuple[str, int] | None = None
     token_file: Path | None = None
     rootfs_dir: Path | None = None
+    seccomp_dir: Path | None = None
     allow_unenforced: bool = False
     log_level: str = "info"
     limits: Limits = DEFAULT_LIMITS
@@ -109,6 +111,7 @@ def launcher_settings(config: Config, *, daemon_uid: int, daemon_gid: int) -> di
         "runtime_dir": str(config.runtime_dir),
         "rootfs_dir": str(config.rootfs_path),
         "profile_dir": str(data_dir("seccomp")),
+        "own_profile_dir": str(config.seccomp_dir) if config.seccomp_dir else None,
         "allow_unenforced": config.allow_unenforced,
         "default_limits": dataclasses.asdict(config.limits),
         "daemon_uid": daemon_uid,
@@ -190,6 +193,7 @@ _READERS: Final = {
     "listen": _address,
     "token_file": _path,
     "rootfs_dir": _path,
+    "seccomp_dir": _path,
     "allow_unenforced": _truth,
     "log_level": _level,
     "limits": _limits,

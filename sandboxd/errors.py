@@ -37,6 +37,7 @@ __all__ = [
     "NotFound",
     "ProcessNotFound",
     "ProcessNotRunning",
+    "ProfileNotFound",
     "ProtocolError",
     "QuotaExceeded",
     "RangeNotSatisfiable",
@@ -115,6 +116,12 @@ class RootfsNotFound(InvalidRequest):
     """No rootfs has that name: `rootfs`, `available`."""
 
     kind = "rootfs-not-found"
+
+
+class ProfileNotFound(InvalidRequest):
+    """No seccomp profile has that name: `profile`, `available`."""
+
+    kind = "profile-not-found"
 
 
 class NotFound(SandboxdError):

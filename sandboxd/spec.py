@@ -66,6 +66,13 @@ def check_rootfs(value: str, field: str = "rootfs") -> str:
     return value
 
 
+def check_profile(value: str, field: str = "seccomp") -> str:
+    """Return `value` if it may name a seccomp profile."""
+    if not _PROFILE.match(value):
+        raise _fail(field, "a profile's name is 1 to 32 characters of a-z, 0-9 and dash")
+    return value
+
+
 def check_process_id(value: str, field: str = "id") -> str:
     """Return `value` if it may name a process."""
     if not _PROCESS_ID.match(value):
@@ -215,8 +222,7 @@ class SandboxSpec:
                     f"cannot give network mode {self.network!r}: only 'none' is built yet", field="network.mode"
                 )
             raise _fail("network.mode", "the modes are none, internet and allowlist")
-        if not _PROFILE.match(self.seccomp):
-            raise _fail("seccomp", "a profile's name is 1 to 32 characters of a-z, 0-9 and dash")
+        check_profile(self.seccomp)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ async def info(call: Call) -> TrioResponse:
             "version": call.facts.version,
             **call.facts.settings,
             "launcher": launcher,
+            "seccomp": launcher.get("profiles", []),
             "rootfs": await call.manager.rootfs(),
             "sandboxes": call.manager.statistics(),
         }

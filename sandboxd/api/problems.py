@@ -29,6 +29,7 @@ STATUS: Final[Mapping[str, int]] = {
     "not-available": 422,
     "limit-unenforceable": 422,
     "rootfs-not-found": 422,
+    "profile-not-found": 422,
     "not-found": 404,
     "route-not-found": 404,
     "method-not-allowed": 405,

@@ -54,6 +54,7 @@ _BIRTH: Final = (
     "name-taken",
     "not-available",
     "rootfs-not-found",
+    "profile-not-found",
     "limit-unenforceable",
     "launch-failed",
     "storage-full",

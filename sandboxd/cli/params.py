@@ -72,7 +72,7 @@ sandbox_options = _stack(
     click.option("--cpus", type=float, metavar="N", help="Limit of processors, such as 1.5."),
     click.option("--pids", type=int, metavar="N", help="Limit of processes and threads."),
     click.option("--disk", type=Size(), metavar="SIZE", help="Limit of what its files take, such as 2G."),
-    click.option("--seccomp", metavar="NAME", help="The system call profile."),
+    click.option("--seccomp", metavar="NAME", help="The system call profile: default, strict, or your own."),
 )
 
 #: How a command runs: `run` and `exec`.

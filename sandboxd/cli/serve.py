@@ -22,6 +22,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--preview-listen", metavar="HOST:PORT", help="Where previews will be served; not built yet.")
 @click.option("--token-file", type=_FILE, metavar="FILE", help="Holds the token that TCP callers must show.")
 @click.option("--rootfs-dir", type=_FILE, metavar="DIR", help="Where rootfs are. [STATE_DIR/rootfs]")
+@click.option("--seccomp-dir", type=_FILE, metavar="DIR", help="Your own seccomp profiles, root's alone to write.")
 @click.option(
     "--allow-unenforced",
     is_flag=True,

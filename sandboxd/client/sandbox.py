@@ -81,11 +81,12 @@ class Sandbox:
             limits: `Limits(memory_bytes=, cpus=, pids=, disk_bytes=)` or the same as a mapping.
             labels: your own notes on it.
             network: the network mode.
-            seccomp: the name of a profile.
+            seccomp: the name of a system call profile: "default", "strict", or one of the operator's.
             client: connections to share; else the sandbox has its own.
 
         Raises:
-            InvalidRequest: a value is wrong; `field` names it. RootfsNotFound and LimitUnenforceable are of its kind.
+            InvalidRequest: a value is wrong; `field` names it. RootfsNotFound, ProfileNotFound and LimitUnenforceable
+                are of its kind.
             NameTaken: another sandbox has that name.
             LaunchFailed: the host could not do it; `step`, `syscall`, `errno`, `hint`.
         """

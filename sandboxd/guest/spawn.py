@@ -33,7 +33,7 @@ def run_child(
         os.setresgid(user.gid, user.gid, user.gid)
         os.setresuid(user.uid, user.uid, user.uid)
         _enter(cwd)
-        kernel.seccomp(seccomp.DENY_CLONE3)
+        kernel.seccomp(seccomp.COMMAND_FILTER)
         _exec(argv, env)
     except OSError as error:
         _fail(f"cannot start {argv[0]!r}: {error.strerror}", NOT_EXECUTABLE)

@@ -22,6 +22,7 @@ from ..errors import (
     InvalidRequest,
     LimitUnenforceable,
     NameTaken,
+    ProfileNotFound,
     RemoteProtocolError,
     RootfsNotFound,
     SandboxdError,
@@ -73,7 +74,7 @@ class Launcher:
         self._cgroups = SandboxCgroups(kernel, settings.cgroup_name)
         self._records = RecordStore(settings.records_dir)
         self._storage: StorageDriver = DirectoryDriver(settings.pool_dir)
-        self._filters = profiles.compile_all(settings.profile_dir)
+        self._filters = profiles.compile_all(settings.profile_dir, settings.own_profile_dir)
         self._sandboxes: dict[str, _Sandbox] = {}
         self._removals = Removals(
             self._selector, self._cgroups, self._storage, self._records, self._ranges, settings.links_dir
@@ -253,9 +254,12 @@ class Launcher:
                 f"cannot create a sandbox of rootfs {name!r}: no such rootfs", rootfs=name, available=available
             )
         if profile not in self._filters:
-            raise InvalidRequest(
-                f"cannot use seccomp profile {profile!r}: the profiles are {', '.join(sorted(self._filters))}",
+            available = sorted(self._filters)
+            raise ProfileNotFound(
+                f"cannot use seccomp profile {profile[:40]!r}: the profiles are {', '.join(available)}",
                 field="seccomp",
+                profile=profile[:40],
+                available=available,
             )
         try:
             limits = Limits(**wanted).merged(self._settings.default_limits)

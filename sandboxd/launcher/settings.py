@@ -18,7 +18,8 @@ class Settings:
         state_dir: holds `pool/`, `records/` (root's) and, unless `rootfs_dir` says otherwise, `rootfs/`.
         runtime_dir: holds `links/` (the inits' sockets) and `stage/` (an empty mount point).
         rootfs_dir: the only place where rootfs are looked up.
-        profile_dir: seccomp profiles, `<name>.json`.
+        profile_dir: the seccomp profiles that come with sandboxd, `<name>.json`.
+        own_profile_dir: the operator's own; None is none.
         allow_unenforced: whether a limit that this host cannot enforce is listed rather than refused.
         default_limits: of a sandbox that asks for none.
         daemon_uid: who may connect to the inits' sockets.
@@ -29,6 +30,7 @@ class Settings:
     runtime_dir: str
     rootfs_dir: str
     profile_dir: str
+    own_profile_dir: str | None = None
     allow_unenforced: bool = False
     default_limits: Limits = DEFAULT_LIMITS
     daemon_uid: int = 0

@@ -33,7 +33,7 @@ def gather(kernel: Kernel, directory: str) -> Facts:
         names = []
     return Facts(
         directory,
-        attempt(kernel, lambda: _install(kernel, [seccomp.DENY_CLONE3])),
+        attempt(kernel, lambda: _install(kernel, [seccomp.COMMAND_FILTER])),
         attempt(kernel, _library),
         {name: attempt(kernel, lambda n=name: _compile(kernel, f"{directory}/{n}.json")) for name in names},  # type: ignore[misc]
     )
@@ -77,4 +77,4 @@ def _library() -> int:
 
 
 def _compile(kernel: Kernel, path: str) -> int:
-    return _install(kernel, seccomp.compile_profile(seccomp.load_profile(path), also_allow=("clone3",)))
+    return _install(kernel, seccomp.compile_profile(seccomp.load_profile(path), also_allow=seccomp.FOR_INIT))
