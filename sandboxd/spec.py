@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import secrets
+import signal
 from typing import Final
 
 from .errors import InvalidRequest, NotAvailable
@@ -22,6 +23,7 @@ MAX_JSON_BODY_BYTES: Final = 4 * 1024 * 1024
 MAX_PATH_BYTES: Final = 4095  # PATH_MAX without the NUL
 MAX_ENV_ENTRIES: Final = 1024
 MAX_LABELS: Final = 64
+MAX_TERMINAL_SIDE: Final = 2000
 #: A width of 65,536 ids holds every id that a distribution ships, nobody (65534) included.
 ID_RANGE_WIDTH: Final = 65_536
 
@@ -152,6 +154,29 @@ def check_seconds(value: float | None, field: str) -> float | None:
     return value
 
 
+def check_size(cols: int, rows: int) -> tuple[int, int]:
+    """Return a terminal's columns and rows if they are 1 to 2000 each; programs allocate their product."""
+    for field, value in (("cols", cols), ("rows", rows)):
+        if not 1 <= value <= MAX_TERMINAL_SIDE:
+            raise _fail(field, f"it must be 1 to {MAX_TERMINAL_SIDE}")
+    return cols, rows
+
+
+def check_signal(value: int | str, field: str = "signal") -> int:
+    """Return the number of a signal given as TERM, SIGTERM or 15."""
+    if isinstance(value, str):
+        name = value.upper().removeprefix("SIG")
+        if name.isdigit():
+            value = int(name)
+        elif f"SIG{name}" in signal.Signals.__members__:
+            return int(signal.Signals[f"SIG{name}"])
+        else:
+            raise _fail(field, f"there is no signal {value[:40]!r}")
+    if isinstance(value, bool) or not 1 <= value < signal.NSIG:
+        raise _fail(field, f"a signal is 1 to {signal.NSIG - 1}, or a name such as TERM")
+    return value
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What a sandbox may use. None means the configuration's default, never "no limit".
@@ -237,6 +262,9 @@ class CommandSpec:
         stdin: bytes to feed and then close; True leaves the pipe open for later writes; None is /dev/null.
         timeout_s: after it the whole process tree is killed; None means never.
         keep_orphans: whether processes that outlive the main one go on.
+        restart: whether it is started again when it fails.
+        terminal: columns and rows of the terminal that it gets for its standard streams; None gives pipes.
+        linger_s: how long a terminal that nobody looks at any more goes on; None is for ever.
     """
 
     argv: tuple[str, ...]
@@ -246,6 +274,9 @@ class CommandSpec:
     stdin: bytes | bool | None = None
     timeout_s: float | None = None
     keep_orphans: bool = False
+    restart: bool = False
+    terminal: tuple[int, int] | None = None
+    linger_s: float | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -262,6 +293,9 @@ class CommandSpec:
         if self.user is not None:
             object.__setattr__(self, "user", check_user(self.user))
         check_seconds(self.timeout_s, "timeout_s")
+        check_seconds(self.linger_s, "linger_s")
+        if self.terminal is not None:
+            check_size(*self.terminal)
 
     @classmethod
     def shell(cls, line: str) -> tuple[str, ...]:

@@ -10,7 +10,12 @@ its event loop's. It has one thread, imports nothing any more, and never opens a
     init.py        the loop, the link, the operations
     loop.py        selectors with timers
     peer.py        one connection of the daemon
-    processes.py   commands: journal, followers, timeouts, ends
+    commands.py    the operations on commands, the table of them, the reaper
+    processes.py   one command: start, restart, signals, end
+    output.py      its pipes into its journal; followers.py: the journal to the daemon
+    feed.py        its standard input
+    terminals.py   its terminal, where it has one
+    leaves.py      its cgroup leaf
     spawn.py       the child's side of a start
     files.py       opens files for the daemon, which does the reading and writing
     users.py       /etc/passwd and /etc/group, parsed (never through nss, which loads the rootfs' libraries)

@@ -1,20 +1,20 @@
-"""Commands: start, journal, follow, feed, end.
+"""One command: start, restart, feed, signal, end.
 
-A command is a process in a cgroup leaf of its own (`work/<id>`), so that its whole tree can be counted and killed.
-It ends when its main process has exited and its pipes gave end-of-file, or a grace after that exit; what the leaf
-still holds is then killed, unless the caller keeps orphans.
+A command is a process in a cgroup leaf of its own, so that its whole tree can be counted and killed. It ends when
+its main process has exited and its output gave end-of-file, or a grace after that exit; what the leaf still holds
+is then killed, unless the caller keeps orphans. One that is to be restarted on failure starts again in the same leaf
+and goes on with the same journal; its `exit` event comes once, at the last end.
 
-While a *lossless* follower (an exec's client) is attached, the pipes are read only as far as that follower has
-room: the program waits. Otherwise the journal drops its oldest events and the program never waits.
+    RUNNING --the end, to be restarted--> RESTING --after the delay--> RUNNING
+       |                                     |
+       +--the end--> ENDED <--told to stop---+
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
-import errno
-import fcntl
+import enum
 import os
 import resource
 import signal
@@ -22,344 +22,375 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import ProcessNotRunning, ServerBusy
+from ..errors import ProcessNotRunning
 from ..linux.kernel import Kernel
 from ..spec import CommandSpec
-from ..wire.journal import Entry, Journal
-from ..wire.messages import Event
-from . import spawn
-from .loop import READ, WRITE, Loop, Timer
-from .peer import Peer
+from . import spawn, terminals
+from .feed import Done, Feed
+from .leaves import Leaf
+from .loop import Loop, Timer
+from .output import Output
 from .users import User
 
 #: How long after its main process' exit a command's pipes may stay open (DESIGN section 8).
 ORPHAN_GRACE_S: Final = 0.1
-#: One read, and so one event, at most: it fits a frame, and is large enough for 1 GB/s.
-READ_BYTES: Final = 256 * 1024
-#: Pieces of stdin that may wait for the program; each is at most 256 KiB.
-MAX_STDIN_PIECES: Final = 16
-_PIPE_BYTES: Final = 256 * 1024
-_F_SETPIPE_SZ: Final = 1031
+#: Restarts in a row: the delay doubles from the first to the last; a run that lasted starts the count anew.
+MAX_RESTARTS: Final = 10
+RESTART_DELAY_S: Final = 0.1
+MAX_RESTART_DELAY_S: Final = 30.0
+LASTING_RUN_S: Final = 60.0
+#: How long a terminal's programs may take to heed SIGHUP.
+HANGUP_GRACE_S: Final = 2.0
+#: Signals that ask a program to end: after one of them it is not restarted.
+_ENDING: Final = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGKILL})
+#: What `info` shows of a command: a reply is a frame, and a list has many.
+_SHOWN_WORDS: Final = 256
+_SHOWN_BYTES: Final = 16 * 1024
 
 
-@dataclasses.dataclass(slots=True, eq=False)
-class Follower:
-    """One stream to the daemon: `position` is the next offset it wants, `credit` what it may still send."""
+class State(enum.Enum):
+    """Where a command is in its life."""
 
-    peer: Peer
-    request: int
-    position: int
-    credit: int
-    lossless: bool
-    seen_bytes: int = 0
+    RUNNING = "running"
+    RESTING = "resting"
+    ENDED = "ended"
 
-    def pump(self, journal: Journal) -> bool:
-        """Send what there is and may be sent; return whether the exit event has gone out."""
-        while self.credit > 0 and self.peer.has_room:
-            entry = journal.read(self.position)
-            if entry is None:
-                return False
-            if entry.offset > self.position:
-                lost = {"dropped_bytes": max(0, entry.base - self.seen_bytes)}
-                self._send(Entry(entry.offset - 1, entry.base, entry.time, "truncated", lost))
-            self._send(entry)
-            if entry.type == "exit":
-                return True
-        return False
 
-    def _send(self, entry: Entry) -> None:
-        self.peer.send(Event(self.request, entry.offset, entry.time, entry.type, entry.data))
-        self.credit -= entry.size
-        self.position = entry.offset + 1
-        self.seen_bytes = entry.base + entry.output_bytes
+@dataclasses.dataclass(frozen=True, slots=True)
+class Means:
+    """What every command of a sandbox is made with."""
+
+    loop: Loop
+    kernel: Kernel
+    work_fd: int
+    null_fd: int
 
 
 class Process:
-    """One command of the sandbox."""
+    """One command of the sandbox.
+
+    `on_start` is called with each new main process, `on_end` once, after the exit event has gone out.
+    """
 
     def __init__(  # noqa: PLR0913 - what a command is made of
         self,
-        *,
-        loop: Loop,
-        kernel: Kernel,
-        work_fd: int,
-        null_fd: int,
+        means: Means,
         process_id: str,
         spec: CommandSpec,
         env: dict[str, str],
         cwd: str,
         user: User,
+        on_start: Callable[[Process], None],
         on_end: Callable[[Process], None],
+        *,
+        leaf: str,
+        background: bool = False,
     ) -> None:
         self.id = process_id
         self.spec = spec
-        self.journal = Journal()
+        self.background = background
         self.pid = 0
+        self.started_at = time.time()
         self.ended_at: float | None = None
-        self.followers: list[Follower] = []
-        self._loop = loop
-        self._work_fd = work_fd
-        self._null_fd = null_fd
+        self.result: dict[str, Any] | None = None
+        self.viewers = 0
+        self.output = Output(means.loop, self._maybe_finish)
+        self.leaf = Leaf(means.work_fd, leaf)
+        self._means = means
+        self._loop = means.loop
+        self._env = env
+        self._cwd = cwd
+        self._user = user
+        self._on_start = on_start
         self._on_end = on_end
-        self._pipes: dict[int, str] = {}
-        self._paused: set[int] = set()
-        self._discarding: set[int] = set()
-        self._stdin: int | None = None
-        self._stdin_queue: collections.deque[tuple[memoryview, Callable[[ProcessNotRunning | None], None] | None]]
-        self._stdin_queue = collections.deque()
-        self._stdin_close_after = spec.stdin is not True
+        self._state = State.RUNNING
+        self._feed: Feed | None = None
+        self._terminal: int | None = None
         self._status: int | None = None
         self._rusage: resource.struct_rusage | None = None
-        self._grace_over = False
         self._timed_out = False
         self._kill_reason: str | None = None
-        self._timers: list[Timer] = []
-        self._began = time.monotonic()
-        self._start(kernel, env, cwd, user)
+        self._stopping = False
+        self._restarts = 0
+        self._restarts_in_a_row = 0
+        self._ooms = 0
+        self._grace: Timer | None = None
+        self._hangup: Timer | None = None
+        self._rest: Timer | None = None
+        self._timeout: Timer | None = None
+        self._ended: list[Callable[[], None]] = []
+        self._began = self._run_began = time.monotonic()
+        self._start()
+        if spec.timeout_s is not None:
+            self._timeout = self._loop.call_later(spec.timeout_s, self._on_timeout)
+        if spec.linger_s is not None:
+            self._hangup = self._loop.call_later(spec.linger_s, self.hang_up)
 
     # --- start ---
 
-    def _start(self, kernel: Kernel, env: dict[str, str], cwd: str, user: User) -> None:
+    def _start(self) -> None:
+        try:
+            self._start_in_leaf()
+        except BaseException:
+            self.output.end_sources(keep_reading=False)
+            if self._feed is not None:
+                self._feed.close()
+            self.leaf.remove()
+            raise
+        self.output.append("start", {"id": self.id, "pid": self.pid})
+        self.output.start()
+        if self._feed is not None and isinstance(self.spec.stdin, bytes):
+            self._feed.put(self.spec.stdin)
+        self._on_start(self)
+
+    def _start_in_leaf(self) -> None:
         with contextlib.ExitStack() as undo:
-            theirs = [self._stdin_pipe(), *(self._output_pipe(name) for name in ("stdout", "stderr"))]
-            for fd in theirs:
+            stdio = self._stdio()
+            for fd in set(stdio):
                 undo.callback(os.close, fd)
-            os.mkdir(self.id, dir_fd=self._work_fd)
-            leaf = os.open(self.id, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._work_fd)
+            leaf = self.leaf.open()
             undo.callback(os.close, leaf)
+            kernel = self._means.kernel
             pid, pidfd = kernel.clone3(0, cgroup_fd=leaf)
             if pid == 0:
-                spawn.run_child(kernel, self.spec.argv, env, cwd, user, (theirs[0], theirs[1], theirs[2]))
+                terminal = self.spec.terminal is not None
+                spawn.run_child(kernel, self.spec.argv, self._env, self._cwd, self._user, stdio, terminal=terminal)
             undo.callback(os.close, pidfd)
             self.pid = pid
-        self._append("start", {"id": self.id, "pid": pid})
-        for fd in self._pipes:
-            self._loop.watch(fd, READ, lambda fd=fd: self._on_readable(fd))  # type: ignore[misc]
-        if isinstance(self.spec.stdin, bytes):
-            self._stdin_queue.append((memoryview(self.spec.stdin), None))
-            self._feed()
-        if self.spec.timeout_s is not None:
-            self._timers.append(self._loop.call_later(self.spec.timeout_s, self._on_timeout))
+
+    def _stdio(self) -> tuple[int, int, int]:
+        """Open our sides, and return the program's."""
+        if self.spec.terminal is not None:
+            cols, rows = self.spec.terminal
+            self._terminal, theirs = terminals.open_terminal(self._means.kernel, cols, rows, self._user)
+            self.output.attach(self._terminal, "stdout")
+            # A descriptor of its own, so that the loop can wait for both ways apart.
+            self._feed = Feed(self._loop, self.id, os.dup(self._terminal))
+            return theirs, theirs, theirs
+        with contextlib.ExitStack() as undo:
+            made: list[int] = []
+            for make in (self._stdin_pipe, lambda: self.output.pipe("stdout"), lambda: self.output.pipe("stderr")):
+                made.append(make())
+                undo.callback(os.close, made[-1])
+            undo.pop_all()
+        return made[0], made[1], made[2]
 
     def _stdin_pipe(self) -> int:
         if self.spec.stdin is None or self.spec.stdin is False:
-            return os.dup(self._null_fd)  # never by its path, which the sandbox may have made a FIFO
+            return os.dup(self._means.null_fd)  # never by its path, which the sandbox may have made a FIFO
         theirs, ours = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(ours, False)
-        self._stdin = ours
+        self._feed = Feed(self._loop, self.id, ours, close_after=self.spec.stdin is not True)
         return theirs
 
-    def _output_pipe(self, name: str) -> int:
-        ours, theirs = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(ours, False)
-        with contextlib.suppress(OSError):  # over the user's pipe budget: the default size serves too
-            fcntl.fcntl(ours, _F_SETPIPE_SZ, _PIPE_BYTES)
-        self._pipes[ours] = name
-        return theirs
+    # --- stdin and the terminal ---
 
-    # --- output ---
-
-    def _on_readable(self, fd: int) -> None:
-        """Read until the pipe is empty, at its end, or the follower has no room."""
-        room = self._room()
-        while fd in self._pipes:
-            if room <= 0:
-                self._paused.add(fd)
-                self._loop.watch(fd, 0, lambda: None)
-                break
-            try:
-                data = os.read(fd, min(READ_BYTES, room))
-            except BlockingIOError:
-                if self._grace_over:
-                    self._drop_pipe(fd)
-                break
-            if not data:
-                self._drop_pipe(fd)
-                break
-            self._append(self._pipes[fd], data)
-            if len(data) < min(READ_BYTES, room) and not self._grace_over:
-                break  # very likely empty now; the loop says when there is more
-            self._pump()
-            room = self._room()
-        self._pump()
-        self._maybe_finish()
-
-    def _room(self) -> int:
-        """Return how much may be read: anything for a background command, else what the followers have room for."""
-        floors = [follower.position for follower in self.followers if follower.lossless]
-        return self.journal.room(min(floors)) if floors else READ_BYTES
-
-    def _append(self, type_: str, data: bytes | dict[str, Any]) -> None:
-        self.journal.append(type_, data, time.time())
-
-    def _drop_pipe(self, fd: int) -> None:
-        del self._pipes[fd]
-        self._paused.discard(fd)
-        if self._grace_over and self.spec.keep_orphans:
-            # An orphan may go on writing: its output has no reader any more, but must not kill it by SIGPIPE.
-            self._discarding.add(fd)
-            self._loop.watch(fd, READ, lambda: self._discard(fd))
-            return
-        self._loop.watch(fd, 0, lambda: None)
-        os.close(fd)
-
-    def _discard(self, fd: int) -> None:
-        with contextlib.suppress(BlockingIOError):
-            if not os.read(fd, READ_BYTES):
-                self._loop.watch(fd, 0, lambda: None)
-                self._discarding.discard(fd)
-                os.close(fd)
-
-    # --- followers ---
-
-    def follow(self, follower: Follower) -> None:
-        """Attach a stream; it is answered when the exit event has gone out."""
-        self.followers.append(follower)
-        self.wake()
-
-    def unfollow(self, follower: Follower) -> None:
-        """Detach a stream."""
-        with contextlib.suppress(ValueError):
-            self.followers.remove(follower)
-        self.wake()
-
-    def wake(self) -> None:
-        """Go on after credit or room came: send, and read what was held back."""
-        self._pump()
-        if self._paused and self._room() > 0:
-            paused, self._paused = self._paused, set()
-            for fd in paused:
-                self._loop.watch(fd, READ, lambda fd=fd: self._on_readable(fd))  # type: ignore[misc]
-                if self._grace_over:
-                    self._on_readable(fd)
-
-    def _pump(self) -> None:
-        for follower in list(self.followers):
-            if follower.pump(self.journal):
-                self.followers.remove(follower)
-                follower.peer.reply(follower.request, {})
-
-    # --- stdin ---
-
-    def write_stdin(self, data: bytes, done: Callable[[ProcessNotRunning | None], None]) -> None:
+    def write_stdin(self, data: bytes, done: Done) -> None:
         """Feed the program; `done` is called when all of `data` is in the pipe, or with why it will not be.
 
         Raises:
             ProcessNotRunning: there is no stdin to write to.
             ServerBusy: as much as may wait waits already; nothing of `data` was taken.
         """
-        if self._stdin is None or self._stdin_close_after:
-            raise ProcessNotRunning(f"cannot write to process {self.id}: it has no open stdin", id=self.id)
-        if len(self._stdin_queue) >= MAX_STDIN_PIECES:
-            raise ServerBusy(f"cannot write to process {self.id}: {MAX_STDIN_PIECES} writes wait", id=self.id)
-        self._stdin_queue.append((memoryview(data), done))
-        self._feed()
+        self._open_feed("write to").write(data, done)
 
     def close_stdin(self) -> None:
         """Give the program end-of-file after what is queued.
 
         Raises:
-            ProcessNotRunning: there is no stdin to close.
+            ProcessNotRunning: there is no stdin to close, or it is a terminal (which ends by a control character).
         """
-        if self._stdin is None:
-            raise ProcessNotRunning(f"cannot close stdin of process {self.id}: it has none", id=self.id)
-        self._stdin_close_after = True
-        self._feed()
+        feed = self._open_feed("close stdin of")
+        if self._terminal is not None:
+            raise ProcessNotRunning(f"cannot close stdin of process {self.id}: it is a terminal", id=self.id)
+        feed.close_when_written()
 
-    def _feed(self) -> None:
-        if self._stdin is None:
-            return
-        try:
-            while self._stdin_queue:
-                view, done = self._stdin_queue[0]
-                written = os.write(self._stdin, view) if view else 0
-                if written < len(view):
-                    self._stdin_queue[0] = (view[written:], done)
-                    continue
-                self._stdin_queue.popleft()
-                if done:
-                    done(None)
-        except BlockingIOError:
-            self._loop.watch(self._stdin, WRITE, self._feed)
-            return
-        except OSError:
-            self._end_stdin()
-            return
-        self._loop.watch(self._stdin, 0, self._feed)
-        if self._stdin_close_after:
-            self._end_stdin()
+    def _open_feed(self, verb: str) -> Feed:
+        if self._feed is None or not self._feed.is_open:
+            raise ProcessNotRunning(f"cannot {verb} process {self.id}: it has no open stdin", id=self.id)
+        return self._feed
 
-    def _end_stdin(self) -> None:
-        """Close the pipe; what still waits will not arrive."""
-        if self._stdin is not None:
-            self._loop.watch(self._stdin, 0, self._feed)
-            os.close(self._stdin)
-            self._stdin = None
-        while self._stdin_queue:
-            done = self._stdin_queue.popleft()[1]
-            if done:
-                done(ProcessNotRunning(f"cannot write to process {self.id}: it closed its stdin", id=self.id))
+    def resize(self, cols: int, rows: int) -> None:
+        """Give the terminal another size.
 
-    # --- the end ---
+        Raises:
+            ProcessNotRunning: it has no terminal, or has ended.
+        """
+        if self._terminal is None or not self.output.is_open:
+            raise ProcessNotRunning(f"cannot resize process {self.id}: it has no open terminal", id=self.id)
+        terminals.resize(self._terminal, cols, rows)
+
+    def redraw(self) -> None:
+        """Let a full-screen program paint its screen anew."""
+        if self._terminal is not None and self.output.is_open:
+            group = terminals.foreground(self._terminal)
+            if group is not None:
+                with contextlib.suppress(OSError):
+                    os.killpg(group, signal.SIGWINCH)
+
+    def add_viewer(self) -> None:
+        """Somebody looks at the terminal."""
+        self.viewers += 1
+        self._cancel("_hangup")
+
+    def remove_viewer(self) -> None:
+        """One looks no more; the last one to go leaves it a while to live."""
+        self.viewers -= 1
+        if self.spec.linger_s is not None and not self.viewers and self.ended_at is None:
+            self._hangup = self._loop.call_later(self.spec.linger_s, self.hang_up)
+
+    def hang_up(self) -> None:
+        """Tell the terminal's programs that nobody is there any more, and insist after a while."""
+        if self._state is State.RUNNING and self._status is None:
+            self._stopping = True
+            self._kill_reason = self._kill_reason or "hangup"
+            for number in (signal.SIGHUP, signal.SIGCONT):
+                self._send(number)
+            self._hangup = self._loop.call_later(HANGUP_GRACE_S, lambda: self.kill("hangup"))
+
+    # --- signals ---
 
     def signal(self, number: int) -> None:
-        """Send a signal to the command's process group.
+        """Send a signal to the command's process group; SIGKILL goes to its whole tree.
 
         Raises:
             ProcessNotRunning: it has ended.
         """
-        if self._status is not None:
+        if self._state is State.ENDED or (self._status is not None and self._state is State.RUNNING):
             raise ProcessNotRunning(f"cannot signal process {self.id}: it has ended", id=self.id)
-        with contextlib.suppress(ProcessLookupError):
+        if number in _ENDING:
+            self._stopping = True
+        if self._state is State.RESTING:
+            if self._stopping:
+                self._finish()
+        elif number == signal.SIGKILL:
+            self.kill("killed")
+        else:
+            self._send(number)
+
+    def _send(self, number: int) -> None:
+        try:
             os.killpg(self.pid, number)
+        except ProcessLookupError:
+            # Not yet the leader of its group: it is between clone3 and setsid.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self, reason: str) -> None:
         """SIGKILL the whole tree; `reason` names the end."""
         if self.ended_at is None:
+            self._stopping = True
             self._kill_reason = self._kill_reason or reason
-            self._write_leaf("cgroup.kill", b"1")
+            if self._state is State.RESTING:
+                self._finish()
+            else:
+                self.leaf.kill()
 
     def _on_timeout(self) -> None:
-        if self._status is None:
+        if self._status is None or self._state is State.RESTING:
             self._timed_out = True
             self.kill("timeout")
+
+    # --- the end ---
+
+    def when_ended(self, callback: Callable[[], None]) -> None:
+        """Call back at its end, or now."""
+        if self.ended_at is not None:
+            callback()
+        else:
+            self._ended.append(callback)
+
+    def forget_ended(self, callback: Callable[[], None]) -> None:
+        """Do not call back any more."""
+        with contextlib.suppress(ValueError):
+            self._ended.remove(callback)
 
     def on_exit(self, status: int, rusage: resource.struct_rusage) -> None:
         """Take the main process' status; called by the reaper."""
         self._status = status
         self._rusage = rusage
-        self._end_stdin()
-        for timer in self._timers:
-            timer.cancel()
-        self._timers = [self._loop.call_later(ORPHAN_GRACE_S, self._end_grace)]
-        for fd in list(self._pipes):
-            self._on_readable(fd)
+        if self._feed is not None:
+            self._feed.close()
+        self._grace = self._loop.call_later(ORPHAN_GRACE_S, self._end_grace)
+        self.output.read_what_is_there()
         self._maybe_finish()
 
     def _end_grace(self) -> None:
-        self._grace_over = True
+        self._grace = None
         if not self.spec.keep_orphans:
-            self._write_leaf("cgroup.kill", b"1")
-        for fd in list(self._pipes):
-            if fd not in self._paused:
-                self._on_readable(fd)
+            self.leaf.kill()
+        self.output.end_sources(keep_reading=self.spec.keep_orphans)
         self._maybe_finish()
 
     def _maybe_finish(self) -> None:
-        if self._status is None or self._pipes or self.ended_at is not None:
+        if self._status is None or self.output.is_open or self._state is not State.RUNNING:
             return
+        self._cancel("_grace")
+        self._terminal = None
+        self.result = self._result()
+        if self._is_to_restart():
+            self._take_rest()
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        self._state = State.ENDED
         self.ended_at = time.time()
-        for timer in self._timers:
-            timer.cancel()
-        self._append("exit", self._result())
-        self._pump()
-        # After the flush that the pump has deferred: who waits for the exit need not wait for the tidying up.
+        for name in ("_rest", "_timeout", "_hangup"):
+            self._cancel(name)
+        self.output.append("exit", self.result or {})
+        self.output.finish()
+        for callback in self._ended:
+            callback()
+        self._ended.clear()
+        # After the flush that the end has deferred: who waits for the exit need not wait for the tidying up.
         self._loop.defer(lambda: self._on_end(self))
+
+    def _cancel(self, name: str) -> None:
+        timer: Timer | None = getattr(self, name)
+        if timer is not None:
+            timer.cancel()
+            setattr(self, name, None)
+
+    # --- restarts ---
+
+    def _is_to_restart(self) -> bool:
+        if not self.spec.restart or self._stopping or self._timed_out:
+            return False
+        if time.monotonic() - self._run_began >= LASTING_RUN_S:
+            self._restarts_in_a_row = 0
+        assert self.result is not None  # noqa: S101 - made before
+        return self.result["exit_code"] != 0 and self._restarts_in_a_row < MAX_RESTARTS
+
+    def _take_rest(self) -> None:
+        assert self.result is not None  # noqa: S101 - made before
+        if not self.spec.keep_orphans:
+            self.leaf.kill()
+        delay = min(MAX_RESTART_DELAY_S, RESTART_DELAY_S * 2**self._restarts_in_a_row)
+        self._restarts += 1
+        self._restarts_in_a_row += 1
+        self._state = State.RESTING
+        self._ooms = self.leaf.oom_kills()
+        facts = {name: self.result[name] for name in ("exit_code", "signal", "reason")}
+        self.output.append("restart", {**facts, "delay_s": delay, "count": self._restarts})
+        self.output.pump()
+        self._rest = self._loop.call_later(delay, self._restart)
+
+    def _restart(self) -> None:
+        self._rest = None
+        self._status = self._rusage = self._kill_reason = None
+        self._run_began = time.monotonic()
+        self._state = State.RUNNING
+        try:
+            self._start()
+        except Exception:  # whatever it is, the next try may do better: no descriptors or processes just now
+            self._finish()
+
+    # --- facts ---
 
     def _result(self) -> dict[str, Any]:
         status = self._status or 0
         signalled = os.WIFSIGNALED(status)
-        oom = self._oom_kills() > 0  # of any process in the leaf: a shell outlives what it started
+        oom = self.leaf.oom_kills() > self._ooms  # of any process in the leaf: a shell outlives what it started
         reason = (
             "timeout" if self._timed_out else "oom" if oom else self._kill_reason or "signal" if signalled else "exit"
         )
@@ -369,61 +400,40 @@ class Process:
             "duration_s": round(time.monotonic() - self._began, 6),
             "timed_out": self._timed_out,
             "oom_killed": oom,
-            "usage": self._usage(),
+            "usage": self.leaf.usage(self._rusage),
             "reason": reason,
         }
 
-    def _usage(self) -> dict[str, Any]:
-        """What the whole tree used, from the leaf; the main process' own numbers where the leaf has none."""
-        rusage = self._rusage
-        cpu = (rusage.ru_utime + rusage.ru_stime) if rusage else 0.0
-        for line in self._read_leaf("cpu.stat").splitlines():
-            if line.startswith("usage_usec "):
-                cpu = int(line.split(" ")[1]) / 1e6
-        peak = self._read_leaf("memory.peak").strip()
-        memory = int(peak) if peak.isdigit() else (rusage.ru_maxrss * 1024 if rusage else 0)
-        return {"cpu_s": round(cpu, 6), "memory_peak_bytes": memory}
+    def info(self) -> dict[str, Any]:
+        """Return what a list shows of it: times are seconds since the epoch, `pid` is None between two runs."""
+        alive = self.ended_at is None
+        return {
+            "id": self.id,
+            "pid": self.pid if self._state is State.RUNNING and self._status is None else None,
+            "running": alive,
+            "argv": _shown(self.spec.argv),
+            "cwd": self._cwd,
+            "user": self._user.name,
+            "started_at": self.started_at,
+            "ended_at": self.ended_at,
+            "restarts": self._restarts,
+            "terminal": self.spec.terminal is not None,
+            "result": None if alive else self.result,
+            "usage": self.leaf.usage(None) if alive else None,
+            "next": self.output.journal.next,
+        }
 
-    def _oom_kills(self) -> int:
-        for line in self._read_leaf("memory.events").splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split(" ")[1])
-        return 0
 
-    # --- the leaf ---
-
-    def remove_leaf(self) -> bool:
-        """Remove the cgroup leaf; False while something is in it."""
-        try:
-            os.rmdir(self.id, dir_fd=self._work_fd)
-        except FileNotFoundError:
-            return True
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                return True
-        else:
-            return True
-        if not self.spec.keep_orphans:
-            self._write_leaf("cgroup.kill", b"1")
-        return False
-
-    def _write_leaf(self, name: str, data: bytes) -> None:
-        with contextlib.suppress(OSError):
-            fd = os.open(f"{self.id}/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._work_fd)
-            try:
-                os.write(fd, data)
-            finally:
-                os.close(fd)
-
-    def _read_leaf(self, name: str) -> str:
-        try:
-            fd = os.open(f"{self.id}/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._work_fd)
-        except OSError:
-            return ""
-        try:
-            return os.read(fd, 4096).decode()
-        finally:
-            os.close(fd)
+def _shown(argv: tuple[str, ...]) -> list[str]:
+    """Return the words that fit; a cut is told by an ellipsis."""
+    found: list[str] = []
+    left = _SHOWN_BYTES
+    for word in argv[:_SHOWN_WORDS]:
+        if len(word.encode()) > left:
+            return [*found, word.encode()[:left].decode("utf-8", "ignore") + "…"]
+        found.append(word)
+        left -= len(word.encode())
+    return found if len(argv) <= _SHOWN_WORDS else [*found, "…"]
 
 
 def _signal_name(number: int) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import termios
 from typing import Final
 
 from ..linux import seccomp
@@ -21,13 +23,22 @@ DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 
 
 def run_child(
-    kernel: Kernel, argv: tuple[str, ...], env: dict[str, str], cwd: str, user: User, stdio: tuple[int, int, int]
+    kernel: Kernel,
+    argv: tuple[str, ...],
+    env: dict[str, str],
+    cwd: str,
+    user: User,
+    stdio: tuple[int, int, int],
+    *,
+    terminal: bool = False,
 ) -> None:
-    """Become the program; never returns."""
+    """Become the program; never returns. With `terminal`, its stdin is a terminal that it is to control."""
     try:
         os.setsid()
         for target, fd in enumerate(stdio):
             os.dup2(fd, target)
+        if terminal:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         kernel.close_range(3, 2**32 - 1)
         os.setgroups(user.groups)
         os.setresgid(user.gid, user.gid, user.gid)

@@ -1,0 +1,372 @@
+"""The link's operations on commands, the table of all commands, and their reaper.
+
+A command that has ended stays with its log until it is removed or the bounds below are reached; then those that were
+run by `exec` go first, since nobody is likely to ask for them again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+from ..errors import InvalidRequest, NameTaken, ProcessNotFound, SandboxdError, ServerBusy
+from ..spec import CommandSpec, check_process_id, check_signal, check_size
+from ..wire.journal import DEFAULT_CAPACITY
+from . import users
+from .followers import Follower
+from .peer import Peer
+from .processes import Means, Process
+from .spawn import DEFAULT_PATH
+from .users import User
+
+#: Commands that may run at once under the API: each holds up to three descriptors here, of 1024.
+MAX_RUNNING: Final = 256
+#: What the logs of running commands may take together; many share it evenly.
+RUNNING_BYTES: Final = 24 * 1024 * 1024
+#: Ended commands that stay with their logs, and what their logs may take together (DESIGN section 8).
+MAX_ENDED: Final = 64
+MAX_ENDED_BYTES: Final = 8 * 1024 * 1024
+#: One page of a list: a reply is a frame, and an item is up to 17 KiB.
+MAX_PAGE: Final = 100
+PAGE_BYTES: Final = 384 * 1024
+#: How long until a leaf that was not empty is tried again; a reaped orphan tries at once.
+_LEAF_RETRY_S: Final = 0.02
+
+Operation = Callable[[Peer, int, dict[str, Any]], None]
+
+
+class Commands:
+    """Every command of the sandbox, and the streams that follow them."""
+
+    def __init__(self, means: Means) -> None:
+        self.env: dict[str, str] = {}
+        self.cwd = "/"
+        self.user: User = users.find_user("root")
+        self._means = means
+        self._loop = means.loop
+        self._processes: dict[str, Process] = {}
+        self._numbers: dict[str, int] = {}
+        self._next_number = 1
+        self._running = 0
+        self._by_pid: dict[int, Process] = {}
+        #: What a request of a peer holds open: how to let go of it, and whom it follows.
+        self._streams: dict[tuple[Peer, int], tuple[Process, Follower, bool]] = {}
+        self._waits: dict[tuple[Peer, int], Callable[[], None]] = {}
+        self._full_leaves: list[Process] = []
+        self.operations: dict[str, Operation] = {
+            "exec": self._exec,
+            "start": self._start_background,
+            "list": self._list,
+            "info": self._info,
+            "remove": self._remove,
+            "remove_all": self._remove_all,
+            "follow": self._follow,
+            "view": self._view,
+            "await_exit": self._await_exit,
+            "stdin": self._write_stdin,
+            "stdin_close": self._close_stdin,
+            "signal": self._signal,
+            "resize": self._resize,
+        }
+
+    # --- what the connections say ---
+
+    def drop_peer(self, peer: Peer) -> None:
+        """A daemon is gone; commands go on, and nobody is waited for any more."""
+        for key in [key for key in self._streams if key[0] is peer]:
+            process, follower, _ = self._streams.pop(key)
+            self._let_go(process, follower)
+        for key in [key for key in self._waits if key[0] is peer]:
+            self._waits.pop(key)()
+
+    def wake(self, peer: Peer) -> None:
+        """Its connection has room again."""
+        for (owner, _), (process, _, _) in list(self._streams.items()):
+            if owner is peer:
+                process.output.wake()
+
+    def credit(self, peer: Peer, request: int, count: int) -> None:
+        """A stream may send that much more."""
+        stream = self._streams.get((peer, request))
+        if stream:
+            stream[1].credit += count
+            stream[0].output.wake()
+
+    def cancel(self, peer: Peer, request: int) -> None:
+        """Nobody waits for a request any more."""
+        wait = self._waits.pop((peer, request), None)
+        if wait is not None:
+            wait()
+            peer.reply(request, {})
+        stream = self._streams.pop((peer, request), None)
+        if stream is not None:
+            process, follower, kill = stream
+            self._let_go(process, follower)
+            if kill:
+                process.kill("killed")
+            peer.reply(request, {})
+
+    @staticmethod
+    def _let_go(process: Process, follower: Follower) -> None:
+        process.output.unfollow(follower)
+        if follower.viewer:
+            process.remove_viewer()
+
+    # --- start ---
+
+    def _exec(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        process = self._start(params, background=False)
+        follower = Follower(peer, request, 0, params["credit"], lossless=True)
+        self._stream(process, follower, kill_on_cancel=not params.get("detach", False))
+
+    def _start_background(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        peer.reply(request, self._start(params, background=True).info())
+
+    def _start(self, params: dict[str, Any], *, background: bool) -> Process:
+        spec = _spec(params)
+        process_id = check_process_id(params["process"])
+        if process_id in self._processes:
+            raise NameTaken(f"cannot start process {process_id}: the id is in use", id=process_id)
+        if self._running >= MAX_RUNNING:
+            raise ServerBusy(f"cannot start process {process_id}: {MAX_RUNNING} run already", bound=MAX_RUNNING)
+        user = self.user if spec.user is None else users.find_user(spec.user)
+        cwd = spec.cwd or self.cwd
+        if not os.path.isdir(cwd):
+            raise InvalidRequest(f"cannot run in {cwd}: no such directory in the sandbox", field="cwd")
+        env = self._environment(spec, user)
+        # What an earlier one of that id left behind may still be on its way out of its leaf.
+        taken = any(process_id == process.id for process in self._full_leaves)
+        process = Process(
+            self._means,
+            process_id,
+            spec,
+            env,
+            cwd,
+            user,
+            self._on_start,
+            self._on_end,
+            leaf=f"{process_id}~{self._next_number}" if taken else process_id,
+            background=background,
+        )
+        self._processes[process_id] = process
+        self._numbers[process_id] = self._next_number
+        self._next_number += 1
+        self._running += 1
+        self._share_room()
+        return process
+
+    def _environment(self, spec: CommandSpec, user: User) -> dict[str, str]:
+        return {
+            "PATH": DEFAULT_PATH,
+            "HOME": user.home,
+            "USER": user.name,
+            "LOGNAME": user.name,
+            "SHELL": user.shell or "/bin/sh",
+            "LANG": "C.UTF-8",
+            **({} if spec.terminal is None else {"TERM": "xterm-256color"}),
+            **self.env,
+            **spec.env,
+        }
+
+    def _on_start(self, process: Process) -> None:
+        self._by_pid[process.pid] = process
+
+    def _share_room(self) -> None:
+        """Give every running command's log its share of what there is."""
+        if self._running * DEFAULT_CAPACITY > RUNNING_BYTES - DEFAULT_CAPACITY:
+            for process in self._processes.values():
+                if process.ended_at is None:
+                    process.output.journal.shrink(min(DEFAULT_CAPACITY, RUNNING_BYTES // self._running))
+
+    # --- streams and waits ---
+
+    def _follow(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        process = self._process(params)
+        until = process.output.journal.next if params.get("snapshot") else None
+        seen = int(params.get("seen_bytes", 0))
+        follower = Follower(peer, request, int(params["from"]), params["credit"], until=until, seen_bytes=seen)
+        self._stream(process, follower)
+
+    def _view(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        """Follow a terminal: it goes on while somebody does."""
+        process = self._process(params)
+        if process.spec.terminal is None:
+            raise InvalidRequest(f"cannot view process {process.id}: it has no terminal", field="process")
+        follower = Follower(peer, request, int(params["from"]), params["credit"], viewer=True)
+        process.add_viewer()
+        self._stream(process, follower)
+
+    def _stream(self, process: Process, follower: Follower, *, kill_on_cancel: bool = False) -> None:
+        key = (follower.peer, follower.request)
+        self._streams[key] = (process, follower, kill_on_cancel)
+
+        def done() -> None:
+            if self._streams.pop(key, None) is not None and follower.viewer:
+                process.remove_viewer()
+
+        follower.on_done = done
+        process.output.follow(follower)
+
+    def _await_exit(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        process = self._process(params)
+
+        def ended() -> None:
+            self._waits.pop((peer, request), None)
+            peer.reply(request, process.result or {})
+
+        if process.ended_at is None:
+            self._waits[peer, request] = lambda: process.forget_ended(ended)
+        process.when_ended(ended)
+
+    # --- the table ---
+
+    def _process(self, params: dict[str, Any]) -> Process:
+        process = self._processes.get(params["process"])
+        if process is None:
+            raise ProcessNotFound(f"cannot find process {params['process']!r:.70}: no such process")
+        return process
+
+    def _info(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        peer.reply(request, self._process(params).info())
+
+    def _list(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        """Answer a page: `after` is the number of the last one seen, `next` that of the last one here."""
+        after, limit = int(params.get("after", 0)), min(MAX_PAGE, int(params.get("limit", MAX_PAGE)))
+        items: list[dict[str, Any]] = []
+        size, last = 0, None
+        for process in self._processes.values():
+            number = self._numbers[process.id]
+            if number <= after:
+                continue
+            if len(items) >= limit or size > PAGE_BYTES:
+                peer.reply(request, {"items": items, "next": last})
+                return
+            items.append(process.info())
+            size += 512 + sum(len(word.encode()) for word in items[-1]["argv"]) + len(items[-1]["cwd"])
+            last = number
+        peer.reply(request, {"items": items, "next": None})
+
+    def _remove(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        self._end_and_forget([self._process(params)], lambda: peer.reply(request, {}))
+
+    def _remove_all(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        self._end_and_forget(list(self._processes.values()), lambda: peer.reply(request, {}))
+
+    def _end_and_forget(self, processes: list[Process], done: Callable[[], None]) -> None:
+        """Kill what runs; when all have ended, drop them with their logs."""
+        left = len(processes)
+        if not left:
+            done()
+
+        def one_ended(process: Process) -> None:
+            nonlocal left
+            self._forget(process)
+            left -= 1
+            if not left:
+                done()
+
+        for process in processes:
+            process.kill("killed")
+        for process in processes:
+            process.when_ended(lambda process=process: one_ended(process))  # type: ignore[misc]
+
+    def _forget(self, process: Process) -> None:
+        if self._processes.get(process.id) is process:
+            del self._processes[process.id]
+            del self._numbers[process.id]
+
+    # --- what is done to one ---
+
+    def _write_stdin(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        def done(error: SandboxdError | None) -> None:
+            if error:
+                peer.fail(request, error)
+            else:
+                peer.reply(request, {})
+
+        self._process(params).write_stdin(params["data"], done)
+
+    def _close_stdin(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        self._process(params).close_stdin()
+        peer.reply(request, {})
+
+    def _signal(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        self._process(params).signal(check_signal(params["signal"]))
+        peer.reply(request, {})
+
+    def _resize(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        process = self._process(params)
+        process.resize(*check_size(params["cols"], params["rows"]))
+        if params.get("redraw"):
+            process.redraw()
+        peer.reply(request, {})
+
+    # --- ends ---
+
+    def reap(self) -> None:
+        """Take the status of every child that has ended, orphans included."""
+        while True:
+            try:
+                pid, status, rusage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            process = self._by_pid.pop(pid, None)
+            if process:
+                process.on_exit(status, rusage)
+        self._retry_leaves()
+
+    def _on_end(self, process: Process) -> None:
+        self._running -= 1
+        if not process.leaf.remove():
+            self._full_leaves.append(process)
+            self._loop.call_later(_LEAF_RETRY_S, self._retry_leaves)
+        self._forget_old()
+
+    def _retry_leaves(self) -> None:
+        if not self._full_leaves:
+            return
+        self._full_leaves = [process for process in self._full_leaves if not self._remove_leaf(process)]
+        if any(not process.spec.keep_orphans for process in self._full_leaves):
+            self._loop.call_later(_LEAF_RETRY_S, self._retry_leaves)
+
+    @staticmethod
+    def _remove_leaf(process: Process) -> bool:
+        if process.leaf.remove():
+            return True
+        if not process.spec.keep_orphans:
+            process.leaf.kill()
+        return False
+
+    def _forget_old(self) -> None:
+        """Drop ended commands over the bounds, the oldest first; one that is still being followed stays."""
+        ended = [p for p in self._processes.values() if p.ended_at is not None and not p.output.followers]
+        size = sum(p.output.journal.size for p in ended)
+        if len(ended) <= MAX_ENDED and size <= MAX_ENDED_BYTES:
+            return
+        ended.sort(key=lambda p: (p.background, p.ended_at))
+        count = len(ended)
+        for process in ended:
+            if count <= MAX_ENDED and size <= MAX_ENDED_BYTES:
+                return
+            count -= 1
+            size -= process.output.journal.size
+            self._forget(process)
+
+
+def _spec(params: dict[str, Any]) -> CommandSpec:
+    terminal = params.get("terminal")
+    return CommandSpec(
+        argv=tuple(params["argv"]),
+        env=params.get("env") or {},
+        cwd=params.get("cwd"),
+        user=params.get("user"),
+        stdin=params.get("stdin"),
+        timeout_s=params.get("timeout_s"),
+        keep_orphans=bool(params.get("keep_orphans", False)),
+        restart=bool(params.get("restart", False)),
+        terminal=None if terminal is None else (terminal[0], terminal[1]),
+        linger_s=params.get("linger_s"),
+    )
