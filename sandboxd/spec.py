@@ -24,6 +24,8 @@ MAX_PATH_BYTES: Final = 4095  # PATH_MAX without the NUL
 MAX_ENV_ENTRIES: Final = 1024
 MAX_LABELS: Final = 64
 MAX_TERMINAL_SIDE: Final = 2000
+#: Processes and threads of one sandbox: the classic pid_max, and the ceiling of its user namespace.
+MAX_PIDS: Final = 32_768
 #: A width of 65,536 ids holds every id that a distribution ships, nobody (65534) included.
 ID_RANGE_WIDTH: Final = 65_536
 
@@ -177,33 +179,78 @@ def check_signal(value: int | str, field: str = "signal") -> int:
     return value
 
 
+def _check_number(field: str, value: object, kinds: tuple[type, ...], low: float, high: float) -> None:
+    """Refuse what is no number of one of `kinds` from `low` to `high`; True is no 1, and NaN is within no bounds."""
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise _fail(field, "it must be a whole number" if float not in kinds else "it must be a number")
+    if not low <= value <= high:  # type: ignore[operator]  # a number: the line above looked
+        raise _fail(field, f"it must be {low} to {high}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class IoLimits:
+    """How fast a sandbox may read and write its disks; None is "no limit", since no default can fit every disk.
+
+    Attributes:
+        read_bytes_per_s, write_bytes_per_s: bytes in a second.
+        read_iops, write_iops: operations in a second.
+    """
+
+    read_bytes_per_s: int | None = None
+    write_bytes_per_s: int | None = None
+    read_iops: int | None = None
+    write_iops: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every bound; the lower ones let a shell still start within seconds."""
+        for item in dataclasses.fields(self):
+            value, low = getattr(self, item.name), 4096 if "bytes" in item.name else 1
+            if value is not None:
+                _check_number(f"limits.io.{item.name}", value, (int,), low, 1 << 50)
+
+    def __bool__(self) -> bool:
+        return self != IoLimits()
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a sandbox may use. None means the configuration's default, never "no limit".
+    """What a sandbox may use. None means the configuration's default, never "no limit" (but for `io`).
 
     Attributes:
         memory_bytes: RAM of everything inside together; swap is never given.
         cpus: processors, fractions allowed.
         pids: processes and threads.
         disk_bytes: what the sandbox's own files may take.
+        io: how fast its disks are; a mapping of its fields is taken too.
     """
 
     memory_bytes: int | None = None
     cpus: float | None = None
     pids: int | None = None
     disk_bytes: int | None = None
+    io: IoLimits | None = None
 
     def __post_init__(self) -> None:
         """Check every bound; the lower ones are what init and a shell need."""
         bounds = (
-            ("memory_bytes", self.memory_bytes, 16 * 1024 * 1024, 1 << 50),
-            ("cpus", self.cpus, 0.01, 4096),
-            ("pids", self.pids, 4, 4_194_304),
-            ("disk_bytes", self.disk_bytes, 1024 * 1024, 1 << 50),
+            ("memory_bytes", self.memory_bytes, (int,), 16 * 1024 * 1024, 1 << 50),
+            ("cpus", self.cpus, (int, float), 0.01, 4096),
+            ("pids", self.pids, (int,), 4, MAX_PIDS),
+            ("disk_bytes", self.disk_bytes, (int,), 1024 * 1024, 1 << 50),
         )
-        for name, value, low, high in bounds:
-            if value is not None and not low <= value <= high:
-                raise _fail(f"limits.{name}", f"it must be {low} to {high}")
+        for name, value, kinds, low, high in bounds:
+            if value is not None:
+                _check_number(f"limits.{name}", value, kinds, low, high)
+        if isinstance(self.io, dict):
+            try:
+                object.__setattr__(self, "io", IoLimits(**self.io))
+            except TypeError:
+                known = ", ".join(item.name for item in dataclasses.fields(IoLimits))
+                raise _fail("limits.io", f"its fields are {known}") from None
+        if self.io is not None and not isinstance(self.io, IoLimits):
+            raise _fail("limits.io", "it must be an object")
+        if not self.io:
+            object.__setattr__(self, "io", None)
 
     def merged(self, default: Limits) -> Limits:
         """Return these limits with `default`'s where they say nothing."""

@@ -22,6 +22,15 @@ class _In(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
     """What a caller sends; null means "as if it were not there"."""
 
 
+class IoIn(_In, frozen=True):
+    """How fast a sandbox may read and write its disks; what is absent is not limited."""
+
+    read_bytes_per_s: int | None = None
+    write_bytes_per_s: int | None = None
+    read_iops: int | None = None
+    write_iops: int | None = None
+
+
 class LimitsIn(_In, frozen=True):
     """What a sandbox may use; what is absent is the configuration's default."""
 
@@ -29,7 +38,7 @@ class LimitsIn(_In, frozen=True):
     cpus: float | None = None
     pids: int | None = None
     disk_bytes: int | None = None
-    io: Any = None
+    io: IoIn | None = None
 
 
 class NetworkIn(_In, frozen=True):
@@ -94,6 +103,15 @@ class ExecOut(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class IoOut(msgspec.Struct, frozen=True):
+    """How fast a sandbox may read and write its disks; null is not limited."""
+
+    read_bytes_per_s: int | None
+    write_bytes_per_s: int | None
+    read_iops: int | None
+    write_iops: int | None
+
+
 class LimitsOut(msgspec.Struct, frozen=True):
     """A sandbox's effective limits."""
 
@@ -101,6 +119,7 @@ class LimitsOut(msgspec.Struct, frozen=True):
     cpus: float | None
     pids: int | None
     disk_bytes: int | None
+    io: IoOut | None
 
 
 class NetworkOut(msgspec.Struct, frozen=True):
@@ -224,15 +243,11 @@ def to_spec(model: SandboxIn) -> SandboxSpec:
     """
     for name in ("idle_timeout_s", "max_lifetime_s", "snapshot"):
         _not_yet(name, getattr(model, name))
-    limits = model.limits or LimitsIn()
-    _not_yet("limits.io", limits.io)
     network = model.network or NetworkIn()
     _not_yet("network.allow", network.allow)
     given = {name: getattr(model, name) for name in ("name", "rootfs", "env", "cwd", "user", "seccomp", "labels")}
     return SandboxSpec(
-        limits=Limits(
-            memory_bytes=limits.memory_bytes, cpus=limits.cpus, pids=limits.pids, disk_bytes=limits.disk_bytes
-        ),
+        limits=Limits(**msgspec.to_builtins(model.limits or LimitsIn())),
         network=network.mode or "none",
         **{name: value for name, value in given.items() if value is not None},
     )
@@ -294,7 +309,7 @@ def sandbox_out(sandbox: Sandbox) -> SandboxOut:
         cwd=spec.cwd,
         user=spec.user,
         env=spec.env,
-        limits=LimitsOut(limits.memory_bytes, limits.cpus, limits.pids, limits.disk_bytes),
+        limits=msgspec.convert(limits, LimitsOut, from_attributes=True),
         network=NetworkOut(spec.network),
         seccomp=spec.seccomp,
         labels=spec.labels,

@@ -26,6 +26,8 @@ class Leaf:
         """Make the leaf if it is not there, and return a descriptor of it to be born in; the caller closes it."""
         with contextlib.suppress(FileExistsError):
             os.mkdir(self.name, dir_fd=self._work_fd)
+            # Out of memory, a tree dies whole: half of a pipeline or of a test runner would only hang.
+            self._write("memory.oom.group", b"1")
         return os.open(self.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._work_fd)
 
     def kill(self) -> None:

@@ -15,7 +15,7 @@ from ..errors import SandboxdError, SandboxGone
 from ..linux import procfs
 from ..linux.kernel import Kernel
 from ..spec import Limits
-from . import birth
+from . import birth, limits
 from .cgroups import SandboxCgroups
 from .idranges import IdRange, RangeAllocator
 from .plan import LaunchSpec
@@ -140,6 +140,7 @@ class Births:
                 disk=disk,
                 stage=settings.stage_dir,
                 limits=order.limits,
+                processes=limits.processes_of(order.limits, means.cgroups.controllers),
                 seccomp=order.seccomp,
                 range_base=range_.base,
                 machine_id=os.urandom(16).hex(),

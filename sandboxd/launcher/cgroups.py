@@ -14,29 +14,37 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from ..errors import CgroupError, HostUnsupported
-from ..linux import cgroupfs, procfs
+from ..linux import cgroupfs, disks, procfs
 from ..linux.kernel import Kernel, SyscallError
 from ..spec import Limits
+from . import stats
+from .limits import CONTROLLER_OF, HUGETLB, settings_of
 
-#: Which controller each limit needs.
-CONTROLLER_OF: Final = {"memory_bytes": "memory", "cpus": "cpu", "pids": "pids"}
-#: init's own share on top of a sandbox's limit, so that a sandbox that used its limit up can still be served.
-INIT_MEMORY_SLACK: Final = 32 * 1024 * 1024
-INIT_PIDS: Final = 16
 #: `<id>/work/<leaf>`: a taken-over init cannot make a tree whose removal would take long or deep.
 MAX_DEPTH: Final = 2
 MAX_DESCENDANTS: Final = 4096
-_CPU_PERIOD_US: Final = 100_000
 
 
 class SandboxCgroups:
     """Makes, limits, kills and removes the sandboxes' cgroups."""
 
-    def __init__(self, kernel: Kernel, name: str) -> None:
-        mount = cgroupfs.find_mount(procfs.mounts())
+    def __init__(self, kernel: Kernel, name: str, *, folders: Sequence[str] = (), mount: str | None = None) -> None:
+        """Make our own group with every controller that can be had.
+
+        Args:
+            kernel: makes the sandboxes' groups.
+            name: of our own group.
+            folders: where sandboxes read and write: io limits apply to the disks below.
+            mount: the hierarchy; found where none is given.
+
+        Raises:
+            HostUnsupported: there is no hierarchy.
+        """
+        mount = mount or cgroupfs.find_mount(procfs.mounts())
         if mount is None:
             raise HostUnsupported(
                 "cannot make cgroups: no cgroup2 hierarchy is mounted",
@@ -44,25 +52,30 @@ class SandboxCgroups:
                 remedy="mount -t cgroup2 none /sys/fs/cgroup",
             )
         self._kernel = kernel
+        self._folders = tuple(folders)
         self.root = f"{mount}/{name}"
         with contextlib.suppress(FileExistsError):
             os.mkdir(self.root)
-        offered = cgroupfs.controllers(mount)
-        wanted = sorted(set(CONTROLLER_OF.values()) & offered)
-        try:
-            cgroupfs.enable_controllers(mount, wanted)
-            cgroupfs.enable_controllers(self.root, wanted)
-            self.controllers = frozenset(wanted)
-        except OSError:
-            self.controllers = frozenset()
+        wanted = set(CONTROLLER_OF.values()) & cgroupfs.controllers(mount)
+        if "memory" in wanted and HUGETLB in cgroupfs.controllers(mount):
+            wanted.add(HUGETLB)
+        for group in (mount, self.root):
+            wanted = {name for name in wanted if cgroupfs.try_controller(group, name)}
+        self.controllers = frozenset(wanted)
 
     def unenforceable(self) -> dict[str, str]:
         """Return the limits that this host cannot enforce, each with what is missing."""
-        return {
+        missing = {
             limit: f"the cgroup2 controller {name!r}"
             for limit, name in CONTROLLER_OF.items()
             if name not in self.controllers
         }
+        if "io" not in missing and not self._disks():
+            missing["io"] = "a disk of their own under the sandboxes' files"
+        return missing
+
+    def _disks(self) -> list[str]:
+        return disks.under(self._folders)
 
     def path(self, sandbox_id: str) -> str:
         """Return where a sandbox's cgroup is."""
@@ -95,7 +108,9 @@ class SandboxCgroups:
             raise
 
     def apply(self, sandbox_id: str, limits: Limits) -> None:
-        """Write the limits that the host can enforce; `<id>` must have no process of its own any more.
+        """Enable the controllers and write the limits that the host can enforce.
+
+        `<id>` must have no process of its own any more.
 
         Raises:
             CgroupError: the kernel refused one.
@@ -103,30 +118,57 @@ class SandboxCgroups:
         if not self.controllers:
             return
         group = self.path(sandbox_id)
-        settings: list[tuple[str, str]] = []
-        if "memory" in self.controllers and limits.memory_bytes is not None:
-            settings += [
-                ("memory.max", str(limits.memory_bytes + INIT_MEMORY_SLACK)),
-                ("memory.swap.max", "0"),
-                ("work/memory.max", str(limits.memory_bytes)),
-                ("init/memory.max", str(INIT_MEMORY_SLACK)),
-            ]
-        if "pids" in self.controllers and limits.pids is not None:
-            settings += [
-                ("pids.max", str(limits.pids + INIT_PIDS)),
-                ("work/pids.max", str(limits.pids)),
-                ("init/pids.max", str(INIT_PIDS)),
-            ]
-        if "cpu" in self.controllers and limits.cpus is not None:
-            settings.append(("cpu.max", f"{max(1000, int(limits.cpus * _CPU_PERIOD_US))} {_CPU_PERIOD_US}"))
         try:
             for name in ("", "/work"):
                 cgroupfs.enable_controllers(f"{group}{name}", sorted(self.controllers))
-            for name, value in settings:
-                cgroupfs.write(f"{group}/{name}", value)
+            if HUGETLB in self.controllers:
+                for name in cgroupfs.files(group, "hugetlb.", ".max"):
+                    cgroupfs.write(f"{group}/{name}", "0")
         except OSError as error:
-            code = errno.errorcode.get(error.errno or 0, str(error.errno))
-            raise CgroupError(f"cannot limit {sandbox_id}: {code}", path=error.filename, errno=code) from error
+            raise _refused(sandbox_id, error) from error
+        self.change(sandbox_id, limits)
+
+    def change(self, sandbox_id: str, limits: Limits) -> None:
+        """Write the limits of a sandbox that lives; one of memory that is above it waits for the kernel to reclaim.
+
+        Raises:
+            CgroupError: the kernel refused one.
+        """
+        try:
+            for name, value in settings_of(limits, self.controllers, self._disks() if limits.io else ()):
+                path = f"{self.path(sandbox_id)}/{name}"
+                if name == "memory.swap.max" and not os.path.exists(path):
+                    continue  # a kernel without swap
+                cgroupfs.write(path, value)
+        except OSError as error:
+            raise _refused(sandbox_id, error) from error
+
+    def used_memory(self, sandbox_id: str) -> int:
+        """Return what counts against a sandbox's limit of memory; 0 where nobody counts."""
+        return stats.number(f"{self.path(sandbox_id)}/work/memory.current") or 0
+
+    def stats(self, sandbox_id: str) -> dict[str, Any]:
+        """Return what a sandbox uses (`stats.py`)."""
+        return stats.collect(self.path(sandbox_id))
+
+    def freeze(self, sandbox_id: str, frozen: bool) -> None:
+        """Stop every process where it is, or let all go on; `is_frozen` says when it is done.
+
+        Raises:
+            CgroupError: the kernel refused it.
+        """
+        try:
+            cgroupfs.write(f"{self.path(sandbox_id)}/cgroup.freeze", "1" if frozen else "0")
+        except OSError as error:
+            raise _refused(sandbox_id, error, "freeze" if frozen else "thaw") from error
+
+    def is_frozen(self, sandbox_id: str) -> bool:
+        """Tell whether every process has stopped."""
+        return cgroupfs.is_frozen(self.path(sandbox_id))
+
+    def is_to_freeze(self, sandbox_id: str) -> bool:
+        """Tell whether `freeze` was asked for, done or not."""
+        return stats.number(f"{self.path(sandbox_id)}/cgroup.freeze") == 1
 
     def kill(self, sandbox_id: str) -> None:
         """SIGKILL everything inside."""
@@ -148,3 +190,8 @@ class SandboxCgroups:
         """Remove our own group if it is empty."""
         with contextlib.suppress(OSError):
             os.rmdir(self.root)
+
+
+def _refused(sandbox_id: str, error: OSError, verb: str = "limit") -> CgroupError:
+    code = errno.errorcode.get(error.errno or 0, str(error.errno))
+    return CgroupError(f"cannot {verb} {sandbox_id}: {code}", path=str(error.filename or ""), errno=code)

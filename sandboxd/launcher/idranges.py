@@ -22,6 +22,7 @@ import dataclasses
 import fcntl
 import os
 import random
+import resource
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -30,13 +31,20 @@ import msgpack
 from ..errors import LimitExceeded
 from ..linux import cgroupfs, procfs
 from ..linux.kernel import CLONE_NEWUSER, SECBIT_NO_SETUID_FIXUP, Kernel, SyscallError
-from ..spec import ID_RANGE_WIDTH
+from ..spec import ID_RANGE_WIDTH, MAX_PIDS
 
 FIRST_ID: Final = 0x70000000  # 1,879,048,192
 #: Owner on disk of what a sandbox's root writes; nobody's id on the host. The ranges end below it.
 DISK_FIRST_ID: Final = 2_000_000_000
 RANGES: Final = (DISK_FIRST_ID - FIRST_ID) // ID_RANGE_WIDTH
 CLAIMS_DIR: Final = "/run/sandboxd-ids"
+#: What all users of one sandbox may have together. The kernel takes a user namespace's ceilings from the rlimits of
+#: whoever makes it (kernel/user_namespace.c, set_userns_rlimit_max) and counts every id of it against them: a root
+#: that spreads a fork bomb over its 65,536 users meets NPROC even where no pids controller is. Bytes of locked
+#: memory and of message queues are the kernel's own defaults; signals are enough for what a shell and a test runner
+#: leave pending.
+NAMESPACE_RLIMITS: Final = (("MEMLOCK", 8 << 20), ("SIGPENDING", 4096), ("MSGQUEUE", 819_200))
+NAMESPACE_PROCESSES: Final = MAX_PIDS + 16
 
 
 @dataclasses.dataclass(slots=True)
@@ -64,6 +72,16 @@ class IdRange:
 def base_of(index: int) -> int:
     """Return the first host id of range `index`."""
     return FIRST_ID + index * ID_RANGE_WIDTH
+
+
+def set_rlimit(name: str, value: int) -> None:
+    """Set a soft and hard rlimit; what a container denies to its root (no CAP_SYS_RESOURCE) stays lower."""
+    number = getattr(resource, f"RLIMIT_{name}")
+    hard = resource.getrlimit(number)[1]
+    try:
+        resource.setrlimit(number, (value, value))
+    except (ValueError, OSError):
+        resource.setrlimit(number, (min(value, hard), hard))
 
 
 class RangeAllocator:
@@ -222,6 +240,8 @@ class RangeAllocator:
         try:
             os.close(hold_write)
             if owner:
+                for name, value in (*NAMESPACE_RLIMITS, ("NPROC", NAMESPACE_PROCESSES)):
+                    set_rlimit(name, value)
                 self._kernel.set_securebits(SECBIT_NO_SETUID_FIXUP)
                 self._kernel.setresids(owner, owner)
             self._kernel.unshare(CLONE_NEWUSER)

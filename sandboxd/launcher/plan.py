@@ -30,6 +30,7 @@ class LaunchSpec:
         rootfs: the rootfs' name.
         tree: where that rootfs is unpacked.
         limits: every one filled in.
+        processes: RLIMIT_NPROC of each of its users.
         seccomp: the profile's name.
         range_base: the first host id of its range.
     """
@@ -40,6 +41,7 @@ class LaunchSpec:
     disk: str
     stage: str
     limits: Limits
+    processes: int
     seccomp: str
     range_base: int
     machine_id: str
@@ -63,7 +65,7 @@ def plan(spec: LaunchSpec) -> tuple[Step, ...]:
         privilege.NameHost(hostname=spec.id),
         filesystem.PivotRoot(),
         privilege.EnterUserNamespace(owner=spec.range_base),
-        privilege.LimitResources(pids=spec.limits.pids or 0),
+        privilege.LimitResources(processes=spec.processes),
         privilege.DropPrivileges(keep=SANDBOX_CAPABILITIES),
         privilege.ApplySeccomp(profile=spec.seccomp),
         privilege.CloseDescriptors(),

@@ -5,11 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import resource
+from typing import Final
 
 from ..linux import netns
 from ..linux.kernel import CLONE_NEWUSER, Kernel, SyscallError
 from ..spec import ID_RANGE_WIDTH
+from .idranges import NAMESPACE_RLIMITS, set_rlimit
 from .steps import Birth, Named, write_proc
+
+MAX_OPEN_FILES: Final = 1_048_576
+#: No core dumps (a piped core_pattern runs on the host), no real-time priority and no negative nice, whatever the
+#: launcher was started with; of the rest each user may have what the user namespace may have.
+FIXED_RLIMITS: Final = (("CORE", 0), ("RTPRIO", 0), ("NICE", 0), *NAMESPACE_RLIMITS)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,21 +98,18 @@ class EnterUserNamespace(Named):
 class LimitResources(Named):
     """rlimits: what cgroups do not bound."""
 
-    pids: int
+    processes: int
 
     def describe(self) -> str:
         """Say what it does."""
-        return f"rlimits: core 0, nofile 1048576 (soft 1024), nproc {self.pids}"
+        return f"rlimits: nproc {self.processes}, {', '.join(f'{name} {value}' for name, value in FIXED_RLIMITS)}"
 
     def run(self, kernel: Kernel, birth: Birth) -> None:
         """Do it."""
-        hard = min(1_048_576, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        for limit, soft, top in (
-            (resource.RLIMIT_CORE, 0, 0),
-            (resource.RLIMIT_NOFILE, min(1024, hard), hard),
-            (resource.RLIMIT_NPROC, self.pids, self.pids),
-        ):
-            resource.setrlimit(limit, (soft, top))
+        hard = min(MAX_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))
+        for name, value in (*FIXED_RLIMITS, ("NPROC", self.processes)):
+            set_rlimit(name, value)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

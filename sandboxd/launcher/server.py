@@ -35,7 +35,9 @@ from ..wire.messages import Cancel, Credit, Event, Failure, Message, Reply, Requ
 from . import profiles, rootfs
 from .births import Births, Means, Order, Serve
 from .cgroups import SandboxCgroups
+from .control import Answers, Controls, Running, id_of
 from .idranges import RangeAllocator
+from .limits import Host
 from .records import Record, RecordStore
 from .removals import RETRY_S, Removals, reap
 from .settings import Settings
@@ -50,15 +52,6 @@ QUIET_S: Final = 0.02
 _MAX_PENDING: Final = 4096
 
 
-@dataclasses.dataclass(slots=True)
-class _Sandbox:
-    """A running sandbox; `pidfd` is its init's, -1 once that has ended."""
-
-    record: Record
-    pidfd: int
-    ended: str | None = None
-
-
 class Launcher:
     """Owns every sandbox's resources on behalf of one daemon."""
 
@@ -71,11 +64,11 @@ class Launcher:
         self._out = bytearray()
         self._selector = selectors.DefaultSelector()
         self._ranges = RangeAllocator(kernel)
-        self._cgroups = SandboxCgroups(kernel, settings.cgroup_name)
+        self._cgroups = SandboxCgroups(kernel, settings.cgroup_name, folders=(settings.pool_dir, settings.rootfs_dir))
         self._records = RecordStore(settings.records_dir)
         self._storage: StorageDriver = DirectoryDriver(settings.pool_dir)
         self._filters = profiles.compile_all(settings.profile_dir, settings.own_profile_dir)
-        self._sandboxes: dict[str, _Sandbox] = {}
+        self._sandboxes: dict[str, Running] = {}
         self._removals = Removals(
             self._selector, self._cgroups, self._storage, self._records, self._ranges, settings.links_dir
         )
@@ -90,6 +83,15 @@ class Launcher:
             serve=serve,
         )
         self._births = Births(self._selector, means)
+        self._host = Host.look()
+        self._controls = Controls(
+            self._sandboxes,
+            self._cgroups,
+            self._storage,
+            self._records,
+            self._judged,
+            Answers(reply=self._reply, fail=self._fail),
+        )
         self._rested = False  # whether the present pause has been used to prepare
         self._watch: tuple[int, int] | None = None  # request id, next offset
         self._operations: dict[str, Callable[[int, dict[str, Any]], dict[str, Any] | None]] = {
@@ -100,6 +102,7 @@ class Launcher:
             "watch": self._start_watch,
             "rootfs": self._list_rootfs,
             "info": self._info,
+            **self._controls.operations(),
         }
 
     # --- the loop ---
@@ -209,7 +212,8 @@ class Launcher:
     # --- create ---
 
     def _create(self, request: int, params: dict[str, Any]) -> dict[str, Any] | None:
-        sandbox_id, rootfs_name, limits, profile = self._checked(params)
+        sandbox_id, rootfs_name, profile = self._checked(params)
+        limits, unenforced = self._judged(params.get("limits") or {})
 
         def on_born(record: Record, pidfd: int, timings: dict[str, float]) -> None:
             try:
@@ -226,20 +230,19 @@ class Launcher:
             rootfs=rootfs_name,
             limits=limits,
             seccomp=profile,
-            unenforced=self._unenforced(limits),
+            unenforced=unenforced,
             on_born=on_born,
             on_failed=lambda error: self._fail(request, error),
         )
         self._births.begin(order)
         return None
 
-    def _checked(self, params: dict[str, Any]) -> tuple[str, str, Limits, str]:
+    def _checked(self, params: dict[str, Any]) -> tuple[str, str, str]:
         """Check everything again: the daemon may have been taken over."""
         if set(params) - {"id", "rootfs", "limits", "network", "seccomp"}:
             raise InvalidRequest("cannot create: unknown parameters", field="params")
         values = (params.get("id"), params.get("rootfs"), params.get("seccomp", "default"))
-        wanted = params.get("limits") or {}
-        if not all(isinstance(value, str) for value in values) or not isinstance(wanted, dict):
+        if not all(isinstance(value, str) for value in values):
             raise InvalidRequest("cannot create: a parameter has the wrong type", field="params")
         sandbox_id, name, profile = (str(value) for value in values)
         check_id(sandbox_id)
@@ -261,11 +264,19 @@ class Launcher:
                 profile=profile[:40],
                 available=available,
             )
+        return sandbox_id, name, profile
+
+    def _judged(self, wanted: object) -> tuple[Limits, list[str]]:
+        """Return limits with every default filled in, and the names of those that nobody enforces."""
+        if not isinstance(wanted, dict):
+            raise InvalidRequest("cannot read the limits: they are no map", field="limits")
         try:
-            limits = Limits(**wanted).merged(self._settings.default_limits)
+            asked = Limits(**wanted)
         except TypeError as error:
             raise InvalidRequest(f"cannot read the limits: {error}", field="limits") from None
-        return sandbox_id, name, limits, profile
+        self._host.check(asked)
+        limits = asked.merged(self._host.fit(self._settings.default_limits))
+        return limits, self._unenforced(limits)
 
     def _unenforced(self, limits: Limits) -> list[str]:
         missing = self._missing()
@@ -287,13 +298,13 @@ class Launcher:
         return missing
 
     def _keep(self, record: Record, pidfd: int) -> None:
-        sandbox = _Sandbox(record, pidfd)
+        sandbox = Running(record, pidfd)
         self._sandboxes[record.id] = sandbox
         self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_end(sandbox))
 
     # --- ends ---
 
-    def _on_end(self, sandbox: _Sandbox) -> None:
+    def _on_end(self, sandbox: Running) -> None:
         """An init is dead: its namespace dies with it. Tell the daemon, which decides what becomes of the rest."""
         self._selector.unregister(sandbox.pidfd)
         sandbox.ended = reap(sandbox.pidfd)
@@ -309,11 +320,12 @@ class Launcher:
         with contextlib.suppress(BlockingIOError):
             os.read(wake, 4096)
         self._removals.reap_helpers()
+        self._controls.reap_helpers()
 
     # --- destroy ---
 
     def _destroy(self, request: int, params: dict[str, Any]) -> dict[str, Any] | None:
-        sandbox_id = _id_of(params)
+        sandbox_id = id_of(params)
         if sandbox_id in self._births:
             self._births.abandon(sandbox_id, lambda error: self._destroyed(request, error))
             return None
@@ -332,7 +344,7 @@ class Launcher:
 
     def _kill(self, request: int, params: dict[str, Any]) -> dict[str, Any]:
         """End every process of a sandbox that is not to be trusted; what it has stays until `destroy`."""
-        sandbox_id = _id_of(params)
+        sandbox_id = id_of(params)
         if sandbox_id in self._sandboxes:
             self._cgroups.kill(sandbox_id)
         return {}
@@ -372,7 +384,12 @@ class Launcher:
     def _list(self, request: int, params: dict[str, Any]) -> dict[str, Any]:
         return {
             "sandboxes": [
-                {**_facts(sandbox.record), "alive": sandbox.ended is None, "reason": sandbox.ended}
+                {
+                    **_facts(sandbox.record),
+                    "alive": sandbox.ended is None,
+                    "reason": sandbox.ended,
+                    "frozen": self._cgroups.is_to_freeze(sandbox.record.id),
+                }
                 for sandbox in self._sandboxes.values()
             ]
         }
@@ -397,13 +414,6 @@ class Launcher:
             "missing": [{"limit": name, "why": why} for name, why in sorted(missing.items())],
             "sandboxes": len(self._sandboxes),
         }
-
-
-def _id_of(params: dict[str, Any]) -> str:
-    sandbox_id = params.get("id")
-    if not isinstance(sandbox_id, str):
-        raise InvalidRequest("cannot tell which sandbox is meant: id must be text", field="id")
-    return check_id(sandbox_id)
 
 
 def _facts(record: Record) -> dict[str, Any]:

@@ -29,6 +29,14 @@ class StorageDriver(Protocol):
         """Make the folder that holds `upper` and `work`; return its path."""
         ...
 
+    def resize(self, sandbox_id: str, disk_bytes: int) -> None:
+        """Give a sandbox another limit, in force at once; a driver that cannot limit does nothing."""
+        ...
+
+    def used(self, sandbox_id: str) -> int | None:
+        """Return how many bytes count against the limit, at once; None where nobody counts."""
+        ...
+
     def remove(self, sandbox_id: str, *, budget: int | None) -> bool:
         """Remove what `create` made, at most `budget` entries; True when nothing is left."""
         ...
@@ -55,6 +63,13 @@ class DirectoryDriver:
             kernel.mkdir(f"{path}{name}", mode)
             kernel.chown(f"{path}{name}", DISK_FIRST_ID, DISK_FIRST_ID)
         return path
+
+    def resize(self, sandbox_id: str, disk_bytes: int) -> None:
+        """Do nothing: it cannot limit."""
+
+    def used(self, sandbox_id: str) -> int | None:
+        """Return None: counting would mean to walk the tree."""
+        return None
 
     def remove(self, sandbox_id: str, *, budget: int | None) -> bool:
         """Remove the folder, never leaving its filesystem and never following a link."""

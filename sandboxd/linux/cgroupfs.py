@@ -29,13 +29,30 @@ def enable_controllers(group: str, names: Iterable[str]) -> None:
         write(f"{group}/cgroup.subtree_control", wanted)
 
 
+def try_controller(group: str, name: str) -> bool:
+    """Let the children of `group` use one controller; False where the kernel refuses it, or another user of it."""
+    try:
+        enable_controllers(group, [name])
+    except OSError:
+        return False
+    return True
+
+
 def write(path: str, text: str) -> None:
     """Write one cgroup file."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())
+    except OSError as error:
+        error.filename = path
+        raise
     finally:
         os.close(fd)
+
+
+def files(group: str, prefix: str, suffix: str) -> list[str]:
+    """Return the names of the files of `group` that begin and end so."""
+    return [name for name in os.listdir(group) if name.startswith(prefix) and name.endswith(suffix)]
 
 
 def kill(group: str) -> None:
@@ -48,6 +65,14 @@ def is_populated(group: str) -> bool:
     """Tell whether a live process (a zombie does not count) is below `group`."""
     try:
         return "populated 1" in _read(f"{group}/cgroup.events")
+    except OSError:
+        return False
+
+
+def is_frozen(group: str) -> bool:
+    """Tell whether every process below `group` is frozen."""
+    try:
+        return "frozen 1" in _read(f"{group}/cgroup.events")
     except OSError:
         return False
 

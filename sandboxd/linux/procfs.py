@@ -11,12 +11,14 @@ _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of mountinfo (proc_pid_mountinfo(5))."""
+    """One line of mountinfo (proc_pid_mountinfo(5)); `device` is its st_dev as "major:minor"."""
 
     root: str
     target: str
     fstype: str
     options: tuple[str, ...]
+    source: str = ""
+    device: str = ""
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
@@ -25,8 +27,8 @@ def parse_mountinfo(text: str) -> list[Mount]:
     for line in text.splitlines():
         fields = line.split(" ")
         separator = fields.index("-", 6)
-        root, target = (_OCTAL.sub(lambda m: chr(int(m[1], 8)), fields[i]) for i in (3, 4))
-        found.append(Mount(root, target, fields[separator + 1], tuple(fields[5].split(","))))
+        root, target, source = (_OCTAL.sub(lambda m: chr(int(m[1], 8)), fields[i]) for i in (3, 4, separator + 2))
+        found.append(Mount(root, target, fields[separator + 1], tuple(fields[5].split(",")), source, fields[2]))
     return found
 
 

@@ -37,7 +37,7 @@ def create(launcher: LauncherProcess, sandbox_id: str = ID, **changes: object) -
 
 def step_names() -> set[str]:
     spec = LaunchSpec(
-        id=ID, rootfs="x", tree="/x", disk="/x", stage="/x", limits=DEFAULT_LIMITS, seccomp="default",
+        id=ID, rootfs="x", tree="/x", disk="/x", stage="/x", limits=DEFAULT_LIMITS, processes=9, seccomp="default",
         range_base=1, machine_id="0",
     )  # fmt: skip
     return {step.name for step in plan(spec)}

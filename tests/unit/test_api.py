@@ -57,7 +57,12 @@ BAD_SANDBOXES: list[tuple[Any, int, str, str | None]] = [
     ({"limits": {"memory_bytes": 1 << 200}}, 400, "invalid-request", "limits.memory_bytes"),
     ({"limits": {"cpus": 0}}, 400, "invalid-request", "limits.cpus"),
     ({"limits": {"cpus": 1e300}}, 400, "invalid-request", "limits.cpus"),
-    ({"limits": {"io": {}}}, 422, "not-available", "limits.io"),
+    ({"limits": {"io": 3}}, 400, "invalid-request", "limits.io"),
+    ({"limits": {"io": {"read_iops": 0}}}, 400, "invalid-request", "limits.io.read_iops"),
+    ({"limits": {"io": {"write_bytes_per_s": "1M"}}}, 400, "invalid-request", "limits.io.write_bytes_per_s"),
+    ({"limits": {"io": {"speed": 1}}}, 400, "unknown-field", "limits.io.speed"),
+    ({"limits": {"pids": 32_769}}, 400, "invalid-request", "limits.pids"),
+    ({"limits": {"memory_bytes": 16_777_215}}, 400, "invalid-request", "limits.memory_bytes"),
     ({"limits": []}, 400, "invalid-request", "limits"),
     ({"name": 1}, 400, "invalid-request", "name"),
     ({"name": "UPPER"}, 400, "invalid-request", "name"),
@@ -312,7 +317,8 @@ async def test_the_life_of_a_sandbox(daemon: FakeDaemon) -> None:
     assert made["unenforced"] == ["disk_bytes"]
     assert made["network"] == {"mode": "none"}
     assert "reason" not in made
-    assert daemon.fake.created[0]["limits"] == {"memory_bytes": None, "cpus": 1, "pids": None, "disk_bytes": None}
+    absent = dict.fromkeys(("memory_bytes", "pids", "disk_bytes", "io"))
+    assert daemon.fake.created[0]["limits"] == {"cpus": 1, **absent}
     for ref in (made["id"], "box"):
         assert (await daemon.client.get(f"{ROUTE}/{ref}")).json() == made
     again = problem(await daemon.client.post(ROUTE, json={"name": "box"}))

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.cli import doctor
-from sandboxd.launcher import birth, filesystem, idranges
-from sandboxd.launcher import cgroups as launcher_cgroups
+from sandboxd.launcher import birth, filesystem, idranges, limits
 from sandboxd.linux.kernel import Kernel
 from sandboxd.linux.probes import cgroups, child, namespaces, overlay, storage
 from sandboxd.linux.probes.feature import Feature, Report, Status
@@ -29,7 +28,7 @@ def test_the_trials_are_what_a_birth_does():
     assert idranges.base_of(idranges.RANGES - 1) + ID_RANGE_WIDTH <= child.TRIAL_FIRST_ID
     flags = {flag for flag, _ in namespaces.KINDS.values()}
     assert sum(flags) == birth._NAMESPACES
-    assert set(launcher_cgroups.CONTROLLER_OF.values()) <= set(cgroups.CONTROLLERS)
+    assert set(limits.CONTROLLER_OF.values()) <= set(cgroups.CONTROLLERS)
 
 
 def test_the_promise_about_disk_limits_follows_the_launcher():

@@ -26,6 +26,7 @@ SPEC = LaunchSpec(
     disk="/pool/x",
     stage="/run/stage",
     limits=spec.DEFAULT_LIMITS,
+    processes=9,
     seccomp="default",
     range_base=idranges.base_of(7),
     machine_id="0" * 32,
