@@ -57,6 +57,8 @@ class Launcher:
 
     def __init__(self, settings: Settings, connection: socket.socket, kernel: Kernel, serve: Serve) -> None:
         self._settings = settings
+        # First, since it may fail for what an operator wrote, and nothing may be left behind then.
+        self._filters = profiles.compile_all(settings.profile_dir, settings.own_profile_dir)
         for directory in (settings.pool_dir, settings.records_dir, settings.stage_dir):
             os.makedirs(directory, mode=0o700, exist_ok=True)
         self._socket = connection
@@ -67,7 +69,6 @@ class Launcher:
         self._cgroups = SandboxCgroups(kernel, settings.cgroup_name, folders=(settings.pool_dir, settings.rootfs_dir))
         self._records = RecordStore(settings.records_dir)
         self._storage: StorageDriver = DirectoryDriver(settings.pool_dir)
-        self._filters = profiles.compile_all(settings.profile_dir, settings.own_profile_dir)
         self._sandboxes: dict[str, Running] = {}
         self._removals = Removals(
             self._selector, self._cgroups, self._storage, self._records, self._ranges, settings.links_dir
