@@ -201,15 +201,15 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def test_the_operators_own(tmp_path: pathlib.Path, folder: pathlib.Path) -> None:
+def test_the_operators_own(tmp_path: pathlib.Path, folder: pathlib.Path, request: pytest.FixtureRequest) -> None:
     daemon = Daemon(tmp_path / "d", options=("--seccomp-dir", str(folder)))
     daemon.start()
+    request.addfinalizer(daemon.close)
     with daemon.client() as client, Sandbox.create(client=client, seccomp="no-links") as sandbox:
         assert client.info()["seccomp"] == ["default", "no-links", "strict"]
         result = sandbox.exec("ln -s a /workspace/x")
         assert (result.exit_code, "not implemented" in result.stderr) == (1, True)
         assert sandbox.exec("touch /workspace/y && echo fine").stdout == "fine\n"
-    daemon.close()
 
 
 def _group_writable(folder: pathlib.Path) -> None:
