@@ -15,11 +15,14 @@ from typing import Any, ClassVar
 __all__ = [
     "AccessDenied",
     "AlreadyRunning",
+    "ArchiveRefused",
     "BodyTooLarge",
     "CgroupError",
     "ConfigError",
     "Conflict",
     "DaemonUnavailable",
+    "DirectoryNotEmpty",
+    "FileExists",
     "FileNotFound",
     "FilePermissionDenied",
     "HostUnsupported",
@@ -176,6 +179,24 @@ class NotAFile(Conflict):
     """The path names something other than a regular file: `type`."""
 
     kind = "not-a-file"
+
+
+class FileExists(Conflict):
+    """Something has that name already: `path`."""
+
+    kind = "file-exists"
+
+
+class DirectoryNotEmpty(Conflict):
+    """The folder has something in it, and deleting all of it was not asked for: `path`."""
+
+    kind = "directory-not-empty"
+
+
+class ArchiveRefused(InvalidRequest):
+    """An archive is damaged, or a member of it would leave the folder: `reason`, `member`."""
+
+    kind = "archive-refused"
 
 
 class ProcessNotRunning(Conflict):

@@ -35,6 +35,7 @@ _ROOTFS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
 _PROFILE = re.compile(r"[a-z0-9][a-z0-9-]{0,31}\Z")
 _PROCESS_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
+_MODE = re.compile(r"[0-7]{3,4}\Z")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 #: Base32's letters: an id is a DNS label and a Cloudflare-style id too.
 _ID_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
@@ -109,6 +110,47 @@ def check_path(value: str, field: str = "path") -> str:
     if ".." in value.split("/"):
         raise _fail(field, "the path must not have '..' in it")
     return value
+
+
+def name_bytes(name: str) -> bytes:
+    """Return a file's name or path as the kernel has it."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def name_text(name: bytes) -> str:
+    """Return a file's name as text; what is no UTF-8 becomes surrogates, which `name_bytes` turns back."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def check_file_path(value: str | bytes, field: str = "path") -> str:
+    """Return a file's absolute path, `.` and empty parts taken out; bytes that are no UTF-8 become surrogates.
+
+    Names are bytes to the kernel. Text is UTF-8; bytes are taken as they are (`name_bytes` gives them back).
+    """
+    if isinstance(value, str):
+        check_path(value, field)
+    else:
+        # What no text can say; the rest of the checks see it with surrogates.
+        if b"\0" in value:
+            raise _fail(field, "it has a NUL byte")
+        if len(value) > MAX_PATH_BYTES:
+            raise _fail(field, f"it is {len(value)} bytes, the bound is {MAX_PATH_BYTES}")
+        value = name_text(value)
+    parts = value.split("/")
+    if parts[0] or not value:
+        raise _fail(field, "the path must be absolute")
+    if ".." in parts:
+        raise _fail(field, "the path must not have '..' in it")
+    return "/" + "/".join(part for part in parts if part not in ("", "."))
+
+
+def check_mode(value: str | None, field: str = "mode") -> int | None:
+    """Return the permission bits that an octal text such as "755" or "0644" names."""
+    if value is None:
+        return None
+    if not _MODE.match(value):
+        raise _fail(field, "a mode is three or four octal digits, such as 755 or 0644")
+    return int(value, 8)
 
 
 def check_user(value: str | int, field: str = "user") -> str | int:

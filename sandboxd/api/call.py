@@ -90,6 +90,17 @@ class Call:
             raise InvalidRequest(f"cannot accept query parameter {name!r}: it is no whole number", field=name)
         return int(text)
 
+    def query_flag(self, name: str) -> bool:
+        """Return a query parameter that is true or false; absent is false.
+
+        Raises:
+            InvalidRequest: it is something else.
+        """
+        text = self.query(name)
+        if text not in (None, "true", "false", "1", "0"):
+            raise InvalidRequest(f"cannot accept query parameter {name!r}: it is neither true nor false", field=name)
+        return text in ("true", "1")
+
     def accepts(self) -> str:
         """Return which of the three answers to a command the caller wants: json, sse or raw."""
         accept = self.request.headers.get("Accept", "")

@@ -11,10 +11,11 @@ from quart.wrappers.response import ResponseBody
 
 from ..errors import InternalError, InvalidRequest, RangeNotSatisfiable
 from ..runtime.files import PIECE_BYTES
-from ..spec import check_path
-from . import models
+from ..spec import check_mode
 from .body import UPLOAD_IDLE_S
 from .call import answer, streamed
+from .file_models import FileOut, shown, spelled
+from .filetree import query_path
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -27,17 +28,10 @@ if TYPE_CHECKING:
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z", re.ASCII)
 
 
-def _path(call: Call) -> str:
-    path = call.query("path")
-    if path is None:
-        raise InvalidRequest("cannot tell which file: the query parameter 'path' is missing", field="path")
-    return check_path(path)
-
-
 async def read(call: Call, ref: str) -> TrioResponse:
     """Send a file's bytes, or the part that Range names."""
     sandbox = call.manager.registry.find(ref)
-    path = _path(call)
+    path = query_path(call)
     reader = await call.stack.enter_async_context(await sandbox.open_read(path))
     headers = {
         "Content-Type": mimetypes.guess_type(path)[0] or "application/octet-stream",
@@ -103,10 +97,14 @@ class _FileBody(ResponseBody):
 async def write(call: Call, ref: str) -> TrioResponse:
     """Put the body in a file's place: whole or not at all."""
     sandbox = call.manager.registry.find(ref)
-    path = _path(call)
-    async with await sandbox.open_write(path) as writer:
+    path = query_path(call)
+    if (call.query("path") or "").endswith("/"):
+        raise InvalidRequest(f"cannot write {shown(path)}: a file's path does not end with a slash", field="path")
+    mode = call.query("mode")
+    check_mode(mode)
+    async with await sandbox.open_write(path, mode) as writer:
         while piece := await call.body.next_piece(idle_s=UPLOAD_IDLE_S):
             await writer.write(piece)
         size = writer.size
         created = await writer.commit()
-    return answer(models.FileOut(path, size), 201 if created else 200)
+    return answer(FileOut(**spelled(path, "path"), size=size), 201 if created else 200)

@@ -154,13 +154,6 @@ class SandboxList(msgspec.Struct, frozen=True):
     next: str | None
 
 
-class FileOut(msgspec.Struct, frozen=True):
-    """A file that was written."""
-
-    path: str
-    size: int
-
-
 class Health(msgspec.Struct, frozen=True):
     """The daemon answers."""
 

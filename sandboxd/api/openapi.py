@@ -21,12 +21,18 @@ _ARGUMENT: Final = re.compile(r"<([a-z]+)>")
 #: Errors that every route can give; routes with access control add two.
 _COMMON: Final = ("invalid-request", "internal-error")
 _GUARDED: Final = ("unauthenticated", "access-denied")
+_FLAGS: Final = frozenset({"recursive", "hidden", "follow"})
 _DESCRIPTIONS: Final = {
     "ref": "a sandbox' id or its unique name",
     "process": "a process' id",
     "path": "an absolute path in the sandbox, without '..'",
     "cursor": "`next` of the page before",
     "limit": "how many a page",
+    "path_b64": "instead of `path`, for names that are no UTF-8: the bytes in base64",
+    "mode": "the file's mode, octal; else the old one's, or 0644",
+    "recursive": "true: with all that is in it",
+    "hidden": "true: names that begin with a dot too",
+    "follow": "true: what a link leads to, not the link",
 }
 
 
@@ -76,9 +82,9 @@ def _parameter(name: str, where: str) -> dict[str, Any]:
     return {
         "name": name,
         "in": where,
-        "required": where == "path" or name == "path",
+        "required": where == "path",
         "description": _DESCRIPTIONS[name],
-        "schema": {"type": "integer" if name == "limit" else "string"},
+        "schema": {"type": "integer" if name == "limit" else "boolean" if name in _FLAGS else "string"},
     }
 
 

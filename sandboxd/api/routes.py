@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, Final
 
-from . import commands, files, meta, models, openapi, sandboxes
+from . import commands, file_models, files, filetree, meta, models, openapi, sandboxes
 from .access import Level
 from .call import Call, answer
 
@@ -60,7 +60,37 @@ _BIRTH: Final = (
     "storage-full",
     "server-busy",
 )
-_FILE: Final = ("file-not-found", "not-a-file", "file-permission-denied")
+#: A file is named by one of these.
+_PATH: Final = ("path", "path_b64")
+_FILE: Final = ("file-not-found", "not-a-file", "file-permission-denied", "limit-exceeded", "server-busy")
+#: Where something comes to be.
+_NEW: Final = ("file-exists", "directory-not-empty", "quota-exceeded")
+
+
+def _file(
+    method: str,
+    path: str,
+    handler: Callable[..., Awaitable[TrioResponse]],
+    *,
+    query: tuple[str, ...] = (),
+    body: type[Any] | None = None,
+    result: type[Any] | None = None,
+    status: int = 200,
+    kinds: tuple[str, ...] = (),
+) -> Route:
+    """Return a row of …/files, with the errors that each of them can give."""
+    own = _BODY if body is not None and body is not bytes else ()
+    return Route(
+        method=method,
+        path=f"{_SANDBOX}/files{path}",
+        handler=handler,
+        query=query,
+        body=body,
+        result=result,
+        status=status,
+        kinds=(*own, *_GONE, *_FILE, *kinds),
+    )
+
 
 ROUTES: Final[tuple[Route, ...]] = (
     Route(method="GET", path="/v1/health", handler=meta.health, access=Level.PUBLIC, result=models.Health),
@@ -113,21 +143,32 @@ ROUTES: Final[tuple[Route, ...]] = (
         status=204,
         kinds=(*_GONE, "process-not-found", "process-not-running"),
     ),
-    Route(
-        method="GET",
-        path=_SANDBOX + "/files",
-        handler=files.read,
-        query=("path",),
-        result=bytes,
-        kinds=(*_GONE, *_FILE, "range-not-satisfiable"),
+    _file("GET", "", files.read, query=_PATH, result=bytes, kinds=("range-not-satisfiable",)),
+    _file("PUT", "", files.write, query=(*_PATH, "mode"), body=bytes, result=file_models.FileOut, kinds=_NEW),
+    _file("DELETE", "", filetree.delete, query=(*_PATH, "recursive"), status=204, kinds=("directory-not-empty",)),
+    _file(
+        "GET",
+        "/list",
+        filetree.listing,
+        query=(*_PATH, "recursive", "hidden", "cursor", "limit"),
+        result=file_models.FileList,
     ),
-    Route(
-        method="PUT",
-        path=_SANDBOX + "/files",
-        handler=files.write,
-        query=("path",),
-        body=bytes,
-        result=models.FileOut,
-        kinds=(*_GONE, "not-a-file", "file-permission-denied", "quota-exceeded"),
+    _file("GET", "/stat", filetree.stat, query=(*_PATH, "follow"), result=file_models.FileInfo),
+    _file("GET", "/exists", filetree.exists, query=_PATH, result=file_models.Exists),
+    _file(
+        "POST", "/mkdir", filetree.mkdir, body=file_models.MkdirIn, result=file_models.FileInfo, status=201, kinds=_NEW
     ),
+    _file("POST", "/rename", filetree.rename, body=file_models.MoveIn, result=file_models.FileInfo, kinds=_NEW),
+    _file("POST", "/copy", filetree.copy, body=file_models.MoveIn, result=file_models.Copied, status=201, kinds=_NEW),
+    _file(
+        "POST",
+        "/symlink",
+        filetree.symlink,
+        body=file_models.SymlinkIn,
+        result=file_models.FileInfo,
+        status=201,
+        kinds=_NEW,
+    ),
+    _file("POST", "/chmod", filetree.chmod, body=file_models.ChmodIn, result=file_models.Changed),
+    _file("POST", "/chown", filetree.chown, body=file_models.ChownIn, result=file_models.Changed),
 )

@@ -39,7 +39,8 @@ Operation = Callable[[Peer, int, dict[str, Any]], None]
 class Commands:
     """Every command of the sandbox, and the streams that follow them."""
 
-    def __init__(self, means: Means) -> None:
+    def __init__(self, means: Means, on_other_exit: Callable[[int, int], None]) -> None:
+        self._on_other_exit = on_other_exit
         self.env: dict[str, str] = {}
         self.cwd = "/"
         self.user: User = users.find_user("root")
@@ -316,6 +317,8 @@ class Commands:
             process = self._by_pid.pop(pid, None)
             if process:
                 process.on_exit(status, rusage)
+            else:
+                self._on_other_exit(pid, status)  # an errand, or an orphan
         self._retry_leaves()
 
     def _on_end(self, process: Process) -> None:

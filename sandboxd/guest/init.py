@@ -13,14 +13,17 @@ import prctl
 
 from ..errors import InternalError, InvalidRequest, SandboxdError
 from ..linux.kernel import Kernel
-from ..spec import check_env, check_path, check_user
+from ..spec import check_env, check_mode, check_path, check_user
 from ..wire.messages import Cancel, Credit, Message, Request
 from . import users
 from .commands import Commands
+from .errands import Errands
 from .files import Files
 from .loop import READ, Loop
+from .paths import path_of
 from .peer import Peer
 from .processes import Means
+from .verbs import FUNCTIONS, stat_file
 
 #: Daemons that may be connected at once: the present one, and an old one that is on its way out.
 MAX_PEERS: Final = 4
@@ -35,7 +38,8 @@ class Init:
         self._listener = listener
         work_fd = os.open("work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=cgroup_fd)
         null_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        self._commands = Commands(Means(self._loop, self._kernel, work_fd, null_fd))
+        self._errands = Errands(self._loop, self._kernel, work_fd, FUNCTIONS)
+        self._commands = Commands(Means(self._loop, self._kernel, work_fd, null_fd), self._errands.on_exit)
         self._files = Files(self._kernel)
         self._peers: list[Peer] = []
         self._operations: dict[str, Callable[[Peer, int, dict[str, Any]], None]] = {
@@ -45,6 +49,8 @@ class Init:
             "open_write": self._open_write,
             "commit_write": self._commit_write,
             "abort_write": self._abort_write,
+            "stat": lambda peer, request, params: peer.reply(request, stat_file(self._kernel, params)),
+            "errand": self._errand,
             "ping": lambda peer, request, _params: peer.reply(request, {}),
         }
 
@@ -73,8 +79,8 @@ class Init:
         """A daemon is gone; commands go on, and nobody is waited for any more."""
         self._peers.remove(peer)
         self._commands.drop_peer(peer)
-        if not self._peers:
-            self._files.abort_all()
+        self._errands.drop(peer)
+        self._files.abort_of(lambda holder: holder[0] is peer)
 
     def _on_message(self, peer: Peer, message: Message) -> None:
         if isinstance(message, Request):
@@ -83,6 +89,9 @@ class Init:
             self._commands.credit(peer, message.id, message.bytes)
         elif isinstance(message, Cancel):
             self._commands.cancel(peer, message.id)
+            self._errands.cancel(peer, message.id)
+            # An open_write whose answer nobody took: nobody will commit it.
+            self._files.abort_of(lambda holder: holder == (peer, message.id))
 
     def _run_operation(self, peer: Peer, message: Request) -> None:
         operation = self._operations.get(message.op)
@@ -112,12 +121,16 @@ class Init:
                 os.chown("/workspace", user.uid, user.gid, follow_symlinks=False)
         peer.reply(request, {})
 
+    def _errand(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        self._errands.start(peer, request, params, self._commands.user)
+
     def _open_read(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
-        facts, fd = self._files.open_read(params["path"])
+        facts, fd = self._files.open_read(path_of(params))
         peer.reply(request, facts, fd)
 
     def _open_write(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
-        ticket, fd = self._files.open_write(params["path"], self._commands.user)
+        mode = check_mode(params.get("mode"))
+        ticket, fd = self._files.open_write(path_of(params), self._commands.user, mode, (peer, request))
         peer.reply(request, {"ticket": ticket}, fd)
 
     def _commit_write(self, peer: Peer, request: int, params: dict[str, Any]) -> None:

@@ -9,12 +9,14 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import LocalProtocolError, RemoteProtocolError, SandboxdError
+from ..errors import InvalidRequest, LocalProtocolError, RemoteProtocolError, SandboxdError
 from ..wire.link import LinkConnection, Role
 from ..wire.messages import Failure, Message, Reply
 from .loop import READ, WRITE, Loop
 
 _RECV_BYTES: Final = 64 * 1024
+#: Room for the descriptors of one request; the daemon, which we trust, passes two at most.
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(4 * 4)
 #: Above this, streams wait until the daemon has read: it keeps init's memory bounded when the daemon does not read.
 HIGH_WATER: Final = 1024 * 1024
 
@@ -67,6 +69,18 @@ class Peer:
         """End a request with an error."""
         self.send(Failure(request, error.kind, error.message, error.facts))
 
+    def take_fds(self, count: int) -> list[int]:
+        """Hand over the descriptors that came with the request being handled; the caller owns them.
+
+        Raises:
+            InvalidRequest: fewer came.
+        """
+        try:
+            return self._link.take_fds(count)
+        except RemoteProtocolError as error:
+            self.close()
+            raise InvalidRequest(f"cannot take {count} descriptors: {error}", field="fds") from error
+
     def close(self) -> None:
         """Close the connection and the descriptors that did not leave."""
         if not self.is_open:
@@ -90,16 +104,19 @@ class Peer:
 
     def _read(self) -> None:
         try:
-            size = self._socket.recv_into(self._buffer)
+            size, ancillary, _, _ = self._socket.recvmsg_into([self._buffer], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
-            size = 0
+            size, ancillary = 0, []
+        fds = array.array("i")
+        for _, _, data in ancillary:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
         if not size:
             self.close()
             return
         try:
-            messages = self._link.receive(memoryview(self._buffer)[:size])
+            messages = self._link.receive(memoryview(self._buffer)[:size], fds)
         except RemoteProtocolError:
             self.close()
             return

@@ -79,6 +79,23 @@ def find_user(wanted: str | int) -> User:
     raise InvalidRequest(f"cannot run as {wanted!r}: no such user in the sandbox", field="user")
 
 
+def find_group(wanted: str | int) -> int:
+    """Return the id of the group with that name; an id stands for itself.
+
+    Raises:
+        InvalidRequest: no group has that name.
+    """
+    if isinstance(wanted, int):
+        return wanted
+    for line in _read("/etc/group").splitlines():
+        fields = line.split(":")
+        if len(fields) == 4 and fields[0] == wanted:
+            gid = _id(fields[2])
+            if gid is not None:
+                return gid
+    raise InvalidRequest(f"cannot use group {wanted!r}: no such group in the sandbox", field="group")
+
+
 def _read(path: str) -> str:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -63,6 +63,7 @@ RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_IN_ROOT: Final = 0x10
+RENAME_NOREPLACE: Final = 1
 KEYCTL_JOIN_SESSION_KEYRING: Final = 1
 
 # include/uapi/linux/securebits.h
@@ -79,9 +80,9 @@ _NUMBERS: Final = {
     "openat2": 437,
     "mount_setattr": 442,
     **(
-        {"pivot_root": 41, "keyctl": 219, "seccomp": 277}
+        {"pivot_root": 41, "keyctl": 219, "seccomp": 277, "renameat2": 276}
         if platform.machine() == "aarch64"
-        else {"pivot_root": 155, "keyctl": 250, "seccomp": 317}
+        else {"pivot_root": 155, "keyctl": 250, "seccomp": 317, "renameat2": 316}
     ),
 }
 _CAPABILITY_VERSION_3: Final = 0x20080522
@@ -222,6 +223,10 @@ class Kernel:
         """Open `path` below `dirfd` under the RESOLVE_* rules."""
         how = ctypes.create_string_buffer(struct.pack("=3Q", flags | os.O_CLOEXEC, mode, resolve))
         return _call("openat2", dirfd, os.fsencode(path), how, 24, path=path)
+
+    def rename_new(self, old: str, new: str, old_dirfd: int, new_dirfd: int) -> None:
+        """Rename to a name that must not exist (renameat2 with RENAME_NOREPLACE)."""
+        _call("renameat2", old_dirfd, os.fsencode(old), new_dirfd, os.fsencode(new), RENAME_NOREPLACE, path=new)
 
     def open(self, path: str, flags: int, mode: int = 0, *, dirfd: int | None = None) -> int:
         """Open a file, close-on-exec."""

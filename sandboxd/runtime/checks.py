@@ -13,7 +13,10 @@ from ..errors import InternalError, RemoteProtocolError, SandboxdError, from_kin
 #: The kinds that an init may answer with; any other kind would let a taken-over init speak for the daemon.
 INIT_KINDS: Final = frozenset(
     {
+        "archive-refused",
         "conflict",
+        "directory-not-empty",
+        "file-exists",
         "file-not-found",
         "file-permission-denied",
         "internal-error",

@@ -180,7 +180,7 @@ class Peer:
         self._wire = LinkConnection(Role.ASKER)
         self._ids = itertools.count(1)
         self._calls: dict[int, _Call] = {}
-        self._out: collections.deque[memoryview] = collections.deque()
+        self._out: collections.deque[tuple[memoryview, list[int]]] = collections.deque()
         self._queued = 0
         self._unsent = trio.Event()
         self._drained = trio.Event()
@@ -228,6 +228,8 @@ class Peer:
                 while True:
                     unwanted += self._wire.take_fds(1)
             self._wire.close()
+            for _, fds in self._out:
+                unwanted += fds
             self._out.clear()
             self._drained.set()
             calls, self._calls = self._calls, {}
@@ -336,8 +338,9 @@ class Peer:
 
     # --- writing ----------------------------------------------------------------------------------------
 
-    def _post(self, frame: bytes) -> None:
-        self._out.append(memoryview(frame))
+    def _post(self, frame: bytes, fds: Iterable[int] = ()) -> None:
+        """Queue a frame; the descriptors that go with it are the peer's from now on."""
+        self._out.append((memoryview(frame), list(fds)))
         self._queued += len(frame)
         self._flush()
         if self._out:
@@ -350,12 +353,15 @@ class Peer:
     def _flush(self) -> None:
         try:
             while self._out:
-                sent = self._sock.send(self._out[0])
+                frame, fds = self._out[0]
+                sent = socket.send_fds(self._sock, [frame], fds) if fds else self._sock.send(frame)
                 self._queued -= sent
-                if sent == len(self._out[0]):
+                for fd in fds:
+                    os.close(fd)  # the message has copies of them
+                if sent == len(frame):
                     self._out.popleft()
                 else:
-                    self._out[0] = self._out[0][sent:]
+                    self._out[0] = (frame[sent:], [])
         except (BlockingIOError, InterruptedError):
             pass
         except OSError as error:
@@ -376,7 +382,9 @@ class Peer:
 
     # --- asking -----------------------------------------------------------------------------------------
 
-    def _open(self, op: str, params: dict[str, Any], stream: Stream | None) -> tuple[int, _Call]:
+    def _open(
+        self, op: str, params: dict[str, Any], stream: Stream | None, fds: Iterable[int] = ()
+    ) -> tuple[int, _Call]:
         if self._ended is not None:
             raise self._ended
         if len(self._calls) >= MAX_CALLS:
@@ -384,7 +392,7 @@ class Peer:
         number = next(self._ids)
         frame = self._wire.send(Request(number, op, params))
         call = self._calls[number] = _Call(stream)
-        self._post(frame)
+        self._post(frame, fds)
         return number, call
 
     async def request(self, op: str, params: dict[str, Any], *, fds: int = 0) -> tuple[dict[str, Any], list[int]]:
@@ -410,16 +418,23 @@ class Peer:
         assert call.result is not None  # noqa: S101 - done without an error
         return call.result, call.fds
 
-    def stream(self, op: str, params: dict[str, Any], *, window: int = DEFAULT_WINDOW) -> Stream:
-        """Return the stream of `op`'s events, an async context manager; entering it asks."""
-        return Stream(self, op, params, window)
+    def stream(
+        self, op: str, params: dict[str, Any], *, window: int = DEFAULT_WINDOW, fds: Iterable[int] = ()
+    ) -> Stream:
+        """Return the stream of `op`'s events, an async context manager; entering it asks.
+
+        `fds` go with the request and are the peer's once it was entered.
+        """
+        return Stream(self, op, params, window, fds)
 
     def _abandon(self, number: int, call: _Call, *, cancel: bool = True) -> None:
         """Nobody waits any more: tell the peer unless its answer is on its way, and drop what still comes."""
         call.abandoned = True
+        # An answer that came with descriptors stands for something that the peer keeps open: it must hear of it too.
+        unheard = not call.done.is_set() or bool(call.fds)
         if call.done.is_set():
             self._finish(call)
-        elif cancel and self._ended is None:
+        if unheard and cancel and self._ended is None:
             self._post(self._wire.send(Cancel(number)))
 
 
@@ -429,8 +444,9 @@ class Stream:
     Credit goes back to the peer as events are taken, so that one that nobody takes stops its own source only.
     """
 
-    def __init__(self, peer: Peer, op: str, params: dict[str, Any], window: int) -> None:
+    def __init__(self, peer: Peer, op: str, params: dict[str, Any], window: int, fds: Iterable[int] = ()) -> None:
         self._peer = peer
+        self._fds = fds
         self._op = op
         self._params = params
         self._window = window
@@ -449,7 +465,8 @@ class Stream:
 
     async def __aenter__(self) -> Stream:
         await self._peer._drained.wait()
-        self._number, self._call = self._peer._open(self._op, {**self._params, "credit": self._window}, self)
+        params = {**self._params, "credit": self._window}
+        self._number, self._call = self._peer._open(self._op, params, self, self._fds)
         return self
 
     async def __aexit__(

@@ -21,7 +21,9 @@ from ..errors import (
     SandboxNotFound,
     ServerBusy,
 )
+from ..spec import name_bytes
 from . import checks, files
+from .errand import Errand
 from .execution import Execution, exec_params, new_process_id
 from .lifecycle import State, may_move
 from .peer import Peer, discarded
@@ -201,13 +203,34 @@ class Sandbox:
         """Return when init has answered."""
         await self._ask("ping")
 
+    def errand(self, do: str, params: dict[str, Any], *, feed: bool = False, timeout_s: float | None = None) -> Errand:
+        """Return an operation on files that init does in a process of its own: an async context manager starts it.
+
+        Raises (on entry or later):
+            SandboxdError: what the operation says; SandboxFailed and SandboxGone as their names say.
+        """
+        return Errand(self, self._link(), {"do": do, "with": params, "feed": feed, "timeout_s": timeout_s})
+
+    async def run_errand(self, do: str, params: dict[str, Any]) -> dict[str, Any]:
+        """Do an errand that gives one result, and return that."""
+        async with self.errand(do, params) as errand:
+            return await errand.finish()
+
+    async def stat(self, path: str, *, follow: bool) -> dict[str, Any]:
+        """Return init's row of a file, not yet checked (`filefacts.parse`).
+
+        Raises:
+            FileNotFound, NotAFile, FilePermissionDenied: as their names say.
+        """
+        return await self._ask("stat", path=name_bytes(path), follow=follow)
+
     async def open_read(self, path: str) -> files.FileReader:
         """Open a file for reading; the caller closes it.
 
         Raises:
             FileNotFound, NotAFile, FilePermissionDenied: as their names say.
         """
-        _, (fd,) = await self._ask_fds("open_read", {"path": path}, 1)
+        _, (fd,) = await self._ask_fds("open_read", {"path": name_bytes(path)}, 1)
         try:
             with trio.CancelScope(shield=True):
                 facts, head = await files.in_thread(self.file_turns, files.vet_and_read, fd, self._devices)
@@ -215,13 +238,15 @@ class Sandbox:
             raise await self._refused(error, path, fd) from error
         return files.FileReader(self, fd, facts, head)
 
-    async def open_write(self, path: str) -> files.FileWriter:
+    async def open_write(self, path: str, mode: str | None = None) -> files.FileWriter:
         """Begin a new version of a file, its parents made; the caller commits or leaves it.
+
+        `mode` is octal text; without it the file keeps the old one's mode, or gets 0644.
 
         Raises:
             NotAFile, FilePermissionDenied, QuotaExceeded: as their names say.
         """
-        result, (fd,) = await self._ask_fds("open_write", {"path": path}, 1)
+        result, (fd,) = await self._ask_fds("open_write", {"path": name_bytes(path), "mode": mode}, 1)
         ticket: int | str | None = None
         try:
             ticket = _ticket(result)

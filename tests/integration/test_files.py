@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
 from sandboxd import FileNotFound, InvalidRequest, NotAFile, Sandbox, SandboxdError
+from tests.support.daemon import Daemon
+from tests.support.rude import Rude
 
 pytestmark = pytest.mark.real
 
@@ -94,3 +97,17 @@ def test_a_full_disk_leaves_the_old_file(sandbox: Sandbox) -> None:
     assert caught.value.kind == "quota-exceeded"
     assert sandbox.read_text("/dev/shm/kept") == "old"
     assert sandbox.exec("ls -A /dev/shm").stdout == "filler\nkept\n"
+
+
+@pytest.mark.slow
+def test_uploads_that_are_dropped_leave_nothing(daemon: Daemon, sandbox: Sandbox) -> None:
+    """Dropped before init's answer, between, and after: no ticket and no temporary file stays."""
+    head = (
+        f"PUT /v1/sandboxes/{sandbox.id}/files?path=/workspace/f HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n"
+    )
+    for turn in range(600):  # over the bound of writes that may be under way
+        with Rude(str(daemon.socket)) as rude:
+            rude.send(head.encode() + b"x" * (turn % 3))
+            time.sleep(turn % 7 / 2000)
+    sandbox.write_file("/workspace/kept", "x")
+    assert sandbox.exec("sleep 0.2; ls -A /workspace").stdout == "kept\n"

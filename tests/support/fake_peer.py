@@ -180,8 +180,8 @@ class FakeInit:
     async def op_stdin_close(self, talk: Conversation, request: Request) -> None:
         await talk.reply(request)
 
-    def _local(self, path: str) -> Path:
-        return self.tree / path.lstrip("/")
+    def _local(self, path: bytes) -> Path:
+        return self.tree / os.fsdecode(path).lstrip("/")
 
     async def op_open_read(self, talk: Conversation, request: Request) -> None:
         from sandboxd.errors import FileNotFound

@@ -187,7 +187,7 @@ async def test_files_of_other_filesystems_are_refused_politely(tmp_path: Path, p
         async def open_it(talk: Conversation, request: Request) -> None:
             path = request.params["path"]
             memory = os.memfd_create("x")
-            fd = os.open(f"/proc/self/fd/{memory}" if path == "/memfd" else path, os.O_RDONLY)
+            fd = os.open(f"/proc/self/fd/{memory}" if path == b"/memfd" else path, os.O_RDONLY)
             os.close(memory)
             await talk.reply_fds(request, [fd], size=4, mtime=0.0, mode=0o644)
 
