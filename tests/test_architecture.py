@@ -140,7 +140,7 @@ def test_every_room_is_known() -> None:
 
 
 def test_the_launcher_loads_only_what_an_init_needs() -> None:
-    """Its memory is every init's memory (DESIGN section 2)."""
+    """What is loaded before the zygote is forked is in every init's memory (DESIGN section 2)."""
     program = "import sys, json; import sandboxd.launcher.__main__; print(json.dumps(sorted(sys.modules)))"
     output = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, check=True).stdout
     loaded = json.loads(output)
@@ -148,6 +148,7 @@ def test_the_launcher_loads_only_what_an_init_needs() -> None:
     foreign = {name for name in foreign if not name.startswith(("_", "site", "__"))}
     assert foreign <= {"distutils-precedence"}, foreign
     ours = {name.split(".")[1] for name in loaded if name.startswith("sandboxd.")}
+    assert "sandboxd.launcher.server" not in loaded
     assert ours == {"launcher", "guest", "linux", "wire", "spec", "errors"}
     assert not {"asyncio", "ssl", "http", "urllib", "subprocess", "threading", "ctypes.util"} & (
         set(loaded) - {"threading"}

@@ -43,7 +43,7 @@ class Commands:
         self._on_other_exit = on_other_exit
         self.env: dict[str, str] = {}
         self.cwd = "/"
-        self.user: User = users.find_user("root")
+        self._user: User | None = None
         self._means = means
         self._loop = means.loop
         self._processes: dict[str, Process] = {}
@@ -156,6 +156,17 @@ class Commands:
         self._running += 1
         self._share_room()
         return process
+
+    @property
+    def user(self) -> User:
+        """Who commands run as; None was set for root, who is looked up when first needed."""
+        if self._user is None:
+            self._user = users.find_user("root")
+        return self._user
+
+    @user.setter
+    def user(self, user: User | None) -> None:
+        self._user = user
 
     def _environment(self, spec: CommandSpec, user: User) -> dict[str, str]:
         return {

@@ -32,10 +32,10 @@ MAX_PEERS: Final = 4
 class Init:
     """The state of one sandbox."""
 
-    def __init__(self, listener: socket.socket, cgroup_fd: int) -> None:
+    def __init__(self, listener_fd: int, cgroup_fd: int) -> None:
         self._loop = Loop()
         self._kernel = Kernel()
-        self._listener = listener
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, listener_fd)
         work_fd = os.open("work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=cgroup_fd)
         null_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self._errands = Errands(self._loop, self._kernel, work_fd, FUNCTIONS)
@@ -58,7 +58,6 @@ class Init:
         """Serve for ever."""
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, _ignore)
         self._loop.watch(wake_read, READ, lambda: self._reap(wake_read))
         self._loop.watch(self._listener.fileno(), READ, self._accept)
         self._loop.run()
@@ -67,7 +66,9 @@ class Init:
 
     def _accept(self) -> None:
         try:
-            connection, _ = self._listener.accept()
+            # Not accept(), which makes enumerations of the family and the type again.
+            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
         except OSError:
             return
         if len(self._peers) >= MAX_PEERS:
@@ -111,11 +112,13 @@ class Init:
     def _configure(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
         env = check_env(params["env"])
         cwd = check_path(params["cwd"], "cwd")
-        user = users.find_user(check_user(params["user"]))
+        wanted = check_user(params["user"])
+        # Root needs no look into the rootfs' files, which an idle sandbox is spared: there always is one.
+        user = None if wanted in ("root", 0) else users.find_user(wanted)
         if not os.path.isdir(cwd):
             raise InvalidRequest(f"cannot use {cwd} as cwd: it is no directory of the rootfs", field="cwd")
         self._commands.env, self._commands.cwd, self._commands.user = env, cwd, user
-        if user.uid:
+        if user and user.uid:
             # The default working folder belongs to whom the sandbox is for.
             with contextlib.suppress(FileNotFoundError):
                 os.chown("/workspace", user.uid, user.gid, follow_symlinks=False)
@@ -146,21 +149,17 @@ class Init:
         self._commands.reap()
 
 
-def _ignore(number: int, frame: object) -> None:
-    """Let the wake-up pipe do the work."""
-
-
 def preload() -> None:
     """Touch what init uses lazily, in the launcher: after pivot_root every import would run the rootfs' code."""
     users.find_user("root")
 
 
-def serve(listener: socket.socket, cgroup_fd: int) -> None:
-    """Be a sandbox's init; never returns."""
+def serve(listener_fd: int, cgroup_fd: int) -> None:
+    """Be a sandbox's init; never returns.
+
+    The process has the default signal dispositions, and a handler of SIGCHLD that does nothing (launcher/zygote.py):
+    the wake-up pipe does the work.
+    """
     prctl.set_proctitle("sandboxd: init")
     prctl.set_name("init")
-    # The defaults, so that no command has to reset them: a pid namespace's init gets no signal that it has not asked
-    # for, SIGPIPE of its own writes included (kernel/signal.c, SIGNAL_UNKILLABLE); a handler ends with execve anyway.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
-    Init(listener, cgroup_fd).run()
+    Init(listener_fd, cgroup_fd).run()

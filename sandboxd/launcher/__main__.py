@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
@@ -15,8 +14,10 @@ import prctl
 from ..errors import SandboxdError
 from ..guest import init
 from ..linux.kernel import Kernel
-from .server import Launcher
+from . import profiles
+from .birth import Means
 from .settings import Settings
+from .zygote import Zygote
 
 
 def _arguments(argv: list[str]) -> tuple[int, int]:
@@ -46,12 +47,15 @@ def main() -> None:
         kernel.close_range(3, fd - 1)
     kernel.close_range(fd + 1, 2**32 - 1)
     try:
-        launcher = Launcher(settings, connection, kernel, init.serve)
+        filters = profiles.compile_all(settings.profile_dir, settings.own_profile_dir)
+        zygote = Zygote(kernel, Means(filters, init.serve))
+        # Not before: what the launcher alone needs would be in the memory of every init.
+        from .server import Launcher  # noqa: PLC0415
+
+        launcher = Launcher(settings, connection, kernel, zygote, frozenset(filters))
     except SandboxdError as error:
         logging.getLogger("sandboxd.launcher").critical("Cannot start: %s", error)
         sys.exit(1)
-    gc.collect()
-    gc.freeze()  # a child's collector then leaves the pages that it shares with us alone
     launcher.run()
 
 

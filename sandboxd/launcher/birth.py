@@ -1,12 +1,18 @@
-"""One birth: the host's side, the two forks, and the process that becomes init.
+"""One birth: a builder that makes what the sandbox sees, and pid 1, which enters it and becomes init.
 
-    launcher ── clone3(into <id>) ──▶ embryo: unshares every namespace but the user's; so the cgroup
-        │                               │      namespace's root is <id>
-        │                               └─ clone3(into <id>/init, CLONE_PARENT) ──▶ pid 1: the steps of plan.py,
-        │                                                                            then guest.init.serve
-        └◀── status pipe: ["pid", n] from the embryo; ["ready", …] or ["failed", …] from pid 1 ──┘
+    zygote ── clone3(into <id>, CLONE_PARENT) ──▶ builder: unshares every namespace but the user's; so the
+                │                                   cgroup namespace's root is <id>
+                ├─ clone3(into <id>/init, CLONE_PARENT) ──▶ pid 1
+                │   ◀── its /proc: only a member of a pid namespace can mount it
+                ├─ the builder's steps of plan.py, pivot_root at their end
+                └── the root and the cgroup ──▶ pid 1: its own steps, then guest.init.serve
 
-CLONE_PARENT makes pid 1 the launcher's own child, so that its end is seen through a pidfd and its status is read.
+What pid 1 does before it serves stays in its memory for the sandbox's whole life (every page that Python's reference
+counts touch becomes its own), so all that can be done by a process which then ends is done by the builder.
+CLONE_PARENT makes both the launcher's own children, so that their ends are seen and reaped there.
+
+The launcher hears over the status pipe: ["builder", pid] from the zygote; ["pid", n] and ["built", devices, timings]
+from the builder; ["ready", timings] from pid 1; ["failed", step, syscall, errno, path] from any of them.
 """
 
 from __future__ import annotations
@@ -17,7 +23,9 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+import msgpack
 
 from ..errors import LaunchFailed, RemoteProtocolError
 from ..linux.kernel import (
@@ -33,8 +41,8 @@ from ..linux.kernel import (
     SyscallError,
 )
 from ..wire import framing
-from .plan import LaunchSpec, plan
-from .steps import Birth
+from .plan import INIT_PLAN, LaunchSpec, Order, plan_builder
+from .steps import Birth, BuilderGone, Newborn
 
 _NAMESPACES: Final = (
     CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | CLONE_NEWTIME
@@ -65,23 +73,23 @@ _HINTS: Final = {
 }
 
 
-@dataclasses.dataclass(slots=True)
-class Parts:
-    """What the launcher made for a newborn; the newborn's copies are closed by its own steps."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Means:
+    """What every birth of a zygote has: the compiled seccomp profiles by name, and init's main function."""
 
-    listener: socket.socket
-    cgroup_fd: int
-    init_cgroup_fd: int
-    status_fd: int
+    filters: dict[str, list[bytes]]
+    serve: Callable[[int, int], None]
+
+
+class Fds(NamedTuple):
+    """The descriptors that a birth needs, as they are sent to the zygote."""
+
+    listener: int
+    cgroup: int
+    init_cgroup: int
+    status: int
     sandbox_userns: int
     disk_userns: int
-    filters: list[bytes]
-
-    def close(self) -> None:
-        """Close the launcher's side, but for the status pipe's reading end."""
-        self.listener.close()
-        for fd in (self.cgroup_fd, self.init_cgroup_fd, self.status_fd):
-            os.close(fd)
 
 
 def listen(links_dir: str, sandbox_id: str, owner: tuple[int, int]) -> socket.socket:
@@ -108,63 +116,92 @@ def listen(links_dir: str, sandbox_id: str, owner: tuple[int, int]) -> socket.so
     return listener
 
 
-def spawn(kernel: Kernel, spec: LaunchSpec, parts: Parts, serve: Callable[[socket.socket, int], None]) -> int:
-    """Fork the embryo, which forks the init; return the embryo's pid. The children never return.
-
-    Raises:
-        SyscallError: the first fork failed; everything later is told over the status pipe.
-    """
-    pid, pidfd = kernel.clone3(0, cgroup_fd=parts.cgroup_fd)
+def spawn(kernel: Kernel, fds: Fds, order: Order, means: Means) -> None:
+    """Fork the builder, which forks pid 1, and tell its pid or why there is none. The children never return."""
+    try:
+        pid, pidfd = kernel.clone3(CLONE_PARENT, cgroup_fd=fds.cgroup, exit_signal=0)
+    except OSError as error:
+        _tell_failure(fds.status, "clone", error)
+        return
     if pid == 0:
-        _embryo(kernel, spec, parts, serve)
+        _build(kernel, fds, order, means)
     os.close(pidfd)
-    return pid
+    tell(fds.status, ["builder", pid])
 
 
-def _embryo(kernel: Kernel, spec: LaunchSpec, parts: Parts, serve: Callable[[socket.socket, int], None]) -> None:
+def _build(kernel: Kernel, fds: Fds, order: Order, means: Means) -> None:
+    """Be the builder. Nothing that could be left for later is done before pid 1 is forked: it inherits our pages."""
     step = "unshare"
     try:
         kernel.unshare(_NAMESPACES)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         step = "clone"
-        pid, _ = kernel.clone3(CLONE_PARENT, cgroup_fd=parts.init_cgroup_fd, exit_signal=0)
+        pid, _ = kernel.clone3(CLONE_PARENT, cgroup_fd=fds.init_cgroup, exit_signal=0)
         if pid == 0:
-            _newborn(kernel, spec, parts, serve)
-        _tell(parts.status_fd, ["pid", pid])
+            ours.close()
+            _become_init(kernel, fds, order, theirs, means)
+        theirs.close()
+        tell(fds.status, ["pid", pid])
+        step = "mount-proc"
+        _, received, _, _ = socket.recv_fds(ours, 1, 1)
+        if received:  # else pid 1 has failed and told it
+            birth = Birth(
+                init_pid=pid,
+                sandbox_userns=fds.sandbox_userns,
+                disk_userns=fds.disk_userns,
+                proc=received[0],
+            )
+            timings: dict[str, float] = {}
+            for item in plan_builder(LaunchSpec.from_message(msgpack.unpackb(order.spec))):
+                step = item.name
+                began = time.perf_counter()
+                item.run(kernel, birth)
+                timings[step] = time.perf_counter() - began
+            tell(fds.status, ["built", birth.devices, timings])
+            step = "hand-over"
+            socket.send_fds(ours, [b"b"], [birth.root, birth.cgroup])
         os._exit(0)
     except Exception as error:
-        _tell_failure(parts.status_fd, step, error)
+        _tell_failure(fds.status, step, error)
     finally:
         os._exit(1)
 
 
-def _newborn(kernel: Kernel, spec: LaunchSpec, parts: Parts, serve: Callable[[socket.socket, int], None]) -> None:
-    """Run the steps, say so, and serve for ever."""
+def _become_init(kernel: Kernel, fds: Fds, order: Order, builder: socket.socket, means: Means) -> None:
+    """Be pid 1: run the steps, say so, and serve for ever."""
     step = "start"
     timings: dict[str, float] = {}
+    cgroup = -1
     try:
-        birth = Birth(
-            sandbox_userns=parts.sandbox_userns,
-            disk_userns=parts.disk_userns,
-            filters=parts.filters,
-            keep={parts.status_fd, parts.listener.fileno()},
+        newborn = Newborn(
+            builder=builder,
+            range_base=order.range_base,
+            processes=order.processes,
+            sandbox_userns=fds.sandbox_userns,
+            filters=means.filters[order.seccomp],
+            keep={fds.status, fds.listener},
         )
-        for item in plan(spec):
+        for item in INIT_PLAN:
             step = item.name
             began = time.perf_counter()
-            item.run(kernel, birth)
+            item.run(kernel, newborn)
             timings[step] = time.perf_counter() - began
-        _tell(parts.status_fd, ["ready", birth.devices, timings])
-        os.close(parts.status_fd)
+        cgroup = newborn.cgroup
+        tell(fds.status, ["ready", timings])
+        os.close(fds.status)
+    except BuilderGone:
+        os._exit(1)  # it has told why, or was killed
     except Exception as error:
-        _tell_failure(parts.status_fd, step, error)
+        _tell_failure(fds.status, step, error)
         os._exit(1)
     try:
-        serve(parts.listener, birth.cgroup)
+        means.serve(fds.listener, cgroup)
     finally:
         os._exit(1)
 
 
-def _tell(fd: int, message: list[Any]) -> None:
+def tell(fd: int, message: list[Any]) -> None:
+    """Write one message to the status pipe; below PIPE_BUF, so messages of several processes never mix."""
     os.write(fd, framing.encode(message, limit=framing.MAX_REPLY_FRAME))
 
 
@@ -172,9 +209,9 @@ def _tell_failure(fd: int, step: str, error: Exception) -> None:
     if isinstance(error, OSError):
         path = error.filename if isinstance(error.filename, str) else ""
         code = errno.errorcode.get(error.errno or 0, str(error.errno))
-        _tell(fd, ["failed", step, getattr(error, "syscall", ""), code, path])
+        tell(fd, ["failed", step, getattr(error, "syscall", ""), code, path])
     else:
-        _tell(fd, ["failed", step, "", f"{type(error).__name__}: {error}", ""])
+        tell(fd, ["failed", step, "", f"{type(error).__name__}: {error}", ""])
 
 
 def failure(step: str, syscall: str, code: str, path: str, sandbox_id: str) -> LaunchFailed:

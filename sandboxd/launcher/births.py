@@ -1,4 +1,4 @@
-"""Births under way: the host's side, then what the embryo and the newborn say, then the record."""
+"""Births under way: the host's side, then what the zygote, the builder and pid 1 say, then the record."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import errno
 import os
 import selectors
 import signal
-import socket
 from collections.abc import Callable
 
 from ..errors import SandboxdError, SandboxGone
@@ -23,8 +22,7 @@ from .records import Record
 from .removals import Done, Removals
 from .settings import Settings
 from .storage import StorageDriver
-
-Serve = Callable[[socket.socket, int], None]
+from .zygote import Zygote
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +50,12 @@ class _Birth:
     spec: LaunchSpec
     range: IdRange
     status: birth.StatusReader
-    embryo: int
+    builder: int = 0
     pid: int = 0
     pidfd: int = -1
-    ready: tuple[list[int], dict[str, float]] | None = None
+    devices: list[int] | None = None
+    timings: dict[str, float] = dataclasses.field(default_factory=dict)
+    is_ready: bool = False
     failure: SandboxdError | None = None
     abandoned: list[Done] = dataclasses.field(default_factory=list)
 
@@ -69,9 +69,8 @@ class Means:
     ranges: RangeAllocator
     cgroups: SandboxCgroups
     storage: StorageDriver
-    filters: dict[str, list[bytes]]
     removals: Removals
-    serve: Serve
+    zygote: Zygote
 
 
 class Births:
@@ -99,7 +98,7 @@ class Births:
         except OSError as error:
             raise _failure("id-range", error, order.id) from None
         try:
-            newborn = self._fork(order, range_)
+            newborn = self._order(order, range_)
         except (OSError, SandboxdError) as error:
             range_.close_namespaces()
             failed = _failure("host-side", error, order.id) if isinstance(error, OSError) else error
@@ -115,11 +114,11 @@ class Births:
         newborn.failure = newborn.failure or SandboxGone(
             f"cannot create sandbox {sandbox_id}: it was destroyed meanwhile", id=sandbox_id
         )
-        if newborn.pid:
+        if newborn.pid and newborn.builder:
             self._stillborn(newborn, newborn.failure)
 
-    def _fork(self, order: Order, range_: IdRange) -> _Birth:
-        """Do the host's side and fork; everything made here is removed by `Removals`."""
+    def _order(self, order: Order, range_: IdRange) -> _Birth:
+        """Do the host's side and have it forked; everything made here is removed by `Removals`."""
         means, settings = self._means, self._means.settings
         with contextlib.ExitStack() as undo:
             disk = means.storage.create(means.kernel, order.id, order.limits.disk_bytes or 0)
@@ -145,47 +144,54 @@ class Births:
                 range_base=range_.base,
                 machine_id=os.urandom(16).hex(),
             )
-            parts = birth.Parts(
-                listener=listener,
-                cgroup_fd=cgroup_fd,
-                init_cgroup_fd=init_fd,
-                status_fd=status_write,
+            fds = birth.Fds(
+                listener=listener.fileno(),
+                cgroup=cgroup_fd,
+                init_cgroup=init_fd,
+                status=status_write,
                 sandbox_userns=range_.sandbox_userns,
                 disk_userns=range_.disk_userns,
-                filters=means.filters[order.seccomp],
             )
             try:
-                embryo = birth.spawn(means.kernel, spec, parts, means.serve)
+                means.zygote.fork(spec.order(), fds)
             except OSError:
                 reader.close()
                 raise
-        return _Birth(order, spec, range_, reader, embryo)
+        return _Birth(order, spec, range_, reader)
 
     def _on_status(self, newborn: _Birth) -> None:
-        """Take what the embryo and the newborn say; their messages may come in either order."""
+        """Take what is said of a birth; the processes' messages may come in any order."""
         messages, ended = newborn.status.read()
         for message in messages:
-            if message[0] == "pid":
+            if message[0] == "builder":
+                newborn.builder = message[1]
+            elif message[0] == "pid":
                 newborn.pid = message[1]
                 newborn.pidfd = os.pidfd_open(newborn.pid)
-                os.waitpid(newborn.embryo, 0)
-                newborn.embryo = 0
-                self._limit(newborn)
             elif message[0] == "failed":
                 step, syscall, code, path = message[1:]
                 newborn.failure = birth.failure(step, syscall, code, path, newborn.spec.id)
+            elif message[0] == "built":
+                newborn.devices = message[1]
+                newborn.timings.update(message[2])
             elif message[0] == "ready":
-                newborn.ready = (message[1], message[2])
-        if newborn.pid and newborn.failure:
-            self._stillborn(newborn, newborn.failure)
-        elif newborn.pid and newborn.ready:
-            self._born(newborn, *newborn.ready)
-        elif ended:
+                newborn.is_ready = True
+                newborn.timings.update(message[1])
+        if newborn.pid and newborn.builder:
+            if newborn.failure is None and newborn.is_ready:
+                self._limit(newborn)
+            if newborn.failure:
+                self._stillborn(newborn, newborn.failure)
+            elif newborn.is_ready:
+                self._born(newborn)
+        if ended and newborn.spec.id in self._active:
             died = birth.failure("start", "", "the process died", "", newborn.spec.id)
             self._stillborn(newborn, newborn.failure or died)
 
     def _limit(self, newborn: _Birth) -> None:
-        """Apply the limits: `<id>` has no process of its own once the embryo is gone."""
+        """Apply the limits: `<id>` has no process of its own once the builder is gone."""
+        os.waitpid(newborn.builder, 0)
+        newborn.builder = 0
         try:
             self._means.cgroups.apply(newborn.spec.id, newborn.spec.limits)
         except SandboxdError as error:
@@ -197,7 +203,7 @@ class Births:
         newborn.range.close_namespaces()
         del self._active[newborn.spec.id]
 
-    def _born(self, newborn: _Birth, devices: list[int], timings: dict[str, float]) -> None:
+    def _born(self, newborn: _Birth) -> None:
         self._close(newborn)
         order = newborn.order
         record = Record(
@@ -207,18 +213,18 @@ class Births:
             range_index=newborn.range.index,
             rootfs=order.rootfs,
             seccomp=order.seccomp,
-            devices=devices,
+            devices=newborn.devices or [],
             limits=dataclasses.asdict(order.limits),
             unenforced=order.unenforced,
         )
-        order.on_born(record, newborn.pidfd, timings)
+        order.on_born(record, newborn.pidfd, newborn.timings)
 
     def _stillborn(self, newborn: _Birth, error: SandboxdError) -> None:
         self._close(newborn)
-        if newborn.embryo:
+        if newborn.builder:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(newborn.embryo, signal.SIGKILL)
-            os.waitpid(newborn.embryo, 0)
+                os.kill(newborn.builder, signal.SIGKILL)
+            os.waitpid(newborn.builder, 0)
         order = newborn.order
         self._means.removals.begin(order.id, newborn.range.index, lambda _: order.on_failed(error), newborn.pidfd)
         for done in newborn.abandoned:

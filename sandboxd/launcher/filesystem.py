@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import socket
 import stat
 from typing import Final
 
@@ -27,7 +28,7 @@ from ..linux.kernel import (
     Kernel,
     SyscallError,
 )
-from .steps import STRICT, Birth, Named, attach, cover, open_directory
+from .steps import STRICT, Birth, BuilderGone, Named, Newborn, attach, cover, open_directory
 
 SAFE: Final = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 
@@ -181,11 +182,10 @@ class MountProc(Named):
 
     def describe(self) -> str:
         """Say what it does."""
-        return "proc at /proc"
+        return "pid 1's proc at /proc"
 
     def run(self, kernel: Kernel, birth: Birth) -> None:
         """Do it."""
-        birth.proc = kernel.fsmount("proc", {}, SAFE)
         birth.proc_writable = kernel.open_tree(birth.proc, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
         attach(kernel, birth, birth.proc, "proc")
 
@@ -206,7 +206,6 @@ class MountSys(Named):
         for path in SYS_MASKED:
             cover(kernel, sysfs, path, empty)
         birth.cgroup = kernel.fsmount("cgroup2", {}, SAFE)
-        birth.keep.add(birth.cgroup)
         view = kernel.open_tree(birth.cgroup, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
         kernel.mount_setattr(view, MOUNT_ATTR_RDONLY)
         with contextlib.suppress(FileNotFoundError):
@@ -328,14 +327,54 @@ class PivotRoot(Named):
 
     def describe(self) -> str:
         """Say what it does."""
-        return "pivot_root to the merged root, detach the old one, /dev/null at 0, 1 and 2"
+        return "pivot_root to the merged root, for pid 1 too, and detach the old one"
 
     def run(self, kernel: Kernel, birth: Birth) -> None:
         """Do it."""
         os.fchdir(birth.root)
         kernel.pivot_root(".", ".")
         kernel.umount2(".", MNT_DETACH)
-        os.chdir("/")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MakeProc(Named):
+    """A proc filesystem shows the pid namespace of who mounts it, and the builder is in the host's."""
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return "make proc, for the builder to mount"
+
+    def run(self, kernel: Kernel, newborn: Newborn) -> None:
+        """Do it."""
+        proc = kernel.fsmount("proc", {}, SAFE)
+        try:
+            socket.send_fds(newborn.builder, [b"p"], [proc])
+        except BrokenPipeError:
+            raise BuilderGone from None
+        finally:
+            os.close(proc)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EnterRoot(Named):
+    """Wait until the builder is done, and stand in what it built.
+
+    Its pivot_root has moved our root as well (it changes every process of the mount namespace whose root was the old
+    one, pivot_root(2)); the chroot makes sure of it.
+    """
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return "wait for the builder, enter its root, /dev/null at 0, 1 and 2"
+
+    def run(self, kernel: Kernel, newborn: Newborn) -> None:
+        """Do it."""
+        _, received, _, _ = socket.recv_fds(newborn.builder, 1, 2)
+        if len(received) != 2:
+            raise BuilderGone
+        root, newborn.cgroup = received
+        newborn.keep.add(newborn.cgroup)
+        kernel.fchroot(root)
         null = kernel.open("/dev/null", os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)

@@ -11,8 +11,9 @@ proofs are gone may be taken over, so whoever gives one back looks first whether
 that starts takes over the claims of the sandboxes it found, and removes what a crash left.
 
 Two user namespaces belong to a range. `sandbox` maps 0.. to it and is both the sandbox's own namespace and the
-map of its rootfs; its owner is the range's first id, so its kernel counters are charged there. `disk` maps the
-constant on-disk range to it. Making one costs a fork, so the launcher keeps one range prepared.
+map of its rootfs; its owner is the range's first id, so its kernel counters are charged there; no further user
+namespace can be made in it. `disk` maps the constant on-disk range to it. Making one costs a fork, so the launcher
+keeps one range prepared.
 """
 
 from __future__ import annotations
@@ -224,9 +225,10 @@ class RangeAllocator:
 
     def _map_userns(self, pid: int, ready_read: int, mapping: bytes) -> int:
         """Wait until the child `pid` has its namespace, map it, and take it."""
-        answer = os.read(ready_read, 16)
+        answer = os.read(ready_read, 64)
         if answer != b"ok":
-            raise SyscallError(int(answer or b"5"), "unshare", "CLONE_NEWUSER")
+            number, _, call = answer.partition(b" ")
+            raise SyscallError(int(number or b"5"), call.decode() or "unshare", "a user namespace")
         for name in ("uid_map", "gid_map"):
             fd = self._kernel.open(f"/proc/{pid}/{name}", os.O_WRONLY)
             try:
@@ -245,10 +247,13 @@ class RangeAllocator:
                 self._kernel.set_securebits(SECBIT_NO_SETUID_FIXUP)
                 self._kernel.setresids(owner, owner)
             self._kernel.unshare(CLONE_NEWUSER)
+            # The number belongs to the namespace of who opens the file (kernel/ucount.c, set_lookup).
+            fd = self._kernel.open("/proc/sys/user/max_user_namespaces", os.O_WRONLY)
+            self._kernel.write(fd, b"0")
             os.write(ready, b"ok")
             os.read(hold, 1)
             os._exit(0)
         except OSError as error:
-            os.write(ready, str(error.errno).encode())
+            os.write(ready, f"{error.errno} {getattr(error, 'syscall', '')}".encode())
         finally:
             os._exit(1)

@@ -1,17 +1,19 @@
 """From a request to the steps of a birth, purely: nothing here touches the host.
 
-The steps run in the process that becomes init, in this order. The user namespace comes last: every mount and every
-other namespace is made by the host's root, so a sandbox's own root owns none of them.
+The builder's steps run first, then pid 1's (birth.py). The user namespace comes last: every mount and every other
+namespace is made by the host's root, so a sandbox's own root owns none of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Final
+from typing import Any, Final, Self
+
+import msgpack
 
 from ..spec import Limits
 from . import filesystem, privilege
-from .steps import Step
+from .steps import InitStep, Step
 
 #: What a sandbox's root may do, and nothing of it reaches a namespace of the host: mask of CAP_CHOWN, DAC_OVERRIDE,
 #: FOWNER, FSETID, KILL, SETGID, SETUID (include/uapi/linux/capability.h).
@@ -46,12 +48,37 @@ class LaunchSpec:
     range_base: int
     machine_id: str
 
+    def to_message(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return dataclasses.asdict(self)
 
-def plan(spec: LaunchSpec) -> tuple[Step, ...]:
-    """Return the ordered steps that turn a forked process into the init of `spec`."""
+    @classmethod
+    def from_message(cls, message: dict[str, Any]) -> Self:
+        """Return what `to_message` made."""
+        return cls(**{**message, "limits": Limits(**message["limits"])})
+
+    def order(self) -> bytes:
+        """Return what the zygote is sent: an `Order`."""
+        spec = msgpack.packb(self.to_message())
+        order: bytes = msgpack.packb([self.range_base, self.processes, self.seccomp, spec])
+        return order
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Order:
+    """What pid 1 has to know, and beside it the whole `LaunchSpec`, packed: only the builder opens it."""
+
+    range_base: int
+    processes: int
+    seccomp: str
+    spec: bytes
+
+
+def plan_builder(spec: LaunchSpec) -> tuple[Step, ...]:
+    """Return the ordered steps that make what the sandbox of `spec` sees."""
     shm_bytes = int((spec.limits.memory_bytes or 0) * SHM_SHARE)
     return (
-        privilege.PrepareProcess(),
+        privilege.AdjustOomScore(),
         filesystem.IsolateMounts(stage=spec.stage),
         filesystem.MountLayers(tree=spec.tree, disk=spec.disk),
         filesystem.ActAsOwner(owner=spec.range_base),
@@ -64,9 +91,17 @@ def plan(spec: LaunchSpec) -> tuple[Step, ...]:
         filesystem.RestrictProc(),
         privilege.NameHost(hostname=spec.id),
         filesystem.PivotRoot(),
-        privilege.EnterUserNamespace(owner=spec.range_base),
-        privilege.LimitResources(processes=spec.processes),
-        privilege.DropPrivileges(keep=SANDBOX_CAPABILITIES),
-        privilege.ApplySeccomp(profile=spec.seccomp),
-        privilege.CloseDescriptors(),
     )
+
+
+#: The ordered steps that turn pid 1 into a sandbox's init: values of the zygote, so that no init has to make them.
+INIT_PLAN: Final[tuple[InitStep, ...]] = (
+    privilege.PrepareProcess(),
+    filesystem.MakeProc(),
+    filesystem.EnterRoot(),
+    privilege.EnterUserNamespace(),
+    privilege.LimitResources(),
+    privilege.DropPrivileges(keep=SANDBOX_CAPABILITIES),
+    privilege.ApplySeccomp(),
+    privilege.CloseDescriptors(),
+)

@@ -8,10 +8,10 @@ import resource
 from typing import Final
 
 from ..linux import netns
-from ..linux.kernel import CLONE_NEWUSER, Kernel, SyscallError
+from ..linux.kernel import CLONE_NEWUSER, SECBIT_NO_SETUID_FIXUP, Kernel, SyscallError
 from ..spec import ID_RANGE_WIDTH
 from .idranges import NAMESPACE_RLIMITS, set_rlimit
-from .steps import Birth, Named, write_proc
+from .steps import Birth, Named, Newborn, write_proc
 
 MAX_OPEN_FILES: Final = 1_048_576
 #: No core dumps (a piped core_pattern runs on the host), no real-time priority and no negative nice, whatever the
@@ -21,18 +21,30 @@ FIXED_RLIMITS: Final = (("CORE", 0), ("RTPRIO", 0), ("NICE", 0), *NAMESPACE_RLIM
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PrepareProcess(Named):
-    """A session, a keyring and an OOM score that nobody outside shares."""
+    """A session and a keyring that nobody outside shares."""
 
     def describe(self) -> str:
         """Say what it does."""
-        return "new session, new session keyring, oom_score_adj 0, umask 022"
+        return "new session, new session keyring, umask 022"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, newborn: Newborn) -> None:
         """Do it."""
         os.setsid()
         os.umask(0o022)
         kernel.join_session_keyring()
-        fd = kernel.open("/proc/self/oom_score_adj", os.O_WRONLY)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AdjustOomScore(Named):
+    """The launcher may be protected from the OOM killer; a sandbox is not."""
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return "oom_score_adj of pid 1 to 0"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        fd = kernel.open(f"/proc/{birth.init_pid}/oom_score_adj", os.O_WRONLY)
         try:
             kernel.write(fd, b"0")
         finally:
@@ -80,17 +92,15 @@ class NameHost(Named):
 class EnterUserNamespace(Named):
     """Become the sandbox's root, in its own user namespace, owned by its own id."""
 
-    owner: int
-
     def describe(self) -> str:
         """Say what it does."""
-        return f"become host id {self.owner}, join the user namespace, become 0 there; no further user namespaces"
+        return "become the range's first host id, join the user namespace, become 0 there"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, newborn: Newborn) -> None:
         """Do it."""
-        kernel.setresids(self.owner, self.owner)
-        kernel.setns(birth.sandbox_userns, CLONE_NEWUSER)
-        write_proc(kernel, birth.proc_writable, "sys/user/max_user_namespaces", "0")
+        kernel.set_securebits(SECBIT_NO_SETUID_FIXUP)
+        kernel.setresids(newborn.range_base, newborn.range_base)
+        kernel.setns(newborn.sandbox_userns, CLONE_NEWUSER)
         kernel.setresids(0, 0)
 
 
@@ -98,17 +108,15 @@ class EnterUserNamespace(Named):
 class LimitResources(Named):
     """rlimits: what cgroups do not bound."""
 
-    processes: int
-
     def describe(self) -> str:
         """Say what it does."""
-        return f"rlimits: nproc {self.processes}, {', '.join(f'{name} {value}' for name, value in FIXED_RLIMITS)}"
+        return f"rlimits: nproc the sandbox's, {', '.join(f'{name} {value}' for name, value in FIXED_RLIMITS)}"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, newborn: Newborn) -> None:
         """Do it."""
         hard = min(MAX_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))
-        for name, value in (*FIXED_RLIMITS, ("NPROC", self.processes)):
+        for name, value in (*FIXED_RLIMITS, ("NPROC", newborn.processes)):
             set_rlimit(name, value)
 
 
@@ -122,7 +130,7 @@ class DropPrivileges(Named):
         """Say what it does."""
         return f"securebits 0, bounding set and capabilities cut to {self.keep:#x}, not dumpable, no_new_privs"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, newborn: Newborn) -> None:
         """Do it."""
         kernel.set_securebits(0)
         kernel.cut_bounding_set(self.keep)
@@ -135,15 +143,13 @@ class DropPrivileges(Named):
 class ApplySeccomp(Named):
     """The profile's filters."""
 
-    profile: str
-
     def describe(self) -> str:
         """Say what it does."""
-        return f"seccomp profile {self.profile}"
+        return "the seccomp profile's filters"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, newborn: Newborn) -> None:
         """Do it."""
-        for program in birth.filters:
+        for program in newborn.filters:
             kernel.seccomp(program)
 
 
@@ -155,10 +161,10 @@ class CloseDescriptors(Named):
         """Say what it does."""
         return "close every descriptor but init's own"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, newborn: Newborn) -> None:
         """Do it."""
         first = 3
-        for fd in sorted(birth.keep):
+        for fd in sorted(newborn.keep):
             if fd > first:
                 kernel.close_range(first, fd - 1)
             first = fd + 1

@@ -32,8 +32,8 @@ from ..linux.kernel import Kernel
 from ..spec import Limits, check_id, check_rootfs
 from ..wire.link import LinkConnection, Role
 from ..wire.messages import Cancel, Credit, Event, Failure, Message, Reply, Request
-from . import profiles, rootfs
-from .births import Births, Means, Order, Serve
+from . import rootfs
+from .births import Births, Means, Order
 from .cgroups import SandboxCgroups
 from .control import Answers, Controls, Running, id_of
 from .idranges import RangeAllocator
@@ -42,6 +42,7 @@ from .records import Record, RecordStore
 from .removals import RETRY_S, Removals, reap
 from .settings import Settings
 from .storage import DirectoryDriver, StorageDriver
+from .zygote import Zygote
 
 log = logging.getLogger("sandboxd.launcher")
 
@@ -55,10 +56,17 @@ _MAX_PENDING: Final = 4096
 class Launcher:
     """Owns every sandbox's resources on behalf of one daemon."""
 
-    def __init__(self, settings: Settings, connection: socket.socket, kernel: Kernel, serve: Serve) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        connection: socket.socket,
+        kernel: Kernel,
+        zygote: Zygote,
+        profiles: frozenset[str],
+    ) -> None:
         self._settings = settings
-        # First, since it may fail for what an operator wrote, and nothing may be left behind then.
-        self._filters = profiles.compile_all(settings.profile_dir, settings.own_profile_dir)
+        self._zygote = zygote
+        self._profiles = profiles
         for directory in (settings.pool_dir, settings.records_dir, settings.stage_dir):
             os.makedirs(directory, mode=0o700, exist_ok=True)
         self._socket = connection
@@ -79,9 +87,8 @@ class Launcher:
             ranges=self._ranges,
             cgroups=self._cgroups,
             storage=self._storage,
-            filters=self._filters,
             removals=self._removals,
-            serve=serve,
+            zygote=zygote,
         )
         self._births = Births(self._selector, means)
         self._host = Host.look()
@@ -117,6 +124,7 @@ class Launcher:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self._selector.register(wake_read, selectors.EVENT_READ, lambda: self._on_child(wake_read))
+        self._selector.register(self._zygote.pidfd, selectors.EVENT_READ, self._on_zygote_end)
         self._adopt()
         try:
             while True:
@@ -124,6 +132,7 @@ class Launcher:
         except EOFError:
             log.info("The daemon is gone; %d sandboxes go on", len(self._sandboxes))
         finally:
+            self._zygote.close()
             self._ranges.close()
             if not self._sandboxes:
                 self._cgroups.close()
@@ -257,8 +266,8 @@ class Launcher:
             raise RootfsNotFound(
                 f"cannot create a sandbox of rootfs {name!r}: no such rootfs", rootfs=name, available=available
             )
-        if profile not in self._filters:
-            available = sorted(self._filters)
+        if profile not in self._profiles:
+            available = sorted(self._profiles)
             raise ProfileNotFound(
                 f"cannot use seccomp profile {profile[:40]!r}: the profiles are {', '.join(available)}",
                 field="seccomp",
@@ -316,6 +325,10 @@ class Launcher:
             request, offset = self._watch
             self._watch = (request, offset + 1)
             self._send(Event(request, offset, 0.0, "ended", {"id": sandbox.record.id, "reason": sandbox.ended}))
+
+    def _on_zygote_end(self) -> None:
+        log.critical("The zygote is gone, nothing can be born: ending")
+        raise EOFError
 
     def _on_child(self, wake: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -410,7 +423,7 @@ class Launcher:
             "pid": os.getpid(),
             "kernel": os.uname().release,
             "storage": self._storage.name,
-            "profiles": sorted(self._filters),
+            "profiles": sorted(self._profiles),
             "enforceable": [name for name in names if name not in missing],
             "missing": [{"limit": name, "why": why} for name, why in sorted(missing.items())],
             "sandboxes": len(self._sandboxes),

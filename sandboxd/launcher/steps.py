@@ -1,15 +1,16 @@
 """What the steps of a birth have in common.
 
-A step is a value with `describe()` (what a person reads in a failure or a plan) and `run(kernel, birth)`. `Birth`
-is what steps hand to later ones. Every path inside the sandbox is resolved by `openat2` below the merged root
-without following any link, so a rootfs whose /proc, /sys, /dev or /etc is a link is refused, never followed
-(CVE-2019-19921, CVE-2025-52881); every mount is made detached and attached by descriptor.
+A step is a value with `describe()` (what a person reads in a failure or a plan) and `run`. `Birth` is what the
+builder's steps hand to later ones, `Newborn` what pid 1's do. Every path inside the sandbox is resolved by `openat2`
+below the merged root without following any link, so a rootfs whose /proc, /sys, /dev or /etc is a link is refused,
+never followed (CVE-2019-19921, CVE-2025-52881); every mount is made detached and attached by descriptor.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 from typing import Final, Protocol
 
 from ..linux.kernel import (
@@ -26,32 +27,54 @@ STRICT: Final = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 
 @dataclasses.dataclass(slots=True)
 class Birth:
-    """What the steps share; every descriptor here is the newborn's own copy.
+    """What the builder's steps share; every descriptor here is the builder's own.
 
     Attributes:
+        init_pid: pid 1, as the host sees it.
         sandbox_userns, disk_userns: the range's namespaces (idranges.py).
-        filters: the compiled seccomp profile.
-        keep: descriptors that init goes on with.
+        proc: the sandbox's /proc, which pid 1 mounted; proc_writable: a detached copy without the read-only parts.
         root: the merged root, once mounted. cgroup: a writable cgroup2 mount whose root is the sandbox's group.
-        proc: the sandbox's /proc; proc_writable: a detached copy of it without the read-only parts.
-        empty: a detached, empty, read-only tmpfs. null: the sandbox's own /dev/null.
+        null: the sandbox's own /dev/null.
         devices: st_dev of the filesystems whose files may leave as descriptors.
     """
 
+    init_pid: int
     sandbox_userns: int
     disk_userns: int
-    filters: list[bytes]
-    keep: set[int]
+    proc: int
     root: int = -1
     cgroup: int = -1
-    proc: int = -1
     proc_writable: int = -1
     null: int = -1
     devices: list[int] = dataclasses.field(default_factory=list)
 
 
+@dataclasses.dataclass(slots=True)
+class Newborn:
+    """What pid 1's steps share; every descriptor here is its own.
+
+    Attributes:
+        builder: the connection to the process that builds what the sandbox sees.
+        range_base: the first host id of its range. processes: RLIMIT_NPROC of each of its users.
+        sandbox_userns: the range's namespace. filters: the compiled seccomp profile.
+        keep: descriptors that init goes on with. cgroup: the builder's writable cgroup2 mount, once handed over.
+    """
+
+    builder: socket.socket
+    range_base: int
+    processes: int
+    sandbox_userns: int
+    filters: list[bytes]
+    keep: set[int]
+    cgroup: int = -1
+
+
+class BuilderGone(Exception):
+    """The builder ended without handing over."""
+
+
 class Step(Protocol):
-    """One act of a birth."""
+    """One act of the builder."""
 
     @property
     def name(self) -> str:
@@ -64,6 +87,23 @@ class Step(Protocol):
 
     def run(self, kernel: Kernel, birth: Birth) -> None:
         """Do it; raises `SyscallError`."""
+        ...
+
+
+class InitStep(Protocol):
+    """One act of pid 1."""
+
+    @property
+    def name(self) -> str:
+        """A kebab-case name."""
+        ...
+
+    def describe(self) -> str:
+        """Say what it does, with its values."""
+        ...
+
+    def run(self, kernel: Kernel, newborn: Newborn) -> None:
+        """Do it; raises `SyscallError`, or `BuilderGone`."""
         ...
 
 

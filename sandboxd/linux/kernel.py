@@ -217,6 +217,14 @@ class Kernel:
         """Make `new_root` the root mount and put the old one at `put_old`."""
         _call("pivot_root", new_root.encode(), put_old.encode(), path=new_root)
 
+    def fchroot(self, fd: int) -> None:
+        """Make the directory `fd` the root and the working directory."""
+        try:
+            os.fchdir(fd)
+            os.chroot(".")
+        except OSError as error:
+            raise SyscallError(error.errno or 0, "chroot", f"fd {fd}") from None
+
     # --- files ---
 
     def openat2(self, dirfd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:

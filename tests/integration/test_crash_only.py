@@ -223,7 +223,7 @@ FORMS = {"raw": "application/octet-stream", "sse": "text/event-stream", "json": 
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("target", ["daemon", "launcher"])
+@pytest.mark.parametrize("target", ["daemon", "launcher", "zygote"])
 def test_a_command_outlives_its_daemon(own_daemon: Daemon, target: str, form: str) -> None:
     """init lets commands go on; their stream ends by name, and nobody's going away kills them."""
     import httpx
@@ -247,11 +247,12 @@ def test_a_command_outlives_its_daemon(own_daemon: Daemon, target: str, form: st
         thread = threading.Thread(target=follow, args=(sandbox.id,))
         thread.start()
         until(lambda: sandbox.exec("test -e /tmp/up").exit_code == 0, client)
-        os.kill(own_daemon.launcher_pid() if target == "launcher" else own_daemon.process.pid, signal.SIGKILL)
+        pids = {"launcher": own_daemon.launcher_pid, "zygote": own_daemon.zygote_pid}
+        os.kill(pids[target]() if target in pids else own_daemon.process.pid, signal.SIGKILL)
         own_daemon.process.wait(30)
         thread.join(30)
         assert not thread.is_alive()
-    if target == "launcher":
+    if target != "daemon":
         print(ended)
         assert "server-busy" in ended[0]  # the daemon stops in order: it still says why
     own_daemon.start()
@@ -315,7 +316,7 @@ def test_a_destruction_during_a_birth_is_carried_out(launcher: LauncherProcess) 
         assert born.kind == "sandbox-gone"
         assert isinstance(destroyed, Reply)
         assert launcher.leftovers() == []
-    until_asked(launcher, lambda: launcher.children() == "")
+    until_asked(launcher, lambda: not launcher.children())
     sandbox_id = "a" * 20
     assert isinstance(launcher.asker.ask("create", id=sandbox_id, **CREATE), Reply)
     assert isinstance(launcher.asker.ask("destroy", id=sandbox_id), Reply)

@@ -19,6 +19,19 @@ ROOTFS_DIR = os.environ.get("SANDBOXD_TEST_ROOTFS_DIR", "/var/lib/sandboxd/rootf
 READY_S = 30.0
 
 
+def children_of(pid: int) -> list[int]:
+    """Return the pids of a process' children."""
+    return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def process_name(pid: int) -> str:
+    """Return a process' name; empty once it is gone."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 class Daemon:
     """Starts, kills and restarts one daemon; `close` destroys its sandboxes and checks that nothing is left."""
 
@@ -95,6 +108,11 @@ class Daemon:
         with self.client() as client:
             info: dict[str, Any] = client.info()
         return int(info["launcher"]["pid"])
+
+    def zygote_pid(self) -> int:
+        """Return the pid of the process that births are forked from."""
+        (zygote,) = [pid for pid in children_of(self.launcher_pid()) if process_name(pid) == "sandboxd-zygote"]
+        return zygote
 
     def cgroup(self) -> pathlib.Path:
         """Return the folder of this daemon's cgroups."""

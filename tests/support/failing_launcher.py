@@ -1,13 +1,13 @@
 """A launcher whose n-th kernel call fails: run as a program, as the daemon would run the real one.
 
-The number is in the sandbox's id (`fail0000000000000042`). The count goes on through both forks, since a fork
-copies it, so 1, 2, 3 … fails every call of a birth in turn, wherever it is made.
+The number is in the sandbox's id (`fail0000000000000042`). The count lies in memory that the launcher, the zygote and
+a birth's processes share, so 1, 2, 3 … fails every call of a birth in turn, wherever it is made.
 """
 
 from __future__ import annotations
 
 import errno
-import gc
+import mmap
 import os
 import signal
 import socket
@@ -18,8 +18,11 @@ from typing import Any
 import msgpack
 
 from sandboxd.guest import init
+from sandboxd.launcher import profiles
+from sandboxd.launcher.birth import Means
 from sandboxd.launcher.server import Launcher
 from sandboxd.launcher.settings import Settings
+from sandboxd.launcher.zygote import Zygote
 from sandboxd.linux.kernel import Kernel, SyscallError
 from sandboxd.spec import Limits
 
@@ -28,7 +31,7 @@ class FailingKernel(Kernel):
     """The real kernel, but the armed call answers EIO. Wraps whatever methods `Kernel` has: no list to keep."""
 
     def __init__(self) -> None:
-        self.left = 0
+        self.left = memoryview(mmap.mmap(-1, 8)).cast("q")
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
@@ -38,8 +41,8 @@ class FailingKernel(Kernel):
 
     def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **options: Any) -> Any:
-            self.left -= 1
-            if self.left == 0:
+            self.left[0] -= 1
+            if self.left[0] == 0:
                 raise SyscallError(errno.EIO, name)
             return call(*arguments, **options)
 
@@ -55,7 +58,7 @@ class FailingLauncher(Launcher):
     def _checked(self, params: dict[str, Any]) -> tuple[str, str, Limits, str]:
         checked = super()._checked(params)
         self._ranges.close()  # so that a range and its namespaces are made within the count
-        KERNEL.left = int(checked[0].removeprefix("fail"))
+        KERNEL.left[0] = int(checked[0].removeprefix("fail"))
         return checked
 
     def _prepare(self) -> None:
@@ -70,9 +73,9 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     os.chdir("/")
     init.preload()
-    launcher = FailingLauncher(settings, socket.socket(fileno=fd), KERNEL, init.serve)
-    gc.freeze()
-    launcher.run()
+    filters = profiles.compile_all(settings.profile_dir, settings.own_profile_dir)
+    zygote = Zygote(KERNEL, Means(filters, init.serve))
+    FailingLauncher(settings, socket.socket(fileno=fd), KERNEL, zygote, frozenset(filters)).run()
 
 
 if __name__ == "__main__":

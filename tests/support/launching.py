@@ -16,7 +16,7 @@ from sandboxd.launcher.settings import Settings
 from sandboxd.linux import cgroupfs, procfs
 from sandboxd.wire.link import DEFAULT_WINDOW, LinkConnection, Role
 from sandboxd.wire.messages import Credit, Event, Failure, Message, Reply, Request
-from tests.support.daemon import ROOTFS_DIR
+from tests.support.daemon import ROOTFS_DIR, children_of, process_name
 
 PROFILES = str(pathlib.Path(__file__).parents[2] / "seccomp")
 
@@ -148,8 +148,9 @@ class LauncherProcess:
     def fds(self) -> int:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
-    def children(self) -> str:
-        return pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+    def children(self) -> list[int]:
+        """Return its children, but for the zygote."""
+        return [pid for pid in children_of(self.process.pid) if process_name(pid) != "sandboxd-zygote"]
 
     def close(self) -> None:
         self.asker.close()

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pathlib
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from sandboxd import spec
 from sandboxd.errors import InvalidRequest
 from sandboxd.guest import users
 from sandboxd.launcher import idranges
-from sandboxd.launcher.plan import SANDBOX_CAPABILITIES, LaunchSpec, plan
+from sandboxd.launcher.plan import INIT_PLAN, SANDBOX_CAPABILITIES, LaunchSpec, Order, plan_builder
 from sandboxd.launcher.records import Record, RecordStore
 from sandboxd.launcher.storage import DirectoryDriver
 from sandboxd.linux import cgroupfs, procfs
@@ -34,7 +35,7 @@ SPEC = LaunchSpec(
 
 
 def test_the_plan_is_ordered_as_the_walls_need() -> None:
-    names = [step.name for step in plan(SPEC)]
+    names = [step.name for step in (*plan_builder(SPEC), *INIT_PLAN)]
     assert len(set(names)) == len(names)
     order = [
         "isolate-mounts",
@@ -43,6 +44,7 @@ def test_the_plan_is_ordered_as_the_walls_need() -> None:
         "mount-overlay",
         "restrict-proc",
         "pivot-root",
+        "enter-root",
         "enter-user-namespace",
         "drop-privileges",
         "apply-seccomp",
@@ -53,13 +55,19 @@ def test_the_plan_is_ordered_as_the_walls_need() -> None:
 
 
 def test_every_step_says_what_it_does() -> None:
-    for step in plan(SPEC):
+    for step in (*plan_builder(SPEC), *INIT_PLAN):
         assert step.describe()
         assert step.describe()[0].islower() or step.describe()[0] == "/"
 
 
 def test_the_plan_is_pure() -> None:
-    assert plan(SPEC) == plan(SPEC)
+    assert plan_builder(SPEC) == plan_builder(SPEC)
+
+
+def test_a_spec_reaches_the_builder_as_it_was() -> None:
+    order = Order(*msgpack.unpackb(SPEC.order()))
+    assert (order.range_base, order.processes, order.seccomp) == (SPEC.range_base, SPEC.processes, SPEC.seccomp)
+    assert LaunchSpec.from_message(msgpack.unpackb(order.spec)) == SPEC
 
 
 def test_capabilities_reach_nothing_of_the_host() -> None:

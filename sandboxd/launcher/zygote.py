@@ -1,0 +1,84 @@
+"""The zygote: a process that does nothing but fork births, so that what inits share stays shared.
+
+A forked init shares every page with its parent until one of them writes to it. The launcher writes all the time (each
+request changes reference counts all over its heap), and the unchanged copies of those pages would be left to the last
+init alone. So births are forked from a process that lies still in between, and that has loaded only what an init
+needs. It is forked once, when the launcher starts, before the launcher loads the rest of itself.
+
+It is told of a birth by one message (`plan.Order`, with the descriptors of `birth.Fds`), and everything that becomes
+of that birth goes over the birth's own status pipe. When the launcher's end closes, it ends; when it ends, so does
+the launcher, and with that the daemon: the service manager starts all of them anew, and sandboxes go on running.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+from typing import Final
+
+import msgpack
+import prctl
+
+from ..linux.kernel import Kernel
+from . import birth
+from .plan import Order
+
+#: A LaunchSpec is names, numbers and two paths.
+MAX_ORDER_BYTES: Final = 64 * 1024
+_FDS: Final = len(birth.Fds._fields)
+
+
+class Zygote:
+    """The launcher's handle of it. `pidfd` is readable once it has ended."""
+
+    def __init__(self, kernel: Kernel, means: birth.Means) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid, self.pidfd = kernel.clone3(0)
+        if pid == 0:
+            try:
+                # The one connection, and 0, 1 and 2; the launcher's own must not be held open by us.
+                kernel.close_range(3, theirs.fileno() - 1)
+                kernel.close_range(theirs.fileno() + 1, 2**32 - 1)
+                _run(kernel, theirs, means)
+            finally:
+                os._exit(1)
+        theirs.close()
+
+    def close(self) -> None:
+        """Let it end."""
+        self._socket.close()
+        os.close(self.pidfd)
+
+    def fork(self, order: bytes, fds: birth.Fds) -> None:
+        """Have a birth forked; `fds` stay the caller's.
+
+        Raises:
+            OSError: the zygote is gone.
+        """
+        socket.send_fds(self._socket, [order], list(fds))
+
+
+def _run(kernel: Kernel, connection: socket.socket, means: birth.Means) -> None:
+    prctl.set_proctitle("sandboxd: zygote")
+    prctl.set_name("sandboxd-zygote")
+    os.setsid()  # a terminal's Ctrl-C is the daemon's business
+    # The defaults, so that no init and no command has to reset them: a pid namespace's init gets no signal that it
+    # has not asked for, SIGPIPE of its own writes included (kernel/signal.c, SIGNAL_UNKILLABLE).
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, _ignore)
+    gc.collect()
+    gc.freeze()  # a child's collector then leaves the pages that it shares with us alone
+    while True:
+        message, fds, _, _ = socket.recv_fds(connection, MAX_ORDER_BYTES, _FDS)
+        if not message:
+            os._exit(0)
+        birth.spawn(kernel, birth.Fds(*fds), Order(*msgpack.unpackb(message)), means)
+        for fd in fds:
+            os.close(fd)
+
+
+def _ignore(number: int, frame: object) -> None:
+    """Init's wake-up pipe does the work."""
