@@ -24,9 +24,11 @@ _CLIENT_NAMES = frozenset(
         "ExecStream",
         "ExitStatus",
         "FileStream",
+        "IoUse",
         "OutputChunk",
         "Sandbox",
         "SandboxInfo",
+        "SandboxStats",
         "Usage",
     }
 )
@@ -34,14 +36,15 @@ _CLIENT_NAMES = frozenset(
 if TYPE_CHECKING:
     from .client import *  # noqa: F403
     from .errors import *  # noqa: F403
+    from .spec import IoLimits as IoLimits
     from .spec import Limits as Limits
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a class each, checked below
     if name in _CLIENT_NAMES:
         value = getattr(importlib.import_module(".client", __name__), name)
-    elif name == "Limits":
-        value = importlib.import_module(".spec", __name__).Limits
+    elif name in ("IoLimits", "Limits"):
+        value = getattr(importlib.import_module(".spec", __name__), name)
     else:
         errors = importlib.import_module(".errors", __name__)
         if name.startswith("_") or name not in errors.__all__:
@@ -53,4 +56,4 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - a class each, checked below
 
 def __dir__() -> list[str]:
     errors = importlib.import_module(".errors", __name__)
-    return sorted({*globals(), *_CLIENT_NAMES, *errors.__all__, "Limits"})
+    return sorted({*globals(), *_CLIENT_NAMES, *errors.__all__, "IoLimits", "Limits"})

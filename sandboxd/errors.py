@@ -49,6 +49,7 @@ __all__ = [
     "RootfsNotFound",
     "RouteNotFound",
     "SandboxFailed",
+    "SandboxFrozen",
     "SandboxGone",
     "SandboxNotFound",
     "SandboxdError",
@@ -209,6 +210,12 @@ class SandboxFailed(Conflict):
     """The sandbox's init is gone; only DELETE works on it: `reason`."""
 
     kind = "sandbox-failed"
+
+
+class SandboxFrozen(Conflict):
+    """The sandbox is frozen: nothing in it runs until it is thawed."""
+
+    kind = "sandbox-frozen"
 
 
 class SandboxGone(Conflict):

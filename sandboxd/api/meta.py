@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..runtime import host
 from . import models
 from .call import answer
 
@@ -29,5 +30,6 @@ async def info(call: Call) -> TrioResponse:
             "seccomp": launcher.get("profiles", []),
             "rootfs": await call.manager.rootfs(),
             "sandboxes": call.manager.statistics(),
+            "host": host.facts(),
         }
     )

@@ -154,6 +154,37 @@ class SandboxList(msgspec.Struct, frozen=True):
     next: str | None
 
 
+class IoStats(msgspec.Struct, frozen=True):
+    """What went to and from the disks."""
+
+    read_bytes: int
+    write_bytes: int
+    reads: int
+    writes: int
+
+
+class StatsOut(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sandbox uses, all of it together; null is what this host does not count.
+
+    `memory_bytes` is what counts against the limit (page cache and /dev/shm too), `memory_peak_bytes` the most that
+    it was; `pids` counts threads too; `oom_kills` the processes that died for want of memory.
+    """
+
+    id: str
+    state: str
+    limits: LimitsOut
+    cpu_s: float | None
+    cpu_user_s: float | None
+    cpu_system_s: float | None
+    cpu_throttled_s: float | None
+    memory_bytes: int | None
+    memory_peak_bytes: int | None
+    oom_kills: int | None
+    pids: int | None
+    disk_bytes: int | None
+    io: IoStats | None
+
+
 class Health(msgspec.Struct, frozen=True):
     """The daemon answers."""
 
@@ -289,6 +320,14 @@ def rfc3339(seconds: float) -> str:
     """Return a time since the epoch as text, in UTC."""
     when = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
     return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def stats_out(sandbox: Sandbox, stats: dict[str, Any]) -> StatsOut:
+    """Return what a caller sees of what a sandbox uses."""
+    limits = msgspec.convert(sandbox.limits, LimitsOut, from_attributes=True)
+    return msgspec.convert(
+        {**stats, "id": sandbox.id, "state": sandbox.state.value, "limits": msgspec.to_builtins(limits)}, StatsOut
+    )
 
 
 def sandbox_out(sandbox: Sandbox) -> SandboxOut:

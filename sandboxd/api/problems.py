@@ -44,6 +44,7 @@ STATUS: Final[Mapping[str, int]] = {
     "archive-refused": 422,
     "process-not-running": 409,
     "sandbox-failed": 409,
+    "sandbox-frozen": 409,
     "sandbox-gone": 409,
     "already-running": 409,
     "limit-exceeded": 422,

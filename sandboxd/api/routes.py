@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, Final
 
-from . import commands, file_models, files, filetree, meta, models, openapi, sandboxes
+from . import commands, file_models, files, filetree, meta, models, openapi, patch, sandboxes
 from .access import Level
 from .call import Call, answer
 
@@ -48,7 +48,7 @@ async def describe(call: Call) -> TrioResponse:
 
 _SANDBOX: Final = "/v1/sandboxes/<ref>"
 _PROCESS: Final = _SANDBOX + "/processes/<process>"
-_GONE: Final = ("sandbox-not-found", "sandbox-failed", "sandbox-gone", "conflict")
+_GONE: Final = ("sandbox-not-found", "sandbox-failed", "sandbox-frozen", "sandbox-gone", "conflict")
 _BODY: Final = ("unknown-field", "body-too-large")
 _BIRTH: Final = (
     "name-taken",
@@ -113,6 +113,29 @@ ROUTES: Final[tuple[Route, ...]] = (
         result=models.SandboxList,
     ),
     Route(method="GET", path=_SANDBOX, handler=sandboxes.show, result=models.SandboxOut, kinds=("sandbox-not-found",)),
+    Route(
+        method="PATCH",
+        path=_SANDBOX,
+        handler=sandboxes.change,
+        body=patch.SandboxPatch,
+        result=models.SandboxOut,
+        kinds=(*_BODY, *_GONE, "name-taken", "not-available", "limit-unenforceable", "cgroup-error"),
+    ),
+    Route(
+        method="POST",
+        path=_SANDBOX + "/freeze",
+        handler=sandboxes.freeze,
+        result=models.SandboxOut,
+        kinds=(*_GONE, "cgroup-error"),
+    ),
+    Route(
+        method="POST",
+        path=_SANDBOX + "/thaw",
+        handler=sandboxes.thaw,
+        result=models.SandboxOut,
+        kinds=(*_GONE, "cgroup-error"),
+    ),
+    Route(method="GET", path=_SANDBOX + "/stats", handler=sandboxes.stats, result=models.StatsOut, kinds=_GONE),
     Route(
         method="DELETE",
         path=_SANDBOX,

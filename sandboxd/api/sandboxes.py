@@ -1,11 +1,11 @@
-"""POST, GET /sandboxes and GET, DELETE /sandboxes/{id}."""
+"""POST, GET /sandboxes; GET, PATCH, DELETE /sandboxes/{id}; freeze, thaw and stats of it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from ..runtime.registry import DEFAULT_PAGE
-from . import models
+from . import models, patch
 from .call import answer, nothing
 
 if TYPE_CHECKING:
@@ -30,6 +30,27 @@ async def show_all(call: Call) -> TrioResponse:
 async def show(call: Call, ref: str) -> TrioResponse:
     """Show a sandbox."""
     return answer(models.sandbox_out(call.manager.registry.find(ref)))
+
+
+async def change(call: Call, ref: str) -> TrioResponse:
+    """Change a sandbox's name, env, cwd, labels and limits (JSON merge patch)."""
+    sandbox = await call.manager.control.change(ref, patch.to_change(await call.read(patch.SandboxPatch)))
+    return answer(models.sandbox_out(sandbox))
+
+
+async def freeze(call: Call, ref: str) -> TrioResponse:
+    """Stop every process of a sandbox where it is."""
+    return answer(models.sandbox_out(await call.manager.control.freeze(ref)))
+
+
+async def thaw(call: Call, ref: str) -> TrioResponse:
+    """Let a frozen sandbox go on."""
+    return answer(models.sandbox_out(await call.manager.control.thaw(ref)))
+
+
+async def stats(call: Call, ref: str) -> TrioResponse:
+    """Tell what a sandbox uses."""
+    return answer(models.stats_out(*await call.manager.control.stats(ref)))
 
 
 async def destroy(call: Call, ref: str) -> TrioResponse:

@@ -65,6 +65,22 @@ def _stack(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
+#: What `--io` may name, under the API's names.
+_IO: Final = {
+    "read": "read_bytes_per_s",
+    "write": "write_bytes_per_s",
+    "read-iops": "read_iops",
+    "write-iops": "write_iops",
+}
+#: Limits of the disks' speed: `run`, `create` and `update`.
+io_option = click.option(
+    "--io",
+    type=KeyValue(),
+    multiple=True,
+    metavar="WHAT=RATE",
+    help="Limit of a disk's speed a second: read=10M, write=10M, read-iops=500 or write-iops=500.",
+)
+
 #: What a sandbox is created with: `run` and `create`.
 sandbox_options = _stack(
     click.option("--rootfs", metavar="NAME", help="The root filesystem; 'default' if not given."),
@@ -72,6 +88,7 @@ sandbox_options = _stack(
     click.option("--cpus", type=float, metavar="N", help="Limit of processors, such as 1.5."),
     click.option("--pids", type=int, metavar="N", help="Limit of processes and threads."),
     click.option("--disk", type=Size(), metavar="SIZE", help="Limit of what its files take, such as 2G."),
+    io_option,
     click.option("--seccomp", metavar="NAME", help="The system call profile: default, strict, or your own."),
 )
 
@@ -91,10 +108,26 @@ command_options = _stack(
 )
 
 
-def limits(memory: int | None, cpus: float | None, pids: int | None, disk: int | None) -> dict[str, Any]:
+def limits(
+    memory: int | None, cpus: float | None, pids: int | None, disk: int | None, io: tuple[tuple[str, str], ...] = ()
+) -> dict[str, Any]:
     """Return the limits that were given, under the API's names."""
-    given = {"memory_bytes": memory, "cpus": cpus, "pids": pids, "disk_bytes": disk}
+    given = {"memory_bytes": memory, "cpus": cpus, "pids": pids, "disk_bytes": disk, "io": io_of(io) or None}
     return {key: value for key, value in given.items() if value is not None}
+
+
+def io_of(words: tuple[tuple[str, str], ...]) -> dict[str, int]:
+    """Return what `--io` said, under the API's names.
+
+    Raises:
+        click.UsageError: a rate has an unknown name or is no number.
+    """
+    found = {}
+    for what, rate in words:
+        if what not in _IO:
+            raise click.UsageError(f"--io takes {', '.join(f'{name}=RATE' for name in _IO)}, not {what!r}.")
+        found[_IO[what]] = Size().convert(rate, None, None)
+    return found
 
 
 def command_of(words: tuple[str, ...]) -> list[str]:

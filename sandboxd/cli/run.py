@@ -28,6 +28,7 @@ def run(  # noqa: PLR0913 - an option each
     cpus: float | None,
     pids: int | None,
     disk: int | None,
+    io: tuple[tuple[str, str], ...],
     seccomp: str | None,
     env: tuple[tuple[str, str], ...],
     workdir: str | None,
@@ -50,7 +51,7 @@ def run(  # noqa: PLR0913 - an option each
         with Interrupts() as interrupts:
             with interrupts.held():
                 sandbox = Sandbox.create(
-                    rootfs=rootfs, limits=limits(memory, cpus, pids, disk) or None, seccomp=seccomp, client=client
+                    rootfs=rootfs, limits=limits(memory, cpus, pids, disk, io) or None, seccomp=seccomp, client=client
                 )
             try:
                 interrupts.raise_waiting()

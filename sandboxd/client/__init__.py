@@ -9,6 +9,7 @@ from .async_client import AsyncClient
 from .async_sandbox import AsyncSandbox
 from .async_stream import AsyncExecStream, AsyncFileStream
 from .client import Client
+from .control_calls import IoUse, SandboxStats
 from .failures import CommandFailed
 from .models import ExecResult, ExitStatus, OutputChunk, SandboxInfo, Usage
 from .sandbox import Sandbox
@@ -25,8 +26,10 @@ __all__ = [
     "ExecStream",
     "ExitStatus",
     "FileStream",
+    "IoUse",
     "OutputChunk",
     "Sandbox",
     "SandboxInfo",
+    "SandboxStats",
     "Usage",
 ]

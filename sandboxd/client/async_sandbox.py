@@ -11,6 +11,7 @@ from sandboxd.errors import SandboxdError, SandboxGone, SandboxNotFound
 
 from . import calls
 from .async_client import AsyncClient
+from .async_control import AsyncControlPart
 from .async_stream import AsyncExecStream, AsyncFileStream
 from .content import AsyncFileContent, async_content
 from .models import ExecResult, with_output
@@ -50,7 +51,7 @@ class _Opening(Generic[S]):
             await self._made.__aexit__(kind, error, trace)
 
 
-class AsyncSandbox:
+class AsyncSandbox(AsyncControlPart):
     """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
 
     As a context manager it destroys the sandbox at the end of the block, also when the task is cancelled:
@@ -109,7 +110,7 @@ class AsyncSandbox:
             env: variables of every command.
             cwd: where commands start, absolute.
             user: name or uid that commands run as.
-            limits: `Limits(memory_bytes=, cpus=, pids=, disk_bytes=)` or the same as a mapping.
+            limits: `Limits(memory_bytes=, cpus=, pids=, disk_bytes=, io=IoLimits(…))` or the same as a mapping.
             labels: your own notes on it.
             network: the network mode.
             seccomp: the name of a system call profile: "default", "strict", or one of the operator's.
@@ -171,11 +172,6 @@ class AsyncSandbox:
             raise
         sandbox._client = own
         return sandbox
-
-    @property
-    def id(self) -> str:
-        """The sandbox's id."""
-        return self.info.id
 
     @property
     def name(self) -> str | None:

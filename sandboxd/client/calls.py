@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from sandboxd.errors import InvalidRequest, LimitExceeded, RemoteProtocolError
-from sandboxd.spec import MAX_JSON_BODY_BYTES, Limits, check_path
+from sandboxd.spec import MAX_JSON_BODY_BYTES, IoLimits, Limits, check_path
 from sandboxd.wire import raw
 
 from .failures import from_problem
@@ -105,9 +105,22 @@ def _nothing(_: Json) -> None:
 
 
 def _sandbox_path(key: str, rest: str = "") -> str:
+    """Return the path of a sandbox, by its id or name, and of what is below it."""
     if not key or key in (".", ".."):
         raise InvalidRequest(f"cannot name a sandbox {key!r}", field="id")
     return f"/v1/sandboxes/{quote(key, safe='')}{rest}"
+
+
+def limits_json(limits: Limits | Mapping[str, Any]) -> dict[str, Any]:
+    """Return limits as JSON holds them; of a `Limits` only what it says."""
+    if isinstance(limits, Limits):
+        limits = {item.name: getattr(limits, item.name) for item in dataclasses.fields(limits)}
+        limits = {name: value for name, value in limits.items() if value is not None}
+    return {name: _io_json(value) if isinstance(value, IoLimits) else value for name, value in limits.items()}
+
+
+def _io_json(io: IoLimits) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(io).items() if value is not None}
 
 
 def health() -> Call[None]:
@@ -133,15 +146,13 @@ def create(  # noqa: PLR0913 - the fields of a sandbox, all by keyword
     seccomp: str | None,
 ) -> Call[SandboxInfo]:
     """POST /sandboxes: only what was given is sent, the daemon's defaults are the daemon's."""
-    if isinstance(limits, Limits):
-        limits = {key: value for key, value in dataclasses.asdict(limits).items() if value is not None}
     fields = {
         "name": name,
         "rootfs": rootfs,
         "env": None if env is None else dict(env),
         "cwd": cwd,
         "user": user,
-        "limits": None if limits is None else dict(limits),
+        "limits": None if limits is None else limits_json(limits),
         "labels": None if labels is None else dict(labels),
         "network": None if network is None else {"mode": network},
         "seccomp": seccomp,

@@ -10,6 +10,7 @@ from sandboxd.errors import SandboxdError, SandboxGone, SandboxNotFound
 from . import calls
 from .client import Client
 from .content import FileContent, sync_content
+from .control import ControlPart
 from .models import ExecResult, with_output
 from .stream import ExecStream, FileStream
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from .models import SandboxInfo
 
 
-class Sandbox:
+class Sandbox(ControlPart):
     """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
 
     As a context manager it destroys the sandbox at the end of the block. Without `client=` each sandbox makes
@@ -78,7 +79,7 @@ class Sandbox:
             env: variables of every command.
             cwd: where commands start, absolute.
             user: name or uid that commands run as.
-            limits: `Limits(memory_bytes=, cpus=, pids=, disk_bytes=)` or the same as a mapping.
+            limits: `Limits(memory_bytes=, cpus=, pids=, disk_bytes=, io=IoLimits(…))` or the same as a mapping.
             labels: your own notes on it.
             network: the network mode.
             seccomp: the name of a system call profile: "default", "strict", or one of the operator's.
@@ -136,11 +137,6 @@ class Sandbox:
             raise
         sandbox._client = own
         return sandbox
-
-    @property
-    def id(self) -> str:
-        """The sandbox's id."""
-        return self.info.id
 
     @property
     def name(self) -> str | None:

@@ -27,6 +27,7 @@ class Launched:
     Attributes:
         devices: the st_dev numbers that a file of this sandbox may have.
         limits: the effective ones, defaults filled in.
+        frozen: whether it was asked to freeze, done or not.
         timings: seconds per step of its birth; empty for one that was found at start.
     """
 
@@ -36,6 +37,7 @@ class Launched:
     devices: frozenset[int]
     unenforced: tuple[str, ...]
     limits: Limits
+    frozen: bool = False
     timings: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -97,6 +99,27 @@ class Launcher:
         """End every process of a sandbox; its files stay until `destroy`."""
         await self._ask("kill", id=sandbox_id)
 
+    async def limit(self, sandbox_id: str, limits: Limits) -> tuple[Limits, tuple[str, ...]]:
+        """Give a running sandbox other limits; return the effective ones, and those that nobody enforces.
+
+        Raises:
+            InvalidRequest, LimitUnenforceable, CgroupError, Conflict: nothing was changed.
+        """
+        result = await self._ask("limit", id=sandbox_id, limits=dataclasses.asdict(limits))
+        return _limits(result), tuple(result.get("unenforced") or ())
+
+    async def freeze(self, sandbox_id: str) -> bool:
+        """Ask the kernel to stop every process; return whether all have stopped already."""
+        return checks.flag(await self._ask("freeze", id=sandbox_id), "frozen")
+
+    async def thaw(self, sandbox_id: str) -> None:
+        """Let every process go on."""
+        await self._ask("thaw", id=sandbox_id)
+
+    async def stats(self, sandbox_id: str) -> dict[str, Any]:
+        """Return what a sandbox uses; a number that nobody counts is None."""
+        return await self._ask("stats", id=sandbox_id)
+
     async def sandboxes(self) -> list[Launched]:
         """Return every sandbox that the launcher has a record of."""
         return [_launched(row) for row in checks.items(await self._ask("list"), "sandboxes", dict)]
@@ -122,14 +145,18 @@ class Launcher:
 
 def _launched(row: dict[str, Any]) -> Launched:
     alive = checks.flag(row, "alive")
-    limits = row.get("limits") or {}
-    known = {field.name for field in dataclasses.fields(Limits)}
     return Launched(
         id=checks.text(row, "id"),
         pid=int(row.get("pid") or 0),
         alive=alive,
         devices=frozenset(checks.items(row, "devices", int)) if alive else frozenset(),
         unenforced=tuple(row.get("unenforced") or ()),
-        limits=Limits(**{name: value for name, value in limits.items() if name in known}),
+        limits=_limits(row),
+        frozen=row.get("frozen") is True,
         timings={str(name): float(value) for name, value in (row.get("timings") or {}).items()},
     )
+
+
+def _limits(row: dict[str, Any]) -> Limits:
+    known = {field.name for field in dataclasses.fields(Limits)}
+    return Limits(**{name: value for name, value in (row.get("limits") or {}).items() if name in known})

@@ -24,7 +24,9 @@ from ..errors import (
 )
 from ..spec import new_id
 from . import recovery
-from .lifecycle import State
+from .control import Control
+from .host import check_room
+from .lifecycle import ALIVE, State
 from .registry import Registry
 from .sandbox import REASON_TIMEOUT_S, Sandbox
 from .store import Record, Store
@@ -58,6 +60,7 @@ class Manager:
         self.registry = Registry()
         self._store = Store(registry_dir)
         self._links = links_dir
+        self.control = Control(launcher, self.registry, self._store, self.join)
         self._creates = trio.Semaphore(CONCURRENT_CREATES)
         self._waiting = 0
         self._nursery: trio.Nursery | None = None
@@ -111,12 +114,13 @@ class Manager:
         Raises:
             NameTaken, RootfsNotFound, LimitUnenforceable, InvalidRequest: nothing was made.
             LaunchFailed: a step of the birth failed; nothing was left.
-            ServerBusy: too many births wait, or the daemon stops.
+            ServerBusy: too many births wait, the host has no memory to spare, or the daemon stops.
         """
         if self._stopping:
             raise ServerBusy("cannot create a sandbox: the daemon is stopping")
         if self._waiting >= QUEUED_CREATES:
             raise ServerBusy(f"cannot create a sandbox: {QUEUED_CREATES} births wait", bound=QUEUED_CREATES)
+        check_room()
         sandbox = Sandbox(new_id(), spec, time.time())
         self.registry.add(sandbox)
         self._waiting += 1
@@ -143,7 +147,7 @@ class Manager:
         try:
             with trio.fail_after(CREATE_TIMEOUT_S):
                 await self._launch(sandbox)
-                await self._join(sandbox)
+                await self.join(sandbox)
                 sandbox.move(State.RUNNING)
         except BaseException as error:
             await self._clean_up(sandbox)
@@ -177,7 +181,7 @@ class Manager:
         if failure is not None:
             raise failure
 
-    async def _join(self, sandbox: Sandbox) -> None:
+    async def join(self, sandbox: Sandbox) -> None:
         """Connect to init, serve the link in the manager's nursery, and configure it."""
         peer = await sandbox.connect(self._links)
         if self._nursery is None:
@@ -202,7 +206,7 @@ class Manager:
     async def _serve(self, sandbox: Sandbox, peer: Peer) -> None:
         """Serve one sandbox's link to its end, then say what that means."""
         error = await peer.run()
-        if sandbox.state is not State.RUNNING or self._stopping:
+        if sandbox.state not in ALIVE or self._stopping:
             return
         reason = "protocol error" if isinstance(error, ProtocolError) and peer.blamed else "init closed its link"
         if not peer.blamed:
@@ -287,9 +291,13 @@ class Manager:
         sandbox = Sandbox(record.id, record.spec, record.created_at)
         sandbox.adopt(launched)
         self.registry.add(sandbox)
+        if launched.frozen:
+            sandbox.move(State.FROZEN)  # its init can answer nobody: it is reached when it is thawed
+            _log.info("Found sandbox %s again, frozen", sandbox.id)
+            return
         try:
             async with limiter:
-                await self._join(sandbox)
+                await self.join(sandbox)
             sandbox.move(State.RUNNING)
             _log.info("Found sandbox %s again", sandbox.id)
         except (OSError, trio.TooSlowError, SandboxdError) as error:

@@ -61,6 +61,22 @@ class Registry:
         if name is not None and self._by_name.get(name) is sandbox:
             del self._by_name[name]
 
+    def rename(self, sandbox: Sandbox, name: str | None) -> None:
+        """Enter a sandbox under another name, or none; its spec is its owner's to replace, in the same breath.
+
+        Raises:
+            NameTaken: another one has that name.
+        """
+        if name is not None and self._by_name.get(name, sandbox) is not sandbox:
+            raise NameTaken(
+                f"cannot name a sandbox {name!r}: another has that name", name=name, id=self._by_name[name].id
+            )
+        old = sandbox.spec.name
+        if old is not None:
+            self._by_name.pop(old, None)
+        if name is not None:
+            self._by_name[name] = sandbox
+
     def get(self, sandbox_id: str) -> Sandbox | None:
         """Return the sandbox with that id in whatever state, or None."""
         return self._by_id.get(sandbox_id)

@@ -17,6 +17,7 @@ from ..errors import (
     RemoteProtocolError,
     SandboxdError,
     SandboxFailed,
+    SandboxFrozen,
     SandboxGone,
     SandboxNotFound,
     ServerBusy,
@@ -25,7 +26,7 @@ from ..spec import name_bytes
 from . import checks, files
 from .errand import Errand
 from .execution import Execution, exec_params, new_process_id
-from .lifecycle import State, may_move
+from .lifecycle import ALIVE, State, may_move
 from .peer import Peer, discarded
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Sandbox:
         self._devices: frozenset[int] = frozenset()
         self._peer: Peer | None = None
         self.settled = trio.Event()
+        #: Held while it is changed, frozen or thawed: one after the other.
+        self.changing = trio.Lock()
         self.file_turns = trio.CapacityLimiter(files.SANDBOX_THREADS)
         self._stdin_locks: weakref.WeakValueDictionary[str, trio.Lock] = weakref.WeakValueDictionary()
 
@@ -109,11 +112,17 @@ class Sandbox:
     async def configure(self) -> None:
         """Tell init what must never pass through the launcher: env, and the defaults of commands."""
         with trio.fail_after(CONNECT_TIMEOUT_S):
-            await self._ask("configure", env=self.spec.env, cwd=self.spec.cwd, user=self.spec.user)
+            params = {"env": self.spec.env, "cwd": self.spec.cwd, "user": self.spec.user}
+            await self._request(self._peer or self._link(), "configure", params, 0)
+
+    @property
+    def has_link(self) -> bool:
+        """Whether somebody speaks for its init."""
+        return self._peer is not None and self._peer.ended is None
 
     def broke(self, reason: str) -> bool:
         """Note that init is gone; return whether that was news."""
-        if self.state is not State.RUNNING:
+        if self.state not in ALIVE:
             return False
         self.move(State.FAILED, reason)
         self.cut(SandboxFailed(f"cannot go on in sandbox {self.id}: {reason}", reason=reason))
@@ -141,6 +150,8 @@ class Sandbox:
             return None
         if self.state is State.CREATING:
             return Conflict(f"cannot use sandbox {self.id}: it is being created", state="creating")
+        if self.state is State.FROZEN:
+            return SandboxFrozen(f"cannot use sandbox {self.id}: it is frozen", id=self.id)
         if self.state is State.FAILED:
             return SandboxFailed(f"cannot use sandbox {self.id}: it failed ({self.reason})", reason=self.reason)
         if self.state is State.DESTROYING:
@@ -165,6 +176,9 @@ class Sandbox:
 
     async def _ask_fds(self, op: str, params: dict[str, Any], fds: int) -> tuple[dict[str, Any], list[int]]:
         peer = self._peer if self.state is State.CREATING and self._peer is not None else self._link()
+        return await self._request(peer, op, params, fds)
+
+    async def _request(self, peer: Peer, op: str, params: dict[str, Any], fds: int) -> tuple[dict[str, Any], list[int]]:
         try:
             return await peer.request(op, params, fds=fds)
         except ProtocolError as error:

@@ -222,6 +222,8 @@ class FakeLauncher:
         self.created: list[dict[str, Any]] = []
         self.destroyed: list[str] = []
         self.killed: list[str] = []
+        self.limited: list[dict[str, Any]] = []
+        self.frozen: set[str] = set()
         self.rows: list[dict[str, Any]] = []
         self.ended = trio.open_memory_channel[tuple[str, str]](16)
         self.prepare: Callable[[FakeInit], None] = lambda init: None
@@ -230,6 +232,10 @@ class FakeLauncher:
             "create": self.op_create,
             "destroy": self.op_destroy,
             "kill": self.op_kill,
+            "limit": self.op_limit,
+            "freeze": self.op_freeze,
+            "thaw": self.op_thaw,
+            "stats": self.op_stats,
             "list": self.op_list,
             "watch": self.op_watch,
             "rootfs": self.op_rootfs,
@@ -263,6 +269,7 @@ class FakeLauncher:
             "id": sandbox_id,
             "alive": alive,
             "pid": 4242,
+            "frozen": sandbox_id in self.frozen,
             "devices": [self.trees.stat().st_dev],
             "unenforced": ["disk_bytes"],
             "limits": {"memory_bytes": 2 << 30, "cpus": 2.0, "pids": 1024, "disk_bytes": 8 << 30},
@@ -292,6 +299,25 @@ class FakeLauncher:
     async def op_kill(self, talk: Conversation, request: Request) -> None:
         self.killed.append(request.params["id"])
         await talk.reply(request)
+
+    async def op_limit(self, talk: Conversation, request: Request) -> None:
+        self.limited.append(request.params)
+        asked = {name: value for name, value in request.params["limits"].items() if value is not None}
+        await talk.reply(request, limits={**self.row("x")["limits"], **asked}, unenforced=["io"])
+
+    async def op_freeze(self, talk: Conversation, request: Request) -> None:
+        """As the kernel: asked for at once, done a moment later."""
+        done = request.params["id"] in self.frozen
+        self.frozen.add(request.params["id"])
+        await talk.reply(request, frozen=done)
+
+    async def op_thaw(self, talk: Conversation, request: Request) -> None:
+        self.frozen.discard(request.params["id"])
+        await talk.reply(request)
+
+    async def op_stats(self, talk: Conversation, request: Request) -> None:
+        names = ("cpu_user_s", "cpu_system_s", "cpu_throttled_s", "memory_peak_bytes", "oom_kills", "disk_bytes", "io")
+        await talk.reply(request, cpu_s=1.5, memory_bytes=4096, pids=3, **dict.fromkeys(names))
 
     async def op_list(self, talk: Conversation, request: Request) -> None:
         await talk.reply(request, sandboxes=self.rows)

@@ -1,0 +1,73 @@
+"""`sandboxd update`: change a sandbox that is there."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from sandboxd.cli.params import KeyValue, Size, client_of, io_of, io_option
+
+
+@click.command()
+@click.option("--name", metavar="NAME", help="Another name; an empty one takes it away.")
+@click.option("--memory", type=Size(), metavar="SIZE", help="Limit of RAM, such as 512M.")
+@click.option("--cpus", type=float, metavar="N", help="Limit of processors, such as 1.5.")
+@click.option("--pids", type=int, metavar="N", help="Limit of processes and threads.")
+@click.option("--disk", type=Size(), metavar="SIZE", help="Limit of what its files take, such as 2G.")
+@io_option
+@click.option(
+    "-e",
+    "--env",
+    type=KeyValue(inherit=True),
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A variable of later commands; KEY alone takes the value from here.",
+)
+@click.option("--unset", multiple=True, metavar="KEY", help="A variable that later commands do not have.")
+@click.option("-w", "--workdir", metavar="DIR", help="Where later commands start, absolute.")
+@click.option("--label", "labels", type=KeyValue(), multiple=True, metavar="KEY=VALUE", help="A note of your own.")
+@click.option("--unlabel", multiple=True, metavar="KEY", help="A note to take away.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole object.")
+@click.argument("sandbox")
+@click.pass_context
+def update(  # noqa: PLR0913 - an option each
+    ctx: click.Context,
+    *,
+    name: str | None,
+    memory: int | None,
+    cpus: float | None,
+    pids: int | None,
+    disk: int | None,
+    io: tuple[tuple[str, str], ...],
+    env: tuple[tuple[str, str], ...],
+    unset: tuple[str, ...],
+    workdir: str | None,
+    labels: tuple[tuple[str, str], ...],
+    unlabel: tuple[str, ...],
+    as_json: bool,
+    sandbox: str,
+) -> None:
+    """Change SANDBOX (an id or a name); what no option names stays as it is.
+
+    Limits hold at once, for what runs too. Memory below what is in use is reclaimed, then processes are killed.
+    """
+    limits: dict[str, Any] = {"memory_bytes": memory, "cpus": cpus, "pids": pids, "disk_bytes": disk, "io": io_of(io)}
+    changes: dict[str, Any] = {
+        "name": None if name is None else name or None,
+        "env": {**dict(env), **dict.fromkeys(unset)},
+        "cwd": workdir,
+        "labels": {**dict(labels), **dict.fromkeys(unlabel)},
+        "limits": {key: value for key, value in limits.items() if value is not None and value != {}},
+    }
+    given = {key: value for key, value in changes.items() if value}
+    if name == "":
+        given["name"] = None
+    if not given:
+        raise click.UsageError("Say what to change.")
+    from sandboxd.client import Sandbox  # noqa: PLC0415 - `update --help` needs no httpx
+
+    info = Sandbox.connect(sandbox, client=client_of(ctx)).update(**given)
+    if as_json:
+        click.echo(json.dumps(info.raw, indent=2))

@@ -1,0 +1,112 @@
+"""PATCH, freeze, thaw and stats: what to send, and how to read the answer (see `calls`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import EllipsisType
+from typing import Any, TypeAlias
+
+from sandboxd.spec import Limits
+
+from .calls import Call, _sandbox_path, limits_json
+from .models import Json, SandboxInfo, parse_sandbox
+
+__all__ = ["Change", "IoUse", "LimitsChange", "SandboxStats"]
+
+#: A mapping in a change: None takes a key away.
+Change: TypeAlias = Mapping[str, str | None] | EllipsisType | None
+LimitsChange: TypeAlias = Limits | Mapping[str, Any] | EllipsisType | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class IoUse:
+    """What went to and from the disks: bytes, and operations."""
+
+    read_bytes: int
+    write_bytes: int
+    reads: int
+    writes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxStats:
+    """What a sandbox uses, all of it together; None is what the host does not count.
+
+    Attributes:
+        state: running or frozen.
+        limits: what it may use.
+        cpu_s: seconds of processor time since its birth; `cpu_user_s` and `cpu_system_s` are its parts.
+        cpu_throttled_s: seconds that it waited because of `limits.cpus`.
+        memory_bytes: what counts against `limits.memory_bytes` now, page cache and /dev/shm included.
+        memory_peak_bytes: the most that it was.
+        oom_kills: processes that died for want of memory.
+        pids: processes and threads.
+        disk_bytes: what its files take.
+        io: what went to and from the disks.
+        raw: the daemon's object with every field.
+    """
+
+    state: str
+    limits: Limits
+    cpu_s: float | None
+    cpu_user_s: float | None
+    cpu_system_s: float | None
+    cpu_throttled_s: float | None
+    memory_bytes: int | None
+    memory_peak_bytes: int | None
+    oom_kills: int | None
+    pids: int | None
+    disk_bytes: int | None
+    io: IoUse | None
+    raw: dict[str, Any] = dataclasses.field(repr=False, compare=False)
+
+
+def update(
+    key: str,
+    *,
+    name: str | EllipsisType | None,
+    env: Change,
+    cwd: str | EllipsisType | None,
+    labels: Change,
+    limits: LimitsChange,
+) -> Call[SandboxInfo]:
+    """PATCH /sandboxes/{id or name}: `...` is not sent, None is null."""
+    body: dict[str, Any] = {}
+    for field, value in (("name", name), ("env", env), ("cwd", cwd), ("labels", labels), ("limits", limits)):
+        if value is ...:
+            continue
+        if isinstance(value, Limits) or (field == "limits" and isinstance(value, Mapping)):
+            body[field] = limits_json(value)
+        else:
+            body[field] = dict(value) if isinstance(value, Mapping) else value
+    return Call("PATCH", _sandbox_path(key), body=body, what="sandbox", parse=parse_sandbox)
+
+
+def freeze(key: str) -> Call[SandboxInfo]:
+    """POST …/freeze."""
+    return Call("POST", _sandbox_path(key, "/freeze"), what="sandbox", parse=parse_sandbox)
+
+
+def thaw(key: str) -> Call[SandboxInfo]:
+    """POST …/thaw."""
+    return Call("POST", _sandbox_path(key, "/thaw"), what="sandbox", parse=parse_sandbox)
+
+
+def stats(key: str) -> Call[SandboxStats]:
+    """GET …/stats."""
+    return Call("GET", _sandbox_path(key, "/stats"), what="statistics", parse=parse_stats)
+
+
+def parse_stats(value: Json) -> SandboxStats:
+    """Read what a sandbox uses."""
+    io = value.get("io")
+    names = {field.name for field in dataclasses.fields(SandboxStats)} - {"state", "limits", "io", "raw"}
+    known = {field.name for field in dataclasses.fields(Limits)}
+    return SandboxStats(
+        state=str(value["state"]),
+        limits=Limits(**{name: item for name, item in value["limits"].items() if name in known}),
+        io=None if io is None else IoUse(**{field.name: int(io[field.name]) for field in dataclasses.fields(IoUse)}),
+        raw=dict(value),
+        **{name: value.get(name) for name in names},
+    )
