@@ -136,7 +136,7 @@ def lock_in(kernel: Kernel, mount: int, keep: list[int], filters: list[bytes], m
     kernel.setresids(0, 0)
     os.umask(0)
     for limit, wanted in (
-        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_CORE, 1),
         (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_NOFILE, _DESCRIPTORS),
         (resource.RLIMIT_FSIZE, max_bytes),

@@ -14,9 +14,11 @@ from .idranges import NAMESPACE_RLIMITS, set_rlimit
 from .steps import Birth, Named, Newborn, write_proc
 
 MAX_OPEN_FILES: Final = 1_048_576
-#: No core dumps (a piped core_pattern runs on the host), no real-time priority and no negative nice, whatever the
-#: launcher was started with; of the rest each user may have what the user namespace may have.
-FIXED_RLIMITS: Final = (("CORE", 0), ("RTPRIO", 0), ("NICE", 0), *NAMESPACE_RLIMITS)
+#: No core dumps: 1 is the one value with which the kernel starts no piped core_pattern either (that program is the
+#: host's, run as root on what the sandbox chose; fs/coredump.c), and less than a dump to a file needs; the profiles
+#: keep it at that. No real-time priority and no negative nice, whatever the launcher was started with; of the rest
+#: each user may have what the user namespace may have.
+FIXED_RLIMITS: Final = (("CORE", 1), ("RTPRIO", 0), ("NICE", 0), *NAMESPACE_RLIMITS)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

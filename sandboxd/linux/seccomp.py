@@ -142,7 +142,7 @@ def _number(pyseccomp: ModuleType, name: str) -> int:
 
 def _action(pyseccomp: ModuleType, name: str, errno: int | None) -> int:
     if name == "SCMP_ACT_ERRNO":
-        return int(pyseccomp.ERRNO(errno or 1))
+        return int(pyseccomp.ERRNO(1 if errno is None else errno))
     actions = {
         "SCMP_ACT_ALLOW": pyseccomp.ALLOW,
         "SCMP_ACT_KILL_PROCESS": pyseccomp.KILL_PROCESS,

@@ -40,6 +40,8 @@ _SOCKETS: Final = {
     "MCTP": 45, "LLC": 26, "PHONET": 35, "unspecified": 0, "above all": 46,
 }  # fmt: skip
 
+_TERMINALS: Final = {"STI": 0x5412, "LINUX": 0x541C, "CONS": 0x541D, "SETD": 0x5423}
+
 FAMILIES: Final[dict[str, tuple[Row, ...]]] = {
     "namespaces by clone": (
         *_same("EPERM", *((name, 56, (flag | _THREAD,)) for name, flag in _NAMESPACES.items())),
@@ -149,9 +151,18 @@ FAMILIES: Final[dict[str, tuple[Row, ...]]] = {
     ),
     "terminals": _same(
         "EPERM",
-        *((name, 16, (-1, request, BAD)) for name, request in (("STI", 0x5412), ("LINUX", 0x541C), ("CONS", 0x541D))),
-        *((f"{n} high", 16, (-1, HIGH | r, BAD)) for n, r in (("STI", 0x5412), ("LINUX", 0x541C), ("CONS", 0x541D))),
+        *((name, 16, (-1, request, BAD)) for name, request in _TERMINALS.items()),
+        *((f"{n} high", 16, (-1, HIGH | r, BAD)) for n, r in _TERMINALS.items()),
     ) + _same(KERNEL, ("GWINSZ", 16, (-1, 0x5413, BAD))),
+    "core dumps": _same(
+        "allowed",  # told so, and not done
+        ("setrlimit", 160, (4, BAD)), ("setrlimit high", 160, (4 | HIGH, BAD)), ("prlimit64", 302, (0, 4, BAD, 0)),
+        ("prlimit64 high", 302, (0, 4 | HIGH, BAD, 0)), ("prlimit64 of another", 302, (1, 4, BAD, 0)),
+    ) + _same(
+        KERNEL,
+        ("reading it", 302, (0, 4, 0, BAD)), ("another limit", 302, (0, 7, BAD, 0)), ("getrlimit", 97, (4, BAD)),
+        ("another setrlimit", 160, (7, BAD)),
+    ),
     "what acts on neighbours": _same(
         "EINVAL", ("MADV_MERGEABLE", 28, (0, 0, 12)), ("MADV_MERGEABLE high", 28, (0, 0, 12 | HIGH)),
     ),

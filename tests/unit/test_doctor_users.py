@@ -28,6 +28,8 @@ def statuses(features: list[Feature]) -> dict[str, str]:
 
 SWITCHES = {
     "kernel.core_pattern": "core",
+    "fs.file-max": "9223372036854775807",
+    "kernel.pid_max": "4194304",
     "net.ipv4.ip_forward": "0",
     "fs.inotify.max_user_instances": "128",
     "fs.inotify.max_user_watches": "65536",
@@ -62,12 +64,21 @@ def test_kernel_versions(release, machine, status):
     assert str(one(switched(release, machine), "kernel").status) == status
 
 
-def test_a_piped_core_pattern_is_a_warning():
-    found = one(switched(kernel__core_pattern="|/usr/lib/systemd/systemd-coredump %P %u"), "core-pattern")
+def test_a_core_pattern_that_no_limit_stops_is_a_warning():
+    piped = one(switched(kernel__core_pattern="|/usr/lib/systemd/systemd-coredump %P %u"), "core-pattern")
+    assert piped.status is Status.OK
+    assert piped.found == "piped to /usr/lib/systemd/systemd-coredump"
+    found = one(switched(kernel__core_pattern="@@/run/dump.sock"), "core-pattern")
     assert found.status is Status.DEGRADED
-    assert found.found == "piped to /usr/lib/systemd/systemd-coredump"
-    assert "root" in found.means
+    assert found.found == "sent to the socket /run/dump.sock"
     assert found.remedy == "sysctl -w kernel.core_pattern=core"
+
+
+def test_counters_that_one_sandbox_could_use_up():
+    low = switched(**{"fs.file-max": "2466170", "kernel__pid_max": "32768"})
+    assert one(low, "counters").status is Status.DEGRADED
+    assert one(low, "counters").remedy == "sysctl -w fs.file-max=100000000 kernel.pid_max=4194304"
+    assert one(switched(kernel__pid_max="x"), "counters").status is Status.UNKNOWN
 
 
 def test_switches_that_are_open_or_low():
@@ -86,7 +97,7 @@ def test_switches_that_cannot_be_read():
 
 @given(st.text(), st.dictionaries(st.sampled_from(sorted(SWITCHES)), st.text()))
 def test_switches_may_say_anything(release, values):
-    assert len(sysctls.evaluate(sysctls.Facts(release, "x86_64", values))) == 5
+    assert len(sysctls.evaluate(sysctls.Facts(release, "x86_64", values))) == 6
 
 
 # --- users and the way to the interpreter -------------------------------------------------------------------

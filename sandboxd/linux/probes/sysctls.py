@@ -14,6 +14,9 @@ from .files import read_text
 MINIMUM: Final = (6, 1)
 #: Ample for what one sandbox's programs watch (an editor's server, a bundler); the kernel's own defaults or less.
 INOTIFY: Final[Mapping[str, int]] = {"max_user_instances": 128, "max_user_watches": 8192}
+#: Counters of the whole host that no cgroup divides: one sandbox of the default limits can have a million open files in
+#: each of a thousand processes, or the pids of a small host's. systemd sets both as high as they go.
+COUNTERS: Final[Mapping[str, int]] = {"fs.file-max": 100_000_000, "kernel.pid_max": 4_194_304}
 #: Switch: the value from which it shuts users of the host out, and what it guards. Sandboxes are kept from all of
 #: these by seccomp already; the switches are the second wall.
 HARDENING: Final[Mapping[str, tuple[int, str]]] = {
@@ -26,6 +29,7 @@ HARDENING: Final[Mapping[str, tuple[int, str]]] = {
 _LOWER_IS_STRICTER: Final = frozenset({"vm.unprivileged_userfaultfd"})
 _READ: Final = (
     "kernel.core_pattern",
+    *COUNTERS,
     "net.ipv4.ip_forward",
     *(f"fs.inotify.{name}" for name in INOTIFY),
     *HARDENING,
@@ -50,7 +54,14 @@ def gather() -> Facts:
 
 def evaluate(facts: Facts) -> list[Feature]:
     """Tell what they mean."""
-    return [_kernel(facts), _core_pattern(facts), _inotify(facts), _hardening(facts), _forwarding(facts)]
+    return [
+        _kernel(facts),
+        _core_pattern(facts),
+        _counters(facts),
+        _inotify(facts),
+        _hardening(facts),
+        _forwarding(facts),
+    ]
 
 
 def version_of(release: str) -> tuple[int, int] | None:
@@ -81,16 +92,34 @@ def _core_pattern(facts: Facts) -> Feature:
     if pattern is None:
         means = "whether a crash in a sandbox starts a program on the host"
         return Feature(name="core-pattern", status=Status.UNKNOWN, found="cannot be read", means=means)
-    if not pattern.startswith("|"):
-        means = "a crash in a sandbox starts nothing on the host"
-        return Feature(name="core-pattern", status=Status.OK, found=f"a file ({pattern!r})", means=means)
+    if not pattern.startswith("@"):
+        found = f"piped to {pattern[1:].split(' ')[0]}" if pattern.startswith("|") else f"a file ({pattern!r})"
+        means = "a crash in a sandbox starts nothing on the host (RLIMIT_CORE is kept at 1 there)"
+        return Feature(name="core-pattern", status=Status.OK, found=found, means=means)
     return Feature(
         name="core-pattern",
         status=Status.DEGRADED,
-        found=f"piped to {pattern[1:].split(' ')[0]}",
-        means="a crash in a sandbox starts that program on the host, as root, on data that the sandbox chose",
+        found=f"sent to the socket {pattern.lstrip('@')}",
+        means="a crash in a sandbox reaches that program of the host, with data that the sandbox chose",
         remedy="sysctl -w kernel.core_pattern=core",
     )
+
+
+def _counters(facts: Facts) -> Feature:
+    read = {name: facts.values.get(name, "") for name in COUNTERS}
+    known = {name: int(text) for name, text in read.items() if text.isascii() and text.isdigit()}
+    found = ", ".join(f"{name}={value}" for name, value in known.items()) or "cannot be read"
+    low = {name: enough for name, enough in COUNTERS.items() if known.get(name, enough) < enough}
+    if low:
+        return Feature(
+            name="counters",
+            status=Status.DEGRADED,
+            found=found,
+            means="a sandbox within its limits can use these up for the whole host",
+            remedy=f"sysctl -w {' '.join(f'{name}={enough}' for name, enough in low.items())}",
+        )
+    status = Status.OK if len(known) == len(COUNTERS) else Status.UNKNOWN
+    return Feature(name="counters", status=status, found=found, means="limits of memory and pids come first")
 
 
 def _inotify(facts: Facts) -> Feature:
