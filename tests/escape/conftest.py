@@ -22,10 +22,10 @@ import pytest
 
 from sandboxd import Sandbox
 from sandboxd.linux import procfs
-from tests.integration.conftest import client, daemon, pytest_collection_modifyitems, run, sandbox, shared
+from tests.integration.conftest import client, daemon, own_daemon, pytest_collection_modifyitems, run, sandbox, shared
 from tests.support.daemon import Daemon
 
-__all__ = ["client", "daemon", "pytest_collection_modifyitems", "run", "sandbox", "shared"]
+__all__ = ["client", "daemon", "own_daemon", "pytest_collection_modifyitems", "run", "sandbox", "shared"]
 
 #: Clients that an attack may have left waiting until their daemon ends.
 THREADS: list[threading.Thread] = []
