@@ -30,6 +30,7 @@ from .api.call import Facts
 from .api.server import BACKLOG, Server
 from .config import GROUP, USER, Config, launcher_settings
 from .errors import AlreadyRunning, ConfigError, HostUnsupported, LauncherGone
+from .linux.kernel import Kernel
 from .runtime.launcher import Launcher
 from .runtime.manager import Manager
 
@@ -96,6 +97,7 @@ class Identity:
         os.initgroups(self.user, self.gid)
         os.setresgid(self.gid, self.gid, self.gid)
         os.setresuid(self.uid, self.uid, self.uid)
+        Kernel().set_no_new_privs()  # no setuid program of the host's gives anything back
         _log.info("Running as user %s (uid %d)", self.user, self.uid)
 
 

@@ -51,6 +51,8 @@ _RECV_BYTES: Final = 256 * 1024
 QUIET_S: Final = 0.02
 #: Births and removals that may be under way at once; the daemon asks for far fewer.
 _MAX_PENDING: Final = 4096
+#: Answers that may wait for a daemon; a list of all sandboxes that there can be is a quarter of it.
+_MAX_UNREAD: Final = 8 * 1024 * 1024
 
 
 class Launcher:
@@ -201,6 +203,9 @@ class Launcher:
 
     def _send(self, message: Message) -> None:
         self._out += self._link.send(message)
+        if len(self._out) > _MAX_UNREAD:
+            log.error("The daemon asks and does not read the answers")
+            raise EOFError
 
     def _reply(self, request: int, result: dict[str, Any]) -> None:
         self._send(Reply(request, result))
