@@ -186,8 +186,9 @@ class MountProc(Named):
 
     def run(self, kernel: Kernel, birth: Birth) -> None:
         """Do it."""
-        birth.proc_writable = kernel.open_tree(birth.proc, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
         attach(kernel, birth, birth.proc, "proc")
+        # Attached first: a mount that is nowhere yet cannot be copied before Linux 6.15.
+        birth.proc_writable = kernel.open_tree(birth.proc, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -203,11 +204,9 @@ class MountSys(Named):
         sysfs = kernel.fsmount("sysfs", {}, SAFE | MOUNT_ATTR_RDONLY)
         attach(kernel, birth, sysfs, "sys")
         empty = kernel.fsmount("tmpfs", {"size": "4k", "mode": "0555"}, SAFE | MOUNT_ATTR_RDONLY)
-        for path in SYS_MASKED:
-            cover(kernel, sysfs, path, empty)
+        cover(kernel, sysfs, SYS_MASKED, empty)
         birth.cgroup = kernel.fsmount("cgroup2", {}, SAFE)
-        view = kernel.open_tree(birth.cgroup, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
-        kernel.mount_setattr(view, MOUNT_ATTR_RDONLY)
+        view = kernel.fsmount("cgroup2", {}, SAFE | MOUNT_ATTR_RDONLY)
         with contextlib.suppress(FileNotFoundError):
             at = kernel.openat2(sysfs, "fs/cgroup", os.O_PATH | os.O_DIRECTORY, STRICT)
             kernel.move_mount(view, at)
@@ -313,11 +312,9 @@ class RestrictProc(Named):
                 os.close(view)
                 os.close(at)
         kernel.mount_setattr(birth.null, MOUNT_ATTR_RDONLY)
-        for path in PROC_MASKED:
-            cover(kernel, birth.proc, path, birth.null)
+        cover(kernel, birth.proc, PROC_MASKED, birth.null)
         empty = kernel.fsmount("tmpfs", {"size": "4k", "mode": "0555"}, SAFE | MOUNT_ATTR_RDONLY)
-        for path in PROC_EMPTIED:
-            cover(kernel, birth.proc, path, empty)
+        cover(kernel, birth.proc, PROC_EMPTIED, empty)
         os.close(empty)
 
 

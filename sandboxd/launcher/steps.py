@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 from ..linux.kernel import (
@@ -140,20 +141,28 @@ def attach(kernel: Kernel, birth: Birth, mount: int, path: str) -> None:
         os.close(at)
 
 
-def cover(kernel: Kernel, root: int, path: str, with_: int) -> None:
-    """Attach a copy of the detached mount `with_` over `path`, if that exists: a file over files, else a folder."""
-    try:
-        at = kernel.openat2(root, path, os.O_PATH, STRICT)
-    except FileNotFoundError:
-        return
-    try:
-        copy = kernel.open_tree(with_, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
+def cover(kernel: Kernel, root: int, paths: Iterable[str], with_: int) -> None:
+    """Attach the detached mount `with_` over those of `paths` that exist: a file over files, a folder over folders.
+
+    The first takes the mount itself and the others copies of it: before Linux 6.15 a mount can be copied only once
+    it is attached.
+    """
+    attached = False
+    for path in paths:
         try:
-            kernel.move_mount(copy, at)
+            at = kernel.openat2(root, path, os.O_PATH, STRICT)
+        except FileNotFoundError:
+            continue
+        try:
+            copy = kernel.open_tree(with_, "", OPEN_TREE_CLONE | AT_EMPTY_PATH) if attached else with_
+            try:
+                kernel.move_mount(copy, at)
+            finally:
+                if attached:
+                    os.close(copy)
+            attached = True
         finally:
-            os.close(copy)
-    finally:
-        os.close(at)
+            os.close(at)
 
 
 def write_proc(kernel: Kernel, proc: int, path: str, value: str) -> None:
