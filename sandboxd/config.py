@@ -37,6 +37,8 @@ class Config:
         seccomp_dir: the operator's own seccomp profiles, `<name>.json`, root's alone to write; None is none.
         allow_unenforced: whether limits that the host cannot hold are let through, told as `unenforced`.
         limits: the limits of a sandbox that asks for none.
+        cgroup: the group below which the sandboxes' are made, as a path from cgroup2's root; None is that root.
+            The systemd unit gives the one that systemd delegated to sandboxd-cgroups.service.
     """
 
     state_dir: Path = Path("/var/lib/sandboxd")
@@ -49,6 +51,7 @@ class Config:
     allow_unenforced: bool = False
     log_level: str = "info"
     limits: Limits = DEFAULT_LIMITS
+    cgroup: str | None = None
 
     def __post_init__(self) -> None:
         """Check what no single key can."""
@@ -115,6 +118,7 @@ def launcher_settings(config: Config, *, daemon_uid: int, daemon_gid: int) -> di
         "default_limits": dataclasses.asdict(config.limits),
         "daemon_uid": daemon_uid,
         "daemon_gid": daemon_gid,
+        "cgroup_parent": config.cgroup or "",
     }
 
 
@@ -162,6 +166,13 @@ def _address(key: str, value: object) -> tuple[str, int]:
     return host, int(port)
 
 
+def _cgroup(key: str, value: object) -> str:
+    parts = value.split("/") if isinstance(value, str) else []
+    if len(parts) < 2 or parts[0] or not all(parts[1:]) or {".", ".."} & set(parts):
+        raise ConfigError(f"cannot take {key}: it must be a group's path from cgroup2's root, such as /a/b", key=key)
+    return "/".join(parts)
+
+
 def _level(key: str, value: object) -> str:
     if value not in LOG_LEVELS:
         raise ConfigError(f"cannot take {key}: it must be one of {', '.join(LOG_LEVELS)}", key=key)
@@ -193,4 +204,5 @@ _READERS: Final = {
     "allow_unenforced": _truth,
     "log_level": _level,
     "limits": _limits,
+    "cgroup": _cgroup,
 }

@@ -29,6 +29,7 @@ _FILE = click.Path(path_type=Path)
     default=None,
     help="Create sandboxes although this host cannot hold some limit; each says which.",
 )
+@click.option("--cgroup", metavar="PATH", help="The cgroup to make the sandboxes' in, from cgroup2's root. [/]")
 @click.option("--log-level", type=click.Choice(configuration.LOG_LEVELS), help="How much to log. [info]")
 @click.pass_context
 def serve(ctx: click.Context, /, config: Path | None, preview_listen: str | None, **flags: Any) -> None:  # noqa: ANN401

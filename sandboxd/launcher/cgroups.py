@@ -1,9 +1,12 @@
 """The sandboxes' cgroups (DESIGN section 5).
 
-    <cgroup2>/sandboxd-<hash of the state dir>/     ours; controllers enabled where the host offers them
+    <cgroup2><parent>/sandboxd-<hash of the state dir>/     ours; controllers enabled where the host offers them
         <id>/            the root of the sandbox's cgroup namespace; no process of its own once it is born
             init/        pid 1 alone
             work/        everything else, one leaf per command; owned by the sandbox's root
+
+The parent is cgroup2's root, or what the service manager delegated: under systemd the group of a unit that does
+nothing else (systemd/sandboxd-cgroups.service), so that the daemon's own unit can stop and start with nobody in it.
 
 A process is never moved between groups: a write to cgroup.procs waits for an RCU grace period (8 to 20 ms after
 an idle gap, measured), so pid 1 and each command are born where they belong (CLONE_INTO_CGROUP).
@@ -32,17 +35,20 @@ MAX_DESCENDANTS: Final = 4096
 class SandboxCgroups:
     """Makes, limits, kills and removes the sandboxes' cgroups."""
 
-    def __init__(self, kernel: Kernel, name: str, *, folders: Sequence[str] = (), mount: str | None = None) -> None:
+    def __init__(
+        self, kernel: Kernel, name: str, *, parent: str = "", folders: Sequence[str] = (), mount: str | None = None
+    ) -> None:
         """Make our own group with every controller that can be had.
 
         Args:
             kernel: makes the sandboxes' groups.
             name: of our own group.
+            parent: the group above ours, as a path from the hierarchy's root; "" is that root.
             folders: where sandboxes read and write: io limits apply to the disks below.
             mount: the hierarchy; found where none is given.
 
         Raises:
-            HostUnsupported: there is no hierarchy.
+            HostUnsupported: there is no hierarchy, or no such parent.
         """
         mount = mount or cgroupfs.find_mount(procfs.mounts())
         if mount is None:
@@ -52,14 +58,21 @@ class SandboxCgroups:
                 remedy="mount -t cgroup2 none /sys/fs/cgroup",
             )
         self._kernel = kernel
+        above = mount + parent
+        if not os.path.isdir(above):
+            raise HostUnsupported(
+                f"cannot make cgroups: there is no cgroup {parent}",
+                feature="cgroup",
+                remedy="systemctl start sandboxd-cgroups, or name another one with --cgroup",
+            )
         self._folders = tuple(folders)
-        self.root = f"{mount}/{name}"
+        self.root = f"{above}/{name}"
         with contextlib.suppress(FileExistsError):
             os.mkdir(self.root)
-        wanted = set(CONTROLLER_OF.values()) & cgroupfs.controllers(mount)
-        if "memory" in wanted and HUGETLB in cgroupfs.controllers(mount):
+        wanted = set(CONTROLLER_OF.values()) & cgroupfs.controllers(above)
+        if "memory" in wanted and HUGETLB in cgroupfs.controllers(above):
             wanted.add(HUGETLB)
-        for group in (mount, self.root):
+        for group in (above, self.root):
             wanted = {name for name in wanted if cgroupfs.try_controller(group, name)}
         self.controllers = frozenset(wanted)
 

@@ -76,7 +76,8 @@ class Launcher:
         self._out = bytearray()
         self._selector = selectors.DefaultSelector()
         self._ranges = RangeAllocator(kernel)
-        self._cgroups = SandboxCgroups(kernel, settings.cgroup_name, folders=(settings.pool_dir, settings.rootfs_dir))
+        parent, folders = settings.cgroup_parent, (settings.pool_dir, settings.rootfs_dir)
+        self._cgroups = SandboxCgroups(kernel, settings.cgroup_name, parent=parent, folders=folders)
         self._records = RecordStore(settings.records_dir)
         self._storage: StorageDriver = DirectoryDriver(settings.pool_dir)
         self._sandboxes: dict[str, Running] = {}

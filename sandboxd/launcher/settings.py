@@ -24,6 +24,7 @@ class Settings:
         default_limits: of a sandbox that asks for none.
         daemon_uid: who may connect to the inits' sockets.
         daemon_gid: its group.
+        cgroup_parent: the group that the sandboxes' own is made in, as a path from cgroup2's root; "" is that root.
     """
 
     state_dir: str
@@ -35,6 +36,7 @@ class Settings:
     default_limits: Limits = DEFAULT_LIMITS
     daemon_uid: int = 0
     daemon_gid: int = 0
+    cgroup_parent: str = ""
 
     @classmethod
     def from_message(cls, message: dict[str, Any]) -> Settings:
