@@ -5,6 +5,9 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
 PYTHON := .venv/bin/python
+PREFIX ?= /opt/sandboxd
+DESTDIR ?=
+VM_PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs
 
 .PHONY: help
 help: ## List the goals
@@ -18,6 +21,14 @@ setup: ## Check the machine, then install what is missing: system packages, .ven
 rootfs: setup ## Build the rootfs `default` (about a minute, once)
 	@.venv/bin/sandboxd rootfs build default
 
+.PHONY: install
+install: ## Install sandboxd as a systemd service (PREFIX=/opt/sandboxd; DESTDIR to lay it out elsewhere)
+	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" .setup/install
+
+.PHONY: uninstall
+uninstall: ## Take the service away again; state and configuration stay
+	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" .setup/install remove
+
 .PHONY: demo
 demo: rootfs ## Show the main job: a real program in a real sandbox
 	@.setup/demo
@@ -29,12 +40,24 @@ lint: setup ## Check style and types
 	@echo "mypy" >&2; .venv/bin/mypy --no-error-summary
 
 .PHONY: test
-test: rootfs lint ## Run every check and test
+test: rootfs lint vm-packages ## Run every check and test
 	@$(PYTHON) -m pytest
 
 .PHONY: test-fast
 test-fast: lint ## Run what takes seconds
 	@$(PYTHON) -m pytest -m 'not slow'
+
+.PHONY: vm
+vm: rootfs vm-packages ## Run the tests that need cgroup controllers and systemd, in a virtual machine (VM="-k oom" picks)
+	@$(PYTHON) -m pytest tests/vm $(VM)
+
+.PHONY: vm-shell
+vm-shell: rootfs vm-packages ## A shell in that machine, with this tree installed
+	@$(PYTHON) -m tests.vm shell
+
+.PHONY: vm-packages
+vm-packages:
+	@source .setup/lib; install_packages $(VM_PACKAGES)
 
 .PHONY: bench
 bench: rootfs ## Measure beside bwrap, crun, runc, podman, and docker where it is installed (BENCH="--quick" is a minute)
