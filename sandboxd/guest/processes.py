@@ -42,6 +42,8 @@ MAX_RESTART_DELAY_S: Final = 30.0
 LASTING_RUN_S: Final = 60.0
 #: How long a terminal's programs may take to heed SIGHUP.
 HANGUP_GRACE_S: Final = 2.0
+#: How long a killed main process may stay unreaped before whoever traces it is killed too.
+TRACED_GRACE_S: Final = 0.5
 #: Signals that ask a program to end: after one of them it is not restarted.
 _ENDING: Final = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGKILL})
 #: Why the kernel starts no further command, and the limit that says so: pids.max, RLIMIT_NPROC and work/'s
@@ -122,6 +124,7 @@ class Process:
         self._hangup: Timer | None = None
         self._rest: Timer | None = None
         self._timeout: Timer | None = None
+        self._unreaped: Timer | None = None
         self._ended: list[Callable[[], None]] = []
         self._began = self._run_began = time.monotonic()
         self._start()
@@ -291,7 +294,26 @@ class Process:
             if self._state is State.RESTING:
                 self._finish()
             else:
-                self.leaf.kill()
+                self._kill_tree()
+
+    def _kill_tree(self) -> None:
+        """Kill until the main process is reaped.
+
+        The kernel keeps a dead process from its parent until a tracer of it has looked; a program of the sandbox
+        that traces all others and never looks would hold every command, its timeout too.
+        """
+        self.leaf.kill()
+        self._cancel("_unreaped")
+        self._unreaped = self._loop.call_later(TRACED_GRACE_S, self._kill_tracer)
+
+    def _kill_tracer(self) -> None:
+        self._unreaped = None
+        if self._status is None and self._state is State.RUNNING:
+            tracer = tracer_of(self.pid)
+            if tracer > 1:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(tracer, signal.SIGKILL)
+            self._kill_tree()
 
     def _on_timeout(self) -> None:
         if self._status is None or self._state is State.RESTING:
@@ -343,7 +365,7 @@ class Process:
     def _finish(self) -> None:
         self._state = State.ENDED
         self.ended_at = time.time()
-        for name in ("_rest", "_timeout", "_hangup"):
+        for name in ("_rest", "_timeout", "_hangup", "_unreaped"):
             self._cancel(name)
         self.output.append("exit", self.result or {})
         self.output.finish()
@@ -449,3 +471,12 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"SIGRTMIN+{number - signal.SIGRTMIN}"
+
+
+def tracer_of(pid: int) -> int:
+    """Return who traces `pid`; 0 is nobody."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+        for line in file.read(4096).splitlines():
+            if line.startswith(b"TracerPid:"):
+                return int(line.split()[1])
+    return 0
