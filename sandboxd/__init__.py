@@ -17,6 +17,7 @@ _CLIENT_NAMES = frozenset(
         "AsyncClient",
         "AsyncExecStream",
         "AsyncFileStream",
+        "AsyncLogStream",
         "AsyncSandbox",
         "Client",
         "CommandFailed",
@@ -25,11 +26,15 @@ _CLIENT_NAMES = frozenset(
         "ExitStatus",
         "FileStream",
         "IoUse",
+        "LogStream",
         "OutputChunk",
+        "ProcessInfo",
+        "ProcessLogs",
         "Sandbox",
         "SandboxInfo",
         "SandboxStats",
         "Usage",
+        "WaitResult",
     }
 )
 

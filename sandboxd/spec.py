@@ -34,6 +34,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
 _ROOTFS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
 _PROFILE = re.compile(r"[a-z0-9][a-z0-9-]{0,31}\Z")
 _PROCESS_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_PROBE_PATH = re.compile(r"/[!-~]{0,1023}\Z")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
 _MODE = re.compile(r"[0-7]{3,4}\Z")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -206,11 +207,25 @@ def check_size(cols: int, rows: int) -> tuple[int, int]:
     return cols, rows
 
 
+def check_port(value: int, field: str = "port") -> int:
+    """Return `value` if it is a TCP port."""
+    if isinstance(value, bool) or not 1 <= value <= 65_535:
+        raise _fail(field, "a port is 1 to 65535")
+    return value
+
+
+def check_probe_path(value: str, field: str = "path") -> str:
+    """Return `value` if it may stand in an HTTP request line: it is put there as it is."""
+    if not _PROBE_PATH.match(value):
+        raise _fail(field, "a path begins with a slash and has at most 1024 visible ASCII characters")
+    return value
+
+
 def check_signal(value: int | str, field: str = "signal") -> int:
     """Return the number of a signal given as TERM, SIGTERM or 15."""
     if isinstance(value, str):
         name = value.upper().removeprefix("SIG")
-        if name.isdigit():
+        if name.isascii() and name.isdigit() and len(name) < 4:
             value = int(name)
         elif f"SIG{name}" in signal.Signals.__members__:
             return int(signal.Signals[f"SIG{name}"])

@@ -54,6 +54,7 @@ LIBRARIES = {
     "pyseccomp": {"linux"},
     "ctypes": {"linux"},
     "psutil": {"runtime"},
+    "re2": {"runtime"},
     "dulwich": {"templates"},
     "pyroute2": {"templates"},
     "h11": {"proxy", "api"},

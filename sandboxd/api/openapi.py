@@ -22,6 +22,7 @@ _ARGUMENT: Final = re.compile(r"<([a-z]+)>")
 _COMMON: Final = ("invalid-request", "internal-error")
 _GUARDED: Final = ("unauthenticated", "access-denied")
 _FLAGS: Final = frozenset({"recursive", "hidden", "follow"})
+_NUMBERS: Final = frozenset({"limit", "from", "tail", "seen_bytes"})
 _DESCRIPTIONS: Final = {
     "ref": "a sandbox' id or its unique name",
     "process": "a process' id",
@@ -32,7 +33,11 @@ _DESCRIPTIONS: Final = {
     "mode": "the file's mode, octal; else the old one's, or 0644",
     "recursive": "true: with all that is in it",
     "hidden": "true: names that begin with a dot too",
-    "follow": "true: what a link leads to, not the link",
+    "follow": "true: of a file, what a link leads to, not the link; of a log, go on to the process' end",
+    "from": "the offset to begin at; without it, what follows `Last-Event-ID`, or the beginning",
+    "tail": "begin with the last so many lines",
+    "encoding": "`utf-8` or `base64`",
+    "seen_bytes": "output that the reader had before `from`, so that a gap can be told to the byte",
 }
 
 
@@ -84,7 +89,7 @@ def _parameter(name: str, where: str) -> dict[str, Any]:
         "in": where,
         "required": where == "path",
         "description": _DESCRIPTIONS[name],
-        "schema": {"type": "integer" if name == "limit" else "boolean" if name in _FLAGS else "string"},
+        "schema": {"type": "integer" if name in _NUMBERS else "boolean" if name in _FLAGS else "string"},
     }
 
 

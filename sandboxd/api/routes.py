@@ -5,9 +5,22 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, Final
 
-from . import commands, file_models, files, filetree, meta, models, openapi, patch, sandboxes
+from . import (
+    commands,
+    file_models,
+    files,
+    filetree,
+    logs,
+    meta,
+    models,
+    openapi,
+    patch,
+    processes,
+    sandboxes,
+)
 from .access import Level
 from .call import Call, answer
+from .process_models import LogsOut, ProcessIn, ProcessList, ProcessOut, SignalIn, WaitIn, WaitOut
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -60,6 +73,7 @@ _BIRTH: Final = (
     "storage-full",
     "server-busy",
 )
+_NO_PROCESS: Final = (*_GONE, "process-not-found")
 #: A file is named by one of these.
 _PATH: Final = ("path", "path_b64")
 _FILE: Final = ("file-not-found", "not-a-file", "file-permission-denied", "limit-exceeded", "server-busy")
@@ -150,6 +164,45 @@ ROUTES: Final[tuple[Route, ...]] = (
         body=models.ExecIn,
         result=models.ExecOut,
         kinds=(*_BODY, *_GONE, "not-available", "limit-exceeded", "server-busy"),
+    ),
+    Route(
+        method="POST",
+        path=_SANDBOX + "/processes",
+        handler=processes.start,
+        body=ProcessIn,
+        result=ProcessOut,
+        status=201,
+        kinds=(*_BODY, *_GONE, "name-taken", "not-available", "server-busy"),
+    ),
+    Route(
+        method="GET",
+        path=_SANDBOX + "/processes",
+        handler=processes.show_all,
+        query=("cursor", "limit"),
+        result=ProcessList,
+        kinds=_GONE,
+    ),
+    Route(method="DELETE", path=_SANDBOX + "/processes", handler=processes.remove_all, status=204, kinds=_GONE),
+    Route(method="GET", path=_PROCESS, handler=processes.show, result=ProcessOut, kinds=_NO_PROCESS),
+    Route(method="DELETE", path=_PROCESS, handler=processes.remove, status=204, kinds=_NO_PROCESS),
+    Route(
+        method="POST",
+        path=_PROCESS + "/signal",
+        handler=processes.signal,
+        body=SignalIn,
+        status=204,
+        kinds=(*_BODY, *_NO_PROCESS, "process-not-running"),
+    ),
+    Route(
+        method="POST",
+        path=_PROCESS + "/wait",
+        handler=processes.wait,
+        body=WaitIn,
+        result=WaitOut,
+        kinds=(*_BODY, *_NO_PROCESS, "limit-exceeded", "server-busy"),
+    ),
+    Route(
+        method="GET", path=_PROCESS + "/logs", handler=logs.show, query=logs.QUERY, result=LogsOut, kinds=_NO_PROCESS
     ),
     Route(
         method="POST",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-import codecs
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 import trio
 from quart.wrappers.response import ResponseBody
 
 from ..errors import SandboxdError
+from ..runtime.logs import STREAMS, TextDecoder
 from ..wire import raw, sse
 from . import problems
 from .models import ExecOut, Usage
@@ -18,7 +18,7 @@ from .models import ExecOut, Usage
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from ..runtime.execution import Execution
+    from ..runtime.execution import Execution, Exit
     from ..wire.messages import Event
 
 #: What a JSON answer keeps of each stream; the rest is read and dropped, and `truncated` says so.
@@ -26,6 +26,21 @@ MAX_JSON_OUTPUT_BYTES: Final = 8 * 1024 * 1024
 #: Proxies close streams that say nothing for 30 to 60 seconds.
 KEEP_ALIVE_S: Final = 15.0
 _FRAME_OF: Final = {"stdout": raw.STDOUT, "stderr": raw.STDERR}
+
+
+class Source(Protocol):
+    """What an answer follows: a command (`Execution`) or a process' log (`Follow`)."""
+
+    @property
+    def process_id(self) -> str:
+        """The process' id."""
+
+    @property
+    def exit(self) -> Exit | None:
+        """How it ended, once that event has come."""
+
+    async def next_batch(self) -> list[Event]:
+        """Return the events that are here, waiting for the first; an empty list is the end."""
 
 
 async def collect(execution: Execution, encoding: str) -> ExecOut:
@@ -63,14 +78,14 @@ def _text(data: bytearray, encoding: str) -> str:
     return base64.b64encode(data).decode() if encoding == "base64" else data.decode("utf-8", "replace")
 
 
-class _ExecBody(ResponseBody):
-    """An answer that follows a command; the call's stack, not this body, owns the execution."""
+class StreamBody(ResponseBody):
+    """An answer that follows a source; the call's stack, not this body, owns that."""
 
-    def __init__(self, execution: Execution) -> None:
-        self._execution = execution
+    def __init__(self, source: Source) -> None:
+        self._source = source
         self._over = False
 
-    async def __aenter__(self) -> _ExecBody:
+    async def __aenter__(self) -> StreamBody:
         return self
 
     async def __aexit__(
@@ -78,7 +93,7 @@ class _ExecBody(ResponseBody):
     ) -> None:
         """Nothing: see the class."""
 
-    def __aiter__(self) -> _ExecBody:
+    def __aiter__(self) -> StreamBody:
         return self
 
     async def __anext__(self) -> bytes:
@@ -91,16 +106,20 @@ class _ExecBody(ResponseBody):
             if batch is None:
                 return self._idle()
             self._over = not batch
-            data = self._encode(batch)
+            data = self._encode(batch) if batch else self._end()
             if data:
                 return data
         raise StopAsyncIteration
 
     async def _next(self) -> list[Event] | None:
         """Return the next events, or None when it is time for a sign of life."""
-        return await self._execution.next_batch()
+        return await self._source.next_batch()
 
     def _idle(self) -> bytes:
+        return b""
+
+    def _end(self) -> bytes:
+        """Return what goes out at the end of the source."""
         return b""
 
     def _encode(self, batch: list[Event]) -> bytes:
@@ -110,7 +129,7 @@ class _ExecBody(ResponseBody):
         raise NotImplementedError
 
 
-class RawBody(_ExecBody):
+class RawBody(StreamBody):
     """Raw frames (wire/raw.py); what came together goes out together."""
 
     def _encode(self, batch: list[Event]) -> bytes:
@@ -118,27 +137,35 @@ class RawBody(_ExecBody):
         for event in batch:
             if isinstance(event.data, bytes):
                 parts += (raw.header(_FRAME_OF[event.type], len(event.data)), event.data)
-            elif event.type == "exit" and self._execution.exit is not None:
-                shown = {"id": self._execution.process_id, "time": event.time, **self._execution.exit.to_dict()}
-                parts.append(raw.encode(raw.EXIT, msgspec.json.encode(shown)))
+            elif event.type == "exit" and self._source.exit is not None:
+                shown = {"id": self._source.process_id, "time": event.time, **self._source.exit.to_dict()}
+                parts.append(raw.encode(raw.EXIT, msgspec.json.encode(self._exit_facts(event) | shown)))
+            else:
+                parts += self._other(event)
         return b"".join(parts)
+
+    def _exit_facts(self, event: Event) -> dict[str, Any]:
+        return {}
+
+    def _other(self, event: Event) -> list[bytes]:
+        """Return the frames of an event that is neither output nor the exit: none, in a command's answer."""
+        return []
 
     def _problem(self, error: SandboxdError) -> bytes:
         return raw.encode(raw.PROBLEM, problems.to_json(error))
 
 
-class SseBody(_ExecBody):
+class SseBody(StreamBody):
     """Server-sent events; text is decoded per stream, a character cut by an event's end waits for the next."""
 
-    def __init__(self, execution: Execution, encoding: str) -> None:
-        super().__init__(execution)
-        make = codecs.getincrementaldecoder("utf-8")
-        self._decoders = None if encoding == "base64" else {"stdout": make("replace"), "stderr": make("replace")}
-        self._last = {"stdout": 0, "stderr": 0}
+    def __init__(self, source: Source, encoding: str, decoder: TextDecoder | None = None) -> None:
+        super().__init__(source)
+        self._decoder = None if encoding == "base64" else decoder or TextDecoder()
+        self._last = dict.fromkeys(STREAMS, 0)
 
     async def _next(self) -> list[Event] | None:
         with trio.move_on_after(KEEP_ALIVE_S):
-            return await self._execution.next_batch()
+            return await self._source.next_batch()
         return None
 
     def _idle(self) -> bytes:
@@ -149,16 +176,14 @@ class SseBody(_ExecBody):
 
     def _parts(self, event: Event) -> list[bytes]:
         if isinstance(event.data, bytes):
-            if self._decoders is None:
+            if self._decoder is None:
                 return [_sse(event, event.type, {"data_b64": base64.b64encode(event.data).decode()})]
             self._last[event.type] = event.offset
-            text = self._decoders[event.type].decode(event.data)
+            text = self._decoder.decode(event.type, event.data)
             return [_sse(event, event.type, {"text": text})] if text else []
-        if event.type == "exit" and self._execution.exit is not None:
-            return [*self._rest(event.time), _sse(event, "exit", self._execution.exit.to_dict())]
-        if event.type == "start":
-            return [_sse(event, "start", {"id": self._execution.process_id, "pid": event.data["pid"]})]
-        return [_sse(event, "truncated", {"dropped_bytes": event.data["dropped_bytes"]})]
+        if event.type == "exit" and self._source.exit is not None:
+            return [*self._rest(event.time), _sse(event, "exit", self._source.exit.to_dict())]
+        return [_sse(event, event.type, event_facts(event, self._source.process_id))]
 
     def _rest(self, time: float) -> list[bytes]:
         """Flush characters that were cut by the end of the output.
@@ -167,8 +192,8 @@ class SseBody(_ExecBody):
         and whoever resumes after it would miss the exit.
         """
         found = []
-        for name, decoder in (self._decoders or {}).items():
-            text = decoder.decode(b"", final=True)
+        for name in STREAMS:
+            text = self._decoder.rest(name) if self._decoder else ""
             if text:
                 data = msgspec.json.encode({"offset": self._last[name], "time": time, "text": text})
                 found.append(sse.encode(data, event=name))
@@ -176,6 +201,16 @@ class SseBody(_ExecBody):
 
     def _problem(self, error: SandboxdError) -> bytes:
         return sse.encode(problems.to_json(error), event="error")
+
+
+def event_facts(event: Event, process_id: str) -> dict[str, Any]:
+    """Return what a caller sees of a start, a restart or a gap: only fields that were checked."""
+    data = event.data if isinstance(event.data, dict) else {}
+    if event.type == "start":
+        return {"id": process_id, "pid": data["pid"]}
+    if event.type == "restart":
+        return {name: data.get(name) for name in ("exit_code", "signal", "reason", "delay_s", "count")}
+    return {"dropped_bytes": data["dropped_bytes"]}
 
 
 def _sse(event: Event, name: str, fields: dict[str, Any]) -> bytes:

@@ -59,11 +59,16 @@ def exit_code(result: ExitStatus) -> int:
     if result.timed_out:
         return TIMED_OUT
     if result.signal is not None:
-        try:
-            return 128 + signal.Signals[result.signal]
-        except KeyError:  # a real-time signal: SIGRTMIN+3 has no name of its own
-            return 128 + signal.SIGKILL
+        return signal_status(result.signal)
     return result.exit_code if result.exit_code is not None else 1
+
+
+def signal_status(name: str) -> int:
+    """Return the status that a shell gives for the end by a signal."""
+    try:
+        return 128 + signal.Signals[name]
+    except KeyError:  # a real-time signal: SIGRTMIN+3 has no name of its own
+        return 128 + signal.SIGKILL
 
 
 def explain(result: ExitStatus) -> None:

@@ -6,12 +6,15 @@ asynchronous half are twins by hand, thin over `calls`.
 """
 
 from .async_client import AsyncClient
+from .async_processes import AsyncLogStream
 from .async_sandbox import AsyncSandbox
 from .async_stream import AsyncExecStream, AsyncFileStream
 from .client import Client
 from .control_calls import IoUse, SandboxStats
 from .failures import CommandFailed
 from .models import ExecResult, ExitStatus, OutputChunk, SandboxInfo, Usage
+from .process_calls import ProcessInfo, ProcessLogs, WaitResult
+from .processes import LogStream
 from .sandbox import Sandbox
 from .stream import ExecStream, FileStream
 
@@ -19,6 +22,7 @@ __all__ = [
     "AsyncClient",
     "AsyncExecStream",
     "AsyncFileStream",
+    "AsyncLogStream",
     "AsyncSandbox",
     "Client",
     "CommandFailed",
@@ -27,9 +31,13 @@ __all__ = [
     "ExitStatus",
     "FileStream",
     "IoUse",
+    "LogStream",
     "OutputChunk",
+    "ProcessInfo",
+    "ProcessLogs",
     "Sandbox",
     "SandboxInfo",
     "SandboxStats",
     "Usage",
+    "WaitResult",
 ]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .models import ExitStatus, OutputChunk
 
 
-class _Body:
+class Body:
     """An answer's body, and its end.
 
     httpx reads through five nested async generators. One that is dropped half-way is left to the garbage collector,
@@ -77,7 +77,7 @@ class AsyncExecStream:
         self._call = call
         self._callbacks = {"stdout": on_stdout, "stderr": on_stderr}
         self._pending: deque[OutputChunk] = deque()
-        self._body: _Body | None = None
+        self._body: Body | None = None
         self._reader = calls.ExecReader("")
         self._closed = False
         self.process_id = ""
@@ -91,7 +91,7 @@ class AsyncExecStream:
         if self._body is not None:
             raise LocalProtocolError("cannot enter the stream: it was entered before")
         response = await self._client.open(self._call)
-        self._body = _Body(response)
+        self._body = Body(response)
         try:
             self.process_id = self._reader.process_id = process_of(response)
         except BaseException:
@@ -178,12 +178,12 @@ class AsyncFileStream:
     def __init__(self, client: AsyncClient, call: calls.StreamCall) -> None:
         self._client = client
         self._call = call
-        self._body: _Body | None = None
+        self._body: Body | None = None
         self.size: int | None = None
 
     async def __aenter__(self) -> Self:
         response = await self._client.open(self._call)
-        self._body = _Body(response)
+        self._body = Body(response)
         self.size = size_of(response)
         return self
 

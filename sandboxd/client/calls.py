@@ -100,11 +100,12 @@ class Call(StreamCall, Generic[T]):
         return read(self.what, self.parse, value)
 
 
-def _nothing(_: Json) -> None:
+def nothing(_: Json) -> None:
+    """Read an answer that says nothing."""
     return None
 
 
-def _sandbox_path(key: str, rest: str = "") -> str:
+def sandbox_path(key: str, rest: str = "") -> str:
     """Return the path of a sandbox, by its id or name, and of what is below it."""
     if not key or key in (".", ".."):
         raise InvalidRequest(f"cannot name a sandbox {key!r}", field="id")
@@ -125,7 +126,7 @@ def _io_json(io: IoLimits) -> dict[str, Any]:
 
 def health() -> Call[None]:
     """GET /health: nothing, or an error."""
-    return Call("GET", "/v1/health", what="health", parse=_nothing)
+    return Call("GET", "/v1/health", what="health", parse=nothing)
 
 
 def info() -> Call[dict[str, Any]]:
@@ -163,7 +164,7 @@ def create(  # noqa: PLR0913 - the fields of a sandbox, all by keyword
 
 def get(key: str) -> Call[SandboxInfo]:
     """GET /sandboxes/{id or name}."""
-    return Call("GET", _sandbox_path(key), what="sandbox", parse=parse_sandbox)
+    return Call("GET", sandbox_path(key), what="sandbox", parse=parse_sandbox)
 
 
 def page(cursor: str | None) -> Call[tuple[list[SandboxInfo], str | None]]:
@@ -179,7 +180,7 @@ def page(cursor: str | None) -> Call[tuple[list[SandboxInfo], str | None]]:
 
 def destroy(key: str) -> Call[None]:
     """DELETE /sandboxes/{id or name}."""
-    return Call("DELETE", _sandbox_path(key), what="answer", parse=_nothing)
+    return Call("DELETE", sandbox_path(key), what="answer", parse=nothing)
 
 
 def exec_raw(  # noqa: PLR0913 - the fields of a command, all by keyword
@@ -195,6 +196,23 @@ def exec_raw(  # noqa: PLR0913 - the fields of a command, all by keyword
     keep_orphans: bool = False,
 ) -> StreamCall:
     """POST …/exec, answered by raw frames. Waits for ever: a command may be silent for as long as it likes."""
+    body = command_body(command, cwd=cwd, env=env, user=user, stdin=stdin, timeout=timeout, keep_orphans=keep_orphans)
+    if detach:
+        body["detach"] = True
+    return StreamCall("POST", sandbox_path(key, "/exec"), body=body, accept=RAW_TYPE, timeout_s=None)
+
+
+def command_body(
+    command: str | Sequence[str],
+    *,
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+    user: str | int | None = None,
+    stdin: bytes | str | bool | None = None,
+    timeout: float | None = None,
+    keep_orphans: bool = False,
+) -> dict[str, Any]:
+    """Return the JSON of a command: only what was given."""
     body: dict[str, Any] = {"command": command if isinstance(command, str) else list(command)}
     if cwd is not None:
         body["cwd"] = cwd
@@ -204,8 +222,6 @@ def exec_raw(  # noqa: PLR0913 - the fields of a command, all by keyword
         body["user"] = user
     if timeout is not None:
         body["timeout_s"] = timeout
-    if detach:
-        body["detach"] = True
     if keep_orphans:
         body["orphans"] = "keep"
     if isinstance(stdin, bytes | bytearray | memoryview):
@@ -214,36 +230,39 @@ def exec_raw(  # noqa: PLR0913 - the fields of a command, all by keyword
         body["encoding"] = "base64"
     elif stdin is not None and stdin is not False:
         body["stdin"] = stdin
-    return StreamCall("POST", _sandbox_path(key, "/exec"), body=body, accept=RAW_TYPE, timeout_s=None)
+    return body
 
 
-def _process_path(key: str, process: str, rest: str) -> str:
-    return _sandbox_path(key, f"/processes/{quote(process, safe='')}{rest}")
+def process_path(key: str, process: str, rest: str) -> str:
+    """Return the path of a process, or of what is below it."""
+    if not process or process in (".", ".."):
+        raise InvalidRequest(f"cannot name a process {process!r}", field="process")
+    return sandbox_path(key, f"/processes/{quote(process, safe='')}{rest}")
 
 
 def write_stdin(key: str, process: str, data: bytes) -> Iterator[Call[None]]:
     """POST …/stdin, as often as the data needs. No time bound: a program that does not read makes us wait."""
-    path = _process_path(key, process, "/stdin")
+    path = process_path(key, process, "/stdin")
     for start in range(0, len(data), STDIN_CHUNK_BYTES):
         piece = data[start : start + STDIN_CHUNK_BYTES]
-        yield Call("POST", path, content=piece, timeout_s=None, what="answer", parse=_nothing)
+        yield Call("POST", path, content=piece, timeout_s=None, what="answer", parse=nothing)
 
 
 def close_stdin(key: str, process: str) -> Call[None]:
     """POST …/stdin/close: the program reads its end of file."""
-    return Call("POST", _process_path(key, process, "/stdin/close"), what="answer", parse=_nothing)
+    return Call("POST", process_path(key, process, "/stdin/close"), what="answer", parse=nothing)
 
 
 def read_file(key: str, path: str) -> StreamCall:
     """GET …/files: the answer is the file's bytes."""
-    return StreamCall("GET", _sandbox_path(key, "/files"), {"path": check_path(path)}, accept=f"{RAW_TYPE}, */*;q=0.1")
+    return StreamCall("GET", sandbox_path(key, "/files"), {"path": check_path(path)}, accept=f"{RAW_TYPE}, */*;q=0.1")
 
 
 def write_file(key: str, path: str, content: Content) -> Call[int]:
     """PUT …/files: returns the file's new size in bytes."""
     return Call(
         "PUT",
-        _sandbox_path(key, "/files"),
+        sandbox_path(key, "/files"),
         {"path": check_path(path)},
         content=content,
         what="answer",

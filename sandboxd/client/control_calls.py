@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from sandboxd.spec import Limits
 
-from .calls import Call, _sandbox_path, limits_json
+from .calls import Call, limits_json, sandbox_path
 from .models import Json, SandboxInfo, parse_sandbox
 
 __all__ = ["Change", "IoUse", "LimitsChange", "SandboxStats"]
@@ -80,22 +80,22 @@ def update(
             body[field] = limits_json(value)
         else:
             body[field] = dict(value) if isinstance(value, Mapping) else value
-    return Call("PATCH", _sandbox_path(key), body=body, what="sandbox", parse=parse_sandbox)
+    return Call("PATCH", sandbox_path(key), body=body, what="sandbox", parse=parse_sandbox)
 
 
 def freeze(key: str) -> Call[SandboxInfo]:
     """POST …/freeze."""
-    return Call("POST", _sandbox_path(key, "/freeze"), what="sandbox", parse=parse_sandbox)
+    return Call("POST", sandbox_path(key, "/freeze"), what="sandbox", parse=parse_sandbox)
 
 
 def thaw(key: str) -> Call[SandboxInfo]:
     """POST …/thaw."""
-    return Call("POST", _sandbox_path(key, "/thaw"), what="sandbox", parse=parse_sandbox)
+    return Call("POST", sandbox_path(key, "/thaw"), what="sandbox", parse=parse_sandbox)
 
 
 def stats(key: str) -> Call[SandboxStats]:
     """GET …/stats."""
-    return Call("GET", _sandbox_path(key, "/stats"), what="statistics", parse=parse_stats)
+    return Call("GET", sandbox_path(key, "/stats"), what="statistics", parse=parse_stats)
 
 
 def parse_stats(value: Json) -> SandboxStats:

@@ -193,7 +193,7 @@ def parse_sandbox(value: Json) -> SandboxInfo:
         seccomp=value.get("seccomp", "default"),
         labels=dict(value.get("labels") or {}),
         unenforced=tuple(value.get("unenforced") or ()),
-        created_at=_time(value["created_at"]),
+        created_at=parse_time(value["created_at"]),
         reason=value.get("reason"),
         raw=dict(value),
     )
@@ -228,7 +228,7 @@ def _text(value: Json) -> str:
     return value
 
 
-def _time(value: Json) -> dt.datetime:
+def parse_time(value: Json) -> dt.datetime:
     """Read an ISO 8601 time or seconds since 1970."""
     if isinstance(value, int | float):
         return dt.datetime.fromtimestamp(value, dt.UTC)

@@ -12,6 +12,7 @@ from .client import Client
 from .content import FileContent, sync_content
 from .control import ControlPart
 from .models import ExecResult, with_output
+from .processes import ProcessPart
 from .stream import ExecStream, FileStream
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from .models import SandboxInfo
 
 
-class Sandbox(ControlPart):
+class Sandbox(ControlPart, ProcessPart):
     """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
 
     As a context manager it destroys the sandbox at the end of the block. Without `client=` each sandbox makes

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import InvalidRequest, NameTaken, ProcessNotFound, SandboxdError, ServerBusy
-from ..spec import CommandSpec, check_process_id, check_signal, check_size
+from ..spec import CommandSpec, check_port, check_probe_path, check_process_id, check_signal, check_size
 from ..wire.journal import DEFAULT_CAPACITY
 from . import users
 from .followers import Follower
@@ -19,6 +19,7 @@ from .peer import Peer
 from .processes import Means, Process
 from .spawn import DEFAULT_PATH
 from .users import User
+from .waiting import PortWaits
 
 #: Commands that may run at once under the API: each holds up to three descriptors here, of 1024.
 MAX_RUNNING: Final = 256
@@ -30,8 +31,6 @@ MAX_ENDED_BYTES: Final = 8 * 1024 * 1024
 #: One page of a list: a reply is a frame, and an item is up to 17 KiB.
 MAX_PAGE: Final = 100
 PAGE_BYTES: Final = 384 * 1024
-#: How long until a leaf that was not empty is tried again; a reaped orphan tries at once.
-_LEAF_RETRY_S: Final = 0.02
 
 Operation = Callable[[Peer, int, dict[str, Any]], None]
 
@@ -45,7 +44,7 @@ class Commands:
         self.cwd = "/"
         self._user: User | None = None
         self._means = means
-        self._loop = means.loop
+        self._ports = PortWaits(means.loop)
         self._processes: dict[str, Process] = {}
         self._numbers: dict[str, int] = {}
         self._next_number = 1
@@ -54,7 +53,6 @@ class Commands:
         #: What a request of a peer holds open: how to let go of it, and whom it follows.
         self._streams: dict[tuple[Peer, int], tuple[Process, Follower, bool]] = {}
         self._waits: dict[tuple[Peer, int], Callable[[], None]] = {}
-        self._full_leaves: list[Process] = []
         self.operations: dict[str, Operation] = {
             "exec": self._exec,
             "start": self._start_background,
@@ -65,6 +63,7 @@ class Commands:
             "follow": self._follow,
             "view": self._view,
             "await_exit": self._await_exit,
+            "await_port": self._await_port,
             "stdin": self._write_stdin,
             "stdin_close": self._close_stdin,
             "signal": self._signal,
@@ -136,19 +135,8 @@ class Commands:
         if not os.path.isdir(cwd):
             raise InvalidRequest(f"cannot run in {cwd}: no such directory in the sandbox", field="cwd")
         env = self._environment(spec, user)
-        # What an earlier one of that id left behind may still be on its way out of its leaf.
-        taken = any(process_id == process.id for process in self._full_leaves)
         process = Process(
-            self._means,
-            process_id,
-            spec,
-            env,
-            cwd,
-            user,
-            self._on_start,
-            self._on_end,
-            leaf=f"{process_id}~{self._next_number}" if taken else process_id,
-            background=background,
+            self._means, process_id, spec, env, cwd, user, self._on_start, self._on_end, background=background
         )
         self._processes[process_id] = process
         self._numbers[process_id] = self._next_number
@@ -229,6 +217,36 @@ class Commands:
 
         if process.ended_at is None:
             self._waits[peer, request] = lambda: process.forget_ended(ended)
+        process.when_ended(ended)
+
+    def _await_port(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        """Answer when somebody accepts on a port, or the process has ended before."""
+        process = self._process(params)
+        port, path = check_port(params["port"]), params.get("path")
+        if path is not None:
+            check_probe_path(path)
+        key = (peer, request)
+        is_answered = False
+
+        def answer(result: dict[str, Any]) -> None:
+            nonlocal is_answered
+            is_answered = True
+            if wait := self._waits.pop(key, None):
+                wait()
+            peer.reply(request, result)
+
+        def ended() -> None:
+            answer({"met": False, "result": process.result})
+
+        wait = self._ports.add(port, path, lambda: answer({"met": True, "result": None}))
+        if is_answered:
+            return
+
+        def let_go() -> None:
+            self._ports.cancel(wait)
+            process.forget_ended(ended)
+
+        self._waits[key] = let_go
         process.when_ended(ended)
 
     # --- the table ---
@@ -330,29 +348,11 @@ class Commands:
                 process.on_exit(status, rusage)
             else:
                 self._on_other_exit(pid, status)  # an errand, or an orphan
-        self._retry_leaves()
+        self._means.leaves.retry()
 
-    def _on_end(self, process: Process) -> None:
+    def _on_end(self, _: Process) -> None:
         self._running -= 1
-        if not process.leaf.remove():
-            self._full_leaves.append(process)
-            self._loop.call_later(_LEAF_RETRY_S, self._retry_leaves)
         self._forget_old()
-
-    def _retry_leaves(self) -> None:
-        if not self._full_leaves:
-            return
-        self._full_leaves = [process for process in self._full_leaves if not self._remove_leaf(process)]
-        if any(not process.spec.keep_orphans for process in self._full_leaves):
-            self._loop.call_later(_LEAF_RETRY_S, self._retry_leaves)
-
-    @staticmethod
-    def _remove_leaf(process: Process) -> bool:
-        if process.leaf.remove():
-            return True
-        if not process.spec.keep_orphans:
-            process.leaf.kill()
-        return False
 
     def _forget_old(self) -> None:
         """Drop ended commands over the bounds, the oldest first; one that is still being followed stays."""

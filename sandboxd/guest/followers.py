@@ -11,6 +11,10 @@ from ..wire.messages import Event
 from .peer import Peer
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class Follower:
     """One stream: `position` is the next offset it wants, `credit` what it may still send.
@@ -31,7 +35,7 @@ class Follower:
     viewer: bool = False
     until: int | None = None
     seen_bytes: int = 0
-    on_done: Callable[[], None] = lambda: None
+    on_done: Callable[[], None] = _nothing
 
     def pump(self, journal: Journal, *, over: bool) -> bool:
         """Send what there is and may be sent; return whether that was all. `over`: nothing will be appended."""
@@ -51,7 +55,8 @@ class Follower:
     def finish(self, result: dict[str, Any]) -> None:
         """Answer the request."""
         self.peer.reply(self.request, result)
-        self.on_done()
+        on_done, self.on_done = self.on_done, _nothing
+        on_done()
 
     def _is_at_end(self, journal: Journal, over: bool) -> bool:
         if self.until is not None and self.position >= self.until:

@@ -19,6 +19,7 @@ from . import users
 from .commands import Commands
 from .errands import Errands
 from .files import Files
+from .leaves import Leaves
 from .loop import READ, Loop
 from .paths import path_of
 from .peer import Peer
@@ -39,7 +40,8 @@ class Init:
         work_fd = os.open("work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=cgroup_fd)
         null_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self._errands = Errands(self._loop, self._kernel, work_fd, FUNCTIONS)
-        self._commands = Commands(Means(self._loop, self._kernel, work_fd, null_fd), self._errands.on_exit)
+        means = Means(self._loop, self._kernel, Leaves(self._loop, work_fd), null_fd)
+        self._commands = Commands(means, self._errands.on_exit)
         self._files = Files(self._kernel)
         self._peers: list[Peer] = []
         self._operations: dict[str, Callable[[Peer, int, dict[str, Any]], None]] = {

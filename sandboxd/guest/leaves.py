@@ -1,7 +1,10 @@
-"""A command's cgroup leaf, `work/<id>`: what its whole tree is counted and killed by.
+"""The cgroup leaf of a command, `work/<id>`: what its whole tree is counted and killed by.
 
-No call here can block or fail its caller: a leaf that the sandbox's root has meddled with (it owns `work/`) gives
-empty answers, and what it was for (a kill) is done by the sandbox's own end at the latest.
+No call here can block, and but for the making none can fail: a leaf that the sandbox's root has meddled with (it owns
+`work/`) gives empty answers, and what it was for (a kill) is done by the sandbox's own end at the latest.
+
+A leaf that was killed is never born into again: kernels since 6.14 kill every process that clone3 puts into a cgroup
+that was ever killed (they compare its count of kills with that of the parent's own cgroup). So a restart has a new one.
 """
 
 from __future__ import annotations
@@ -10,24 +13,67 @@ import contextlib
 import errno
 import os
 import resource
-from typing import Any
+from typing import Any, Final
 
-_READ_BYTES = 4096
+from .loop import Loop
+
+_READ_BYTES: Final = 4096
+#: How long until a leaf that was not empty is tried again; a reaped orphan tries at once.
+_RETRY_S: Final = 0.02
+
+
+class Leaves:
+    """All leaves: makes them, and removes those that are given up as soon as they are empty."""
+
+    def __init__(self, loop: Loop, work_fd: int) -> None:
+        self._loop = loop
+        self._work_fd = work_fd
+        self._dropped: list[tuple[Leaf, bool]] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._dropped)
+
+    def new(self, process_id: str) -> Leaf:
+        """Return a leaf for a process, not yet made; its name is the id unless an earlier leaf still has that."""
+        self._count += 1
+        taken = any(leaf.process_id == process_id for leaf, _ in self._dropped)
+        return Leaf(self._work_fd, f"{process_id}~{self._count}" if taken else process_id, process_id)
+
+    def drop(self, leaf: Leaf, *, keep_orphans: bool) -> None:
+        """Give up a leaf; what is in it is killed, or may stay."""
+        if leaf.remove():
+            return
+        if not keep_orphans:
+            leaf.kill()
+        self._dropped.append((leaf, keep_orphans))
+        self._loop.call_later(_RETRY_S, self.retry)
+
+    def retry(self) -> None:
+        """Remove what has become empty."""
+        if not self._dropped:
+            return
+        self._dropped = [item for item in self._dropped if not item[0].remove()]
+        to_kill = [leaf for leaf, keep_orphans in self._dropped if not keep_orphans]
+        for leaf in to_kill:
+            leaf.kill()
+        if to_kill:
+            self._loop.call_later(_RETRY_S, self.retry)
 
 
 class Leaf:
-    """One leaf; `name` is the process' id."""
+    """One leaf; those of processes are made by `Leaves`."""
 
-    def __init__(self, work_fd: int, name: str) -> None:
+    def __init__(self, work_fd: int, name: str, process_id: str = "") -> None:
         self._work_fd = work_fd
+        self.process_id = process_id
         self.name = name
 
     def open(self) -> int:
-        """Make the leaf if it is not there, and return a descriptor of it to be born in; the caller closes it."""
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(self.name, dir_fd=self._work_fd)
-            # Out of memory, a tree dies whole: half of a pipeline or of a test runner would only hang.
-            self._write("memory.oom.group", b"1")
+        """Make the leaf, and return a descriptor of it to be born in; the caller closes it."""
+        os.mkdir(self.name, dir_fd=self._work_fd)
+        # Out of memory, a tree dies whole: half of a pipeline or of a test runner would only hang.
+        self._write("memory.oom.group", b"1")
         return os.open(self.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._work_fd)
 
     def kill(self) -> None:

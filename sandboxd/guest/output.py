@@ -172,4 +172,9 @@ class Output:
     def finish(self) -> None:
         """Say that nothing will be appended any more."""
         self._over = True
+        self._on_drained = _nothing  # no cycle: an ended process goes when it is dropped, not when somebody collects
         self.pump()
+
+
+def _nothing() -> None:
+    pass

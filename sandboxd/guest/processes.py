@@ -28,7 +28,7 @@ from ..linux.kernel import Kernel
 from ..spec import CommandSpec
 from . import spawn, terminals
 from .feed import Done, Feed
-from .leaves import Leaf
+from .leaves import Leaves
 from .loop import Loop, Timer
 from .output import Output
 from .users import User
@@ -68,7 +68,7 @@ class Means:
 
     loop: Loop
     kernel: Kernel
-    work_fd: int
+    leaves: Leaves
     null_fd: int
 
 
@@ -89,7 +89,6 @@ class Process:
         on_start: Callable[[Process], None],
         on_end: Callable[[Process], None],
         *,
-        leaf: str,
         background: bool = False,
     ) -> None:
         self.id = process_id
@@ -101,7 +100,7 @@ class Process:
         self.result: dict[str, Any] | None = None
         self.viewers = 0
         self.output = Output(means.loop, self._maybe_finish)
-        self.leaf = Leaf(means.work_fd, leaf)
+        self.leaf = means.leaves.new(process_id)
         self._means = means
         self._loop = means.loop
         self._env = env
@@ -119,7 +118,7 @@ class Process:
         self._stopping = False
         self._restarts = 0
         self._restarts_in_a_row = 0
-        self._ooms = 0
+        self._earlier: dict[str, Any] = {"cpu_s": 0.0, "memory_peak_bytes": None}
         self._grace: Timer | None = None
         self._hangup: Timer | None = None
         self._rest: Timer | None = None
@@ -142,7 +141,7 @@ class Process:
             self.output.end_sources(keep_reading=False)
             if self._feed is not None:
                 self._feed.close()
-            self.leaf.remove()
+            self._drop_leaf()
             limit = _AT_LIMIT.get(error.errno or 0) if isinstance(error, OSError) else None
             if limit is None:
                 raise
@@ -373,7 +372,14 @@ class Process:
             callback()
         self._ended.clear()
         # After the flush that the end has deferred: who waits for the exit need not wait for the tidying up.
-        self._loop.defer(lambda: self._on_end(self))
+        self._loop.defer(self._tidy)
+
+    def _tidy(self) -> None:
+        self._drop_leaf()
+        self._on_end(self)
+
+    def _drop_leaf(self) -> None:
+        self._means.leaves.drop(self.leaf, keep_orphans=self.spec.keep_orphans)
 
     def _cancel(self, name: str) -> None:
         timer: Timer | None = getattr(self, name)
@@ -393,13 +399,12 @@ class Process:
 
     def _take_rest(self) -> None:
         assert self.result is not None  # noqa: S101 - made before
-        if not self.spec.keep_orphans:
-            self.leaf.kill()
         delay = min(MAX_RESTART_DELAY_S, RESTART_DELAY_S * 2**self._restarts_in_a_row)
         self._restarts += 1
         self._restarts_in_a_row += 1
         self._state = State.RESTING
-        self._ooms = self.leaf.oom_kills()
+        self._earlier = self.result["usage"]
+        self._drop_leaf()
         facts = {name: self.result[name] for name in ("exit_code", "signal", "reason")}
         self.output.append("restart", {**facts, "delay_s": delay, "count": self._restarts})
         self.output.pump()
@@ -410,6 +415,7 @@ class Process:
         self._status = self._rusage = self._kill_reason = None
         self._run_began = time.monotonic()
         self._state = State.RUNNING
+        self.leaf = self._means.leaves.new(self.id)
         try:
             self._start()
         except Exception:  # whatever it is, the next try may do better: no descriptors or processes just now
@@ -420,7 +426,7 @@ class Process:
     def _result(self) -> dict[str, Any]:
         status = self._status or 0
         signalled = os.WIFSIGNALED(status)
-        oom = self.leaf.oom_kills() > self._ooms  # of any process in the leaf: a shell outlives what it started
+        oom = self.leaf.oom_kills() > 0  # of any process in the leaf: a shell outlives what it started
         reason = (
             "timeout" if self._timed_out else "oom" if oom else self._kill_reason or "signal" if signalled else "exit"
         )
@@ -430,9 +436,22 @@ class Process:
             "duration_s": round(time.monotonic() - self._began, 6),
             "timed_out": self._timed_out,
             "oom_killed": oom,
-            "usage": self.leaf.usage(self._rusage),
+            "usage": self._usage(),
             "reason": reason,
         }
+
+    def _usage(self) -> dict[str, Any]:
+        """Return what its tree has used, over all its runs."""
+        if self._state is State.RESTING:
+            return self._earlier
+        found = self.leaf.usage(self._rusage)
+        if self._restarts:
+            found["cpu_s"] = round(found["cpu_s"] + self._earlier["cpu_s"], 6)
+            peaks = [
+                peak for peak in (found["memory_peak_bytes"], self._earlier["memory_peak_bytes"]) if peak is not None
+            ]
+            found["memory_peak_bytes"] = max(peaks, default=None)
+        return found
 
     def info(self) -> dict[str, Any]:
         """Return what a list shows of it: times are seconds since the epoch, `pid` is None between two runs."""
@@ -449,7 +468,7 @@ class Process:
             "restarts": self._restarts,
             "terminal": self.spec.terminal is not None,
             "result": None if alive else self.result,
-            "usage": self.leaf.usage(None) if alive else None,
+            "usage": self._usage() if alive else None,
             "next": self.output.journal.next,
         }
 

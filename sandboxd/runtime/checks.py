@@ -47,6 +47,14 @@ def text(data: dict[str, Any], name: str, *, limit: int = 256) -> str:
     return value
 
 
+def words(data: dict[str, Any], name: str, *, limit: int = 4096) -> str:
+    """Return the text field `name`, in which any character may be: what a caller or a file of the sandbox's named."""
+    value = data.get(name)
+    if not isinstance(value, str) or len(value) > limit:
+        raise RemoteProtocolError(f"cannot take field {name!r}: it is no text of at most {limit} characters")
+    return value
+
+
 def integer(data: dict[str, Any], name: str, *, low: int = 0, high: int = 1 << 63) -> int:
     """Return the whole number `name` within its bounds."""
     value = data.get(name)

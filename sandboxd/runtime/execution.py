@@ -81,7 +81,10 @@ def parse_exit(data: dict[str, Any]) -> Exit:
 
 
 class EventCheck:
-    """Holds a process' events to their order: start (unless it follows a running one), output, exit, nothing."""
+    """Holds a process' events to their order: start (unless it follows a running one), output, exit, nothing.
+
+    A process that is restarted gives `restart` and then `start` again.
+    """
 
     def __init__(self, *, started: bool) -> None:
         self._started = started
@@ -112,8 +115,20 @@ class EventCheck:
             self._exited = True
         elif event.type == "truncated":
             checks.integer(event.data, "dropped_bytes")
+        elif event.type == "restart" and self._started:
+            _check_restart(event.data)
         else:
             raise RemoteProtocolError(f"cannot take an event of type {event.type[:20]!r}")
+
+
+def _check_restart(data: dict[str, Any]) -> None:
+    if data.get("exit_code") is not None:
+        checks.integer(data, "exit_code", high=255)
+    if data.get("signal") is not None:
+        checks.text(data, "signal", limit=32)
+    checks.text(data, "reason", limit=200)
+    checks.number(data, "delay_s", high=MAX_DURATION_S)
+    checks.integer(data, "count")
 
 
 class Execution:
@@ -194,3 +209,11 @@ def exec_params(command: CommandSpec, process_id: str, *, detach: bool) -> dict[
         "process": process_id,
         "detach": detach,
     }
+
+
+def start_params(command: CommandSpec, process_id: str) -> dict[str, Any]:
+    """Return the link's `start` parameters: a process that nobody has to follow."""
+    params = exec_params(command, process_id, detach=True)
+    del params["detach"]
+    terminal = None if command.terminal is None else list(command.terminal)
+    return {**params, "restart": command.restart, "terminal": terminal, "linger_s": command.linger_s}

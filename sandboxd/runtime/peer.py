@@ -474,6 +474,11 @@ class Stream:
     ) -> None:
         self.close()
 
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What the peer answered at the end of the stream; None before, and where it failed."""
+        return None if self._call is None else self._call.result
+
     def close(self, *, cancel: bool = True) -> None:
         """Take no more events; cancels the request if it is open and `cancel` is true. Needs no await."""
         if self._call is not None:

@@ -28,12 +28,14 @@ from .errand import Errand
 from .execution import Execution, exec_params, new_process_id
 from .lifecycle import ALIVE, State, may_move
 from .peer import Peer, discarded
+from .processes import Processes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ..spec import CommandSpec, Limits, SandboxSpec
     from .launcher import Launched
+    from .peer import Stream
 
 #: A piece of stdin on the link; init writes it before it answers.
 STDIN_PIECE_BYTES: Final = 256 * 1024
@@ -41,6 +43,8 @@ STDIN_PIECE_BYTES: Final = 256 * 1024
 CONNECT_TIMEOUT_S: Final = 10.0
 #: How long a broken link waits for the launcher to say why.
 REASON_TIMEOUT_S: Final = 1.0
+#: Threads that look for patterns in its output.
+SEARCH_THREADS: Final = 2
 #: Ends of file operations may be slow on a busy disk, but not for ever.
 SETTLE_TIMEOUT_S: Final = 30.0
 #: How long a refused write waits for its temporary file's end.
@@ -65,6 +69,8 @@ class Sandbox:
         #: Held while it is changed, frozen or thawed: one after the other.
         self.changing = trio.Lock()
         self.file_turns = trio.CapacityLimiter(files.SANDBOX_THREADS)
+        self.processes = Processes(self)
+        self.search_turns = trio.CapacityLimiter(SEARCH_THREADS)
         self._stdin_locks: weakref.WeakValueDictionary[str, trio.Lock] = weakref.WeakValueDictionary()
 
     def __repr__(self) -> str:
@@ -171,8 +177,17 @@ class Sandbox:
         assert self._peer is not None  # noqa: S101 - _absence looked
         return self._peer
 
-    async def _ask(self, op: str, /, **params: object) -> dict[str, Any]:
+    async def ask(self, op: str, /, **params: object) -> dict[str, Any]:
+        """Ask init for an operation of the link and return its answer, which the caller checks.
+
+        Raises:
+            SandboxdError: what init answered, or why the sandbox cannot be asked.
+        """
         return (await self._ask_fds(op, params, 0))[0]
+
+    def open_stream(self, op: str, params: dict[str, Any]) -> Stream:
+        """Return the stream of an operation's events; entering it asks."""
+        return self._link().stream(op, params)
 
     async def _ask_fds(self, op: str, params: dict[str, Any], fds: int) -> tuple[dict[str, Any], list[int]]:
         peer = self._peer if self.state is State.CREATING and self._peer is not None else self._link()
@@ -207,15 +222,15 @@ class Sandbox:
         lock = self._stdin_locks.setdefault(process, trio.Lock())
         async with lock:
             for start in range(0, len(data), STDIN_PIECE_BYTES):
-                await self._ask("stdin", process=process, data=data[start : start + STDIN_PIECE_BYTES])
+                await self.ask("stdin", process=process, data=data[start : start + STDIN_PIECE_BYTES])
 
     async def close_stdin(self, process: str) -> None:
         """Let a process see the end of its input."""
-        await self._ask("stdin_close", process=process)
+        await self.ask("stdin_close", process=process)
 
     async def ping(self) -> None:
         """Return when init has answered."""
-        await self._ask("ping")
+        await self.ask("ping")
 
     def errand(self, do: str, params: dict[str, Any], *, feed: bool = False, timeout_s: float | None = None) -> Errand:
         """Return an operation on files that init does in a process of its own: an async context manager starts it.
@@ -236,7 +251,7 @@ class Sandbox:
         Raises:
             FileNotFound, NotAFile, FilePermissionDenied: as their names say.
         """
-        return await self._ask("stat", path=name_bytes(path), follow=follow)
+        return await self.ask("stat", path=name_bytes(path), follow=follow)
 
     async def open_read(self, path: str) -> files.FileReader:
         """Open a file for reading; the caller closes it.
@@ -288,14 +303,14 @@ class Sandbox:
 
     async def commit_write(self, ticket: int | str) -> bool:
         """Put a new version in place; return whether the file is new. `FileWriter.commit` calls it."""
-        result = await self._ask("commit_write", ticket=ticket)
+        result = await self.ask("commit_write", ticket=ticket)
         return result.get("created") is True
 
     async def abort_write(self, ticket: int | str) -> None:
         """Drop a new version; never raises, since the sandbox may be gone by then."""
         with trio.move_on_after(SETTLE_TIMEOUT_S):
             try:
-                await self._ask("abort_write", ticket=ticket)
+                await self.ask("abort_write", ticket=ticket)
             except SandboxdError:
                 return
 

@@ -1,8 +1,13 @@
 """Raw frames: a command's output on the fast path, byte-exact (`Accept: application/octet-stream`).
 
-A stream is frames of `type:u8 | length:u32 big-endian | payload`: any number of stdout (1) and stderr (2)
-frames, then exactly one last frame: exit (3), the exit event as JSON, or problem (4), the problem object as
-JSON when the stream broke. Nothing may follow it, and a stream that ends without it was cut.
+A stream is frames of `type:u8 | length:u32 big-endian | payload`: any number of stdout (1), stderr (2) and event
+(5) frames, then exactly one last frame: exit (3), the exit event as JSON, problem (4), the problem object as JSON
+when the stream broke, or end (6), where the reader asked for no more. Nothing may follow it, and a stream that ends
+without it was cut.
+
+Event and end frames come in the answer to `logs` only. Theirs are the offsets of a journal: an event frame is JSON
+with `type` and `offset`, one for each event that is no output, and at the start one of the type "position" where
+the first event is output; each output frame has the next offset. A reader that was cut goes on at the one after.
 
 Sans-I/O: the encoder returns bytes, the decoder takes bytes in any pieces and returns frames. Both refuse what
 passes the bounds: the encoder with `LocalProtocolError`, the decoder with `RemoteProtocolError`, after which it
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
+    "END",
+    "EVENT",
     "EXIT",
     "MAX_CONTROL_BYTES",
     "MAX_PAYLOAD_BYTES",
@@ -37,6 +44,8 @@ STDOUT: Final = 1
 STDERR: Final = 2
 EXIT: Final = 3
 PROBLEM: Final = 4
+EVENT: Final = 5
+END: Final = 6
 
 #: The bound of one output frame. A process' whole journal is 1 MiB by default, so a longer frame cannot be one
 #: event of it; four times that leaves room for an operator's larger journal and is what a reader may have to hold.
@@ -51,11 +60,14 @@ _LIMITS: Final = {
     STDERR: MAX_PAYLOAD_BYTES,
     EXIT: MAX_CONTROL_BYTES,
     PROBLEM: MAX_CONTROL_BYTES,
+    EVENT: MAX_CONTROL_BYTES,
+    END: MAX_CONTROL_BYTES,
 }
+_LAST: Final = frozenset({EXIT, PROBLEM, END})
 
 
 class Frame(NamedTuple):
-    """One frame: its type (`STDOUT`, `STDERR`, `EXIT` or `PROBLEM`) and its payload."""
+    """One frame: its type (`STDOUT`, `STDERR`, `EXIT`, `PROBLEM`, `EVENT` or `END`) and its payload."""
 
     type: int
     payload: bytes
@@ -111,7 +123,7 @@ class RawDecoder:
 
     @property
     def ended(self) -> bool:
-        """Whether the last frame (exit or problem) was seen."""
+        """Whether the last frame (exit, problem or end) was seen."""
         return self._ended
 
     def feed(self, data: bytes) -> list[Frame]:
@@ -162,7 +174,7 @@ class RawDecoder:
                     return frames, position
                 position = start + length
                 frames.append(Frame(frame_type, bytes(view[start:position])))
-                self._ended = frame_type >= EXIT
+                self._ended = frame_type in _LAST
         if self._ended and position < end:
             raise self._fail("there are bytes after its last frame")
         self._need = _HEADER_BYTES

@@ -1,0 +1,205 @@
+"""`sandboxd start`, `ps`, `logs`, `kill` and `wait`: commands that go on by themselves."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import click
+
+from sandboxd.cli.failure import TIMED_OUT, Failure, Interrupts, one_sentence
+from sandboxd.cli.ls import age
+from sandboxd.cli.params import client_of, command_of, command_options
+from sandboxd.cli.table import print_table
+
+if TYPE_CHECKING:
+    from sandboxd.client import ProcessInfo, Sandbox, WaitResult
+
+#: Of a command in a table.
+_COMMAND_CHARS: Final = 60
+
+
+def _connect(ctx: click.Context, sandbox: str) -> Sandbox:
+    from sandboxd.client import Sandbox  # noqa: PLC0415 - a verb's help needs no httpx
+
+    return Sandbox.connect(sandbox, client=client_of(ctx))
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@command_options
+@click.option("--id", "process_id", metavar="ID", help="A name of your own for the process, unique in the sandbox.")
+@click.option("--restart", is_flag=True, help="Start it again when it fails, ever later, ten times in a row at most.")
+@click.argument("sandbox")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND...")
+@click.pass_context
+def start(  # noqa: PLR0913 - an option each
+    ctx: click.Context,
+    *,
+    env: tuple[tuple[str, str], ...],
+    workdir: str | None,
+    user: str | None,
+    timeout: float | None,
+    process_id: str | None,
+    restart: bool,
+    sandbox: str,
+    command: tuple[str, ...],
+) -> None:
+    """Start COMMAND in SANDBOX in the background, and print its process' id.
+
+    It goes on until it ends or the sandbox does; `sandboxd logs` shows what it prints.
+    """
+    words = command_of(command)
+    options: dict[str, Any] = {"cwd": workdir, "env": dict(env), "user": user, "timeout": timeout}
+    process = _connect(ctx, sandbox).start_process(
+        words, id=process_id, restart="on-failure" if restart else None, **options
+    )
+    click.echo(process.id)
+
+
+@click.command()
+@click.option("-a", "--all", "everything", is_flag=True, help="Show those too that have ended.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole objects, as a list.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the ids only.")
+@click.argument("sandbox")
+@click.pass_context
+def ps(ctx: click.Context, *, everything: bool, as_json: bool, quiet: bool, sandbox: str) -> None:
+    """List the processes of SANDBOX (an id or a name)."""
+    found = [info for info in _connect(ctx, sandbox).list_processes() if everything or info.is_running]
+    if as_json:
+        click.echo(json.dumps([info.raw for info in found], indent=2))
+    elif quiet:
+        for info in found:
+            click.echo(info.id)
+    else:
+        print_table(("ID", "PID", "STATUS", "AGE", "COMMAND"), [_row(info) for info in found])
+
+
+def _row(info: ProcessInfo) -> tuple[str, ...]:
+    command = info.command if isinstance(info.command, str) else " ".join(info.command)
+    shown = " ".join(command.split())
+    status = info.status if info.is_running else f"{info.signal or info.exit_code}"
+    return (
+        info.id,
+        "-" if info.pid is None else str(info.pid),
+        status if not info.restarts else f"{status}, restarted {info.restarts}x",
+        age(info.started_at),
+        shown if len(shown) <= _COMMAND_CHARS else shown[: _COMMAND_CHARS - 1] + "…",
+    )
+
+
+@click.command()
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, to the process' end.")
+@click.option("-n", "--tail", type=click.IntRange(0), metavar="LINES", help="Begin with the last LINES lines.")
+@click.argument("sandbox")
+@click.argument("process")
+@click.pass_context
+def logs(ctx: click.Context, *, follow: bool, tail: int | None, sandbox: str, process: str) -> None:
+    """Print what PROCESS in SANDBOX has printed: its standard output and error, each to ours.
+
+    Output that its log no longer has is told on stderr.
+    """
+    from sandboxd.cli.attach import OutputClosed, write_all  # noqa: PLC0415
+
+    found = _connect(ctx, sandbox)
+    try:
+        with Interrupts():
+            if follow:
+                with found.stream_process_logs(process, tail=tail) as stream:
+                    for chunk in stream:
+                        write_all(1 if chunk.stream == "stdout" else 2, chunk.data)
+                    dropped = stream.dropped_bytes
+            else:
+                log = found.get_process_logs(process, tail=tail)
+                write_all(1, log.stdout_bytes)
+                write_all(2, log.stderr_bytes)
+                dropped = log.dropped_bytes
+    except OutputClosed:
+        ctx.exit(128 + 13)
+    if dropped:
+        click.echo(f"sandboxd: {dropped} bytes of output are no longer in the log", err=True)
+
+
+@click.command()
+@click.option("-s", "--signal", default="TERM", metavar="SIGNAL", help="A name or a number.  [default: TERM]")
+@click.option("--all", "everything", is_flag=True, help="End every process of the sandbox, and drop every log.")
+@click.option("--rm", "remove", is_flag=True, help="End the processes with all that they started, and drop their logs.")
+@click.argument("sandbox")
+@click.argument("processes", nargs=-1, metavar="PROCESS...")
+@click.pass_context
+def kill(
+    ctx: click.Context, *, signal: str, everything: bool, remove: bool, sandbox: str, processes: tuple[str, ...]
+) -> None:
+    """Send a signal to each PROCESS in SANDBOX and to what it started in its group.
+
+    One that does not exist or has ended is told, and the others get theirs.
+    """
+    if bool(processes) == everything:
+        raise click.UsageError("Name the processes, or say --all.")
+    from sandboxd.errors import Conflict, NotFound  # noqa: PLC0415
+
+    found = _connect(ctx, sandbox)
+    if everything:
+        found.kill_all_processes()
+        return
+    failed = 0
+    for process in processes:
+        try:
+            if remove:
+                found.remove_process(process)
+            else:
+                found.kill_process(process, signal)
+        except (NotFound, Conflict) as error:
+            failed += 1
+            Failure(one_sentence(error)).show()
+    ctx.exit(1 if failed else 0)
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(1, 65535), metavar="PORT", help="Wait until something accepts there.")
+@click.option("--path", metavar="PATH", help="With --port: until a GET of PATH is answered well.")
+@click.option("--log", "pattern", metavar="REGEX", help="Wait until a line of its output matches, and print it.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Give up after this time, with status 124.")
+@click.argument("sandbox")
+@click.argument("process")
+@click.pass_context
+def wait(
+    ctx: click.Context,
+    *,
+    port: int | None,
+    path: str | None,
+    pattern: str | None,
+    timeout: float | None,
+    sandbox: str,
+    process: str,
+) -> None:
+    """Wait for PROCESS in SANDBOX: for its end, or for --port or --log.
+
+    The exit status is the process' own where its end was waited for. With --port and --log it is 0 when what was
+    waited for came, and 1 when the process ended before.
+    """
+    if (port is not None and pattern is not None) or (path is not None and port is None):
+        raise click.UsageError("Wait for one thing: the end, --port (with --path), or --log.")
+    found = _connect(ctx, sandbox)
+    with Interrupts():
+        if port is not None:
+            result = found.wait_for_port(process, port, path=path, timeout=timeout)
+        elif pattern is not None:
+            result = found.wait_for_log(process, pattern, timeout=timeout)
+        else:
+            result = found.wait_for_exit(process, timeout=timeout)
+    if result.line is not None:
+        click.echo(result.line)
+    ctx.exit(_status(result, "exit" if port is None and pattern is None else "other"))
+
+
+def _status(result: WaitResult, what: Literal["exit", "other"]) -> int:
+    if result.reason == "timeout":
+        return TIMED_OUT
+    if what == "other":
+        if not result.met:
+            how = result.signal or f"exit code {result.exit_code}"
+            click.echo(f"sandboxd: the process ended before: {how}", err=True)
+        return 0 if result.met else 1
+    from sandboxd.cli.attach import signal_status  # noqa: PLC0415
+
+    return signal_status(result.signal) if result.signal is not None else result.exit_code or 0

@@ -1,0 +1,116 @@
+"""What a process has printed so far: a snapshot of its log, its last lines, and the characters that it cuts."""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..wire.messages import Event
+    from .processes import Processes
+
+STREAMS: Final = ("stdout", "stderr")
+#: How far back the beginning of a character is looked for that a reader's position cuts.
+CARRY_EVENTS: Final = 64
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The events of a log from an offset on, as they were at one moment.
+
+    Attributes:
+        next_offset: the offset that the next event has.
+        dropped_bytes: output between the wanted offset and the first event that is no longer there.
+        running: whether more may come.
+    """
+
+    events: tuple[Event, ...]
+    next_offset: int
+    dropped_bytes: int
+    running: bool
+
+
+async def read(processes: Processes, process: str, start: int = 0, *, seen_bytes: int = 0) -> Snapshot:
+    """Return what the log has from offset `start` on.
+
+    Raises:
+        ProcessNotFound: there is no such process.
+    """
+    events: list[Event] = []
+    dropped = 0
+    async with processes.follow(process, start, snapshot=True, seen_bytes=seen_bytes) as follow:
+        while batch := await follow.next_batch():
+            for event in batch:
+                if event.type == "truncated" and isinstance(event.data, dict):
+                    dropped += event.data["dropped_bytes"]
+                events.append(event)
+    return Snapshot(tuple(events), follow.next_offset, dropped, follow.running)
+
+
+def last_lines(events: Sequence[Event], count: int) -> tuple[Event, ...]:
+    """Return the end of `events` that holds the last `count` lines of output, both streams counted together.
+
+    The first event may be a part of one, cut at its line's beginning. Lines are counted where they end; what
+    follows the last line end is a line too.
+    """
+    kept: list[Event] = []
+    left = count
+    is_last = True
+    for event in reversed(events):
+        if not isinstance(event.data, bytes) or not event.data:
+            kept.append(event)
+            continue
+        if left <= 0:
+            break
+        data = event.data
+        # The line end at the very end of the output ends the last line, and begins none.
+        end = len(data) - 1 if is_last and data.endswith(b"\n") else len(data)
+        is_last = False
+        position = end
+        while left > 0:
+            position = data.rfind(b"\n", 0, position)
+            if position < 0:
+                break
+            left -= 1
+        if left > 0 or position < 0:
+            kept.append(event)
+            continue
+        rest = data[position + 1 :]
+        if rest:
+            kept.append(dataclasses.replace(event, data=rest))
+        break
+    return tuple(event for event in reversed(kept))
+
+
+class TextDecoder:
+    """UTF-8 in pieces for each stream; a character that a piece cuts waits for its rest."""
+
+    def __init__(self) -> None:
+        make = codecs.getincrementaldecoder("utf-8")
+        self._decoders = {name: make("replace") for name in STREAMS}
+
+    def prime(self, events: Sequence[Event]) -> None:
+        """Take note of the characters that the output before a position leaves unfinished."""
+        for event in events:
+            if isinstance(event.data, bytes):
+                self.decode(event.type, event.data)
+
+    def decode(self, stream: str, data: bytes) -> str:
+        """Return the text of a piece of output as far as it is whole."""
+        return self._decoders[stream].decode(data)
+
+    def rest(self, stream: str) -> str:
+        """Return what is left at the end of a stream."""
+        return self._decoders[stream].decode(b"", final=True)
+
+
+async def decoder_at(processes: Processes, process: str, start: int) -> TextDecoder:
+    """Return a decoder for a reader who begins at offset `start`, and has read what is before it."""
+    decoder = TextDecoder()
+    if start > 0:
+        before = await read(processes, process, max(0, start - CARRY_EVENTS))
+        decoder.prime([event for event in before.events if event.offset < start])
+    return decoder
