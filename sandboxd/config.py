@@ -20,6 +20,9 @@ GROUP: Final = "sandboxd"
 #: 16 characters of a usual alphabet are 80 bits or more; less can be guessed.
 MIN_TOKEN_CHARS: Final = 16
 MAX_TOKEN_CHARS: Final = 1024
+STORAGE: Final = ("auto", "btrfs", "directory")
+#: Less than this is not a disk's size; a number of megabytes, most likely.
+MIN_BYTES: Final = 1 << 20
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -35,6 +38,10 @@ class Config:
         token_file: a file that holds the token that TCP callers must show.
         rootfs_dir: where rootfs are; None is `<state_dir>/rootfs`.
         seccomp_dir: the operator's own seccomp profiles, `<name>.json`, root's alone to write; None is none.
+        storage: "btrfs" (limits disks), "directory" (does not), or "auto": btrfs where this host can.
+        storage_path: a directory on btrfs to keep sandboxes in; None is an image file in the state directory.
+        storage_bytes: what all sandboxes together may take; None is what the disk has above the reserve.
+        storage_reserve_bytes: what must stay free on that disk; below it no sandbox is made.
         allow_unenforced: whether limits that the host cannot hold are let through, told as `unenforced`.
         limits: the limits of a sandbox that asks for none.
         cgroup: the group below which the sandboxes' are made, as a path from cgroup2's root; None is that root.
@@ -48,6 +55,10 @@ class Config:
     token_file: Path | None = None
     rootfs_dir: Path | None = None
     seccomp_dir: Path | None = None
+    storage: str = "auto"
+    storage_path: Path | None = None
+    storage_bytes: int | None = None
+    storage_reserve_bytes: int = 1 << 30
     allow_unenforced: bool = False
     log_level: str = "info"
     limits: Limits = DEFAULT_LIMITS
@@ -57,6 +68,8 @@ class Config:
         """Check what no single key can."""
         if self.listen is not None and self.token_file is None:
             raise ConfigError("cannot listen on TCP without a token: give token_file too", key="token_file")
+        if self.storage_path is not None and self.storage == "directory":
+            raise ConfigError("cannot use storage_path with storage 'directory': it is for btrfs", key="storage_path")
 
     @property
     def socket_path(self) -> Path:
@@ -114,6 +127,10 @@ def launcher_settings(config: Config, *, daemon_uid: int, daemon_gid: int) -> di
         "rootfs_dir": str(config.rootfs_path),
         "profile_dir": str(data_dir("seccomp")),
         "own_profile_dir": str(config.seccomp_dir) if config.seccomp_dir else None,
+        "storage": config.storage,
+        "storage_path": str(config.storage_path or ""),
+        "storage_bytes": config.storage_bytes or 0,
+        "storage_reserve_bytes": config.storage_reserve_bytes,
         "allow_unenforced": config.allow_unenforced,
         "default_limits": dataclasses.asdict(config.limits),
         "daemon_uid": daemon_uid,
@@ -179,6 +196,19 @@ def _level(key: str, value: object) -> str:
     return str(value)
 
 
+def _storage(key: str, value: object) -> str:
+    if value not in STORAGE:
+        raise ConfigError(f"cannot take {key}: it must be one of {', '.join(STORAGE)}", key=key)
+    return str(value)
+
+
+def _bytes(key: str, value: object) -> int:
+    least = 0 if key == "storage_reserve_bytes" else MIN_BYTES
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 62:
+        raise ConfigError(f"cannot take {key}: it must be a number of bytes, {least} or more", key=key)
+    return value
+
+
 def _limits(key: str, value: object) -> Limits:
     if not isinstance(value, dict):
         raise ConfigError(f"cannot take {key}: it must be a table", key=key)
@@ -201,6 +231,10 @@ _READERS: Final = {
     "token_file": _path,
     "rootfs_dir": _path,
     "seccomp_dir": _path,
+    "storage": _storage,
+    "storage_path": _path,
+    "storage_bytes": _bytes,
+    "storage_reserve_bytes": _bytes,
     "allow_unenforced": _truth,
     "log_level": _level,
     "limits": _limits,

@@ -139,6 +139,7 @@ def _make_directories(config: Config, identity: Identity) -> None:
         (config.runtime_dir, 0o755, 0, 0),
         (config.links_dir, 0o750, 0, identity.gid),
         (config.runtime_dir / "stage", 0o700, 0, 0),
+        (config.runtime_dir / "pool", 0o700, 0, 0),
     )
     for path, mode, uid, gid in rows:
         try:

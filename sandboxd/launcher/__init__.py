@@ -17,7 +17,7 @@ numbers only, never env or secrets.
     steps.py        what steps share; filesystem.py and privilege.py are the steps
     idranges.py     disjoint uid ranges and the user namespaces that map them
     cgroups.py      the sandboxes' cgroups
-    storage.py      storage drivers: where a sandbox's own files live
+    storage/        storage drivers: where a sandbox's own files live, and what limits them
     records.py      what must survive the launcher
     profiles.py     seccomp profiles, compiled once at the start
     rootfs.py       which rootfs there are

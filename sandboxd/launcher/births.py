@@ -21,7 +21,7 @@ from .plan import LaunchSpec
 from .records import Record
 from .removals import Done, Removals
 from .settings import Settings
-from .storage import StorageDriver
+from .storage.choice import Storage
 from .zygote import Zygote
 
 
@@ -68,7 +68,7 @@ class Means:
     kernel: Kernel
     ranges: RangeAllocator
     cgroups: SandboxCgroups
-    storage: StorageDriver
+    storage: Storage
     removals: Removals
     zygote: Zygote
 
@@ -121,7 +121,7 @@ class Births:
         """Do the host's side and have it forked; everything made here is removed by `Removals`."""
         means, settings = self._means, self._means.settings
         with contextlib.ExitStack() as undo:
-            disk = means.storage.create(means.kernel, order.id, order.limits.disk_bytes or 0)
+            disk = means.storage.create(order.id, order.limits.disk_bytes or 0)
             cgroup_fd, init_fd = means.cgroups.create(order.id, range_.base)
             undo.callback(os.close, cgroup_fd)
             undo.callback(os.close, init_fd)

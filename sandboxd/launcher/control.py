@@ -19,7 +19,7 @@ from ..spec import Limits, check_id
 from .cgroups import SandboxCgroups
 from .limits import processes_of
 from .records import Record, RecordStore
-from .storage import StorageDriver
+from .storage.choice import Storage
 
 
 @dataclasses.dataclass(slots=True)
@@ -62,7 +62,7 @@ class Controls:
         self,
         sandboxes: Mapping[str, Running],
         cgroups: SandboxCgroups,
-        storage: StorageDriver,
+        storage: Storage,
         records: RecordStore,
         judge: Judge,
         answers: Answers,

@@ -153,10 +153,18 @@ class ActAsOwner(Named):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MountOverlay(Named):
-    """The merged root. Layer names are relative: the options are shown inside."""
+    """The merged root. Layer names are relative: the options are shown inside.
 
-    #: redirect_dir: else renaming a directory of the rootfs is EXDEV, which pip and npm do not expect.
-    options: str = "lowerdir=lower,upperdir=disk/upper,workdir=disk/work,redirect_dir=on,index=off,metacopy=off"
+    redirect_dir: else renaming a directory of the rootfs is EXDEV, which pip and npm do not expect.
+    xino: rootfs and upper may be two filesystems; programs then still see one (`tar --one-file-system`).
+    volatile: else the end of every sandbox writes out all that its neighbours have on the same filesystem (0.2 to
+    0.4 s, measured with 300 MB), and every fsync inside its journal. Nothing is lost by it: an upper never outlives
+    its sandbox, and a sandbox never outlives its host.
+    """
+
+    options: str = (
+        "lowerdir=lower,upperdir=disk/upper,workdir=disk/work,redirect_dir=on,index=off,metacopy=off,xino=on,volatile"
+    )
 
     def describe(self) -> str:
         """Say what it does."""
@@ -272,6 +280,9 @@ class WriteIdentity(Named):
         """Do it."""
         hosts = f"127.0.0.1 localhost {self.hostname}\n::1 localhost ip6-localhost ip6-loopback {self.hostname}\n"
         etc = open_directory(kernel, birth, "etc", 0o755)
+        # Where the layers are two filesystems, and one cannot take part in xino, a file has a device number of its
+        # layer's (which no other mount has): the rootfs' is found here, the upper's by what is written.
+        devices = {entry.stat(follow_symlinks=False).st_dev for entry in os.scandir(etc) if not entry.is_dir()}
         for name, text in (
             ("hostname", f"{self.hostname}\n"),
             ("hosts", hosts),
@@ -282,13 +293,16 @@ class WriteIdentity(Named):
             # O_NONBLOCK: a FIFO that a rootfs left here must not hang the birth.
             fd = kernel.openat2(etc, name, flags | os.O_NONBLOCK, STRICT, 0o644)
             try:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                facts = os.fstat(fd)
+                devices.add(facts.st_dev)
+                if not stat.S_ISREG(facts.st_mode):
                     raise SyscallError(errno.EINVAL, "openat2", f"/etc/{name} (not a regular file)")
                 if text:
                     kernel.write(fd, text.encode())
             finally:
                 os.close(fd)
         os.close(etc)
+        birth.devices += sorted(devices - set(birth.devices))
         for name, mode in (("workspace", 0o755), ("tmp", 0o1777)):
             os.close(open_directory(kernel, birth, name, mode))
 

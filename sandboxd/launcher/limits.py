@@ -39,22 +39,23 @@ _IO_KEYS: Final = {"rbps": "read_bytes_per_s", "wbps": "write_bytes_per_s", "rio
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Host:
-    """What there is to share: bytes of RAM, processors, processes."""
+    """What there is to share: bytes of RAM, processors, processes, bytes of the pool (None: nobody limits those)."""
 
     memory_bytes: int
     cpus: int
     pids: int
+    disk_bytes: int | None = None
 
     @classmethod
-    def look(cls) -> Host:
-        """Return this host's."""
+    def look(cls, disk_bytes: int | None = None) -> Host:
+        """Return this host's; `disk_bytes` is what its pool holds."""
         with open("/proc/meminfo") as file:
             memory = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemTotal:"))
         pids = MAX_PIDS
         for name in ("pid_max", "threads-max"):
             with open(f"/proc/sys/kernel/{name}") as file:
                 pids = min(pids, int(file.read()))
-        return cls(memory, len(os.sched_getaffinity(0)), pids)
+        return cls(memory, len(os.sched_getaffinity(0)), pids, disk_bytes)
 
     def fit(self, default: Limits) -> Limits:
         """Return `default` with nothing above what the host has: a small host gives what it has."""
@@ -63,6 +64,7 @@ class Host:
             memory_bytes=min(default.memory_bytes or self.memory_bytes, self.memory_bytes),
             cpus=min(default.cpus or self.cpus, self.cpus),
             pids=min(default.pids or self.pids, self.pids),
+            disk_bytes=min((size for size in (default.disk_bytes, self.disk_bytes) if size is not None), default=None),
         )
 
     def check(self, limits: Limits) -> None:
@@ -73,15 +75,15 @@ class Host:
         """
         for name, bound in self._bounds():
             value = getattr(limits, name)
-            if value is not None and value > bound:
+            if value is not None and bound is not None and value > bound:
                 raise InvalidRequest(
                     f"cannot accept limits.{name}: {value} is above what this host has ({bound})",
                     field=f"limits.{name}",
                     bound=bound,
                 )
 
-    def _bounds(self) -> tuple[tuple[str, int], ...]:
-        return ("memory_bytes", self.memory_bytes), ("cpus", self.cpus), ("pids", self.pids)
+    def _bounds(self) -> tuple[tuple[str, int | None], ...]:
+        return tuple((name, getattr(self, name)) for name in ("memory_bytes", "cpus", "pids", "disk_bytes"))
 
 
 def settings_of(limits: Limits, controllers: Collection[str], disks: Collection[str]) -> list[tuple[str, str]]:

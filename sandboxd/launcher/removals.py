@@ -19,7 +19,7 @@ from ..errors import InternalError, SandboxdError
 from .cgroups import SandboxCgroups
 from .idranges import RangeAllocator
 from .records import RecordStore
-from .storage import INLINE_ENTRIES, StorageDriver
+from .storage.choice import Storage
 
 log = logging.getLogger("sandboxd.launcher")
 
@@ -47,7 +47,7 @@ class Removals:
         self,
         selector: selectors.BaseSelector,
         cgroups: SandboxCgroups,
-        storage: StorageDriver,
+        storage: Storage,
         records: RecordStore,
         ranges: RangeAllocator,
         links_dir: str,
@@ -101,7 +101,7 @@ class Removals:
             return
         error: SandboxdError | None = None
         try:
-            if not self._storage.remove(removal.id, budget=INLINE_ENTRIES):
+            if not self._storage.remove(removal.id):
                 removal.helper = self._remove_in_child(removal.id)
                 return
             with contextlib.suppress(FileNotFoundError):
@@ -126,7 +126,7 @@ class Removals:
             return pid
         try:
             signal.set_wakeup_fd(-1)
-            self._storage.remove(sandbox_id, budget=None)
+            self._storage.remove(sandbox_id, in_child=True)
         finally:
             os._exit(0)
 

@@ -41,7 +41,7 @@ from .limits import Host
 from .records import Record, RecordStore
 from .removals import RETRY_S, Removals, reap
 from .settings import Settings
-from .storage import DirectoryDriver, StorageDriver
+from .storage.choice import open_storage
 from .zygote import Zygote
 
 log = logging.getLogger("sandboxd.launcher")
@@ -49,6 +49,8 @@ log = logging.getLogger("sandboxd.launcher")
 _RECV_BYTES: Final = 256 * 1024
 #: How long nobody may have asked for anything before the next sandbox's ids are made ready.
 QUIET_S: Final = 0.02
+#: How often the pool's limit follows what others do with the host's disk, while there are sandboxes.
+TEND_S: Final = 5.0
 #: Births and removals that may be under way at once; the daemon asks for far fewer.
 _MAX_PENDING: Final = 4096
 #: Answers that may wait for a daemon; a list of all sandboxes that there can be is a quarter of it.
@@ -76,10 +78,10 @@ class Launcher:
         self._out = bytearray()
         self._selector = selectors.DefaultSelector()
         self._ranges = RangeAllocator(kernel)
-        parent, folders = settings.cgroup_parent, (settings.pool_dir, settings.rootfs_dir)
+        self._storage = open_storage(kernel, settings)
+        parent, folders = settings.cgroup_parent, (self._storage.driver.path, settings.rootfs_dir)
         self._cgroups = SandboxCgroups(kernel, settings.cgroup_name, parent=parent, folders=folders)
         self._records = RecordStore(settings.records_dir)
-        self._storage: StorageDriver = DirectoryDriver(settings.pool_dir)
         self._sandboxes: dict[str, Running] = {}
         self._removals = Removals(
             self._selector, self._cgroups, self._storage, self._records, self._ranges, settings.links_dir
@@ -94,7 +96,7 @@ class Launcher:
             zygote=zygote,
         )
         self._births = Births(self._selector, means)
-        self._host = Host.look()
+        self._host = Host.look(self._storage.driver.capacity)
         self._controls = Controls(
             self._sandboxes,
             self._cgroups,
@@ -142,9 +144,14 @@ class Launcher:
 
     def _turn(self) -> None:
         quiet = not (self._births or self._removals or self._rested)
-        ready = self._selector.select(QUIET_S if quiet else RETRY_S if self._removals else None)
-        self._rested = quiet and not ready
-        if self._rested:
+        idle = TEND_S if self._sandboxes else None
+        ready = self._selector.select(QUIET_S if quiet else RETRY_S if self._removals else idle)
+        if ready:
+            self._rested = False
+        elif not quiet:
+            self._tend()
+        else:
+            self._rested = True
             # Not at once: what asked for the last sandbox is now running its first command on these processors.
             self._prepare()
         watched = self._selector.get_map()
@@ -155,6 +162,12 @@ class Launcher:
                 key.data()
         self._removals.advance()
         self._flush()
+
+    def _tend(self) -> None:
+        try:
+            self._storage.tend()
+        except OSError as error:
+            log.warning("Cannot keep the pool in step: %s", error)
 
     def _prepare(self) -> None:
         try:
@@ -241,6 +254,7 @@ class Launcher:
             self._keep(record, pidfd)
             self._reply(request, {**_facts(record), "timings": timings})
 
+        self._storage.admit()
         order = Order(
             id=sandbox_id,
             rootfs=rootfs_name,
@@ -309,8 +323,9 @@ class Launcher:
 
     def _missing(self) -> dict[str, str]:
         missing = self._cgroups.unenforceable()
-        if not self._storage.enforces_limit:
-            missing["disk_bytes"] = f"a storage driver that can limit (this is {self._storage.name!r})"
+        driver = self._storage.driver
+        if not driver.enforces_limit:
+            missing["disk_bytes"] = driver.unenforced_because
         return missing
 
     def _keep(self, record: Record, pidfd: int) -> None:
@@ -428,7 +443,7 @@ class Launcher:
         return {
             "pid": os.getpid(),
             "kernel": os.uname().release,
-            "storage": self._storage.name,
+            "storage": self._storage.driver.name,
             "profiles": sorted(self._profiles),
             "enforceable": [name for name in names if name not in missing],
             "missing": [{"limit": name, "why": why} for name, why in sorted(missing.items())],

@@ -20,6 +20,10 @@ class Settings:
         rootfs_dir: the only place where rootfs are looked up.
         profile_dir: the seccomp profiles that come with sandboxd, `<name>.json`.
         own_profile_dir: the operator's own; None is none.
+        storage: "auto", "btrfs" or "directory" (storage/choice.py).
+        storage_path: a directory on btrfs to keep sandboxes in; empty is an image of our own.
+        storage_bytes: what all sandboxes together may take; 0 is what the filesystem has above the reserve.
+        storage_reserve_bytes: what stays free on that filesystem.
         allow_unenforced: whether a limit that this host cannot enforce is listed rather than refused.
         default_limits: of a sandbox that asks for none.
         daemon_uid: who may connect to the inits' sockets.
@@ -32,6 +36,10 @@ class Settings:
     rootfs_dir: str
     profile_dir: str
     own_profile_dir: str | None = None
+    storage: str = "auto"
+    storage_path: str = ""
+    storage_bytes: int = 0
+    storage_reserve_bytes: int = 1 << 30
     allow_unenforced: bool = False
     default_limits: Limits = DEFAULT_LIMITS
     daemon_uid: int = 0
@@ -55,8 +63,18 @@ class Settings:
 
     @property
     def pool_dir(self) -> str:
-        """Where the storage driver keeps the sandboxes' files."""
+        """Where the directory driver keeps the sandboxes' files."""
         return f"{self.state_dir}/pool"
+
+    @property
+    def pool_image(self) -> str:
+        """The btrfs driver's own filesystem, in a file."""
+        return f"{self.state_dir}/pool.btrfs"
+
+    @property
+    def pool_mount(self) -> str:
+        """Where the launcher, and nobody else, sees what is in the image."""
+        return f"{self.runtime_dir}/pool"
 
     @property
     def records_dir(self) -> str:

@@ -21,7 +21,7 @@ from typing import Final
 import msgpack
 import prctl
 
-from ..linux.kernel import Kernel
+from ..linux.kernel import CLONE_NEWNS, MS_REC, MS_SLAVE, Kernel
 from . import birth
 from .plan import Order
 
@@ -34,6 +34,7 @@ class Zygote:
     """The launcher's handle of it. `pidfd` is readable once it has ended."""
 
     def __init__(self, kernel: Kernel, means: birth.Means) -> None:
+        leave_the_hosts_mounts(kernel)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid, self.pidfd = kernel.clone3(0)
         if pid == 0:
@@ -58,6 +59,15 @@ class Zygote:
             OSError: the zygote is gone.
         """
         socket.send_fds(self._socket, [order], list(fds))
+
+
+def leave_the_hosts_mounts(kernel: Kernel) -> None:
+    """Take a mount namespace of our own, in which the launcher mounts the pool for itself and for births.
+
+    A slave of the host's, not private: what the host mounts or unmounts later is to be seen here too.
+    """
+    kernel.unshare(CLONE_NEWNS)
+    kernel.mount("none", "/", None, MS_REC | MS_SLAVE)
 
 
 def _run(kernel: Kernel, connection: socket.socket, means: birth.Means) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import platform
 import signal
@@ -39,7 +40,9 @@ MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
 MS_REC: Final = 16384
+MS_NOATIME: Final = 1024
 MS_PRIVATE: Final = 1 << 18
+MS_SLAVE: Final = 1 << 19
 MNT_DETACH: Final = 2
 
 OPEN_TREE_CLONE: Final = 1
@@ -172,6 +175,15 @@ class Kernel:
         raw = name.encode()
         _check(_libc.sethostname(raw, ctypes.c_size_t(len(raw))), "sethostname")
 
+    def run(self, argv: list[str]) -> int:
+        """Run a program to its end (posix_spawn, waitpid) and return its status; its stderr is ours."""
+        null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1)]
+        try:
+            pid = os.posix_spawn(argv[0], argv, {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin"}, file_actions=null)
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        except OSError as error:
+            raise SyscallError(error.errno or 0, "posix_spawn", argv[0]) from None
+
     # --- mounts ---
 
     def mount(self, source: str, target: str, fstype: str | None, flags: int, options: str = "") -> None:
@@ -249,6 +261,27 @@ class Kernel:
             os.write(fd, data)
         except OSError as error:
             raise SyscallError(error.errno or 0, "write", f"fd {fd}") from None
+
+    def ftruncate(self, fd: int, size: int) -> None:
+        """Set a file's size; what is new is a hole."""
+        try:
+            os.ftruncate(fd, size)
+        except OSError as error:
+            raise SyscallError(error.errno or 0, "ftruncate", f"fd {fd} to {size}") from None
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename a file over another."""
+        try:
+            os.rename(old, new)
+        except OSError as error:
+            raise SyscallError(error.errno or 0, "rename", old) from None
+
+    def ioctl(self, fd: int, request: int, argument: bytearray | int, name: str) -> int:
+        """Ask the driver behind `fd`; `name` is the request's own, and `argument` a buffer that it may write to."""
+        try:
+            return fcntl.ioctl(fd, request, argument)
+        except OSError as error:
+            raise SyscallError(error.errno or 0, "ioctl", name) from None
 
     def mkdir(self, path: str, mode: int = 0o755, *, dirfd: int | None = None) -> None:
         """Make a directory."""

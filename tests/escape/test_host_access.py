@@ -70,6 +70,7 @@ def test_nobody_reaches_nothing(reachable: Daemon, inhabited: Sandbox) -> None:
     state, runtime, pid = reachable.state_dir, reachable.runtime_dir, host_pid(reachable, inhabited)
     closed = [
         state / "pool",
+        runtime / "pool",
         state / "records",
         state / "registry",
         runtime / "links",

@@ -136,7 +136,7 @@ answer = 1
         readers = [threading.Thread(target=read) for _ in range(16)]
         for reader in readers:
             reader.start()
-        sent = hostile.state_dir / "pool" / sandbox.id / "upper/workspace/sent"
+        sent = hostile.pool() / sandbox.id / "upper/workspace/sent"
         while not sent.exists() and any(reader.is_alive() for reader in readers):
             time.sleep(0.02)  # the daemon may drop it before it has sent all
         began = time.monotonic()

@@ -99,9 +99,10 @@ def test_ids_are_nobodys_on_the_host(daemon: Daemon, sandbox: Sandbox) -> None:
     first = int(status.split("Uid:")[1].split()[0])
     assert uid in (0, first)  # not dumpable: /proc shows it as root's
     assert idranges.FIRST_ID <= first < idranges.DISK_FIRST_ID
-    stored = (daemon.state_dir / "pool" / sandbox.id / "upper/workspace/mine").stat()
+    stored = (daemon.pool() / sandbox.id / "upper/workspace/mine").stat()
     assert stored.st_uid == idranges.DISK_FIRST_ID  # ATTACKS 48
-    assert (daemon.state_dir / "pool").stat().st_mode & 0o077 == 0
+    for folder in (daemon.state_dir / "pool", daemon.runtime_dir / "pool"):
+        assert folder.stat().st_mode & 0o077 == 0
 
 
 def test_ranges_are_disjoint(client: object, daemon: Daemon) -> None:

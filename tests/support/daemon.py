@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import select
@@ -35,7 +36,14 @@ def process_name(pid: int) -> str:
 class Daemon:
     """Starts, kills and restarts one daemon; `close` destroys its sandboxes and checks that nothing is left."""
 
-    def __init__(self, directory: pathlib.Path, *, rootfs_dir: str = ROOTFS_DIR, options: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        *,
+        rootfs_dir: str = ROOTFS_DIR,
+        options: tuple[str, ...] = (),
+        config: dict[str, str | int] | None = None,
+    ) -> None:
         self.state_dir = directory / "state"
         self.runtime_dir = directory / "run"
         self.socket = self.runtime_dir / "sandboxd.sock"
@@ -45,6 +53,10 @@ class Daemon:
         self.options = options
         self.process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
+        if config is not None:
+            file = directory / "config.toml"
+            file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items()))
+            self.options += ("--config", str(file))
 
     def command(self) -> list[str]:
         """Return the daemon's command line."""
@@ -114,6 +126,14 @@ class Daemon:
         (zygote,) = [pid for pid in children_of(self.launcher_pid()) if process_name(pid) == "sandboxd-zygote"]
         return zygote
 
+    def pool(self) -> pathlib.Path:
+        """Return the folder of the sandboxes' own files, as the launcher sees it: an image is mounted for it alone."""
+        with self.client() as client:
+            info: dict[str, Any] = client.info()
+        if info["launcher"]["storage"] == "directory":
+            return self.state_dir / "pool"
+        return pathlib.Path(f"/proc/{info['launcher']['pid']}/root{self.runtime_dir}/pool")
+
     def cgroup(self) -> pathlib.Path:
         """Return the folder of this daemon's cgroups."""
         from sandboxd.launcher.settings import Settings
@@ -126,6 +146,8 @@ class Daemon:
     def leftovers(self) -> list[str]:
         """Return what belongs to no running sandbox but is there: folders, sockets, records, cgroups."""
         places = [self.state_dir / name for name in ("pool", "records", "registry")] + [self.runtime_dir / "links"]
+        if self.process and self.process.poll() is None:
+            places.append(self.pool())
         found = [str(path) for place in places if place.exists() for path in place.iterdir()]
         found += [str(path) for path in self.cgroup().glob("*/") if path.is_dir()]
         return found
@@ -139,8 +161,9 @@ class Daemon:
 
             for sandbox in Sandbox.list(client=client):
                 sandbox.destroy()
-        self.stop()
         left = self.leftovers()
+        self.stop()
+        left += self.leftovers()
         shutil.rmtree(self.state_dir)
         shutil.rmtree(self.runtime_dir)
         assert not left, left

@@ -91,6 +91,7 @@ class LauncherProcess:
         *,
         module: tuple[str, ...] = ("-I", "-m", "sandboxd.launcher"),
         rootfs_dir: str = ROOTFS_DIR,
+        **settings: str | int,
     ) -> None:
         self.settings = Settings(
             state_dir=str(directory / "state"),
@@ -98,10 +99,11 @@ class LauncherProcess:
             rootfs_dir=rootfs_dir,
             profile_dir=PROFILES,
             allow_unenforced=True,
+            **settings,  # type: ignore[arg-type]
         )
         for path in (self.settings.links_dir, self.settings.stage_dir, self.settings.state_dir):
             os.makedirs(path, exist_ok=True)
-        names = ("state_dir", "runtime_dir", "rootfs_dir", "profile_dir", "allow_unenforced")
+        names = {"state_dir", "runtime_dir", "rootfs_dir", "profile_dir", "allow_unenforced", *settings}
         memory = os.memfd_create("settings", 0)
         os.write(memory, msgpack.packb({name: getattr(self.settings, name) for name in names}))
         os.lseek(memory, 0, os.SEEK_SET)
@@ -129,7 +131,9 @@ class LauncherProcess:
 
     def leftovers(self) -> list[str]:
         """Return everything that belongs to a sandbox."""
-        places = (self.settings.pool_dir, self.settings.records_dir, self.settings.links_dir)
+        mounted = f"/proc/{self.process.pid}/root{self.settings.pool_mount}"
+        places = [self.settings.pool_dir, self.settings.records_dir, self.settings.links_dir]
+        places += [mounted] if os.path.isdir(mounted) else []
         found = [str(path) for place in places for path in pathlib.Path(place).iterdir()]
         found += [str(path) for path in self.cgroup.glob("*/") if path.is_dir()]
         for claim in pathlib.Path("/run/sandboxd-ids").glob("[0-9]*"):

@@ -32,7 +32,7 @@ def test_the_trials_are_what_a_birth_does():
 
 
 def test_the_promise_about_disk_limits_follows_the_launcher():
-    sources = Path(idranges.__file__).parent.glob("*.py")
+    sources = Path(idranges.__file__).parent.rglob("*.py")
     built = any("enforces_limit = True" in source.read_text() for source in sources)
     assert built == storage.BTRFS_DRIVER_BUILT
 

@@ -17,8 +17,10 @@ from sandboxd.guest import users
 from sandboxd.launcher import idranges
 from sandboxd.launcher.plan import INIT_PLAN, SANDBOX_CAPABILITIES, LaunchSpec, Order, plan_builder
 from sandboxd.launcher.records import Record, RecordStore
-from sandboxd.launcher.storage import DirectoryDriver
+from sandboxd.launcher.storage.directory import INLINE_ENTRIES, DirectoryDriver
+from sandboxd.launcher.storage.room import Room
 from sandboxd.linux import cgroupfs, procfs
+from sandboxd.linux.kernel import Kernel
 
 SPEC = LaunchSpec(
     id="a" * 20,
@@ -103,16 +105,16 @@ def test_removal_is_budgeted_and_follows_no_link(tmp_path: pathlib.Path) -> None
     pool, outside = tmp_path / "pool", tmp_path / "outside"
     outside.mkdir()
     (outside / "kept").write_text("x")
-    for n in range(30):
+    for n in range(INLINE_ENTRIES):
         (pool / "id" / f"d{n}" / "e").mkdir(parents=True)
         (pool / "id" / f"d{n}" / "e" / "f").write_text("x")
     (pool / "id" / "link").symlink_to(outside)
     (pool / "idx").mkdir()
-    driver = DirectoryDriver(str(pool))
-    assert not driver.remove("id", budget=10)
+    driver = DirectoryDriver(Kernel(), str(pool), Room(str(pool), 0))
+    assert not driver.remove("id")
     assert driver.stored() == ["id", "idx"]
-    assert driver.remove("id", budget=None)
-    assert driver.remove("id", budget=None)
+    assert driver.remove("id", in_child=True)
+    assert driver.remove("id")
     assert [path.name for path in pool.iterdir()] == ["idx"]
     assert (outside / "kept").exists()
 

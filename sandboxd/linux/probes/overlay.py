@@ -34,7 +34,9 @@ from .child import DISK_FIRST_ID, TRIAL_FIRST_ID, Outcome, attempt, user_namespa
 from .feature import Feature, Status, untried
 
 #: As `launcher/steps.py` mounts it; a test holds the two together.
-OPTIONS: Final = "lowerdir=lower,upperdir=disk/upper,workdir=disk/work,redirect_dir=on,index=off,metacopy=off"
+OPTIONS: Final = (
+    "lowerdir=lower,upperdir=disk/upper,workdir=disk/work,redirect_dir=on,index=off,metacopy=off,xino=on,volatile"
+)
 CAPABILITIES: Final = sum(1 << number for number in (0, 1, 2, 3, 4, 6, 7, 21, 27, 31))
 SCRATCH_PREFIX: Final = ".sandboxd-doctor-"
 _MEANS: Final = "a sandbox's root is an overlay of the rootfs and its own files, seen through its own ids"

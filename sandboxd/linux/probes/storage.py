@@ -12,8 +12,8 @@ from .. import procfs
 from .feature import AS_ROOT, Feature, Status, listed
 from .files import existing_ancestor, filesystem_of, read_text
 
-#: The launcher's only storage driver is a plain directory, whatever the host could do; a test holds this to it.
-BTRFS_DRIVER_BUILT: Final = False
+#: Whether the launcher has a driver that limits; a test holds this to it.
+BTRFS_DRIVER_BUILT: Final = True
 #: Below the first nothing can be unpacked or written; below the second a few sandboxes fill the disk.
 LEAST_FREE: Final = 256 << 20
 SCARCE_FREE: Final = 5 << 30

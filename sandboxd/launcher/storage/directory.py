@@ -1,7 +1,6 @@
-"""Storage drivers: where a sandbox's own files live, and whether their size can be limited.
+"""The directory driver: a plain directory on the host's own filesystem, for hosts without btrfs.
 
-A driver's tree is root's, 0700: files in it are owned by the constant on-disk range, so a setuid file made inside
-a sandbox belongs to nobody on the host, and no host user can reach it.
+It cannot limit, and says so. Its tree is root's, 0700.
 """
 
 from __future__ import annotations
@@ -9,72 +8,59 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import Final, Protocol
+from typing import Final
 
-from ..linux.kernel import Kernel
-from .idranges import DISK_FIRST_ID
+from ...linux.kernel import Kernel
+from .driver import make_layers
+from .room import Room
 
 #: A tree this small is removed at once; a larger one by a short child, so that other requests go on.
 INLINE_ENTRIES: Final = 256
 
 
-class StorageDriver(Protocol):
-    """What the launcher asks of storage."""
-
-    name: str
-    #: Whether `disk_bytes` is a hard limit.
-    enforces_limit: bool
-
-    def create(self, kernel: Kernel, sandbox_id: str, disk_bytes: int) -> str:
-        """Make the folder that holds `upper` and `work`; return its path."""
-        ...
-
-    def resize(self, sandbox_id: str, disk_bytes: int) -> None:
-        """Give a sandbox another limit, in force at once; a driver that cannot limit does nothing."""
-        ...
-
-    def used(self, sandbox_id: str) -> int | None:
-        """Return how many bytes count against the limit, at once; None where nobody counts."""
-        ...
-
-    def remove(self, sandbox_id: str, *, budget: int | None) -> bool:
-        """Remove what `create` made, at most `budget` entries; True when nothing is left."""
-        ...
-
-    def stored(self) -> list[str]:
-        """Return the ids that have something here."""
-        ...
-
-
 class DirectoryDriver:
-    """A plain directory on the host's own filesystem; it cannot limit, and says so."""
+    """Keeps each sandbox in `<pool>/<id>`; what is in there grows as the disk lets it."""
 
     name = "directory"
     enforces_limit = False
+    capacity: int | None = None
 
-    def __init__(self, pool_dir: str) -> None:
-        self._pool = pool_dir
+    def __init__(self, kernel: Kernel, pool_dir: str, room: Room, *, why: str = "it was chosen") -> None:
+        self._kernel = kernel
+        self.path = pool_dir
+        self._room = room
+        self.unenforced_because = f"a storage driver that can limit (this is 'directory': {why})"
 
-    def create(self, kernel: Kernel, sandbox_id: str, disk_bytes: int) -> str:
+    def admit(self) -> None:
+        """Raise `StorageFull` below the host's reserve."""
+        self._room.admit()
+
+    def create(self, sandbox_id: str, disk_bytes: int) -> str:
         """Make `<pool>/<id>/{upper,work}`, owned by the on-disk range."""
-        path = f"{self._pool}/{sandbox_id}"
-        for name, mode in (("", 0o700), ("/upper", 0o755), ("/work", 0o755)):
-            # All three: through the idmapped mount an id outside the range is nobody whom a capability could help.
-            kernel.mkdir(f"{path}{name}", mode)
-            kernel.chown(f"{path}{name}", DISK_FIRST_ID, DISK_FIRST_ID)
+        path = f"{self.path}/{sandbox_id}"
+        self._kernel.mkdir(path, 0o700)
+        make_layers(self._kernel, path)
         return path
+
+    def holds(self, sandbox_id: str) -> bool:
+        """Whether the folder is there."""
+        return os.path.isdir(f"{self.path}/{sandbox_id}")
 
     def resize(self, sandbox_id: str, disk_bytes: int) -> None:
         """Do nothing: it cannot limit."""
 
     def used(self, sandbox_id: str) -> int | None:
-        """Return None: counting would mean to walk the tree."""
+        """Return None: counting would mean to walk a tree of any size."""
         return None
 
-    def remove(self, sandbox_id: str, *, budget: int | None) -> bool:
+    def tend(self) -> None:
+        """Do nothing: there is nothing to keep in step."""
+
+    def remove(self, sandbox_id: str, *, in_child: bool = False) -> bool:
         """Remove the folder, never leaving its filesystem and never following a link."""
+        budget = None if in_child else INLINE_ENTRIES
         try:
-            top = os.open(self._pool, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             return True
         try:
@@ -87,7 +73,7 @@ class DirectoryDriver:
     def stored(self) -> list[str]:
         """Return the ids that have a folder in the pool."""
         with contextlib.suppress(FileNotFoundError):
-            return sorted({name.partition(".")[0] for name in os.listdir(self._pool)})
+            return sorted({name.partition(".")[0] for name in os.listdir(self.path)})
         return []
 
 

@@ -1,0 +1,195 @@
+"""The pool image: a sparse file with btrfs in it, mounted where only the launcher and its children see it.
+
+Theory of operation
+-------------------
+`<state>/pool.btrfs` is a hole as large as the bound; the host's disk gives it blocks as sandboxes write, and gets
+them back (discard) when they are destroyed. It is attached to a loop device that clears itself, and mounted in a
+mount namespace of the launcher's own, so nothing is left on the host by a launcher that dies, whichever way.
+
+Crash-only: sandboxes outlive the launcher, and while one lives, its overlay keeps the filesystem and so the loop
+device. The next launcher must use that same device: a second one on a mounted image mounts without an error and
+destroys data. So it takes the lock, looks for a device that has the image's device and inode, and attaches only
+where there is none. The lock is a POSIX record lock, which forked children do not inherit: it ends with the
+launcher, not with its last init. It is in a file of its own, since closing any descriptor of a file drops them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import time
+from collections.abc import Callable
+from typing import Final
+
+from ...errors import AlreadyRunning, HostUnsupported
+from ...linux import btrfs, loop
+from ...linux.kernel import MS_NOATIME, MS_NODEV, MS_NOSUID, Kernel, SyscallError
+
+#: Deleted space goes back to the host at once, and within a few seconds to the quotas.
+_OPTIONS: Final = "discard=async,commit=5"
+_MKFS: Final = ("/usr/sbin/mkfs.btrfs", "/sbin/mkfs.btrfs", "/usr/bin/mkfs.btrfs", "/usr/local/sbin/mkfs.btrfs")
+#: The launcher before us, orphaned, may take this long to finish and end.
+LOCK_S: Final = 15.0
+#: A filesystem whose last mount has just gone may take this long to write itself out.
+MOUNT_S: Final = 30.0
+_RETRY_S: Final = 0.05
+#: Above the bound, so that the quota is met before the filesystem runs out of room for its own trees.
+_SLACK_BYTES: Final = 1 << 30
+_LARGEST_BYTES: Final = 8 << 40
+_GRAIN_BYTES: Final = 64 << 20
+
+
+def size_for(bound: int) -> int:
+    """Return how large a file holds `bound` bytes of sandboxes."""
+    wanted = bound + max(_SLACK_BYTES, bound // 16)
+    return min(wanted + -wanted % _GRAIN_BYTES, _LARGEST_BYTES)
+
+
+def lacking() -> str | None:
+    """Return what this host lacks for an image, or None."""
+    with open("/proc/filesystems") as file:
+        known = "btrfs" in file.read().split()
+    if not known and not os.path.isdir(f"/lib/modules/{os.uname().release}"):
+        return "the kernel has no btrfs"
+    if _mkfs() is None:
+        return "mkfs.btrfs is not installed (btrfs-progs)"
+    if not os.path.exists("/dev/loop-control"):
+        return "there is no /dev/loop-control"
+    return None
+
+
+class PoolImage:
+    """An image and where it is mounted; `close` is only for a launcher that goes on without it."""
+
+    def __init__(self, kernel: Kernel, image: str, target: str) -> None:
+        self._kernel = kernel
+        self._image = image
+        self._target = target
+        self._lock = -1
+        #: The loop device, as major:minor.
+        self.device = ""
+
+    def open(self, bound: int) -> None:
+        """Lock, make, attach and mount the image, for at least `bound` bytes of sandboxes.
+
+        Raises:
+            AlreadyRunning: another launcher has it.
+            HostUnsupported: there is no program that makes one, or it failed.
+            SyscallError: the kernel refused.
+        """
+        kernel = self._kernel
+        self._take_lock()
+        try:
+            if not os.path.exists(self._image):
+                self._make(size_for(bound))
+            image = kernel.open(self._image, os.O_RDWR)
+            try:
+                size = size_for(bound)
+                if os.fstat(image).st_size < size:
+                    kernel.ftruncate(image, size)
+                self._mount(image)
+            finally:
+                os.close(image)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let the lock go; the mount, where there is one, goes with the last process that has it."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _take_lock(self) -> None:
+        self._lock = self._kernel.open(f"{self._image}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+
+        def locked() -> bool:
+            try:
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+        if not _within(LOCK_S, locked):
+            self.close()
+            raise AlreadyRunning(f"cannot open {self._image}: another launcher has it", image=self._image)
+
+    def _make(self, size: int) -> None:
+        """Make the image under another name first: one that has its name is whole."""
+        kernel, fresh = self._kernel, f"{self._image}.new"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh)
+        program = _mkfs()
+        if program is None:
+            raise HostUnsupported(
+                "cannot make a pool image: mkfs.btrfs is not installed",
+                feature="mkfs.btrfs",
+                remedy="apt-get install btrfs-progs",
+            )
+        fd = kernel.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            kernel.ftruncate(fd, size)
+        finally:
+            os.close(fd)
+        # Everything once: the sandboxes of a host that lost a block are lost anyhow.
+        status = kernel.run([program, "-q", "-K", "-f", "-d", "single", "-m", "single", "-L", "sandboxd-pool", fresh])
+        if status != 0:
+            raise HostUnsupported(
+                f"cannot make a pool image at {self._image}: mkfs.btrfs ended with status {status}; its words are in "
+                "the daemon's log",
+                feature="mkfs.btrfs",
+                remedy="see the log",
+            )
+        kernel.rename(fresh, self._image)
+
+    def _mount(self, image: int) -> None:
+        kernel = self._kernel
+        found = loop.find(kernel, image) or loop.attach(kernel, image, os.path.basename(self._image))
+        path, device = found
+        try:
+            numbers = os.fstat(device).st_rdev
+            self.device = f"{os.major(numbers)}:{os.minor(numbers)}"
+
+            def mounted() -> bool:
+                try:
+                    kernel.mount(path, self._target, "btrfs", MS_NOSUID | MS_NODEV | MS_NOATIME, _OPTIONS)
+                except SyscallError as error:
+                    if error.errno != errno.EBUSY:
+                        raise
+                    return False
+                return True
+
+            if not _within(MOUNT_S, mounted):
+                raise SyscallError(errno.EBUSY, "mount", self._target)
+            self._fill(image, device)
+        finally:
+            os.close(device)
+
+    def _fill(self, image: int, device: int) -> None:
+        """Let device and filesystem follow the file, whatever of that an earlier launcher had done."""
+        facts = os.statvfs(self._target)
+        if facts.f_blocks * facts.f_frsize >= os.fstat(image).st_size:
+            return
+        loop.refresh_size(self._kernel, device)
+        top = self._kernel.open(self._target, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            btrfs.grow(self._kernel, top)
+        finally:
+            os.close(top)
+
+
+def _mkfs() -> str | None:
+    return next((path for path in _MKFS if os.access(path, os.X_OK)), None)
+
+
+def _within(seconds: float, ready: Callable[[], bool]) -> bool:
+    """Whether `ready` says yes within that time; neither a lock nor a dying filesystem has a descriptor to wait on."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > deadline:
+            return False
+        select.select([], [], [], _RETRY_S)
+    return True
