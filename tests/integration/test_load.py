@@ -222,7 +222,7 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     shutil.copy(source / "rootfs.json", rootfs)
     # Hard links where they can be had: the tree is some hundred megabytes.
     shutil.copytree(source / "private", rootfs / "private", symlinks=True, dirs_exist_ok=True, copy_function=_link)
-    daemon = Daemon(directory, rootfs_dir=str(directory / "rootfs"))
+    daemon = Daemon(directory, rootfs_dir=str(directory / "rootfs"), config={"storage": "directory"})
     daemon.start()
     yield daemon
     daemon.close()
@@ -274,7 +274,7 @@ class FullDaemon(Daemon):
 
 @pytest.fixture
 def full(tmp_path: pathlib.Path) -> Iterator[FullDaemon]:
-    daemon = FullDaemon(tmp_path)
+    daemon = FullDaemon(tmp_path, config={"storage": "directory", "storage_reserve_bytes": 0})
     daemon.start()
     yield daemon
     daemon.close()

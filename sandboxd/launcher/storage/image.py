@@ -120,8 +120,7 @@ class PoolImage:
     def _make(self, size: int) -> None:
         """Make the image under another name first: one that has its name is whole."""
         kernel, fresh = self._kernel, f"{self._image}.new"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(fresh)
+        _unlink(fresh)
         program = _mkfs()
         if program is None:
             raise HostUnsupported(
@@ -129,13 +128,22 @@ class PoolImage:
                 feature="mkfs.btrfs",
                 remedy="apt-get install btrfs-progs",
             )
-        fd = kernel.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            kernel.ftruncate(fd, size)
-        finally:
-            os.close(fd)
+            fd = kernel.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                kernel.ftruncate(fd, size)
+            finally:
+                os.close(fd)
+            self._format(program, fresh)
+            kernel.rename(fresh, self._image)
+        except BaseException:
+            _unlink(fresh)
+            raise
+
+    def _format(self, program: str, path: str) -> None:
         # Everything once: the sandboxes of a host that lost a block are lost anyhow.
-        status = kernel.run([program, "-q", "-K", "-f", "-d", "single", "-m", "single", "-L", "sandboxd-pool", fresh])
+        argv = [program, "-q", "-K", "-f", "-d", "single", "-m", "single", "-L", "sandboxd-pool", path]
+        status = self._kernel.run(argv)
         if status != 0:
             raise HostUnsupported(
                 f"cannot make a pool image at {self._image}: mkfs.btrfs ended with status {status}; its words are in "
@@ -143,7 +151,6 @@ class PoolImage:
                 feature="mkfs.btrfs",
                 remedy="see the log",
             )
-        kernel.rename(fresh, self._image)
 
     def _mount(self, image: int) -> None:
         kernel = self._kernel
@@ -179,6 +186,11 @@ class PoolImage:
             btrfs.grow(self._kernel, top)
         finally:
             os.close(top)
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _mkfs() -> str | None:
