@@ -137,7 +137,7 @@ except BlockingIOError:
 
     thread = threading.Thread(target=hold)
     thread.start()
-    upper = daemon.state_dir / "pool" / sandbox.id / "upper/workspace/ready"
+    upper = daemon.pool() / sandbox.id / "upper/workspace/ready"
     while not upper.exists():
         time.sleep(0.01)
     for path in (str(lower(daemon, "usr/lib/os-release")), "/dev/null", "/dev/zero"):
@@ -155,7 +155,7 @@ def test_row_48_a_setuid_file_belongs_to_nobody_in_a_closed_tree(daemon: Daemon,
     sandbox.exec(
         "cp /bin/sh /workspace/s && chmod 6755 /workspace/s && chown 0:0 /workspace/s; chmod 6755 /workspace/s"
     )
-    pool = daemon.state_dir / "pool"
+    pool = daemon.pool()
     facts = (pool / sandbox.id / "upper/workspace/s").stat()
     assert facts.st_uid == facts.st_gid == idranges.DISK_FIRST_ID
     assert pool.stat().st_mode & 0o7777 == 0o700
