@@ -42,7 +42,7 @@ from ..linux.kernel import (
 )
 from ..wire import framing
 from .plan import INIT_PLAN, LaunchSpec, Order, plan_builder
-from .steps import Birth, BuilderGone, Newborn
+from .steps import Birth, Newborn, OtherGone
 
 _NAMESPACES: Final = (
     CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | CLONE_NEWTIME
@@ -142,25 +142,19 @@ def _build(kernel: Kernel, fds: Fds, order: Order, means: Means) -> None:
             _become_init(kernel, fds, order, theirs, means)
         theirs.close()
         tell(fds.status, ["pid", pid])
-        step = "mount-proc"
-        _, received, _, _ = socket.recv_fds(ours, 1, 1)
-        if received:  # else pid 1 has failed and told it
-            birth = Birth(
-                init_pid=pid,
-                sandbox_userns=fds.sandbox_userns,
-                disk_userns=fds.disk_userns,
-                proc=received[0],
-            )
-            timings: dict[str, float] = {}
-            for item in plan_builder(LaunchSpec.from_message(msgpack.unpackb(order.spec))):
-                step = item.name
-                began = time.perf_counter()
-                item.run(kernel, birth)
-                timings[step] = time.perf_counter() - began
-            tell(fds.status, ["built", birth.devices, timings])
-            step = "hand-over"
-            socket.send_fds(ours, [b"b"], [birth.root, birth.cgroup])
+        birth = Birth(init=ours, init_pid=pid, sandbox_userns=fds.sandbox_userns, disk_userns=fds.disk_userns)
+        timings: dict[str, float] = {}
+        for item in plan_builder(LaunchSpec.from_message(msgpack.unpackb(order.spec))):
+            step = item.name
+            began = time.perf_counter()
+            item.run(kernel, birth)
+            timings[step] = time.perf_counter() - began
+        tell(fds.status, ["built", birth.devices, timings])
+        step = "hand-over"
+        socket.send_fds(ours, [b"b"], [birth.root, birth.cgroup])
         os._exit(0)
+    except (OtherGone, BrokenPipeError):
+        os._exit(1)  # pid 1 has told why, or was killed
     except Exception as error:
         _tell_failure(fds.status, step, error)
     finally:
@@ -189,7 +183,7 @@ def _become_init(kernel: Kernel, fds: Fds, order: Order, builder: socket.socket,
         cgroup = newborn.cgroup
         tell(fds.status, ["ready", timings])
         os.close(fds.status)
-    except BuilderGone:
+    except OtherGone:
         os._exit(1)  # it has told why, or was killed
     except Exception as error:
         _tell_failure(fds.status, step, error)

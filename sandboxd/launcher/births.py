@@ -170,7 +170,8 @@ class Births:
                 newborn.pidfd = os.pidfd_open(newborn.pid)
             elif message[0] == "failed":
                 step, syscall, code, path = message[1:]
-                newborn.failure = birth.failure(step, syscall, code, path, newborn.spec.id)
+                # The first cause stands; what the other process says of its end is a consequence.
+                newborn.failure = newborn.failure or birth.failure(step, syscall, code, path, newborn.spec.id)
             elif message[0] == "built":
                 newborn.devices = message[1]
                 newborn.timings.update(message[2])

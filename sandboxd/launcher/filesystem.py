@@ -28,7 +28,7 @@ from ..linux.kernel import (
     Kernel,
     SyscallError,
 )
-from .steps import STRICT, Birth, BuilderGone, Named, Newborn, attach, cover, open_directory
+from .steps import STRICT, Birth, Named, Newborn, OtherGone, attach, cover, open_directory
 
 SAFE: Final = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 
@@ -194,6 +194,10 @@ class MountProc(Named):
 
     def run(self, kernel: Kernel, birth: Birth) -> None:
         """Do it."""
+        _, received, _, _ = socket.recv_fds(birth.init, 1, 1)
+        if not received:
+            raise OtherGone
+        birth.proc = received[0]
         attach(kernel, birth, birth.proc, "proc")
         # Attached first: a mount that is nowhere yet cannot be copied before Linux 6.15.
         birth.proc_writable = kernel.open_tree(birth.proc, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
@@ -361,7 +365,7 @@ class MakeProc(Named):
         try:
             socket.send_fds(newborn.builder, [b"p"], [proc])
         except BrokenPipeError:
-            raise BuilderGone from None
+            raise OtherGone from None
         finally:
             os.close(proc)
 
@@ -382,7 +386,7 @@ class EnterRoot(Named):
         """Do it."""
         _, received, _, _ = socket.recv_fds(newborn.builder, 1, 2)
         if len(received) != 2:
-            raise BuilderGone
+            raise OtherGone
         root, newborn.cgroup = received
         newborn.keep.add(newborn.cgroup)
         kernel.fchroot(root)

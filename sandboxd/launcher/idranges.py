@@ -24,6 +24,7 @@ import fcntl
 import os
 import random
 import resource
+import socket
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -68,6 +69,14 @@ class IdRange:
             if fd >= 0:
                 setattr(self, name, -1)
                 os.close(fd)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Holder:
+    """A short child that keeps a user namespace until its parent has taken it."""
+
+    pid: int
+    connection: socket.socket
 
 
 def base_of(index: int) -> int:
@@ -148,17 +157,11 @@ class RangeAllocator:
 
     def _make(self) -> IdRange:
         index = self._claim()
-        made: list[int] = []
         try:
-            base = base_of(index)
-            made.append(self._make_userns(0, base, owner=base))
-            made.append(self._make_userns(DISK_FIRST_ID, base, owner=0))
+            return IdRange(index, *self._make_namespaces(base_of(index)))
         except OSError:
-            for fd in made:
-                os.close(fd)
             self.release(index)
             raise
-        return IdRange(index, *made)
 
     def _claim(self) -> int:
         with self._locked():
@@ -203,44 +206,59 @@ class RangeAllocator:
 
     # --- namespaces ---
 
-    def _make_userns(self, inside: int, outside: int, *, owner: int) -> int:
-        """Return a user namespace that maps `inside` on to `outside` on, made by host id `owner`."""
-        ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
-        hold_read, hold_write = os.pipe2(os.O_CLOEXEC)
-        theirs, ours = [ready_write, hold_read], [ready_read, hold_write]
-        pid = 0
+    def _make_namespaces(self, base: int) -> list[int]:
+        """Return the two namespaces of the range at `base`; their short children work side by side."""
+        holders: list[_Holder] = []
+        made: list[int] = []
         try:
-            pid, pidfd = self._kernel.clone3(0)
-            if pid == 0:
-                self._hold_userns(owner, ready_write, hold_read, hold_write)
-            os.close(pidfd)
-            # Without our copy of its end, a child that dies unheard is an end-of-file.
-            os.close(theirs.pop(0))
-            return self._map_userns(pid, ready_read, f"{inside} {outside} {ID_RANGE_WIDTH}".encode())
-        finally:
-            for fd in (*theirs, *ours):
+            for owner in (base, 0):
+                holders.append(self._start_holder(owner))
+            for holder, inside in zip(holders, (0, DISK_FIRST_ID), strict=True):
+                made.append(self._map_userns(holder, f"{inside} {base} {ID_RANGE_WIDTH}".encode()))
+        except OSError:
+            for fd in made:
                 os.close(fd)
-            if pid:
-                os.waitpid(pid, 0)
+            raise
+        finally:
+            # All, then wait: a later child has a copy of an earlier one's connection.
+            for holder in holders:
+                holder.connection.close()
+            for holder in holders:
+                os.waitpid(holder.pid, 0)
+        return made
 
-    def _map_userns(self, pid: int, ready_read: int, mapping: bytes) -> int:
-        """Wait until the child `pid` has its namespace, map it, and take it."""
-        answer = os.read(ready_read, 64)
+    def _start_holder(self, owner: int) -> _Holder:
+        """Fork a child that makes a user namespace as host id `owner`."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                pid, pidfd = self._kernel.clone3(0)
+            except OSError:
+                ours.close()
+                raise
+            if pid == 0:
+                ours.close()
+                self._hold_userns(owner, theirs)
+            os.close(pidfd)
+        return _Holder(pid, ours)
+
+    def _map_userns(self, holder: _Holder, mapping: bytes) -> int:
+        """Wait until the child has its namespace, map it, and take it."""
+        answer = holder.connection.recv(64)
         if answer != b"ok":
             number, _, call = answer.partition(b" ")
             raise SyscallError(int(number or b"5"), call.decode() or "unshare", "a user namespace")
         for name in ("uid_map", "gid_map"):
-            fd = self._kernel.open(f"/proc/{pid}/{name}", os.O_WRONLY)
+            fd = self._kernel.open(f"/proc/{holder.pid}/{name}", os.O_WRONLY)
             try:
                 self._kernel.write(fd, mapping)
             finally:
                 os.close(fd)
-        return self._kernel.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
+        return self._kernel.open(f"/proc/{holder.pid}/ns/user", os.O_RDONLY)
 
-    def _hold_userns(self, owner: int, ready: int, hold: int, hold_write: int) -> None:
+    def _hold_userns(self, owner: int, parent: socket.socket) -> None:
         """Be a short child that makes the namespace and keeps it until its parent has taken it."""
         try:
-            os.close(hold_write)
             if owner:
                 for name, value in (*NAMESPACE_RLIMITS, ("NPROC", NAMESPACE_PROCESSES)):
                     set_rlimit(name, value)
@@ -250,10 +268,10 @@ class RangeAllocator:
             # The number belongs to the namespace of who opens the file (kernel/ucount.c, set_lookup).
             fd = self._kernel.open("/proc/sys/user/max_user_namespaces", os.O_WRONLY)
             self._kernel.write(fd, b"0")
-            os.write(ready, b"ok")
-            os.read(hold, 1)
+            parent.send(b"ok")
+            parent.recv(1)
             os._exit(0)
         except OSError as error:
-            os.write(ready, f"{error.errno} {getattr(error, 'syscall', '')}".encode())
+            parent.send(f"{error.errno} {getattr(error, 'syscall', '')}".encode())
         finally:
             os._exit(1)

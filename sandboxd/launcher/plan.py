@@ -1,7 +1,7 @@
 """From a request to the steps of a birth, purely: nothing here touches the host.
 
-The builder's steps run first, then pid 1's (birth.py). The user namespace comes last: every mount and every other
-namespace is made by the host's root, so a sandbox's own root owns none of them.
+The builder's steps run beside pid 1's (birth.py), whose last wait for the builder's end. The user namespace owns none
+of the mounts and none of the other namespaces: they are made by the host's root.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ def plan_builder(spec: LaunchSpec) -> tuple[Step, ...]:
 INIT_PLAN: Final[tuple[InitStep, ...]] = (
     privilege.PrepareProcess(),
     filesystem.MakeProc(),
-    filesystem.EnterRoot(),
     privilege.EnterUserNamespace(),
     privilege.LimitResources(),
+    filesystem.EnterRoot(),  # here it waits: what does not need the builder's work comes before
     privilege.DropPrivileges(keep=SANDBOX_CAPABILITIES),
     privilege.ApplySeccomp(),
     privilege.CloseDescriptors(),

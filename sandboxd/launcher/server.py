@@ -144,6 +144,9 @@ class Launcher:
 
     def _turn(self) -> None:
         quiet = not (self._births or self._removals or self._rested)
+        if self._removals and not self._births:
+            # While a sandbox' processes end there is nothing else to do, and who takes one away often asks for another.
+            self._prepare()
         idle = TEND_S if self._sandboxes else None
         ready = self._selector.select(QUIET_S if quiet else RETRY_S if self._removals else idle)
         if ready:

@@ -31,7 +31,7 @@ class Birth:
     """What the builder's steps share; every descriptor here is the builder's own.
 
     Attributes:
-        init_pid: pid 1, as the host sees it.
+        init: the connection to pid 1. init_pid: its pid, as the host sees it.
         sandbox_userns, disk_userns: the range's namespaces (idranges.py).
         proc: the sandbox's /proc, which pid 1 mounted; proc_writable: a detached copy without the read-only parts.
         root: the merged root, once mounted. cgroup: a writable cgroup2 mount whose root is the sandbox's group.
@@ -39,10 +39,11 @@ class Birth:
         devices: st_dev of the filesystems whose files may leave as descriptors.
     """
 
+    init: socket.socket
     init_pid: int
     sandbox_userns: int
     disk_userns: int
-    proc: int
+    proc: int = -1
     root: int = -1
     cgroup: int = -1
     proc_writable: int = -1
@@ -70,8 +71,8 @@ class Newborn:
     cgroup: int = -1
 
 
-class BuilderGone(Exception):
-    """The builder ended without handing over."""
+class OtherGone(Exception):
+    """The builder, or pid 1, ended without handing over."""
 
 
 class Step(Protocol):
@@ -104,7 +105,7 @@ class InitStep(Protocol):
         ...
 
     def run(self, kernel: Kernel, newborn: Newborn) -> None:
-        """Do it; raises `SyscallError`, or `BuilderGone`."""
+        """Do it; raises `SyscallError`, or `OtherGone`."""
         ...
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import select
 import signal
 from collections.abc import Iterator
 
@@ -51,22 +52,23 @@ def test_a_birth_that_fails_at_any_kernel_call_leaves_nothing(tmp_path: pathlib.
         assert isinstance(create(launcher, f"fail{10**6:016d}"), Reply)
         launcher.asker.ask("destroy", id=f"fail{10**6:016d}")
         fds, mounts = launcher.fds(), len(procfs.mounts())
-        for call in range(1, MORE_THAN_A_BIRTH_TAKES):
-            sandbox_id = f"fail{call:016d}"
-            answer = create(launcher, sandbox_id)
-            if isinstance(answer, Reply):
-                break
-            assert answer.kind == "launch-failed", answer
-            assert answer.facts["errno"] == "EIO", answer
-            assert answer.facts["step"], answer
-            assert answer.facts["syscall"], answer
-            failed_steps.add(answer.facts["step"])
-            assert launcher.leftovers() == [], f"call {call} ({answer.message}) left something"
-            assert (launcher.fds(), launcher.children()) == (fds, []), answer
-        else:
-            pytest.fail("no birth succeeded")
-        launcher.asker.ask("destroy", id=sandbox_id)
-        assert launcher.leftovers() == []
+        for role in ("fail", "pid1"):
+            for call in range(1, MORE_THAN_A_BIRTH_TAKES):
+                sandbox_id = f"{role}{call:016d}"
+                answer = create(launcher, sandbox_id)
+                if isinstance(answer, Reply):
+                    break
+                assert answer.kind == "launch-failed", answer
+                assert answer.facts["errno"] == "EIO", answer
+                assert answer.facts["step"], answer
+                assert answer.facts["syscall"], answer
+                failed_steps.add(answer.facts["step"])
+                assert launcher.leftovers() == [], f"{role} {call} ({answer.message}) left something"
+                assert (launcher.fds(), launcher.children()) == (fds, []), answer
+            else:
+                pytest.fail("no birth succeeded")
+            launcher.asker.ask("destroy", id=sandbox_id)
+            assert launcher.leftovers() == []
         assert len(procfs.mounts()) == mounts
         # Steps that make no call of the kernel's interface cannot fail here.
         assert failed_steps >= step_names() - {"limit-resources"}
@@ -146,7 +148,10 @@ def test_what_lives_outlives_the_launcher(launcher: LauncherProcess, tmp_path: p
     assert isinstance(answer, Reply)
     launcher.process.send_signal(signal.SIGKILL)
     launcher.process.wait()
+    pidfd = os.pidfd_open(answer.result["pid"])
     os.kill(answer.result["pid"], signal.SIGKILL)
+    select.select([pidfd], [], [], 30)
+    os.close(pidfd)
     second = LauncherProcess(tmp_path)
     try:
         reply = second.asker.ask("list")

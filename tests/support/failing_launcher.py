@@ -1,7 +1,8 @@
 """A launcher whose n-th kernel call fails: run as a program, as the daemon would run the real one.
 
-The number is in the sandbox's id (`fail0000000000000042`). The count lies in memory that the launcher, the zygote and
-a birth's processes share, so 1, 2, 3 … fails every call of a birth in turn, wherever it is made.
+The number is in the sandbox's id: `fail0000000000000042` fails the 42nd call of the launcher, the zygote and the
+builder, `pid10000000000000042` that of pid 1, which runs beside the builder. The counts lie in memory that all of them
+share, so 1, 2, 3 … fails every call of a birth in turn, wherever it is made.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from sandboxd.launcher.zygote import Zygote
 from sandboxd.linux.kernel import Kernel, SyscallError
 from sandboxd.spec import Limits
 
+ROLES = ("fail", "pid1")
+
 
 class FailingKernel(Kernel):
     """The real kernel, but the armed call answers EIO. Wraps whatever methods `Kernel` has: no list to keep."""
 
     def __init__(self) -> None:
-        self.left = memoryview(mmap.mmap(-1, 8)).cast("q")
+        self.left = memoryview(mmap.mmap(-1, 16)).cast("q")
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
@@ -41,8 +44,9 @@ class FailingKernel(Kernel):
 
     def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **options: Any) -> Any:
-            self.left[0] -= 1
-            if self.left[0] == 0:
+            which = ROLES.index("pid1") if os.getpid() == 1 else ROLES.index("fail")
+            self.left[which] -= 1
+            if self.left[which] == 0:
                 raise SyscallError(errno.EIO, name)
             return call(*arguments, **options)
 
@@ -58,7 +62,9 @@ class FailingLauncher(Launcher):
     def _checked(self, params: dict[str, Any]) -> tuple[str, str, Limits, str]:
         checked = super()._checked(params)
         self._ranges.close()  # so that a range and its namespaces are made within the count
-        KERNEL.left[0] = int(checked[0].removeprefix("fail"))
+        role, number = checked[0][:4], int(checked[0][4:])
+        for index, name in enumerate(ROLES):
+            KERNEL.left[index] = number if name == role else 0  # below 1 nothing fails
         return checked
 
     def _prepare(self) -> None:
