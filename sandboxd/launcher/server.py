@@ -151,7 +151,7 @@ class Launcher:
         ready = self._selector.select(QUIET_S if quiet else RETRY_S if self._removals else idle)
         if ready:
             self._rested = False
-        elif not quiet:
+        elif not quiet and not self._removals:
             self._tend()
         else:
             self._rested = True
