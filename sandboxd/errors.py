@@ -20,6 +20,9 @@ __all__ = [
     "CgroupError",
     "ConfigError",
     "Conflict",
+    "ContextExited",
+    "ContextNotFound",
+    "ContextRestarting",
     "DaemonUnavailable",
     "DirectoryNotEmpty",
     "FileExists",
@@ -27,6 +30,7 @@ __all__ = [
     "FilePermissionDenied",
     "HostUnsupported",
     "InternalError",
+    "InterpreterMissing",
     "InvalidRequest",
     "LaunchFailed",
     "LauncherGone",
@@ -48,6 +52,7 @@ __all__ = [
     "RootfsError",
     "RootfsNotFound",
     "RouteNotFound",
+    "RunNotFound",
     "SandboxFailed",
     "SandboxFrozen",
     "SandboxGone",
@@ -128,6 +133,12 @@ class ProfileNotFound(InvalidRequest):
     kind = "profile-not-found"
 
 
+class InterpreterMissing(InvalidRequest):
+    """The rootfs lacks what a language needs: `language`."""
+
+    kind = "interpreter-missing"
+
+
 class NotFound(SandboxdError):
     """What the request names does not exist."""
 
@@ -156,6 +167,18 @@ class ProcessNotFound(NotFound):
     """No process of the sandbox has that id."""
 
     kind = "process-not-found"
+
+
+class ContextNotFound(NotFound):
+    """The sandbox has no code context of that id."""
+
+    kind = "context-not-found"
+
+
+class RunNotFound(NotFound):
+    """The code context has no run of that id, or no longer."""
+
+    kind = "run-not-found"
 
 
 class FileNotFound(NotFound):
@@ -204,6 +227,18 @@ class ProcessNotRunning(Conflict):
     """The process has ended, or has no stdin to write to."""
 
     kind = "process-not-running"
+
+
+class ContextExited(Conflict):
+    """The context's interpreter has ended (`reason`, `exit_code`, `signal`); restart it, or delete it."""
+
+    kind = "context-exited"
+
+
+class ContextRestarting(Conflict):
+    """The context is being restarted, and what waited in it is given up."""
+
+    kind = "context-restarting"
 
 
 class SandboxFailed(Conflict):

@@ -22,6 +22,16 @@ MAX_ARGS_TOTAL_BYTES: Final = 2 * 1024 * 1024 - 65_536
 MAX_JSON_BODY_BYTES: Final = 4 * 1024 * 1024
 MAX_PATH_BYTES: Final = 4095  # PATH_MAX without the NUL
 MAX_ENV_ENTRIES: Final = 1024
+#: One run of a code context; what is longer belongs in a file.
+MAX_CODE_BYTES: Final = 1024 * 1024
+LANGUAGES: Final = {
+    "python": "python",
+    "py": "python",
+    "javascript": "javascript",
+    "js": "javascript",
+    "typescript": "typescript",
+    "ts": "typescript",
+}
 MAX_LABELS: Final = 64
 MAX_TERMINAL_SIDE: Final = 2000
 #: Processes and threads of one sandbox: the classic pid_max, and the ceiling of its user namespace.
@@ -352,6 +362,41 @@ class SandboxSpec:
                 )
             raise _fail("network.mode", "the modes are none, internet and allowlist")
         check_profile(self.seccomp)
+
+
+def check_language(value: str, field: str = "language") -> str:
+    """Return the full name of a language that contexts have; short names and any case are taken."""
+    found = LANGUAGES.get(value.lower())
+    if found is None:
+        raise _fail(field, "the languages are python, javascript and typescript")
+    return found
+
+
+def check_code(value: str, field: str = "code") -> str:
+    """Return `value` if it is text that an interpreter can be given."""
+    return check_text(value, field, limit=MAX_CODE_BYTES)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ContextSpec:
+    """A code context as asked for.
+
+    Attributes:
+        language: python, javascript or typescript.
+        cwd: absolute; None is the sandbox's.
+        env: variables on top of the sandbox's.
+    """
+
+    language: str = "python"
+    cwd: str | None = None
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        object.__setattr__(self, "language", check_language(self.language))
+        if self.cwd is not None:
+            check_path(self.cwd, "cwd")
+        check_env(self.env)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

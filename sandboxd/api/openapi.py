@@ -26,6 +26,8 @@ _NUMBERS: Final = frozenset({"limit", "from", "tail", "seen_bytes"})
 _DESCRIPTIONS: Final = {
     "ref": "a sandbox' id or its unique name",
     "process": "a process' id",
+    "context": "a code context's id",
+    "run": "a run's id",
     "path": "an absolute path in the sandbox, without '..'",
     "cursor": "`next` of the page before",
     "limit": "how many a page",

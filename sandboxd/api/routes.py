@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import (
     commands,
+    context_models,
+    contexts,
     file_models,
     files,
     filetree,
@@ -105,6 +107,11 @@ def _file(
         kinds=(*own, *_GONE, *_FILE, *kinds),
     )
 
+
+_CONTEXT: Final = _SANDBOX + "/contexts/<context>"
+_STARTS: Final = ("interpreter-missing", "context-exited", "limit-exceeded")
+_IN_CONTEXT: Final = (*_GONE, "context-not-found")
+_RUNS: Final = ("context-exited", "context-restarting", "server-busy")
 
 ROUTES: Final[tuple[Route, ...]] = (
     Route(method="GET", path="/v1/health", handler=meta.health, access=Level.PUBLIC, result=models.Health),
@@ -247,4 +254,76 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     _file("POST", "/chmod", filetree.chmod, body=file_models.ChmodIn, result=file_models.Changed),
     _file("POST", "/chown", filetree.chown, body=file_models.ChownIn, result=file_models.Changed),
+    Route(
+        method="POST",
+        path=_SANDBOX + "/contexts",
+        handler=contexts.create,
+        body=context_models.ContextIn,
+        result=context_models.ContextOut,
+        status=201,
+        kinds=(*_BODY, *_GONE, *_STARTS),
+    ),
+    Route(method="GET", path=_SANDBOX + "/contexts", handler=contexts.show_all, result=context_models.ContextList),
+    Route(
+        method="GET",
+        path=_CONTEXT,
+        handler=contexts.show,
+        result=context_models.ContextOut,
+        kinds=("context-not-found",),
+    ),
+    Route(method="DELETE", path=_CONTEXT, handler=contexts.destroy, status=204, kinds=_IN_CONTEXT),
+    Route(
+        method="POST",
+        path=_CONTEXT + "/run",
+        handler=contexts.run,
+        body=context_models.RunIn,
+        result=context_models.RunOut,
+        kinds=(*_BODY, *_IN_CONTEXT, *_RUNS),
+    ),
+    Route(
+        method="GET",
+        path=_CONTEXT + "/runs/<run>",
+        handler=contexts.follow,
+        query=("from",),
+        result=context_models.RunOut,
+        kinds=(*_IN_CONTEXT, "run-not-found"),
+    ),
+    Route(
+        method="POST",
+        path=_CONTEXT + "/interrupt",
+        handler=contexts.interrupt,
+        result=context_models.Interrupted,
+        kinds=_IN_CONTEXT,
+    ),
+    Route(
+        method="POST",
+        path=_CONTEXT + "/restart",
+        handler=contexts.restart,
+        result=context_models.ContextOut,
+        kinds=(*_IN_CONTEXT, *_STARTS),
+    ),
+    Route(
+        method="POST",
+        path=_CONTEXT + "/complete",
+        handler=contexts.complete,
+        body=context_models.CompleteIn,
+        result=dict,
+        kinds=(*_BODY, *_IN_CONTEXT, *_RUNS),
+    ),
+    Route(
+        method="POST",
+        path=_CONTEXT + "/inspect",
+        handler=contexts.inspect,
+        body=context_models.InspectIn,
+        result=dict,
+        kinds=(*_BODY, *_IN_CONTEXT, *_RUNS),
+    ),
+    Route(
+        method="POST",
+        path=_SANDBOX + "/run",
+        handler=contexts.run_default,
+        body=context_models.RunDefaultIn,
+        result=context_models.RunOut,
+        kinds=(*_BODY, *_GONE, *_STARTS, *_RUNS),
+    ),
 )

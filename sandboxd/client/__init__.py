@@ -6,12 +6,16 @@ asynchronous half are twins by hand, thin over `calls`.
 """
 
 from .async_client import AsyncClient
+from .async_code import AsyncCodeStream
 from .async_processes import AsyncLogStream
 from .async_sandbox import AsyncSandbox
 from .async_stream import AsyncExecStream, AsyncFileStream
 from .client import Client
+from .code import CodeStream
+from .code_calls import Cleared, Output
+from .code_models import CodeContext, CodeError, CodeResult, Result
 from .control_calls import IoUse, SandboxStats
-from .failures import CommandFailed
+from .failures import CodeFailed, CommandFailed
 from .models import ExecResult, ExitStatus, OutputChunk, SandboxInfo, Usage
 from .process_calls import ProcessInfo, ProcessLogs, WaitResult
 from .processes import LogStream
@@ -20,11 +24,18 @@ from .stream import ExecStream, FileStream
 
 __all__ = [
     "AsyncClient",
+    "AsyncCodeStream",
     "AsyncExecStream",
     "AsyncFileStream",
     "AsyncLogStream",
     "AsyncSandbox",
+    "Cleared",
     "Client",
+    "CodeContext",
+    "CodeError",
+    "CodeFailed",
+    "CodeResult",
+    "CodeStream",
     "CommandFailed",
     "ExecResult",
     "ExecStream",
@@ -32,9 +43,11 @@ __all__ = [
     "FileStream",
     "IoUse",
     "LogStream",
+    "Output",
     "OutputChunk",
     "ProcessInfo",
     "ProcessLogs",
+    "Result",
     "Sandbox",
     "SandboxInfo",
     "SandboxStats",

@@ -11,6 +11,7 @@ from sandboxd.errors import SandboxdError, SandboxGone, SandboxNotFound
 
 from . import calls
 from .async_client import AsyncClient
+from .async_code import AsyncCodeMethods
 from .async_control import AsyncControlPart
 from .async_processes import AsyncProcessPart
 from .async_stream import AsyncExecStream, AsyncFileStream
@@ -52,7 +53,7 @@ class _Opening(Generic[S]):
             await self._made.__aexit__(kind, error, trace)
 
 
-class AsyncSandbox(AsyncControlPart, AsyncProcessPart):
+class AsyncSandbox(AsyncControlPart, AsyncProcessPart, AsyncCodeMethods):
     """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
 
     As a context manager it destroys the sandbox at the end of the block, also when the task is cancelled:

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .address import Address
+    from .code_models import CodeResult
     from .models import ExitStatus
 
-__all__ = ["CommandFailed", "from_problem", "mapped", "problem_error"]
+__all__ = ["CodeFailed", "CommandFailed", "from_problem", "mapped", "problem_error"]
 
 #: Connecting takes this long at most (seconds); a local daemon answers in a millisecond.
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -57,6 +58,15 @@ class CommandFailed(errors.SandboxdError):
 
     def __init__(self, message: str, *, result: ExitStatus) -> None:
         super().__init__(message, result=result, exit_code=result.exit_code, signal=result.signal)
+
+
+class CodeFailed(errors.SandboxdError):
+    """`check()` found that code did not run to its end: `result` says what came of it. Made by the SDK only."""
+
+    kind = "code-failed"
+
+    def __init__(self, message: str, *, result: CodeResult) -> None:
+        super().__init__(message, result=result, status=result.status)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_remake, (self.message, self.facts["result"]))

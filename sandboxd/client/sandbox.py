@@ -9,6 +9,7 @@ from sandboxd.errors import SandboxdError, SandboxGone, SandboxNotFound
 
 from . import calls
 from .client import Client
+from .code import CodeMethods
 from .content import FileContent, sync_content
 from .control import ControlPart
 from .models import ExecResult, with_output
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from .models import SandboxInfo
 
 
-class Sandbox(ControlPart, ProcessPart):
+class Sandbox(ControlPart, ProcessPart, CodeMethods):
     """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
 
     As a context manager it destroys the sandbox at the end of the block. Without `client=` each sandbox makes

@@ -7,6 +7,7 @@ run by `exec` go first, since nobody is likely to ask for them again.
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -50,6 +51,8 @@ class Commands:
         self._next_number = 1
         self._running = 0
         self._by_pid: dict[int, Process] = {}
+        #: Children that are no commands, and who takes their status.
+        self.children: dict[int, Callable[[int, resource.struct_rusage], None]] = {}
         #: What a request of a peer holds open: how to let go of it, and whom it follows.
         self._streams: dict[tuple[Peer, int], tuple[Process, Follower, bool]] = {}
         self._waits: dict[tuple[Peer, int], Callable[[], None]] = {}
@@ -134,7 +137,7 @@ class Commands:
         cwd = spec.cwd or self.cwd
         if not os.path.isdir(cwd):
             raise InvalidRequest(f"cannot run in {cwd}: no such directory in the sandbox", field="cwd")
-        env = self._environment(spec, user)
+        env = self.environment(spec, user)
         process = Process(
             self._means, process_id, spec, env, cwd, user, self._on_start, self._on_end, background=background
         )
@@ -156,7 +159,8 @@ class Commands:
     def user(self, user: User | None) -> None:
         self._user = user
 
-    def _environment(self, spec: CommandSpec, user: User) -> dict[str, str]:
+    def environment(self, spec: CommandSpec, user: User) -> dict[str, str]:
+        """Return the variables that a program gets."""
         return {
             "PATH": DEFAULT_PATH,
             "HOME": user.home,
@@ -344,8 +348,9 @@ class Commands:
             if pid == 0:
                 break
             process = self._by_pid.pop(pid, None)
-            if process:
-                process.on_exit(status, rusage)
+            on_exit = process.on_exit if process else self.children.pop(pid, None)
+            if on_exit:
+                on_exit(status, rusage)
             else:
                 self._on_other_exit(pid, status)  # an errand, or an orphan
         self._means.leaves.retry()

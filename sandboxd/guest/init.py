@@ -17,6 +17,7 @@ from ..spec import check_env, check_mode, check_path, check_user
 from ..wire.messages import Cancel, Credit, Message, Request
 from . import users
 from .commands import Commands
+from .contexts import Contexts
 from .errands import Errands
 from .files import Files
 from .leaves import Leaves
@@ -42,11 +43,13 @@ class Init:
         self._errands = Errands(self._loop, self._kernel, work_fd, FUNCTIONS)
         means = Means(self._loop, self._kernel, Leaves(self._loop, work_fd), null_fd)
         self._commands = Commands(means, self._errands.on_exit)
+        self._contexts = Contexts(means, self._commands)
         self._files = Files(self._kernel)
         self._peers: list[Peer] = []
         self._operations: dict[str, Callable[[Peer, int, dict[str, Any]], None]] = {
             "configure": self._configure,
             **self._commands.operations,
+            **self._contexts.operations,
             "open_read": self._open_read,
             "open_write": self._open_write,
             "commit_write": self._commit_write,
@@ -76,7 +79,7 @@ class Init:
         if len(self._peers) >= MAX_PEERS:
             connection.close()
             return
-        self._peers.append(Peer(self._loop, connection, self._on_message, self._commands.wake, self._on_gone))
+        self._peers.append(Peer(self._loop, connection, self._on_message, self._on_room, self._on_gone))
 
     def _on_gone(self, peer: Peer) -> None:
         """A daemon is gone; commands go on, and nobody is waited for any more."""
@@ -84,17 +87,24 @@ class Init:
         self._commands.drop_peer(peer)
         self._errands.drop(peer)
         self._files.abort_of(lambda holder: holder[0] is peer)
+        self._contexts.drop_peer(peer)
+
+    def _on_room(self, peer: Peer) -> None:
+        self._commands.wake(peer)
+        self._contexts.wake(peer)
 
     def _on_message(self, peer: Peer, message: Message) -> None:
         if isinstance(message, Request):
             self._run_operation(peer, message)
         elif isinstance(message, Credit):
             self._commands.credit(peer, message.id, message.bytes)
+            self._contexts.credit(peer, message.id, message.bytes)
         elif isinstance(message, Cancel):
             self._commands.cancel(peer, message.id)
             self._errands.cancel(peer, message.id)
             # An open_write whose answer nobody took: nobody will commit it.
             self._files.abort_of(lambda holder: holder == (peer, message.id))
+            self._contexts.cancel(peer, message.id)
 
     def _run_operation(self, peer: Peer, message: Request) -> None:
         operation = self._operations.get(message.op)

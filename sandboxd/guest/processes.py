@@ -432,7 +432,7 @@ class Process:
         )
         return {
             "exit_code": None if signalled else os.waitstatus_to_exitcode(status),
-            "signal": _signal_name(os.WTERMSIG(status)) if signalled else None,
+            "signal": signal_name(os.WTERMSIG(status)) if signalled else None,
             "duration_s": round(time.monotonic() - self._began, 6),
             "timed_out": self._timed_out,
             "oom_killed": oom,
@@ -485,7 +485,8 @@ def _shown(argv: tuple[str, ...]) -> list[str]:
     return found if len(argv) <= _SHOWN_WORDS else [*found, "…"]
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """Return a signal's name, as SIGKILL or SIGRTMIN+3."""
     try:
         return signal.Signals(number).name
     except ValueError:

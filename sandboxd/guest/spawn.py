@@ -19,6 +19,8 @@ from .users import User
 
 NOT_FOUND: Final = 127
 NOT_EXECUTABLE: Final = 126
+#: No program is given more descriptors than this.
+_ABOVE_TARGETS: Final = 16
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -31,15 +33,21 @@ def run_child(
     stdio: tuple[int, int, int],
     *,
     terminal: bool = False,
+    more: tuple[int, ...] = (),
 ) -> None:
-    """Become the program; never returns. With `terminal`, its stdin is a terminal that it is to control."""
+    """Become the program; never returns.
+
+    With `terminal`, its stdin is a terminal that it is to control; `more` become its descriptors from 3 on.
+    """
     try:
         os.setsid()
-        for target, fd in enumerate(stdio):
+        # Out of the way first: a number among them may be another one's target.
+        sources = [*stdio, *(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE_TARGETS) for fd in more)]
+        for target, fd in enumerate(sources):
             os.dup2(fd, target)
         if terminal:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        kernel.close_range(3, 2**32 - 1)
+        kernel.close_range(3 + len(more), 2**32 - 1)
         os.setgroups(user.groups)
         os.setresgid(user.gid, user.gid, user.gid)
         os.setresuid(user.uid, user.uid, user.uid)

@@ -17,6 +17,7 @@ INIT_KINDS: Final = frozenset(
         "conflict",
         "directory-not-empty",
         "file-exists",
+        "context-not-found",
         "file-not-found",
         "file-permission-denied",
         "internal-error",

@@ -103,8 +103,9 @@ class Control:
 
     async def _thaw(self, sandbox: Sandbox) -> None:
         await self._launcher.thaw(sandbox.id)
+        known = sandbox.has_link
         try:
-            if sandbox.has_link:
+            if known:
                 await sandbox.configure()  # what a PATCH said meanwhile
             else:
                 await self._join(sandbox)  # a daemon that started found it frozen
@@ -115,6 +116,8 @@ class Control:
             raise
         _expect(sandbox, State.FROZEN)
         sandbox.move(State.RUNNING)
+        if not known:
+            await sandbox.contexts.recover()
         _log.info("Thawed sandbox %s", sandbox.id)
 
     # --- PATCH ------------------------------------------------------------------------------------------

@@ -187,6 +187,7 @@ class Manager:
         if self._nursery is None:
             raise LaunchFailed("cannot create a sandbox: the daemon is not running", step="connect")
         self._nursery.start_soon(self._serve, sandbox, peer)
+        sandbox.contexts.start_soon = self._nursery.start_soon
         await sandbox.configure()
         if peer.ended is not None:
             raise LaunchFailed(f"cannot keep the init of sandbox {sandbox.id}: {peer.ended}", step="configure")
@@ -299,6 +300,7 @@ class Manager:
             async with limiter:
                 await self.join(sandbox)
             sandbox.move(State.RUNNING)
+            await sandbox.contexts.recover()
             _log.info("Found sandbox %s again", sandbox.id)
         except (OSError, trio.TooSlowError, SandboxdError) as error:
             sandbox.move(State.FAILED, f"its init cannot be reached: {error}")

@@ -24,6 +24,7 @@ from ..errors import (
 )
 from ..spec import name_bytes
 from . import checks, files
+from .contexts import Contexts
 from .errand import Errand
 from .execution import Execution, exec_params, new_process_id
 from .lifecycle import ALIVE, State, may_move
@@ -66,8 +67,11 @@ class Sandbox:
         self._devices: frozenset[int] = frozenset()
         self._peer: Peer | None = None
         self.settled = trio.Event()
+        #: Set, and another one, whenever the state changes.
+        self.moved = trio.Event()
         #: Held while it is changed, frozen or thawed: one after the other.
         self.changing = trio.Lock()
+        self.contexts = Contexts(self)
         self.file_turns = trio.CapacityLimiter(files.SANDBOX_THREADS)
         self.processes = Processes(self)
         self.search_turns = trio.CapacityLimiter(SEARCH_THREADS)
@@ -89,6 +93,8 @@ class Sandbox:
             raise Conflict(f"cannot make sandbox {self.id} {new.value}: it is {old}", state=old)
         self.state = new
         self.reason = reason
+        moved, self.moved = self.moved, trio.Event()
+        moved.set()
 
     def adopt(self, launched: Launched) -> None:
         """Take over what the launcher said."""

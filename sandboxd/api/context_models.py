@@ -1,0 +1,121 @@
+"""The JSON of code contexts and runs, as msgspec structs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .models import _In
+
+Maybe = msgspec.UnsetType
+
+
+class ContextIn(_In, frozen=True):
+    """A code context to create."""
+
+    language: str | None = None
+    cwd: str | None = None
+    env: dict[str, str] | None = None
+
+
+class ContextOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A code context."""
+
+    id: str
+    language: str
+    cwd: str | None
+    env: dict[str, str]
+    state: str
+    is_default: bool
+    execution_count: int
+    version: str
+    created_at: str
+
+
+class ContextList(msgspec.Struct, frozen=True):
+    """A page of contexts; there is but one."""
+
+    items: list[ContextOut]
+    next: str | None
+
+
+class RunIn(_In, frozen=True):
+    """Code to run: for at most `timeout_s`, with `env` for that long; `detach` lets it go on without its caller."""
+
+    code: str
+    timeout_s: float | None = None
+    env: dict[str, str] | None = None
+    detach: bool = False
+
+
+class RunDefaultIn(RunIn, frozen=True):
+    """Code to run in the default context of a language."""
+
+    language: str | None = None
+
+
+class CompleteIn(_In, frozen=True):
+    """Code, and where in it (in characters; its end if not said)."""
+
+    code: str
+    cursor: int | None = None
+
+
+class InspectIn(CompleteIn, frozen=True):
+    """The same; with `detail` the source code too, where there is some."""
+
+    detail: bool = False
+
+
+class Interrupted(msgspec.Struct, frozen=True):
+    """Whether there was a run to interrupt."""
+
+    interrupted: bool
+
+
+class ErrorOut(msgspec.Struct, frozen=True, kw_only=True):
+    """An exception that the code did not catch; the lines of its traceback, without and with terminal colours."""
+
+    ename: str
+    evalue: str
+    traceback: list[str]
+    traceback_ansi: list[str]
+
+
+class ResultOut(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A value in its formats: png, jpeg and pdf in base64; `extra` by media type; `note` tells what was left out."""
+
+    is_main: bool
+    text: str | Maybe = msgspec.UNSET
+    html: str | Maybe = msgspec.UNSET
+    markdown: str | Maybe = msgspec.UNSET
+    png: bytes | Maybe = msgspec.UNSET
+    jpeg: bytes | Maybe = msgspec.UNSET
+    svg: str | Maybe = msgspec.UNSET
+    pdf: bytes | Maybe = msgspec.UNSET
+    latex: str | Maybe = msgspec.UNSET
+    json: msgspec.Raw | Maybe = msgspec.UNSET
+    javascript: str | Maybe = msgspec.UNSET
+    chart: msgspec.Raw | Maybe = msgspec.UNSET
+    data: msgspec.Raw | Maybe = msgspec.UNSET
+    extra: dict[str, Any] | Maybe = msgspec.UNSET
+    note: str | Maybe = msgspec.UNSET
+    display_id: str | Maybe = msgspec.UNSET
+    update: bool | Maybe = msgspec.UNSET
+
+
+class RunOut(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a run; status is ok, error, timeout, exited or oom."""
+
+    id: str
+    context: str
+    status: str
+    restarted: bool
+    execution_count: int
+    stdout: str
+    stderr: str
+    results: list[ResultOut]
+    error: ErrorOut | None
+    duration_s: float
+    truncated: bool

@@ -1,0 +1,172 @@
+"""The link's operations on code contexts: start, feed, interrupt and end their workers; the table of them.
+
+A worker's program comes from the daemon once and lies in a sealed memory file of this sandbox's own (one that
+sandboxes shared could be locked and watched across them), so a rootfs needs the interpreter only. What a worker is
+for (`note`: a map that the daemon gave) stays with it for a daemon that comes after this one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+from ..errors import ContextNotFound, InvalidRequest, LimitExceeded, NameTaken, SandboxdError
+from ..spec import CommandSpec, check_process_id
+from . import users
+from .commands import Commands
+from .peer import Peer
+from .processes import Means
+from .worker import Worker
+
+#: Workers at once. The daemon's own bound for contexts is the same; each holds seven descriptors here, of 1024.
+MAX_WORKERS: Final = 16
+#: Programs and their size: ours are two, of less than 100 KiB.
+MAX_SOURCES: Final = 4
+MAX_SOURCE_BYTES: Final = 1024 * 1024
+#: What the daemon may leave with a worker: its language, working folder and variables.
+MAX_NOTE_ENTRIES: Final = 2048
+
+Operation = Callable[[Peer, int, dict[str, Any]], None]
+
+
+class Contexts:
+    """Every worker of the sandbox."""
+
+    def __init__(self, means: Means, commands: Commands) -> None:
+        self._means = means
+        self._commands = commands
+        self._workers: dict[str, Worker] = {}
+        self._notes: dict[str, dict[str, Any]] = {}
+        self._sources: dict[str, int] = {}
+        self.operations: dict[str, Operation] = {
+            "context_source": self._source,
+            "context_start": self._start,
+            "context_follow": self._follow,
+            "context_list": self._list,
+            "context_send": self._write,
+            "context_interrupt": self._interrupt,
+            "context_mute": self._mute,
+            "context_kill": self._kill,
+            "context_forget": self._forget,
+        }
+
+    # --- what the connections say ---
+
+    def drop_peer(self, peer: Peer) -> None:
+        """A daemon is gone; its workers wait for the next one."""
+        for worker in self._workers.values():
+            if worker.is_followed_by(peer):
+                worker.unfollow()
+
+    def wake(self, peer: Peer) -> None:
+        """Its connection has room again."""
+        for worker in self._workers.values():
+            if worker.is_followed_by(peer):
+                worker.wake()
+
+    def credit(self, peer: Peer, request: int, count: int) -> None:
+        """A stream may send that much more."""
+        for worker in self._workers.values():
+            if worker.is_followed_by(peer, request):
+                worker.add_credit(count)
+
+    def cancel(self, peer: Peer, request: int) -> None:
+        """Nobody follows any more."""
+        for worker in self._workers.values():
+            if worker.is_followed_by(peer, request):
+                worker.unfollow({})
+
+    # --- operations ---
+
+    def _source(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        name, data = check_process_id(params["name"]), params["data"]
+        if not isinstance(data, bytes) or len(data) > MAX_SOURCE_BYTES:
+            raise LimitExceeded(f"cannot take program {name}: it is over {MAX_SOURCE_BYTES} bytes")
+        if name not in self._sources and len(self._sources) >= MAX_SOURCES:
+            raise LimitExceeded(f"cannot take program {name}: there are {MAX_SOURCES}")
+        fd = os.memfd_create(f"sandboxd-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.write(fd, data)
+            seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        except BaseException:
+            os.close(fd)
+            raise
+        old, self._sources[name] = self._sources.get(name), fd
+        if old is not None:
+            os.close(old)
+        peer.reply(request, {})
+
+    def _start(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        name = check_process_id(params["context"])
+        note = params["note"]
+        if name in self._workers:
+            raise NameTaken(f"cannot start worker {name}: the id is in use", id=name)
+        if len(self._workers) >= MAX_WORKERS:
+            raise LimitExceeded(f"cannot start worker {name}: {MAX_WORKERS} run already", bound=MAX_WORKERS)
+        if not isinstance(note, dict) or len(note) > MAX_NOTE_ENTRIES:
+            raise InvalidRequest("cannot keep the worker's note", field="note")
+        spec = CommandSpec(argv=tuple(params["argv"]), env=params["env"], cwd=params["cwd"], user=params.get("user"))
+        user = self._commands.user if spec.user is None else users.find_user(spec.user)
+        cwd = spec.cwd or self._commands.cwd
+        if not os.path.isdir(cwd):
+            raise InvalidRequest(f"cannot run in {cwd}: no such directory in the sandbox", field="cwd")
+        worker = Worker(
+            self._means,
+            name,
+            spec.argv,
+            self._commands.environment(spec, user),
+            cwd,
+            user,
+            self._sources[params["source"]],
+        )
+        self._workers[name] = worker
+        self._notes[name] = note
+        self._commands.children[worker.pid] = worker.on_exit
+        worker.follow(peer, request, params["credit"])
+
+    def _follow(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        self._worker(params).follow(peer, request, params["credit"])
+
+    def _list(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        """Answer one worker a page: a note may hold as much as an environment does."""
+        names = list(self._workers)
+        at = int(params.get("after", 0))
+        items = [{"context": name, "note": self._notes[name]} for name in names[at : at + 1]]
+        peer.reply(request, {"items": items, "next": at + 1 if at + 1 < len(names) else None})
+
+    def _write(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        def done(error: SandboxdError | None) -> None:
+            if error:
+                peer.fail(request, error)
+            else:
+                peer.reply(request, {})
+
+        self._worker(params).write(params["data"], done)
+
+    def _interrupt(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        self._worker(params).interrupt(int(params["run"]))
+        peer.reply(request, {})
+
+    def _mute(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        peer.reply(request, {"dropped_bytes": self._worker(params).mute(on=bool(params["on"]))})
+
+    def _kill(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        self._worker(params).kill("killed")
+        peer.reply(request, {})
+
+    def _forget(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        """Drop a worker that has ended."""
+        worker = self._worker(params)
+        if not worker.ended:
+            raise InvalidRequest(f"cannot forget worker {worker.name}: it runs", field="context")
+        del self._workers[worker.name], self._notes[worker.name]
+        peer.reply(request, {})
+
+    def _worker(self, params: dict[str, Any]) -> Worker:
+        worker = self._workers.get(params["context"])
+        if worker is None:
+            raise ContextNotFound(f"cannot find worker {params['context']!r:.70}: there is none")
+        return worker

@@ -1,0 +1,532 @@
+r"""A code context: an interpreter that keeps its state, and the runs that wait for it.
+
+Theory of operation. One task (`serve`) owns the context: it starts the worker, takes one run after the other from
+the queue, and is the only one that interrupts, kills or starts workers. A second task reads what the worker says
+(`Worker.serve`) and puts it into the present run. Callers only queue runs, ask for their end (`Run.stop`), and read
+their journals; one that goes away changes nothing else.
+
+    STARTING --ready--> IDLE --a run--> BUSY --its end--> IDLE
+        |                 |               |  \-- does not heed an interrupt --> RESTARTING --ready--> IDLE
+        +--- it ends -----+---------------+--> EXITED --restart--> RESTARTING
+
+An end that is late: a run whose time is over, or that is to stop, is interrupted; if that does not end it within
+`INTERRUPT_GRACE_S`, the worker is killed and another one started, without the state. Runs that waited meanwhile are
+given up, since they were meant for the state that is gone.
+"""
+
+from __future__ import annotations
+
+import collections
+import enum
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from ..errors import (
+    ContextExited,
+    ContextRestarting,
+    InterpreterMissing,
+    ProcessNotRunning,
+    SandboxdError,
+    SandboxGone,
+    ServerBusy,
+)
+from ..wire import worker as frames
+from .runs import Run
+from .worker import Link, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..spec import ContextSpec
+
+_log = logging.getLogger(__name__)
+
+#: How long an interpreter may take to wait for code: a cold disk, and a machine full of others.
+START_TIMEOUT_S: Final = 60.0
+#: How long an interrupted run may go on before its interpreter is killed.
+INTERRUPT_GRACE_S: Final = 3.0
+#: How long a killed worker may take to be gone.
+KILL_TIMEOUT_S: Final = 10.0
+#: How long a worker may take to accept a frame.
+SEND_TIMEOUT_S: Final = 30.0
+#: Runs that may wait in one context.
+MAX_WAITING: Final = 64
+#: Ended runs whose journals are kept for those who come again, and their bytes together.
+MAX_KEPT_RUNS: Final = 16
+MAX_KEPT_BYTES: Final = 24 * 1024 * 1024
+#: What is printed between two runs (threads, processes in the background) and shown with the next one.
+MAX_STRAY_BYTES: Final = 64 * 1024
+
+
+class State(enum.Enum):
+    """Where a context stands."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    RESTARTING = "restarting"
+    EXITED = "exited"
+    GONE = "gone"
+
+
+class Question:
+    """A completion or inspection that waits for its answer (a JSON value's text)."""
+
+    def __init__(self, message: dict[str, Any]) -> None:
+        self.message = message
+        self.answer: str | None = None
+        self.failure: Exception | None = None
+        self.done = trio.Event()
+
+    def give_up(self, error: Exception) -> None:
+        """Say that there will be no answer."""
+        if not self.done.is_set():
+            self.failure = error
+            self.done.set()
+
+
+class Context:
+    """One context. Made by `Contexts`, which runs `serve`."""
+
+    def __init__(
+        self, context_id: str, spec: ContextSpec, link: Link, program: Callable[[], dict[str, Any]], *, is_default: bool
+    ) -> None:
+        self.id = context_id
+        self.spec = spec
+        self.is_default = is_default
+        self.created_at = time.time()
+        self.state = State.STARTING
+        self.execution_count = 0
+        self.version = ""
+        self.started = trio.Event()
+        self.runs: dict[str, Run] = {}
+        self._link = link
+        self._program = program
+        self._worker: Worker | None = None
+        self.generation = 0
+        self._adopted = ""
+        self._queue: collections.deque[Run | Question] = collections.deque()
+        self._work = trio.Event()
+        self._restart: trio.Event | None = None
+        self._delete = False
+        self._present: Run | Question | None = None
+        # Above any that an earlier daemon gave to the same worker.
+        self._number = time.time_ns() // 1_000_000
+        self._end: frames.End | None = None
+        self._ended = trio.Event()
+        self._stray: list[tuple[str, bytes]] = []
+        self._stray_bytes = 0
+        self._muted = False
+        self.start_failure: SandboxdError | None = None
+        self._nursery: trio.Nursery | None = None
+
+    def __repr__(self) -> str:
+        return f"<Context {self.id} {self.spec.language} {self.state.value}, {len(self._queue)} wait>"
+
+    # --- what callers do --------------------------------------------------------------------------------
+
+    def check_usable(self) -> None:
+        """Raise why no code can be run now, if so."""
+        if self.state is State.EXITED:
+            raise self._exited("cannot run code in")
+        if self.state is State.RESTARTING:
+            raise ContextRestarting(f"cannot run code in context {self.id}: it is being restarted", context=self.id)
+        if self.state is State.GONE:
+            raise SandboxGone(f"cannot run code in context {self.id}: it is gone")
+
+    def _exited(self, verb: str) -> ContextExited:
+        ended = self._worker.exit if self._worker is not None else None
+        facts: dict[str, Any] = {"context": self.id, "reason": self._reason()}
+        if ended is not None:
+            facts |= {"exit_code": ended.exit_code, "signal": ended.signal}
+        return ContextExited(f"cannot {verb.removeprefix('cannot ')} context {self.id}: {self._how()}", **facts)
+
+    def submit(self, run: Run) -> None:
+        """Queue a run.
+
+        Raises:
+            ContextExited, ContextRestarting: it cannot run code now.
+            ServerBusy: too many wait.
+        """
+        self._put(run)
+        self._forget_old()
+        self.runs[run.id] = run
+
+    async def ask(self, message: dict[str, Any]) -> str:
+        """Ask the interpreter between two runs and return the JSON text that it answers.
+
+        Raises:
+            ContextExited, ContextRestarting, ServerBusy: as of `submit`.
+        """
+        question = Question(message)
+        self._put(question)
+        try:
+            await question.done.wait()
+        finally:
+            question.give_up(SandboxGone("nobody waits"))
+        if question.failure is not None:
+            raise question.failure
+        return question.answer or "null"
+
+    def _put(self, item: Run | Question) -> None:
+        self.check_usable()
+        if len(self._queue) >= MAX_WAITING:
+            raise ServerBusy(f"cannot run code in context {self.id}: {MAX_WAITING} runs wait", bound=MAX_WAITING)
+        self._queue.append(item)
+        self._work.set()
+
+    async def interrupt(self) -> bool:
+        """Interrupt the present run and return when it is over; False when there is none."""
+        present = self._present
+        if not isinstance(present, Run):
+            return False
+        present.stop()
+        await present.finished.wait()
+        return True
+
+    async def restart(self) -> None:
+        """Start the interpreter anew, without its state.
+
+        Raises:
+            InterpreterMissing, ContextExited: it did not start.
+        """
+        if self.state is State.GONE:
+            self.check_usable()
+        if self._restart is None:
+            self._restart = trio.Event()
+        asked = self._restart
+        self.state = State.RESTARTING
+        self._give_up_waiting(ContextRestarting(f"cannot run code in context {self.id}: it was restarted"))
+        if isinstance(self._present, Run):
+            self._present.stop()
+        self._ended.set()
+        self._work.set()
+        await asked.wait()
+        if self.start_failure is not None:
+            raise self.start_failure
+        if self.state is State.GONE:
+            self.check_usable()
+
+    async def delete(self) -> None:
+        """End it for good; returns when its interpreter is gone."""
+        self._delete = True
+        self._ended.set()
+        self._work.set()
+        worker = self._worker
+        if worker is not None:
+            await worker.kill()
+            with trio.move_on_after(KILL_TIMEOUT_S):
+                await worker.gone.wait()
+
+    def _forget_old(self) -> None:
+        ended = [run for run in self.runs.values() if run.finished.is_set()]
+        size = sum(run.size for run in ended)
+        while ended and (len(ended) >= MAX_KEPT_RUNS or size > MAX_KEPT_BYTES):
+            gone = ended.pop(0)
+            size -= gone.size
+            del self.runs[gone.id]
+
+    def take_over(self, name: str, generation: int) -> None:
+        """Say which worker of an earlier daemon is this context's; then `serve` with `adopt`."""
+        self._adopted = name
+        self.generation = generation
+
+    # --- its task ---------------------------------------------------------------------------------------
+
+    async def serve(self, *, adopt: bool = False) -> None:
+        """Live until it is deleted or the sandbox is gone. Never raises but Cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    await self._live(adopt=adopt)
+                except SandboxdError as error:
+                    self.start_failure = error
+                nursery.cancel_scope.cancel()
+        finally:
+            self.state = State.GONE
+            self.started.set()
+            gone = self.start_failure or SandboxGone(f"cannot go on in context {self.id}: it is gone")
+            if self._present is not None:
+                self._present.give_up(gone)
+            self._give_up_waiting(gone)
+            if self._restart is not None:
+                self._restart.set()
+
+    async def _live(self, *, adopt: bool) -> None:
+        await self._start_worker(adopt=adopt)
+        if self.start_failure is not None:
+            raise self.start_failure
+        self.started.set()
+        while not self._delete:
+            self._work = trio.Event()
+            if self._restart is not None:
+                await self._restart_worker()
+            elif self._worker is not None and self._worker.gone.is_set():
+                if self._worker.failure is not None:
+                    raise self._worker.failure  # the sandbox itself is gone
+                self.state = State.EXITED
+                self._give_up_waiting(self._exited("cannot run code in"))
+                await self._work.wait()
+            elif self._queue:
+                await self._do(self._queue.popleft())
+            else:
+                self.state = State.IDLE
+                await self._work.wait()
+        if self._worker is not None and not self._worker.gone.is_set():
+            await self._end_worker()
+
+    async def _start_worker(self, *, adopt: bool = False) -> None:
+        """Start an interpreter and wait until it takes code; how it failed is in `start_failure`."""
+        assert self._nursery is not None  # noqa: S101 - serve opened it
+        self.start_failure = None
+        self._stray, self._stray_bytes, self._muted = [], 0, False
+        self.generation += 1
+        if adopt:
+            self.generation -= 1
+        name = self._adopted if adopt else f"{self.id}.{self.generation}"
+        self._worker = worker = Worker(self._link, name, self)
+        if adopt:
+            # Its run, if it was in one, was for a daemon that is gone.
+            self._nursery.start_soon(worker.serve, "context_follow", {})
+            worker.ready.set()
+            await worker.interrupt(0)
+            await worker.mute(on=False)
+            return
+        self._nursery.start_soon(worker.serve, "context_start", self._program())
+        with trio.move_on_after(START_TIMEOUT_S):
+            await worker.ready.wait()
+        if worker.ready.is_set() and not worker.gone.is_set():
+            self.version = worker.version
+            return
+        if not worker.gone.is_set():
+            await self._end_worker()
+        if worker.failure is not None:
+            self.start_failure = worker.failure
+        elif worker.missing is not None or (worker.exit is not None and worker.exit.exit_code in (126, 127)):
+            lacks = worker.missing or self._stray_text() or "the rootfs has no such interpreter"
+            self.start_failure = InterpreterMissing(
+                f"cannot start a {self.spec.language} context: {lacks}", language=self.spec.language
+            )
+        else:
+            self.start_failure = ContextExited(
+                f"cannot start a {self.spec.language} context: {self._how()}{self._stray_words()}",
+                context=self.id,
+                reason=self._reason(),
+            )
+
+    async def _restart_worker(self) -> None:
+        self.state = State.RESTARTING
+        if self._worker is not None and not self._worker.gone.is_set():
+            await self._end_worker()
+        await self._start_worker()
+        asked, self._restart = self._restart, None
+        if asked is not None:
+            asked.set()
+        if self.start_failure is not None:
+            self.state = State.EXITED
+
+    async def _end_worker(self) -> None:
+        assert self._worker is not None  # noqa: S101 - the caller looked
+        await self._worker.kill()
+        with trio.move_on_after(KILL_TIMEOUT_S):
+            await self._worker.gone.wait()
+
+    def _give_up_waiting(self, error: Exception) -> None:
+        queue, self._queue = self._queue, collections.deque()
+        for item in queue:
+            item.give_up(error)
+
+    # --- one run ----------------------------------------------------------------------------------------
+
+    async def _do(self, item: Run | Question) -> None:
+        if isinstance(item, Question):
+            if not item.done.is_set():
+                await self._ask(item)
+        elif item.wants_stop.is_set():
+            item.give_up(SandboxGone("cannot run the code: it was stopped before it began"))
+        else:
+            await self._run(item)
+
+    async def _run(self, run: Run) -> None:
+        assert self._worker is not None  # noqa: S101 - _live looked
+        self.state = State.BUSY
+        await self._hand_over(run, {"op": "run", "code": run.code, "env": run.env})
+        timed_out = False
+        if await self._wait_for_end(run.timeout_s, run.wants_stop) is None:
+            timed_out = not run.wants_stop.is_set()
+            await self._stop_run()
+        if self._muted:
+            self._muted = False
+            run.dropped_bytes += await self._worker.mute(on=False)
+        end = self._end
+        if end is None and not self._worker.gone.is_set() and (self._delete or self._restart is not None):
+            await self._end_worker()
+        self._present = None
+        if end is not None:
+            self.execution_count = end.count
+            run.finish("timeout" if timed_out else end.status, execution_count=end.count)
+        elif self._worker.gone.is_set():
+            self._finish_dead(run, restarted=self._restart is not None)
+        else:
+            # It does not heed an interrupt: nothing but a new interpreter helps.
+            self.state = State.RESTARTING
+            self._give_up_waiting(ContextRestarting(f"cannot run code in context {self.id}: it was restarted"))
+            run.add_error(_error("Interrupted", "the code did not heed an interrupt; its interpreter was restarted"))
+            await self._restart_worker()
+            run.finish("timeout" if timed_out else "error", restarted=True)
+
+    async def _ask(self, question: Question) -> None:
+        self.state = State.BUSY
+        await self._hand_over(question, question.message)
+        if await self._wait_for_end(START_TIMEOUT_S, question.done) is None:
+            await self._stop_run()
+        self._present = None
+        question.give_up(self._exited("cannot ask"))
+
+    async def _hand_over(self, item: Run | Question, message: dict[str, Any]) -> None:
+        """Give the worker a message; if it does not take it, the end comes another way."""
+        assert self._worker is not None  # noqa: S101 - _live looked
+        self._number += 1
+        self._end = None
+        self._ended = trio.Event()
+        self._present = item
+        if isinstance(item, Run):
+            item.begin()
+            self._show_stray(item)
+        if self._worker.gone.is_set() or self._restart is not None or self._delete:
+            self._ended.set()
+            return
+        with trio.move_on_after(SEND_TIMEOUT_S):
+            try:
+                await self._worker.send({**message, "run": self._number})
+            except ProcessNotRunning:
+                await self._worker.gone.wait()
+                self._ended.set()
+
+    async def _wait_for_end(self, timeout_s: float | None, stop: trio.Event) -> bool | None:
+        """Wait until the run is over; None when it is not, but its time is, or it is to stop."""
+        with trio.move_on_after(timeout_s if timeout_s is not None else float("inf")):
+            async with trio.open_nursery() as nursery:
+
+                async def until_stop() -> None:
+                    await stop.wait()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(until_stop)
+                await self._ended.wait()
+                nursery.cancel_scope.cancel()
+        return True if self._ended.is_set() else None
+
+    async def _stop_run(self) -> None:
+        """Interrupt the present run and give it a while."""
+        assert self._worker is not None  # noqa: S101 - a run is under way
+        await self._worker.interrupt(self._number)
+        with trio.move_on_after(INTERRUPT_GRACE_S):
+            await self._ended.wait()
+
+    # --- what the worker says ---------------------------------------------------------------------------
+
+    def on_output(self, stream: str, data: bytes) -> None:
+        """Take what it printed: to the present run, or kept for the next one."""
+        if isinstance(self._present, Run) and self._end is None:
+            self._present.add_output(stream, data)
+            full = self._present.is_flooded
+        else:
+            self._stray.append((stream, data))
+            self._stray_bytes += len(data)
+            full = self._stray_bytes > MAX_STRAY_BYTES
+        if full and not self._muted and self._worker is not None and self._nursery is not None:
+            self._muted = True
+            self._nursery.start_soon(self._mute)
+
+    async def _mute(self) -> None:
+        try:
+            if self._worker is not None:
+                await self._worker.mute(on=True)
+        except SandboxdError as error:
+            _log.debug("Cannot mute context %s: %s", self.id, error)
+
+    def on_frame(self, frame: frames.Frame) -> None:
+        """Take what it said; what is of another run than the present one came too late and is dropped."""
+        present = self._present
+        if isinstance(frame, frames.Ready | frames.Failed) or frame.run != self._number or self._end is not None:
+            return
+        if isinstance(present, Run):
+            self._take(present, frame)
+        elif isinstance(present, Question) and isinstance(frame, frames.Answer):
+            present.answer = frame.value
+            present.done.set()
+            self._ended.set()
+
+    def _take(self, run: Run, frame: frames.Frame) -> None:
+        if isinstance(frame, frames.Result):
+            run.add_result(frame)
+        elif isinstance(frame, frames.Clear):
+            run.add_clear(wait=frame.wait)
+        elif isinstance(frame, frames.Error):
+            run.add_error(
+                {
+                    "ename": frame.ename,
+                    "evalue": frame.evalue,
+                    "traceback": frame.traceback,
+                    "traceback_ansi": frame.traceback_ansi,
+                }
+            )
+        elif isinstance(frame, frames.End):
+            self._end = frame
+            self._ended.set()
+
+    def on_gone(self, worker: Worker) -> None:
+        """Take note that the worker has ended."""
+        if worker is self._worker:
+            self._ended.set()
+            self._work.set()
+
+    def _show_stray(self, run: Run) -> None:
+        stray, self._stray, self._stray_bytes = self._stray, [], 0
+        for stream, data in stray:
+            run.add_output(stream, data)
+
+    def _stray_text(self) -> str:
+        text = b"".join(data for _, data in self._stray)[-2000:].decode("utf-8", "replace").strip()
+        return text.removeprefix("sandboxd: ")
+
+    def _stray_words(self) -> str:
+        text = self._stray_text()
+        return f": {text[-500:]}" if text else ""
+
+    # --- how it ended -----------------------------------------------------------------------------------
+
+    def _reason(self) -> str:
+        worker = self._worker
+        if worker is None:
+            return "never started"
+        if worker.blame is not None:
+            return "protocol error"
+        return worker.exit.reason if worker.exit is not None else "gone"
+
+    def _how(self) -> str:
+        worker = self._worker
+        if worker is not None and worker.blame is not None:
+            return f"its interpreter broke the protocol and was ended ({worker.blame})"
+        ended = worker.exit if worker is not None else None
+        if ended is None:
+            return "its interpreter is gone"
+        if ended.oom_killed:
+            return "its interpreter ran out of memory"
+        how = f"exit code {ended.exit_code}" if ended.signal is None else ended.signal
+        return f"its interpreter has ended ({how}{'' if ended.reason in ('exit', 'signal') else ', ' + ended.reason})"
+
+    def _finish_dead(self, run: Run, *, restarted: bool) -> None:
+        worker = self._worker
+        oom = worker is not None and worker.exit is not None and worker.exit.oom_killed
+        run.add_error(_error("OutOfMemory" if oom else "ContextExited", self._how()))
+        run.finish("oom" if oom else "exited", restarted=restarted)
+
+
+def _error(ename: str, evalue: str) -> dict[str, Any]:
+    return {"ename": ename, "evalue": evalue, "traceback": [], "traceback_ansi": []}

@@ -1,0 +1,176 @@
+"""One interpreter of a code context, seen from the daemon: its life from the start to its exit event.
+
+Everything that it says is checked: events as any init's, frames as any hostile worker's. Breaking the rules of
+frames costs the worker its life, not the sandbox.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+
+from ..errors import ContextNotFound, ProcessNotRunning, ProtocolError, RemoteProtocolError, SandboxdError
+from ..wire import worker as frames
+from .execution import Exit, parse_exit
+
+if TYPE_CHECKING:
+    from ..wire.messages import Event
+    from .peer import Stream
+
+_log = logging.getLogger(__name__)
+
+#: One event of output or frames: init reads at most 256 KiB at once.
+MAX_EVENT_BYTES = 512 * 1024
+
+
+class Link(Protocol):
+    """What a worker needs of its sandbox."""
+
+    async def ask(self, op: str, /, **params: object) -> dict[str, Any]:
+        """Ask init."""
+        ...
+
+    def stream(self, op: str, params: dict[str, Any]) -> Stream:
+        """Return a stream of init's."""
+        ...
+
+    async def why_broken(self, error: ProtocolError) -> SandboxdError:
+        """Return what a broken link means."""
+        ...
+
+
+class Listener(Protocol):
+    """Who is told what a worker says."""
+
+    def on_output(self, stream: str, data: bytes) -> None:
+        """It printed."""
+        ...
+
+    def on_frame(self, frame: frames.Frame) -> None:
+        """It said something."""
+        ...
+
+    def on_gone(self, worker: Worker) -> None:
+        """It has ended; `exit`, `failure` and `blame` say how."""
+        ...
+
+
+class Worker:
+    """One worker; its owner runs `serve` in a nursery.
+
+    Attributes:
+        ready: set when it said that it waits for code, or is gone.
+        gone: set when it has ended, or its sandbox has.
+        exit: how it ended, where init could say.
+        failure: why the sandbox can tell nothing of it.
+        blame: which rule of frames it broke.
+        missing: what it said that it lacks.
+    """
+
+    def __init__(self, link: Link, name: str, listener: Listener) -> None:
+        self.name = name
+        self.version = ""
+        self.ready = trio.Event()
+        self.gone = trio.Event()
+        self.exit: Exit | None = None
+        self.failure: SandboxdError | None = None
+        self.blame: str | None = None
+        self.missing: str | None = None
+        self._link = link
+        self._listener = listener
+        self._decoder = frames.WorkerDecoder()
+        self._last_offset = -1
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.name} {'gone' if self.gone.is_set() else self.version or 'starting'}>"
+
+    async def serve(self, op: str, params: dict[str, Any]) -> None:
+        """Follow it to its end. Never raises but Cancelled."""
+        try:
+            async with self._link.stream(op, {**params, "context": self.name}) as stream:
+                while batch := await stream.next_batch():
+                    for event in batch:
+                        await self._take(event)
+            if self.exit is None:
+                raise RemoteProtocolError("the worker gave no exit event")
+            await self._forget()
+        except ProtocolError as error:
+            self.failure = await self._link.why_broken(error)
+        except SandboxdError as error:
+            self.failure = error
+        finally:
+            self.ready.set()
+            self.gone.set()
+            self._listener.on_gone(self)
+
+    async def _forget(self) -> None:
+        try:
+            await self._link.ask("context_forget", context=self.name)
+        except SandboxdError as error:
+            _log.debug("Cannot forget worker %s: %s", self.name, error)
+
+    async def _take(self, event: Event) -> None:
+        if event.offset <= self._last_offset or self.exit is not None:
+            raise RemoteProtocolError(f"cannot take event {event.offset} of a worker: out of order")
+        self._last_offset = event.offset
+        if isinstance(event.data, bytes):
+            if len(event.data) > MAX_EVENT_BYTES or event.type not in ("stdout", "stderr", "frame"):
+                raise RemoteProtocolError(f"cannot take a {event.type[:20]!r} event of {len(event.data)} bytes")
+            if event.type == "frame":
+                await self._take_frames(event.data)
+            else:
+                self._listener.on_output(event.type, event.data)
+        elif event.type == "exit":
+            self.exit = parse_exit(event.data)
+        elif event.type != "start":
+            raise RemoteProtocolError(f"cannot take a worker's event of type {event.type[:20]!r}")
+
+    async def _take_frames(self, data: bytes) -> None:
+        if self.blame is not None:
+            return
+        try:
+            for frame in self._decoder.feed(data):
+                if isinstance(frame, frames.Ready):
+                    self.version = frame.version
+                    self.ready.set()
+                elif isinstance(frame, frames.Failed):
+                    self.missing = frame.message
+                else:
+                    self._listener.on_frame(frame)
+        except RemoteProtocolError as error:
+            # The user's code wrote to the worker's pipe: that interpreter cannot be understood any more.
+            self.blame = str(error)
+            await self.kill()
+
+    async def send(self, message: dict[str, Any]) -> None:
+        """Give it a frame; returns when it has been taken.
+
+        Raises:
+            ProcessNotRunning: it has ended.
+        """
+        await self._link.ask("context_send", context=self.name, data=frames.encode(message))
+
+    async def interrupt(self, run: int) -> None:
+        """Ctrl-C for that run, also if it has not begun yet; a worker that has ended is no error."""
+        await self._quietly("context_interrupt", run=run)
+
+    async def kill(self) -> None:
+        """End it with all that it started; one that has ended is no error."""
+        await self._quietly("context_kill")
+
+    async def mute(self, *, on: bool) -> int:
+        """Drop what it prints from now on, or no longer; return how many bytes were dropped since the last time."""
+        try:
+            answer = await self._link.ask("context_mute", context=self.name, on=on)
+        except (ContextNotFound, ProcessNotRunning):
+            return 0
+        dropped = answer.get("dropped_bytes")
+        return dropped if isinstance(dropped, int) and not isinstance(dropped, bool) and dropped >= 0 else 0
+
+    async def _quietly(self, op: str, **params: object) -> None:
+        try:
+            await self._link.ask(op, context=self.name, **params)
+        except (ContextNotFound, ProcessNotRunning):
+            return

@@ -1,0 +1,311 @@
+"""What the Python worker adds to IPython's shell: where results go, which formats they have, figures, completion."""
+
+import base64
+import builtins
+import json
+import sys
+
+#: The media types that have a name of their own.
+NAMES = {
+    "text/plain": "text",
+    "text/html": "html",
+    "text/markdown": "markdown",
+    "image/png": "png",
+    "image/jpeg": "jpeg",
+    "image/svg+xml": "svg",
+    "application/pdf": "pdf",
+    "text/latex": "latex",
+    "application/json": "json",
+    "application/javascript": "javascript",
+    "application/vnd.sandboxd.chart+json": "chart",
+    "application/vnd.sandboxd.data+json": "data",
+}
+BINARY = {"png", "jpeg", "pdf"}
+JSON = {"json", "chart", "data"}
+MAGIC = {"png": b"\x89PNG", "jpeg": b"\xff\xd8", "pdf": b"%PDF"}
+MAX_RESULT_BYTES = 10 * 1024 * 1024
+MAX_JSON_CHARS = 4 * 1024 * 1024 - 1
+MAX_TEXT_CHARS = 1024 * 1024
+#: Rows of a table that go along as data.
+MAX_ROWS = 1000
+CHART, DATA = "application/vnd.sandboxd.chart+json", "application/vnd.sandboxd.data+json"
+
+
+def to_formats(bundle):
+    """Return the formats of a mimebundle, and a note on what was left out."""
+    formats, notes = {}, []
+    for media_type, value in bundle.items():
+        name = NAMES.get(media_type, media_type.lower())
+        if value is None:
+            continue
+        try:
+            formats[name] = _value(name, value)
+        except Exception as error:
+            notes.append("%s: %s" % (name, str(error)[:200]))
+    _add_charts(formats)
+    text = formats.get("text")
+    if text is not None and len(text) > MAX_TEXT_CHARS:
+        formats["text"] = text[:MAX_TEXT_CHARS]
+        notes.append("text: the first %d of %d characters" % (MAX_TEXT_CHARS, len(text)))
+    for name in sorted(formats, key=lambda name: len(formats[name]), reverse=True):
+        size = len(formats[name])
+        over = sum(map(len, formats.values())) > MAX_RESULT_BYTES or (name in JSON and size > MAX_JSON_CHARS)
+        if name != "text" and over:
+            del formats[name]
+            notes.append("%s: left out, its %d bytes are over the bound" % (name, size))
+    return formats, "; ".join(notes)[:2000] or None
+
+
+def _value(name, value):
+    if name in BINARY:
+        if isinstance(value, str):
+            return base64.b64decode(value)
+        value = bytes(value)
+        return value if value.startswith(MAGIC[name]) else base64.b64decode(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace") if "/" not in name else value
+    if name in JSON or not isinstance(value, str):
+        if isinstance(value, str) and name in ("chart", "data"):
+            return value  # ours, made as text
+        return json.dumps(value, default=str, allow_nan=False)
+    return value
+
+
+def _add_charts(formats):
+    """Give plotly's and Vega's own specifications the form of a chart too."""
+    for name in list(formats):
+        kind = "plotly" if "plotly" in name else "vega" if "vega" in name else None
+        if kind and "chart" not in formats and name.endswith("json") and len(formats[name]) < MAX_JSON_CHARS - 100:
+            formats["chart"] = '{"type":"%s","spec":%s}' % (kind, formats[name])
+
+
+def make_shell(base, session):
+    """Return the shell's class."""
+    from IPython.core.displayhook import DisplayHook
+    from IPython.core.displaypub import DisplayPublisher
+
+    class Hook(DisplayHook):
+        """The value of the last expression."""
+
+        def write_output_prompt(self):
+            pass
+
+        def write_format_data(self, format_dict, md_dict=None):
+            formats, note = to_formats(format_dict)
+            session.send_result(formats, main=True, note=note)
+
+        def finish_displayhook(self):
+            pass
+
+    class Publisher(DisplayPublisher):
+        """What `display` shows."""
+
+        def publish(self, data, metadata=None, source=None, *, transient=None, update=False, **kwargs):
+            formats, note = to_formats(data)
+            display_id = (transient or {}).get("display_id")
+            session.send_result(
+                formats, display_id=None if display_id is None else str(display_id)[:1000], update=update, note=note
+            )
+
+        def clear_output(self, wait=False):
+            session.flush_main()
+            session.channel.send({"op": "clear", "run": session.channel.run, "wait": bool(wait)})
+
+    class Shell(base):
+        """A shell without a terminal."""
+
+        displayhook_class = Hook
+        display_pub_class = Publisher
+
+        def _showtraceback(self, etype, evalue, stb):
+            lines = list(stb) if isinstance(stb, (list, tuple)) else [str(stb)]
+            session.send_error(etype.__name__, str(evalue), "\n".join(lines).split("\n"))
+
+        def ask_exit(self):
+            raise SystemExit("a code context is not ended by exit(): delete it, or call os._exit")
+
+        def enable_gui(self, gui=None):
+            pass
+
+    return Shell
+
+
+def set_up(shell, session):
+    """Teach the shell the formats, refuse what needs a terminal, and watch for matplotlib."""
+    import os
+
+    builtins.input = _no_input
+    sys.stdin = open(os.devnull)  # noqa: SIM115 - as long as the program
+    # The bare specification, instead of megabytes of JavaScript beside it.
+    os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype")
+    bundles = shell.display_formatter.mimebundle_formatter
+    for module in ("pandas", "pandas.core.frame"):
+        bundles.for_type_by_name(module, "DataFrame", _table)
+    bundles.for_type_by_name("polars.dataframe.frame", "DataFrame", _polars_table)
+    bundles.for_type_by_name("matplotlib.figure", "Figure", lambda figure, **_: _figure(session, figure))
+    for version in ("v5", "v6"):
+        bundles.for_type_by_name("altair.vegalite.%s.api" % version, "TopLevelMixin", _altair)
+    # Pillow offers every picture as JPEG as well: twice the work, and not the picture.
+    shell.display_formatter.formatters["image/jpeg"].for_type_by_name("PIL.Image", "Image", _jpeg_only)
+    session.shown_figures = set()
+    if "matplotlib.pyplot" in sys.modules:
+        patch_pyplot(sys.modules["matplotlib.pyplot"], session)
+    else:
+        sys.meta_path.insert(0, PyplotFinder(session))
+
+
+def _no_input(prompt="", *_):
+    __tracebackhide__ = True  # the shell leaves this frame out
+    raise EOFError(
+        "input() has nobody to ask: a code context has no terminal; put the value into the code, or run the program "
+        "with exec and stdin"
+    )
+
+
+# --- tables, specifications ---
+
+
+def _table(frame, **_):
+    found = {DATA: frame.head(MAX_ROWS).to_json(orient="records", date_format="iso", default_handler=str)}
+    return found
+
+
+def _polars_table(frame, **_):
+    return {DATA: frame.head(MAX_ROWS).write_json()}
+
+
+def _altair(chart, **_):
+    spec = chart.to_dict()
+    version = "6" if "/v6" in spec.get("$schema", "") else "5"
+    return {"application/vnd.vegalite.v%s+json" % version: spec}
+
+
+def _jpeg_only(picture):
+    return picture._repr_jpeg_() if picture.format == "JPEG" else None
+
+
+# --- figures ---
+
+
+class PyplotFinder:
+    """Waits for `import matplotlib.pyplot`, then takes over its show(), and is gone."""
+
+    def __init__(self, session):
+        self.session = session
+        self.busy = False
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "matplotlib.pyplot" or self.busy:
+            return None
+        import importlib.util
+
+        self.busy = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.busy = False
+        if spec is None or spec.loader is None:
+            return None
+        execute, finder = spec.loader.exec_module, self
+
+        def exec_module(module):
+            execute(module)
+            patch_pyplot(module, finder.session)
+            if finder in sys.meta_path:
+                sys.meta_path.remove(finder)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+def patch_pyplot(pyplot, session):
+    """Make show() show every open figure here."""
+
+    def show(*_, **__):
+        flush_figures(session)
+
+    pyplot.show = show
+    try:
+        load("charts")["watch_boxes"](sys.modules["matplotlib.axes"].Axes)  # noqa: F821 - see _figure
+    except (KeyError, AttributeError):
+        pass
+
+
+def flush_figures(session):
+    """Show every open figure that was not shown, and close them all."""
+    from matplotlib._pylab_helpers import Gcf
+
+    managers = Gcf.get_all_fig_managers()
+    for manager in managers:
+        figure = manager.canvas.figure
+        if id(figure) not in session.shown_figures and (figure.axes or figure.lines or figure.texts or figure.images):
+            formatter = session.shell.display_formatter
+            bundle, _ = formatter.format(figure)
+            formats, note = to_formats(bundle)
+            session.send_result(formats, note=note)
+    session.shown_figures.clear()
+    if managers:
+        sys.modules["matplotlib.pyplot"].close("all")
+
+
+def _figure(session, figure):
+    """Return a figure as a picture and as a chart."""
+    import io
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    session.shown_figures.add(id(figure))
+    picture = io.BytesIO()
+    canvas = figure.canvas
+    try:
+        if not hasattr(canvas, "print_png"):
+            FigureCanvasAgg(figure)
+        figure.savefig(picture, format="png", bbox_inches="tight")
+    finally:
+        if figure.canvas is not canvas:
+            figure.set_canvas(canvas)
+    found = {"image/png": picture.getvalue()}
+    try:
+        chart = load("charts")["chart_of"](figure)  # noqa: F821 - the worker's own, given to each of its files
+    except Exception:
+        chart = None
+    if chart is not None:
+        found[CHART] = json.dumps(chart, default=str, allow_nan=False)
+    return found
+
+
+# --- completion and inspection ---
+
+
+def complete(shell, message):
+    """Return what may follow at the cursor: names, and which part of the code they replace."""
+    from IPython.core.completer import provisionalcompleter, rectify_completions
+
+    code, cursor = message["code"], message["cursor"]
+    with provisionalcompleter():
+        found = list(rectify_completions(code, shell.Completer.completions(code, cursor)))[:500]
+    if not found:
+        return {"matches": [], "start": cursor, "end": cursor}
+    return {"matches": [item.text for item in found], "start": found[0].start, "end": found[0].end}
+
+
+def inspect(shell, message):
+    """Return what is known of the name at the cursor."""
+    from IPython.utils.tokenutil import token_at_cursor
+
+    name = token_at_cursor(message["code"], message["cursor"])
+    try:
+        bundle = shell.object_inspect_mime(name, detail_level=message["detail"]) if name else {}
+    except KeyError:
+        bundle = {}
+    text = bundle.get("text/plain")
+    if text is not None:
+        text = strip(text)[: MAX_TEXT_CHARS // 4]
+    return {"found": bool(bundle), "name": name, "text": text}
+
+
+def strip(text):
+    """Return `text` without terminal colours."""
+    import re
+
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
