@@ -59,6 +59,13 @@ class CommandFailed(errors.SandboxdError):
     def __init__(self, message: str, *, result: ExitStatus) -> None:
         super().__init__(message, result=result, exit_code=result.exit_code, signal=result.signal)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_remake, (self.message, self.facts["result"]))
+
+
+def _remake(message: str, result: ExitStatus) -> CommandFailed:
+    return CommandFailed(message, result=result)
+
 
 class CodeFailed(errors.SandboxdError):
     """`check()` found that code did not run to its end: `result` says what came of it. Made by the SDK only."""
@@ -69,11 +76,11 @@ class CodeFailed(errors.SandboxdError):
         super().__init__(message, result=result, status=result.status)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_remake, (self.message, self.facts["result"]))
+        return (_remake_code, (self.message, self.facts["result"]))
 
 
-def _remake(message: str, result: ExitStatus) -> CommandFailed:
-    return CommandFailed(message, result=result)
+def _remake_code(message: str, result: CodeResult) -> CodeFailed:
+    return CodeFailed(message, result=result)
 
 
 @contextlib.contextmanager

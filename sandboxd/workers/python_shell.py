@@ -3,7 +3,9 @@
 import base64
 import builtins
 import json
+import os
 import sys
+import types
 
 #: The media types that have a name of their own.
 NAMES = {
@@ -121,6 +123,20 @@ def make_shell(base, session):
             lines = list(stb) if isinstance(stb, (list, tuple)) else [str(stb)]
             session.send_error(etype.__name__, str(evalue), "\n".join(lines).split("\n"))
 
+        def _get_exc_info(self, exc_tuple=None):
+            etype, value, trace = super()._get_exc_info(exc_tuple)
+            return etype, value, _without_ours(trace)
+
+        def system(self, cmd):
+            # IPython's own runs it on a terminal, which mixes its two outputs, and swallows an interrupt.
+            import subprocess
+
+            command = self.var_expand(cmd, depth=1)
+            session.channel.flush()
+            self.user_ns["_exit_code"] = subprocess.call(
+                command, shell=True, executable=os.environ.get("SHELL") or None
+            )
+
         def ask_exit(self):
             raise SystemExit("a code context is not ended by exit(): delete it, or call os._exit")
 
@@ -130,10 +146,21 @@ def make_shell(base, session):
     return Shell
 
 
+def _without_ours(trace):
+    """Return a traceback without the worker's own frames."""
+    entries = []
+    while trace is not None:
+        if not trace.tb_frame.f_code.co_filename.startswith("<sandboxd"):
+            entries.append(trace)
+        trace = trace.tb_next
+    following = None
+    for entry in reversed(entries):
+        following = types.TracebackType(following, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+    return following
+
+
 def set_up(shell, session):
     """Teach the shell the formats, refuse what needs a terminal, and watch for matplotlib."""
-    import os
-
     builtins.input = _no_input
     sys.stdin = open(os.devnull)  # noqa: SIM115 - as long as the program
     # The bare specification, instead of megabytes of JavaScript beside it.
@@ -155,7 +182,6 @@ def set_up(shell, session):
 
 
 def _no_input(prompt="", *_):
-    __tracebackhide__ = True  # the shell leaves this frame out
     raise EOFError(
         "input() has nobody to ask: a code context has no terminal; put the value into the code, or run the program "
         "with exec and stdin"
@@ -286,7 +312,10 @@ def complete(shell, message):
         found = list(rectify_completions(code, shell.Completer.completions(code, cursor)))[:500]
     if not found:
         return {"matches": [], "start": cursor, "end": cursor}
-    return {"matches": [item.text for item in found], "start": found[0].start, "end": found[0].end}
+    start, names = found[0].start, [item.text for item in found]
+    if code[start : start + 1] == "." and all(name.startswith(".") for name in names):
+        start, names = start + 1, [name[1:] for name in names]
+    return {"matches": names, "start": start, "end": found[0].end}
 
 
 def inspect(shell, message):
