@@ -216,6 +216,12 @@ class Contexts:
         Raises:
             SandboxdError: init does not answer, or not as it should.
         """
+        try:
+            await self._recover()
+        except InvalidRequest as error:
+            _log.warning("Cannot take over the contexts of sandbox %s: %s", self._sandbox.id, error)  # an older init
+
+    async def _recover(self) -> None:
         after: int | None = 0
         while after is not None and len(self._contexts) < MAX_CONTEXTS:
             answer = await self.ask("context_list", after=after)

@@ -163,6 +163,9 @@ class FakeInit:
     async def op_configure(self, talk: Conversation, request: Request) -> None:
         await talk.reply(request)
 
+    async def op_context_list(self, talk: Conversation, request: Request) -> None:
+        await talk.reply(request, items=[], next=None)
+
     async def op_exec(self, talk: Conversation, request: Request) -> None:
         await talk.event(request, 0, "start", {"id": request.params["process"], "pid": 7})
         offset = 0
