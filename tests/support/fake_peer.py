@@ -131,6 +131,7 @@ class FakeInit:
             "commit_write": self.op_commit_write,
             "abort_write": self.op_abort_write,
             "ping": self.op_configure,
+            "context_list": self.op_context_list,
         }
         self.scope = trio.CancelScope()
 
