@@ -86,38 +86,11 @@ def make_shell(base, session):
     from IPython.core.displayhook import DisplayHook
     from IPython.core.displaypub import DisplayPublisher
 
-    class Hook(DisplayHook):
-        """The value of the last expression."""
-
-        def write_output_prompt(self):
-            pass
-
-        def write_format_data(self, format_dict, md_dict=None):
-            formats, note = to_formats(format_dict)
-            session.send_result(formats, main=True, note=note)
-
-        def finish_displayhook(self):
-            pass
-
-    class Publisher(DisplayPublisher):
-        """What `display` shows."""
-
-        def publish(self, data, metadata=None, source=None, *, transient=None, update=False, **kwargs):
-            formats, note = to_formats(data)
-            display_id = (transient or {}).get("display_id")
-            session.send_result(
-                formats, display_id=None if display_id is None else str(display_id)[:1000], update=update, note=note
-            )
-
-        def clear_output(self, wait=False):
-            session.flush_main()
-            session.channel.send({"op": "clear", "run": session.channel.run, "wait": bool(wait)})
-
     class Shell(base):
         """A shell without a terminal."""
 
-        displayhook_class = Hook
-        display_pub_class = Publisher
+        displayhook_class = _make_hook(DisplayHook, session)
+        display_pub_class = _make_publisher(DisplayPublisher, session)
 
         def _showtraceback(self, etype, evalue, stb):
             lines = list(stb) if isinstance(stb, (list, tuple)) else [str(stb)]
@@ -133,9 +106,8 @@ def make_shell(base, session):
 
             command = self.var_expand(cmd, depth=1)
             session.channel.flush()
-            self.user_ns["_exit_code"] = subprocess.call(
-                command, shell=True, executable=os.environ.get("SHELL") or None
-            )
+            shell = os.environ.get("SHELL") or None
+            self.user_ns["_exit_code"] = subprocess.call(command, shell=True, executable=shell)
 
         def ask_exit(self):
             raise SystemExit("a code context is not ended by exit(): delete it, or call os._exit")
@@ -144,6 +116,41 @@ def make_shell(base, session):
             pass
 
     return Shell
+
+
+def _make_hook(base, session):
+    class Hook(base):
+        """The value of the last expression."""
+
+        def write_output_prompt(self):
+            pass
+
+        def write_format_data(self, format_dict, md_dict=None):
+            formats, note = to_formats(format_dict)
+            session.send_result(formats, main=True, note=note)
+
+        def finish_displayhook(self):
+            pass
+
+    return Hook
+
+
+def _make_publisher(base, session):
+    class Publisher(base):
+        """What `display` shows."""
+
+        def publish(self, data, metadata=None, source=None, *, transient=None, update=False, **kwargs):
+            formats, note = to_formats(data)
+            display_id = (transient or {}).get("display_id")
+            session.send_result(
+                formats, display_id=None if display_id is None else str(display_id)[:1000], update=update, note=note
+            )
+
+        def clear_output(self, wait=False):
+            session.flush_main()
+            session.channel.send({"op": "clear", "run": session.channel.run, "wait": bool(wait)})
+
+    return Publisher
 
 
 def _without_ours(trace):
