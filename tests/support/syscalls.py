@@ -163,6 +163,13 @@ FAMILIES: Final[dict[str, tuple[Row, ...]]] = {
         ("reading it", 302, (0, 4, 0, BAD)), ("another limit", 302, (0, 7, BAD, 0)), ("getrlimit", 97, (4, BAD)),
         ("another setrlimit", 160, (7, BAD)),
     ),
+    "huge pages of the host": _same(
+        "ENOMEM",
+        ("mmap", 9, (0, 4096, 0, 0x40002, -1, 0)), ("mmap of 1 GiB pages", 9, (0, 4096, 0, 0x40002 | 30 << 26, -1, 0)),
+        ("mmap high", 9, (0, 4096, 0, 0x40002 | HIGH, -1, 0)),
+    ) + _same("EINVAL", ("memfd_create", 319, (BAD, 4)), ("memfd_create high", 319, (BAD, 4 | HIGH))) + _same(
+        KERNEL, ("another mmap", 9, (0, 4096, 0, 2, -1, 0)), ("another memfd_create", 319, (BAD, 1)),
+    ),
     "what acts on neighbours": _same(
         "EINVAL", ("MADV_MERGEABLE", 28, (0, 0, 12)), ("MADV_MERGEABLE high", 28, (0, 0, 12 | HIGH)),
     ),
