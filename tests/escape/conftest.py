@@ -173,6 +173,7 @@ def hostile() -> Iterator[HostileDaemon]:
     folder = pathlib.Path(tempfile.mkdtemp(prefix="sandboxd-escape-"))
     daemon = HostileDaemon(folder)
     daemon.start()
+    check_hostile(daemon)
     yield daemon
     daemon.wreck()
     shutil.rmtree(folder)
@@ -192,6 +193,12 @@ def take_over(daemon: Daemon, sandbox: Sandbox, source: str, seconds: float = 6)
     THREADS.append(thread)
     thread.join(seconds)
     return answers[0] if answers else None
+
+
+def check_hostile(daemon: Daemon) -> None:
+    """The control: source runs in pid 1, or every attack of this kind would seem to be refused."""
+    with daemon.client() as client, Sandbox.create(client=client) as sandbox:
+        assert take_over(daemon, sandbox, "answer = os.getpid()") == "1"
 
 
 class Stalls:

@@ -12,7 +12,7 @@ import pytest
 
 from sandboxd import Sandbox
 from sandboxd.errors import SandboxdError
-from tests.escape.conftest import HostileDaemon, Stalls, take_over
+from tests.escape.conftest import HostileDaemon, Stalls, check_hostile, take_over
 
 pytestmark = pytest.mark.real
 
@@ -177,6 +177,7 @@ def taken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostileDaemon]:
     """A hostile daemon for what leaves it whole."""
     daemon = HostileDaemon(tmp_path_factory.mktemp("h"))
     daemon.start()
+    check_hostile(daemon)
     yield daemon
     daemon.wreck()
 

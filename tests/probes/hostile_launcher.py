@@ -39,18 +39,21 @@ def raw(number: int, *arguments: int) -> str:
 class TakenOver(init.Init):
     """The real init with one more operation."""
 
-    def __init__(self, listener: socket.socket, cgroup_fd: int) -> None:
-        super().__init__(listener, cgroup_fd)
+    def __init__(self, listener_fd: int, cgroup_fd: int) -> None:
+        super().__init__(listener_fd, cgroup_fd)
+        self._work_fd = os.open("work", os.O_RDONLY | os.O_DIRECTORY, dir_fd=cgroup_fd)
+        self._honest_exec = self._operations["exec"]
+        self._operations["exec"] = self._exec
         self.names = {
             **{"array": array, "contextlib": contextlib, "ctypes": ctypes, "errno": errno, "fcntl": fcntl},
             **{"json": json, "mmap": mmap, "os": os, "socket": socket, "struct": struct, "time": time},
             **{"framing": framing, "messages": messages, "raw": raw, "libc": LIBC},
-            **{"init": self, "cgroup": cgroup_fd, "listener": listener},
+            **{"init": self, "cgroup": cgroup_fd, "listener": self._listener},
         }
 
     def _exec(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
         if params["argv"][0] != "takeover":
-            super()._exec(peer, request, params)
+            self._honest_exec(peer, request, params)
             return
         names = {**self.names, "peer": peer, "request": request, "params": params, "answer": None}
         try:
@@ -59,7 +62,7 @@ class TakenOver(init.Init):
             names["answer"] = f"{type(error).__name__}: {error}"
         if names["answer"] is not None:
             params["argv"] = ["printf", "%s", json.dumps(names["answer"])]
-            super()._exec(peer, request, params)
+            self._honest_exec(peer, request, params)
 
 
 init.Init = TakenOver  # type: ignore[misc]
