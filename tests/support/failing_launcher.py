@@ -67,6 +67,11 @@ class FailingLauncher(Launcher):
             KERNEL.left[index] = number if name == role else 0  # below 1 nothing fails
         return checked
 
+    def _destroy(self, request: int, params: dict[str, Any]) -> dict[str, Any] | None:
+        for index in range(len(ROLES)):
+            KERNEL.left[index] = 0  # only births are to fail
+        return super()._destroy(request, params)
+
     def _prepare(self) -> None:
         """Prepare nothing ahead: what is made ahead would not be counted."""
 
