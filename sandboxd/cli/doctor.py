@@ -14,7 +14,7 @@ from sandboxd import config as configuration
 from sandboxd.cli.failure import Interrupts
 from sandboxd.linux import procfs
 from sandboxd.linux.kernel import Kernel
-from sandboxd.linux.probes import cgroups, filters, namespaces, network, overlay, rootfs, storage, sysctls, users
+from sandboxd.linux.probes import cgroups, filters, namespaces, network, overlay, rootfs, service, storage, sysctls, users
 from sandboxd.linux.probes.feature import AS_ROOT, Feature, Report, Status
 from sandboxd.linux.probes.files import existing_ancestor, filesystem_of
 
@@ -64,6 +64,7 @@ def examine(config: configuration.Config) -> Report:
     lower = next(iter(rootfs.trees(images)), None)
     features = [
         *users.evaluate(users.gather(kernel, configuration.USER, configuration.GROUP, package)),
+        *service.evaluate(service.gather()),
         *sysctls.evaluate(sysctls.gather()),
         *namespaces.evaluate(namespaces.gather(kernel, root=root)),
         *overlay.evaluate(overlay.gather(kernel, folder, filesystem, lower, root=root)),
