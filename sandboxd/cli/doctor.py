@@ -14,7 +14,18 @@ from sandboxd import config as configuration
 from sandboxd.cli.failure import Interrupts
 from sandboxd.linux import procfs
 from sandboxd.linux.kernel import Kernel
-from sandboxd.linux.probes import cgroups, filters, namespaces, network, overlay, rootfs, service, storage, sysctls, users
+from sandboxd.linux.probes import (
+    cgroups,
+    filters,
+    namespaces,
+    network,
+    overlay,
+    rootfs,
+    service,
+    storage,
+    sysctls,
+    users,
+)
 from sandboxd.linux.probes.feature import AS_ROOT, Feature, Report, Status
 from sandboxd.linux.probes.files import existing_ancestor, filesystem_of
 

@@ -110,6 +110,7 @@ class Lane:
         found = self._reports.pop(item.nodeid, [])
         if item.nodeid not in self._ended:
             found.append(_report(item, "failed", self._trouble or "it was not run"))
+            self._trouble = self._trouble.split("\n")[0]  # told whole once
         return found
 
     def _wait_for(self, nodeid: str) -> None:
