@@ -8,7 +8,7 @@ share, so 1, 2, 3 … fails every call of a birth in turn, wherever it is made.
 from __future__ import annotations
 
 import errno
-import mmap
+import multiprocessing
 import os
 import signal
 import socket
@@ -34,7 +34,7 @@ class FailingKernel(Kernel):
     """The real kernel, but the armed call answers EIO. Wraps whatever methods `Kernel` has: no list to keep."""
 
     def __init__(self) -> None:
-        self.left = memoryview(mmap.mmap(-1, 16)).cast("q")
+        self.left = {role: multiprocessing.Value("q", 0) for role in ROLES}
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
@@ -44,9 +44,11 @@ class FailingKernel(Kernel):
 
     def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **options: Any) -> Any:
-            which = ROLES.index("pid1") if os.getpid() == 1 else ROLES.index("fail")
-            self.left[which] -= 1
-            if self.left[which] == 0:
+            left = self.left["pid1" if os.getpid() == 1 else "fail"]
+            with left.get_lock():
+                left.value -= 1
+                is_armed = left.value == 0
+            if is_armed:
                 raise SyscallError(errno.EIO, name)
             return call(*arguments, **options)
 
@@ -63,13 +65,13 @@ class FailingLauncher(Launcher):
         checked = super()._checked(params)
         self._ranges.close()  # so that a range and its namespaces are made within the count
         role, number = checked[0][:4], int(checked[0][4:])
-        for index, name in enumerate(ROLES):
-            KERNEL.left[index] = number if name == role else 0  # below 1 nothing fails
+        for name in ROLES:
+            KERNEL.left[name].value = number if name == role else 0  # below 1 nothing fails
         return checked
 
     def _destroy(self, request: int, params: dict[str, Any]) -> dict[str, Any] | None:
-        for index in range(len(ROLES)):
-            KERNEL.left[index] = 0  # only births are to fail
+        for name in ROLES:
+            KERNEL.left[name].value = 0  # only births are to fail
         return super()._destroy(request, params)
 
     def _prepare(self) -> None:
