@@ -63,6 +63,74 @@ class ChownIn(PathIn, frozen=True):
     recursive: bool = False
 
 
+class SearchIn(PathIn, frozen=True):
+    """What to look for below a path: `name` is a pattern as in gitignore(5), `content` one of Python's re for lines."""
+
+    name: str | None = None
+    content: str | None = None
+    ignore_case: bool = False
+    gitignore: bool = False
+    hidden: bool = False
+    limit: int = 1000
+    timeout_s: float = 30.0
+
+
+class ReplaceIn(PathIn, frozen=True, kw_only=True):
+    """What to replace below a path: `pattern` as it stands, or with `regex` as Python's re."""
+
+    pattern: str
+    replacement: str
+    regex: bool = False
+    name: str | None = None
+    ignore_case: bool = False
+    gitignore: bool = False
+    hidden: bool = False
+    limit: int = 1000
+    timeout_s: float = 30.0
+
+
+class Match(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that was found: a name with its type, or a line, counted from 1, with the first match's column."""
+
+    path: str
+    path_b64: str | msgspec.UnsetType = msgspec.UNSET
+    type: str | msgspec.UnsetType = msgspec.UNSET
+    line: int | msgspec.UnsetType = msgspec.UNSET
+    column: int | msgspec.UnsetType = msgspec.UNSET
+    text: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What was found; `truncated` says why it is not all, "limit" or "timeout"."""
+
+    items: list[Match]
+    truncated: str | None
+    files: int
+
+
+class ReplacedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that was rewritten, and how many matches were replaced in it."""
+
+    path: str
+    path_b64: str | msgspec.UnsetType = msgspec.UNSET
+    count: int
+
+
+class Replaced(msgspec.Struct, frozen=True):
+    """What was replaced; `truncated` says why it is not all, "limit" or "timeout"."""
+
+    items: list[ReplacedFile]
+    count: int
+    truncated: str | None
+
+
+class Unpacked(msgspec.Struct, frozen=True):
+    """What an archive has put into a folder."""
+
+    entries: int
+    bytes: int
+
+
 class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A file. `mode` is octal text; a link is told as such, with its `target`."""
 

@@ -33,6 +33,7 @@ _DESCRIPTIONS: Final = {
     "limit": "how many a page",
     "path_b64": "instead of `path`, for names that are no UTF-8: the bytes in base64",
     "mode": "the file's mode, octal; else the old one's, or 0644",
+    "format": "tar, tar.gz or zip",
     "recursive": "true: with all that is in it",
     "hidden": "true: names that begin with a dot too",
     "follow": "true: of a file, what a link leads to, not the link; of a log, go on to the process' end",

@@ -22,6 +22,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Final
 
 from ..errors import InternalError, InvalidRequest, LimitExceeded, SandboxdError, ServerBusy
@@ -39,6 +40,8 @@ MAX_ERRANDS: Final = 64
 MAX_MEMORY_BYTES: Final = 1 << 30
 #: Descriptors: a walk holds one a level.
 MAX_FILES: Final = 4096
+#: How long an errand that is to end may take to put things in order.
+TIDY_S: Final = 5.0
 #: How long after the last try a leaf that something still sits in is tried again.
 _LEAF_RETRY_S: Final = 0.02
 _LEAF_TRIES: Final = 100
@@ -142,10 +145,13 @@ class Errands:
                 self._kill(errand, InternalError(f"cannot {errand.name}: nobody waits for it"))
 
     def _kill(self, errand: _Errand, why: SandboxdError) -> None:
+        """End an errand: it may take away what is half done, then it is killed."""
         if errand.killed is None:
             errand.killed = why
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(errand.pid, signal.SIGKILL)
+            if errand.timer is not None:
+                errand.timer.cancel()
+            errand.timer = self._loop.call_later(TIDY_S, lambda: _signal(errand.pid, signal.SIGKILL))
+            _signal(errand.pid, signal.SIGTERM)
 
     def on_exit(self, pid: int, status: int) -> None:
         """Take the status of a child that the reaper saw; one that is no errand is passed over."""
@@ -171,13 +177,29 @@ class Errands:
             self._loop.call_later(_LEAF_RETRY_S, lambda: self._remove_leaf(leaf, tries - 1))
 
 
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+class _Stopped(BaseException):
+    """Nobody waits for this errand any more."""
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Stopped
+
+
 def _run(kernel: Kernel, function: Function, name: str, given: dict[str, Any], owner: User, fds: list[int]) -> None:
     """Be the errand; never returns."""
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        # Whoever reads is gone: end, as any program does.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        # Errors, not ends: what is half done is taken away first.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, _stop)
         sys.meta_path.clear()
         gc.disable()
         outlet = Outlet(_keep(kernel, fds))

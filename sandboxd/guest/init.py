@@ -15,7 +15,7 @@ from ..errors import InternalError, InvalidRequest, SandboxdError
 from ..linux.kernel import Kernel
 from ..spec import check_env, check_mode, check_path, check_user
 from ..wire.messages import Cancel, Credit, Message, Request
-from . import users
+from . import archives, search, users, verbs, watching
 from .commands import Commands
 from .contexts import Contexts
 from .errands import Errands
@@ -25,10 +25,11 @@ from .loop import READ, Loop
 from .paths import path_of
 from .peer import Peer
 from .processes import Means
-from .verbs import FUNCTIONS, stat_file
 
 #: Daemons that may be connected at once: the present one, and an old one that is on its way out.
 MAX_PEERS: Final = 4
+#: What runs in a process of its own.
+ERRANDS: Final = {**verbs.FUNCTIONS, **search.FUNCTIONS, **archives.FUNCTIONS, **watching.FUNCTIONS}
 
 
 class Init:
@@ -40,7 +41,7 @@ class Init:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, listener_fd)
         work_fd = os.open("work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=cgroup_fd)
         null_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        self._errands = Errands(self._loop, self._kernel, work_fd, FUNCTIONS)
+        self._errands = Errands(self._loop, self._kernel, work_fd, ERRANDS)
         means = Means(self._loop, self._kernel, Leaves(self._loop, work_fd), null_fd)
         self._commands = Commands(means, self._errands.on_exit)
         self._contexts = Contexts(means, self._commands)
@@ -54,7 +55,7 @@ class Init:
             "open_write": self._open_write,
             "commit_write": self._commit_write,
             "abort_write": self._abort_write,
-            "stat": lambda peer, request, params: peer.reply(request, stat_file(self._kernel, params)),
+            "stat": lambda peer, request, params: peer.reply(request, verbs.stat_file(self._kernel, params)),
             "errand": self._errand,
             "ping": lambda peer, request, _params: peer.reply(request, {}),
         }
@@ -164,6 +165,7 @@ class Init:
 def preload() -> None:
     """Touch what init uses lazily, in the launcher: after pivot_root every import would run the rootfs' code."""
     users.find_user("root")
+    archives.preload()
 
 
 def serve(listener_fd: int, cgroup_fd: int) -> None:

@@ -229,7 +229,7 @@ def _change(means: Means, params: dict[str, Any], verb: str, change: Any) -> dic
     """Apply a change to a path, whose links are followed, and to all below it if that is asked for."""
     path = path_of(params)
     with mapped(path, verb):
-        fd, name, facts = _followed(means.kernel, path)
+        fd, name, facts = followed(means.kernel, path)
         change(fd, name, facts)
         count = 1
         if params["recursive"] and stat.S_ISDIR(facts.st_mode):
@@ -240,7 +240,7 @@ def _change(means: Means, params: dict[str, Any], verb: str, change: Any) -> dic
         return {"file": row_of(path, os.stat(name, dir_fd=fd, follow_symlinks=False), None), "entries": count}
 
 
-def _followed(kernel: Kernel, path: str) -> tuple[int, str, os.stat_result]:
+def followed(kernel: Kernel, path: str) -> tuple[int, str, os.stat_result]:
     """Return the folder and name of what a path leads to in the end."""
     fd = kernel.openat2(AT_FDCWD, path, os.O_PATH, RESOLVE_NO_MAGICLINKS)
     facts = os.fstat(fd)

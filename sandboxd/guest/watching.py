@@ -1,0 +1,277 @@
+"""Watches a folder for changes: an errand that lives as long as its client.
+
+Theory of operation. The kernel watches folders, one by one, and names what changes in each. Three things are made
+good here:
+
+- A folder that is new (made, or moved in) is watched first and read then, so nothing in it is missed; what the
+  reading has told is remembered until the kernel's queue is empty, and not told again when its own event comes.
+- The two halves of a rename carry a cookie. They are joined to one `rename`; a half alone is a `remove` or a
+  `create` (the other side lies outside). A folder that was renamed keeps its watches, whose paths are rewritten.
+- When the kernel's queue is full, events are lost: an `overflow` event says so, and the folders are read again, so
+  that what comes after it is whole. A reader who sees it must list what it wants to know.
+
+Names of writes under way (`TEMPORARY`) are outside: their rename into place is a `create`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+import time
+from typing import Any, Final
+
+from ..errors import LimitExceeded
+from ..linux import inotify
+from ..linux.inotify import Happening, Inotify
+from ..linux.kernel import SyscallError
+from . import tree
+from .errands import Function, Means
+from .outlet import Outlet
+from .paths import TEMPORARY, mapped, path_of
+from .verbs import followed
+
+#: Folders of one watch: each costs the kernel about 1 KiB. The sandbox's own bound (a sysctl) may be lower.
+MAX_FOLDERS: Final = 100_000
+#: How long the second half of a rename may take; the kernel queues both at once, almost always.
+_PAIR_S: Final = 0.05
+_MASK: Final = (
+    inotify.IN_CREATE
+    | inotify.IN_MODIFY
+    | inotify.IN_ATTRIB
+    | inotify.IN_DELETE
+    | inotify.IN_MOVED_FROM
+    | inotify.IN_MOVED_TO
+    | inotify.IN_DELETE_SELF
+    | inotify.IN_MOVE_SELF
+    | inotify.IN_DONT_FOLLOW
+    | inotify.IN_EXCL_UNLINK
+)
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def watch(means: Means, params: dict[str, Any]) -> dict[str, Any]:
+    """Give rows {type, path, is_folder, from} until `path` is gone: that is the result's `reason`, "removed".
+
+    Types: ready (once, when everything is watched), create, write, chmod, remove, rename (`from` is the old path),
+    overflow.
+    """
+    path = path_of(params)
+    with mapped(path, "watch"):
+        _, _, facts = followed(means.kernel, path)
+        watcher = _Watcher(path.rstrip("/"), stat.S_ISDIR(facts.st_mode), params["recursive"], means.outlet)
+        watcher.start()
+    watcher.run()
+    return {"reason": "removed"}
+
+
+class _Watcher:
+    """The state of one watch: which number stands for which folder."""
+
+    def __init__(self, root: str, is_folder: bool, recursive: bool, outlet: Outlet) -> None:
+        self._root = root
+        self._top = root if is_folder else root.rpartition("/")[0]
+        self._is_folder = is_folder
+        self._recursive = recursive
+        self._outlet = outlet
+        self._inotify = Inotify()
+        self._paths: dict[int, str] = {}
+        self._numbers: dict[str, int] = {}
+        #: What reading a new folder has told already.
+        self._told: set[str] = set()
+        self._written: set[str] = set()
+        self._moved: tuple[Happening, str, float] | None = None
+        self._over = False
+
+    def start(self) -> None:
+        """Watch everything, then say so."""
+        if self._is_folder:
+            self._add(self._root, tell=False)
+        else:
+            # Its folder is watched: a file that is written by a rename is another inode each time.
+            self._watch(self._top)
+        self._tell("ready", self._root, self._is_folder)
+        self._outlet.flush()
+
+    def run(self) -> None:
+        """Tell what happens until the root is gone."""
+        poll = select.poll()
+        poll.register(self._inotify.fd, select.POLLIN)
+        while not self._over:
+            ready = poll.poll(int(_PAIR_S * 1000) if self._moved else None)
+            if not ready:
+                self._settle_moved()
+            else:
+                for happening in self._inotify.read():
+                    self._take(happening)
+                if not poll.poll(0):
+                    self._told.clear()
+                    self._written.clear()
+                    if self._moved and time.monotonic() - self._moved[2] > _PAIR_S:
+                        self._settle_moved()
+            self._outlet.flush()
+
+    # --- the kernel's events ---
+
+    def _take(self, happening: Happening) -> None:
+        mask = happening.mask
+        if mask & inotify.IN_Q_OVERFLOW:
+            self._overflow()
+            return
+        folder = self._paths.get(happening.watch)
+        if folder is None or happening.name.startswith(TEMPORARY.encode()):
+            return
+        if not happening.name:
+            self._take_self(happening.watch, folder, mask)
+            return
+        path = f"{folder}/{os.fsdecode(happening.name)}"
+        if self._moved and not (mask & inotify.IN_MOVED_TO and happening.cookie == self._moved[0].cookie):
+            self._settle_moved()
+        if not self._is_folder and path != self._root:
+            self._settle_moved()
+            return
+        is_folder = bool(mask & inotify.IN_ISDIR)
+        if mask & inotify.IN_MOVED_FROM:
+            self._untell(path, is_folder)
+            self._moved = (happening, path, time.monotonic())
+        elif mask & inotify.IN_MOVED_TO:
+            self._take_moved_to(path, is_folder)
+        elif mask & inotify.IN_CREATE:
+            self._created(path, is_folder)
+        else:
+            self._changed(path, is_folder, mask)
+
+    def _changed(self, path: str, is_folder: bool, mask: int) -> None:
+        if mask & inotify.IN_DELETE:
+            self._untell(path, is_folder)
+            self._tell("remove", path, is_folder)
+        elif mask & inotify.IN_MODIFY:
+            if path not in self._written:  # one of a burst says as much as all of them
+                self._written.add(path)
+                self._tell("write", path, is_folder)
+        elif mask & inotify.IN_ATTRIB:
+            self._tell("chmod", path, is_folder)
+
+    def _take_self(self, number: int, folder: str, mask: int) -> None:
+        """Something happened to a watched folder itself; but for the root, its own folder says so too."""
+        if mask & inotify.IN_IGNORED:
+            self._forget(number)
+        elif folder != self._top:
+            return
+        elif mask & (inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF | inotify.IN_UNMOUNT):
+            self._tell("remove", self._root, self._is_folder)
+            self._over = True
+        elif mask & inotify.IN_ATTRIB and self._is_folder:
+            self._tell("chmod", self._root, True)
+
+    def _untell(self, path: str, is_folder: bool) -> None:
+        """What has that name from now on is something new."""
+        self._told.discard(path)
+        if is_folder:
+            self._told = {told for told in self._told if not told.startswith(path + "/")}
+
+    def _take_moved_to(self, path: str, is_folder: bool) -> None:
+        moved, self._moved = self._moved, None
+        if moved is None:
+            self._created(path, is_folder)
+            return
+        self._tell("rename", path, is_folder, moved[1])
+        if is_folder:
+            self._rebase(moved[1], path)
+
+    def _settle_moved(self) -> None:
+        """The second half of a rename has not come: it went outside."""
+        if self._moved is None:
+            return
+        (happening, path, _), self._moved = self._moved, None
+        is_folder = bool(happening.mask & inotify.IN_ISDIR)
+        self._tell("remove", path, is_folder)
+        if is_folder:
+            for number in [n for n, known in self._paths.items() if known == path or known.startswith(path + "/")]:
+                self._inotify.unwatch(number)
+                self._forget(number)
+
+    def _created(self, path: str, is_folder: bool) -> None:
+        if path in self._told:
+            self._told.discard(path)
+        else:
+            self._tell("create", path, is_folder)
+        if is_folder and self._recursive and path not in self._numbers:
+            self._add(path, tell=True)
+
+    def _overflow(self) -> None:
+        self._tell("overflow", self._root, self._is_folder)
+        self._moved = None
+        self._told.clear()
+        if self._is_folder:
+            for number in list(self._paths):
+                self._inotify.unwatch(number)
+            self._paths.clear()
+            self._numbers.clear()
+            self._add(self._root, tell=False)
+
+    # --- watches ---
+
+    def _add(self, path: str, *, tell: bool) -> None:
+        """Watch a folder and, where asked for, all below it; each is watched before it is read."""
+        if not self._watch(path) or not self._recursive:
+            return
+        try:
+            fd = os.open(path or "/", _FOLDER if path != self._root else _FOLDER & ~os.O_NOFOLLOW)
+        except OSError:
+            return  # gone again: its event comes
+        try:
+            for entry in tree.walk(fd):
+                below = f"{path}/{entry.path}"
+                # The walk opens a folder after this entry was given: it is read when it is watched.
+                if entry.is_folder and not self._watch(below):
+                    entry.descend = False
+                if tell and below not in self._told:
+                    self._told.add(below)
+                    self._tell("create", below, entry.is_folder)
+        finally:
+            os.close(fd)
+
+    def _watch(self, path: str) -> bool:
+        if len(self._paths) >= MAX_FOLDERS:
+            raise LimitExceeded(f"cannot watch more than {MAX_FOLDERS} folders", bound=MAX_FOLDERS)
+        mask = _MASK | inotify.IN_ONLYDIR
+        try:
+            number = self._inotify.watch(path or "/", mask & ~inotify.IN_DONT_FOLLOW if path == self._top else mask)
+        except SyscallError as error:
+            if error.errno == errno.ENOSPC:
+                raise LimitExceeded(
+                    "cannot watch more folders: the sandbox's number of inotify watches is used up",
+                    bound="max_user_watches",
+                ) from None
+            if path != self._top and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENAMETOOLONG):
+                return False
+            raise
+        self._forget(number)
+        self._paths[number] = path
+        self._numbers[path] = number
+        return True
+
+    def _forget(self, number: int) -> None:
+        path = self._paths.pop(number, None)
+        if path is not None and self._numbers.get(path) == number:
+            del self._numbers[path]
+
+    def _rebase(self, old: str, new: str) -> None:
+        """A folder has a new name: so have the paths of its watches."""
+        for number, path in list(self._paths.items()):
+            if path == old or path.startswith(old + "/"):
+                self._numbers.pop(path, None)
+                self._paths[number] = new + path[len(old) :]
+                self._numbers[self._paths[number]] = number
+        if self._recursive and new not in self._numbers:
+            self._add(new, tell=True)  # it was made and renamed before it could be watched
+
+    def _tell(self, kind: str, path: str, is_folder: bool, source: str | None = None) -> None:
+        row: dict[str, Any] = {"type": kind, "path": os.fsencode(path or "/"), "is_folder": is_folder}
+        row["from"] = None if source is None else os.fsencode(source)
+        self._outlet.row(row, len(path) + len(source or ""))
+
+
+FUNCTIONS: Final[dict[str, Function]] = {"watch": watch}
