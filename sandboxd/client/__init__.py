@@ -9,13 +9,15 @@ from .async_client import AsyncClient
 from .async_code import AsyncCodeStream
 from .async_processes import AsyncLogStream
 from .async_sandbox import AsyncSandbox
-from .async_stream import AsyncExecStream, AsyncFileStream
+from .async_stream import AsyncExecStream, AsyncFileStream, AsyncWatchStream
 from .client import Client
 from .code import CodeStream
 from .code_calls import Cleared, Output
 from .code_models import CodeContext, CodeError, CodeResult, Result
 from .control_calls import IoUse, SandboxStats
 from .failures import CodeFailed, CommandFailed
+from .file_calls import FileChange, FileInfo, Match, ReplaceResult, SearchResult
+from .files import WatchStream
 from .models import ExecResult, ExitStatus, OutputChunk, SandboxInfo, Usage
 from .process_calls import ProcessInfo, ProcessLogs, WaitResult
 from .processes import LogStream
@@ -29,6 +31,7 @@ __all__ = [
     "AsyncFileStream",
     "AsyncLogStream",
     "AsyncSandbox",
+    "AsyncWatchStream",
     "Cleared",
     "Client",
     "CodeContext",
@@ -40,17 +43,23 @@ __all__ = [
     "ExecResult",
     "ExecStream",
     "ExitStatus",
+    "FileChange",
+    "FileInfo",
     "FileStream",
     "IoUse",
     "LogStream",
+    "Match",
     "Output",
     "OutputChunk",
     "ProcessInfo",
     "ProcessLogs",
+    "ReplaceResult",
     "Result",
     "Sandbox",
     "SandboxInfo",
     "SandboxStats",
+    "SearchResult",
     "Usage",
     "WaitResult",
+    "WatchStream",
 ]

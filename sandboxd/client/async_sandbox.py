@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import IO, TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
-
-import anyio.to_thread
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 from sandboxd.errors import SandboxdError, SandboxGone, SandboxNotFound
 
@@ -13,9 +11,9 @@ from . import calls
 from .async_client import AsyncClient
 from .async_code import AsyncCodeMethods
 from .async_control import AsyncControlPart
+from .async_files import AsyncFilesPart
 from .async_processes import AsyncProcessPart
-from .async_stream import AsyncExecStream, AsyncFileStream
-from .content import AsyncFileContent, async_content
+from .async_stream import AsyncExecStream
 from .models import ExecResult, with_output
 from .shield import cleanup_scope, owned
 
@@ -53,7 +51,7 @@ class _Opening(Generic[S]):
             await self._made.__aexit__(kind, error, trace)
 
 
-class AsyncSandbox(AsyncControlPart, AsyncProcessPart, AsyncCodeMethods):
+class AsyncSandbox(AsyncCodeMethods, AsyncControlPart, AsyncFilesPart, AsyncProcessPart):
     """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
 
     As a context manager it destroys the sandbox at the end of the block, also when the task is cancelled:
@@ -263,46 +261,6 @@ class AsyncSandbox(AsyncControlPart, AsyncProcessPart, AsyncCodeMethods):
             keep_orphans=keep_orphans,
         )
         return AsyncExecStream(self.client, self.id, call, on_stdout, on_stderr)
-
-    async def read_file(self, path: str) -> bytes:
-        """Return a file's bytes; `path` is absolute.
-
-        Raises:
-            FileNotFound: there is no such file.
-            NotAFile: it is a folder or a device.
-        """
-        async with self.read_file_stream(path) as stream:
-            return b"".join([piece async for piece in stream])
-
-    async def read_text(self, path: str, *, errors: str = "strict") -> str:
-        """Return a file's text (UTF-8); raises as `read_file`, and `UnicodeDecodeError` unless `errors` says other."""
-        return (await self.read_file(path)).decode("utf-8", errors)
-
-    def read_file_stream(self, path: str) -> AsyncFileStream:
-        """Return a file's bytes as a stream: `async with` opens it, then iterate over it; it has a `size`."""
-        return AsyncFileStream(self.client, calls.read_file(self.id, path))
-
-    async def download(self, path: str, target: IO[bytes]) -> int:
-        """Copy a file into the open file `target` (written in a thread) as it arrives; return how many bytes."""
-        count = 0
-        async with self.read_file_stream(path) as stream:
-            async for piece in stream:
-                await anyio.to_thread.run_sync(target.write, piece)
-                count += len(piece)
-        return count
-
-    async def write_file(self, path: str, data: AsyncFileContent) -> int:
-        """Make or replace a file and return its size; folders above it are made.
-
-        Args:
-            path: absolute.
-            data: bytes, text (UTF-8), an open file (read in a thread), or a plain or async iterable of bytes.
-
-        Raises:
-            QuotaExceeded: the sandbox's disk is full.
-            FilePermissionDenied: the sandbox's own rights refuse it.
-        """
-        return await self.client.send(calls.write_file(self.id, path, async_content(data)))
 
     async def destroy(self) -> None:
         """End everything in the sandbox and give back what it used; one that is gone already is no error."""

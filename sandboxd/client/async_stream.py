@@ -14,6 +14,7 @@ from sandboxd.errors import LocalProtocolError, ProcessNotRunning
 
 from . import calls
 from .failures import mapped
+from .file_calls import ChangeReader
 from .stream import closed_stream, process_of, size_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from .async_client import AsyncClient
+    from .file_calls import FileChange
     from .models import ExitStatus, OutputChunk
 
 
@@ -206,5 +208,46 @@ class AsyncFileStream:
 
     async def close(self) -> None:
         """Drop the connection, also before the file's end."""
+        if self._body is not None:
+            await self._body.close()
+
+
+class AsyncWatchStream:
+    """Changes as they happen: `async with` begins the watch, `async for` reads until what is watched is gone."""
+
+    def __init__(self, client: AsyncClient, call: calls.StreamCall) -> None:
+        self._client = client
+        self._call = call
+        self._reader = ChangeReader()
+        self._pending: deque[FileChange] = deque()
+        self._body: Body | None = None
+
+    async def __aenter__(self) -> Self:
+        self._body = Body(await self._client.open(self._call))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __aiter__(self) -> AsyncIterator[FileChange]:
+        return self
+
+    async def __anext__(self) -> FileChange:
+        if self._body is None:
+            raise LocalProtocolError("cannot watch: enter the stream first, with 'async with'")
+        while not self._pending:
+            if self._reader.over:
+                raise StopAsyncIteration
+            with mapped(self._client.address):
+                piece = await self._body.read()
+            if piece is None:
+                raise StopAsyncIteration
+            self._pending.extend(self._reader.feed(piece))
+        return self._pending.popleft()
+
+    async def close(self) -> None:
+        """Stop watching."""
         if self._body is not None:
             await self._body.close()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from sandboxd.errors import InvalidRequest, LimitExceeded, RemoteProtocolError
-from sandboxd.spec import MAX_JSON_BODY_BYTES, IoLimits, Limits, check_path
+from sandboxd.spec import MAX_JSON_BODY_BYTES, IoLimits, Limits
 from sandboxd.wire import raw
 
 from .failures import from_problem
@@ -48,10 +48,11 @@ class StreamCall:
     content: Content | None = None  # bytes, or an iterable of them: sent as it is
     accept: str = "application/json"
     timeout_s: float | None = ANSWER_TIMEOUT_S
+    extra: Mapping[str, str] | None = None  # headers of its own
 
     def headers(self) -> dict[str, str]:
         """Return the headers that the request needs beside the client's own."""
-        headers = {"Accept": self.accept}
+        headers = {"Accept": self.accept, **(self.extra or {})}
         if self.body is not None:
             headers["Content-Type"] = "application/json"
         elif self.content is not None:
@@ -251,23 +252,6 @@ def write_stdin(key: str, process: str, data: bytes) -> Iterator[Call[None]]:
 def close_stdin(key: str, process: str) -> Call[None]:
     """POST …/stdin/close: the program reads its end of file."""
     return Call("POST", process_path(key, process, "/stdin/close"), what="answer", parse=nothing)
-
-
-def read_file(key: str, path: str) -> StreamCall:
-    """GET …/files: the answer is the file's bytes."""
-    return StreamCall("GET", sandbox_path(key, "/files"), {"path": check_path(path)}, accept=f"{RAW_TYPE}, */*;q=0.1")
-
-
-def write_file(key: str, path: str, content: Content) -> Call[int]:
-    """PUT …/files: returns the file's new size in bytes."""
-    return Call(
-        "PUT",
-        sandbox_path(key, "/files"),
-        {"path": check_path(path)},
-        content=content,
-        what="answer",
-        parse=lambda value: int(value["size"]),
-    )
 
 
 class ExecReader:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from typing import IO, TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from sandboxd.errors import SandboxdError, SandboxGone, SandboxNotFound
 
 from . import calls
 from .client import Client
 from .code import CodeMethods
-from .content import FileContent, sync_content
 from .control import ControlPart
+from .files import FilesPart
 from .models import ExecResult, with_output
 from .processes import ProcessPart
-from .stream import ExecStream, FileStream
+from .stream import ExecStream
 
 if TYPE_CHECKING:
     import builtins
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .models import SandboxInfo
 
 
-class Sandbox(ControlPart, ProcessPart, CodeMethods):
+class Sandbox(CodeMethods, ControlPart, FilesPart, ProcessPart):
     """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
 
     As a context manager it destroys the sandbox at the end of the block. Without `client=` each sandbox makes
@@ -227,46 +227,6 @@ class Sandbox(ControlPart, ProcessPart, CodeMethods):
             keep_orphans=keep_orphans,
         )
         return ExecStream(self.client, self.id, call, on_stdout, on_stderr)
-
-    def read_file(self, path: str) -> bytes:
-        """Return a file's bytes; `path` is absolute.
-
-        Raises:
-            FileNotFound: there is no such file.
-            NotAFile: it is a folder or a device.
-        """
-        with self.read_file_stream(path) as stream:
-            return b"".join(stream)
-
-    def read_text(self, path: str, *, errors: str = "strict") -> str:
-        """Return a file's text (UTF-8); raises as `read_file`, and `UnicodeDecodeError` unless `errors` says other."""
-        return self.read_file(path).decode("utf-8", errors)
-
-    def read_file_stream(self, path: str) -> FileStream:
-        """Open a file and return its bytes as a stream: a context manager to iterate over, with `size`."""
-        return FileStream(self.client, calls.read_file(self.id, path))
-
-    def download(self, path: str, target: IO[bytes]) -> int:
-        """Copy a file into the open file `target` as it arrives and return how many bytes."""
-        count = 0
-        with self.read_file_stream(path) as stream:
-            for piece in stream:
-                target.write(piece)
-                count += len(piece)
-        return count
-
-    def write_file(self, path: str, data: FileContent) -> int:
-        """Make or replace a file and return its size; folders above it are made.
-
-        Args:
-            path: absolute.
-            data: bytes, text (UTF-8), an open file, or an iterable of bytes, sent as they come.
-
-        Raises:
-            QuotaExceeded: the sandbox's disk is full.
-            FilePermissionDenied: the sandbox's own rights refuse it.
-        """
-        return self.client.send(calls.write_file(self.id, path, sync_content(data)))
 
     def destroy(self) -> None:
         """End everything in the sandbox and give back what it used; one that is gone already is no error."""

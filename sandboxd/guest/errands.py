@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from ..errors import InternalError, InvalidRequest, LimitExceeded, SandboxdError, ServerBusy
 from ..linux.kernel import Kernel
-from .leaves import Leaf
+from .leaves import Leaf, Leaves
 from .loop import Loop, Timer
 from .outlet import Inlet, Outlet
 from .paths import file_error
@@ -42,9 +42,6 @@ MAX_MEMORY_BYTES: Final = 1 << 30
 MAX_FILES: Final = 4096
 #: How long an errand that is to end may take to put things in order.
 TIDY_S: Final = 5.0
-#: How long after the last try a leaf that something still sits in is tried again.
-_LEAF_RETRY_S: Final = 0.02
-_LEAF_TRIES: Final = 100
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,10 +72,10 @@ class _Errand:
 class Errands:
     """Starts errands and ends them; `functions` says which there are."""
 
-    def __init__(self, loop: Loop, kernel: Kernel, work_fd: int, functions: dict[str, Function]) -> None:
+    def __init__(self, loop: Loop, kernel: Kernel, leaves: Leaves, functions: dict[str, Function]) -> None:
         self._loop = loop
         self._kernel = kernel
-        self._work_fd = work_fd
+        self._leaves = leaves
         self._functions = functions
         self._running: dict[int, _Errand] = {}
         self._next = 1
@@ -113,13 +110,13 @@ class Errands:
             errand.timer = self._loop.call_later(float(timeout), lambda: self._kill(errand, late))
 
     def _fork(self, peer: Peer, request: int, name: str, given: dict[str, Any], owner: User, fds: list[int]) -> _Errand:
-        leaf = Leaf(self._work_fd, f"_{self._next}")  # no process can have that id
+        leaf = self._leaves.new(f"_{self._next}")  # no process can have that id
         self._next += 1
         leaf_fd = leaf.open()
         try:
             pid, pidfd = self._kernel.clone3(0, cgroup_fd=leaf_fd)
         except OSError:
-            leaf.remove()
+            self._leaves.drop(leaf, keep_orphans=False)
             raise
         finally:
             os.close(leaf_fd)
@@ -164,17 +161,12 @@ class Errands:
             errand.peer.reply(errand.request, {})
         else:
             errand.peer.fail(errand.request, errand.killed or self._why(errand, status))
-        self._loop.defer(lambda: self._remove_leaf(errand.leaf, _LEAF_TRIES))
+        self._loop.defer(lambda: self._leaves.drop(errand.leaf, keep_orphans=False))
 
     def _why(self, errand: _Errand, status: int) -> SandboxdError:
         if errand.leaf.oom_kills():
             return LimitExceeded(f"cannot {errand.name}: the sandbox is out of memory", oom_killed=True)
         return InternalError(f"cannot {errand.name}: it ended with status {status:#x}")
-
-    def _remove_leaf(self, leaf: Leaf, tries: int) -> None:
-        # A program in the sandbox may have moved into it: the tree is its own.
-        if not leaf.remove() and tries:
-            self._loop.call_later(_LEAF_RETRY_S, lambda: self._remove_leaf(leaf, tries - 1))
 
 
 def _signal(pid: int, number: int) -> None:
