@@ -151,7 +151,7 @@ def test_the_launcher_loads_only_what_an_init_needs() -> None:
     ours = {name.split(".")[1] for name in loaded if name.startswith("sandboxd.")}
     assert "sandboxd.launcher.server" not in loaded
     assert ours == {"launcher", "guest", "linux", "wire", "spec", "errors"}
-    # urllib.parse comes with zipfile (through pathlib): 1 MiB that every init shares with the launcher, none of its own.
+    # urllib.parse comes with zipfile (through pathlib): 1 MiB that inits share with the launcher, none of it their own.
     assert not {"asyncio", "ssl", "http", "urllib.request", "subprocess", "ctypes.util"} & set(loaded)
 
 
