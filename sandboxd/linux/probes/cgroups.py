@@ -143,9 +143,9 @@ def _rows(mountinfo: str) -> list[tuple[str, str, list[str]]]:
     rows = []
     for line in mountinfo.splitlines():
         before, separator, after = line.partition(" - ")
-        fields = after.split(" ")
-        if separator and len(fields) >= 3:
-            rows.append((before.split(" ")[4], fields[0], fields[2].split(",")))
+        place, fields = before.split(" "), after.split(" ")
+        if separator and len(place) >= 5 and len(fields) >= 3:
+            rows.append((place[4], fields[0], fields[2].split(",")))
     return rows
 
 
