@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from . import procfs
 
@@ -17,20 +17,31 @@ def under(paths: Iterable[str], *, sysfs: str = "/sys") -> list[str]:
             device = os.stat(path).st_dev
         except OSError:
             continue
-        for disk in _disks(device, mounts, sysfs):
+        for disk in _disks(path, device, mounts, sysfs):
             found[disk] = None
     return list(found)
 
 
-def _disks(device: int, mounts: Iterable[procfs.Mount], sysfs: str) -> list[str]:
-    name = f"{os.major(device)}:{os.minor(device)}"
+def _disks(path: str, device: int, mounts: Sequence[procfs.Mount], sysfs: str) -> list[str]:
     if os.major(device):
-        return [whole(name, sysfs)]
+        return [whole(f"{os.major(device)}:{os.minor(device)}", sysfs)]
     # A filesystem of several devices, or of none, has a number of its own: its source says which (btrfs).
+    mount = mount_of(path, mounts)
+    if mount is None or not mount.source.startswith("/dev/"):
+        return []
+    return [whole(member, sysfs) for member in _members(mount, sysfs)]
+
+
+def mount_of(path: str, mounts: Sequence[procfs.Mount]) -> procfs.Mount | None:
+    """Return the mount that a folder is in; st_dev does not tell: each subvolume of btrfs has its own."""
+    real = os.path.realpath(path)
+    found = None
     for mount in mounts:
-        if mount.device == name and mount.source.startswith("/dev/"):
-            return [whole(member, sysfs) for member in _members(mount, sysfs)]
-    return []
+        above = mount.target.rstrip("/")
+        # In mount order: the last of those that hold the folder covers the ones before.
+        if real == above or real.startswith(f"{above}/"):
+            found = mount if found is None or len(above) >= len(found.target.rstrip("/")) else found
+    return found
 
 
 def _members(mount: procfs.Mount, sysfs: str) -> list[str]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sandboxd.errors import CgroupError, InvalidRequest
 from sandboxd.launcher import limits, stats
 from sandboxd.launcher.cgroups import SandboxCgroups
-from sandboxd.linux import disks
+from sandboxd.linux import disks, procfs
 from sandboxd.linux.kernel import Kernel
 from sandboxd.spec import DEFAULT_LIMITS, IoLimits, Limits
 
@@ -256,3 +256,17 @@ def test_a_partition_is_named_by_its_disk(tmp_path: pathlib.Path) -> None:
 
 def test_a_folder_in_memory_is_on_no_disk() -> None:
     assert disks.under(["/proc", "/nowhere"]) == []
+
+
+def test_a_folder_is_in_the_last_and_nearest_mount():
+    lines = (
+        "1 0 254:0 / / rw - ext4 /dev/vda rw",
+        "2 1 0:9 / /pool rw - btrfs /dev/loop1 rw",
+        "3 1 0:10 / /pool rw - btrfs /dev/loop2 rw",
+        "4 1 0:11 / /poolside rw - tmpfs none rw",
+    )
+    mounts = procfs.parse_mountinfo("\n".join(lines))
+    found = {path: disks.mount_of(path, mounts) for path in ("/pool", "/pool/x/y", "/pools", "/poolside/x")}
+    assert {path: mount and mount.source for path, mount in found.items()} == {
+        "/pool": "/dev/loop2", "/pool/x/y": "/dev/loop2", "/pools": "/dev/vda", "/poolside/x": "none",
+    }  # fmt: skip

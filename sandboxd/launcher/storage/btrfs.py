@@ -96,7 +96,7 @@ class BtrfsDriver:
 
     def stored(self) -> list[str]:
         """Return the ids that have a subvolume."""
-        return sorted(os.listdir(self._top))
+        return sorted(os.listdir(self.path))  # not by the open descriptor: btrfs shows it what was there at its opening
 
     def resize(self, sandbox_id: str, disk_bytes: int) -> None:
         """Change what a sandbox may take."""

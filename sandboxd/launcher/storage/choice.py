@@ -103,7 +103,7 @@ def _open_image(kernel: Kernel, settings: Settings) -> BtrfsDriver:
     try:
         return BtrfsDriver(kernel, settings.pool_mount, room, number=0, bound=bound)
     except BaseException:
-        pool.close()
+        pool.undo()
         raise
 
 

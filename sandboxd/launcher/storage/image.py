@@ -20,13 +20,14 @@ import errno
 import fcntl
 import os
 import select
+import struct
 import time
 from collections.abc import Callable
 from typing import Final
 
 from ...errors import AlreadyRunning, HostUnsupported
 from ...linux import btrfs, loop
-from ...linux.kernel import MS_NOATIME, MS_NODEV, MS_NOSUID, Kernel, SyscallError
+from ...linux.kernel import MNT_DETACH, MS_NOATIME, MS_NODEV, MS_NOSUID, Kernel, SyscallError
 
 #: Deleted space goes back to the host at once, and within a few seconds to the quotas.
 _OPTIONS: Final = "discard=async,commit=5"
@@ -35,6 +36,9 @@ _MKFS: Final = ("/usr/sbin/mkfs.btrfs", "/sbin/mkfs.btrfs", "/usr/bin/mkfs.btrfs
 LOCK_S: Final = 15.0
 #: A filesystem whose last mount has just gone may take this long to write itself out.
 MOUNT_S: Final = 30.0
+#: include/uapi/linux/fs.h
+_SETFLAGS: Final = 0x40086602
+_NOCOW: Final = 0x00800000
 _RETRY_S: Final = 0.05
 #: Above the bound, so that the quota is met before the filesystem runs out of room for its own trees.
 _SLACK_BYTES: Final = 1 << 30
@@ -62,15 +66,14 @@ def lacking() -> str | None:
 
 
 class PoolImage:
-    """An image and where it is mounted; `close` is only for a launcher that goes on without it."""
+    """An image and where it is mounted. It stays open as long as the launcher lives, and there is nothing to close."""
 
     def __init__(self, kernel: Kernel, image: str, target: str) -> None:
         self._kernel = kernel
         self._image = image
         self._target = target
         self._lock = -1
-        #: The loop device, as major:minor.
-        self.device = ""
+        self._made = self._mounted = False
 
     def open(self, bound: int) -> None:
         """Lock, make, attach and mount the image, for at least `bound` bytes of sandboxes.
@@ -94,14 +97,19 @@ class PoolImage:
             finally:
                 os.close(image)
         except BaseException:
-            self.close()
+            self.undo()
             raise
 
-    def close(self) -> None:
-        """Let the lock go; the mount, where there is one, goes with the last process that has it."""
+    def undo(self) -> None:
+        """Leave nothing of an `open` that came to nothing; an image that was there before stays."""
+        if self._mounted:
+            self._kernel.umount2(self._target, MNT_DETACH)
+        if self._made:
+            _unlink(self._image)
         if self._lock >= 0:
             os.close(self._lock)
-            self._lock = -1
+        self._made = self._mounted = False
+        self._lock = -1
 
     def _take_lock(self) -> None:
         self._lock = self._kernel.open(f"{self._image}.lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -114,7 +122,7 @@ class PoolImage:
             return True
 
         if not _within(LOCK_S, locked):
-            self.close()
+            self.undo()
             raise AlreadyRunning(f"cannot open {self._image}: another launcher has it", image=self._image)
 
     def _make(self, size: int) -> None:
@@ -131,11 +139,15 @@ class PoolImage:
         try:
             fd = kernel.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             try:
+                with contextlib.suppress(OSError):
+                    # On btrfs a file that is written in place; elsewhere there is no such flag, and no need of it.
+                    kernel.ioctl(fd, _SETFLAGS, bytearray(struct.pack("=i", _NOCOW)), "FS_IOC_SETFLAGS")
                 kernel.ftruncate(fd, size)
             finally:
                 os.close(fd)
             self._format(program, fresh)
             kernel.rename(fresh, self._image)
+            self._made = True
         except BaseException:
             _unlink(fresh)
             raise
@@ -157,8 +169,6 @@ class PoolImage:
         found = loop.find(kernel, image) or loop.attach(kernel, image, os.path.basename(self._image))
         path, device = found
         try:
-            numbers = os.fstat(device).st_rdev
-            self.device = f"{os.major(numbers)}:{os.minor(numbers)}"
 
             def mounted() -> bool:
                 try:
@@ -167,19 +177,17 @@ class PoolImage:
                     if error.errno != errno.EBUSY:
                         raise
                     return False
+                self._mounted = True
                 return True
 
             if not _within(MOUNT_S, mounted):
                 raise SyscallError(errno.EBUSY, "mount", self._target)
-            self._fill(image, device)
+            self._fill(device)
         finally:
             os.close(device)
 
-    def _fill(self, image: int, device: int) -> None:
-        """Let device and filesystem follow the file, whatever of that an earlier launcher had done."""
-        facts = os.statvfs(self._target)
-        if facts.f_blocks * facts.f_frsize >= os.fstat(image).st_size:
-            return
+    def _fill(self, device: int) -> None:
+        """Let device and filesystem follow the file, however far an earlier launcher had come with that."""
         loop.refresh_size(self._kernel, device)
         top = self._kernel.open(self._target, os.O_RDONLY | os.O_DIRECTORY)
         try:
