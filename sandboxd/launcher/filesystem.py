@@ -254,7 +254,8 @@ class MountDev(Named):
         # A device node's descriptor for later masks, taken without opening the device.
         birth.null = kernel.open_tree(dev, "null", OPEN_TREE_CLONE)
         terminals = {"max": str(MAX_TERMINALS), "ptmxmode": "0666", "mode": "0620", "gid": str(self.tty_gid)}
-        shm = {"mode": "1777", "size": str(self.shm_bytes)}
+        # Empty files take memory too: as many as pages.
+        shm = {"mode": "1777", "size": str(self.shm_bytes), "nr_inodes": str(self.shm_bytes // 4096)}
         for name, fstype, options, attributes in (
             ("pts", "devpts", terminals, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC),
             ("shm", "tmpfs", shm, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV),

@@ -22,7 +22,6 @@ NOT_BUILT = {
     38: "no snapshots",
     39: "tests/integration/test_lifecycle.py",
     42: "cpu limits need cgroup controllers: the VM lane",
-    49: "no btrfs pool",
     50: "no templates",
 }
 

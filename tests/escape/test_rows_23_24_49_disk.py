@@ -1,0 +1,206 @@
+"""ATTACKS 23 (its disk part), 24, 49: fill the disk by bytes, inodes and attributes; kill everything under writes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from sandboxd import Client, InvalidRequest, QuotaExceeded, Sandbox
+from tests.escape.conftest import Stalls
+from tests.support.daemon import Daemon
+from tests.support.pool import loops
+
+pytestmark = pytest.mark.real
+
+MIB = 1 << 20
+FILL = """
+import errno, os, sys
+written = 0
+try:
+    with open(sys.argv[1], 'wb', buffering=0) as file:
+        while True:
+            written += file.write(os.urandom(65536))
+except OSError as error:
+    print(errno.errorcode[error.errno], written)
+"""
+FLOOD = """
+import errno, os, sys
+os.makedirs(sys.argv[1], exist_ok=True)
+os.chdir(sys.argv[1])
+made = 0
+try:
+    while True:
+        os.close(os.open(f'{made:0240d}' if len(sys.argv) > 2 else str(made), os.O_CREAT | os.O_WRONLY))
+        made += 1
+except OSError as error:
+    print(errno.errorcode[error.errno], made)
+"""
+ATTRIBUTES = """
+import errno, os
+made = 0
+try:
+    while True:
+        path = f'/workspace/x{made}'
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
+        for number in range(8):
+            os.setxattr(path, f'user.a{number}', bytes(1500))
+        made += 1
+except OSError as error:
+    print(errno.errorcode[error.errno], made)
+"""
+REFUSED = ("EDQUOT", "ENOSPC")
+
+
+def own_bytes(daemon: Daemon) -> int:
+    """What the pool takes of the host's disk."""
+    return (daemon.state_dir / "pool.btrfs").stat().st_blocks * 512
+
+
+@pytest.fixture
+def small(client: Client, daemon: Daemon) -> Iterator[Sandbox]:
+    with Sandbox.create(client=client, limits={"disk_bytes": 64 * MIB}) as sandbox:
+        assert "disk_bytes" not in sandbox.info.unenforced
+        yield sandbox
+
+
+def test_row_24_bytes_are_refused_at_the_limit(daemon: Daemon, small: Sandbox, neighbour: Sandbox) -> None:
+    before, free = own_bytes(daemon), os.statvfs(daemon.state_dir)
+    for folder in ("/workspace", "/tmp", "/usr/lib"):
+        refused, written = small.exec(["python3", "-c", FILL, f"{folder}/f"]).stdout.split()
+        assert refused in REFUSED
+        assert 60 * MIB < int(written) <= 64 * MIB
+        assert own_bytes(daemon) - before < 200 * MIB
+        # At the limit: the sandbox runs, its own files can go, the API says what is the matter.
+        assert small.exec("echo alive").stdout == "alive\n"
+        with pytest.raises(QuotaExceeded) as caught:
+            small.write_file("/workspace/more", bytes(8 * MIB))
+        assert caught.value.kind == "quota-exceeded"
+        assert neighbour.exec("head -c 10M /dev/urandom > /workspace/n && rm /workspace/n").exit_code == 0
+        assert small.exec(f"rm {folder}/f && head -c 10M /dev/zero > {folder}/g && rm {folder}/g").exit_code == 0
+    after = os.statvfs(daemon.state_dir)
+    assert after.f_files == free.f_files
+
+
+def test_row_24_the_limit_can_be_changed(small: Sandbox) -> None:
+    assert small.exec(["python3", "-c", FILL, "/workspace/f"]).stdout.split()[0] in REFUSED
+    used = small.stats().disk_bytes
+    assert used
+    assert 60 * MIB < used <= 64 * MIB
+    small.update(limits={"disk_bytes": 96 * MIB})
+    refused, written = small.exec(["python3", "-c", FILL, "/workspace/g"]).stdout.split()
+    assert refused in REFUSED
+    assert 28 * MIB < int(written) <= 32 * MIB
+    small.update(limits={"disk_bytes": 32 * MIB})
+    assert small.exec("rm /workspace/f /workspace/g && echo gone").stdout == "gone\n"
+
+
+def test_row_24_sparse_files_and_attributes(small: Sandbox) -> None:
+    assert small.exec("truncate -s 4T /workspace/sparse && ls -l /workspace/sparse").exit_code == 0
+    refused, made = small.exec(["python3", "-c", ATTRIBUTES]).stdout.split()
+    assert refused in REFUSED
+    assert int(made) * 8 * 1500 < 64 * MIB
+    assert small.exec("echo alive").stdout == "alive\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [["long"], []], ids=["long names", "short names"])
+def test_row_24_empty_files_are_refused_at_the_limit(
+    client: Client, daemon: Daemon, neighbour: Sandbox, names: list[str]
+) -> None:
+    """Until it is refused, then destroyed at once, while nobody else waits."""
+    sandbox = Sandbox.create(client=client, limits={"disk_bytes": 64 * MIB})
+    before = own_bytes(daemon)
+    refused, made = sandbox.exec(["python3", "-c", FLOOD, "/workspace/d", *names], timeout=110).stdout.split()
+    assert refused in REFUSED
+    assert 10_000 < int(made) < 400_000
+    # Each of the kernel's commits writes changed metadata elsewhere; it goes round in a chunk of at most 1 GiB.
+    assert own_bytes(daemon) - before < 1400 * MIB
+    assert sandbox.exec("echo alive").stdout == "alive\n"
+    with Stalls(daemon) as stalls:
+        began = time.monotonic()
+        sandbox.destroy()
+        took = time.monotonic() - began
+    print(f"{made} files, destroyed in {took:.2f} s, the daemon's longest silence {stalls.worst * 1000:.0f} ms")
+    assert stalls.worst < 1
+    assert neighbour.exec("echo alive").stdout == "alive\n"
+
+
+def test_row_24_at_its_limit_a_sandbox_is_born_and_served(client: Client) -> None:
+    with Sandbox.create(client=client, limits={"disk_bytes": MIB}) as least:
+        assert least.exec("echo alive").stdout == "alive\n"
+        assert least.exec(["python3", "-c", FILL, "/workspace/f"]).stdout.split()[0] in REFUSED
+        assert least.exec("echo alive").stdout == "alive\n"
+
+
+def test_row_24_more_than_the_pool_holds_cannot_be_asked_for(client: Client) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        Sandbox.create(client=client, limits={"disk_bytes": 1 << 50})
+    assert caught.value.field == "limits.disk_bytes"
+
+
+def test_row_23_shared_memory_is_bounded_by_bytes_and_by_files(client: Client) -> None:
+    with Sandbox.create(client=client, limits={"memory_bytes": 64 * MIB}) as sandbox:
+        refused, written = sandbox.exec(["python3", "-c", FILL, "/dev/shm/f"]).stdout.split()
+        assert refused in REFUSED
+        assert int(written) <= 32 * MIB
+        refused, made = sandbox.exec(["python3", "-c", FLOOD, "/dev/shm/d"]).stdout.split()
+        assert refused in REFUSED
+        assert int(made) <= 32 * MIB // 4096
+        for path in ("/dev", "/sys", "/proc"):
+            refused = sandbox.exec(f"head -c 1M /dev/zero > {path}/f 2>&1; rm -f {path}/f; echo $?").stdout
+            assert refused
+
+
+WRITER = """
+import hashlib, os, time
+number = 0
+while True:
+    body = os.urandom(200_000)
+    with open('/workspace/fresh', 'wb') as file:
+        file.write(hashlib.sha256(body).digest() + body)
+        os.fsync(file.fileno())
+    os.rename('/workspace/fresh', f'/workspace/synced-{number % 100}')
+    number += 1
+    time.sleep(0.01)
+"""
+READER = """
+import hashlib, pathlib
+found = [path.read_bytes() for path in pathlib.Path('/workspace').glob('synced-*')]
+print(len(found), sum(hashlib.sha256(data[32:]).digest() != data[:32] for data in found))
+"""
+
+
+@pytest.mark.slow
+def test_row_49_daemon_and_launcher_killed_fifty_times_under_writes(own_daemon: Daemon) -> None:
+    """Under a sandbox that goes on writing, and others that are born and die."""
+    image = own_daemon.state_dir / "pool.btrfs"
+    with own_daemon.client() as client:
+        writer = Sandbox.create(client=client, limits={"disk_bytes": 256 * MIB})
+        writer.exec('nohup python3 -c "$W" >/dev/null 2>&1 &', env={"W": WRITER}, keep_orphans=True).check()
+    devices = set()
+    for turn in range(50):
+        with own_daemon.client() as client:
+            Sandbox.create(client=client)  # is left to the next daemon in whatever state it is
+            for other in Sandbox.list(client=client):
+                if other.id != writer.id:
+                    other.destroy()
+                    break
+        launcher = own_daemon.launcher_pid()
+        devices |= set(loops(image))
+        assert len(loops(image)) == 1, turn
+        if turn % 2:
+            os.kill(launcher, signal.SIGKILL)  # else it may live on beside its successor for a moment
+        own_daemon.signal(signal.SIGKILL)
+        own_daemon.start()
+    assert len(devices) == 1, "the filesystem never changed its device"
+    with own_daemon.client() as client:
+        writer = Sandbox.connect(writer.id, client=client)
+        count, torn = writer.exec(["python3", "-c", READER]).stdout.split()
+        assert (int(count) > 50, int(torn)) == (True, 0)
+        for sandbox in Sandbox.list(client=client):
+            sandbox.destroy()
+        assert list(own_daemon.pool().iterdir()) == []
