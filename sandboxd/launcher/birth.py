@@ -88,7 +88,6 @@ class Fds(NamedTuple):
     cgroup: int
     init_cgroup: int
     status: int
-    sandbox_userns: int
     disk_userns: int
 
 
@@ -142,7 +141,7 @@ def _build(kernel: Kernel, fds: Fds, order: Order, means: Means) -> None:
             _become_init(kernel, fds, order, theirs, means)
         theirs.close()
         tell(fds.status, ["pid", pid])
-        birth = Birth(init=ours, init_pid=pid, sandbox_userns=fds.sandbox_userns, disk_userns=fds.disk_userns)
+        birth = Birth(init=ours, init_pid=pid, disk_userns=fds.disk_userns)
         timings: dict[str, float] = {}
         for item in plan_builder(LaunchSpec.from_message(msgpack.unpackb(order.spec))):
             step = item.name
@@ -171,7 +170,6 @@ def _become_init(kernel: Kernel, fds: Fds, order: Order, builder: socket.socket,
             builder=builder,
             range_base=order.range_base,
             processes=order.processes,
-            sandbox_userns=fds.sandbox_userns,
             filters=means.filters[order.seccomp],
             keep={fds.status, fds.listener},
         )

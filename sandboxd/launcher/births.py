@@ -100,7 +100,6 @@ class Births:
         try:
             newborn = self._order(order, range_)
         except (OSError, SandboxdError) as error:
-            range_.close_namespaces()
             failed = _failure("host-side", error, order.id) if isinstance(error, OSError) else error
             self._means.removals.begin(order.id, range_.index, lambda _: order.on_failed(failed))
             return
@@ -149,7 +148,6 @@ class Births:
                 cgroup=cgroup_fd,
                 init_cgroup=init_fd,
                 status=status_write,
-                sandbox_userns=range_.sandbox_userns,
                 disk_userns=range_.disk_userns,
             )
             try:
@@ -201,7 +199,6 @@ class Births:
     def _close(self, newborn: _Birth) -> None:
         self._selector.unregister(newborn.status.fd)
         newborn.status.close()
-        newborn.range.close_namespaces()
         del self._active[newborn.spec.id]
 
     def _born(self, newborn: _Birth) -> None:

@@ -194,10 +194,6 @@ class MountProc(Named):
 
     def run(self, kernel: Kernel, birth: Birth) -> None:
         """Do it."""
-        _, received, _, _ = socket.recv_fds(birth.init, 1, 1)
-        if not received:
-            raise OtherGone
-        birth.proc = received[0]
         attach(kernel, birth, birth.proc, "proc")
         # Attached first: a mount that is nowhere yet cannot be copied before Linux 6.15.
         birth.proc_writable = kernel.open_tree(birth.proc, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
@@ -362,13 +358,7 @@ class MakeProc(Named):
 
     def run(self, kernel: Kernel, newborn: Newborn) -> None:
         """Do it."""
-        proc = kernel.fsmount("proc", {}, SAFE)
-        try:
-            socket.send_fds(newborn.builder, [b"p"], [proc])
-        except BrokenPipeError:
-            raise OtherGone from None
-        finally:
-            os.close(proc)
+        newborn.proc = kernel.fsmount("proc", {}, SAFE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

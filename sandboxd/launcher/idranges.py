@@ -10,10 +10,10 @@ names what proves it alive: the launcher that holds it (pid and start time), or 
 proofs are gone may be taken over, so whoever gives one back looks first whether it is still the same; a launcher
 that starts takes over the claims of the sandboxes it found, and removes what a crash left.
 
-Two user namespaces belong to a range. `sandbox` maps 0.. to it and is both the sandbox's own namespace and the
-map of its rootfs; its owner is the range's first id, so its kernel counters are charged there; no further user
-namespace can be made in it. `disk` maps the constant on-disk range to it. Making one costs a fork, so the launcher
-keeps one range prepared.
+Two user namespaces belong to a range. The sandbox's own maps 0.. to it and is the map of its rootfs too; pid 1 makes it
+at its birth, as the range's first id, so its kernel counters are charged there. The other one maps the constant on-disk
+range to it; nothing ever runs in it, so the map of a range that is given back is kept for the next sandbox that takes
+it. Making one costs a fork, so the launcher keeps one range prepared.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ import msgpack
 
 from ..errors import LimitExceeded
 from ..linux import cgroupfs, procfs
-from ..linux.kernel import CLONE_NEWUSER, SECBIT_NO_SETUID_FIXUP, Kernel, SyscallError
+from ..linux.kernel import CLONE_NEWUSER, Kernel, SyscallError
 from ..spec import ID_RANGE_WIDTH, MAX_PIDS
 
 FIRST_ID: Final = 0x70000000  # 1,879,048,192
 #: Owner on disk of what a sandbox's root writes; nobody's id on the host. The ranges end below it.
 DISK_FIRST_ID: Final = 2_000_000_000
 RANGES: Final = (DISK_FIRST_ID - FIRST_ID) // ID_RANGE_WIDTH
+#: Maps of ranges kept open; each is one descriptor and some 0.5 KiB of the kernel's.
+MAX_MAPS: Final = 256
 CLAIMS_DIR: Final = "/run/sandboxd-ids"
 #: What all users of one sandbox may have together. The kernel takes a user namespace's ceilings from the rlimits of
 #: whoever makes it (kernel/user_namespace.c, set_userns_rlimit_max) and counts every id of it against them: a root
@@ -51,32 +53,15 @@ NAMESPACE_PROCESSES: Final = MAX_PIDS + 16
 
 @dataclasses.dataclass(slots=True)
 class IdRange:
-    """A claimed range; owns its claim and its two namespace descriptors until `close`."""
+    """A claimed range; `disk_userns`, its map, is the allocator's and is there until the next `take`."""
 
     index: int
-    sandbox_userns: int
     disk_userns: int
 
     @property
     def base(self) -> int:
         """The host id of the sandbox's root."""
         return base_of(self.index)
-
-    def close_namespaces(self) -> None:
-        """Close the descriptors; the sandbox keeps its namespaces by living in them."""
-        for name in ("sandbox_userns", "disk_userns"):
-            fd = getattr(self, name)
-            if fd >= 0:
-                setattr(self, name, -1)
-                os.close(fd)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Holder:
-    """A short child that keeps a user namespace until its parent has taken it."""
-
-    pid: int
-    connection: socket.socket
 
 
 def base_of(index: int) -> int:
@@ -101,6 +86,7 @@ class RangeAllocator:
         self._kernel = kernel
         self._dir = claims_dir
         self._prepared: list[IdRange] = []
+        self._maps: dict[int, int] = {}  # range -> descriptor, the longest unused first
         os.makedirs(claims_dir, mode=0o700, exist_ok=True)
         self._identity = [os.getpid(), procfs.start_time(os.getpid())]
 
@@ -147,27 +133,30 @@ class RangeAllocator:
                     os.unlink(f"{self._dir}/{name}")
 
     def close(self) -> None:
-        """Release what is prepared."""
+        """Release what is prepared, and the maps."""
         while self._prepared:
-            range_ = self._prepared.pop()
-            range_.close_namespaces()
-            self.release(range_.index)
+            self.release(self._prepared.pop().index)
+        while self._maps:
+            os.close(self._maps.popitem()[1])
 
     # --- claims ---
 
     def _make(self) -> IdRange:
         index = self._claim()
         try:
-            return IdRange(index, *self._make_namespaces(base_of(index)))
+            disk_userns = self._maps.pop(index, None) or self._make_map(base_of(index))
         except OSError:
             self.release(index)
             raise
+        self._maps[index] = disk_userns
+        if len(self._maps) > MAX_MAPS:
+            os.close(self._maps.pop(next(iter(self._maps))))
+        return IdRange(index, disk_userns)
 
     def _claim(self) -> int:
         with self._locked():
             start = random.randrange(RANGES)  # noqa: S311 - spreads the search, nothing secret
-            for offset in range(RANGES):
-                index = (start + offset) % RANGES
+            for index in (*self._maps, *((start + offset) % RANGES for offset in range(RANGES))):
                 if self._is_free(index):
                     self._write(index, "")
                     return index
@@ -206,72 +195,49 @@ class RangeAllocator:
 
     # --- namespaces ---
 
-    def _make_namespaces(self, base: int) -> list[int]:
-        """Return the two namespaces of the range at `base`; their short children work side by side."""
-        holders: list[_Holder] = []
-        made: list[int] = []
-        try:
-            for owner in (base, 0):
-                holders.append(self._start_holder(owner))
-            for holder, inside in zip(holders, (0, DISK_FIRST_ID), strict=True):
-                made.append(self._map_userns(holder, f"{inside} {base} {ID_RANGE_WIDTH}".encode()))
-        except OSError:
-            for fd in made:
-                os.close(fd)
-            raise
-        finally:
-            # All, then wait: a later child has a copy of an earlier one's connection.
-            for holder in holders:
-                holder.connection.close()
-            for holder in holders:
-                os.waitpid(holder.pid, 0)
-        return made
-
-    def _start_holder(self, owner: int) -> _Holder:
-        """Fork a child that makes a user namespace as host id `owner`."""
+    def _make_map(self, base: int) -> int:
+        """Return a user namespace that maps the on-disk ids to the range at `base`."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                pid, pidfd = self._kernel.clone3(0)
-            except OSError:
-                ours.close()
-                raise
-            if pid == 0:
-                ours.close()
-                self._hold_userns(owner, theirs)
-            os.close(pidfd)
-        return _Holder(pid, ours)
-
-    def _map_userns(self, holder: _Holder, mapping: bytes) -> int:
-        """Wait until the child has its namespace, map it, and take it."""
-        answer = holder.connection.recv(64)
-        if answer != b"ok":
-            number, _, call = answer.partition(b" ")
-            raise SyscallError(int(number or b"5"), call.decode() or "unshare", "a user namespace")
-        for name in ("uid_map", "gid_map"):
-            fd = self._kernel.open(f"/proc/{holder.pid}/{name}", os.O_WRONLY)
-            try:
-                self._kernel.write(fd, mapping)
-            finally:
-                os.close(fd)
-        return self._kernel.open(f"/proc/{holder.pid}/ns/user", os.O_RDONLY)
-
-    def _hold_userns(self, owner: int, parent: socket.socket) -> None:
-        """Be a short child that makes the namespace and keeps it until its parent has taken it."""
+        pid = 0
         try:
-            if owner:
-                for name, value in (*NAMESPACE_RLIMITS, ("NPROC", NAMESPACE_PROCESSES)):
-                    set_rlimit(name, value)
-                self._kernel.set_securebits(SECBIT_NO_SETUID_FIXUP)
-                self._kernel.setresids(owner, owner)
+            with theirs:
+                pid, pidfd = self._kernel.clone3(0)
+                if pid == 0:
+                    ours.close()
+                    self._hold_userns(theirs)
+            os.close(pidfd)
+            answer = ours.recv(64)
+            if answer != b"ok":
+                raise SyscallError(int(answer or b"5"), "unshare", "CLONE_NEWUSER")
+            write_maps(self._kernel, pid, DISK_FIRST_ID, base)
+            return self._kernel.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
+        finally:
+            ours.close()
+            if pid:
+                os.waitpid(pid, 0)
+
+    def _hold_userns(self, parent: socket.socket) -> None:
+        """Be a short child that makes a namespace and keeps it until its parent has taken it."""
+        try:
             self._kernel.unshare(CLONE_NEWUSER)
-            # The number belongs to the namespace of who opens the file (kernel/ucount.c, set_lookup).
-            fd = self._kernel.open("/proc/sys/user/max_user_namespaces", os.O_WRONLY)
-            self._kernel.write(fd, b"0")
             parent.send(b"ok")
             parent.recv(1)
             os._exit(0)
         except OSError as error:
-            parent.send(f"{error.errno} {getattr(error, 'syscall', '')}".encode())
+            parent.send(str(error.errno).encode())
         finally:
             os._exit(1)
+
+
+def write_maps(kernel: Kernel, pid: int, inside: int, outside: int) -> None:
+    """Map the ids from `inside` on in the user namespace of process `pid` to the host's from `outside` on.
+
+    Raises:
+        SyscallError: the kernel refused.
+    """
+    for name in ("uid_map", "gid_map"):
+        fd = kernel.open(f"/proc/{pid}/{name}", os.O_WRONLY)
+        try:
+            kernel.write(fd, f"{inside} {outside} {ID_RANGE_WIDTH}".encode())
+        finally:
+            os.close(fd)

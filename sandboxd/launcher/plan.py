@@ -80,6 +80,7 @@ def plan_builder(spec: LaunchSpec) -> tuple[Step, ...]:
     return (
         privilege.AdjustOomScore(),
         filesystem.IsolateMounts(stage=spec.stage),
+        privilege.MapIds(first_id=spec.range_base),
         filesystem.MountLayers(tree=spec.tree, disk=spec.disk),
         filesystem.ActAsOwner(owner=spec.range_base),
         filesystem.MountOverlay(),
@@ -98,9 +99,11 @@ def plan_builder(spec: LaunchSpec) -> tuple[Step, ...]:
 INIT_PLAN: Final[tuple[InitStep, ...]] = (
     privilege.PrepareProcess(),
     filesystem.MakeProc(),
-    privilege.EnterUserNamespace(),
+    privilege.MakeUserNamespace(),
+    privilege.CallBuilder(),
     privilege.LimitResources(),
     filesystem.EnterRoot(),  # here it waits: what does not need the builder's work comes before
+    privilege.BecomeRoot(),
     privilege.DropPrivileges(keep=SANDBOX_CAPABILITIES),
     privilege.ApplySeccomp(),
     privilege.CloseDescriptors(),

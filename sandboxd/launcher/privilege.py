@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import resource
+import socket
 from typing import Final
 
 from ..linux import netns
 from ..linux.kernel import CLONE_NEWUSER, SECBIT_NO_SETUID_FIXUP, Kernel, SyscallError
 from ..spec import ID_RANGE_WIDTH
-from .idranges import NAMESPACE_RLIMITS, set_rlimit
-from .steps import Birth, Named, Newborn, write_proc
+from .idranges import NAMESPACE_PROCESSES, NAMESPACE_RLIMITS, set_rlimit, write_maps
+from .steps import Birth, Named, Newborn, OtherGone, write_proc
 
 MAX_OPEN_FILES: Final = 1_048_576
 #: No core dumps: 1 is the one value with which the kernel starts no piped core_pattern either (that program is the
@@ -91,18 +92,75 @@ class NameHost(Named):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class EnterUserNamespace(Named):
-    """Become the sandbox's root, in its own user namespace, owned by its own id."""
+class MakeUserNamespace(Named):
+    """A user namespace owned by the sandbox's own first id, with ceilings of its own and none below it."""
 
     def describe(self) -> str:
         """Say what it does."""
-        return "become the range's first host id, join the user namespace, become 0 there"
+        return "become the range's first host id, make a user namespace; no further user namespaces"
 
     def run(self, kernel: Kernel, newborn: Newborn) -> None:
         """Do it."""
+        for name, value in (*NAMESPACE_RLIMITS, ("NPROC", NAMESPACE_PROCESSES)):
+            set_rlimit(name, value)
         kernel.set_securebits(SECBIT_NO_SETUID_FIXUP)
         kernel.setresids(newborn.range_base, newborn.range_base)
-        kernel.setns(newborn.sandbox_userns, CLONE_NEWUSER)
+        kernel.unshare(CLONE_NEWUSER)
+        # The number belongs to the namespace of who opens the file (kernel/ucount.c, set_lookup). This is the host's
+        # own /proc still: the builder goes on to change what we see only when it is called.
+        fd = kernel.open("/proc/sys/user/max_user_namespaces", os.O_WRONLY)
+        try:
+            kernel.write(fd, b"0")
+        finally:
+            os.close(fd)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CallBuilder(Named):
+    """Hand over the proc that only we could make, and say that there is a user namespace to map."""
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return "hand the builder proc"
+
+    def run(self, kernel: Kernel, newborn: Newborn) -> None:
+        """Do it."""
+        try:
+            socket.send_fds(newborn.builder, [b"p"], [newborn.proc])
+        except BrokenPipeError:
+            raise OtherGone from None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MapIds(Named):
+    """Wait for pid 1's call; map its user namespace, which is the map of the rootfs too."""
+
+    first_id: int
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return f"map 0 to {self.first_id} in pid 1's user namespace"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        _, received, _, _ = socket.recv_fds(birth.init, 1, 1)
+        if not received:
+            raise OtherGone
+        birth.proc = received[0]
+        write_maps(kernel, birth.init_pid, 0, self.first_id)
+        birth.sandbox_userns = kernel.open(f"/proc/{birth.init_pid}/ns/user", os.O_RDONLY)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BecomeRoot(Named):
+    """Become the sandbox's root, now that its ids are mapped."""
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return "become 0 in the user namespace"
+
+    def run(self, kernel: Kernel, newborn: Newborn) -> None:
+        """Do it."""
         kernel.setresids(0, 0)
 
 

@@ -32,7 +32,7 @@ class Birth:
 
     Attributes:
         init: the connection to pid 1. init_pid: its pid, as the host sees it.
-        sandbox_userns, disk_userns: the range's namespaces (idranges.py).
+        disk_userns: the map of the sandbox's own files (idranges.py). sandbox_userns: pid 1's, once mapped.
         proc: the sandbox's /proc, which pid 1 mounted; proc_writable: a detached copy without the read-only parts.
         root: the merged root, once mounted. cgroup: a writable cgroup2 mount whose root is the sandbox's group.
         null: the sandbox's own /dev/null.
@@ -41,8 +41,8 @@ class Birth:
 
     init: socket.socket
     init_pid: int
-    sandbox_userns: int
     disk_userns: int
+    sandbox_userns: int = -1
     proc: int = -1
     root: int = -1
     cgroup: int = -1
@@ -58,16 +58,16 @@ class Newborn:
     Attributes:
         builder: the connection to the process that builds what the sandbox sees.
         range_base: the first host id of its range. processes: RLIMIT_NPROC of each of its users.
-        sandbox_userns: the range's namespace. filters: the compiled seccomp profile.
+        filters: the compiled seccomp profile. proc: the pid namespace's, still mounted nowhere.
         keep: descriptors that init goes on with. cgroup: the builder's writable cgroup2 mount, once handed over.
     """
 
     builder: socket.socket
     range_base: int
     processes: int
-    sandbox_userns: int
     filters: list[bytes]
     keep: set[int]
+    proc: int = -1
     cgroup: int = -1
 
 

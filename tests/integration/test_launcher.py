@@ -64,14 +64,15 @@ def test_a_birth_that_fails_at_any_kernel_call_leaves_nothing(tmp_path: pathlib.
                 assert answer.facts["syscall"], answer
                 failed_steps.add(answer.facts["step"])
                 assert launcher.leftovers() == [], f"{role} {call} ({answer.message}) left something"
-                assert (launcher.fds(), launcher.children()) == (fds, []), answer
+                assert fds - 1 <= launcher.fds() <= fds, answer  # a range's map is kept, or was never made
+                assert launcher.children() == [], answer
             else:
                 pytest.fail("no birth succeeded")
             launcher.asker.ask("destroy", id=sandbox_id)
             assert launcher.leftovers() == []
         assert len(procfs.mounts()) == mounts
         # Steps that make no call of the kernel's interface cannot fail here.
-        assert failed_steps >= step_names() - {"limit-resources"}
+        assert failed_steps >= step_names() - {"limit-resources", "call-builder"}
         assert failed_steps >= {"id-range", "host-side", "unshare", "clone"}
     finally:
         launcher.close()
