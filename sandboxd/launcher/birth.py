@@ -1,7 +1,7 @@
 """One birth: a builder that makes what the sandbox sees, and pid 1, which enters it and becomes init.
 
-    zygote ── clone3(into <id>, CLONE_PARENT) ──▶ builder: unshares every namespace but the user's; so the
-                │                                   cgroup namespace's root is <id>
+    zygote ── clone3(CLONE_PARENT) ──▶ builder: unshares every namespace but the user's; the cgroup namespace's root
+                │                        is <id>, made ahead (groupns.py) or by being born there
                 ├─ clone3(into <id>/init, CLONE_PARENT) ──▶ pid 1
                 │   ◀── its /proc: only a member of a pid namespace can mount it
                 ├─ the builder's steps of plan.py, pivot_root at their end
@@ -85,10 +85,11 @@ class Fds(NamedTuple):
     """The descriptors that a birth needs, as they are sent to the zygote."""
 
     listener: int
-    cgroup: int
+    builder_cgroup: int
     init_cgroup: int
     status: int
     disk_userns: int
+    cgroup_ns: int = -1  # the last one, which a host without controllers has no need of
 
 
 def listen(links_dir: str, sandbox_id: str, owner: tuple[int, int]) -> socket.socket:
@@ -118,7 +119,7 @@ def listen(links_dir: str, sandbox_id: str, owner: tuple[int, int]) -> socket.so
 def spawn(kernel: Kernel, fds: Fds, order: Order, means: Means) -> None:
     """Fork the builder, which forks pid 1, and tell its pid or why there is none. The children never return."""
     try:
-        pid, pidfd = kernel.clone3(CLONE_PARENT, cgroup_fd=fds.cgroup, exit_signal=0)
+        pid, pidfd = kernel.clone3(CLONE_PARENT, cgroup_fd=fds.builder_cgroup, exit_signal=0)
     except OSError as error:
         _tell_failure(fds.status, "clone", error)
         return
@@ -132,7 +133,11 @@ def _build(kernel: Kernel, fds: Fds, order: Order, means: Means) -> None:
     """Be the builder. Nothing that could be left for later is done before pid 1 is forked: it inherits our pages."""
     step = "unshare"
     try:
-        kernel.unshare(_NAMESPACES)
+        if fds.cgroup_ns < 0:
+            kernel.unshare(_NAMESPACES)
+        else:
+            kernel.setns(fds.cgroup_ns, CLONE_NEWCGROUP)
+            kernel.unshare(_NAMESPACES & ~CLONE_NEWCGROUP)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         step = "clone"
         pid, _ = kernel.clone3(CLONE_PARENT, cgroup_fd=fds.init_cgroup, exit_signal=0)

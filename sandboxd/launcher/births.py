@@ -121,9 +121,8 @@ class Births:
         means, settings = self._means, self._means.settings
         with contextlib.ExitStack() as undo:
             disk = means.storage.create(order.id, order.limits.disk_bytes or 0)
-            cgroup_fd, init_fd = means.cgroups.create(order.id, range_.base)
-            undo.callback(os.close, cgroup_fd)
-            undo.callback(os.close, init_fd)
+            places = means.cgroups.create(order.id, range_.base, order.limits)
+            undo.callback(places.close)
             means.ranges.bind(range_, means.cgroups.path(order.id))
             listener = birth.listen(settings.links_dir, order.id, (settings.daemon_uid, settings.daemon_gid))
             undo.callback(listener.close)
@@ -145,10 +144,11 @@ class Births:
             )
             fds = birth.Fds(
                 listener=listener.fileno(),
-                cgroup=cgroup_fd,
-                init_cgroup=init_fd,
+                builder_cgroup=places.builder,
+                init_cgroup=places.init,
                 status=status_write,
                 disk_userns=range_.disk_userns,
+                cgroup_ns=places.namespace,
             )
             try:
                 means.zygote.fork(spec.order(), fds)
@@ -177,8 +177,6 @@ class Births:
                 newborn.is_ready = True
                 newborn.timings.update(message[1])
         if newborn.pid and newborn.builder:
-            if newborn.failure is None and newborn.is_ready:
-                self._limit(newborn)
             if newborn.failure:
                 self._stillborn(newborn, newborn.failure)
             elif newborn.is_ready:
@@ -187,21 +185,13 @@ class Births:
             died = birth.failure("start", "", "the process died", "", newborn.spec.id)
             self._stillborn(newborn, newborn.failure or died)
 
-    def _limit(self, newborn: _Birth) -> None:
-        """Apply the limits: `<id>` has no process of its own once the builder is gone."""
-        os.waitpid(newborn.builder, 0)
-        newborn.builder = 0
-        try:
-            self._means.cgroups.apply(newborn.spec.id, newborn.spec.limits)
-        except SandboxdError as error:
-            newborn.failure = error
-
     def _close(self, newborn: _Birth) -> None:
         self._selector.unregister(newborn.status.fd)
         newborn.status.close()
         del self._active[newborn.spec.id]
 
     def _born(self, newborn: _Birth) -> None:
+        os.waitpid(newborn.builder, 0)
         self._close(newborn)
         order = newborn.order
         record = Record(

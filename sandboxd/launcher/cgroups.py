@@ -17,19 +17,39 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Collection, Sequence
+from typing import Any, Final, NamedTuple
 
 from ..errors import CgroupError, HostUnsupported
 from ..linux import cgroupfs, disks, procfs
-from ..linux.kernel import Kernel, SyscallError
+from ..linux.kernel import Kernel
 from ..spec import Limits
-from . import stats
+from . import groupns, stats
 from .limits import CONTROLLER_OF, HUGETLB, settings_of
 
 #: `<id>/work/<leaf>`: a taken-over init cannot make a tree whose removal would take long or deep.
 MAX_DEPTH: Final = 2
 MAX_DESCENDANTS: Final = 4096
+
+
+class Places(NamedTuple):
+    """Descriptors of where a sandbox's processes are born; their owner closes them.
+
+    Attributes:
+        builder: the group of the builder.
+        init: the group of pid 1.
+        namespace: the cgroup namespace to join; -1 where the builder makes it, being born in its root.
+    """
+
+    builder: int
+    init: int
+    namespace: int = -1
+
+    def close(self) -> None:
+        """Close all."""
+        for fd in self:
+            if fd >= 0:
+                os.close(fd)
 
 
 class SandboxCgroups:
@@ -94,11 +114,14 @@ class SandboxCgroups:
         """Return where a sandbox's cgroup is."""
         return f"{self.root}/{sandbox_id}"
 
-    def create(self, sandbox_id: str, owner: int) -> tuple[int, int]:
-        """Make `<id>`, `<id>/init`, `<id>/work` and return descriptors of the first two.
+    def create(self, sandbox_id: str, owner: int, limits: Limits) -> Places:
+        """Make `<id>`, `<id>/init` and `<id>/work`, limited from the start.
 
         `owner` (the sandbox's root) may make leaves in `work/` and start processes in them; cgroup.procs of `<id>`
         is its too, since the kernel asks for the common ancestor's.
+
+        Raises:
+            SyscallError, CgroupError: the kernel refused something; `remove` takes away what was made.
         """
         group = self.path(sandbox_id)
         with contextlib.suppress(FileExistsError):
@@ -113,23 +136,23 @@ class SandboxCgroups:
                 os.close(fd)
         for path in ("cgroup.procs", "work", "work/cgroup.procs", "work/cgroup.subtree_control"):
             self._kernel.chown(f"{group}/{path}", owner, owner)
-        top = self._kernel.open(group, os.O_RDONLY | os.O_DIRECTORY)
+        init = self._kernel.open(f"{group}/init", os.O_RDONLY | os.O_DIRECTORY)
         try:
-            return top, self._kernel.open(f"{group}/init", os.O_RDONLY | os.O_DIRECTORY)
-        except SyscallError:
-            os.close(top)
+            if not self.controllers:  # nothing to pass on: the builder may as well make the namespace
+                return Places(self._kernel.open(group, os.O_RDONLY | os.O_DIRECTORY), init)
+            namespace = groupns.make(self._kernel, group)
+            try:
+                self._limit(sandbox_id, limits)
+                return Places(os.dup(init), init, namespace)
+            except (OSError, CgroupError):
+                os.close(namespace)
+                raise
+        except (OSError, CgroupError):
+            os.close(init)
             raise
 
-    def apply(self, sandbox_id: str, limits: Limits) -> None:
-        """Enable the controllers and write the limits that the host can enforce.
-
-        `<id>` must have no process of its own any more.
-
-        Raises:
-            CgroupError: the kernel refused one.
-        """
-        if not self.controllers:
-            return
+    def _limit(self, sandbox_id: str, limits: Limits) -> None:
+        """Enable the controllers and write the limits; nothing may be in the groups yet (see `groupns`)."""
         group = self.path(sandbox_id)
         try:
             for name in ("", "/work"):
@@ -139,7 +162,7 @@ class SandboxCgroups:
                     cgroupfs.write(f"{group}/{name}", "0")
         except OSError as error:
             raise _refused(sandbox_id, error) from error
-        self.change(sandbox_id, limits)
+        self._write(sandbox_id, limits, self._disks() if limits.io else ())
 
     def change(self, sandbox_id: str, limits: Limits) -> None:
         """Write the limits of a sandbox that lives; one of memory that is above it waits for the kernel to reclaim.
@@ -147,8 +170,11 @@ class SandboxCgroups:
         Raises:
             CgroupError: the kernel refused one.
         """
+        self._write(sandbox_id, limits, self._disks() if "io" in self.controllers else ())
+
+    def _write(self, sandbox_id: str, limits: Limits, on: Collection[str]) -> None:
         try:
-            for name, value in settings_of(limits, self.controllers, self._disks() if limits.io else ()):
+            for name, value in settings_of(limits, self.controllers, on):
                 path = f"{self.path(sandbox_id)}/{name}"
                 if name == "memory.swap.max" and not os.path.exists(path):
                     continue  # a kernel without swap

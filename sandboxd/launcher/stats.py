@@ -23,7 +23,7 @@ def collect(group: str) -> dict[str, Any]:
         "cpu_s": _seconds(cpu.get("usage_usec")),
         "cpu_user_s": _seconds(cpu.get("user_usec")),
         "cpu_system_s": _seconds(cpu.get("system_usec")),
-        "cpu_throttled_s": _seconds(cpu.get("throttled_usec")),
+        "cpu_throttled_s": _seconds(table(_read(f"{group}/work/cpu.stat")).get("throttled_usec")),
         "memory_bytes": number(f"{group}/work/memory.current"),
         "memory_peak_bytes": number(f"{group}/work/memory.peak"),
         "oom_kills": events.get("oom_kill"),

@@ -58,7 +58,7 @@ class Zygote:
         Raises:
             OSError: the zygote is gone.
         """
-        socket.send_fds(self._socket, [order], list(fds))
+        socket.send_fds(self._socket, [order], [fd for fd in fds if fd >= 0])
 
 
 def leave_the_hosts_mounts(kernel: Kernel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pathlib
 import threading
 import time
 from collections.abc import Iterator
@@ -220,6 +221,79 @@ answer = 1
         with pytest.raises(SandboxdError):
             sandbox.read_file("/x")
         assert client.info()
+
+
+WRITE_KINDS = {
+    "memfd": "fd = os.memfd_create('x')",
+    "read only": "fd = os.open('/tmp/f', os.O_RDONLY | os.O_CREAT)",
+    "O_PATH": "fd = os.open('/etc/passwd', os.O_PATH)",
+    "O_DIRECT": "fd = os.open('/tmp/f', os.O_WRONLY | os.O_CREAT | os.O_DIRECT)",
+    "O_ASYNC": "fd = os.open('/tmp/f', os.O_WRONLY | os.O_CREAT); fcntl.fcntl(fd, fcntl.F_SETFL, 0x2000)",
+    "full FIFO": "os.path.exists('/tmp/p') or os.mkfifo('/tmp/p'); os.open('/tmp/p', os.O_RDONLY | os.O_NONBLOCK); "
+    "fd = os.open('/tmp/p', os.O_WRONLY)",
+    "full pipe": "fd = os.pipe()[1]",
+    "device": "fd = os.open('/dev/null', os.O_WRONLY)",
+    "terminal": "fd = os.open('/dev/ptmx', os.O_WRONLY | os.O_NOCTTY)",
+    "connected socket": "pair = socket.socketpair(); init.__dict__['kept'] = pair[1]; fd = pair[0].detach()",
+    "cgroup.kill of its own": "fd = os.open('cgroup.procs', os.O_WRONLY, dir_fd=init._work_fd)",
+}
+
+
+@pytest.mark.parametrize("kind", list(WRITE_KINDS))
+def test_a_descriptor_to_write_that_is_no_file_of_its_disk_is_refused(taken: HostileDaemon, kind: str) -> None:
+    source = f"""
+def open_write(peer, request, params):
+    {WRITE_KINDS[kind]}
+    peer.reply(request, {{"ticket": 1}}, fd)
+init._operations["open_write"] = open_write
+answer = 1
+"""
+    with taken.client() as client, Sandbox.create(client=client) as sandbox:
+        assert take_over(taken, sandbox, source) == "1"
+        began = time.monotonic()
+        with pytest.raises(SandboxdError):
+            sandbox.write_file("/x", b"x" * (1 << 20))
+        assert time.monotonic() - began < 5
+        assert client.info()
+
+
+#: Regular files of its own disk are taken: what is odd about them is the sandbox's own loss.
+ODD_FILES = {
+    "unlinked": ("fd = os.open('/tmp/f', os.O_RDONLY | os.O_CREAT | os.O_EXCL); os.unlink('/tmp/f')", 1),
+    "of eight exbibytes": ("f = os.open('/tmp/f', os.O_RDWR | os.O_CREAT); os.truncate(f, (1 << 40)); "
+                           "fd = os.open('/tmp/f', os.O_RDONLY)", 1 << 40),
+    "that shrinks": ("f = os.open('/tmp/f', os.O_RDWR | os.O_CREAT); os.truncate(f, 64 << 20); "
+                     "fd = os.open('/tmp/f', os.O_RDONLY); init._loop.call_later(0.02, lambda: os.truncate(f, 0))",
+                     64 << 20),
+    "under a lease": ("fd = os.open('/tmp/f', os.O_RDONLY | os.O_CREAT); fcntl.fcntl(fd, 1024, fcntl.F_RDLCK)", 1),
+    "locked": ("f = os.open('/tmp/f', os.O_RDWR | os.O_CREAT); fcntl.lockf(f, fcntl.LOCK_EX); "
+               "fd = os.open('/tmp/f', os.O_RDONLY)", 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(ODD_FILES))
+def test_an_odd_file_of_its_own_stalls_and_fills_nobody(taken: HostileDaemon, kind: str) -> None:
+    code, size = ODD_FILES[kind]
+    source = f"""
+def open_read(peer, request, params):
+    {code}
+    peer.reply(request, {{"size": {size}, "mtime": 0.0, "mode": 0}}, fd)
+init._operations["open_read"] = open_read
+answer = 1
+"""
+    assert taken.process
+    status = pathlib.Path(f"/proc/{taken.process.pid}/status")
+    with taken.client() as client, Sandbox.create(client=client) as sandbox, Sandbox.create(client=client) as near:
+        assert take_over(taken, sandbox, source) == "1"
+        with Stalls(taken) as stalls, contextlib.suppress(SandboxdError), sandbox.read_file_stream("/x") as stream:
+            count = 0
+            for piece in stream:
+                count += len(piece)
+                if count > 32 << 20:
+                    break
+        assert stalls.worst < 1
+        assert near.exec("echo alive").stdout == "alive\n"
+    assert int(status.read_text().partition("VmRSS:")[2].split()[0]) < 300_000
 
 
 def test_answers_that_lie(taken: HostileDaemon) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import resource
 import subprocess
@@ -16,6 +17,9 @@ import trio
 from sandboxd import AsyncSandbox, Limits, Sandbox
 from sandboxd.client import AsyncClient, Client
 from sandboxd.errors import InvalidRequest, SandboxFrozen
+from sandboxd.launcher import groupns
+from sandboxd.linux import cgroupfs, procfs
+from sandboxd.linux.kernel import CLONE_NEWCGROUP, Kernel
 from sandboxd.spec import MAX_PIDS
 from tests.support.daemon import Daemon
 
@@ -30,7 +34,7 @@ print([resource.getrlimit(getattr(resource, "RLIMIT_" + name))[1] for name in na
 
 def ticks(sandbox: Sandbox, daemon: Daemon) -> int:
     """How far the counter in /workspace has come, read from the host: a frozen sandbox answers nobody."""
-    text = (daemon.state_dir / "pool" / sandbox.id / "upper/workspace/ticks").read_text()
+    text = (daemon.pool() / sandbox.id / "upper/workspace/ticks").read_text()
     return int(text or 0)
 
 
@@ -123,7 +127,7 @@ def test_patched_limits_are_kept_and_told(own_daemon: Daemon) -> None:
 def test_rlimits_of_a_command(sandbox: Sandbox) -> None:
     hard = min(1 << 20, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     found = json.loads(sandbox.exec(["python3", "-c", LIMITS]).stdout)
-    assert found == [0, hard, found[2], 0, 0, 8 << 20, 4096, 819_200]
+    assert found == [1, hard, found[2], 0, 0, 8 << 20, 4096, 819_200]
     assert found[2] in (1024, MAX_PIDS)
     told = sandbox.exec("ulimit -c unlimited; ulimit -n 2000000; nice -n -5 true; ulimit -e 5; chrt -f 1 true")
     assert told.exit_code != 0
@@ -204,3 +208,34 @@ def test_the_async_sdk_does_the_same(daemon: Daemon) -> None:
             assert (await sandbox.thaw()).state == "running"
 
     trio.run(main)
+
+
+def test_a_cgroup_namespace_made_ahead_is_rooted_where_it_should_be() -> None:
+    """What hosts with controllers do; here the kernel is asked whether it did."""
+    mount = cgroupfs.find_mount(procfs.mounts())
+    assert mount
+    group, kernel = f"{mount}/sandboxd-groupns-{os.getpid()}", Kernel()
+    os.makedirs(f"{group}/init")
+    read, write = os.pipe()
+    before = len(os.listdir("/proc/self/fd"))
+    try:
+        namespace = groupns.make(kernel, group)
+        assert (pathlib.Path(group) / "cgroup.procs").read_text() == ""
+        inside = os.open(f"{group}/init", os.O_RDONLY)
+        pid, pidfd = kernel.clone3(0, cgroup_fd=inside)
+        if pid == 0:
+            kernel.setns(namespace, CLONE_NEWCGROUP)
+            os.write(write, pathlib.Path("/proc/self/cgroup").read_bytes())
+            os._exit(0)
+        os.waitpid(pid, 0)
+        for fd in (namespace, inside, pidfd):
+            os.close(fd)
+        assert "0::/init" in os.read(read, 4096).decode().splitlines()
+        assert len(os.listdir("/proc/self/fd")) == before
+        with pytest.raises(FileNotFoundError):
+            groupns.make(kernel, f"{group}/nowhere")
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        os.close(read)
+        os.close(write)
+        cgroupfs.remove_tree(group)

@@ -145,7 +145,7 @@ def test_limits_reach_the_files(tmp_path: pathlib.Path) -> None:
     cgroups = fake(tmp_path / "cg", "cpuset cpu memory pids")
     assert cgroups.controllers == {"cpu", "memory", "pids"}
     assert set(cgroups.unenforceable()) == {"io"}
-    cgroups.apply(ID, Limits(memory_bytes=1 << 25, cpus=0.5, pids=9))
+    cgroups._limit(ID, Limits(memory_bytes=1 << 25, cpus=0.5, pids=9))
     group = tmp_path / "cg/ours" / ID
     assert (group / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
     assert (group / "work/cgroup.subtree_control").read_text() == "+cpu +memory +pids"
@@ -156,12 +156,22 @@ def test_limits_reach_the_files(tmp_path: pathlib.Path) -> None:
     assert (group / "work/memory.max").read_text() == str(1 << 26)
 
 
+def test_speeds_that_are_lifted_are_written_too(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cgroups = fake(tmp_path / "cg", "io")
+    monkeypatch.setattr(disks, "under", lambda folders: ["254:0"])
+    found = tmp_path / "cg/ours" / ID / "io.max"
+    cgroups._limit(ID, Limits(io=IoLimits(read_iops=5)))
+    assert found.read_text() == "254:0 rbps=max wbps=max riops=5 wiops=max"
+    cgroups.change(ID, Limits())
+    assert found.read_text().startswith("254:0 rbps=max wbps=max riops=max wiops=max")
+
+
 def test_without_controllers_every_limit_is_told_as_missing(tmp_path: pathlib.Path) -> None:
     cgroups = fake(tmp_path / "cg", "hugetlb")
     assert not cgroups.controllers  # huge pages alone are no reason to touch the host's hierarchy
     assert (tmp_path / "cg/cgroup.subtree_control").read_text() == ""
     assert set(cgroups.unenforceable()) == {"memory_bytes", "cpus", "pids", "io"}
-    cgroups.apply(ID, DEFAULT_LIMITS)
+    cgroups._limit(ID, DEFAULT_LIMITS)
     assert (tmp_path / "cg/ours" / ID / "work/memory.max").read_text() == ""
 
 
@@ -169,7 +179,7 @@ def test_huge_pages_are_none_where_memory_is_limited(tmp_path: pathlib.Path) -> 
     cgroups = fake(tmp_path / "cg", "memory hugetlb")
     for size in ("2MB", "1GB"):
         (tmp_path / "cg/ours" / ID / f"hugetlb.{size}.max").write_text("max")
-    cgroups.apply(ID, DEFAULT_LIMITS)
+    cgroups._limit(ID, DEFAULT_LIMITS)
     assert {(tmp_path / "cg/ours" / ID / f"hugetlb.{size}.max").read_text()[:1] for size in ("2MB", "1GB")} == {"0"}
 
 

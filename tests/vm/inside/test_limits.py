@@ -61,7 +61,7 @@ def test_a_busy_loop_gets_its_share(service: Service, client: Client) -> None:
     with Sandbox.create(client=client, limits={"cpus": 0.2}) as sandbox:
         result = sandbox.exec(["python3", "-c", loop]).check()
         assert float(result.stdout) < 0.35 * 4
-        assert keyed(group_of(service, sandbox) / "cpu.stat")["nr_throttled"] > 0
+        assert keyed(group_of(service, sandbox) / "work/cpu.stat")["nr_throttled"] > 0
 
 
 @pytest.mark.parametrize("limits", [{"memory_bytes": 1}, {"pids": 0}, {"cpus": 0}, {"memory_bytes": "1G"}])
