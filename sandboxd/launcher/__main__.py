@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 import msgpack
 import prctl
@@ -19,6 +19,9 @@ from .birth import Means
 from .settings import Settings
 from .zygote import Zygote
 
+if TYPE_CHECKING:
+    import logging
+
 
 def _arguments(argv: list[str]) -> tuple[int, int]:
     # Two fixed options from one caller; argparse would stay in the memory of every init.
@@ -29,7 +32,6 @@ def _arguments(argv: list[str]) -> tuple[int, int]:
 
 def main() -> None:
     """Serve one daemon until it is gone."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     fd, config_fd = _arguments(sys.argv[1:])
     with open(config_fd, "rb") as file:
         settings = Settings.from_message(msgpack.unpackb(file.read()))
@@ -49,14 +51,27 @@ def main() -> None:
     try:
         filters = profiles.compile_all(settings.profile_dir, settings.own_profile_dir)
         zygote = Zygote(kernel, Means(filters, init.serve))
-        # Not before: what the launcher alone needs would be in the memory of every init.
-        from .server import Launcher  # noqa: PLC0415
-
-        launcher = Launcher(settings, connection, kernel, zygote, frozenset(filters))
+        _serve(settings, connection, kernel, zygote, frozenset(filters))
     except SandboxdError as error:
-        logging.getLogger("sandboxd.launcher").critical("Cannot start: %s", error)
+        _log().critical("Cannot start: %s", error)
         sys.exit(1)
-    launcher.run()
+
+
+def _serve(
+    settings: Settings, connection: socket.socket, kernel: Kernel, zygote: Zygote, profile_names: frozenset[str]
+) -> None:
+    # Not before the zygote is forked: what the launcher alone needs would be in the memory of every init.
+    from .server import Launcher  # noqa: PLC0415
+
+    _log()
+    Launcher(settings, connection, kernel, zygote, profile_names).run()
+
+
+def _log() -> logging.Logger:
+    import logging  # noqa: PLC0415 - as above
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    return logging.getLogger("sandboxd.launcher")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import contextlib
 import dataclasses
 import fcntl
 import os
-import random
 import resource
 import socket
 from collections.abc import Iterator
@@ -155,7 +154,7 @@ class RangeAllocator:
 
     def _claim(self) -> int:
         with self._locked():
-            start = random.randrange(RANGES)  # noqa: S311 - spreads the search, nothing secret
+            start = int.from_bytes(os.urandom(4)) % RANGES  # spreads the search
             for index in (*self._maps, *((start + offset) % RANGES for offset in range(RANGES))):
                 if self._is_free(index):
                     self._write(index, "")

@@ -14,7 +14,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import platform
 import signal
 import struct
 from collections.abc import Mapping
@@ -85,7 +84,7 @@ _NUMBERS: Final = {
     "mount_setattr": 442,
     **(
         {"pivot_root": 41, "keyctl": 219, "seccomp": 277, "renameat2": 276}
-        if platform.machine() == "aarch64"
+        if os.uname().machine == "aarch64"
         else {"pivot_root": 155, "keyctl": 250, "seccomp": 317, "renameat2": 316}
     ),
 }

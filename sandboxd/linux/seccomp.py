@@ -7,17 +7,15 @@ must compare the 32 bits that the kernel will use (`SCMP_CMP_MASKED_EQ`): an equ
 passed by with a bit set above them (CVE-2019-10063). `SCMP_CMP_GT` is safe there, since such a bit makes the
 register greater.
 
-libseccomp is loaded by `compile_profile` alone, in a short child of the launcher.
+libseccomp is loaded by `compile_profile` alone, in a short child of the launcher; what only that child needs is
+imported there, since what the launcher has loaded at its start is in the memory of every init.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
-import platform
 import struct
-import tempfile
 from types import ModuleType
 from typing import Any, Final
 
@@ -46,7 +44,7 @@ _DATA_ARGUMENTS: Final = 16
 _PR_SET_SECCOMP: Final = 22
 _SECCOMP_MODE_FILTER: Final = 2
 _SECCOMP_SET_MODE_FILTER: Final = 1
-_SYS_PRCTL, _SYS_SECCOMP = (167, 277) if platform.machine() == "aarch64" else (157, 317)
+_SYS_PRCTL, _SYS_SECCOMP = (167, 277) if os.uname().machine == "aarch64" else (157, 317)
 
 
 def _instruction(code: int, k: int, if_true: int = 0, if_false: int = 0) -> bytes:
@@ -88,6 +86,8 @@ def load_profile(path: str) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: it is no JSON object, lacks `defaultAction`, or has rules that hold only sometimes.
     """
+    import json  # noqa: PLC0415 - see above
+
     with open(path) as file:
         profile = json.load(file)
     if not isinstance(profile, dict) or "defaultAction" not in profile:
@@ -169,7 +169,7 @@ def _argument(pyseccomp: ModuleType, item: dict[str, Any]) -> object:
 
 
 def _export(filter_: Any) -> bytes:  # noqa: ANN401 - untyped library
-    with tempfile.TemporaryFile() as file:
+    with open(os.memfd_create("filter"), "w+b") as file:
         filter_.export_bpf(file)
         size = os.fstat(file.fileno()).st_size
         return os.pread(file.fileno(), size, 0)
