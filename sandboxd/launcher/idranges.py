@@ -32,7 +32,7 @@ import msgpack
 from ..errors import LimitExceeded
 from ..linux import cgroupfs, procfs
 from ..linux.kernel import CLONE_NEWUSER, Kernel, SyscallError
-from ..spec import ID_RANGE_WIDTH, MAX_PIDS
+from ..spec import ID_RANGE_WIDTH
 
 FIRST_ID: Final = 0x70000000  # 1,879,048,192
 #: Owner on disk of what a sandbox's root writes; nobody's id on the host. The ranges end below it.
@@ -47,7 +47,8 @@ CLAIMS_DIR: Final = "/run/sandboxd-ids"
 #: memory and of message queues are the kernel's own defaults; signals are enough for what a shell and a test runner
 #: leave pending.
 NAMESPACE_RLIMITS: Final = (("MEMLOCK", 8 << 20), ("SIGPENDING", 4096), ("MSGQUEUE", 819_200))
-NAMESPACE_PROCESSES: Final = MAX_PIDS + 16
+#: init and its helpers, above the processes that a sandbox may have.
+NAMESPACE_SPARE_PROCESSES: Final = 16
 
 
 @dataclasses.dataclass(slots=True)

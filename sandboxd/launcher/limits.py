@@ -119,7 +119,7 @@ def settings_of(limits: Limits, controllers: Collection[str], disks: Collection[
 
 
 def processes_of(limits: Limits, controllers: Collection[str]) -> int:
-    """Return RLIMIT_NPROC: it stands in, for each user alone, where no controller counts all of them together."""
+    """Return RLIMIT_NPROC of each user and, at a birth, of the user namespace: it stands in for a controller."""
     return MAX_PIDS if "pids" in controllers else limits.pids or MAX_PIDS
 
 

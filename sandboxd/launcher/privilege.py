@@ -11,7 +11,7 @@ from typing import Final
 from ..linux import netns
 from ..linux.kernel import CLONE_NEWUSER, SECBIT_NO_SETUID_FIXUP, Kernel, SyscallError
 from ..spec import ID_RANGE_WIDTH
-from .idranges import NAMESPACE_PROCESSES, NAMESPACE_RLIMITS, set_rlimit, write_maps
+from .idranges import NAMESPACE_RLIMITS, NAMESPACE_SPARE_PROCESSES, set_rlimit, write_maps
 from .steps import Birth, Named, Newborn, OtherGone, write_proc
 
 MAX_OPEN_FILES: Final = 1_048_576
@@ -101,7 +101,7 @@ class MakeUserNamespace(Named):
 
     def run(self, kernel: Kernel, newborn: Newborn) -> None:
         """Do it."""
-        for name, value in (*NAMESPACE_RLIMITS, ("NPROC", NAMESPACE_PROCESSES)):
+        for name, value in (*NAMESPACE_RLIMITS, ("NPROC", newborn.processes + NAMESPACE_SPARE_PROCESSES)):
             set_rlimit(name, value)
         kernel.set_securebits(SECBIT_NO_SETUID_FIXUP)
         kernel.setresids(newborn.range_base, newborn.range_base)

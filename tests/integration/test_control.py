@@ -159,6 +159,30 @@ print(total)
     assert int(sandbox.exec(["python3", "-c", program], timeout=20).stdout) == 4096
 
 
+def test_a_root_cannot_spread_a_fork_bomb_over_its_users(client: Client) -> None:
+    """With the pids controller or without: what all 65,536 users of a sandbox may have together is its limit."""
+    program = """
+import os, signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+started = 0
+for uid in range(1, 101):
+    try:
+        pid = os.fork()
+    except OSError:
+        break
+    if pid == 0:
+        try:
+            os.setresuid(uid, uid, uid)
+        finally:
+            signal.pause()
+    started += 1
+print(started)
+"""
+    with Sandbox.create(client=client, limits={"pids": 30}) as sandbox:
+        assert 20 <= int(sandbox.exec(["python3", "-c", program], timeout=20).stdout) <= 30 + 16
+        assert sandbox.exec("echo well").stdout == "well\n"
+
+
 def test_stats_grow_with_use(sandbox: Sandbox) -> None:
     before = sandbox.stats()
     sandbox.exec(["python3", "-c", "import time\nwhile time.process_time() < 0.3: pass"])
