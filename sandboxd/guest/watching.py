@@ -45,9 +45,10 @@ _MASK: Final = (
     | inotify.IN_MOVED_TO
     | inotify.IN_DELETE_SELF
     | inotify.IN_MOVE_SELF
-    | inotify.IN_DONT_FOLLOW
     | inotify.IN_EXCL_UNLINK
+    | inotify.IN_ONLYDIR
 )
+_GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -81,6 +82,8 @@ class _Watcher:
         #: What reading a new folder has told already.
         self._told: set[str] = set()
         self._written: set[str] = set()
+        #: Folders that had left their place before they could be watched.
+        self._missing: set[str] = set()
         self._moved: tuple[Happening, str, float] | None = None
         self._over = False
 
@@ -90,7 +93,8 @@ class _Watcher:
             self._add(self._root, tell=False)
         else:
             # Its folder is watched: a file that is written by a rename is another inode each time.
-            self._watch(self._top)
+            self._recursive = False
+            self._add(self._top, tell=False)
         self._tell("ready", self._root, self._is_folder)
         self._outlet.flush()
 
@@ -108,6 +112,7 @@ class _Watcher:
                 if not poll.poll(0):
                     self._told.clear()
                     self._written.clear()
+                    self._missing.clear()
                     if self._moved and time.monotonic() - self._moved[2] > _PAIR_S:
                         self._settle_moved()
             self._outlet.flush()
@@ -204,6 +209,7 @@ class _Watcher:
         self._tell("overflow", self._root, self._is_folder)
         self._moved = None
         self._told.clear()
+        self._missing.clear()
         if self._is_folder:
             for number in list(self._paths):
                 self._inotify.unwatch(number)
@@ -215,17 +221,22 @@ class _Watcher:
 
     def _add(self, path: str, *, tell: bool) -> None:
         """Watch a folder and, where asked for, all below it; each is watched before it is read."""
-        if not self._watch(path) or not self._recursive:
+        try:
+            fd = os.open(path or "/", _FOLDER if path != self._top else _FOLDER & ~os.O_NOFOLLOW)
+        except OSError as error:
+            if path == self._top or error.errno not in _GONE:
+                raise
+            # Deleted, or a folder above it has another name by now: that event comes.
+            self._missing.add(path)
             return
         try:
-            fd = os.open(path or "/", _FOLDER if path != self._root else _FOLDER & ~os.O_NOFOLLOW)
-        except OSError:
-            return  # gone again: its event comes
-        try:
+            self._watch(fd, path)
+            if not self._recursive:
+                return
             for entry in tree.walk(fd):
                 below = f"{path}/{entry.path}"
                 # The walk opens a folder after this entry was given: it is read when it is watched.
-                if entry.is_folder and not self._watch(below):
+                if entry.is_folder and not self._watch_entry(entry, below):
                     entry.descend = False
                 if tell and below not in self._told:
                     self._told.add(below)
@@ -233,25 +244,39 @@ class _Watcher:
         finally:
             os.close(fd)
 
-    def _watch(self, path: str) -> bool:
+    def _watch_entry(self, entry: tree.Entry, path: str) -> bool:
+        """Watch a folder that a walk met; False if it has left its place, which its event will tell."""
+        try:
+            fd = os.open(entry.name, _FOLDER, dir_fd=entry.folder)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            return False
+        try:
+            self._watch(fd, path)
+        finally:
+            os.close(fd)
+        return True
+
+    def _watch(self, fd: int, path: str) -> None:
+        """Watch the open folder that has this path: by descriptor, since a path may lead elsewhere by now."""
         if len(self._paths) >= MAX_FOLDERS:
             raise LimitExceeded(f"cannot watch more than {MAX_FOLDERS} folders", bound=MAX_FOLDERS)
-        mask = _MASK | inotify.IN_ONLYDIR
-        try:
-            number = self._inotify.watch(path or "/", mask & ~inotify.IN_DONT_FOLLOW if path == self._top else mask)
-        except SyscallError as error:
-            if error.errno == errno.ENOSPC:
-                raise LimitExceeded(
-                    "cannot watch more folders: the sandbox's number of inotify watches is used up",
-                    bound="max_user_watches",
-                ) from None
-            if path != self._top and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENAMETOOLONG):
-                return False
-            raise
+        number = self._number_of(fd)
         self._forget(number)
         self._paths[number] = path
         self._numbers[path] = number
-        return True
+
+    def _number_of(self, fd: int) -> int:
+        try:
+            return self._inotify.watch(f"/proc/self/fd/{fd}", _MASK)
+        except SyscallError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise LimitExceeded(
+                "cannot watch more folders: the sandbox's number of inotify watches is used up",
+                bound="max_user_watches",
+            ) from None
 
     def _forget(self, number: int) -> None:
         path = self._paths.pop(number, None)
@@ -260,13 +285,34 @@ class _Watcher:
 
     def _rebase(self, old: str, new: str) -> None:
         """A folder has a new name: so have the paths of its watches."""
+        if not self._recursive:
+            return
         for number, path in list(self._paths.items()):
             if path == old or path.startswith(old + "/"):
                 self._numbers.pop(path, None)
                 self._paths[number] = new + path[len(old) :]
                 self._numbers[self._paths[number]] = number
-        if self._recursive and new not in self._numbers:
+        lost = {path for path in self._missing if path == old or path.startswith(old + "/")}
+        self._missing -= lost
+        if new not in self._numbers:
             self._add(new, tell=True)  # it was made and renamed before it could be watched
+        elif not self._is_same(new):
+            # Names were given anew faster than they could be read: whose is whose cannot be told any more.
+            self._overflow()
+            return
+        for path in lost - {old}:
+            self._add(new + path[len(old) :], tell=True)
+
+    def _is_same(self, path: str) -> bool:
+        """Tell whether the folder with that path is the one that was watched under it; one that is gone may be."""
+        try:
+            fd = os.open(path, _FOLDER)
+        except OSError:
+            return True
+        try:
+            return self._number_of(fd) == self._numbers[path]
+        finally:
+            os.close(fd)
 
     def _tell(self, kind: str, path: str, is_folder: bool, source: str | None = None) -> None:
         row: dict[str, Any] = {"type": kind, "path": os.fsencode(path or "/"), "is_folder": is_folder}
