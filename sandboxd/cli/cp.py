@@ -1,4 +1,4 @@
-"""`sandboxd cp`: one file into or out of a sandbox."""
+"""`sandboxd cp`: files and folders into or out of a sandbox."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import stat
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
 import click
 
 from sandboxd.cli.failure import Failure, Interrupts
 from sandboxd.cli.params import client_of
+from sandboxd.errors import FileNotFound, NotAFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from sandboxd.client import Sandbox
 
@@ -35,10 +36,12 @@ class Remote(NamedTuple):
 @click.argument("target", metavar="DST")
 @click.pass_context
 def cp(ctx: click.Context, *, source: str, target: str) -> None:
-    """Copy one file from SRC to DST.
+    """Copy a file, or a folder with all that is in it, from SRC to DST.
 
-    One of them is SANDBOX:/path, the other a path of this machine, or - for standard input or output. A file of
-    this machine appears under its name only when it is whole.
+    One of them is SANDBOX:/path, the other a path of this machine, or - for standard input or output (a folder goes
+    out as a tar). Where DST is a folder, the copy lies in it under SRC's name; else it is DST. A file appears under
+    its name only when it is whole. Links are copied as links; those that lead out of a folder that comes from a
+    sandbox are left out.
     """
     here, there = parse(source), parse(target)
     if isinstance(here, Remote) == isinstance(there, Remote):
@@ -48,11 +51,70 @@ def cp(ctx: click.Context, *, source: str, target: str) -> None:
     with Interrupts():
         if isinstance(here, Remote):
             sandbox = Sandbox.connect(here.sandbox, client=client_of(ctx))
-            download(sandbox, here.path, str(there))
+            try:
+                download(sandbox, here.path, str(there))
+            except NotAFile as error:
+                if error.facts.get("file_type") != "directory":
+                    raise
+                download_folder(sandbox, here.path, str(there))
         elif isinstance(there, Remote):
+            if here != "-" and Path(here).is_dir():
+                sandbox = Sandbox.connect(there.sandbox, client=client_of(ctx))
+                upload_folder(sandbox, Path(here), there.path)
+                return
             with _source(here) as (file, size):
                 sandbox = Sandbox.connect(there.sandbox, client=client_of(ctx))
-                upload(sandbox, file, size, there.path + (_name(here) if there.path.endswith("/") else ""))
+                upload(sandbox, file, size, _remote_target(sandbox, there.path, here))
+
+
+def _remote_target(sandbox: Sandbox, path: str, source: str) -> str:
+    """Return the path that a copy gets: in a folder that is there it has the source's name."""
+    in_folder = path.endswith("/") or (source != "-" and _is_remote_folder(sandbox, path))
+    return f"{path.rstrip('/')}/{_name(source)}" if in_folder else path
+
+
+def _is_remote_folder(sandbox: Sandbox, path: str) -> bool:
+    try:
+        return sandbox.stat_file(path, follow=True).is_dir
+    except (FileNotFound, NotAFile):
+        return False
+
+
+def upload_folder(sandbox: Sandbox, folder: Path, path: str) -> None:
+    """Copy a folder of this machine into the sandbox."""
+    from sandboxd.client import folders  # noqa: PLC0415 - beside httpx, loaded by now
+
+    target = _remote_target(sandbox, path, str(folder.resolve()))
+    try:
+        with _bar(target, folders.size(folder)) as advance:
+            sandbox.copy_in(folder, target, on_bytes=advance)
+    except OSError as error:
+        raise Failure(f"cannot read {error.filename or folder}: {error.strerror or error}") from error
+
+
+def download_folder(sandbox: Sandbox, path: str, target: str) -> None:
+    """Copy a folder of the sandbox to this machine, or as a tar to standard output for `-`."""
+    if target == "-":
+        with sandbox.read_archive(path) as stream, _progress(path, None) as seen:
+            _to_stdout(seen(stream))
+        return
+    place = Path(target)
+    if place.is_dir() and path.strip("/"):
+        place = place / path.rstrip("/").rsplit("/", 1)[-1]
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with _bar(path, None) as advance:
+            left_out = sandbox.copy_out(path, place, on_bytes=advance)
+    except OSError as error:
+        raise Failure(f"cannot write {error.filename or place}: {error.strerror or error}") from error
+    for name in left_out:
+        click.echo(f"sandboxd: left out {path}/{_printable(name)}: it leads out of the copy, or is no file", err=True)
+
+
+def _printable(name: str) -> str:
+    """Return a name that a sandbox chose, without what a terminal would obey."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def parse(text: str) -> Remote | str:
@@ -132,8 +194,6 @@ def _source(path: str) -> Iterator[tuple[IO[bytes], int | None]]:
     if path == "-":
         yield sys.stdin.buffer, None
         return
-    if Path(path).is_dir():
-        raise Failure(f"cannot copy {path}: it is a folder, and folders are not available yet; copy files one by one")
     try:
         file = Path(path).open("rb")  # noqa: SIM115 - closed below; only opening is this machine's refusal
     except OSError as error:
@@ -150,21 +210,28 @@ def _name(path: str) -> str:
 
 
 @contextlib.contextmanager
-def _progress(label: str, size: int | None) -> Iterator[Any]:
+def _progress(label: str, size: int | None) -> Iterator[Callable[[Iterable[bytes]], Iterable[bytes]]]:
     """Give a function through which the pieces go; on a terminal it shows how far they are."""
+    with _bar(label, size) as advance:
+
+        def seen(pieces: Iterable[bytes]) -> Iterator[bytes]:
+            for piece in pieces:
+                yield piece
+                advance(len(piece))
+
+        yield seen
+
+
+@contextlib.contextmanager
+def _bar(label: str, size: int | None) -> Iterator[Callable[[int], None]]:
+    """Give a function that is told how many bytes went through; on a terminal it shows them."""
     if not sys.stderr.isatty():
-        yield lambda pieces: pieces
+        yield lambda count: None
         return
     from rich.console import Console  # noqa: PLC0415 - only terminals pay for it
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # noqa: PLC0415
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=size)
-
-        def seen(pieces: Iterable[bytes]) -> Iterator[bytes]:
-            for piece in pieces:
-                yield piece
-                bar.advance(task, len(piece))
-
-        yield seen
+        task = bar.add_task(_printable(label), total=size)
+        yield lambda count: bar.advance(task, count)

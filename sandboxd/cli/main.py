@@ -30,7 +30,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "kill": ("sandboxd.cli.processes:kill", "Send processes a signal, or remove them."),
     "wait": ("sandboxd.cli.processes:wait", "Wait for a process' end, for a port, or for a line of its log."),
     "ls": ("sandboxd.cli.ls:ls", "List the sandboxes."),
-    "cp": ("sandboxd.cli.cp:cp", "Copy a file into or out of a sandbox."),
+    "cp": ("sandboxd.cli.cp:cp", "Copy files and folders into or out of a sandbox."),
     "update": ("sandboxd.cli.update:update", "Change a sandbox: limits, variables, labels, name."),
     "freeze": ("sandboxd.cli.freeze:freeze", "Stop sandboxes where they are."),
     "thaw": ("sandboxd.cli.freeze:thaw", "Let frozen sandboxes go on."),

@@ -7,7 +7,6 @@ import pytest
 NOT_BUILT = {
     4: "no PTY API",
     7: "no volumes: a birth mounts on the read-only rootfs and on an upper that nobody has had yet",
-    9: "no watch, rename or copy in the API",
     23: "memory limits need cgroup controllers: the VM lane",
     26: "no contexts",
     28: "no network mode but none (its part is in row 27)",
@@ -16,7 +15,7 @@ NOT_BUILT = {
     31: "no resolver",
     32: "no allowlist",
     33: "no previews",
-    35: "no archives or git in the API (image archives: tests/integration/test_rootfs_import.py)",
+    35: "no git in the API (archives: test_row_35_archives.py; of images: tests/integration/test_rootfs_import.py)",
     36: "no volumes (that none can be asked for: tests/escape/test_rows_11_27_34_36_37_44_host.py)",
     37: "no templates (its other parts are built)",
     38: "no snapshots",

@@ -195,6 +195,9 @@ class Handler(BaseHTTPRequestHandler):
             case _, ["sandboxes", key, "processes", process, *rest]:
                 self.server.find(key)
                 self.stdin(process, rest)
+            case "GET", ["sandboxes", key, "files", "stat"]:
+                self.server.find(key)
+                raise errors.FileNotFound("cannot look at it: there are no folders here")
             case _, ["sandboxes", key, "files"]:
                 self.server.find(key)
                 self.file(self.query["path"])
