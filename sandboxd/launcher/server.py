@@ -447,6 +447,7 @@ class Launcher:
             "pid": os.getpid(),
             "kernel": os.uname().release,
             "storage": self._storage.driver.name,
+            "pool": self._storage.driver.facts(),
             "profiles": sorted(self._profiles),
             "enforceable": [name for name in names if name not in missing],
             "missing": [{"limit": name, "why": why} for name, why in sorted(missing.items())],

@@ -28,6 +28,12 @@ from .room import Room
 
 #: More than this and its many inodes may be cached, which the deletion has to drop (184,000 took 0.7 s).
 _INLINE_BYTES: Final = 8 << 20
+_FULL: Final = {
+    errno.EDQUOT: "the pool is full",
+    errno.ENOSPC: "the pool is full",
+    # btrfs stops for good when its disk fails, or is filled by others so fast that the reserve does not help.
+    errno.EROFS: "the pool's filesystem has stopped; destroy its sandboxes and start the daemon anew",
+}
 #: The group's limit is left alone until it is off by this much: setting it writes to the disk.
 _DRIFT_BYTES: Final = 64 << 20
 
@@ -74,12 +80,12 @@ class BtrfsDriver:
             btrfs.create_subvolume(self._kernel, self._top, sandbox_id, disk_bytes, self._group)
             make_layers(self._kernel, f"{self.path}/{sandbox_id}")
         except OSError as error:
-            if error.errno in (errno.EDQUOT, errno.ENOSPC):
-                raise StorageFull(
-                    f"cannot create sandbox {sandbox_id}: the pool is full: {error}",
-                    errno=errno.errorcode[error.errno],
-                ) from None
-            raise
+            why = _FULL.get(error.errno or 0)
+            if why is None:
+                raise
+            raise StorageFull(
+                f"cannot create sandbox {sandbox_id}: {why}: {error}", errno=errno.errorcode[error.errno or 0]
+            ) from None
         return f"{self.path}/{sandbox_id}"
 
     def remove(self, sandbox_id: str, *, in_child: bool = False) -> bool:
@@ -108,6 +114,15 @@ class BtrfsDriver:
         with self._open(sandbox_id) as fd:
             group = btrfs.subvolume_id(self._kernel, fd)
         return sum(btrfs.group_bytes(self._filesystem, group, what) for what in ("referenced", "rsv_data"))
+
+    def facts(self) -> dict[str, int]:
+        """Tell what the pool may hold at most, what it may hold as the host's disk is now, and what it holds."""
+        return {
+            "capacity_bytes": self.capacity or 0,
+            "limit_bytes": self._limit,
+            "used_bytes": btrfs.group_bytes(self._filesystem, self._group, "referenced"),
+            "reserve_bytes": self._room.reserve_bytes,
+        }
 
     def tend(self) -> None:
         """Keep the reserve, and remove quota groups that an older kernel leaves when a subvolume is gone."""

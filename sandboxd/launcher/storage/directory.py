@@ -53,6 +53,10 @@ class DirectoryDriver:
         """Return None: counting would mean to walk a tree of any size."""
         return None
 
+    def facts(self) -> dict[str, int]:
+        """Tell what the disk has above the reserve."""
+        return {"reserve_bytes": self._room.reserve_bytes, "spare_bytes": max(self._room.spare(), 0)}
+
     def tend(self) -> None:
         """Do nothing: there is nothing to keep in step."""
 

@@ -61,6 +61,10 @@ class StorageDriver(Protocol):
         """Return how many bytes count against the limit, at once; None where nobody counts."""
         ...
 
+    def facts(self) -> dict[str, int]:
+        """Return numbers about all sandboxes together, in bytes: what there is to know of this driver."""
+        ...
+
     def tend(self) -> None:
         """Keep what depends on the rest of the host in step; called now and then while there are sandboxes."""
         ...

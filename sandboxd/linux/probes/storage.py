@@ -14,8 +14,9 @@ from .files import existing_ancestor, filesystem_of, read_text
 
 #: Whether the launcher has a driver that limits; a test holds this to it.
 BTRFS_DRIVER_BUILT: Final = True
-#: Below the first nothing can be unpacked or written; below the second a few sandboxes fill the disk.
-LEAST_FREE: Final = 256 << 20
+#: Below the first, the reserve where no configuration says otherwise, no sandbox is made; below the second a few
+#: sandboxes fill the disk.
+LEAST_FREE: Final = 1 << 30
 SCARCE_FREE: Final = 5 << 30
 
 
@@ -114,7 +115,7 @@ def _space(facts: Facts) -> Feature:
         name=name,
         status=Status.MISSING if none else Status.DEGRADED,
         found=found,
-        means="no rootfs or sandbox fits" if none else "a few sandboxes will fill it",
+        means="no rootfs fits and no sandbox is made" if none else "a few sandboxes will fill it",
         remedy=f"free some at {where}, or use a larger filesystem: --state-dir DIR",
         essential=True,
     )
