@@ -198,14 +198,14 @@ def test_a_removed_sandbox_leaves_no_subvolume_no_quota_group_and_no_bytes(pool:
 def failing(say: Say, pool: pathlib.Path, call: int) -> tuple[str, bool]:
     """Fail the n-th call; return why it came to nothing, if it did, and whether there were as many calls."""
     kernel = FailingKernel()
-    kernel.left[0] = call
+    kernel.left["fail"].value = call
     why = ""
     try:
         opened(pool, kernel)
     except OSError as error:
         why = str(error)
         assert f"{pool}/run" not in pathlib.Path("/proc/self/mountinfo").read_text(), why
-    return why, kernel.left[0] <= 0
+    return why, kernel.left["fail"].value <= 0
 
 
 def put(say: Say, pool: pathlib.Path, text: str) -> str:
