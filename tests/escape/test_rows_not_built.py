@@ -7,7 +7,7 @@ import pytest
 NOT_BUILT = {
     4: "no PTY API",
     7: "no volumes: a birth mounts on the read-only rootfs and on an upper that nobody has had yet",
-    23: "memory limits need cgroup controllers: the VM lane",
+    23: "needs cgroup controllers: tests/vm/inside/test_limits.py and test_control.py",
     26: "no contexts",
     28: "no network mode but none (its part is in row 27)",
     29: "no allowlist",
@@ -20,7 +20,7 @@ NOT_BUILT = {
     37: "no templates (its other parts are built)",
     38: "no snapshots",
     39: "tests/integration/test_lifecycle.py",
-    42: "cpu limits need cgroup controllers: the VM lane",
+    42: "needs cgroup controllers: tests/vm/inside/test_noise.py",
     50: "no templates",
 }
 

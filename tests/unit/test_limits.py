@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import pathlib
 
@@ -122,6 +123,22 @@ def test_work_always_meets_its_limit_before_init_does(asked: Limits, controllers
 def test_rlimit_nproc_stands_in_where_nobody_counts() -> None:
     assert limits.processes_of(Limits(pids=50), ()) == 50
     assert limits.processes_of(Limits(pids=50), ("pids",)) == 32_768
+
+
+def test_nobody_is_ever_moved_between_cgroups() -> None:
+    """A write to cgroup.procs waits for the kernel after a pause: processes are born where they belong instead."""
+    for room in ("guest", "launcher"):
+        for path in pathlib.Path(limits.__file__).parents[1].joinpath(room).rglob("*.py"):
+            code = "\n".join(ast.unparse(node) for node in _without_docstrings(ast.parse(path.read_text())))
+            named = [line for line in code.splitlines() if "cgroup.procs" in line]
+            assert all("chown" in line or line.startswith("        for path in (") for line in named), (path, named)
+
+
+def _without_docstrings(tree: ast.Module) -> list[ast.stmt]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree.body
 
 
 # --- folders that look like cgroupfs

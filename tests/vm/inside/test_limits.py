@@ -57,10 +57,11 @@ def test_a_fork_bomb_is_bounded_and_can_be_ended(service: Service, client: Clien
 
 
 def test_a_busy_loop_gets_its_share(service: Service, client: Client) -> None:
-    loop = "import time\nend = time.monotonic() + 4\nwhile time.monotonic() < end: pass\nprint(time.process_time())"
+    loop = "import time\nend = time.monotonic() + 4\nwhile time.monotonic() < end: pass"
     with Sandbox.create(client=client, limits={"cpus": 0.2}) as sandbox:
         result = sandbox.exec(["python3", "-c", loop]).check()
-        assert float(result.stdout) < 0.35 * 4
+        # Over all of its life: where processors are slow, the start of the interpreter takes as long as the loop.
+        assert (result.usage.cpu_s or 0) < 0.3 * result.duration_s
         assert keyed(group_of(service, sandbox) / "work/cpu.stat")["nr_throttled"] > 0
 
 
