@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
@@ -32,6 +33,16 @@ class Address:
     base_url: str
     socket_path: str | None = None
     token: str | None = dataclasses.field(default=None, repr=False)
+
+    def may_answer(self) -> bool:
+        """Return whether a connection could be made just now; only a unix socket is tried, which takes no time.
+
+        For those who try again and again: httpcore does not close the socket of a failed connect.
+        """
+        if self.socket_path is None:
+            return True
+        with socket.socket(socket.AF_UNIX) as sock:
+            return sock.connect_ex(self.socket_path) == 0
 
     @classmethod
     def find(cls, url: str | None = None, token: str | None = None, env: Mapping[str, str] | None = None) -> Address:

@@ -151,6 +151,8 @@ class AsyncLogStream:
                 await self.close()
                 raise error
             await anyio.sleep(RECONNECT_DELAY_S)
+            if not self._client.address.may_answer():
+                continue
             try:
                 await self._open()
             except (DaemonUnavailable, ServerBusy) as again:

@@ -145,6 +145,8 @@ class LogStream:
                 self.close()
                 raise error
             pause.wait(RECONNECT_DELAY_S)
+            if not self._client.address.may_answer():
+                continue
             try:
                 self._open()
             except (DaemonUnavailable, ServerBusy) as again:
