@@ -55,6 +55,7 @@ LIBRARIES = {
     "ctypes": {"linux"},
     "psutil": {"runtime"},
     "re2": {"runtime"},
+    "wsproto": {"api", "client"},
     "dulwich": {"templates"},
     "pyroute2": {"templates"},
     "h11": {"proxy", "api"},

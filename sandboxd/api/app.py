@@ -102,11 +102,11 @@ class Api(QuartTrio):
         self.manager = manager
         self.policy = policy
         self.facts = facts
-        self._routes: dict[str, Route] = {}
+        self.routes: dict[str, Route] = {}
         self.url_map.strict_slashes = False
         self.url_map.merge_slashes = False
         for route in ROUTES:
-            self._routes[route.name] = route
+            self.routes[route.name] = route
             self.add_url_rule(
                 route.path, route.name, route.handler, methods=[route.method], provide_automatic_options=False
             )
@@ -121,7 +121,7 @@ class Api(QuartTrio):
             return problem_response(problems.known(error))
 
     async def _dispatch(self, request: Any) -> TrioResponse:  # noqa: ANN401 - Quart types its own class
-        route = self._routes.get(request.url_rule.endpoint) if request.url_rule is not None else None
+        route = self.routes.get(request.url_rule.endpoint) if request.url_rule is not None else None
         caller = request.scope.get("state", {}).get("caller")
         if caller is None:
             raise AccessDenied("cannot let the request in: nobody knows who sent it")
@@ -129,11 +129,14 @@ class Api(QuartTrio):
         if request.routing_exception is not None:
             raise _routing_error(request.routing_exception, request)
         assert route is not None  # noqa: S101 - Quart's map holds our rules only
+        if route.websocket:
+            raise InvalidRequest(f"cannot answer {request.path[:200]}: it is for WebSockets")
         call: Call = request.scope["sandboxd.call"]
         call.check_query(route.query)
         if route.body is None:
             call.body.discard()
-        return await route.handler(call, **(request.view_args or {}))
+        answer: TrioResponse = await route.handler(call, **(request.view_args or {}))
+        return answer
 
 
 def _routing_error(error: HTTPException, request: ApiRequest) -> SandboxdError:

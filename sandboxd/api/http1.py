@@ -6,6 +6,7 @@ What differs from hypercorn's own protocol:
   closing at once would reset the connection, and the client would never see why.
 - HTTP/2 is off, by prior knowledge and by upgrade: nothing here bounds its streams.
 - A request line with a whole URI is understood (RFC 9112, 3.2.2 demands it).
+- A request for a WebSocket ends the protocol (`Upgrade`): who serves the connection takes it over.
 - While a request is under way and the client has sent another one behind it, reading goes on up to a bound, so that
   a client that leaves is noticed although its command says nothing.
 """
@@ -19,9 +20,10 @@ from typing import Any, Final
 import h11
 import trio
 from hypercorn.protocol.h11 import H11Protocol
+from werkzeug.datastructures import Headers
 
 from ..errors import HeaderTooLarge, InvalidRequest, RequestTimeout, SandboxdError
-from . import problems
+from . import problems, websocket
 from .body import LINGER_BYTES, LINGER_S
 
 #: Request line and headers together; 431 beyond it.
@@ -34,6 +36,16 @@ _ORIGIN = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
 
 class ClientGone(Exception):
     """The client has left, or nothing more that it says can be understood."""
+
+
+class Upgrade(Exception):
+    """A request for a WebSocket has come: its target and headers, and what the client sent behind it."""
+
+    def __init__(self, target: bytes, headers: Headers, early: bytes) -> None:
+        super().__init__(target)
+        self.target = target
+        self.headers = headers
+        self.early = early
 
 
 class Http1(H11Protocol):
@@ -53,17 +65,18 @@ class Http1(H11Protocol):
     async def time_out(self) -> None:
         """Answer a request of which only a part has come."""
         with trio.move_on_after(LINGER_S):
-            await self._refuse(RequestTimeout("cannot answer: the request did not come to its end in time"))
+            await self.refuse(RequestTimeout("cannot answer: the request did not come to its end in time"))
 
     async def _send_error_response(self, status_code: int) -> None:
         """Answer what h11 could not understand; `status_code` is its hint."""
         if status_code == 431:
             limit = MAX_HEADER_BYTES
-            await self._refuse(HeaderTooLarge(f"cannot take a header of over {limit} bytes", limit_bytes=limit))
+            await self.refuse(HeaderTooLarge(f"cannot take a header of over {limit} bytes", limit_bytes=limit))
         else:
-            await self._refuse(InvalidRequest("cannot understand the request: it is not HTTP/1.1"))
+            await self.refuse(InvalidRequest("cannot understand the request: it is not HTTP/1.1"))
 
-    async def _refuse(self, error: SandboxdError) -> None:
+    async def refuse(self, error: SandboxdError) -> None:
+        """Answer with a problem that no handler can send, and end the connection."""
         body = problems.to_json(error)
         headers = {**problems.headers(error), "Content-Length": str(len(body)), "Connection": "close"}
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
@@ -84,7 +97,7 @@ class Http1(H11Protocol):
     async def _check_protocol(self, event: h11.Request) -> None:
         """Refuse other versions, where hypercorn would switch to HTTP/2."""
         if event.http_version not in (b"1.0", b"1.1"):
-            await self._refuse(InvalidRequest("cannot understand the request: it is not HTTP/1.1"))
+            await self.refuse(InvalidRequest("cannot understand the request: it is not HTTP/1.1"))
             raise ClientGone
 
     async def _create_stream(self, request: h11.Request) -> None:
@@ -97,6 +110,9 @@ class Http1(H11Protocol):
                 headers=list(request.headers),
                 http_version=request.http_version,
             )
+        headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers)
+        if websocket.wants(headers, request.method.decode("latin-1")):
+            raise Upgrade(request.target, headers, bytes(self.connection.trailing_data[0]))
         await super()._create_stream(request)
 
 

@@ -21,8 +21,8 @@ _ARGUMENT: Final = re.compile(r"<([a-z]+)>")
 #: Errors that every route can give; routes with access control add two.
 _COMMON: Final = ("invalid-request", "internal-error")
 _GUARDED: Final = ("unauthenticated", "access-denied")
-_FLAGS: Final = frozenset({"recursive", "hidden", "follow"})
-_NUMBERS: Final = frozenset({"limit", "from", "tail", "seen_bytes"})
+_FLAGS: Final = frozenset({"fresh", "recursive", "hidden", "follow"})
+_NUMBERS: Final = frozenset({"limit", "from", "tail", "seen_bytes", "cols", "rows", "linger_s"})
 _DESCRIPTIONS: Final = {
     "ref": "a sandbox' id or its unique name",
     "process": "a process' id",
@@ -36,6 +36,15 @@ _DESCRIPTIONS: Final = {
     "format": "tar, tar.gz or zip",
     "recursive": "true: with all that is in it",
     "hidden": "true: names that begin with a dot too",
+    "cols": "the terminal's columns, 1 to 2000",
+    "rows": "the terminal's rows, 1 to 2000",
+    "command": "a line for `sh -c`; else the user's shell",
+    "cwd": "where it starts, absolute",
+    "user": "name or uid",
+    "id": "a name of the caller's own for the process",
+    "linger_s": "how long it goes on without a viewer; 300 seconds if not said",
+    "fresh": "true: nothing of it was shown yet, so that no reset goes before what is replayed",
+    "orphans": "`kill` or `keep` what it leaves behind",
     "follow": "true: of a file, what a link leads to, not the link; of a log, go on to the process' end",
     "from": "the offset to begin at; without it, what follows `Last-Event-ID`, or the beginning",
     "tail": "begin with the last so many lines",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from ..spec import CommandSpec
+from ..errors import InvalidRequest
+from ..spec import CommandSpec, check_size
 from .models import ExecIn, Usage, _In, rfc3339, to_command
 
 if TYPE_CHECKING:
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
 
 #: How `CommandSpec.shell` begins: a command that begins so was a line.
 _SHELL = CommandSpec.shell("")[:-1]
+
+
+class TerminalIn(_In, frozen=True):
+    """A terminal's size in characters."""
+
+    cols: int = 80
+    rows: int = 24
 
 
 class ProcessIn(_In, frozen=True):
@@ -31,6 +39,8 @@ class ProcessIn(_In, frozen=True):
     session: str | None = None
     orphans: Literal["kill", "keep"] = "kill"
     restart: Literal["never", "on-failure"] = "never"
+    terminal: TerminalIn | None = None
+    linger_s: float | None = None
 
 
 class SignalIn(_In, frozen=True):
@@ -104,7 +114,17 @@ def to_process(model: ProcessIn) -> CommandSpec:
     """
     names = {field.name for field in msgspec.structs.fields(ExecIn)}
     shared = {name: getattr(model, name) for name in ProcessIn.__struct_fields__ if name in names}
-    return dataclasses.replace(to_command(ExecIn(**shared)), restart=model.restart == "on-failure")
+    command = dataclasses.replace(to_command(ExecIn(**shared)), restart=model.restart == "on-failure")
+    if model.terminal is None:
+        if model.linger_s is not None:
+            raise InvalidRequest("cannot accept linger_s: the process has no terminal", field="linger_s")
+        return command
+    if command.restart:
+        raise InvalidRequest("cannot accept restart: a process with a terminal is not restarted", field="restart")
+    if command.stdin is not None:
+        raise InvalidRequest("cannot accept stdin: a terminal is written to by …/pty or …/stdin", field="stdin")
+    size = check_size(model.terminal.cols, model.terminal.rows)
+    return dataclasses.replace(command, terminal=size, linger_s=model.linger_s)
 
 
 def process_out(info: ProcessInfo) -> ProcessOut:

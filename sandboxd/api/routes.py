@@ -20,6 +20,7 @@ from . import (
     patch,
     processes,
     sandboxes,
+    terminals,
 )
 from .access import Level
 from .call import Call, answer
@@ -39,17 +40,19 @@ class Route:
         body: the model of the JSON body; bytes for any bytes; None for none.
         result: the model of the answer; bytes for bytes; None for no content.
         kinds: the error kinds of its own, beside those that any route can give.
+        websocket: whether the handler gets a `SocketCall` instead of a `Call`, and answers nothing.
     """
 
     method: str
     path: str
-    handler: Callable[..., Awaitable[TrioResponse]]
+    handler: Callable[..., Awaitable[Any]]
     access: Level = Level.CALLER
     query: tuple[str, ...] = ()
     body: type[Any] | None = None
     result: type[Any] | None = None
     status: int = 200
     kinds: tuple[str, ...] = ()
+    websocket: bool = False
 
     @property
     def name(self) -> str:
@@ -211,6 +214,15 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="GET", path=_PROCESS + "/logs", handler=logs.show, query=logs.QUERY, result=LogsOut, kinds=_NO_PROCESS
+    ),
+    Route(
+        method="GET",
+        path=_SANDBOX + "/pty",
+        handler=terminals.open_terminal,
+        query=terminals.QUERY,
+        status=101,
+        kinds=(*_NO_PROCESS, "name-taken", "limit-exceeded", "server-busy", "unknown-field"),
+        websocket=True,
     ),
     Route(
         method="POST",

@@ -23,8 +23,9 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from . import socket_call
 from .access import identify
-from .http1 import MAX_HEADER_BYTES, ClientGone, Http1
+from .http1 import MAX_HEADER_BYTES, ClientGone, Http1, Upgrade
 
 if TYPE_CHECKING:
     import socket
@@ -77,6 +78,7 @@ class _Idle:
 class _Wire(TCPServer):
     """hypercorn's connection, with writes that can be held back and joined, and that a stop can cancel."""
 
+    api: Api
     _held: list[bytes] | None = None
 
     async def serve(self, idle: _Idle) -> None:
@@ -106,8 +108,13 @@ class _Wire(TCPServer):
             send=self.protocol_send,
         )
         await idle.restart()
-        with idle.scope, contextlib.suppress(ClientGone):
-            await self._read_data()
+        try:
+            with idle.scope, contextlib.suppress(ClientGone):
+                await self._read_data()
+        except Upgrade as upgrade:
+            caller = self.state["caller"]
+            await socket_call.serve(self.api, self.protocol, upgrade, caller, self.stream)  # type: ignore[arg-type]
+            return
         if idle.scope.cancelled_caught and self.protocol.is_half_asked and not self.context.terminated.is_set():
             await self.protocol.time_out()
         await self.protocol.handle(Closed())
@@ -141,6 +148,7 @@ class Server:
     """Serves an application on listening sockets. Its owner runs `run`, and ends it with `stop`."""
 
     def __init__(self, app: Api, sockets: list[socket.socket]) -> None:
+        self._api = app
         self._app = ASGIWrapper(app)
         self._listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
         self._context = WorkerContext(None)
@@ -211,6 +219,7 @@ class Server:
                 return
             state: dict[str, Any] = {"caller": caller}
             wire = _Wire(self._app, self._config, self._context, ConnectionState(state), stream)  # type: ignore[arg-type]
+            wire.api = self._api
             state["wire"] = wire
             idle = _Idle(self._context)
             self._idles.add(idle)

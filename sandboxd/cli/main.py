@@ -24,6 +24,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "run": ("sandboxd.cli.run:run", "Run one command in a sandbox of its own."),
     "create": ("sandboxd.cli.create:create", "Create a sandbox and print its id."),
     "exec": ("sandboxd.cli.exec:exec_", "Run a command in a sandbox."),
+    "shell": ("sandboxd.cli.shell:shell", "Open a terminal in a sandbox."),
     "start": ("sandboxd.cli.processes:start", "Start a process in a sandbox, and leave it running."),
     "ps": ("sandboxd.cli.processes:ps", "List the processes of a sandbox."),
     "logs": ("sandboxd.cli.processes:logs", "Show or follow what a process prints."),

@@ -8,6 +8,7 @@ asynchronous half are twins by hand, thin over `calls`.
 from .async_client import AsyncClient
 from .async_code import AsyncCodeStream
 from .async_processes import AsyncLogStream
+from .async_pty import AsyncPty
 from .async_sandbox import AsyncSandbox
 from .async_stream import AsyncExecStream, AsyncFileStream, AsyncWatchStream
 from .client import Client
@@ -21,6 +22,7 @@ from .files import WatchStream
 from .models import ExecResult, ExitStatus, OutputChunk, SandboxInfo, Usage
 from .process_calls import ProcessInfo, ProcessLogs, WaitResult
 from .processes import LogStream
+from .pty import Pty
 from .sandbox import Sandbox
 from .stream import ExecStream, FileStream
 
@@ -30,6 +32,7 @@ __all__ = [
     "AsyncExecStream",
     "AsyncFileStream",
     "AsyncLogStream",
+    "AsyncPty",
     "AsyncSandbox",
     "AsyncWatchStream",
     "Cleared",
@@ -53,6 +56,7 @@ __all__ = [
     "OutputChunk",
     "ProcessInfo",
     "ProcessLogs",
+    "Pty",
     "ReplaceResult",
     "Result",
     "Sandbox",

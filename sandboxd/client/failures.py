@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .code_models import CodeResult
     from .models import ExitStatus
 
-__all__ = ["CodeFailed", "CommandFailed", "from_problem", "mapped", "problem_error"]
+__all__ = ["CodeFailed", "CommandFailed", "from_problem", "mapped", "problem_error", "unreachable"]
 
 #: Connecting takes this long at most (seconds); a local daemon answers in a millisecond.
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -100,6 +100,16 @@ def _translate(error: Exception, address: Address) -> errors.SandboxdError:
     text = f"cannot reach the daemon at {address.url}: {reason}" + (f" ({detail})" if detail else "")
     facts = {"address": address.url, "errno": errno.errorcode.get(number, str(number)) if number else None}
     return ours(text, **facts)
+
+
+def unreachable(address: Address, error: Exception) -> errors.DaemonUnavailable:
+    """Return the error of a connection of our own that `error` broke or kept from being made."""
+    number = _errno_of(error)
+    reason = (_REMEDIES.get(number) if number else None) or "the connection broke"
+    name = errno.errorcode.get(number, str(number)) if number else None
+    return errors.DaemonUnavailable(
+        f"cannot reach the daemon at {address.url}: {reason}", address=address.url, errno=name
+    )
 
 
 def _errno_of(error: BaseException | None) -> int | None:

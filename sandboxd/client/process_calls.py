@@ -23,6 +23,8 @@ __all__ = ["ProcessInfo", "ProcessLogs", "WaitResult"]
 
 #: How long a log stream tries to reach the daemon again (seconds): a restart takes about one.
 RECONNECT_S: Final = 30.0
+#: The user's own shell, as the daemon's own default for …/pty.
+DEFAULT_SHELL: Final = 'exec "${SHELL:-/bin/sh}"'
 #: Between two tries.
 RECONNECT_DELAY_S: Final = 0.1
 
@@ -153,6 +155,27 @@ def start(
     if restart is not None:
         body["restart"] = restart
     return Call("POST", sandbox_path(key, "/processes"), body=body, what="process", parse=parse_process)
+
+
+def start_terminal(
+    key: str,
+    command: str | Sequence[str] | None,
+    *,
+    size: tuple[int, int],
+    linger: float | None,
+    id: str | None,  # noqa: A002 - the API's own name
+    **options: Any,  # noqa: ANN401 - those of a command
+) -> Call[ProcessInfo]:
+    """POST …/processes, with a terminal of that many columns and rows."""
+    call = start(key, DEFAULT_SHELL if command is None else command, id=id, restart=None, **options)
+    terminal = {"terminal": {"cols": size[0], "rows": size[1]}, **({} if linger is None else {"linger_s": linger})}
+    return dataclasses.replace(call, body={**call.body, **terminal})
+
+
+def pty_query(process: str | ProcessInfo, cols: int, rows: int, *, fresh: bool) -> dict[str, str]:
+    """Return the query of WS …/pty that looks at a terminal; `fresh` where it has just been made."""
+    found = {"process": process_id(process), "cols": str(cols), "rows": str(rows)}
+    return {**found, "fresh": "true"} if fresh else found
 
 
 def get(key: str, process: str | ProcessInfo) -> Call[ProcessInfo]:

@@ -13,6 +13,7 @@ from sandboxd.errors import DaemonUnavailable, LocalProtocolError, ProcessNotRun
 from . import calls, process_calls
 from .failures import mapped
 from .process_calls import RECONNECT_DELAY_S, RECONNECT_S, LogReader, ProcessInfo, ProcessLogs, WaitResult, process_id
+from .pty import Pty
 
 if TYPE_CHECKING:
     import builtins
@@ -334,3 +335,45 @@ class ProcessPart:
             InvalidRequest: the pattern is none.
         """
         return self.client.send(process_calls.wait(self.id, process, "log", pattern=pattern, timeout=timeout))
+
+    def open_pty(  # noqa: PLR0913 - the fields of a terminal, all by keyword
+        self,
+        command: str | Sequence[str] | None = None,
+        *,
+        process: str | ProcessInfo | None = None,
+        cols: int = 80,
+        rows: int = 24,
+        id: str | None = None,  # noqa: A002 - the API's own name
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | int | None = None,
+        linger: float | None = 300.0,
+        on_gap: Callable[[int], object] | None = None,
+    ) -> Pty:
+        """Open a terminal and look at it, or come back to one: a context manager.
+
+        Args:
+            command: a line for `sh -c`, or a list of program and arguments; else the user's own shell.
+            process: the `process_id` of a terminal that is there already; then only `cols` and `rows` mean something.
+            cols: columns, 1 to 2000.
+            rows: rows, 1 to 2000.
+            id: a name of your own for its process.
+            cwd: where it starts, absolute; else the sandbox's.
+            env: variables on top of the sandbox's.
+            user: name or uid; else the sandbox's.
+            linger: how many seconds it goes on without a viewer; None is for ever.
+            on_gap: called with a number of bytes where a slow viewer has missed some; its screen is shown anew.
+
+        Raises:
+            InvalidRequest: a value is wrong; `field` names it.
+            ProcessNotFound: there is no such `process`.
+            LimitExceeded: the sandbox has as many terminals as it may.
+        """
+        found = process
+        if found is None:
+            call = process_calls.start_terminal(
+                self.id, command, id=id, size=(cols, rows), linger=linger, cwd=cwd, env=env, user=user
+            )
+            found = self.client.send(call)
+        query = process_calls.pty_query(found, cols, rows, fresh=process is None)
+        return Pty(self.client.address, self.id, query, on_gap)

@@ -71,6 +71,7 @@ class Commands:
             "stdin_close": self._close_stdin,
             "signal": self._signal,
             "resize": self._resize,
+            "redraw": self._redraw,
         }
 
     # --- what the connections say ---
@@ -197,7 +198,10 @@ class Commands:
         process = self._process(params)
         if process.spec.terminal is None:
             raise InvalidRequest(f"cannot view process {process.id}: it has no terminal", field="process")
-        follower = Follower(peer, request, int(params["from"]), params["credit"], viewer=True)
+        start, journal = int(params["from"]), process.output.journal
+        first = journal.read(start)
+        seen = journal.total_bytes if first is None else first.base
+        follower = Follower(peer, request, start, params["credit"], viewer=True, seen_bytes=seen)
         process.add_viewer()
         self._stream(process, follower)
 
@@ -330,10 +334,11 @@ class Commands:
         peer.reply(request, {})
 
     def _resize(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
-        process = self._process(params)
-        process.resize(*check_size(params["cols"], params["rows"]))
-        if params.get("redraw"):
-            process.redraw()
+        self._process(params).resize(*check_size(params["cols"], params["rows"]))
+        peer.reply(request, {})
+
+    def _redraw(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        self._process(params).redraw()
         peer.reply(request, {})
 
     # --- ends ---

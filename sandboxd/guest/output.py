@@ -1,7 +1,9 @@
 """What a command prints: its pipes (or its terminal) into its journal, the journal to its followers.
 
 While a *lossless* follower (an exec's client) is attached, the pipes are read only as far as that follower has
-room: the program waits. Otherwise the journal drops its oldest events and the program never waits.
+room: the program waits. A terminal is read only a little ahead of the viewer who is furthest, as a real one would be:
+whoever looks at all of it loses nothing and sees Ctrl-C at work, and a slow viewer beside holds back nobody. Otherwise
+the journal drops its oldest events and the program never waits.
 """
 
 from __future__ import annotations
@@ -13,12 +15,15 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..wire.journal import Journal
+from ..wire.journal import Entry, Journal
+from ..wire.modes import Modes
 from .followers import Follower
 from .loop import READ, Loop
 
 #: One read, and so one event, at most: it fits a frame, and is large enough for 1 GB/s.
 READ_BYTES: Final = 256 * 1024
+#: What a terminal may be ahead of its furthest viewer: less than the smallest share of room that a journal gets.
+VIEW_AHEAD_BYTES: Final = 64 * 1024
 _PIPE_BYTES: Final = 256 * 1024
 _F_SETPIPE_SZ: Final = 1031
 
@@ -26,8 +31,10 @@ _F_SETPIPE_SZ: Final = 1031
 class Output:
     """The sources, the journal and the followers of one process; `on_drained` is called whenever a source is gone."""
 
-    def __init__(self, loop: Loop, on_drained: Callable[[], None]) -> None:
-        self.journal = Journal()
+    def __init__(self, loop: Loop, on_drained: Callable[[], None], *, is_terminal: bool = False) -> None:
+        #: A terminal's modes as the output left them that is no longer in the journal.
+        self._modes = Modes() if is_terminal else None
+        self.journal = Journal(on_drop=None if self._modes is None else _feeder(self._modes))
         self.followers: list[Follower] = []
         self._loop = loop
         self._on_drained = on_drained
@@ -100,8 +107,13 @@ class Output:
 
     def _room(self) -> int:
         """Return how much may be read: anything for a background command, else what the followers have room for."""
+        if not self.followers:
+            return READ_BYTES
         floors = [follower.position for follower in self.followers if follower.lossless]
-        return self.journal.room(min(floors)) if floors else READ_BYTES
+        if floors:
+            return self.journal.room(min(floors))
+        seen = [follower.seen_bytes for follower in self.followers if follower.viewer]
+        return VIEW_AHEAD_BYTES - (self.journal.total_bytes - max(seen)) if seen else READ_BYTES
 
     def read_what_is_there(self) -> None:
         """Read without waiting for the loop: the program has ended."""
@@ -167,13 +179,22 @@ class Output:
         for follower in list(self.followers):
             if follower.pump(self.journal, over=self._over):
                 self.followers.remove(follower)
-                follower.finish({"next": self.journal.next, "running": not self._over})
+                facts = {} if self._modes is None else {"modes": self._modes.to_dict()}
+                follower.finish({"next": self.journal.next, "running": not self._over, **facts})
 
     def finish(self) -> None:
         """Say that nothing will be appended any more."""
         self._over = True
         self._on_drained = _nothing  # no cycle: an ended process goes when it is dropped, not when somebody collects
         self.pump()
+
+
+def _feeder(modes: Modes) -> Callable[[Entry], None]:
+    def feed(entry: Entry) -> None:
+        if isinstance(entry.data, bytes):
+            modes.feed(entry.data)
+
+    return feed
 
 
 def _nothing() -> None:

@@ -99,7 +99,7 @@ class Process:
         self.ended_at: float | None = None
         self.result: dict[str, Any] | None = None
         self.viewers = 0
-        self.output = Output(means.loop, self._maybe_finish)
+        self.output = Output(means.loop, self._maybe_finish, is_terminal=spec.terminal is not None)
         self.leaf = means.leaves.new(process_id)
         self._means = means
         self._loop = means.loop
@@ -427,9 +427,10 @@ class Process:
         status = self._status or 0
         signalled = os.WIFSIGNALED(status)
         oom = self.leaf.oom_kills() > 0  # of any process in the leaf: a shell outlives what it started
-        reason = (
-            "timeout" if self._timed_out else "oom" if oom else self._kill_reason or "signal" if signalled else "exit"
-        )
+        how = (self._kill_reason or "signal") if signalled else "exit"
+        # A program that heeds SIGHUP ends by itself, but that is what it ends of.
+        how = "hangup" if self._kill_reason == "hangup" else how
+        reason = "timeout" if self._timed_out else "oom" if oom else how
         return {
             "exit_code": None if signalled else os.waitstatus_to_exitcode(status),
             "signal": signal_name(os.WTERMSIG(status)) if signalled else None,

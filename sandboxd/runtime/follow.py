@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import ProtocolError
+from ..errors import ProtocolError, RemoteProtocolError
+from ..wire import modes
 from . import checks
 from .execution import EventCheck, Exit, parse_exit
 
@@ -22,6 +23,7 @@ class Follow:
     Attributes:
         exit: how the process ended, once that event has come. A follower of what comes after it sees none.
         next_offset: after the end, the offset that the process' next event has or would have.
+        modes: after the end, those of a terminal that the output left which its log has dropped.
         running: after the end, whether the process was running then (a snapshot ends before it does).
     """
 
@@ -33,6 +35,7 @@ class Follow:
         self.exit: Exit | None = None
         self.next_offset = 0
         self.running = True
+        self.modes: dict[str, str] = {}
         stream.check = EventCheck(started=True)
 
     def __repr__(self) -> str:
@@ -76,3 +79,8 @@ class Follow:
         result = self._stream.result or {}
         self.next_offset = checks.integer(result, "next")
         self.running = checks.flag(result, "running")
+        if "modes" in result:
+            found = modes.checked(result["modes"])
+            if found is None:
+                raise RemoteProtocolError("cannot take a terminal's modes: they are none")
+            self.modes = found

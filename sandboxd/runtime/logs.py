@@ -25,12 +25,14 @@ class Snapshot:
         next_offset: the offset that the next event has.
         dropped_bytes: output between the wanted offset and the first event that is no longer there.
         running: whether more may come.
+        modes: a terminal's, as the output left them that is dropped.
     """
 
     events: tuple[Event, ...]
     next_offset: int
     dropped_bytes: int
     running: bool
+    modes: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 async def read(processes: Processes, process: str, start: int = 0, *, seen_bytes: int = 0) -> Snapshot:
@@ -47,7 +49,7 @@ async def read(processes: Processes, process: str, start: int = 0, *, seen_bytes
                 if event.type == "truncated" and isinstance(event.data, dict):
                     dropped += event.data["dropped_bytes"]
                 events.append(event)
-    return Snapshot(tuple(events), follow.next_offset, dropped, follow.running)
+    return Snapshot(tuple(events), follow.next_offset, dropped, follow.running, follow.modes)
 
 
 def last_lines(events: Sequence[Event], count: int) -> tuple[Event, ...]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: How many a page of the list has, at most and by default; init may give fewer.
 MAX_PAGE: Final = 100
+#: What may be on its way to a terminal's viewer: little, so that Ctrl-C is seen at once.
+VIEW_WINDOW: Final = 128 * 1024
 #: Words of a command that init shows; it cuts what is longer.
 _MAX_WORDS: Final = 257
 _MAX_WORD_CHARS: Final = 131_072
@@ -168,13 +170,21 @@ class Processes:
         """
         await self._sandbox.ask("signal", process=process, signal=number)
 
-    async def resize(self, process: str, cols: int, rows: int, *, redraw: bool = False) -> None:
-        """Give a process' terminal another size, and with `redraw` let what runs in it paint anew.
+    async def resize(self, process: str, cols: int, rows: int) -> None:
+        """Give a process' terminal another size.
 
         Raises:
             ProcessNotFound, ProcessNotRunning: as their names say.
         """
-        await self._sandbox.ask("resize", process=process, cols=cols, rows=rows, redraw=redraw)
+        await self._sandbox.ask("resize", process=process, cols=cols, rows=rows)
+
+    async def redraw(self, process: str) -> None:
+        """Let what runs in a terminal's foreground paint it anew.
+
+        Raises:
+            ProcessNotFound, ProcessNotRunning: as their names say.
+        """
+        await self._sandbox.ask("redraw", process=process)
 
     def follow(self, process: str, start: int = 0, *, snapshot: bool = False, seen_bytes: int = 0) -> Follow:
         """Return the events from offset `start` on, to the process' end or, as a snapshot, those that are there.
@@ -190,4 +200,5 @@ class Processes:
         Raises (by the first batch):
             InvalidRequest: the process has no terminal.
         """
-        return Follow(self._sandbox, self._sandbox.open_stream("view", {"process": process, "from": start}), process)
+        params = {"process": process, "from": start}
+        return Follow(self._sandbox, self._sandbox.open_stream("view", params, window=VIEW_WINDOW), process)

@@ -23,6 +23,7 @@ from ..errors import (
     ServerBusy,
 )
 from ..spec import name_bytes
+from ..wire.link import DEFAULT_WINDOW
 from . import checks, files
 from .contexts import Contexts
 from .errand import Errand
@@ -191,9 +192,9 @@ class Sandbox:
         """
         return (await self._ask_fds(op, params, 0))[0]
 
-    def open_stream(self, op: str, params: dict[str, Any]) -> Stream:
-        """Return the stream of an operation's events; entering it asks."""
-        return self._link().stream(op, params)
+    def open_stream(self, op: str, params: dict[str, Any], *, window: int = DEFAULT_WINDOW) -> Stream:
+        """Return the stream of an operation's events; entering it asks. `window` bytes may be on their way."""
+        return self._link().stream(op, params, window=window)
 
     async def _ask_fds(self, op: str, params: dict[str, Any], fds: int) -> tuple[dict[str, Any], list[int]]:
         peer = self._peer if self.state is State.CREATING and self._peer is not None else self._link()

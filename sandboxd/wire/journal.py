@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Final
 
 from .messages import EVENT_OVERHEAD
@@ -52,10 +53,11 @@ class Entry:
 
 
 class Journal:
-    """A bounded event log; see the module's theory of operation."""
+    """A bounded event log; see the module's theory of operation. `on_drop` sees each event that leaves it."""
 
-    def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
+    def __init__(self, capacity: int = DEFAULT_CAPACITY, on_drop: Callable[[Entry], None] | None = None) -> None:
         self._capacity = capacity
+        self._on_drop = on_drop
         self._entries: collections.deque[Entry] = collections.deque()
         self._size = 0
         self._next = 0
@@ -83,6 +85,11 @@ class Journal:
     def dropped_bytes(self) -> int:
         """Bytes of output that are no longer here."""
         return self._entries[0].base if self._entries else self._base
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of output that there ever were."""
+        return self._base
 
     def room(self, floor: int) -> int:
         """Return how many bytes one more output event may have without dropping an event at or above `floor`.
@@ -124,4 +131,7 @@ class Journal:
 
     def _drop(self, *, keep: int) -> None:
         while self._size > self._capacity and len(self._entries) > keep:
-            self._size -= self._entries.popleft().size
+            entry = self._entries.popleft()
+            self._size -= entry.size
+            if self._on_drop is not None:
+                self._on_drop(entry)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 NOT_BUILT = {
-    4: "no PTY API",
     7: "no volumes: a birth mounts on the read-only rootfs and on an upper that nobody has had yet",
     23: "needs cgroup controllers: tests/vm/inside/test_limits.py and test_control.py",
     26: "no contexts",

@@ -1,0 +1,79 @@
+"""A request for a WebSocket under way: routed, let in and refused by the same rules as any other."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from werkzeug.exceptions import HTTPException
+from werkzeug.sansio.request import Request
+
+from ..errors import AccessDenied, InvalidRequest, RouteNotFound, SandboxdError
+from . import problems
+from .access import Level
+from .call import Call
+from .websocket import Gone, WebSocket, check_handshake
+
+if TYPE_CHECKING:
+    import trio
+
+    from .access import Caller
+    from .app import Api
+    from .http1 import Http1, Upgrade
+
+_log = logging.getLogger(__name__)
+
+
+class SocketCall(Call):
+    """What the handler of a WebSocket gets: the request, the domain, and the socket, which it must `accept`."""
+
+    def __init__(self, request: Request, api: Api, socket: WebSocket) -> None:
+        super().__init__(request, api.manager, api.facts)  # type: ignore[arg-type]  # query and headers only
+        self.socket = socket
+
+
+async def serve(api: Api, protocol: Http1, upgrade: Upgrade, caller: Caller | None, stream: trio.SocketStream) -> None:
+    """Serve a request for a WebSocket to its end; one that cannot be served is answered with a problem."""
+    path, _, query = upgrade.target.partition(b"?")
+    request = Request("GET", "ws", None, "", unquote(path.decode("latin-1")), query, upgrade.headers, None)
+    socket: WebSocket | None = None
+    try:
+        route, arguments = _find(api, request, caller)
+        socket = WebSocket(stream, upgrade.early, check_handshake(upgrade.headers))
+        call = SocketCall(request, api, socket)
+        call.check_query(route.query)
+        async with call.stack:
+            await route.handler(call, **arguments)
+    except Gone:
+        return
+    except Exception as error:
+        problem = problems.known(error)
+        if socket is not None and socket.is_accepted:
+            await socket.close(1011, problem.kind)
+        else:
+            await protocol.refuse(problem)
+
+
+def _find(api: Api, request: Request, caller: Caller | None) -> tuple[Any, dict[str, Any]]:
+    """Return the route and its arguments, once the caller may have it.
+
+    Raises:
+        SandboxdError: why not; who may not ask at all does not hear what there is.
+    """
+    if caller is None:
+        raise AccessDenied("cannot let the request in: nobody knows who sent it")
+    failure: SandboxdError | None = None
+    route = None
+    arguments: Any = {}
+    try:
+        name, arguments = api.url_map.bind("").match(request.path, "GET")
+        route = api.routes[name]
+    except HTTPException:
+        failure = RouteNotFound(f"cannot find {request.path[:200]}: there is no such route", path=request.path[:200])
+    api.policy.check(Level.CALLER if route is None else route.access, caller, request.headers)
+    if failure is not None:
+        raise failure
+    if route is None or not route.websocket:
+        raise InvalidRequest(f"cannot open a WebSocket at {request.path[:200]}: it is none")
+    return route, dict(arguments)

@@ -1,0 +1,364 @@
+"""WebSockets over the real server: who is let in, what is refused, and clients that do not behave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping, Pong, Request, TextMessage
+
+from sandboxd.api import terminals, websocket
+from sandboxd.errors import RemoteProtocolError
+from sandboxd.wire.messages import Event, Reply
+from tests.support.fake_daemon import TOKEN, FakeDaemon, daemon_in, eventually
+from tests.support.fake_peer import Conversation
+
+PTY = "/v1/sandboxes/box/pty"
+CLIENTS: list[Client] = []
+HANDSHAKE = {
+    "Host": "x",
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Version": "13",
+}
+INFO = {
+    "id": "p",
+    "pid": 7,
+    "running": True,
+    "argv": ["sh"],
+    "cwd": "/",
+    "user": "root",
+    "started_at": 1.0,
+    "ended_at": None,
+    "restarts": 0,
+    "terminal": True,
+    "result": None,
+    "usage": {"cpu_s": 0.0, "memory_peak_bytes": None},
+    "next": 1,
+}
+
+
+class Terminal:
+    """A fake init's terminal: what it is asked, and how its viewers are fed."""
+
+    def __init__(self, daemon: FakeDaemon) -> None:
+        self.typed = bytearray()
+        self.sizes: list[tuple[int, int]] = []
+        self.views: list[tuple[Conversation, Any]] = []
+        self.started: list[dict[str, Any]] = []
+        self.reads = True
+        for name in ("start", "info", "follow", "view", "stdin", "resize", "redraw"):
+            daemon.init.answers[name] = getattr(self, name)
+
+    async def start(self, talk: Conversation, request: Any) -> None:
+        self.started.append(request.params)
+        await talk.send(Reply(request.id, {**INFO, "id": request.params["process"]}))
+
+    async def info(self, talk: Conversation, request: Any) -> None:
+        await talk.send(Reply(request.id, {**INFO, "id": request.params["process"]}))
+
+    async def follow(self, talk: Conversation, request: Any) -> None:
+        await talk.send(Event(request.id, 0, 1.0, "start", {"id": "p", "pid": 7}))
+        await talk.send(Event(request.id, 1, 1.0, "stdout", b"before"))
+        await talk.send(Reply(request.id, {"next": 2, "running": True}))
+
+    async def view(self, talk: Conversation, request: Any) -> None:
+        self.views.append((talk, request))
+        await trio.sleep_forever()
+
+    async def stdin(self, talk: Conversation, request: Any) -> None:
+        if not self.reads:
+            await trio.sleep_forever()
+        self.typed += request.params["data"]
+        await talk.send(Reply(request.id, {}))
+
+    async def resize(self, talk: Conversation, request: Any) -> None:
+        self.sizes.append((request.params["cols"], request.params["rows"]))
+        await talk.send(Reply(request.id, {}))
+
+    async def redraw(self, talk: Conversation, request: Any) -> None:
+        await talk.send(Reply(request.id, {}))
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path) -> AsyncIterator[FakeDaemon]:
+    async with daemon_in(tmp_path) as found:
+        await found.create(name="box")
+        yield found
+        for client in CLIENTS:
+            await trio.aclose_forcefully(client.stream)
+        CLIENTS.clear()
+
+
+async def answer_to(stream: trio.abc.Stream, target: str = PTY, **changes: str | None) -> tuple[int, dict[str, Any]]:
+    """Send a handshake with changes and return the status and problem that it is refused with."""
+    headers = {name: value for name, value in {**HANDSHAKE, **changes}.items() if value is not None}
+    head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    await stream.send_all(f"GET {target} HTTP/1.1\r\n{head}\r\n".encode())
+    data = b""
+    async with stream:
+        with trio.fail_after(10):
+            while piece := await stream.receive_some(65536):
+                data += piece
+    head_bytes, _, body = data.partition(b"\r\n\r\n")
+    return int(head_bytes.split()[1]), json.loads(body)
+
+
+class Client:
+    """A WebSocket client that shows every event."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        CLIENTS.append(self)
+        self.stream = stream
+        self.wire = WSConnection(ConnectionType.CLIENT)
+        self.events: list[Any] = []
+
+    async def open(self, target: str = PTY) -> Client:
+        await self.stream.send_all(self.wire.send(Request(host="x", target=target)))
+        assert isinstance(await self.next(), AcceptConnection)
+        return self
+
+    async def next(self) -> Any:
+        with trio.fail_after(10):
+            while not self.events:
+                data = await self.stream.receive_some(65536)
+                self.wire.receive_data(data or None)
+                self.events += self.wire.events()
+                if not data and not self.events:
+                    return None
+        return self.events.pop(0)
+
+    async def told(self) -> dict[str, Any]:
+        event = await self.next()
+        assert isinstance(event, TextMessage), event
+        found: dict[str, Any] = json.loads(event.data)
+        return found
+
+    async def send(self, event: Any) -> None:
+        await self.stream.send_all(self.wire.send(event))
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "kind"),
+    [
+        ({"Sec-WebSocket-Version": "8"}, 400, "invalid-request"),
+        ({"Sec-WebSocket-Version": None}, 400, "invalid-request"),
+        ({"Sec-WebSocket-Key": None}, 400, "invalid-request"),
+        ({"Sec-WebSocket-Key": "short"}, 400, "invalid-request"),
+        ({"Content-Length": "5"}, 400, "invalid-request"),
+    ],
+)
+async def test_handshakes_that_are_none(
+    daemon: FakeDaemon, changes: dict[str, str | None], status: int, kind: str
+) -> None:
+    found, problem = await answer_to(await daemon.raw_connection(), **changes)
+    assert (found, problem["kind"]) == (status, kind)
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "kind", "field"),
+    [
+        ("/v1/nothing", 404, "route-not-found", None),
+        ("/v1/health", 400, "invalid-request", None),
+        ("/v1/sandboxes/nobody/pty", 404, "sandbox-not-found", None),
+        (PTY + "?cols=0", 400, "invalid-request", "cols"),
+        (PTY + "?cols=1000000000", 400, "invalid-request", "cols"),
+        (PTY + "?rows=0&cols=80", 400, "invalid-request", "rows"),
+        (PTY + "?rows=x", 400, "invalid-request", "rows"),
+        (PTY + "?rows=24&rows=25", 400, "invalid-request", "rows"),
+        (PTY + "?colour=1", 400, "unknown-field", "colour"),
+        (PTY + "?process=p&command=x", 400, "invalid-request", "command"),
+        (PTY + "?process=../x", 400, "invalid-request", "process"),
+        (PTY + "?id=/", 400, "invalid-request", "id"),
+        (PTY + "?linger_s=-1", 400, "invalid-request", "linger_s"),
+        (PTY + "?linger_s=nan", 400, "invalid-request", "linger_s"),
+        (PTY + "?orphans=maybe", 400, "invalid-request", "orphans"),
+        (PTY + "?user=%00", 400, "invalid-request", "user"),
+    ],
+)
+async def test_requests_that_are_refused(
+    daemon: FakeDaemon, target: str, status: int, kind: str, field: str | None
+) -> None:
+    found, problem = await answer_to(await daemon.raw_connection(), target)
+    assert (found, problem["kind"], problem.get("field")) == (status, kind, field)
+    assert not daemon.init.asked("start")
+
+
+async def test_tcp_needs_the_token(daemon: FakeDaemon) -> None:
+    Terminal(daemon)
+    for target in (PTY, "/v1/nothing", "/v1/health"):
+        status, problem = await answer_to(await trio.open_tcp_stream(*daemon.tcp), target)
+        if target != "/v1/health":  # which is everybody's, but no WebSocket
+            assert (status, problem["kind"]) == (401, "unauthenticated")
+    status, _ = await answer_to(await trio.open_tcp_stream(*daemon.tcp), Authorization="Bearer wrong")
+    assert status == 401
+    stream = await trio.open_tcp_stream(*daemon.tcp)
+    head = "".join(f"{name}: {value}\r\n" for name, value in HANDSHAKE.items())
+    await stream.send_all(f"GET {PTY} HTTP/1.1\r\n{head}Authorization: Bearer {TOKEN}\r\n\r\n".encode())
+    with trio.fail_after(5):
+        assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 101 ")
+    await stream.aclose()
+
+
+async def test_a_plain_request_is_told(daemon: FakeDaemon) -> None:
+    response = await daemon.client.get(PTY)
+    assert (response.status_code, response.json()["kind"]) == (400, "invalid-request")
+
+
+async def test_a_terminal_is_shown_and_fed(daemon: FakeDaemon) -> None:
+    terminal = Terminal(daemon)
+    client = await Client(await daemon.raw_connection()).open(PTY + "?cols=100&rows=30&command=top&linger_s=7")
+    (params,) = terminal.started
+    assert (params["terminal"], params["linger_s"], params["argv"][-1]) == ([100, 30], 7.0, "top")
+    assert (await client.told())["type"] == "start"
+    shown = await client.next()
+    assert shown.data == b"before"
+    await client.send(BytesMessage(data=b"\x03"))
+    await client.send(TextMessage(data='{"type": "resize", "cols": 5, "rows": 6}'))
+    await client.send(Ping(b"x"))
+    assert isinstance(await client.next(), Pong)
+    await eventually(lambda: terminal.sizes == [(100, 30), (5, 6)] and terminal.typed == b"\x03")
+    ((talk, request),) = terminal.views
+    await talk.send(Event(request.id, 2, 1.0, "stdout", b"more"))
+    assert (await client.next()).data == b"more"
+    await client.stream.aclose()
+    await eventually(talk.cancelled[request.id].is_set)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "[]", "3", "null", '{"type": "x"}', '{"type": "resize"}', '{"type": "resize", "cols": 0, "rows": 24}',
+     '{"type": "resize", "cols": 80, "rows": 1000000000}', '{"type": "resize", "cols": 80.5, "rows": 24}',
+     '{"type": "resize", "cols": true, "rows": 24}', '{"type": "resize", "cols": 8, "rows": 24, "x": 1}',
+     "[" * 100_000],
+)  # fmt: skip
+async def test_messages_that_are_none_are_told_and_end_nothing(daemon: FakeDaemon, text: str) -> None:
+    terminal = Terminal(daemon)
+    client = await Client(await daemon.raw_connection()).open()
+    assert (await client.told())["type"] == "start"
+    await client.next()
+    await client.send(TextMessage(data=text))
+    told = await client.told()
+    assert (told["type"], told["problem"]["kind"]) == ("error", "invalid-request")
+    await client.send(BytesMessage(data=b"still here"))
+    await eventually(lambda: terminal.typed == b"still here")
+    assert terminal.sizes == []
+    await client.stream.aclose()
+
+
+async def test_a_message_over_the_bound_ends_the_connection(daemon: FakeDaemon) -> None:
+    Terminal(daemon)
+    client = await Client(await daemon.raw_connection()).open()
+    await client.told()
+    await client.next()
+    await client.send(BytesMessage(data=b"x" * websocket.MAX_MESSAGE_BYTES, message_finished=False))
+    await client.send(BytesMessage(data=b"x"))
+    event = await client.next()
+    assert isinstance(event, CloseConnection)
+    assert event.code == 1009
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\xff" * 100, b"\x81\x05hello", b"\x83\x80\0\0\0\0", b"GET / HTTP/1.1\r\n\r\n", b"\x81\x82\0\0\0\0\xff\xff"],
+)
+async def test_what_is_no_websocket_ends_the_connection_alone(daemon: FakeDaemon, garbage: bytes) -> None:
+    terminal = Terminal(daemon)
+    client = await Client(await daemon.raw_connection()).open()
+    await client.told()
+    await client.next()
+    await eventually(lambda: bool(terminal.views))
+    await client.stream.send_all(garbage)
+    ((talk, request),) = terminal.views
+    with trio.fail_after(10):
+        while await client.stream.receive_some(65536):
+            pass
+    await eventually(talk.cancelled[request.id].is_set)
+    assert (await daemon.client.get("/v1/sandboxes/box")).status_code == 200
+
+
+async def test_messages_sent_before_the_answer_are_not_lost(daemon: FakeDaemon) -> None:
+    terminal = Terminal(daemon)
+    client = Client(await daemon.raw_connection())
+    frame = bytes([0x82, 0x82, 0, 0, 0, 0]) + b"hi"
+    await client.stream.send_all(client.wire.send(Request(host="x", target=PTY)) + frame)
+    await eventually(lambda: terminal.typed == b"hi")
+    await client.stream.aclose()
+
+
+async def test_a_client_that_sends_and_does_not_read_holds_its_own_connection_alone(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pings want answers: once those fill the socket, no more is read; and in the end it is dropped."""
+    monkeypatch.setattr(websocket, "SEND_TIMEOUT_S", 0.5)
+    terminal = Terminal(daemon)
+    client = await Client(await daemon.raw_connection()).open()
+    ping = bytes([0x89, 0xFD, 0, 0, 0, 0]) + b"p" * 125
+    sent = 0
+    with trio.fail_after(20), pytest.raises(trio.BrokenResourceError):
+        while True:
+            await client.stream.send_all(ping * 500)
+            sent += len(ping) * 500
+    assert sent < 8 << 20
+    assert (await daemon.client.get("/v1/sandboxes/box")).status_code == 200
+    await eventually(lambda: all(talk.cancelled[request.id].is_set() for talk, request in terminal.views))
+
+
+async def test_a_program_that_reads_no_input_holds_its_viewer_for_a_while(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminals, "INPUT_TIMEOUT_S", 0.2)
+    terminal = Terminal(daemon)
+    terminal.reads = False
+    client = await Client(await daemon.raw_connection()).open()
+    await client.told()
+    await client.next()
+    await client.send(BytesMessage(data=b"x"))
+    event = await client.next()
+    assert isinstance(event, CloseConnection)
+    assert event.code == 1013
+
+
+async def test_a_slow_viewer_is_told_of_its_gap_and_shown_the_screen_anew(daemon: FakeDaemon) -> None:
+    terminal = Terminal(daemon)
+    client = await Client(await daemon.raw_connection()).open()
+    await client.told()
+    await client.next()
+    await eventually(lambda: bool(terminal.views))
+    talk, request = terminal.views[0]
+    await talk.send(Event(request.id, 5, 1.0, "truncated", {"dropped_bytes": 99}))
+    told = await client.told()
+    assert (told["type"], told["dropped_bytes"]) == ("truncated", 99)
+    assert (await client.next()).data == b"\x1bcbefore"
+    await eventually(lambda: len(terminal.views) == 2)
+    await client.stream.aclose()
+
+
+async def test_a_stop_says_that_the_service_restarts(daemon: FakeDaemon) -> None:
+    terminal = Terminal(daemon)
+    client = await Client(await daemon.raw_connection()).open()
+    await client.told()
+    await client.next()
+    await eventually(lambda: bool(terminal.views))
+    daemon.manager.stop()
+    assert (await client.told())["problem"]["kind"] == "server-busy"
+    event = await client.next()
+    assert isinstance(event, CloseConnection)
+    assert event.code == 1012
+
+
+async def test_an_init_that_lies_about_a_terminal_is_dropped(daemon: FakeDaemon) -> None:
+    async def lie(talk: Conversation, request: Any) -> None:
+        await talk.send(Reply(request.id, {**INFO, "id": "another"}))
+
+    Terminal(daemon)
+    daemon.init.answers["info"] = lie
+    status, problem = await answer_to(await daemon.raw_connection(), PTY + "?process=p")
+    assert (status, problem["kind"]) == (409, "sandbox-failed")
+    assert issubclass(RemoteProtocolError, Exception)
