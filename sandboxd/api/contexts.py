@@ -164,8 +164,6 @@ async def _answer(call: Call, context: Context, one: Run, start: int) -> TrioRes
     if call.accepts() != "sse":
         return answer(await collect(context.id, one), headers=headers)
     headers |= {"Cache-Control": "no-store", "Content-Type": "text/event-stream; charset=utf-8"}
-    if start == 0:
-        await one.next_batch(0)  # what keeps it from beginning is a problem, not an event
     return streamed(RunBody(one, start), 200, headers)
 
 

@@ -369,6 +369,8 @@ class Context:
         if end is not None:
             self.execution_count = end.count
             run.finish("timeout" if timed_out else end.status, execution_count=end.count)
+        elif self._worker.failure is not None:
+            run.give_up(self._worker.failure)  # the sandbox itself is gone, or the daemon stops
         elif self._worker.gone.is_set():
             self._finish_dead(run, restarted=self._restart is not None)
         else:

@@ -35,9 +35,9 @@ _PYTHON: Final = (
     "import sys; sys.path[:] = [p for p in sys.path if p]; import os; "
     "exec(compile(os.pread(7, os.fstat(7).st_size, 0), '<sandboxd>', 'exec'), {'__name__': '__main__'})"
 )
-_NODE: Final = (
-    "const fs = require('fs'), b = Buffer.alloc(fs.fstatSync(7).size); fs.readSync(7, b, 0, b.length, 0); "
-    "import('data:text/javascript;base64,' + b.toString('base64'))"
+_NODE: Final = (  # in a block, or its names would be the user's
+    "{ const fs = require('fs'), b = Buffer.alloc(fs.fstatSync(7).size); fs.readSync(7, b, 0, b.length, 0); "
+    "import('data:text/javascript;base64,' + b.toString('base64')) }"
 )
 _COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "python": ("python3", "-c", _PYTHON),

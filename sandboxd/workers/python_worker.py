@@ -317,6 +317,7 @@ class Session:
         self.shell = None
         self.flusher = Flusher()
         self.main = None
+        self.cancelling = False
         self._error_sent = False
         self._loop = None
 
@@ -351,11 +352,14 @@ class Session:
         try:
             return self._loop.run_until_complete(task)
         except KeyboardInterrupt:
+            self.cancelling = True
             task.cancel()
             try:
                 self._loop.run_until_complete(asyncio.wait({task}, timeout=1))
             except RuntimeError:
                 pass
+            finally:
+                self.cancelling = False
             raise
 
     def run(self, message):
@@ -404,7 +408,7 @@ class Session:
 
     def send_error(self, ename, evalue, lines):
         """Tell the exception that ended the run; the first counts."""
-        if self._error_sent:
+        if self._error_sent or self.cancelling:
             return
         self._error_sent = True
         lines = [line[: MAX_TEXT_CHARS // 8] for line in lines[:MAX_LINES]]
