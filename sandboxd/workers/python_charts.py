@@ -221,7 +221,8 @@ def _plain(value):
     if hasattr(value, "isoformat"):
         return value.isoformat()
     if type(value).__name__ == "datetime64":
-        return str(value)
+        time = value.astype("datetime64[us]").item()
+        return None if time is None else time.isoformat()
     if hasattr(value, "item"):
         value = value.item()
     if value is None or isinstance(value, (bool, int, str)):

@@ -31,14 +31,17 @@ MAX_TEXT_CHARS = 1024 * 1024
 #: Rows of a table that go along as data.
 MAX_ROWS = 1000
 CHART, DATA = "application/vnd.sandboxd.chart+json", "application/vnd.sandboxd.data+json"
+PLOTLY = "application/vnd.plotly.v1+json"
+#: Not a format, but what is to be said of the others.
+NOTE = "text/vnd.sandboxd.note"
 
 
 def to_formats(bundle):
     """Return the formats of a mimebundle, and a note on what was left out."""
-    formats, notes = {}, []
+    formats, notes = {}, [bundle[NOTE]] if NOTE in bundle else []
     for media_type, value in bundle.items():
         name = NAMES.get(media_type, media_type.lower())
-        if value is None:
+        if value is None or media_type == NOTE:
             continue
         try:
             formats[name] = _value(name, value)
@@ -170,8 +173,6 @@ def set_up(shell, session):
     """Teach the shell the formats, refuse what needs a terminal, and watch for matplotlib."""
     builtins.input = _no_input
     sys.stdin = open(os.devnull)  # noqa: SIM115 - as long as the program
-    # The bare specification, instead of megabytes of JavaScript beside it.
-    os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype")
     bundles = shell.display_formatter.mimebundle_formatter
     for module in ("pandas", "pandas.core.frame"):
         bundles.for_type_by_name(module, "DataFrame", _table)
@@ -182,10 +183,14 @@ def set_up(shell, session):
     # Pillow offers every picture as JPEG as well: twice the work, and not the picture.
     shell.display_formatter.formatters["image/jpeg"].for_type_by_name("PIL.Image", "Image", _jpeg_only)
     session.shown_figures = set()
-    if "matplotlib.pyplot" in sys.modules:
-        patch_pyplot(sys.modules["matplotlib.pyplot"], session)
-    else:
-        sys.meta_path.insert(0, PyplotFinder(session))
+    patches = {
+        "matplotlib.pyplot": lambda module: patch_pyplot(module, session),
+        "plotly.basedatatypes": lambda module: patch_plotly(module, session),
+    }
+    for name, patch in patches.items():
+        if name in sys.modules:  # a template has imported it ahead
+            patch(sys.modules[name])
+    sys.meta_path.insert(0, ImportWatch(patches))
 
 
 def _no_input(prompt="", *_):
@@ -199,12 +204,18 @@ def _no_input(prompt="", *_):
 
 
 def _table(frame, **_):
-    found = {DATA: frame.head(MAX_ROWS).to_json(orient="records", date_format="iso", default_handler=str)}
-    return found
+    rows = frame.head(MAX_ROWS)
+    return _with_note({DATA: rows.to_json(orient="records", date_format="iso", default_handler=str)}, len(frame))
 
 
 def _polars_table(frame, **_):
-    return {DATA: frame.head(MAX_ROWS).write_json()}
+    return _with_note({DATA: frame.head(MAX_ROWS).write_json()}, len(frame))
+
+
+def _with_note(bundle, rows):
+    if rows > MAX_ROWS:
+        bundle[NOTE] = "data: the first %d of %d rows" % (MAX_ROWS, rows)
+    return bundle
 
 
 def _altair(chart, **_):
@@ -220,15 +231,15 @@ def _jpeg_only(picture):
 # --- figures ---
 
 
-class PyplotFinder:
-    """Waits for `import matplotlib.pyplot`, then takes over its show(), and is gone."""
+class ImportWatch:
+    """Waits for the imports of what we have something to say to, and says it at once."""
 
-    def __init__(self, session):
-        self.session = session
+    def __init__(self, patches):
+        self.patches = patches
         self.busy = False
 
     def find_spec(self, name, path=None, target=None):
-        if name != "matplotlib.pyplot" or self.busy:
+        if name not in self.patches or self.busy:
             return None
         import importlib.util
 
@@ -239,16 +250,26 @@ class PyplotFinder:
             self.busy = False
         if spec is None or spec.loader is None:
             return None
-        execute, finder = spec.loader.exec_module, self
+        execute = spec.loader.exec_module
 
         def exec_module(module):
             execute(module)
-            patch_pyplot(module, finder.session)
-            if finder in sys.meta_path:
-                sys.meta_path.remove(finder)
+            self.patches[name](module)
 
         spec.loader.exec_module = exec_module
         return spec
+
+
+def patch_plotly(module, session):
+    """Show plotly's figures as their specification; its own way needs nbformat, to check it against its own schema."""
+
+    def bundle(self, *_, **__):
+        return {"text/plain": "%s(…)" % type(self).__name__, PLOTLY: self.to_json()}
+
+    figure = module.BaseFigure
+    figure._ipython_display_ = None
+    figure._repr_mimebundle_ = bundle
+    figure.show = lambda self, *_, **__: session.shell.display_pub.publish(bundle(self))
 
 
 def patch_pyplot(pyplot, session):

@@ -295,7 +295,7 @@ def test_a_result_over_its_bound_is_text_and_a_note(box: Sandbox, language: str)
 @BOTH
 def test_a_large_picture_is_exact(box: Sandbox, language: str) -> None:
     code = {
-        "python": "from IPython.display import Image as I\nI(data=b'\\x89PNG' + bytes(range(256)) * 20480, format='png')",
+        "python": "from IPython.display import *\nImage(data=b'\\x89PNG' + bytes(range(256)) * 20480, format='png')",
         "javascript": """
 const part = Buffer.from([...Array(256).keys()])
 const data = Buffer.concat([Buffer.from([0x89, 0x50, 0x4e, 0x47]), Buffer.alloc(5 * 2**20, part)]);
