@@ -25,6 +25,8 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "create": ("sandboxd.cli.create:create", "Create a sandbox and print its id."),
     "exec": ("sandboxd.cli.exec:exec_", "Run a command in a sandbox."),
     "shell": ("sandboxd.cli.shell:shell", "Open a terminal in a sandbox."),
+    "code": ("sandboxd.cli.code:code", "Run code in an interpreter that keeps its state."),
+    "contexts": ("sandboxd.cli.code:contexts", "Manage those interpreters."),
     "start": ("sandboxd.cli.processes:start", "Start a process in a sandbox, and leave it running."),
     "ps": ("sandboxd.cli.processes:ps", "List the processes of a sandbox."),
     "logs": ("sandboxd.cli.processes:logs", "Show or follow what a process prints."),
