@@ -7,6 +7,7 @@ share, so 1, 2, 3 … fails every call of a birth in turn, wherever it is made.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -34,7 +35,7 @@ class FailingKernel(Kernel):
     """The real kernel, but the armed call answers EIO. Wraps whatever methods `Kernel` has: no list to keep."""
 
     def __init__(self) -> None:
-        self.left = {role: multiprocessing.Value("q", 0) for role in ROLES}
+        self.left = {role: multiprocessing.Value("q", 0, lock=multiprocessing.Lock()) for role in ROLES}
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
@@ -45,9 +46,12 @@ class FailingKernel(Kernel):
     def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **options: Any) -> Any:
             left = self.left["pid1" if os.getpid() == 1 else "fail"]
-            with left.get_lock():
-                left.value -= 1
-                is_armed = left.value == 0
+            lock = left.get_lock()
+            lock.acquire(timeout=1)  # type: ignore[call-arg]  # who held it may have been killed just then
+            left.get_obj().value -= 1
+            is_armed = left.get_obj().value == 0
+            with contextlib.suppress(ValueError):  # it was only slow, and has released it itself
+                lock.release()
             if is_armed:
                 raise SyscallError(errno.EIO, name)
             return call(*arguments, **options)
@@ -66,12 +70,12 @@ class FailingLauncher(Launcher):
         self._ranges.close()  # so that a range and its namespaces are made within the count
         role, number = checked[0][:4], int(checked[0][4:])
         for name in ROLES:
-            KERNEL.left[name].value = number if name == role else 0  # below 1 nothing fails
+            KERNEL.left[name].get_obj().value = number if name == role else 0  # below 1 nothing fails
         return checked
 
     def _destroy(self, request: int, params: dict[str, Any]) -> dict[str, Any] | None:
         for name in ROLES:
-            KERNEL.left[name].value = 0  # only births are to fail
+            KERNEL.left[name].get_obj().value = 0  # only births are to fail
         return super()._destroy(request, params)
 
     def _prepare(self) -> None:
