@@ -7,7 +7,9 @@ and never hears of the daemon's again.
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import tomllib
+import urllib.parse
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +46,15 @@ class Config:
         storage_reserve_bytes: what must stay free on that disk; below it no sandbox is made.
         allow_unenforced: whether limits that the host cannot hold are let through, told as `unenforced`.
         limits: the limits of a sandbox that asks for none.
+        previews: whether exposed ports are served at all.
+        preview_listen: host and port of the previews' listener; None is 127.0.0.1:8080, or, where another has that
+            port, one that is free.
+        preview_url: what a front proxy serves previews as, such as https://preview.example.com; None is
+            http://localhost with the listener's port. Each preview is a name below its host.
+        preview_cert: the certificate chain (PEM) with which the listener speaks TLS; None is plain HTTP.
+        preview_key: its key.
+        preview_proxies: addresses or networks of front proxies whose X-Forwarded-* are believed.
+        preview_wake: whether a request to a preview thaws a frozen sandbox.
         cgroup: the group below which the sandboxes' are made, as a path from cgroup2's root; None is that root.
             The systemd unit gives the one that systemd delegated to sandboxd-cgroups.service.
     """
@@ -63,6 +74,13 @@ class Config:
     log_level: str = "info"
     limits: Limits = DEFAULT_LIMITS
     cgroup: str | None = None
+    previews: bool = True
+    preview_listen: tuple[str, int] | None = None
+    preview_url: str | None = None
+    preview_cert: Path | None = None
+    preview_key: Path | None = None
+    preview_proxies: tuple[str, ...] = ()
+    preview_wake: bool = False
 
     def __post_init__(self) -> None:
         """Check what no single key can."""
@@ -70,6 +88,11 @@ class Config:
             raise ConfigError("cannot listen on TCP without a token: give token_file too", key="token_file")
         if self.storage_path is not None and self.storage == "directory":
             raise ConfigError("cannot use storage_path with storage 'directory': it is for btrfs", key="storage_path")
+
+        if (self.preview_cert is None) != (self.preview_key is None):
+            raise ConfigError(
+                "cannot serve previews under TLS: it needs preview_cert and preview_key", key="preview_cert"
+            )
 
     @property
     def socket_path(self) -> Path:
@@ -209,6 +232,27 @@ def _bytes(key: str, value: object) -> int:
     return value
 
 
+def _url(key: str, value: object) -> str:
+    parts = urllib.parse.urlsplit(value if isinstance(value, str) else "")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    plain = parts.netloc and not (parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not plain or port == 0:
+        raise ConfigError(f"cannot take {key}: it must be http://HOST[:PORT] or https://HOST[:PORT]", key=key)
+    return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
+def _networks(key: str, value: object) -> tuple[str, ...]:
+    try:
+        if not isinstance(value, list):
+            raise TypeError
+        return tuple(str(ipaddress.ip_network(item)) for item in value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"cannot take {key}: it must be a list of addresses or networks", key=key) from None
+
+
 def _limits(key: str, value: object) -> Limits:
     if not isinstance(value, dict):
         raise ConfigError(f"cannot take {key}: it must be a table", key=key)
@@ -239,4 +283,11 @@ _READERS: Final = {
     "log_level": _level,
     "limits": _limits,
     "cgroup": _cgroup,
+    "previews": _truth,
+    "preview_listen": _address,
+    "preview_url": _url,
+    "preview_cert": _path,
+    "preview_key": _path,
+    "preview_proxies": _networks,
+    "preview_wake": _truth,
 }

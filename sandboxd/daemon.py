@@ -18,7 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
 import trio
@@ -31,6 +31,7 @@ from .api.server import BACKLOG, Server
 from .config import GROUP, USER, Config, launcher_settings
 from .errors import AlreadyRunning, ConfigError, HostUnsupported, LauncherGone
 from .linux.kernel import Kernel
+from .previewing import PreviewListeners, make_proxy
 from .runtime.launcher import Launcher
 from .runtime.manager import Manager
 
@@ -61,10 +62,11 @@ def run(config: Config) -> int:
     _make_directories(config, identity)
     lock = _lock(config)
     sockets = _listen(config, identity)
+    previews = PreviewListeners.open(config)
     process, link = _start_launcher(config, identity)
     try:
         identity.assume()
-        return trio.run(_serve, config, identity, token, sockets, link)
+        return trio.run(_serve, config, identity, token, Sockets(sockets, previews, link))
     finally:
         link.close()
         _end_launcher(process)
@@ -264,19 +266,29 @@ def _end_launcher(process: subprocess.Popen[bytes]) -> None:
         _log.warning("The launcher (pid %d) has not ended yet", process.pid)
 
 
-async def _serve(
-    config: Config, identity: Identity, token: str | None, sockets: list[socket.socket], link: socket.socket
-) -> int:
-    launcher = Launcher(link)
+class Sockets(NamedTuple):
+    """What was opened before the privileges went: the API's listeners, the previews', the launcher's link."""
+
+    api: list[socket.socket]
+    previews: PreviewListeners
+    link: socket.socket
+
+
+async def _serve(config: Config, identity: Identity, token: str | None, sockets: Sockets) -> int:
+    launcher = Launcher(sockets.link)
     manager = Manager(launcher, config.registry_dir, config.links_dir)
     facts = Facts(__version__, _shown(config))
     policy = Policy(token, frozenset({identity.uid}), identity.socket_gid)
-    server = Server(Api(manager, policy, facts), sockets)
+    server = Server(Api(manager, policy, facts), sockets.api)
+    proxy = make_proxy(config, manager.previews, sockets.previews, token)
     status = 0
 
     async def drain() -> None:
         notify("STOPPING=1")
         server.stop()
+        if proxy is not None:
+            proxy.stop()
+            await proxy.drained.wait()
         await server.drained.wait()
 
     manager.farewell = drain
@@ -284,7 +296,10 @@ async def _serve(
         async with trio.open_nursery() as nursery:
             await nursery.start(manager.run)
             await nursery.start(server.run)
-            _log.info("Listening on %s", " and ".join(_describe(sock) for sock in sockets))
+            _log.info("Listening on %s", " and ".join(_describe(sock) for sock in sockets.api))
+            if proxy is not None:
+                await nursery.start(proxy.run)
+                _log.info("Serving previews at %s", proxy.site.pattern)
             notify("READY=1")
             await _wait_for_a_signal()
             _log.info("Stopping; sandboxes go on running")

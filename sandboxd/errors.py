@@ -42,6 +42,11 @@ __all__ = [
     "NotAFile",
     "NotAvailable",
     "NotFound",
+    "PortClosed",
+    "PortExposed",
+    "PortNotFound",
+    "PreviewGone",
+    "PreviewNotFound",
     "ProcessNotFound",
     "ProcessNotRunning",
     "ProfileNotFound",
@@ -62,6 +67,7 @@ __all__ = [
     "StorageFull",
     "Unauthenticated",
     "UnknownField",
+    "UpstreamBroken",
     "from_kind",
     "kinds",
 ]
@@ -187,6 +193,24 @@ class FileNotFound(NotFound):
     kind = "file-not-found"
 
 
+class PortNotFound(NotFound):
+    """The sandbox has no such port exposed: `port`."""
+
+    kind = "port-not-found"
+
+
+class PreviewNotFound(NotFound):
+    """No such preview, or not for one who shows that token: which of the two is not told."""
+
+    kind = "preview-not-found"
+
+
+class PreviewGone(NotFound):
+    """The preview's sandbox was destroyed."""
+
+    kind = "preview-gone"
+
+
 class Conflict(SandboxdError):
     """The request does not fit the present state."""
 
@@ -197,6 +221,12 @@ class NameTaken(Conflict):
     """Another sandbox has that name, or another process that id."""
 
     kind = "name-taken"
+
+
+class PortExposed(Conflict):
+    """The port is exposed already: `port`."""
+
+    kind = "port-exposed"
 
 
 class NotAFile(Conflict):
@@ -362,6 +392,18 @@ class DaemonUnavailable(SandboxdError):
     """No daemon answers at the address (raised by the SDK)."""
 
     kind = "daemon-unavailable"
+
+
+class PortClosed(SandboxdError):
+    """Nobody listens at the exposed port: `port`."""
+
+    kind = "port-closed"
+
+
+class UpstreamBroken(SandboxdError):
+    """The service behind a preview broke off, or does not speak HTTP: `port`."""
+
+    kind = "upstream-broken"
 
 
 class LauncherGone(SandboxdError):

@@ -163,6 +163,16 @@ class IoStats(msgspec.Struct, frozen=True):
     writes: int
 
 
+class PortStats(msgspec.Struct, frozen=True):
+    """What went through an exposed port: bytes of bodies and tunnels, towards the sandbox and from it."""
+
+    port: int
+    requests: int
+    bytes_in: int
+    bytes_out: int
+    active: int
+
+
 class StatsOut(msgspec.Struct, frozen=True, kw_only=True):
     """What a sandbox uses, all of it together; null is what this host does not count.
 
@@ -183,6 +193,7 @@ class StatsOut(msgspec.Struct, frozen=True, kw_only=True):
     pids: int | None
     disk_bytes: int | None
     io: IoStats | None
+    ports: list[PortStats]
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -325,8 +336,16 @@ def rfc3339(seconds: float) -> str:
 def stats_out(sandbox: Sandbox, stats: dict[str, Any]) -> StatsOut:
     """Return what a caller sees of what a sandbox uses."""
     limits = msgspec.convert(sandbox.limits, LimitsOut, from_attributes=True)
+    ports = [port.statistics() for port in sandbox.ports]
     return msgspec.convert(
-        {**stats, "id": sandbox.id, "state": sandbox.state.value, "limits": msgspec.to_builtins(limits)}, StatsOut
+        {
+            **stats,
+            "id": sandbox.id,
+            "state": sandbox.state.value,
+            "limits": msgspec.to_builtins(limits),
+            "ports": ports,
+        },
+        StatsOut,
     )
 
 

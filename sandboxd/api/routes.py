@@ -18,6 +18,7 @@ from . import (
     models,
     openapi,
     patch,
+    ports,
     processes,
     sandboxes,
     terminals,
@@ -112,6 +113,7 @@ def _file(
     )
 
 
+_PORTS: Final = ("sandbox-not-found", "not-available")
 _CONTEXT: Final = _SANDBOX + "/contexts/<context>"
 _STARTS: Final = ("interpreter-missing", "context-exited", "limit-exceeded")
 _IN_CONTEXT: Final = (*_GONE, "context-not-found")
@@ -287,6 +289,31 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     _file("POST", "/chmod", filetree.chmod, body=file_models.ChmodIn, result=file_models.Changed),
     _file("POST", "/chown", filetree.chown, body=file_models.ChownIn, result=file_models.Changed),
+    Route(
+        method="POST",
+        path=_SANDBOX + "/ports",
+        handler=ports.expose,
+        body=ports.PortIn,
+        result=ports.PortOut,
+        status=201,
+        kinds=(*_BODY, *_GONE, "not-available", "port-exposed", "name-taken", "limit-exceeded"),
+    ),
+    Route(method="GET", path=_SANDBOX + "/ports", handler=ports.show_all, result=ports.PortList, kinds=_PORTS),
+    Route(
+        method="DELETE",
+        path=_SANDBOX + "/ports/<port>",
+        handler=ports.unexpose,
+        status=204,
+        kinds=("sandbox-not-found", "port-not-found"),
+    ),
+    Route(
+        method="POST",
+        path=_SANDBOX + "/ports/<port>/link",
+        handler=ports.link,
+        result=ports.LinkOut,
+        status=201,
+        kinds=(*_PORTS, "port-not-found"),
+    ),
     Route(
         method="POST",
         path=_SANDBOX + "/contexts",

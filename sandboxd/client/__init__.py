@@ -15,11 +15,12 @@ from .client import Client
 from .code import CodeStream
 from .code_calls import Cleared, Output
 from .code_models import CodeContext, CodeError, CodeResult, Result
-from .control_calls import IoUse, SandboxStats
+from .control_calls import IoUse, PortUse, SandboxStats
 from .failures import CodeFailed, CommandFailed
 from .file_calls import FileChange, FileInfo, Match, ReplaceResult, SearchResult
 from .files import WatchStream
 from .models import ExecResult, ExitStatus, OutputChunk, SandboxInfo, Usage
+from .port_calls import ExposedPort
 from .process_calls import ProcessInfo, ProcessLogs, WaitResult
 from .processes import LogStream
 from .pty import Pty
@@ -46,6 +47,7 @@ __all__ = [
     "ExecResult",
     "ExecStream",
     "ExitStatus",
+    "ExposedPort",
     "FileChange",
     "FileInfo",
     "FileStream",
@@ -54,6 +56,7 @@ __all__ = [
     "Match",
     "Output",
     "OutputChunk",
+    "PortUse",
     "ProcessInfo",
     "ProcessLogs",
     "Pty",

@@ -12,7 +12,7 @@ from sandboxd.spec import Limits
 from .calls import Call, limits_json, sandbox_path
 from .models import Json, SandboxInfo, parse_sandbox
 
-__all__ = ["Change", "IoUse", "LimitsChange", "SandboxStats"]
+__all__ = ["Change", "IoUse", "LimitsChange", "PortUse", "SandboxStats"]
 
 #: A mapping in a change: None takes a key away.
 Change: TypeAlias = Mapping[str, str | None] | EllipsisType | None
@@ -30,6 +30,22 @@ class IoUse:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PortUse:
+    """What went through an exposed port since it was exposed, or the daemon started.
+
+    Attributes:
+        bytes_in: bytes of bodies and tunnels towards the sandbox; `bytes_out` those from it.
+        active: requests and tunnels under way.
+    """
+
+    port: int
+    requests: int
+    bytes_in: int
+    bytes_out: int
+    active: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxStats:
     """What a sandbox uses, all of it together; None is what the host does not count.
 
@@ -44,6 +60,7 @@ class SandboxStats:
         pids: processes and threads.
         disk_bytes: what its files take.
         io: what went to and from the disks.
+        ports: what went through each exposed port.
         raw: the daemon's object with every field.
     """
 
@@ -59,6 +76,7 @@ class SandboxStats:
     pids: int | None
     disk_bytes: int | None
     io: IoUse | None
+    ports: tuple[PortUse, ...] = ()
     raw: dict[str, Any] = dataclasses.field(repr=False, compare=False)
 
 
@@ -101,12 +119,17 @@ def stats(key: str) -> Call[SandboxStats]:
 def parse_stats(value: Json) -> SandboxStats:
     """Read what a sandbox uses."""
     io = value.get("io")
-    names = {field.name for field in dataclasses.fields(SandboxStats)} - {"state", "limits", "io", "raw"}
+    names = {field.name for field in dataclasses.fields(SandboxStats)} - {"state", "limits", "io", "ports", "raw"}
     known = {field.name for field in dataclasses.fields(Limits)}
     return SandboxStats(
         state=str(value["state"]),
         limits=Limits(**{name: item for name, item in value["limits"].items() if name in known}),
         io=None if io is None else IoUse(**{field.name: int(io[field.name]) for field in dataclasses.fields(IoUse)}),
+        ports=tuple(_port_use(row) for row in value.get("ports", ())),
         raw=dict(value),
         **{name: value.get(name) for name in names},
     )
+
+
+def _port_use(row: Json) -> PortUse:
+    return PortUse(**{field.name: int(row[field.name]) for field in dataclasses.fields(PortUse)})

@@ -13,6 +13,7 @@ from .code import CodeMethods
 from .control import ControlPart
 from .files import FilesPart
 from .models import ExecResult, with_output
+from .ports import PortPart
 from .processes import ProcessPart
 from .stream import ExecStream
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from .models import SandboxInfo
 
 
-class Sandbox(CodeMethods, ControlPart, FilesPart, ProcessPart):
+class Sandbox(CodeMethods, ControlPart, FilesPart, PortPart, ProcessPart):
     """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
 
     As a context manager it destroys the sandbox at the end of the block. Without `client=` each sandbox makes

@@ -38,9 +38,11 @@ from .cgroups import SandboxCgroups
 from .control import Answers, Controls, Running, id_of
 from .idranges import RangeAllocator
 from .limits import Host
+from .outbox import Outbox
 from .records import Record, RecordStore
 from .removals import RETRY_S, Removals, reap
 from .settings import Settings
+from .sockets import Sockets
 from .storage.choice import open_storage
 from .zygote import Zygote
 
@@ -75,7 +77,7 @@ class Launcher:
             os.makedirs(directory, mode=0o700, exist_ok=True)
         self._socket = connection
         self._link = LinkConnection(Role.ANSWERER)
-        self._out = bytearray()
+        self._out = Outbox()
         self._selector = selectors.DefaultSelector()
         self._ranges = RangeAllocator(kernel)
         self._storage = open_storage(kernel, settings)
@@ -116,6 +118,7 @@ class Launcher:
             "rootfs": self._list_rootfs,
             "info": self._info,
             **self._controls.operations(),
+            **Sockets(self._sandboxes, kernel, self._reply).operations(),
         }
 
     # --- the loop ---
@@ -123,7 +126,7 @@ class Launcher:
     def run(self) -> None:
         """Serve until the daemon's end of the socket closes; running sandboxes go on."""
         self._socket.setblocking(False)
-        self._out += self._link.greet()
+        self._out.put(self._link.greet())
         self._selector.register(self._socket, selectors.EVENT_READ, self._on_daemon)
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -218,22 +221,21 @@ class Launcher:
         elif isinstance(message, Credit):
             pass  # only `watch` streams, and an end is one small event a sandbox
 
-    def _send(self, message: Message) -> None:
-        self._out += self._link.send(message)
+    def _send(self, message: Message, fds: list[int] | None = None) -> None:
+        self._out.put(self._link.send(message), fds)
         if len(self._out) > _MAX_UNREAD:
             log.error("The daemon asks and does not read the answers")
             raise EOFError
 
-    def _reply(self, request: int, result: dict[str, Any]) -> None:
-        self._send(Reply(request, result))
+    def _reply(self, request: int, result: dict[str, Any], fds: list[int] | None = None) -> None:
+        self._send(Reply(request, result, len(fds or ())), fds)
 
     def _fail(self, request: int, error: SandboxdError) -> None:
         self._send(Failure(request, error.kind, error.message, error.facts))
 
     def _flush(self) -> None:
         try:
-            while self._out:
-                del self._out[: self._socket.send(self._out)]
+            self._out.flush(self._socket)
         except BlockingIOError:
             pass
         except (BrokenPipeError, ConnectionResetError):

@@ -15,7 +15,6 @@ import trio
 
 from ..errors import CgroupError, LaunchFailed, SandboxdError, SandboxFailed
 from .lifecycle import ALIVE, State
-from .store import Record, Store
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from .launcher import Launcher
     from .registry import Registry
     from .sandbox import Sandbox
+    from .store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class Control:
                 await sandbox.configure()
             if new.limits != old.limits:
                 sandbox.limits, sandbox.unenforced = await self._launcher.limit(sandbox.id, new.limits)
-            await trio.to_thread.run_sync(self._store.save, Record(sandbox.id, new, sandbox.created_at))
+            await trio.to_thread.run_sync(self._store.save, sandbox.record())
             if sandbox.state is State.DESTROYING or sandbox.state is State.DESTROYED:
                 await trio.to_thread.run_sync(self._store.drop, sandbox.id)  # its end has dropped the record before
                 sandbox.check_usable()

@@ -68,11 +68,13 @@ class Launcher:
         self._peer.abort(LauncherGone("the daemon is stopping"))
 
     async def _ask(self, op: str, **params: object) -> dict[str, Any]:
+        return (await self._ask_fds(op, params, 0))[0]
+
+    async def _ask_fds(self, op: str, params: dict[str, Any], fds: int) -> tuple[dict[str, Any], list[int]]:
         try:
-            result, _ = await self._peer.request(op, params)
+            return await self._peer.request(op, params, fds=fds)
         except ProtocolError as error:
             raise LauncherGone(f"cannot ask the launcher: {error}") from error
-        return result
 
     async def create(self, sandbox_id: str, spec: SandboxSpec) -> Launched:
         """Give birth to a sandbox. Sends names and numbers only: its memory is every init's memory.
@@ -119,6 +121,15 @@ class Launcher:
     async def stats(self, sandbox_id: str) -> dict[str, Any]:
         """Return what a sandbox uses; a number that nobody counts is None."""
         return await self._ask("stats", id=sandbox_id)
+
+    async def sockets(self, sandbox_id: str, family: int, count: int) -> list[int]:
+        """Return descriptors of `count` (8 at most) unconnected TCP sockets of IP version `family` in its network.
+
+        Raises:
+            SandboxNotFound, LimitExceeded: as their names say.
+        """
+        _, fds = await self._ask_fds("sockets", {"id": sandbox_id, "family": family, "count": count}, count)
+        return fds
 
     async def sandboxes(self) -> list[Launched]:
         """Return every sandbox that the launcher has a record of."""

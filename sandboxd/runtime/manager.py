@@ -27,9 +27,10 @@ from . import recovery
 from .control import Control
 from .host import check_room
 from .lifecycle import ALIVE, State
+from .previews import Previews
 from .registry import Registry
 from .sandbox import REASON_TIMEOUT_S, Sandbox
-from .store import Record, Store
+from .store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ..spec import SandboxSpec
     from .launcher import Launched, Launcher
     from .peer import Peer
+    from .store import Record
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class Manager:
         self._store = Store(registry_dir)
         self._links = links_dir
         self.control = Control(launcher, self.registry, self._store, self.join)
+        self.previews = Previews(launcher, self.registry, self._store, self.control)
         self._creates = trio.Semaphore(CONCURRENT_CREATES)
         self._waiting = 0
         self._nursery: trio.Nursery | None = None
@@ -162,9 +165,8 @@ class Manager:
 
         async def save() -> None:
             nonlocal failure
-            record = Record(sandbox.id, sandbox.spec, sandbox.created_at)
             try:
-                await trio.to_thread.run_sync(self._store.save, record)
+                await trio.to_thread.run_sync(self._store.save, sandbox.record())
             except OSError as error:
                 failure = error
 
@@ -244,6 +246,7 @@ class Manager:
 
     async def _destroy(self, sandbox: Sandbox) -> None:
         sandbox.move(State.DESTROYING)
+        self.previews.bury(sandbox)
         sandbox.cut(SandboxGone(f"cannot go on in sandbox {sandbox.id}: it was destroyed"))
         try:
             with trio.fail_after(DESTROY_TIMEOUT_S):
@@ -291,6 +294,8 @@ class Manager:
     async def _adopt(self, record: Record, launched: Launched, limiter: trio.CapacityLimiter) -> None:
         sandbox = Sandbox(record.id, record.spec, record.created_at)
         sandbox.adopt(launched)
+        for port in record.ports:
+            sandbox.ports.add(port)
         self.registry.add(sandbox)
         if launched.frozen:
             sandbox.move(State.FROZEN)  # its init can answer nobody: it is reached when it is thawed

@@ -30,7 +30,9 @@ from .errand import Errand
 from .execution import Execution, exec_params, new_process_id
 from .lifecycle import ALIVE, State, may_move
 from .peer import Peer, discarded
+from .ports import Ports
 from .processes import Processes
+from .store import Record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,6 +77,7 @@ class Sandbox:
         self.contexts = Contexts(self)
         self.file_turns = trio.CapacityLimiter(files.SANDBOX_THREADS)
         self.processes = Processes(self)
+        self.ports = Ports(sandbox_id)
         self.search_turns = trio.CapacityLimiter(SEARCH_THREADS)
         self._stdin_locks: weakref.WeakValueDictionary[str, trio.Lock] = weakref.WeakValueDictionary()
 
@@ -103,6 +106,10 @@ class Sandbox:
         self.unenforced = launched.unenforced
         self.timings = launched.timings
         self._devices = launched.devices
+
+    def record(self) -> Record:
+        """Return what is to be kept of it."""
+        return Record(self.id, self.spec, self.created_at, self.ports.specs())
 
     async def connect(self, links: Path) -> Peer:
         """Connect to init; the caller runs the peer.

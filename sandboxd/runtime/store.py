@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import SandboxdError
 from ..spec import Limits, SandboxSpec, check_id
+from .ports import PortSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +33,7 @@ class Record:
     id: str
     spec: SandboxSpec
     created_at: float
+    ports: tuple[PortSpec, ...] = ()
 
 
 class Store:
@@ -52,6 +54,7 @@ class Store:
             "id": record.id,
             "created_at": record.created_at,
             "spec": dataclasses.asdict(record.spec),
+            "ports": [dataclasses.asdict(port) for port in record.ports],
         }
         fd = os.open(folder / "sandbox.json.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
@@ -89,4 +92,5 @@ def _parse(data: dict[str, Any]) -> Record:
         raise ValueError(f"version {data['version']}")
     spec = dict(data["spec"])
     limits = Limits(**spec.pop("limits"))
-    return Record(check_id(data["id"]), SandboxSpec(limits=limits, **spec), float(data["created_at"]))
+    ports = tuple(PortSpec(**port) for port in data.get("ports", ()))
+    return Record(check_id(data["id"]), SandboxSpec(limits=limits, **spec), float(data["created_at"]), ports)
