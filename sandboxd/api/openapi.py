@@ -26,6 +26,7 @@ _NUMBERS: Final = frozenset({"limit", "from", "tail", "seen_bytes", "cols", "row
 _DESCRIPTIONS: Final = {
     "ref": "a sandbox' id or its unique name",
     "process": "a process' id",
+    "port": "a TCP port of the sandbox",
     "context": "a code context's id",
     "run": "a run's id",
     "path": "an absolute path in the sandbox, without '..'",

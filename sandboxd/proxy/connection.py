@@ -228,7 +228,8 @@ class Connection:
     # --- refusals ---------------------------------------------------------------------------------------
 
     async def _refuse(self, error: SandboxdError, asked: Asked | None, target: Target | None) -> bool:
-        again = asked is not None and asked.keep_alive and asked.length == 0
+        # After a request that was none, what follows is not to be read as one.
+        again = asked is not None and asked.keep_alive and asked.length == 0 and not isinstance(error, InvalidRequest)
         page = asked is not None and asked.wants_page
         head_only = asked is not None and asked.method == b"HEAD"
         await self.wire.send(pages.answer(error, target, page=page, close=not again, head_only=head_only))

@@ -132,6 +132,8 @@ def read(request: h11.Request) -> Asked:  # noqa: C901 - one look at each header
                 token = value.decode("latin-1")
     if chunked and (length is not None or old):
         raise _refuse("its body has two lengths" if length is not None else "HTTP/1.0 has no chunks")
+    if not old and request.http_version != b"1.1":
+        raise _refuse("it is neither HTTP/1.1 nor HTTP/1.0")
     if request.method in {b"CONNECT", b"TRACE"}:
         raise _refuse(f"{request.method.decode()} is not for previews")
     if not request.target.startswith(b"/") and not (request.target == b"*" and request.method == b"OPTIONS"):

@@ -40,7 +40,9 @@ class Visitor:
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)
 
-    def ask(self, target: str = "/", method: str = "GET", body: bytes = b"", *rows: str, host: str | None = None) -> None:
+    def ask(
+        self, target: str = "/", method: str = "GET", body: bytes = b"", *rows: str, host: str | None = None
+    ) -> None:
         """Send a request with the given header rows; a body gets its length."""
         lines = [f"{method} {target} HTTP/1.1", f"Host: {host or self.host}", *rows]
         if body:

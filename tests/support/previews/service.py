@@ -87,7 +87,9 @@ def websocket(sock, reader, headers):
             (size,) = struct.unpack("!Q", reader.take(8))
         mask = reader.take(4)
         data = reader.take(size)
-        data = (int.from_bytes(data, "big") ^ int.from_bytes((mask * (size // 4 + 1))[:size], "big")).to_bytes(size, "big")
+        data = (int.from_bytes(data, "big") ^ int.from_bytes((mask * (size // 4 + 1))[:size], "big")).to_bytes(
+            size, "big"
+        )
         opcode = first & 15
         if opcode == 8:
             (code,) = struct.unpack("!H", data[:2])
@@ -144,7 +146,9 @@ def serve(sock):  # noqa: C901, PLR0912
                     sock.sendall(block[: min(total, len(block))])
                     total -= len(block)
             elif path == "/chunks":
-                sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: text/event-stream\r\n\r\n")
+                sock.sendall(
+                    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: text/event-stream\r\n\r\n"
+                )
                 for n in range(int(target.partition("?")[2])):
                     data = f"data: {n} {time.time()}\n\n".encode()
                     sock.sendall(f"{len(data):x}\r\n".encode() + data + b"\r\n")
