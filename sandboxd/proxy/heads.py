@@ -100,7 +100,21 @@ def _refuse(why: str) -> InvalidRequest:
     return InvalidRequest(f"cannot take the request: {why}")
 
 
-def read(request: h11.Request) -> Asked:  # noqa: C901 - one look at each header, in one pass
+def _check(request: h11.Request, host: bytes, length_too: int | None, *, chunked: bool, old: bool) -> None:
+    """Refuse what two readers could take for two things; `length_too` is a length beside chunks."""
+    if chunked and (length_too is not None or old):
+        raise _refuse("its body has two lengths" if length_too is not None else "HTTP/1.0 has no chunks")
+    if not old and request.http_version != b"1.1":
+        raise _refuse("it is neither HTTP/1.1 nor HTTP/1.0")
+    if request.method in {b"CONNECT", b"TRACE"}:
+        raise _refuse(f"{request.method.decode()} is not for previews")
+    if not request.target.startswith(b"/") and not (request.target == b"*" and request.method == b"OPTIONS"):
+        raise _refuse("its target is no path")
+    if not host:
+        raise _refuse("it has no Host")
+
+
+def read(request: h11.Request) -> Asked:
     """Return the head, checked.
 
     Raises:
@@ -130,16 +144,7 @@ def read(request: h11.Request) -> Asked:  # noqa: C901 - one look at each header
                 cookies.append(value)
             case b"x-sandboxd-token":
                 token = value.decode("latin-1")
-    if chunked and (length is not None or old):
-        raise _refuse("its body has two lengths" if length is not None else "HTTP/1.0 has no chunks")
-    if not old and request.http_version != b"1.1":
-        raise _refuse("it is neither HTTP/1.1 nor HTTP/1.0")
-    if request.method in {b"CONNECT", b"TRACE"}:
-        raise _refuse(f"{request.method.decode()} is not for previews")
-    if not request.target.startswith(b"/") and not (request.target == b"*" and request.method == b"OPTIONS"):
-        raise _refuse("its target is no path")
-    if not host:
-        raise _refuse("it has no Host")
+    _check(request, host, length if chunked else None, chunked=chunked, old=old)
     tokens = frozenset(connection)
     asks = upgrade is not None and b"upgrade" in tokens and not old
     if asks and (chunked or length):
