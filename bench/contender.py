@@ -36,6 +36,27 @@ class Held(Protocol):
         """Give it back."""
 
 
+class Starting(Held, Protocol):
+    """A held sandbox that starts processes in the background."""
+
+    def start(self) -> float:
+        """Start /bin/true in the background and return the seconds until the contender has answered."""
+
+
+class Following(Held, Protocol):
+    """A held sandbox whose processes' logs can be followed."""
+
+    def follow(self, count: int) -> tuple[int, float]:
+        """Let a background process write `count` bytes; return how many a follower got, and the seconds it took."""
+
+
+class Echoing(Held, Protocol):
+    """A held sandbox with terminals."""
+
+    def echo(self, count: int) -> list[float]:
+        """Type `count` keys into a terminal, each when the one before was shown; return the seconds of each."""
+
+
 class Contender:
     """Something that makes sandboxes. `figures` says for which figures it can be asked."""
 

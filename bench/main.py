@@ -18,14 +18,14 @@ from rich.console import Console
 from bench import machine, plot, profiling, report
 from bench.contender import Contender, Unavailable
 from bench.daemon import Daemon
-from bench.figures import create, memory, stdout
+from bench.figures import create, memory, processes, stdout
 from bench.figures import exec as exec_figure
 from bench.peers import ALL
 from bench.report import Findings
 from bench.workspace import INTERRUPTIONS, Workspace
 from sandboxd.config import Config
 
-FIGURES: Final = ("create", "exec", "memory", "stdout")
+FIGURES: Final = ("create", "exec", "start", "memory", "stdout", "follow", "echo")
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -127,7 +127,14 @@ def _measure(figure: str, contenders: Mapping[str, Contender], findings: Finding
     if figure == "create":
         tables, findings.phases = create.measure(contenders, quick)
     else:
-        measure = {"exec": exec_figure.measure, "memory": memory.measure, "stdout": stdout.measure}[figure]
+        measure = {
+            "exec": exec_figure.measure,
+            "start": processes.measure_start,
+            "memory": memory.measure,
+            "stdout": stdout.measure,
+            "follow": processes.measure_follow,
+            "echo": processes.measure_echo,
+        }[figure]
         tables = measure(contenders, quick)
     findings.tables += tables
     _progress(f"  took {time.monotonic() - began:.0f} s")

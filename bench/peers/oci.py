@@ -64,6 +64,10 @@ class _HeldOci:
     def exec(self) -> float:
         return self._den.run([*self._command, "exec", self._name, *TRUE]).check().total_s
 
+    def start(self) -> float:
+        argv = [*self._command, "exec", "--detach", self._name, *TRUE]
+        return self._den.run(argv, capture=False).check().total_s
+
     def stdout(self, count: int) -> float:
         run = self._den.run([*self._command, "exec", self._name, "head", "-c", str(count), "/dev/zero"]).check()
         check_stream(count, run.bytes)
@@ -76,7 +80,7 @@ class _HeldOci:
 class _Oci(_Plain):
     """A low-level runtime; each container's cgroup lies in the benchmark's own."""
 
-    figures = frozenset({"create", "exec", "memory", "stdout"})
+    figures = frozenset({"create", "exec", "start", "memory", "stdout"})
     program: ClassVar[str]
 
     def __init__(self, workspace: Workspace) -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import time
+import tty
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,8 +64,30 @@ class _HeldPipe:
         check_stream(count, run.bytes)
         return run.stream_s or run.total_s
 
+    def follow(self, count: int) -> tuple[int, float]:
+        return count, self.stdout(count)
+
+    def echo(self, count: int) -> list[float]:
+        """A terminal of this machine's, without anything between."""
+        ours, theirs = pty.openpty()
+        tty.setraw(theirs)
+        with subprocess.Popen(["cat"], stdin=theirs, stdout=theirs) as child:
+            os.close(theirs)
+            try:
+                return [_echo(ours) for _ in range(count)]
+            finally:
+                os.close(ours)
+                child.terminate()
+
     def end(self) -> None:
         """Nothing to give back."""
+
+
+def _echo(terminal: int) -> float:
+    began = time.perf_counter()
+    os.write(terminal, b"x")
+    os.read(terminal, 100)
+    return time.perf_counter() - began
 
 
 class Pipe(_Plain):
@@ -68,7 +95,7 @@ class Pipe(_Plain):
 
     name = "raw pipe"
     what = "subprocess without a sandbox"
-    figures = frozenset({"stdout"})
+    figures = frozenset({"stdout", "follow", "echo"})
 
     def hold(self) -> Held:
         return _HeldPipe(self._den)

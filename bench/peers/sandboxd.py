@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from bench.contender import ECHO, TRUE, Cold, Contender, Held, Unavailable, check_stream
 from bench.daemon import Daemon
 from bench.http import UnixConnection
-from sandboxd import Sandbox, __version__
+from sandboxd import Pty, Sandbox, __version__
 from sandboxd.errors import SandboxdError
 
 if TYPE_CHECKING:
@@ -63,8 +63,41 @@ class _HeldSdk:
         check_stream(count, seen)
         return elapsed
 
+    def start(self) -> float:
+        began = time.perf_counter()
+        self._sandbox.start_process(TRUE)
+        return time.perf_counter() - began
+
+    def follow(self, count: int) -> tuple[int, float]:
+        process = self._sandbox.start_process(f"read go; exec head -c {count} /dev/zero", stdin=True)
+        first, seen = 0.0, 0
+        with self._sandbox.stream_process_logs(process) as stream:
+            self._sandbox.write_stdin(process, "go\n")
+            for chunk in stream:
+                first = first or time.perf_counter()
+                seen += len(chunk.data)
+            elapsed = time.perf_counter() - first
+            check_stream(count, seen + stream.dropped_bytes)
+        self._sandbox.remove_process(process)
+        return seen, elapsed
+
+    def echo(self, count: int) -> list[float]:
+        with self._sandbox.open_pty("stty raw -echo; echo; exec cat") as pty:
+            shown = pty.read()
+            while b"\n" not in shown:
+                shown += pty.read()
+            return [_echo(pty) for _ in range(count)]
+
     def end(self) -> None:
         self._sandbox.destroy()
+
+
+def _echo(pty: Pty) -> float:
+    began = time.perf_counter()
+    pty.write(b"x")
+    if pty.read() != b"x":
+        raise Unavailable("the terminal shows something else than was typed")
+    return time.perf_counter() - began
 
 
 class SandboxdSdk(_Sandboxd):
@@ -72,7 +105,7 @@ class SandboxdSdk(_Sandboxd):
 
     name = "sandboxd"
     what = "synchronous SDK, unix socket, one client"
-    figures = frozenset({"create", "exec", "memory", "stdout"})
+    figures = frozenset({"create", "exec", "start", "memory", "stdout", "follow", "echo"})
 
     def cold(self) -> Cold:
         try:
@@ -116,6 +149,11 @@ class _HeldApi:
             raise Unavailable(f"/bin/true ended with {result['exit_code']}")
         return elapsed
 
+    def start(self) -> float:
+        began = time.perf_counter()
+        self._connection.ask("POST", f"{self._path}/processes", {"command": TRUE})
+        return time.perf_counter() - began
+
     def stdout(self, count: int) -> float:
         raise NotImplementedError
 
@@ -128,7 +166,7 @@ class SandboxdApi(_Sandboxd):
 
     name = "sandboxd API"
     what = "JSON over the unix socket with http.client"
-    figures = frozenset({"create", "exec"})
+    figures = frozenset({"create", "exec", "start"})
 
     def open(self) -> None:
         daemon = self._workspace.share(Daemon)

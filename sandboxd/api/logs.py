@@ -177,12 +177,15 @@ class LogRawBody(RawBody):
 
     def _encode(self, batch: list[Event]) -> bytes:
         parts: list[bytes] = []
-        for event in batch:
+        begun = 0
+        for index, event in enumerate(batch):
             if isinstance(event.data, bytes) and event.offset != self._next_offset:
+                parts.append(super()._encode(batch[begun:index]))
                 parts.append(_event_frame({"type": "position", "offset": event.offset - 1}))
+                begun = index
             self._next_offset = event.offset + 1
-            parts.append(super()._encode([event]))
-        return b"".join(parts)
+        parts.append(super()._encode(batch[begun:]))
+        return b"".join(parts) if len(parts) > 1 else parts[0]
 
     def _exit_facts(self, event: Event) -> dict[str, Any]:
         return {"offset": event.offset}

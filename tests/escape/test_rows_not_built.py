@@ -7,7 +7,7 @@ import pytest
 NOT_BUILT = {
     7: "no volumes: a birth mounts on the read-only rootfs and on an upper that nobody has had yet",
     23: "needs cgroup controllers: tests/vm/inside/test_limits.py and test_control.py",
-    26: "no contexts",
+    26: "no contexts (their part that is a process: tests/escape/test_rows_02_04_20_to_26_processes.py)",
     28: "no network mode but none (its parts are in rows 27 and 33)",
     29: "no allowlist",
     30: "no allowlist",

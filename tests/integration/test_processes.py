@@ -447,15 +447,15 @@ def test_a_pattern_that_explodes_hangs_nobody(shared: Sandbox) -> None:
 
 
 def test_a_wait_costs_little(daemon: Daemon, sandbox: Sandbox) -> None:
-    def ticks() -> int:
-        (pid,) = (daemon.cgroup() / sandbox.id / "init" / "cgroup.procs").read_text().split()
-        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])
+    (pid,) = (daemon.cgroup() / sandbox.id / "init" / "cgroup.procs").read_text().split()
+
+    def seconds() -> float:
+        return int(pathlib.Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
     process = sandbox.start_process(["sleep", "1000"])
-    before = ticks()
+    before = seconds()
     assert sandbox.wait_for_port(process, 9999, timeout=3).reason == "timeout"
-    assert ticks() - before <= 6  # hundredths of a second in three: 2 %, of which the clock's grain is one
+    assert (seconds() - before) / 3 < 0.02  # 0.3 to 0.8 % here; as much again for a machine that others use
 
 
 def test_many_waits_are_bounded(daemon: Daemon, sandbox: Sandbox) -> None:

@@ -1,4 +1,4 @@
-"""ATTACKS 2, 4, 20, 21 and 25 where processes and terminals are concerned: swapped names, stolen keys, bombs."""
+"""ATTACKS 2, 4, 20-22, 25 and 26 where processes and terminals are concerned: swapped names, stolen keys, bombs."""
 
 from __future__ import annotations
 
@@ -223,3 +223,38 @@ def test_row_25_output_cannot_speak_for_the_daemon(sandbox: Sandbox) -> None:
         assert b"".join(pty) == forged
         assert pty.result is not None
         assert pty.result.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import os, time\nfor fd in range(64):\n try: os.close(fd)\n except OSError: pass\ntime.sleep(1000)",
+        "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
+        "import os, time\nos.dup2(0, 1); os.dup2(0, 2)\nfor n in range(3, 1000):\n os.dup2(0, n)\ntime.sleep(1000)",
+        "import signal\nfor n in {*range(1, 65)} - {9, 19, 32, 33}: signal.signal(n, signal.SIG_IGN)\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass",
+    ],
+    ids=["closes all", "stops itself", "swaps all", "ignores all"],
+)
+def test_row_26_a_process_that_breaks_its_streams_or_ignores_signals_is_ended(sandbox: Sandbox, source: str) -> None:
+    """The part of a worker that is a process; contexts have their own."""
+    process = sandbox.start_process(["python3", "-c", source], stdin=True)
+    with sandbox.open_pty(["python3", "-c", source]) as pty:
+        time.sleep(0.5)
+        assert sandbox.get_process(process).is_running
+        sandbox.kill_process(process, "KILL")
+        sandbox.kill_process(pty.process_id, "KILL")
+        for name in (process.id, pty.process_id):
+            assert sandbox.wait_for_exit(name, timeout=5).signal == "SIGKILL"
+        assert pty.wait().signal == "SIGKILL"
+    assert sandbox.exec(["python3", "-c", source], timeout=0.5).timed_out
+    assert sandbox.exec("echo next").stdout == "next\n"
+
+
+def test_row_26_what_is_printed_after_the_end_is_not_in_the_log(sandbox: Sandbox) -> None:
+    process = sandbox.start_process("(sleep 0.4; echo late; sleep 0.1; echo later) & echo in time", keep_orphans=True)
+    assert sandbox.wait_for_exit(process, timeout=10).met
+    time.sleep(0.8)
+    assert sandbox.get_process_logs(process).stdout == "in time\n"
+    with sandbox.stream_process_logs(process) as stream:
+        assert b"".join(chunk.data for chunk in stream) == b"in time\n"
