@@ -74,7 +74,7 @@ def machine_with_tree(*, install: bool) -> Iterator[Machine]:
         machine.sync()
         if install:
             say("Install")
-            machine.install()
+            machine.install(drives.project(drives.get(say)))
         yield machine
 
 
@@ -145,7 +145,10 @@ def up() -> int:
     machine = boot(STAYING, drives.get(say), say, bound=False)
     # Ends it after a while whatever happens; `down` ends both.
     guard = f'sleep {UP_S}; kill -9 {machine.pid}; rm -rf "$1"'
-    watch = subprocess.Popen(["sh", "-c", guard, "sh", STAYING], start_new_session=True, stdout=subprocess.DEVNULL)
+    none = subprocess.DEVNULL
+    watch = subprocess.Popen(
+        ["sh", "-c", guard, "sh", STAYING], start_new_session=True, stdin=none, stdout=none, stderr=none
+    )
     (STAYING / "guard").write_text(str(watch.pid))
     (STAYING / "pid").write_text(str(machine.pid))
     say(f"up, after {machine.uptime_s:.0f} s of its own time")

@@ -1,7 +1,8 @@
 """The machine's drives: built once, kept by the hash of all that they are made from.
 
     <cache>/trees/<hash>/      the Debian tree of recipes/machine (mmdebstrap, by the builder of sandboxd's own rootfs)
-    <cache>/machines/<hash>/   kernel, initrd, root.ext4: that tree with the locked Python packages in it
+    <cache>/machines/<hash>/   kernel, initrd, root.ext4: that tree with the locked Python packages in it (layer/)
+    <cache>/projects/<hash>/   this checkout as `make install` puts it in PREFIX: a tar file
     <cache>/rootfs/<hash>.ext4 the rootfs `default`, read-only in the machine
 
 The cache is /var/cache/sandboxd/vm, or $SANDBOXD_VM_CACHE. Whatever has another hash and was not used for a week goes
@@ -33,6 +34,8 @@ ROOT_BYTES = 24 << 30
 UNUSED_S = 7 * 86400
 #: What the Python packages of the machine depend on.
 LOCKS = ("requirements.lock", ".setup/install.lock", ".setup/build.lock")
+#: What of the checkout `make install` puts into PREFIX, and how.
+INSTALLED = (".setup/install", "README.md", "pyproject.toml", "rootfs", "sandboxd", "seccomp")
 
 Say = Callable[[str], None]
 
@@ -71,9 +74,13 @@ def _locked() -> Iterator[None]:
         os.close(fd)
 
 
+def _recipe() -> recipe.Recipe:
+    return recipe.load_recipe(HERE / "recipes" / "machine")
+
+
 def _machine(say: Say) -> pathlib.Path:
-    wanted = recipe.load_recipe(HERE / "recipes" / "machine")
-    digest = hashlib.sha256(f"1 {wanted.hash}".encode())
+    wanted = _recipe()
+    digest = hashlib.sha256(f"2 {wanted.hash}".encode())
     for name in LOCKS:
         digest.update((SOURCE / name).read_bytes())
     path = CACHE / "machines" / digest.hexdigest()[:16]
@@ -123,7 +130,45 @@ umount etc/ssl/certs etc/resolv.conf; umount -l mnt/source; umount mnt tmp proc;
 [ ! -e etc/pip.conf ] || { umount etc/pip.conf; rm etc/pip.conf; }
 mv boot/vm-kernel "$1/kernel"; mv boot/vm-initrd.img "$1/initrd"
 mkfs.ext4 -q -F -L root -O ^has_journal -E nodiscard -i 65536 -m 0 -d /mnt/root "$1/root.ext4" $(($2 / 1024))k
-cd /; umount /mnt/root; rm -rf "$1/upper" "$1/work"
+cd /; umount /mnt/root; rm -rf "$1/work"; mv "$1/upper" "$1/layer"
+"""
+
+
+def project(drives: Drives) -> bytes:
+    """Return this checkout installed: a tar file of what `make install` adds to the machine's /opt/sandboxd.
+
+    Made here in the machine's tree, with its Python: pip takes seconds here and minutes where it is emulated. In the
+    machine `make install` finds its stamp and does the rest.
+    """
+    digest = hashlib.sha256(drives.root.parent.name.encode())
+    for part in INSTALLED:
+        for path in sorted((SOURCE / part).rglob("*")) if (SOURCE / part).is_dir() else [SOURCE / part]:
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(f"{path.relative_to(SOURCE)} {path.stat().st_size}\n".encode() + path.read_bytes())
+    path = CACHE / "projects" / digest.hexdigest()[:16]
+    with _locked():
+        if not path.exists():
+            _drop_unused()
+            tree = CACHE / "trees" / _recipe().hash[:16] / "machine/private/tree"
+            with _building(path) as folder:
+                folder.mkdir()
+                contained.run(
+                    ["sh", "-euc", _INSTALL, "sh", str(folder)],
+                    verb="install this checkout in the machine's tree",
+                    report=lambda line: None,
+                    mounts=_MOUNTS.format(tree=f"{drives.root.parent}/layer:{tree}", source=SOURCE, folder=folder),
+                )
+        os.utime(path)
+        return (path / "tar").read_bytes()
+
+
+_INSTALL = """
+chroot . sh -euc '
+    export HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/tmp
+    cd /mnt/source; .setup/install environment
+'
+tar -C "$1/upper" -cf "$1/tar" opt/sandboxd
+cd /; umount -l /mnt/root; rm -rf "$1/upper" "$1/work"
 """
 
 
@@ -163,7 +208,7 @@ def _building(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _drop_unused() -> None:
-    for kind in ("trees", "machines", "rootfs"):
+    for kind in ("trees", "machines", "rootfs", "projects"):
         for path in (CACHE / kind).glob("*"):
             if path.stat().st_mtime < time.time() - UNUSED_S:
                 _remove(path)

@@ -57,10 +57,11 @@ class Lane:
             with self._part("boot"):
                 self._machine = machine.boot(folder, files, self._say)
             self._stack.callback(self._machine.kill)
-            with self._part("copy the tree"):
+            with self._part("copy the tree and its wheel"):
+                project = drives.project(files)
                 self._machine.sync()
             with self._part("make install, first start of the service"):
-                self._machine.install()
+                self._machine.install(project)
         except Exception as error:
             self._trouble = f"{type(error).__name__}: {error}\n{getattr(error, 'output', '')}"
         self._deadline = time.monotonic() + TESTS_S

@@ -101,11 +101,20 @@ class Machine:
         if status:
             raise MachineGone(f"cannot copy the tree: {output.decode()}")
 
-    def install(self) -> str:
-        """Install the tree as README tells a user, start the service; return what the install said."""
-        lines = f"cd {TREE} && make install && systemctl enable --now sandboxd && sandboxd info"
+    def install(self, project: bytes) -> str:
+        """Install the tree as README tells a user, start the service; return what the install said.
+
+        `project` is what pip would put in the virtual environment (`drives.project`): it goes there first, and
+        `make install` finds that half done.
+        """
+        lines = (
+            "old=$(cat /opt/sandboxd/.project || true); rm -rf /opt/sandboxd/lib/python3*/site-packages/sandboxd*; "
+            f"tar -xC /; cd {TREE}; make install; systemctl enable sandboxd; "
+            'if [ "$old" = "$(cat /opt/sandboxd/.project)" ]; then systemctl start sandboxd; '
+            "else systemctl restart sandboxd; fi; sandboxd info"
+        )
         environment = {name: value for name, value in ENVIRONMENT.items() if name != "SANDBOXD_VM_INSIDE"}
-        status, output = self.channel.run(["sh", "-euc", lines], timeout=INSTALL_S, env=environment)
+        status, output = self.channel.run(["sh", "-euc", lines], stdin=project, timeout=INSTALL_S, env=environment)
         said = output.decode("utf-8", "replace")
         if status:
             journal = self.channel.run(["journalctl", "-b", "--no-pager", "-n", "60"], timeout=60)[1]

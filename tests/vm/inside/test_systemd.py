@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import pwd
 import signal
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 
-from sandboxd import Sandbox, SandboxdError
+from sandboxd import Sandbox, SandboxdError, SandboxNotFound
 from sandboxd.client import Client
 from tests.vm.inside.support import HOLDER, URL, Service, group_of, systemctl
 
@@ -52,12 +54,18 @@ def test_the_holder_holds_and_the_service_is_not_in_it(service: Service, sandbox
 
 
 @pytest.fixture
-def living(service: Service) -> Sandbox:
+def living(service: Service) -> Iterator[Sandbox]:
     """A sandbox with something running in it, whose client may lose its daemon."""
-    sandbox = Sandbox.create(client=Client(URL), env={"KEPT": "yes"})
-    sandbox.write_file("/workspace/f", "kept")
-    sandbox.exec("sleep 100007 &", keep_orphans=True)
-    return sandbox
+    with Client(URL) as client:
+        sandbox = Sandbox.create(client=client, env={"KEPT": "yes"})
+        try:
+            sandbox.write_file("/workspace/f", "kept")
+            sandbox.exec("sleep 100007 >/dev/null 2>&1 &", keep_orphans=True, timeout=60)
+            yield sandbox
+        finally:
+            systemctl("start", "sandboxd")
+            with Client(URL) as again, contextlib.suppress(SandboxNotFound):
+                Sandbox.connect(sandbox.id, client=again).destroy()
 
 
 def still(sandbox: Sandbox) -> None:
