@@ -41,7 +41,7 @@ lint: setup ## Check style and types
 
 .PHONY: test
 test: rootfs lint vm-packages ## Run every check and test
-	@$(PYTHON) -m pytest
+	@SANDBOXD_VM_REQUIRED=1 $(PYTHON) -m pytest
 
 .PHONY: test-fast
 test-fast: lint ## Run what takes seconds
@@ -49,7 +49,7 @@ test-fast: lint ## Run what takes seconds
 
 .PHONY: vm
 vm: rootfs vm-packages ## Run the tests that need cgroup controllers and systemd, in a virtual machine (VM="-k oom" picks)
-	@$(PYTHON) -m pytest tests/vm $(VM)
+	@SANDBOXD_VM_REQUIRED=1 $(PYTHON) -m pytest tests/vm $(VM)
 
 .PHONY: vm-shell
 vm-shell: rootfs vm-packages ## A shell in that machine, with this tree installed

@@ -8,6 +8,7 @@ test's turn comes, so names, outcomes, -k, -x, markers and --durations work as a
 
 from __future__ import annotations
 
+import faulthandler
 import os
 from collections.abc import Iterator
 
@@ -47,6 +48,7 @@ class _Handing:
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
         if not _is_inside(item):
             return None
+        faulthandler.cancel_dump_traceback_later()  # what hangs is there, and the lane has a limit of its own
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in item.config.stash[_LANE].reports(item):
             item.ihook.pytest_runtest_logreport(report=report)

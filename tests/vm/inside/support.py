@@ -42,6 +42,7 @@ class Service:
         for _ in range(200):
             systemctl("start", "sandboxd")
             if self.pid not in (0, pid):
+                systemctl("start", "sandboxd")  # it may have come between the two: wait until it is ready
                 return
         raise AssertionError(f"pid {pid} is still the daemon's: {systemctl('status', 'sandboxd')}")
 
