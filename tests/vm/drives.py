@@ -5,8 +5,8 @@
     <cache>/projects/<hash>/   this checkout as `make install` puts it in PREFIX: a tar file
     <cache>/rootfs/<hash>.ext4 the rootfs `default`, read-only in the machine
 
-The cache is /var/cache/sandboxd/vm, or $SANDBOXD_VM_CACHE. Whatever has another hash and was not used for a week goes
-when something new is built. Nothing is mounted but in a mount namespace of the build's own.
+The cache is /var/cache/sandboxd/vm, or $SANDBOXD_VM_CACHE. Whatever has another hash and was not used for three days
+goes when something new is built. Nothing is mounted but in a mount namespace of the build's own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CACHE = pathlib.Path(os.environ.get("SANDBOXD_VM_CACHE", "/var/cache/sandboxd/vm
 ROOTFS_DIR = pathlib.Path(os.environ.get("SANDBOXD_TEST_ROOTFS_DIR", "/var/lib/sandboxd/rootfs"))
 #: A sparse file; what the tests fill (pools, disk bombs) must fit.
 ROOT_BYTES = 24 << 30
-UNUSED_S = 7 * 86400
+UNUSED_S = 3 * 86400
 #: What the Python packages of the machine depend on.
 LOCKS = ("requirements.lock", ".setup/install.lock", ".setup/build.lock")
 #: What of the checkout `make install` puts into PREFIX, and how.
