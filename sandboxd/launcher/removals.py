@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import selectors
 import signal
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -25,19 +27,23 @@ log = logging.getLogger("sandboxd.launcher")
 
 #: How soon a killed cgroup that is not empty yet is looked at again.
 RETRY_S: Final = 0.002
+#: How soon one is tried again that the host refused: no descriptors, a disk that fails.
+AGAIN_S: Final = 1.0
 #: Called at the end of a removal, with why something had to be left.
 Done = Callable[[SandboxdError | None], None]
 
 
 @dataclasses.dataclass(slots=True)
 class _Removal:
-    """A destruction under way: what it still waits for, and who waits for it."""
+    """A destruction under way: what it still waits for, and who waits for it; `error` once something was refused."""
 
     id: str
     range_index: int | None
     done: list[Done]
     pidfd: int
     helper: int = 0
+    error: SandboxdError | None = None
+    again_at: float = 0.0
 
 
 class Removals:
@@ -75,9 +81,20 @@ class Removals:
         self._cgroups.kill(sandbox_id)
         self._advance(removal)
 
+    @property
+    def wait_s(self) -> float | None:
+        """How soon something may go on; None where nothing is under way."""
+        if not self._active:
+            return None
+        return AGAIN_S if all(removal.error for removal in self._active.values()) else RETRY_S
+
     def join(self, sandbox_id: str, done: Done) -> None:
         """Call `done` too at the end of a removal that is under way."""
-        self._active[sandbox_id].done.append(done)
+        removal = self._active[sandbox_id]
+        if removal.error:
+            done(removal.error)
+        else:
+            removal.done.append(done)
 
     def _on_end(self, removal: _Removal) -> None:
         self._selector.unregister(removal.pidfd)
@@ -88,8 +105,13 @@ class Removals:
     def reap_helpers(self) -> None:
         """Notice children that have removed a large tree; called after SIGCHLD."""
         for removal in self._active.values():
-            if removal.helper and os.waitpid(removal.helper, os.WNOHANG) != (0, 0):
+            if not removal.helper:
+                continue
+            ended, status = os.waitpid(removal.helper, os.WNOHANG)
+            if ended:
                 removal.helper = 0
+                if status:
+                    self._postpone(removal, OSError(errno.EIO, "the child that removes its files failed"))
 
     def advance(self) -> None:
         """Go on wherever something can."""
@@ -97,38 +119,55 @@ class Removals:
             self._advance(removal)
 
     def _advance(self, removal: _Removal) -> None:
-        if removal.helper or removal.pidfd >= 0 or not self._cgroups.remove(removal.id):
+        if removal.helper or removal.pidfd >= 0 or (removal.error and time.monotonic() < removal.again_at):
             return
-        error: SandboxdError | None = None
         try:
-            if not self._storage.remove(removal.id):
-                removal.helper = self._remove_in_child(removal.id)
+            if not self._cgroups.remove(removal.id) or not self._take_away(removal):
                 return
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{self._links_dir}/{removal.id}.sock")
-            self._records.remove(removal.id)
         except OSError as failure:
-            # A sick disk must not end the launcher; the next start sweeps again.
-            log.exception("Cannot remove all of sandbox %s", removal.id)
-            error = InternalError(f"cannot remove all of sandbox {removal.id}: {failure}", id=removal.id)
+            self._postpone(removal, failure)
+            return
+        del self._active[removal.id]
+        for callback in removal.done:
+            callback(None)
+
+    def _take_away(self, removal: _Removal) -> bool:
+        """Give back all that is left once the cgroup is; return whether it is gone, else a child is at it."""
+        if not self._storage.remove(removal.id):
+            removal.helper = self._remove_in_child(removal.id)
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self._links_dir}/{removal.id}.sock")
+        self._records.remove(removal.id)
         if removal.range_index is not None:
             self._ranges.release(removal.range_index, self._cgroups.path(removal.id))
         else:
             self._ranges.sweep()  # an earlier launcher died before it recorded which range the sandbox had
-        del self._active[removal.id]
-        for callback in removal.done:
-            callback(error)
+        return True
+
+    def _postpone(self, removal: _Removal, failure: OSError) -> None:
+        """Tell who waits, and try again later: descriptors may come back, a disk may heal. So does the next start."""
+        if not removal.error:
+            log.exception("Cannot remove all of sandbox %s yet", removal.id)
+            text = f"cannot remove all of sandbox {removal.id} yet: {failure}"
+            removal.error = InternalError(text, id=removal.id)
+        removal.again_at = time.monotonic() + AGAIN_S
+        waiting, removal.done = removal.done, []
+        for callback in waiting:
+            callback(removal.error)
 
     def _remove_in_child(self, sandbox_id: str) -> int:
         """Remove a large tree in a short child, so that other requests go on."""
         pid = os.fork()
         if pid:
             return pid
+        status = 1
         try:
             signal.set_wakeup_fd(-1)
             self._storage.remove(sandbox_id, in_child=True)
+            status = 0
         finally:
-            os._exit(0)
+            os._exit(status)
 
 
 def reap(pidfd: int) -> str:

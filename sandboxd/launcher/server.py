@@ -146,15 +146,16 @@ class Launcher:
                 self._cgroups.close()
 
     def _turn(self) -> None:
-        quiet = not (self._births or self._removals or self._rested)
-        if self._removals and not self._births:
+        removing = self._removals.wait_s
+        quiet = not (self._births or removing or self._rested)
+        if removing == RETRY_S and not self._births:
             # While a sandbox' processes end there is nothing else to do, and who takes one away often asks for another.
             self._prepare()
         idle = TEND_S if self._sandboxes else None
-        ready = self._selector.select(QUIET_S if quiet else RETRY_S if self._removals else idle)
+        ready = self._selector.select(QUIET_S if quiet else removing or idle)
         if ready:
             self._rested = False
-        elif not quiet and not self._removals:
+        elif not quiet and removing != RETRY_S:
             self._tend()
         else:
             self._rested = True
