@@ -1,0 +1,1 @@
+"""The preview proxy beside its peers; `python -m bench.previews`."""
