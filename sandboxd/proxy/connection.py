@@ -19,7 +19,7 @@ from ..errors import (
     ServerBusy,
 )
 from ..runtime.site import LINK_PATH
-from . import heads, pages
+from . import heads, pages, plain
 from .exchange import MAX_HEAD_BYTES, Exchange
 from .wires import Wire, WireBroken
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..runtime.ports import Port
     from ..runtime.site import Target
     from .heads import Asked, Front
+    from .plain import Head
     from .server import Proxy
 
 #: A head must have come whole after this; a slow one holds nothing but its own connection until then.
@@ -156,16 +157,26 @@ class Connection:
         Raises:
             InvalidRequest, HeaderTooLarge: it cannot be answered but by saying so.
         """
-        self.reader = reader = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._half_asked = bool(self.buffer)
         self.deadline = trio.current_time() + (HEAD_S if self.buffer else KEEP_ALIVE_S)
         self._proxy.waits(self)
         if not self.buffer:
-            self.buffer = await self.receive()
+            self.buffer = await self.wire.receive(soon=False)
             if not self.buffer:
                 return None
             self._half_asked = True
             self.deadline = trio.current_time() + HEAD_S
+        head = plain.request(self.buffer)
+        if head is not None:
+            self.buffer = self.buffer[head.size :]
+        else:
+            head = await self._read_with_h11()
+        self._half_asked = False
+        self._proxy.waits_no_more(self)
+        return None if head is None else heads.read(head)
+
+    async def _read_with_h11(self) -> Head | None:
+        self.reader = reader = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         reader.receive_data(self.buffer)
         try:
             while (event := reader.next_event()) is h11.NEED_DATA:
@@ -177,13 +188,12 @@ class Connection:
             if error.error_status_hint == 431:
                 raise HeaderTooLarge(f"cannot take the request: its head is over {MAX_HEAD_BYTES} bytes") from None
             raise InvalidRequest(f"cannot take the request: {str(error)[:200]}") from None
-        self._half_asked = False
-        self._proxy.waits_no_more(self)
         if not isinstance(event, h11.Request):
             return None
-        asked = heads.read(event)
-        self.buffer = b"" if asked.length is None else reader.trailing_data[0]
-        return asked
+        # A body in chunks stays with the reader; what else has come is a body of known length, or another request.
+        is_chunked = any(name == b"transfer-encoding" for name, _ in event.headers)
+        self.buffer = b"" if is_chunked else reader.trailing_data[0]
+        return heads.of_request(event)
 
     # --- routing ----------------------------------------------------------------------------------------
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import h11
 import trio
 
 from ..errors import InvalidRequest, UpstreamBroken
-from . import heads, upstream
+from . import heads, plain, upstream
 from .tunnel import tunnel
 from .wires import READ_BYTES, Wire, WireBroken, splice
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from ..runtime.previews import Previews
     from .connection import Connection
     from .heads import Asked
+    from .plain import Head
 
 #: A head larger than this is refused, from either side.
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -188,73 +188,79 @@ class Exchange:
     async def _respond(self, wire: Wire, *, is_reused: bool) -> tuple[bool, bool]:
         """Pass the response on; return whether the client's connection, and the service's, can be used again."""
         client, asked = self._client, self._asked
-        reader = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
-        reader.send(_UPGRADE if asked.upgrade is not None else _HEAD if asked.method == b"HEAD" else _PLAIN)
-        if asked.upgrade is not None:
-            reader.send(_END)
-        response = await self._read_head(wire, reader, is_reused=is_reused)
-        client.waits_for_service = False
-        if isinstance(response, h11.InformationalResponse):
-            await self._switch(wire, reader, response)
+        head, early, reader = await self._read_head(wire, is_reused=is_reused)
+        if head.first == b"101":
+            client.waits_for_service = False
+            await self._switch(wire, early, head)
             return False, False
         try:
-            answered = heads.measure(response, asked.method)
+            answered = heads.measure(head, asked.method)
         except ValueError:
             raise self._broken("its answer has no length") from None
         again = asked.keep_alive and self._sent and not client.is_ending
-        head = heads.backward(response, answered, old=asked.old, close=not again)
+        if answered.length is None and not answered.chunked:
+            again = again and not asked.old
+        data = heads.backward(head, answered, old=asked.old, close=not again)
         self.started = True
         # A client that leaves is noticed by the sweeper while nothing comes; what comes is noticed by the write.
-        client.waits_for_service = True
-        if answered.chunked:
-            clean = await self._pass_chunks(wire, reader, head)
-        elif answered.length is None:
-            clean = False
-            await self._pass_rest(wire, head, reader.trailing_data[0])
-            again = again and not asked.old
+        if answered.length is not None:
+            clean = await self._pass_bytes(wire, data, early, answered.length)
+        elif reader is not None and answered.chunked:
+            clean = await self._pass_chunks(wire, reader, data)
         else:
-            clean = await self._pass_bytes(wire, head, reader.trailing_data[0], answered.length)
-        return again and (self._sent or asked.length == 0), clean and answered.reusable and self._sent
+            clean = False
+            await self._pass_rest(wire, data, early)
+        return again and self._sent, clean and answered.reusable and self._sent
 
     def _broken(self, why: str) -> UpstreamBroken:
         return UpstreamBroken(f"cannot answer from port {self._port.spec.port}: {why}", port=self._port.spec.port)
 
-    async def _read_head(self, wire: Wire, reader: h11.Connection, *, is_reused: bool) -> Any:  # noqa: ANN401
-        """Return the final response, or the informational one that switches protocols."""
-        heard = False
+    async def _read_head(self, wire: Wire, *, is_reused: bool) -> tuple[Head, bytes, h11.Connection | None]:
+        """Return the response's head (or the one that switches protocols), what came after it, and h11 if it read."""
+        data = await self._hear(wire, is_reused=is_reused)
+        head = plain.response(data) if self._asked.upgrade is None else None
+        if head is not None:
+            return head, data[head.size :], None
+        reader = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+        reader.send(_UPGRADE if self._asked.upgrade is not None else _HEAD if self._asked.method == b"HEAD" else _PLAIN)
+        if self._asked.upgrade is not None:
+            reader.send(_END)
+        reader.receive_data(data)
         while True:
             try:
                 event = reader.next_event()
             except h11.RemoteProtocolError as error:
                 raise self._broken(f"it does not speak HTTP/1.1 ({error})") from None
             if event is h11.NEED_DATA:
-                try:
-                    data = await wire.receive()
-                except WireBroken:
-                    data = b""
-                if not data:
-                    if is_reused and not heard:
-                        raise _Stale
-                    raise self._broken("it closed the connection before it had answered")
-                heard = True
-                reader.receive_data(data)
-            elif isinstance(event, h11.InformationalResponse):
-                if event.status_code == 101:
-                    return event
+                reader.receive_data(await self._hear(wire, is_reused=False))
+            elif isinstance(event, h11.InformationalResponse) and event.status_code != 101:
                 if not self._asked.old:
-                    await self._client.wire.send(heads.backward(event, None, old=False, close=False))
-            elif isinstance(event, h11.Response):
-                return event
+                    await self._client.wire.send(heads.backward(heads.of_response(event), None, old=False, close=False))
+            elif isinstance(event, h11.Response | h11.InformationalResponse):
+                return heads.of_response(event), reader.trailing_data[0], reader
             else:
                 raise self._broken("it ended before its answer began")
 
-    async def _switch(self, wire: Wire, reader: h11.Connection, response: h11.InformationalResponse) -> None:
+    async def _hear(self, wire: Wire, *, is_reused: bool) -> bytes:
+        """Return what the service says.
+
+        Raises:
+            UpstreamBroken: it has closed the connection; `_Stale` on one that was used before.
+        """
+        try:
+            data = await wire.receive(soon=False)
+        except WireBroken:
+            data = b""
+        if not data:
+            if is_reused:
+                raise _Stale
+            raise self._broken("it closed the connection before it had answered")
+        return data
+
+    async def _switch(self, wire: Wire, early: bytes, head: Head) -> None:
         client = self._client
         self.started = True
-        client.deadline = math.inf
-        early = reader.trailing_data[0]
-        head = heads.backward(response, None, old=False, close=False)
-        await client.wire.send(head + early)
+        await client.wire.send(heads.backward(head, None, old=False, close=False) + early)
         self._port.bytes_out += len(early)
         await tunnel(client, wire, self._port)
 

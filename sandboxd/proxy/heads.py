@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from ..errors import InvalidRequest
+from .plain import Head
 
 if TYPE_CHECKING:
     import h11
@@ -49,6 +50,8 @@ _FORWARDED: Final = frozenset(
 _REQUEST_DROP: Final = _HOP | _FORWARDED | {TOKEN_HEADER, b"http2-settings"}
 #: A Connection header that names these wants the next reader to see another request than we did.
 _PROTECTED: Final = frozenset({b"host", b"content-length", b"cookie", b"authorization", b"expect"})
+#: What Connection usually says, when it names no other header.
+_PLAIN_CONNECTIONS: Final[tuple[list[bytes], ...]] = ([], [b"keep-alive"], [b"close"])
 _DOMAIN: Final = re.compile(rb";[ \t]*domain[ \t]*=[^;]*", re.IGNORECASE)
 
 
@@ -100,32 +103,33 @@ def _refuse(why: str) -> InvalidRequest:
     return InvalidRequest(f"cannot take the request: {why}")
 
 
-def _check(request: h11.Request, host: bytes, length_too: int | None, *, chunked: bool, old: bool) -> None:
+def _check(head: Head, host: bytes, length_too: int | None, *, chunked: bool, old: bool) -> None:
     """Refuse what two readers could take for two things; `length_too` is a length beside chunks."""
     if chunked and (length_too is not None or old):
         raise _refuse("its body has two lengths" if length_too is not None else "HTTP/1.0 has no chunks")
-    if not old and request.http_version != b"1.1":
+    if not old and head.version != b"1.1":
         raise _refuse("it is neither HTTP/1.1 nor HTTP/1.0")
-    if request.method in {b"CONNECT", b"TRACE"}:
-        raise _refuse(f"{request.method.decode()} is not for previews")
-    if not request.target.startswith(b"/") and not (request.target == b"*" and request.method == b"OPTIONS"):
+    method, target = head.first, head.second
+    if method in {b"CONNECT", b"TRACE"}:
+        raise _refuse(f"{method.decode()} is not for previews")
+    if not target.startswith(b"/") and not (target == b"*" and method == b"OPTIONS"):
         raise _refuse("its target is no path")
     if not host:
         raise _refuse("it has no Host")
 
 
-def read(request: h11.Request) -> Asked:
+def read(head: Head) -> Asked:
     """Return the head, checked.
 
     Raises:
         InvalidRequest: it is ambiguous, or nothing that a preview answers.
     """
-    host, length, chunked, old = b"", None, False, request.http_version == b"1.0"
+    host, length, chunked, old = b"", None, False, head.version == b"1.0"
     connection: list[bytes] = []
     cookies: list[bytes] = []
     upgrade = token = None
     page = False
-    headers = request.headers.raw_items()
+    headers = head.headers
     for name, value in headers:
         match name.lower():
             case b"host":
@@ -144,14 +148,14 @@ def read(request: h11.Request) -> Asked:
                 cookies.append(value)
             case b"x-sandboxd-token":
                 token = value.decode("latin-1")
-    _check(request, host, length if chunked else None, chunked=chunked, old=old)
+    _check(head, host, length if chunked else None, chunked=chunked, old=old)
     tokens = frozenset(connection)
     asks = upgrade is not None and b"upgrade" in tokens and not old
     if asks and (chunked or length):
         raise _refuse("an upgrade has no body here")
     return Asked(
-        method=request.method,
-        target=request.target,
+        method=head.first,
+        target=head.second,
         host=host,
         headers=headers,
         length=None if chunked else length or 0,
@@ -238,14 +242,15 @@ class Answered:
     status: int
 
 
-def measure(response: h11.Response, method: bytes) -> Answered:
+def measure(head: Head, method: bytes) -> Answered:
     """Return how a response is framed.
 
     Raises:
         ValueError: its length is none.
     """
-    status, length, chunked, close = response.status_code, None, False, response.http_version == b"1.0"
-    for name, value in response.headers:
+    status, length, chunked, close = int(head.first), None, False, head.version == b"1.0"
+    for raw, value in head.headers:
+        name = raw.lower()
         if name == b"content-length":
             length = int(value)
         elif name == b"transfer-encoding":
@@ -259,29 +264,37 @@ def measure(response: h11.Response, method: bytes) -> Answered:
     return Answered(length, False, length is not None and not close, status)
 
 
-def backward(
-    response: h11.Response | h11.InformationalResponse, answered: Answered | None, *, old: bool, close: bool
-) -> bytes:
+def backward(head: Head, answered: Answered | None, *, old: bool, close: bool) -> bytes:
     """Return the head that goes to the client; `answered` is None for an informational response."""
     drop = _HOP
-    named = [value for name, value in response.headers if name == b"connection"]
-    if named:
-        tokens = {part.strip().lower() for value in named for part in value.split(b",")}
-        drop |= tokens - {b"content-length", b"set-cookie", b"date"}
     reframed = answered is not None and answered.length is None
-    parts = [b"HTTP/1.1 %d " % response.status_code, response.reason, b"\r\n"]
-    for name, value in response.headers.raw_items():
-        lower = name.lower()
-        if lower in drop or (reframed and lower == b"content-length"):
+    parts = [b"HTTP/1.1 ", head.first, b" ", head.second, b"\r\n"]
+    rows = [(raw.lower(), raw, value) for raw, value in head.headers]
+    named = [value.lower() for name, _, value in rows if name == b"connection"]
+    if named not in _PLAIN_CONNECTIONS:
+        tokens = {part.strip() for value in named for part in value.split(b",")}
+        drop |= tokens - {b"content-length", b"set-cookie", b"date"}
+    for name, raw, value in rows:
+        if name in drop or (reframed and name == b"content-length"):
             continue
         # A cookie for the common domain would reach every other sandbox's preview.
-        parts += (name, b": ", _DOMAIN.sub(b"", value) if lower == b"set-cookie" else value, b"\r\n")
+        parts += (raw, b": ", _DOMAIN.sub(b"", value) if name == b"set-cookie" else value, b"\r\n")
     if reframed and not old:
         parts.append(b"Transfer-Encoding: chunked\r\n")
-    if response.status_code == 101:
-        upgrade = b", ".join(value for name, value in response.headers if name == b"upgrade")
+    if head.first == b"101":
+        upgrade = b", ".join(value for name, _, value in rows if name == b"upgrade")
         parts += (b"Connection: Upgrade\r\nUpgrade: ", upgrade, b"\r\n")
     elif close:
         parts.append(b"Connection: close\r\n")
     parts.append(b"\r\n")
     return b"".join(parts)
+
+
+def of_request(event: h11.Request) -> Head:
+    """Return what h11 read."""
+    return Head(event.method, event.target, event.http_version, event.headers.raw_items())
+
+
+def of_response(event: h11.Response | h11.InformationalResponse) -> Head:
+    """Return what h11 read."""
+    return Head(b"%d" % event.status_code, event.reason, event.http_version, event.headers.raw_items())

@@ -41,12 +41,14 @@ class Wire:
         self.sock = sock
         self._turns = 0
 
-    async def receive(self, size: int = READ_BYTES) -> bytes:
-        """Return what has come, empty at the end.
+    async def receive(self, size: int = READ_BYTES, *, soon: bool = True) -> bytes:
+        """Return what has come, empty at the end. Not `soon` is for who knows that nothing can be here yet.
 
         Raises:
             WireBroken: the connection is gone.
         """
+        if not soon:
+            await trio.lowlevel.wait_readable(self.sock)
         self._turns += 1
         if self._turns >= _TURNS:
             self._turns = 0
@@ -115,7 +117,7 @@ class TlsWire(Wire):
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         self._stream = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
 
-    async def receive(self, size: int = READ_BYTES) -> bytes:
+    async def receive(self, size: int = READ_BYTES, *, soon: bool = True) -> bytes:
         """See `Wire`."""
         try:
             return bytes(await self._stream.receive_some(size))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.errors import InvalidRequest, LimitExceeded
-from sandboxd.proxy import heads, pages
+from sandboxd.proxy import heads, pages, plain
 from sandboxd.proxy.heads import Front
 from sandboxd.runtime.ports import MAX_LINKS, MAX_PORTS, Port, Ports, PortSpec, new_token
 from sandboxd.runtime.site import Site, Target
@@ -20,12 +20,12 @@ FRONT = Front(b"127.0.0.1", b"http", False, b"the-daemons-own-token")
 TRUSTED = Front(b"10.0.0.1", b"http", True, None)
 
 
-def asked(text: str, front_head: str = "") -> heads.Asked:
+def asked(text: str) -> heads.Asked:
     reader = h11.Connection(h11.SERVER)
     reader.receive_data(text.replace("\n", "\r\n").encode("latin-1") + b"\r\n\r\n")
     event = reader.next_event()
     assert isinstance(event, h11.Request)
-    return heads.read(event)
+    return heads.read(heads.of_request(event))
 
 
 # --- host names ----------------------------------------------------------------------------------------------
@@ -212,8 +212,9 @@ def answered(text: str, method: bytes = b"GET") -> tuple[heads.Answered, list[by
     reader.receive_data(text.replace("\n", "\r\n").encode() + b"\r\n\r\n")
     event = reader.next_event()
     assert isinstance(event, h11.Response)
-    found = heads.measure(event, method)
-    return found, rows(heads.backward(event, found, old=False, close=False))
+    head = heads.of_response(event)
+    found = heads.measure(head, method)
+    return found, rows(heads.backward(head, found, old=False, close=False))
 
 
 def test_how_answers_are_framed() -> None:
@@ -241,3 +242,119 @@ def test_pages_name_port_and_sandbox() -> None:
     assert b"<b>" not in page
     assert b"secret" not in page
     assert pages.answer(error, None, page=False, close=False).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+
+
+# --- the plainest heads, beside h11 --------------------------------------------------------------------------
+
+NAMES = [
+    "Host",
+    "host",
+    "Content-Length",
+    "content-length",
+    "Transfer-Encoding",
+    "Connection",
+    "X-A",
+    "Cookie",
+    "a b",
+    "",
+]
+VALUES = [
+    "h",
+    "1",
+    "0",
+    "01",
+    "1, 1",
+    "-1",
+    "+1",
+    "1 1",
+    "chunked",
+    "close",
+    "a\x00",
+    "a\tb",
+    " a ",
+    "",
+    "\xe9",
+    "a\x7f",
+    "a\x0b",
+    "99999999999999999999",
+    "b\r\n c",
+    "b\nX: y",
+]
+REQUEST_LINES = [
+    "GET / HTTP/1.1",
+    "GET / HTTP/1.0",
+    "get / HTTP/1.1",
+    "GET  / HTTP/1.1",
+    "GET /a b HTTP/1.1",
+    "POST //x?y#z HTTP/1.1",
+    "GET /\x7f HTTP/1.1",
+    "GET /\xe9 HTTP/1.1",
+    "GET / HTTP/1.1 ",
+    "\r\nGET / HTTP/1.1",
+    "M-SEARCH * HTTP/1.1",
+]
+STATUS_LINES = [
+    "HTTP/1.1 200 OK",
+    "HTTP/1.1 200",
+    "HTTP/1.1 204 ",
+    "HTTP/1.0 200 OK",
+    "HTTP/1.1 100 C",
+    "HTTP/1.1 304 Not Modified",
+    "HTTP/1.1 2000 OK",
+    "HTTP/1.1 404 \xe9",
+    "HTTP/1.1  200 OK",
+    "HTTP/1.1 999 x",
+]
+FIELDS = st.lists(
+    st.tuples(st.sampled_from(NAMES), st.sampled_from([":", ": ", " :", ""]), st.sampled_from(VALUES)), max_size=5
+)
+ENDS = st.sampled_from(["\r\n", "\r\n", "\r\n", "\n"])
+
+
+def said(line: str, fields: list[tuple[str, str, str]], end: str) -> bytes:
+    return "".join([line, end, *(f"{name}{colon}{value}{end}" for name, colon, value in fields), end, "rest"]).encode(
+        "latin-1"
+    )
+
+
+@given(st.sampled_from(REQUEST_LINES), FIELDS, ENDS)
+def test_a_plain_request_is_what_h11_reads(line: str, fields: list[tuple[str, str, str]], end: str) -> None:
+    data = said(line, fields, end)
+    found = plain.request(data)
+    if found is None:
+        return
+    reader = h11.Connection(h11.SERVER)
+    reader.receive_data(data)
+    event = reader.next_event()
+    assert isinstance(event, h11.Request)
+    assert found[:3] == (event.method, event.target, event.http_version)
+    # h11 makes one of a length that is said twice in one line; such a head is not plain.
+    assert found.headers == event.headers.raw_items()
+    assert data[found.size :] == reader.trailing_data[0] == b"rest"
+
+
+@given(st.sampled_from(STATUS_LINES), FIELDS, ENDS)
+def test_a_plain_response_is_what_h11_reads(line: str, fields: list[tuple[str, str, str]], end: str) -> None:
+    data = said(line, fields, end)
+    found = plain.response(data)
+    if found is None:
+        return
+    reader = h11.Connection(h11.CLIENT)
+    reader.send(h11.Request(method="GET", target="/", headers=[("Host", "h")]))
+    reader.receive_data(data)
+    event = reader.next_event()
+    assert isinstance(event, h11.Response)
+    assert found[:3] == (b"%d" % event.status_code, event.reason, event.http_version)
+    assert found.headers == event.headers.raw_items()
+    assert data[found.size :] == reader.trailing_data[0] == b"rest"
+
+
+def test_the_usual_heads_are_plain() -> None:
+    data = b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nCookie: a=b; c=d\r\nEmpty:\r\n\r\nabc"
+    found = plain.request(data)
+    assert found is not None
+    assert (found.first, found.second, data[found.size :]) == (b"POST", b"/a", b"abc")
+    assert found.headers == [(b"Host", b"h"), (b"Content-Length", b"3"), (b"Cookie", b"a=b; c=d"), (b"Empty", b"")]
+    for cut in range(len(data) - 3):
+        assert plain.request(data[:cut]) is None
+    assert plain.response(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na") is not None
