@@ -95,6 +95,12 @@ class RangeAllocator:
         if not self._prepared:
             self._prepared.append(self._make())
 
+    def rest(self) -> None:
+        """Keep the maps of what is prepared only: a burst of sandboxes is over."""
+        kept = {range_.index for range_ in self._prepared}
+        for index in [index for index in self._maps if index not in kept]:
+            os.close(self._maps.pop(index))
+
     def take(self) -> IdRange:
         """Return a claimed range with its namespaces.
 

@@ -161,6 +161,7 @@ class Launcher:
             self._rested = True
             # Not at once: what asked for the last sandbox is now running its first command on these processors.
             self._prepare()
+            self._ranges.rest()
         watched = self._selector.get_map()
         for key, _ in ready:
             # An earlier callback of this turn may have dropped this one, or given the descriptor to another.
