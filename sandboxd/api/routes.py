@@ -185,7 +185,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         body=ProcessIn,
         result=ProcessOut,
         status=201,
-        kinds=(*_BODY, *_GONE, "name-taken", "not-available", "server-busy"),
+        kinds=(*_BODY, *_GONE, "name-taken", "not-available", "limit-exceeded", "server-busy"),
     ),
     Route(
         method="GET",

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import math
+import socket
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -28,8 +29,6 @@ from .access import identify
 from .http1 import MAX_HEADER_BYTES, ClientGone, Http1, Upgrade
 
 if TYPE_CHECKING:
-    import socket
-
     from hypercorn.events import Event
 
     from .app import Api
@@ -43,6 +42,8 @@ BACKLOG: Final = 1024
 KEEP_ALIVE_S: Final = 60
 #: How long answers under way may take when the daemon stops.
 DRAIN_S: Final = 5.0
+#: A client over TCP that vanished is noticed after two minutes: a terminal or a silent stream sends nothing by itself.
+KEEP_ALIVE_PROBES: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -144,6 +145,13 @@ class _Wire(TCPServer):
                 await self.protocol.handle(Closed())
 
 
+def _probe(stream: trio.SocketStream) -> None:
+    if stream.socket.family != socket.AF_UNIX:
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEP_ALIVE_PROBES:
+            stream.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 class Server:
     """Serves an application on listening sockets. Its owner runs `run`, and ends it with `stop`."""
 
@@ -212,6 +220,7 @@ class Server:
         self._open += 1
         try:
             try:
+                _probe(stream)
                 caller = identify(stream.socket)  # type: ignore[arg-type]  # trio's socket has getsockopt and family
             except OSError as error:
                 _log.warning("Cannot tell who connected: %s", error)

@@ -480,3 +480,31 @@ def test_many_waits_are_bounded(daemon: Daemon, sandbox: Sandbox) -> None:
     assert sorted(set(reasons)) == ["server-busy", "timeout"]
     assert reasons.count("timeout") == 64
     assert sandbox.wait_for_port(process, 5, timeout=0.1).reason == "timeout"
+
+
+@pytest.mark.slow
+def test_init_imports_nothing_for_processes_either(sandbox: Sandbox) -> None:
+    """After pivot_root an import would find the rootfs' files, or none as here (ATTACKS 43)."""
+    server = sandbox.start_process(["python3", "-m", "http.server", "8126"])
+    assert sandbox.wait_for_port(server, 8126, timeout=20).met
+    sandbox.exec("rm -rf /usr/lib/python3* /usr/local/lib/python3*; rm -rf /usr/lib/locale /usr/share/zoneinfo").check()
+    assert sandbox.wait_for_port(server, 8126, path="/", timeout=10).met
+    failing = sandbox.start_process("exit 1", restart="on-failure")
+    while sandbox.get_process(failing).restarts == 0:
+        time.sleep(0.02)
+    sandbox.kill_process(failing, "SIGRTMIN")
+    sandbox.kill_process(failing)
+    with sandbox.open_pty(
+        "printf '\\033[?1049h'; head -c 2000000 /dev/zero | tr '\\0' x; stty size; read a", user="user"
+    ) as pty:
+        while b"24 80" not in pty.read()[-20:]:
+            pass
+        pty.resize(90, 30)
+    with sandbox.open_pty(process=pty.process_id) as again:
+        assert b"\x1b[?1049h" in again.read()
+        again.write("\n")
+        assert again.wait().exit_code == 0
+    assert sandbox.get_process_logs(failing, tail=3).next_offset > 2
+    assert len(sandbox.list_processes()) >= 3
+    sandbox.kill_all_processes()
+    assert sandbox.exec("echo fine").stdout == "fine\n"
