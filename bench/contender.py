@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from bench.figures.contexts import Interpreters
 
 #: What a cold run prints, and what `exec` runs.
 ECHO = ("/bin/echo", "hi")
@@ -92,6 +95,10 @@ class Contender:
 
     def hold(self) -> Held:
         """Return a new idle sandbox."""
+        raise NotImplementedError
+
+    def interpreters(self) -> Interpreters:
+        """Return a sandbox to start interpreters in."""
         raise NotImplementedError
 
 

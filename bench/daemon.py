@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +28,7 @@ class Daemon:
 
     Attributes:
         client: the SDK's connections to it, shared by all who measure.
+        tcp_url, token: where it serves besides.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -43,7 +46,25 @@ class Daemon:
         ).cgroup_name
         workspace.own_cgroup(self._cgroup)
         program = [sys.executable, *_profiler(workspace.profile), "-m", "sandboxd"]
-        options = ["serve", "--state-dir", state, "--runtime-dir", home / "run", "--rootfs-dir", workspace.rootfs_dir]
+        # TCP too: the kernel gives the port, and it is free again at once.
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.tcp_url, self.token = f"http://{address}", secrets.token_hex(16)
+        token_file = home / "token"
+        token_file.write_text(self.token)
+        token_file.chmod(0o600)
+        listen = ["--listen", address, "--token-file", token_file]
+        options = [
+            "serve",
+            *listen,
+            "--state-dir",
+            state,
+            "--runtime-dir",
+            home / "run",
+            "--rootfs-dir",
+            workspace.rootfs_dir,
+        ]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [*program, *map(str, options), "--allow-unenforced"],

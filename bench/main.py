@@ -18,14 +18,14 @@ from rich.console import Console
 from bench import machine, plot, profiling, report
 from bench.contender import Contender, Unavailable
 from bench.daemon import Daemon
-from bench.figures import create, memory, processes, stdout
+from bench.figures import contexts, create, memory, processes, stdout
 from bench.figures import exec as exec_figure
 from bench.peers import ALL
 from bench.report import Findings
 from bench.workspace import INTERRUPTIONS, Workspace
 from sandboxd.config import Config
 
-FIGURES: Final = ("create", "exec", "start", "memory", "stdout", "follow", "echo")
+FIGURES: Final = ("create", "exec", "start", "memory", "stdout", "follow", "echo", "contexts")
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -134,6 +134,7 @@ def _measure(figure: str, contenders: Mapping[str, Contender], findings: Finding
             "stdout": stdout.measure,
             "follow": processes.measure_follow,
             "echo": processes.measure_echo,
+            "contexts": contexts.measure,
         }[figure]
         tables = measure(contenders, quick)
     findings.tables += tables

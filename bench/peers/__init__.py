@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from bench.peers.docker import DockerApi, DockerCli
+from bench.peers.jupyter import IpyKernel, KernelGateway
 from bench.peers.oci import Crun, Runc
 from bench.peers.plain import Bwrap, Pipe, Unshare
 from bench.peers.podman import Podman
-from bench.peers.sandboxd import SandboxdApi, SandboxdCli, SandboxdSdk
+from bench.peers.sandboxd import SandboxdApi, SandboxdCli, SandboxdSdk, SandboxdTcp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,7 @@ ALL: Final[tuple[Callable[[Workspace], Contender], ...]] = (
     SandboxdSdk,
     SandboxdApi,
     SandboxdCli,
+    SandboxdTcp,
     Pipe,
     Unshare,
     Bwrap,
@@ -28,4 +30,6 @@ ALL: Final[tuple[Callable[[Workspace], Contender], ...]] = (
     Podman,
     DockerCli,
     DockerApi,
+    IpyKernel,
+    KernelGateway,
 )

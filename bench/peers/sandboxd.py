@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, ClassVar
 from bench.contender import ECHO, TRUE, Cold, Contender, Held, Unavailable, check_stream
 from bench.daemon import Daemon
 from bench.http import UnixConnection
-from sandboxd import Pty, Sandbox, __version__
+from bench.peers.sandboxd_contexts import ApiContexts, Contexts
+from sandboxd import Client, Pty, Sandbox, __version__
 from sandboxd.errors import SandboxdError
 
 if TYPE_CHECKING:
+    from bench.figures.contexts import Interpreters
     from bench.workspace import Workspace
 
 
@@ -105,7 +107,7 @@ class SandboxdSdk(_Sandboxd):
 
     name = "sandboxd"
     what = "synchronous SDK, unix socket, one client"
-    figures = frozenset({"create", "exec", "start", "memory", "stdout", "follow", "echo"})
+    figures = frozenset({"create", "exec", "start", "memory", "stdout", "follow", "echo", "contexts"})
 
     def cold(self) -> Cold:
         try:
@@ -129,6 +131,10 @@ class SandboxdSdk(_Sandboxd):
         names = ("create", "first output", "exit", "destroy")
         phases = dict(zip(names, (b - a for a, b in itertools.pairwise(marks)), strict=True))
         return Cold(marks[2] - marks[0], marks[-1] - marks[0], phases)
+
+    def interpreters(self) -> Interpreters:
+        sandbox = Sandbox.create(rootfs=self._workspace.rootfs, client=self._daemon.client)
+        return Contexts(sandbox)
 
     def hold(self) -> Held:
         return _HeldSdk(Sandbox.create(rootfs=self._workspace.rootfs, client=self._daemon.client))
@@ -167,6 +173,7 @@ class SandboxdApi(_Sandboxd):
     name = "sandboxd API"
     what = "JSON over the unix socket with http.client"
     figures = frozenset({"create", "exec", "start"})
+    figures = frozenset({"create", "exec", "contexts"})
 
     def open(self) -> None:
         daemon = self._workspace.share(Daemon)
@@ -184,6 +191,10 @@ class SandboxdApi(_Sandboxd):
         finally:
             self._connection.ask("DELETE", path)
         return Cold(first - began, time.perf_counter() - began)
+
+    def interpreters(self) -> Interpreters:
+        sandbox = Sandbox.create(rootfs=self._workspace.rootfs, client=self._daemon.client)
+        return ApiContexts(sandbox, self._connection)
 
     def hold(self) -> Held:
         made = self._connection.ask("POST", "/v1/sandboxes", {"rootfs": self._workspace.rootfs})
@@ -207,3 +218,19 @@ class SandboxdCli(_Sandboxd):
         argv = [sys.executable, "-m", "sandboxd", "run", "--rootfs", self._workspace.rootfs, "--", *ECHO]
         run = self._den.run(argv, env=self._env).check()
         return Cold(run.first_s or run.total_s, run.total_s)
+
+
+class SandboxdTcp(_Sandboxd):
+    """The synchronous SDK over TCP on loopback."""
+
+    name = "sandboxd TCP"
+    what = "synchronous SDK, TCP on loopback"
+    figures: ClassVar[frozenset[str]] = frozenset({"contexts"})
+
+    def open(self) -> None:
+        self._daemon = self._workspace.share(Daemon)
+        self._client = Client(self._daemon.tcp_url, self._daemon.token)
+        self._workspace.defer(self._client.close)
+
+    def interpreters(self) -> Interpreters:
+        return Contexts(Sandbox.create(rootfs=self._workspace.rootfs, client=self._client))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import dataclasses
 from typing import TYPE_CHECKING, Any, Self
 
@@ -173,7 +173,7 @@ def parse_result(value: Json) -> Result:
     fields = {name: item for name, item in value.items() if name in known}
     for name in _BINARY:
         if fields.get(name) is not None:
-            fields[name] = base64.b64decode(fields[name], validate=True)
+            fields[name] = binascii.a2b_base64(fields[name], strict_mode=True)
     return Result(**fields)
 
 

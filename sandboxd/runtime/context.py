@@ -46,8 +46,9 @@ _log = logging.getLogger(__name__)
 
 #: How long an interpreter may take to wait for code: a cold disk, and a machine full of others.
 START_TIMEOUT_S: Final = 60.0
-#: How long an interrupted run may go on before its interpreter is killed.
-INTERRUPT_GRACE_S: Final = 3.0
+#: How long an interrupted run may go on before its interpreter is killed; on a busy machine the first traceback,
+#: with all that it imports, takes a second or two.
+INTERRUPT_GRACE_S: Final = 5.0
 #: How long a killed worker may take to be gone.
 KILL_TIMEOUT_S: Final = 10.0
 #: How long a worker may take to accept a frame.
@@ -80,12 +81,20 @@ class Question:
         self.answer: str | None = None
         self.failure: Exception | None = None
         self.done = trio.Event()
+        self.on_stop: Callable[[], None] | None = None
+
+    @property
+    def wants_stop(self) -> bool:
+        """Whether nobody waits for the answer."""
+        return self.failure is not None
 
     def give_up(self, error: Exception) -> None:
-        """Say that there will be no answer."""
+        """Say that there will be no answer, or that nobody waits for it."""
         if not self.done.is_set():
             self.failure = error
             self.done.set()
+            if self.on_stop is not None:
+                self.on_stop()
 
 
 class Context:
@@ -116,6 +125,7 @@ class Context:
         # Above any that an earlier daemon gave to the same worker.
         self._number = time.time_ns() // 1_000_000
         self._end: frames.End | None = None
+        self._timed_out = False
         self._ended = trio.Event()
         self._stray: list[tuple[str, bytes]] = []
         self._stray_bytes = 0
@@ -346,7 +356,7 @@ class Context:
         if isinstance(item, Question):
             if not item.done.is_set():
                 await self._ask(item)
-        elif item.wants_stop.is_set():
+        elif item.wants_stop:
             item.give_up(SandboxGone("cannot run the code: it was stopped before it began"))
         else:
             await self._run(item)
@@ -356,8 +366,9 @@ class Context:
         self.state = State.BUSY
         await self._hand_over(run, {"op": "run", "code": run.code, "env": run.env})
         timed_out = False
-        if await self._wait_for_end(run.timeout_s, run.wants_stop) is None:
-            timed_out = not run.wants_stop.is_set()
+        if not await self._wait_for_end(run.timeout_s):
+            timed_out = not run.wants_stop
+            self._timed_out = timed_out
             await self._stop_run()
         if self._muted:
             self._muted = False
@@ -365,10 +376,9 @@ class Context:
         end = self._end
         if end is None and not self._worker.gone.is_set() and (self._delete or self._restart is not None):
             await self._end_worker()
-        self._present = None
+        self._present = run.on_stop = None
         if end is not None:
-            self.execution_count = end.count
-            run.finish("timeout" if timed_out else end.status, execution_count=end.count)
+            self._finish(run, end)
         elif self._worker.failure is not None:
             run.give_up(self._worker.failure)  # the sandbox itself is gone, or the daemon stops
         elif self._worker.gone.is_set():
@@ -384,7 +394,7 @@ class Context:
     async def _ask(self, question: Question) -> None:
         self.state = State.BUSY
         await self._hand_over(question, question.message)
-        if await self._wait_for_end(START_TIMEOUT_S, question.done) is None:
+        if not await self._wait_for_end(START_TIMEOUT_S):
             await self._stop_run()
         self._present = None
         question.give_up(self._exited("cannot ask"))
@@ -394,8 +404,10 @@ class Context:
         assert self._worker is not None  # noqa: S101 - _live looked
         self._number += 1
         self._end = None
+        self._timed_out = False
         self._ended = trio.Event()
         self._present = item
+        item.on_stop = self._wake_to_stop
         if isinstance(item, Run):
             item.begin()
             self._show_stray(item)
@@ -409,26 +421,37 @@ class Context:
                 await self._worker.gone.wait()
                 self._ended.set()
 
-    async def _wait_for_end(self, timeout_s: float | None, stop: trio.Event) -> bool | None:
-        """Wait until the run is over; None when it is not, but its time is, or it is to stop."""
-        with trio.move_on_after(timeout_s if timeout_s is not None else float("inf")):
-            async with trio.open_nursery() as nursery:
+    async def _wait_for_end(self, timeout_s: float | None) -> bool:
+        """Wait until the run is over; False when it is not, but its time is, or it is to stop."""
+        assert self._present is not None  # noqa: S101 - a run is under way
+        if self._present.wants_stop:
+            return self._ended.is_set()
+        with trio.move_on_after(float("inf") if timeout_s is None else timeout_s):
+            await self._ended.wait()
+        return self._is_over()
 
-                async def until_stop() -> None:
-                    await stop.wait()
-                    nursery.cancel_scope.cancel()
+    def _wake_to_stop(self) -> None:
+        """Let the task that waits for the present run's end look at what it is asked for."""
+        self._ended.set()
 
-                nursery.start_soon(until_stop)
-                await self._ended.wait()
-                nursery.cancel_scope.cancel()
-        return True if self._ended.is_set() else None
+    def _is_over(self) -> bool:
+        """Whether there is nothing to wait for: it has ended, or its worker has, or is to be ended."""
+        worker = self._worker
+        answered = isinstance(self._present, Question) and self._present.answer is not None
+        gone = worker is None or worker.gone.is_set()
+        return self._end is not None or answered or gone or self._delete or self._restart is not None
 
     async def _stop_run(self) -> None:
         """Interrupt the present run and give it a while."""
         assert self._worker is not None  # noqa: S101 - a run is under way
-        await self._worker.interrupt(self._number)
+        if not self._is_over():
+            self._ended = trio.Event()
+            await self._worker.interrupt(self._number)
         with trio.move_on_after(INTERRUPT_GRACE_S):
-            await self._ended.wait()
+            while not self._is_over():
+                if self._ended.is_set():
+                    self._ended = trio.Event()
+                await self._ended.wait()
 
     # --- what the worker says ---------------------------------------------------------------------------
 
@@ -481,12 +504,18 @@ class Context:
         elif isinstance(frame, frames.End):
             self._end = frame
             self._ended.set()
+            if not self._muted:
+                self._finish(run, frame)  # at once: whoever waits for it need not wait for the context's task too
 
     def on_gone(self, worker: Worker) -> None:
         """Take note that the worker has ended."""
         if worker is self._worker:
             self._ended.set()
             self._work.set()
+
+    def _finish(self, run: Run, end: frames.End) -> None:
+        self.execution_count = end.count
+        run.finish("timeout" if self._timed_out else end.status, execution_count=end.count)
 
     def _show_stray(self, run: Run) -> None:
         stray, self._stray, self._stray_bytes = self._stray, [], 0

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..wire import worker as frames
 
 #: Output of one run that is kept, both streams together.
@@ -75,7 +77,9 @@ class Run:
         self.failure: Exception | None = None
         self.dropped_bytes = 0
         self.finished = trio.Event()
-        self.wants_stop = trio.Event()
+        self.wants_stop = False
+        #: What its context does when it is to stop, while it is the present one.
+        self.on_stop: Callable[[], None] | None = None
         self.size = 0
         self.events: list[RunEvent] = []
         self._began: float | None = None
@@ -183,7 +187,9 @@ class Run:
 
     def stop(self) -> None:
         """Ask for its end: it is interrupted, or given up if it waits."""
-        self.wants_stop.set()
+        self.wants_stop = True
+        if self.on_stop is not None:
+            self.on_stop()
 
     async def next_batch(self, position: int) -> list[RunEvent]:
         """Return events from `position` on, waiting for the first; none are left when it is over.

@@ -59,7 +59,7 @@ STUCK = {
         "!sleep 1000",
         "import threading; threading.Event().wait()",
         "import queue; queue.Queue().get()",
-        "import numpy as np\nwhile True: np.ones((300, 300)) @ np.ones((300, 300))",
+        "import numpy as np\na = np.ones((300, 300))\nwhile True: a @ a",
         "while True: print('x' * 1000)",
         "while True: display(1)",
         "for i in iter(int, 1): pass",
@@ -85,7 +85,7 @@ def test_a_timeout_interrupts_and_keeps_the_state(box: Sandbox, language: str, c
     with context_in(box, language) as context:
         began = time.monotonic()
         result = box.run_code(code, context=context, timeout=0.5)
-        assert time.monotonic() - began < 3.4
+        assert time.monotonic() - began < 5.5
         assert (result.status, result.restarted) == ("timeout", False)
         assert result.error is not None
         assert result.error.ename == "KeyboardInterrupt"
