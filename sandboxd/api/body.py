@@ -32,6 +32,7 @@ class BoundedBody:
         self.expected = expected_content_length
         self._data = bytearray()
         self._news = trio.Event()
+        self._wanted = 1
         self._complete = trio.Event()
         self._room = trio.Event()
         self._discarding = False
@@ -46,7 +47,8 @@ class BoundedBody:
             return
         if data:
             self._data += data
-            self._news.set()
+            if len(self._data) >= self._wanted:
+                self._news.set()
         while len(self._data) >= HIGH_WATER and not self._discarding:
             self._room = trio.Event()
             await self._room.wait()
@@ -73,22 +75,26 @@ class BoundedBody:
         """Whether all of it has come."""
         return self._complete.is_set()
 
-    async def next_piece(self, *, idle_s: float = math.inf) -> bytes:
+    async def next_piece(self, *, idle_s: float = math.inf, at_least: int = 1) -> bytearray:
         """Return what has come, waiting for it; no bytes are the end.
+
+        With `at_least` (up to `HIGH_WATER`) it waits for that much, or the end, or a pause of `idle_s`: whoever
+        writes large pieces need not wake for each small one.
 
         Raises:
             RequestTimeout: nothing came for `idle_s` seconds.
         """
-        with trio.move_on_after(idle_s):
-            while not self._data:
-                if self._complete.is_set():
-                    return b""
-                self._news = trio.Event()
+        while len(self._data) < at_least and not self._complete.is_set():
+            before = len(self._data)
+            self._wanted = at_least
+            self._news = trio.Event()
+            with trio.move_on_after(idle_s) as scope:
                 await self._news.wait()
-        if not self._data:
-            raise RequestTimeout(f"cannot read the body: nothing came for {idle_s:g} s")
-        piece = bytes(self._data)
-        self._data.clear()
+            if scope.cancelled_caught and len(self._data) == before:
+                if not before:
+                    raise RequestTimeout(f"cannot read the body: nothing came for {idle_s:g} s")
+                break
+        piece, self._data = self._data, bytearray()
         self._room.set()
         return piece
 
@@ -102,7 +108,7 @@ class BoundedBody:
         if self.expected is not None and self.expected > limit:
             raise BodyTooLarge(f"cannot take a JSON body of over {limit} bytes", limit_bytes=limit)
         if self._complete.is_set() and len(self._data) <= limit:
-            return await self.next_piece()
+            return bytes(await self.next_piece())
         found = bytearray()
         while piece := await self.next_piece(idle_s=JSON_IDLE_S):
             found += piece

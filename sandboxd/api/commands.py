@@ -41,7 +41,7 @@ async def write_stdin(call: Call, ref: str, process: str) -> TrioResponse:
     sandbox = call.manager.registry.find(ref)
     check_process_id(process, "process")
     while piece := await call.body.next_piece():
-        await sandbox.write_stdin(process, piece)
+        await sandbox.write_stdin(process, bytes(piece))
     return nothing()
 
 

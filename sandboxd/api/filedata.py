@@ -11,6 +11,7 @@ from quart.wrappers.response import ResponseBody
 
 from ..errors import InvalidRequest, RemoteProtocolError, SandboxdError
 from ..runtime import checks, filefacts
+from ..runtime.errand import FEED_BYTES
 from ..spec import check_text, name_bytes
 from ..wire import sse
 from . import file_models as models
@@ -292,7 +293,7 @@ async def unpack(call: Call, ref: str) -> TrioResponse:
         "max_bytes": sandbox.limits.disk_bytes or _NO_LIMIT,
     }
     async with sandbox.errand("unpack", params, feed=True) as errand:
-        while piece := await call.body.next_piece(idle_s=UPLOAD_IDLE_S):
+        while piece := await call.body.next_piece(idle_s=UPLOAD_IDLE_S, at_least=FEED_BYTES):
             if not await errand.feed(piece):
                 break
         else:

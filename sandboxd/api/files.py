@@ -103,7 +103,7 @@ async def write(call: Call, ref: str) -> TrioResponse:
     mode = call.query("mode")
     check_mode(mode)
     async with await sandbox.open_write(path, mode) as writer:
-        while piece := await call.body.next_piece(idle_s=UPLOAD_IDLE_S):
+        while piece := await call.body.next_piece(idle_s=UPLOAD_IDLE_S, at_least=PIECE_BYTES):
             await writer.write(piece)
         size = writer.size
         created = await writer.commit()

@@ -40,6 +40,9 @@ MAX_CONNECTIONS: Final = 4096
 BACKLOG: Final = 1024
 #: A connection that has no request under way (also one that sends its header slowly) is closed after this.
 KEEP_ALIVE_S: Final = 60
+#: One read of a connection. A unix socket holds about 208 KiB; what is not filled costs nothing.
+SMALL_READ_BYTES: Final = 64 * 1024
+LARGE_READ_BYTES: Final = 256 * 1024
 #: How long answers under way may take when the daemon stops.
 DRAIN_S: Final = 5.0
 #: A client over TCP that vanished is noticed after two minutes: a terminal or a silent stream sends nothing by itself.
@@ -92,6 +95,28 @@ class _Wire(TCPServer):
             pass  # the socket is gone
         finally:
             await self._close()
+
+    async def _read_data(self) -> None:
+        """Read to the end of the connection: hypercorn's loop, with larger reads while an upload fills them."""
+        buffer: bytearray | None = None  # only while reads are large: fresh memory for each costs more than the copy
+        while True:
+            data: bytes | memoryview
+            try:
+                if buffer is None:
+                    data = bytes(await self.stream.receive_some(SMALL_READ_BYTES))
+                else:
+                    data = memoryview(buffer)[: await self.stream.socket.recv_into(buffer)]
+            except (trio.ClosedResourceError, trio.BrokenResourceError, OSError):
+                break
+            size = len(data)
+            await self.protocol.handle(RawData(data))  # type: ignore[arg-type]  # it is copied before anything waits
+            if not size:
+                break
+            if size < SMALL_READ_BYTES:
+                buffer = None
+            elif buffer is None:
+                buffer = bytearray(LARGE_READ_BYTES)
+        await self.protocol.handle(Closed())
 
     async def _converse(self, idle: _Idle, tasks: TaskGroup) -> None:
         sock = self.stream.socket

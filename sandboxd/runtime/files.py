@@ -143,13 +143,16 @@ class FileWriter(_File):
         """Bytes given so far."""
         return self._offset + len(self._pending)
 
-    async def write(self, data: bytes) -> None:
-        """Append `data`; it reaches the file in pieces.
+    async def write(self, data: bytes | bytearray) -> None:
+        """Append `data`, a bytearray for good; it reaches the file in pieces.
 
         Raises:
             QuotaExceeded: no room.
         """
-        self._pending += data
+        if self._pending or not isinstance(data, bytearray):
+            self._pending += data
+        else:
+            self._pending = data
         if len(self._pending) >= PIECE_BYTES:
             await self._write_out()
 
