@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from bench.figures.contexts import Interpreters
@@ -58,6 +59,17 @@ class Echoing(Held, Protocol):
 
     def echo(self, count: int) -> list[float]:
         """Type `count` keys into a terminal, each when the one before was shown; return the seconds of each."""
+
+
+@runtime_checkable
+class Transfers(Protocol):
+    """A held sandbox that files go into and come out of."""
+
+    def put(self, source: Path) -> float:
+        """Copy a file of this machine in and return the seconds."""
+
+    def get(self, target: Path) -> float:
+        """Copy what was put last out to a file of this machine and return the seconds."""
 
 
 class Contender:

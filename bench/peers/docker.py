@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import struct
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.contender import ECHO, TRUE, Cold, Contender, Held, Unavailable, check_stream
@@ -55,6 +56,12 @@ class _HeldCli:
     def stdout(self, count: int) -> float:
         raise NotImplementedError
 
+    def put(self, source: Path) -> float:
+        return self._dockerd.den.run([*self._command, "cp", str(source), f"{self._name}:/file"]).check().total_s
+
+    def get(self, target: Path) -> float:
+        return self._dockerd.den.run([*self._command, "cp", f"{self._name}:/file", str(target)]).check().total_s
+
     def end(self) -> None:
         self._dockerd.den.run([*self._command, "rm", "--force", self._name]).check()
 
@@ -64,7 +71,7 @@ class DockerCli(_Docker):
 
     name = "docker"
     what = "docker run --rm --network none, /usr bound read-only"
-    figures: ClassVar[frozenset[str]] = frozenset({"create", "exec", "start"})
+    figures: ClassVar[frozenset[str]] = frozenset({"create", "exec", "start", "files"})
 
     @property
     def _command(self) -> list[str]:

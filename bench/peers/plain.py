@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import subprocess
 import time
 import tty
@@ -53,8 +54,9 @@ class _Plain(Contender):
 class _HeldPipe:
     """No sandbox at all."""
 
-    def __init__(self, den: Den) -> None:
+    def __init__(self, den: Den, folder: Path) -> None:
         self._den = den
+        self._file = folder / "file"
 
     def exec(self) -> float:
         return self._den.run(TRUE).check().total_s
@@ -79,8 +81,18 @@ class _HeldPipe:
                 os.close(ours)
                 child.terminate()
 
+    def put(self, source: Path) -> float:
+        return self._copy(source, self._file)
+
+    def get(self, target: Path) -> float:
+        return self._copy(self._file, target)
+
+    def _copy(self, source: Path, target: Path) -> float:
+        line = f"cat {shlex.quote(str(source))} | cat > {shlex.quote(str(target))}"
+        return self._den.run(["/bin/sh", "-c", line]).check().total_s
+
     def end(self) -> None:
-        """Nothing to give back."""
+        self._file.unlink(missing_ok=True)
 
 
 def _echo(terminal: int) -> float:
@@ -95,10 +107,10 @@ class Pipe(_Plain):
 
     name = "raw pipe"
     what = "subprocess without a sandbox"
-    figures = frozenset({"stdout", "follow", "echo"})
+    figures = frozenset({"stdout", "follow", "echo", "files"})
 
     def hold(self) -> Held:
-        return _HeldPipe(self._den)
+        return _HeldPipe(self._den, self._workspace.directory("pipe"))
 
 
 class Unshare(_Plain):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.contender import ECHO, TRUE, Cold, Held, Unavailable, check_stream
@@ -37,6 +38,12 @@ class _HeldPodman:
         check_stream(count, run.bytes)
         return run.stream_s or run.total_s
 
+    def put(self, source: Path) -> float:
+        return self._den.run([*self._command, "cp", str(source), f"{self._name}:/tmp/file"]).check().total_s
+
+    def get(self, target: Path) -> float:
+        return self._den.run([*self._command, "cp", f"{self._name}:/tmp/file", str(target)]).check().total_s
+
     def end(self) -> None:
         self._den.run([*self._command, "rm", "--force", "--time", "0", self._name]).check()
 
@@ -46,7 +53,7 @@ class Podman(_Plain):
 
     name = "podman"
     what = "podman --rootfs TREE:O, crun, --cgroups=disabled, --network=none"
-    figures = frozenset({"create", "exec", "start", "memory"})
+    figures = frozenset({"create", "exec", "start", "memory", "files"})
 
     def open(self) -> None:
         self._den = self._workspace.den(covers=_COVERS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from bench.contender import ECHO, TRUE, Cold, Contender, Held, Unavailable, check_stream
@@ -90,6 +91,18 @@ class _HeldSdk:
                 shown += pty.read()
             return [_echo(pty) for _ in range(count)]
 
+    def put(self, source: Path) -> float:
+        began = time.perf_counter()
+        with source.open("rb") as file:
+            self._sandbox.write_file("/workspace/file", file)
+        return time.perf_counter() - began
+
+    def get(self, target: Path) -> float:
+        began = time.perf_counter()
+        with target.open("wb") as file:
+            self._sandbox.download("/workspace/file", file)
+        return time.perf_counter() - began
+
     def end(self) -> None:
         self._sandbox.destroy()
 
@@ -107,7 +120,7 @@ class SandboxdSdk(_Sandboxd):
 
     name = "sandboxd"
     what = "synchronous SDK, unix socket, one client"
-    figures = frozenset({"create", "exec", "start", "memory", "stdout", "follow", "echo", "contexts"})
+    figures = frozenset({"create", "exec", "start", "memory", "stdout", "follow", "echo", "contexts", "files"})
 
     def cold(self) -> Cold:
         try:

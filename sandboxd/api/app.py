@@ -41,16 +41,22 @@ class _Connection(TrioASGIHTTPConnection):
         request.scope["sandboxd.call"] = call
         if not request.content_length and "Transfer-Encoding" not in request.headers:
             call.body.set_complete()  # it has none: do not wait for the message that says so
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._receive, nursery, request, receive)
-            async with call.stack:
-                response = await self.app.handle_request(request)
-                try:
-                    await self._answer(send, request, response)
-                except SandboxdError as error:
-                    # The headers are gone; hypercorn cuts a connection whose answer has no end.
-                    _log.warning("Cut the answer to %s %s: %s", request.method, request.path[:200], error)
-            nursery.cancel_scope.cancel()
+        wire: Any = self.scope.get("state", {}).get("wire")
+        if wire is not None:
+            wire.body = call.body
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._receive, nursery, request, receive)
+                async with call.stack:
+                    response = await self.app.handle_request(request)
+                    try:
+                        await self._answer(send, request, response)
+                    except SandboxdError as error:
+                        # The headers are gone; hypercorn cuts a connection whose answer has no end.
+                        _log.warning("Cut the answer to %s %s: %s", request.method, request.path[:200], error)
+                nursery.cancel_scope.cancel()
+        finally:
+            call.body.discard()  # whoever reads the connection must not wait for room
 
     async def _receive(self, nursery: trio.Nursery, request: ApiRequest, receive: ASGIReceiveCallable) -> None:
         body: Any = request.body

@@ -30,6 +30,7 @@ class BoundedBody:
 
     def __init__(self, expected_content_length: int | None, max_content_length: int | None) -> None:
         self.expected = expected_content_length
+        self.received = 0
         self._data = bytearray()
         self._news = trio.Event()
         self._wanted = 1
@@ -38,8 +39,9 @@ class BoundedBody:
         self._discarding = False
         self._discarded = 0
 
-    async def put(self, data: bytes) -> None:
+    async def put(self, data: bytes | memoryview) -> None:
         """Take what came from the client; returns when there is room for more."""
+        self.received += len(data)
         if self._discarding:
             self._discarded += len(data)
             if self._discarded > LINGER_BYTES:

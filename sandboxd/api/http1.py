@@ -15,16 +15,20 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import h11
 import trio
+from h11._readers import ContentLengthReader
 from hypercorn.protocol.h11 import H11Protocol
 from werkzeug.datastructures import Headers
 
 from ..errors import HeaderTooLarge, InvalidRequest, RequestTimeout, SandboxdError
 from . import problems, websocket
 from .body import LINGER_BYTES, LINGER_S
+
+if TYPE_CHECKING:
+    from .body import BoundedBody
 
 #: Request line and headers together; 431 beyond it.
 MAX_HEADER_BYTES: Final = 64 * 1024
@@ -55,6 +59,30 @@ class Http1(H11Protocol):
         super().__init__(**means)
         self._stream = stream
         self.can_read: Any = _Pause(self, stream)
+
+    def direct_bytes(self, body: BoundedBody) -> int:
+        """Return how many bytes of the body under way may go straight into it: all that come, but for the last.
+
+        None where h11 must see them (chunks, a request's head) or still holds some, and none while some are on their
+        way to the body through hypercorn's queue: what comes later must not overtake them. h11 has no word for this
+        ("skip what I took"), so its reader's count is moved by hand; a test holds that it is still called so.
+        """
+        connection: Any = self.connection
+        reader = connection._reader
+        if (
+            not isinstance(reader, ContentLengthReader)
+            or connection.their_state is not h11.SEND_BODY
+            or connection.trailing_data[0]
+            or body.expected is None
+            or body.received != body.expected - reader._remaining
+        ):
+            return 0
+        return int(reader._remaining) - 1
+
+    def skip(self, count: int) -> None:
+        """Tell h11 that bytes of the body have come which it will not see."""
+        connection: Any = self.connection
+        connection._reader._remaining -= count
 
     @property
     def is_half_asked(self) -> bool:

@@ -10,7 +10,7 @@ import anyio.to_thread
 
 from . import file_calls, folders
 from .async_stream import AsyncFileStream, AsyncWatchStream
-from .content import AsyncFileContent, async_content
+from .content import AsyncFileContent, async_content, size_of_file
 
 if TYPE_CHECKING:
     import os
@@ -85,7 +85,9 @@ class AsyncFilesPart:
             QuotaExceeded: the sandbox's disk is full.
             FilePermissionDenied: the sandbox's own rights refuse it.
         """
-        return await self.client.send(file_calls.write_file(self.id, path, async_content(data), mode))
+        return await self.client.send(
+            file_calls.write_file(self.id, path, async_content(data), mode, size_of_file(data))
+        )
 
     async def stat_file(self, path: SandboxPath, *, follow: bool = False) -> FileInfo:
         """Return what a file is; a link is told as such unless `follow`."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import io
+import math
+import os
+import stat
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import IO, Any, TypeAlias
 
@@ -28,6 +32,25 @@ def async_content(data: AsyncFileContent) -> bytes | AsyncIterator[bytes]:
     return _whole(data) if isinstance(data, _WHOLE) else _async_pieces(data)
 
 
+def size_of_file(data: object) -> int | None:
+    """Return how many bytes a plain file has left; None for what is no regular file.
+
+    An upload whose size is known beforehand is cheaper for the daemon than one in chunks.
+    """
+    if isinstance(data, _WHOLE) or not hasattr(data, "fileno"):
+        return None
+    try:
+        facts = os.fstat(data.fileno())
+        left = facts.st_size - data.tell()  # type: ignore[attr-defined]  # a file has it
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+    return (
+        left
+        if stat.S_ISREG(facts.st_mode) and left > 0 and isinstance(data, io.RawIOBase | io.BufferedIOBase)
+        else None
+    )
+
+
 def _whole(data: object) -> bytes:
     if isinstance(data, str):
         try:
@@ -45,14 +68,18 @@ def _pieces(data: IO[bytes] | Iterable[bytes]) -> Iterator[bytes]:
         for piece in data:
             yield _whole(piece)
         return
-    while piece := read(UPLOAD_CHUNK_BYTES):
+    left = size_of_file(data) or math.inf  # one that grows meanwhile is sent as long as was said
+    while left > 0 and (piece := read(int(min(UPLOAD_CHUNK_BYTES, left)))):
+        left -= len(piece)
         yield _whole(piece)
 
 
 async def _async_pieces(data: IO[bytes] | Iterable[bytes] | AsyncIterable[bytes]) -> AsyncIterator[bytes]:
     read = getattr(data, "read", None)
     if read is not None:
-        while piece := await _read_async(read):
+        left = size_of_file(data) or math.inf
+        while left > 0 and (piece := await _read_async(read, int(min(UPLOAD_CHUNK_BYTES, left)))):
+            left -= len(piece)
             yield _whole(piece)
     elif isinstance(data, AsyncIterable):
         async for item in data:
@@ -62,9 +89,9 @@ async def _async_pieces(data: IO[bytes] | Iterable[bytes] | AsyncIterable[bytes]
             yield _whole(item)
 
 
-async def _read_async(read: Callable[[int], Any]) -> Any:  # noqa: ANN401 - a file says; `_whole` checks
+async def _read_async(read: Callable[[int], Any], size: int) -> Any:  # noqa: ANN401 - a file says; `_whole` checks
     """Read from trio's or anyio's file in place, from a plain one in a thread."""
     if inspect.iscoroutinefunction(read):
-        return await read(UPLOAD_CHUNK_BYTES)
-    answer = await anyio.to_thread.run_sync(read, UPLOAD_CHUNK_BYTES)
+        return await read(size)
+    answer = await anyio.to_thread.run_sync(read, size)
     return await answer if inspect.isawaitable(answer) else answer

@@ -183,14 +183,17 @@ def read_file(key: str, path: SandboxPath, offset: int = 0, length: int | None =
     return StreamCall("GET", **_get(key, path, ""), accept=f"{RAW_TYPE}, */*;q=0.1", extra=extra)
 
 
-def write_file(key: str, path: SandboxPath, content: Content, mode: int | None = None) -> Call[int]:
-    """PUT …/files: returns the file's new size in bytes."""
+def write_file(
+    key: str, path: SandboxPath, content: Content, mode: int | None = None, size: int | None = None
+) -> Call[int]:
+    """PUT …/files: returns the file's new size in bytes. `size` is that of a content that comes in pieces."""
     given = _get(key, path, "")
     if isinstance(path, str) and path.endswith("/"):
         raise InvalidRequest(f"cannot write {path}: a file's path does not end with a slash", field="path")
     if mode is not None:
         given["params"]["mode"] = _octal(mode)
-    return Call("PUT", **given, content=content, what="answer", parse=lambda value: int(value["size"]))
+    extra = None if size is None else {"Content-Length": str(size)}
+    return Call("PUT", **given, content=content, extra=extra, what="answer", parse=lambda value: int(value["size"]))
 
 
 def _octal(mode: int) -> str:

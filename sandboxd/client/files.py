@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
 from . import file_calls, folders
-from .content import FileContent, sync_content
+from .content import FileContent, size_of_file, sync_content
 from .failures import mapped
 from .stream import FileStream
 
@@ -86,7 +86,7 @@ class FilesPart:
             QuotaExceeded: the sandbox's disk is full.
             FilePermissionDenied: the sandbox's own rights refuse it.
         """
-        return self.client.send(file_calls.write_file(self.id, path, sync_content(data), mode))
+        return self.client.send(file_calls.write_file(self.id, path, sync_content(data), mode, size_of_file(data)))
 
     def stat_file(self, path: SandboxPath, *, follow: bool = False) -> FileInfo:
         """Return what a file is; a link is told as such unless `follow`."""

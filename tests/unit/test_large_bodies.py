@@ -1,0 +1,52 @@
+"""Large bodies go past h11 straight to their handler: whole, in order, and with what comes behind them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import h11
+import pytest
+import trio
+from h11._readers import ContentLengthReader
+
+from tests.support.fake_daemon import FakeDaemon, daemon_in
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path) -> AsyncIterator[FakeDaemon]:
+    async with daemon_in(tmp_path) as found:
+        await found.create(name="box")
+        yield found
+
+
+def test_h11_still_counts_as_we_think() -> None:
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nab")
+    assert isinstance(connection.next_event(), h11.Request)
+    event = connection.next_event()
+    assert isinstance(event, h11.Data)
+    reader = connection._reader
+    assert isinstance(reader, ContentLengthReader)
+    assert reader._remaining == 8
+    reader._remaining -= 7
+    connection.receive_data(b"z")
+    assert connection.next_event().data == b"z"  # type: ignore[union-attr]
+    assert isinstance(connection.next_event(), h11.EndOfMessage)
+
+
+@pytest.mark.parametrize("size", [65_536, 65_537, 131_072, 300_000, 7_654_321])
+async def test_every_byte_arrives_and_the_next_request_is_answered(daemon: FakeDaemon, size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    stream = await daemon.raw_connection()
+    head = b"PUT /v1/sandboxes/box/files?path=/f HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
+    behind = b"GET /v1/sandboxes/box/files?path=/f HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    async with stream, trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_all, head + data + behind)
+        got = b""
+        while piece := await stream.receive_some(1 << 20):
+            got += piece
+    assert got.startswith(b"HTTP/1.1 201")
+    assert got.endswith(data)
+    assert (daemon.init.tree / "f").read_bytes() == data
