@@ -37,18 +37,14 @@ def size_of_file(data: object) -> int | None:
 
     An upload whose size is known beforehand is cheaper for the daemon than one in chunks.
     """
-    if isinstance(data, _WHOLE) or not hasattr(data, "fileno"):
+    if not isinstance(data, io.RawIOBase | io.BufferedIOBase):
         return None
     try:
         facts = os.fstat(data.fileno())
-        left = facts.st_size - data.tell()  # type: ignore[attr-defined]  # a file has it
-    except (OSError, ValueError, AttributeError, TypeError):
+        left = facts.st_size - data.tell()
+    except (OSError, ValueError):  # it has no descriptor, or is closed
         return None
-    return (
-        left
-        if stat.S_ISREG(facts.st_mode) and left > 0 and isinstance(data, io.RawIOBase | io.BufferedIOBase)
-        else None
-    )
+    return left if stat.S_ISREG(facts.st_mode) and left > 0 else None
 
 
 def _whole(data: object) -> bytes:
