@@ -14,7 +14,7 @@ import itertools
 import os
 import stat
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from ..errors import LimitExceeded, NotAFile
 from ..linux.kernel import Kernel
@@ -115,7 +115,7 @@ def _names(folder: int, hidden: bool, start: list[bytes], at_most: int | None) -
     """Give a folder's names in order, from `start` on; `at_most` are held at a time, and the folder read again."""
     last: list[bytes] = []
     while True:
-        with os.scandir(folder) as entries:
+        with _reading(folder) as entries:
             raw = (os.fsencode(entry.name) for entry in entries)
             wanted = (
                 name
@@ -130,6 +130,12 @@ def _names(folder: int, hidden: bool, start: list[bytes], at_most: int | None) -
         if at_most is None or len(names) < at_most:
             return
         last = names[-1:]
+
+
+def _reading(folder: int) -> Any:  # noqa: ANN401 - what os.scandir gives has no name
+    """Read an open folder from its start. btrfs shows what was there at the last rewind, and no entry made since."""
+    os.lseek(folder, 0, os.SEEK_SET)
+    return os.scandir(folder)
 
 
 # --- deleting ---
@@ -148,7 +154,7 @@ def delete_tree(folder: int, name: str) -> None:
 def _empty(top: int, folder: int, depth: int) -> None:
     """Delete what is in `folder`, again as long as moving things up gave it more."""
     while True:
-        with os.scandir(folder) as entries:
+        with _reading(folder) as entries:
             names = [(e.name, e.is_dir(follow_symlinks=False)) for e in itertools.islice(entries, _DELETE_BATCH)]
         if not names:
             return
