@@ -216,6 +216,9 @@ class AsyncCodeMethods:
             ContextExited: the context's interpreter has ended; restart it.
             InvalidRequest: a value is wrong; `field` names it.
         """
+        if on_stdout is None and on_stderr is None and on_result is None and on_error is None:
+            call = code_calls.run_whole(self.id, code, context=context, language=language, env=env, timeout=timeout)
+            return await self.client.send(call)
         async with self.run_code_stream(
             code,
             context=context,

@@ -177,6 +177,24 @@ def parse_result(value: Json) -> Result:
     return Result(**fields)
 
 
+def parse_code_result(value: Json) -> CodeResult:
+    """Read what came of a run, as one object."""
+    error = value.get("error")
+    return CodeResult(
+        id=_text(value["id"]),
+        context=_text(value["context"]),
+        status=_text(value["status"]),
+        stdout=_text(value["stdout"]),
+        stderr=_text(value["stderr"]),
+        results=tuple(parse_result(item) for item in value["results"]),
+        error=None if error is None else parse_error(error),
+        execution_count=int(value["execution_count"]),
+        duration_s=float(value["duration_s"]),
+        restarted=bool(value["restarted"]),
+        truncated=bool(value["truncated"]),
+    )
+
+
 def parse_error(value: Json) -> CodeError:
     """Read an error object or event."""
     return CodeError(
