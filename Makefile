@@ -7,11 +7,12 @@ MAKEFLAGS += --no-print-directory
 PYTHON := .venv/bin/python
 PREFIX ?= /opt/sandboxd
 DESTDIR ?=
+TEST_PACKAGES := chromium
 VM_PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs
 
 .PHONY: help
 help: ## List the goals
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r goal what; do printf '  make %-10s %s\n' "$$goal" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r goal what; do printf '  make %-14s %s\n' "$$goal" "$$what"; done
 
 .PHONY: setup
 setup: ## Check the machine, then install what is missing: system packages, .venv, sandboxd in it
@@ -40,7 +41,7 @@ lint: setup ## Check style and types
 	@echo "mypy" >&2; .venv/bin/mypy --no-error-summary
 
 .PHONY: test
-test: rootfs lint vm-packages ## Run every check and test
+test: rootfs lint vm-packages test-packages ## Run every check and test
 	@SANDBOXD_VM_REQUIRED=1 $(PYTHON) -m pytest
 
 .PHONY: test-fast
@@ -58,6 +59,15 @@ vm-shell: rootfs vm-packages ## A shell in that machine, with this tree installe
 .PHONY: vm-packages
 vm-packages:
 	@source .setup/lib; install_packages $(VM_PACKAGES)
+
+.PHONY: test-packages
+test-packages:
+	@source .setup/lib; install_packages $(TEST_PACKAGES)
+
+.PHONY: bench-previews
+bench-previews: rootfs ## Measure previews beside nginx, haproxy and socat (BENCH="--quick" is a minute)
+	@source .setup/lib; install_packages wrk nginx-light haproxy socat
+	@$(PYTHON) -m bench.previews $(BENCH)
 
 .PHONY: bench
 bench: rootfs ## Measure beside bwrap, crun, runc, podman, and docker where it is installed (BENCH="--quick" is a minute)
