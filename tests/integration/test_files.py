@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import time
 
 import pytest
 
-from sandboxd import FileNotFound, InvalidRequest, NotAFile, Sandbox, SandboxdError
+from sandboxd import FileNotFound, InvalidRequest, NotAFile, QuotaExceeded, Sandbox, SandboxdError
+from sandboxd.client import Client
 from tests.support.daemon import Daemon
 from tests.support.rude import Rude
 
@@ -111,3 +113,44 @@ def test_uploads_that_are_dropped_leave_nothing(daemon: Daemon, sandbox: Sandbox
             time.sleep(turn % 7 / 2000)
     sandbox.write_file("/workspace/kept", "x")
     assert sandbox.exec("sleep 0.2; ls -A /workspace").stdout == "kept\n"
+
+
+def test_row_24_a_quota_hit_in_the_middle_leaves_the_old_file(client: Client) -> None:
+    with Sandbox.create(limits={"disk_bytes": 48 << 20}, client=client) as sandbox:
+        if "disk_bytes" in sandbox.info.unenforced:
+            pytest.skip("this host's storage cannot limit a sandbox")
+        sandbox.write_file("/workspace/f", "old")
+        for write in (
+            lambda: sandbox.write_file("/workspace/f", os.urandom(80 << 20)),
+            lambda: sandbox.write_file("/workspace/new", (os.urandom(1 << 20) for _ in range(80))),
+        ):
+            with pytest.raises(QuotaExceeded) as caught:
+                write()
+            assert caught.value.status == 507
+        sandbox.write_file("/workspace/big", os.urandom(20 << 20))
+        for number in range(5):  # of one filesystem, copies share what they hold
+            sandbox.copy_file("/workspace/big", f"/workspace/copy{number}")
+            sandbox.delete_file(f"/workspace/copy{number}")
+        assert sandbox.read_text("/workspace/f") == "old"
+        assert ".sandboxd-tmp" not in sandbox.exec("ls -A /workspace").stdout
+        sandbox.delete_file("/workspace/big")
+        sandbox.write_file("/workspace/again", os.urandom(1 << 20))
+
+
+@pytest.mark.slow
+def test_a_gigabyte_up_and_down_leaves_the_daemons_memory_flat(daemon: Daemon, sandbox: Sandbox) -> None:
+    assert daemon.process
+
+    def peak() -> int:
+        status = pathlib.Path(f"/proc/{daemon.process.pid}/status").read_text()  # type: ignore[union-attr]
+        return int(status.split("VmHWM:")[1].split()[0]) << 10
+
+    sandbox.write_file("/workspace/warm", bytes(20 << 20))
+    before = peak()
+    piece = os.urandom(1 << 20)
+    assert sandbox.write_file("/workspace/big", (piece for _ in range(1024))) == 1 << 30
+    with sandbox.read_file_stream("/workspace/big") as stream:
+        assert sum(map(len, stream)) == 1 << 30
+    with sandbox.read_archive("/workspace") as stream:
+        assert sum(map(len, stream)) > 1 << 30
+    assert peak() - before < 32 << 20
