@@ -57,14 +57,14 @@ class Exchange:
         """
         client, asked, port = self._client, self._asked, self._port
         head = heads.forward(asked, client.front)
+        sandbox = await self._previews.sandbox_of(port)  # frozen, it would hold us
         reused = upstream.take(port) if asked.is_idempotent else None
         if reused is not None:
-            await self._previews.sandbox_of(port)  # frozen, it would hold us
             try:
                 return await self._on(reused, head, is_reused=True)
             except _Stale:
                 pass
-        wire = await upstream.make(self._previews, port)
+        wire = await upstream.make(self._previews, sandbox, port)
         return await self._on(wire, head, is_reused=False)
 
     async def _on(self, wire: Wire, head: bytes, *, is_reused: bool) -> bool:

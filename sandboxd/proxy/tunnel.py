@@ -49,7 +49,7 @@ async def _copy(
             if data:
                 await target.send(data)
                 passed(len(data))
-            data = await source.receive()
+            data = await source.receive(soon=False)
             if not data:
                 break
             # A message is one read. What fills a whole one is bulk, and goes past us as long as it comes.

@@ -12,6 +12,7 @@ from .wires import Wire, connect
 if TYPE_CHECKING:
     from ..runtime.ports import Port
     from ..runtime.previews import Previews
+    from ..runtime.sandbox import Sandbox
 
 #: Connections to one service that wait for another request, and how long they do. Not longer: a service that serves one
 #: connection at a time is held by one that waits.
@@ -60,15 +61,14 @@ def sweep(port: Port, now: float) -> None:
         port.idle.popleft().close()
 
 
-async def make(previews: Previews, port: Port) -> Wire:
+async def make(previews: Previews, sandbox: Sandbox, port: Port) -> Wire:
     """Connect to the service at 127.0.0.1 or ::1 of the sandbox, where it was found last first.
 
     Raises:
         PortClosed: nobody listens.
         ServerBusy: the service does not accept connections, or the host has no sockets left.
-        PreviewGone, SandboxFrozen, SandboxFailed: as their names say.
+        PreviewGone: the sandbox has ended.
     """
-    sandbox = await previews.sandbox_of(port)
     for family in (port.family, 10 - port.family):
         try:
             sock = await previews.socket(sandbox, family)

@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from typing import Any, Final
 import pytest
 
 from sandboxd import Sandbox
-from sandboxd.launcher import control, server
+from sandboxd.launcher import control, server, sockets
 from sandboxd.linux import procfs
 from sandboxd.wire.messages import Failure, Reply, Request
 from tests.escape.conftest import PROBES, host_pid
@@ -111,7 +112,7 @@ WITHOUT_ID: Final = {"list", "watch", "rootfs", "info"}
 def operations() -> set[str]:
     """The launcher's closed list, read from its source: a new operation must be tried here too."""
     found: set[str] = set()
-    for module in (server, control):
+    for module in (server, control, sockets):
         for node in ast.walk(ast.parse(pathlib.Path(str(module.__file__)).read_text())):
             if isinstance(node, ast.Dict):
                 pairs = zip(node.keys, node.values, strict=True)
@@ -126,7 +127,7 @@ def operations() -> set[str]:
     return found
 
 
-ID_OPERATIONS: Final = ("destroy", "freeze", "kill", "limit", "stats", "thaw")
+ID_OPERATIONS: Final = ("destroy", "freeze", "kill", "limit", "sockets", "stats", "thaw")
 
 
 def test_every_operation_is_tried_here() -> None:
@@ -176,6 +177,53 @@ def test_an_operation_reaches_no_sandbox_of_another(
         assert answer.kind in ("invalid-request", "sandbox-not-found"), (op, str(value)[:40], answer)
     assert isinstance(ours.asker.ask(op), Failure)
     assert world(ours, theirs) == before
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"family": 4}, {"count": 1}, {"family": 4, "count": 0}, {"family": 4, "count": 9}, {"family": 4, "count": True},
+        {"family": 4, "count": "1"}, {"family": 4, "count": 1.0}, {"family": 4, "count": -1}, {"family": 1, "count": 1},
+        {"family": 16, "count": 1}, {"family": True, "count": 1}, {"family": [4], "count": 1},
+        {"family": 4, "count": 1, "type": 3}, {"family": 4, "count": 1, "pid": 1},
+    ],
+)  # fmt: skip
+def test_sockets_are_few_and_of_two_kinds(
+    launchers: tuple[LauncherProcess, LauncherProcess], params: dict[str, Any]
+) -> None:
+    ours, _ = launchers
+    before = ours.fds()
+    answer = ours.asker.ask("sockets", id=ID, **params)
+    assert isinstance(answer, Failure)
+    assert answer.kind == "invalid-request"
+    assert ours.fds() == before
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_sockets_are_of_the_sandboxs_network_and_the_launcher_stays_in_its_own(
+    launchers: tuple[LauncherProcess, LauncherProcess], family: int
+) -> None:
+    """What a daemon gets: TCP, unconnected, without a way to the host; its maker keeps neither them nor the place."""
+    ours, _ = launchers
+    namespace = os.readlink(f"/proc/{ours.process.pid}/ns/net")
+    assert namespace == os.readlink("/proc/self/ns/net")
+    before = ours.fds()
+    with socket.create_server(("127.0.0.1", 0)) as host:
+        answer = ours.asker.ask("sockets", id=ID, family=family, count=8)
+        assert isinstance(answer, Reply)
+        made = [socket.socket(fileno=fd) for fd in ours.asker.fds]
+        assert len(made) == 8
+        for sock in made:
+            with sock:
+                assert sock.type == socket.SOCK_STREAM
+                assert sock.family == {4: socket.AF_INET, 6: socket.AF_INET6}[family]
+                assert not os.get_blocking(sock.fileno())
+                sock.settimeout(5)
+                address = {4: "127.0.0.1", 6: "::1"}[family]
+                with pytest.raises(ConnectionRefusedError):
+                    sock.connect((address, host.getsockname()[1]))
+    assert os.readlink(f"/proc/{ours.process.pid}/ns/net") == namespace
+    assert ours.fds() == before
 
 
 @pytest.mark.parametrize("op", ["limit", "create"])
