@@ -60,6 +60,10 @@ vm-shell: rootfs vm-packages ## A shell in that machine, with this tree installe
 vm-packages:
 	@source .setup/lib; install_packages $(VM_PACKAGES)
 
+.PHONY: test-apps
+test-apps: rootfs test-packages ## Try Streamlit and JupyterLab behind previews, in a browser (builds a rootfs once)
+	@$(PYTHON) -m pytest tests/apps/web_apps.py
+
 .PHONY: test-packages
 test-packages:
 	@source .setup/lib; install_packages $(TEST_PACKAGES)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import pathlib
-import struct
 import tempfile
-import zlib
 from collections.abc import Iterator
 
 import pytest
 
 from sandboxd import Sandbox
 from tests.support import browser, web
-from tests.support.browser import Browser
+from tests.support.browser import Browser, colours
 from tests.support.daemon import Daemon
 
 pytestmark = [
@@ -90,21 +88,6 @@ def apps() -> Iterator[Sandbox]:
 def page() -> Iterator[Browser]:
     with Browser() as page:
         yield page
-
-
-def colours(png: bytes) -> int:
-    """Return how many different rows of pixels a PNG has: one for an empty page."""
-    assert png.startswith(b"\x89PNG")
-    data, place = b"", 8
-    while place < len(png):
-        (size,) = struct.unpack("!I", png[place : place + 4])
-        if png[place + 4 : place + 8] == b"IDAT":
-            data += png[place + 8 : place + 8 + size]
-        place += size + 12
-    raw = zlib.decompress(data)
-    height = struct.unpack("!I", png[20:24])[0]
-    stride = len(raw) // height
-    return len({raw[start + 1 : start + stride] for start in range(0, len(raw), stride)})
 
 
 def test_http_server(apps: Sandbox, page: Browser) -> None:

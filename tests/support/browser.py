@@ -7,13 +7,30 @@ import json
 import os
 import select
 import shutil
+import struct
 import subprocess
 import tempfile
 import time
+import zlib
 from types import TracebackType
 from typing import Any, Self
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def colours(png: bytes) -> int:
+    """Return how many different rows of pixels a PNG has: one for an empty page."""
+    assert png.startswith(b"\x89PNG")
+    data, place = b"", 8
+    while place < len(png):
+        (size,) = struct.unpack("!I", png[place : place + 4])
+        if png[place + 4 : place + 8] == b"IDAT":
+            data += png[place + 8 : place + 8 + size]
+        place += size + 12
+    raw = zlib.decompress(data)
+    height = struct.unpack("!I", png[20:24])[0]
+    stride = len(raw) // height
+    return len({raw[start + 1 : start + stride] for start in range(0, len(raw), stride)})
 
 
 class Browser:
