@@ -33,6 +33,10 @@ def colours(png: bytes) -> int:
     return len({raw[start + 1 : start + stride] for start in range(0, len(raw), stride)})
 
 
+class Navigated(Exception):
+    """The page went away while it was asked."""
+
+
 class Browser:
     """One browser with one page. It resolves names as on a machine without set-up."""
 
@@ -105,6 +109,8 @@ class Browser:
         end = time.monotonic() + timeout
         while (answer := self._read(end)).get("id") != self._number:
             self.events.append(answer)
+        if "navigated" in answer.get("error", {}).get("message", ""):
+            raise Navigated
         assert "error" not in answer, answer
         result: dict[str, Any] = answer["result"]
         return result
@@ -134,7 +140,13 @@ class Browser:
         """Return when a JavaScript expression is true."""
         wait = f"new Promise((done, fail) => {{ const end = Date.now() + {timeout * 1000}; const look = () => "
         wait += f"({expression}) ? done(true) : Date.now() > end ? fail(new Error(document.body.innerText)) : "
-        self.ask(wait + "setTimeout(look, 50); look(); })")
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                self.ask(wait + "setTimeout(look, 50); look(); })")
+                return
+            except Navigated:  # a click has led to another page, which may be the one that is waited for
+                assert time.monotonic() < end
 
     def click(self, selector: str) -> None:
         """Click the middle of an element with the mouse."""
