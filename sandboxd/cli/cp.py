@@ -64,11 +64,11 @@ def cp(ctx: click.Context, *, source: str, target: str) -> None:
                 return
             with _source(here) as (file, size):
                 sandbox = Sandbox.connect(there.sandbox, client=client_of(ctx))
-                upload(sandbox, file, size, _remote_target(sandbox, there.path, here))
+                upload(sandbox, file, size, remote_target(sandbox, there.path, here))
 
 
-def _remote_target(sandbox: Sandbox, path: str, source: str) -> str:
-    """Return the path that a copy gets: in a folder that is there it has the source's name."""
+def remote_target(sandbox: Sandbox, path: str, source: str) -> str:
+    """Return the path that a copy of `source` gets: in a folder that is there it has the source's name."""
     in_folder = path.endswith("/") or (source != "-" and _is_remote_folder(sandbox, path))
     return f"{path.rstrip('/')}/{_name(source)}" if in_folder else path
 
@@ -84,7 +84,7 @@ def upload_folder(sandbox: Sandbox, folder: Path, path: str) -> None:
     """Copy a folder of this machine into the sandbox."""
     from sandboxd.client import folders  # noqa: PLC0415 - beside httpx, loaded by now
 
-    target = _remote_target(sandbox, path, str(folder.resolve()))
+    target = remote_target(sandbox, path, str(folder.resolve()))
     try:
         with _bar(target, folders.size(folder)) as advance:
             sandbox.copy_in(folder, target, on_bytes=advance)

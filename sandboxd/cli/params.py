@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sandboxd.client import Client
+    from sandboxd.client import Client, Sandbox
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE)
 _FACTORS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -56,7 +56,9 @@ class KeyValue(click.ParamType[tuple[str, str]]):
         self.fail(f"{value!r} is not of the form KEY=VALUE", param, ctx)
 
 
-def _stack(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def stack(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return one decorator for several, the first outermost."""
+
     def decorate(function: Any) -> Any:  # noqa: ANN401 - click's decorators take and give anything
         for option in reversed(options):
             function = option(function)
@@ -82,7 +84,7 @@ io_option = click.option(
 )
 
 #: What a sandbox is created with: `run` and `create`.
-sandbox_options = _stack(
+sandbox_options = stack(
     click.option("--rootfs", metavar="NAME", help="The root filesystem; 'default' if not given."),
     click.option("--memory", type=Size(), metavar="SIZE", help="Limit of RAM, such as 512M."),
     click.option("--cpus", type=float, metavar="N", help="Limit of processors, such as 1.5."),
@@ -93,7 +95,7 @@ sandbox_options = _stack(
 )
 
 #: How a command runs: `run` and `exec`.
-command_options = _stack(
+command_options = stack(
     click.option(
         "-e",
         "--env",
@@ -148,3 +150,14 @@ def client_of(ctx: click.Context) -> Client:
 
     settings = ctx.find_root().obj or {}
     return ctx.find_root().with_resource(Client(settings.get("url"), settings.get("token")))
+
+
+def sandbox_of(ctx: click.Context, key: str) -> Sandbox:
+    """Return the sandbox with that id or name.
+
+    Raises:
+        SandboxNotFound: there is none.
+    """
+    from sandboxd.client import Sandbox  # noqa: PLC0415 - a verb's help needs no httpx
+
+    return Sandbox.connect(key, client=client_of(ctx))

@@ -1,0 +1,162 @@
+"""`sandboxd files search`, `find`, `replace` and `watch`: what looks at many files at once."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sandboxd.cli.failure import Interrupts
+from sandboxd.cli.file_text import change_json, change_line, match_json, name_json, shown, shown_line
+from sandboxd.cli.params import sandbox_of, stack
+
+if TYPE_CHECKING:
+    from sandboxd.client.file_calls import SearchResult
+
+_name_option = click.option("--name", metavar="GLOB", help="Only files with such a name, as in gitignore(5): '*.py'.")
+_case_option = click.option("-i", "--ignore-case", is_flag=True, help="Do not tell A from a.")
+#: What `search`, `find` and `replace` share.
+_walk_options = stack(
+    click.option("-a", "--all", "hidden", is_flag=True, help="Look at names that begin with a dot too."),
+    click.option("--gitignore", is_flag=True, help="Leave out what .gitignore files name."),
+    click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after so many; 1000 if not given."),
+    click.option("--timeout", type=float, metavar="SECONDS", help="Stop after that long; 30 if not given."),
+    click.option("--json", "as_json", is_flag=True, help="Print the whole answer as one JSON object."),
+)
+
+
+@click.command(short_help="Find lines in files by a regular expression.")
+@_name_option
+@_case_option
+@_walk_options
+@click.argument("sandbox")
+@click.argument("pattern")
+@click.argument("path", required=False)
+@click.pass_context
+def search(
+    ctx: click.Context,
+    /,
+    *,
+    pattern: str,
+    path: str | None,
+    sandbox: str,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401 - the API's fields
+) -> None:
+    """Find lines that match PATTERN, a regular expression of Python's, in the files below PATH.
+
+    Each is printed as PATH:LINE:TEXT; that none is found is no failure. Without PATH it begins where the sandbox's
+    commands start. Where --limit or --timeout ended it, stderr says so.
+    """
+    found = sandbox_of(ctx, sandbox)
+    with Interrupts():
+        result = found.search_files(path or found.info.cwd, content=pattern, **options)
+    _show(result, as_json=as_json)
+
+
+@click.command(short_help="Find files and folders by name.")
+@_walk_options
+@click.argument("sandbox")
+@click.argument("glob")
+@click.argument("path", required=False)
+@click.pass_context
+def find(
+    ctx: click.Context,
+    /,
+    *,
+    glob: str,
+    path: str | None,
+    sandbox: str,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401 - the API's fields
+) -> None:
+    """Find files and folders below PATH by name: GLOB is a pattern as in gitignore(5), such as '*.py'.
+
+    Without PATH it begins where the sandbox's commands start. Where --limit or --timeout ended it, stderr says so.
+    """
+    found = sandbox_of(ctx, sandbox)
+    with Interrupts():
+        result = found.search_files(path or found.info.cwd, name=glob, **options)
+    _show(result, as_json=as_json)
+
+
+def _show(result: SearchResult, *, as_json: bool) -> None:
+    if as_json:
+        items = [match_json(match) for match in result.items]
+        click.echo(json.dumps({"items": items, "truncated": result.truncated, "files": result.files}, indent=2))
+        return
+    for match in result.items:
+        line = "" if match.line is None else f":{match.line}:{shown_line(match.text or '')}"
+        click.echo(shown(match.path) + line)
+    _tell_truncated(result.truncated)
+
+
+def _tell_truncated(truncated: str | None) -> None:
+    if truncated is not None:
+        click.echo(f"sandboxd: this is not all: the {truncated} was reached", err=True)
+
+
+@click.command(short_help="Replace a text in files.")
+@click.option("-e", "--regex", is_flag=True, help=r"PATTERN is a regular expression, and \1 its first group.")
+@_name_option
+@_case_option
+@_walk_options
+@click.argument("sandbox")
+@click.argument("pattern")
+@click.argument("replacement")
+@click.argument("path")
+@click.pass_context
+def replace(
+    ctx: click.Context,
+    /,
+    *,
+    pattern: str,
+    replacement: str,
+    path: str,
+    sandbox: str,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401 - the API's fields
+) -> None:
+    """Replace the text PATTERN by REPLACEMENT in PATH, a file, or in every file below it.
+
+    Prints PATH:COUNT for each file that was changed. Each file is rewritten whole; --limit counts the changed files.
+    """
+    found = sandbox_of(ctx, sandbox)
+    with Interrupts():
+        result = found.replace_in_files(path, pattern, replacement, **options)
+    if as_json:
+        items = [name_json("path", name) | {"count": count} for name, count in result.items.items()]
+        click.echo(json.dumps({"items": items, "count": result.count, "truncated": result.truncated}, indent=2))
+        return
+    for name, count in result.items.items():
+        click.echo(f"{shown(name)}:{count}")
+    _tell_truncated(result.truncated)
+
+
+@click.command(short_help="Print what changes, as it happens.")
+@click.option("--no-recursive", "recursive", flag_value=False, default=True, help="Not what is in the folders below.")
+@click.option("--json", "as_json", is_flag=True, help="Print each as one JSON object on a line.")
+@click.argument("sandbox")
+@click.argument("path", required=False)
+@click.pass_context
+def watch(ctx: click.Context, *, recursive: bool, as_json: bool, sandbox: str, path: str | None) -> None:
+    """Print what changes below PATH, a line for each change, until Ctrl-C or until PATH is gone.
+
+    A line is create, write, chmod, remove, rename (OLD -> NEW) or overflow (changes were lost), and the path; a
+    folder's ends with a slash. It has begun when stderr says so. Without PATH it is the folder where the sandbox's
+    commands start.
+    """
+    from sandboxd.cli.attach import OutputClosed, write_all  # noqa: PLC0415 - `--help` needs none of it
+
+    found = sandbox_of(ctx, sandbox)
+    path = path or found.info.cwd
+    try:
+        with Interrupts(), found.watch(path, recursive=recursive) as changes:
+            click.echo(f"sandboxd: watching {shown(path)}", err=True)
+            for change in changes:
+                line = json.dumps(change_json(change)) if as_json else change_line(change)
+                write_all(1, line.encode() + b"\n")
+    except OutputClosed:
+        ctx.exit(128 + 13)
+    click.echo(f"sandboxd: {shown(path)} is gone", err=True)

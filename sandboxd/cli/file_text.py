@@ -1,0 +1,100 @@
+"""Files of a sandbox as text and as JSON: names that no terminal obeys, and that a script can turn back."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import stat
+from typing import TYPE_CHECKING, Any, Final
+
+from sandboxd.spec import name_bytes
+
+if TYPE_CHECKING:
+    from sandboxd.client.file_calls import FileChange, FileInfo, Match
+
+_KINDS: Final = {
+    "file": stat.S_IFREG,
+    "directory": stat.S_IFDIR,
+    "symlink": stat.S_IFLNK,
+    "fifo": stat.S_IFIFO,
+    "socket": stat.S_IFSOCK,
+    "character-device": stat.S_IFCHR,
+    "block-device": stat.S_IFBLK,
+}
+_SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
+
+
+def shown(name: str) -> str:
+    r"""Return a name on one line: what is no UTF-8 and what a terminal would obey as `\xff`, a backslash doubled.
+
+    A shell's `$'…'` turns it back, where no quote is in it.
+    """
+    return "".join(_SHORT.get(char) or _printable(char) for char in name)
+
+
+def shown_line(text: str) -> str:
+    """Return a line of a file as it is, but for what a terminal would obey."""
+    return "".join(char if char == "\t" else _printable(char) for char in text)
+
+
+def _printable(char: str) -> str:
+    if char.isprintable():
+        return char
+    # Of a name's surrogates these are the bytes that they stand for; any other lone surrogate has no bytes at all.
+    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", _handler(char)))
+
+
+def _handler(char: str) -> str:
+    return "surrogateescape" if "\udc80" <= char <= "\udcff" else "surrogatepass"
+
+
+def utc(when: dt.datetime) -> str:
+    """Return a moment to the second, as 2026-01-02T03:04:05Z."""
+    return when.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def mode_text(info: FileInfo) -> str:
+    """Return type and mode as ls(1) does: drwxr-xr-x."""
+    return stat.filemode(_KINDS.get(info.type, 0) | info.mode)
+
+
+def name_json(field: str, name: str) -> dict[str, str]:
+    """Return a name as the API writes it: text, and its bytes in base64 beside it where they are no UTF-8."""
+    raw = name_bytes(name)
+    try:
+        return {field: raw.decode()}
+    except UnicodeDecodeError:
+        return {field: raw.decode("utf-8", "replace"), f"{field}_b64": base64.b64encode(raw).decode()}
+
+
+def file_json(info: FileInfo) -> dict[str, Any]:
+    """Return a file as the API's object."""
+    found: dict[str, Any] = {
+        **name_json("path", info.path),
+        "type": info.type,
+        "size": info.size,
+        "mode": f"{info.mode:04o}",
+        "uid": info.uid,
+        "gid": info.gid,
+        "modified_at": info.modified_at.astimezone(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    }
+    return found if info.target is None else found | name_json("target", info.target)
+
+
+def match_json(match: Match) -> dict[str, Any]:
+    """Return a match as the API's object: a name with its type, or a line."""
+    facts = {"type": match.type, "line": match.line, "column": match.column, "text": match.text}
+    return name_json("path", match.path) | {name: value for name, value in facts.items() if value is not None}
+
+
+def change_json(change: FileChange) -> dict[str, Any]:
+    """Return a change as an object: type, path, is_folder, and of a rename from."""
+    found = {"type": change.type, **name_json("path", change.path), "is_folder": change.is_folder}
+    return found if change.old_path is None else found | name_json("from", change.old_path)
+
+
+def change_line(change: FileChange) -> str:
+    """Return a change as one line; a folder's path ends with a slash, and of a rename the old one stands first."""
+    end = "/" if change.is_folder else ""
+    old = "" if change.old_path is None else f"{shown(change.old_path)}{end} -> "
+    return f"{change.type:<8} {old}{shown(change.path)}{end}"

@@ -1,0 +1,294 @@
+"""`sandboxd files`: look at and change the files of a sandbox where they are (`sandboxd cp` carries them over)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from sandboxd.cli.cp import remote_target
+from sandboxd.cli.failure import Failure, Interrupts, one_sentence
+from sandboxd.cli.file_searches import find, replace, search, watch
+from sandboxd.cli.file_text import file_json, mode_text, shown, utc
+from sandboxd.cli.params import sandbox_of
+from sandboxd.cli.table import print_table
+from sandboxd.errors import AccessDenied, Conflict, FileNotFound, NotAFile
+from sandboxd.spec import check_file_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sandboxd.client.file_calls import FileInfo
+
+_READ_BYTES: Final = 256 * 1024
+paths_argument = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the whole objects, as a list.")
+recursive_option = click.option("-R", "--recursive", is_flag=True, help="All that is in the folders too.")
+
+
+class _Octal(click.ParamType[int]):
+    """A mode: 644, 0755."""
+
+    name = "mode"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401
+        """Return the mode's bits."""
+        if isinstance(value, int):
+            return value
+        try:
+            mode = int(value, 8)
+        except ValueError:
+            mode = -1
+        if not 0 <= mode <= 0o7777:
+            self.fail(f"{value!r} is no mode; write it in octal, as 644 or 0755", param, ctx)
+        return mode
+
+
+@click.group()
+def files() -> None:
+    r"""Look at and change the files of a sandbox where they are; `sandboxd cp` copies them in and out.
+
+    Every PATH is absolute. Names that are no UTF-8, or would disturb a terminal, are shown as \xff; with --json they
+    are as in the API, with their bytes in path_b64.
+    """
+
+
+@files.command("ls", short_help="List a folder.")
+@click.option("-a", "--all", "hidden", is_flag=True, help="Names that begin with a dot too.")
+@click.option("-R", "--recursive", is_flag=True, help="What is in the folders below too, by its path from PATH.")
+@click.option("-l", "--long", is_flag=True, help="Show type and mode, owner, size in bytes, and time of change.")
+@json_option
+@click.argument("sandbox")
+@click.argument("path", required=False)
+@click.pass_context
+def list_(
+    ctx: click.Context, *, hidden: bool, recursive: bool, long: bool, as_json: bool, sandbox: str, path: str | None
+) -> None:
+    """List the folder PATH, or show the file PATH; without it, the folder where the sandbox's commands start."""
+    found = sandbox_of(ctx, sandbox)
+    path = path or found.info.cwd
+    base = f"{check_file_path(path).rstrip('/')}/"
+    try:
+        infos: Iterable[FileInfo] = found.iter_files(path, recursive=recursive, hidden=hidden)
+        if long or as_json:
+            infos = list(infos)
+            _print_list(infos, base, as_json=as_json)
+        else:
+            for info in infos:
+                click.echo(_label(info, base))
+    except NotAFile:
+        # It comes with the first page, when nothing is printed yet.
+        info = found.stat_file(path)
+        if long or as_json:
+            _print_list([info], "", as_json=as_json)
+        else:
+            click.echo(shown(info.path))
+
+
+def _print_list(infos: Iterable[FileInfo], base: str, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([file_json(info) for info in infos], indent=2))
+    else:
+        print_table(("MODE", "OWNER", "SIZE", "MODIFIED", "NAME"), [_row(info, base) for info in infos])
+
+
+def _label(info: FileInfo, base: str) -> str:
+    return shown(info.path.removeprefix(base))
+
+
+def _row(info: FileInfo, base: str) -> tuple[str, ...]:
+    name = _label(info, base) + ("" if info.target is None else f" -> {shown(info.target)}")
+    return mode_text(info), f"{info.uid}:{info.gid}", str(info.size), utc(info.modified_at), name
+
+
+@files.command("stat", short_help="Tell what files are.")
+@click.option("-L", "--follow", is_flag=True, help="Tell of what a link leads to, not of the link.")
+@json_option
+@click.argument("sandbox")
+@paths_argument
+@click.pass_context
+def stat_(ctx: click.Context, *, follow: bool, as_json: bool, sandbox: str, paths: tuple[str, ...]) -> None:
+    """Tell what each PATH is. The status is 1 where one is not there."""
+    found = sandbox_of(ctx, sandbox)
+    infos: list[FileInfo] = []
+    failed = _each(paths, lambda path: infos.append(found.stat_file(path, follow=follow)))
+    if as_json:
+        click.echo(json.dumps([file_json(info) for info in infos], indent=2))
+    else:
+        for info in infos:
+            _print_facts(info)
+    ctx.exit(1 if failed else 0)
+
+
+def _print_facts(info: FileInfo) -> None:
+    facts = {"path": shown(info.path), "type": info.type, "size": str(info.size), "mode": f"{info.mode:04o}"}
+    facts |= {"owner": f"{info.uid}:{info.gid}", "modified": utc(info.modified_at)}
+    if info.target is not None:
+        facts["target"] = shown(info.target)
+    for name, value in facts.items():
+        click.echo(f"{name:<10} {value}")
+
+
+def _each(paths: tuple[str, ...], act: Callable[[str], object]) -> int:
+    """Do it to each path; tell which the sandbox refuses, and return how many those are."""
+    failed = 0
+    for path in paths:
+        try:
+            act(path)
+        except (FileNotFound, Conflict, AccessDenied) as error:
+            failed += 1
+            Failure(one_sentence(error)).show()
+    return failed
+
+
+@files.command("cat", short_help="Print files.")
+@click.argument("sandbox")
+@paths_argument
+@click.pass_context
+def cat(ctx: click.Context, *, sandbox: str, paths: tuple[str, ...]) -> None:
+    """Write the bytes of each file PATH to standard output, one after the other."""
+    from sandboxd.cli.attach import OutputClosed, write_all  # noqa: PLC0415 - `--help` needs none of it
+
+    found = sandbox_of(ctx, sandbox)
+
+    def show(path: str) -> None:
+        with found.read_file_stream(path) as stream:
+            for piece in stream:
+                write_all(1, piece)
+
+    try:
+        with Interrupts():
+            failed = _each(paths, show)
+    except OutputClosed:
+        ctx.exit(128 + 13)
+    ctx.exit(1 if failed else 0)
+
+
+@files.command("write", short_help="Write a file from standard input.")
+@click.option("-m", "--mode", type=_Octal(), metavar="MODE", help="In octal; else that of the old file, or 644.")
+@click.argument("sandbox")
+@click.argument("path")
+@click.pass_context
+def write(ctx: click.Context, *, mode: int | None, sandbox: str, path: str) -> None:
+    """Make or replace the file PATH with what standard input gives, to its end.
+
+    Folders above it are made. It appears when it is whole; until then the old one stays.
+    """
+    found = sandbox_of(ctx, sandbox)
+    with Interrupts():
+        found.write_file(path, iter(lambda: sys.stdin.buffer.read(_READ_BYTES), b""), mode=mode)
+
+
+@files.command("rm", short_help="Delete files, links and folders.")
+@click.option("-r", "--recursive", is_flag=True, help="Folders with all that is in them.")
+@click.option("-f", "--force", is_flag=True, help="One that is not there is no error.")
+@click.argument("sandbox")
+@paths_argument
+@click.pass_context
+def remove(ctx: click.Context, *, recursive: bool, force: bool, sandbox: str, paths: tuple[str, ...]) -> None:
+    """Delete each PATH: a file, a link, or an empty folder.
+
+    One that cannot be deleted is told, and the others are deleted.
+    """
+    found = sandbox_of(ctx, sandbox)
+
+    def delete(path: str) -> None:
+        try:
+            found.delete_file(path, recursive=recursive)
+        except FileNotFound:
+            if not force:
+                raise
+
+    ctx.exit(1 if _each(paths, delete) else 0)
+
+
+@files.command("mkdir", short_help="Make folders.")
+@click.option("-p", "--parents", is_flag=True, help="Those above it too, and one that is there is no error.")
+@click.option("-m", "--mode", type=_Octal(), metavar="MODE", help="In octal, such as 755.")
+@click.argument("sandbox")
+@paths_argument
+@click.pass_context
+def mkdir(ctx: click.Context, *, parents: bool, mode: int | None, sandbox: str, paths: tuple[str, ...]) -> None:
+    """Make each folder PATH."""
+    found = sandbox_of(ctx, sandbox)
+    ctx.exit(1 if _each(paths, lambda path: found.mkdir(path, parents=parents, mode=mode)) else 0)
+
+
+@files.command("mv", short_help="Move or rename a file or folder.")
+@click.option("-n", "--no-clobber", is_flag=True, help="Fail where something has the new name.")
+@click.argument("sandbox")
+@click.argument("source", metavar="OLD")
+@click.argument("target", metavar="NEW")
+@click.pass_context
+def move(ctx: click.Context, *, no_clobber: bool, sandbox: str, source: str, target: str) -> None:
+    """Move the file or folder OLD to NEW, or under its name into NEW where that is a folder.
+
+    Folders above NEW are made; a file that has the name is replaced.
+    """
+    found = sandbox_of(ctx, sandbox)
+    found.rename_file(source, remote_target(found, target, source), overwrite=not no_clobber)
+
+
+@files.command("copy", short_help="Copy a file or folder within the sandbox.")
+@click.option("-n", "--no-clobber", is_flag=True, help="Fail where something has the new name.")
+@click.argument("sandbox")
+@click.argument("source", metavar="OLD")
+@click.argument("target", metavar="NEW")
+@click.pass_context
+def copy(ctx: click.Context, *, no_clobber: bool, sandbox: str, source: str, target: str) -> None:
+    """Copy OLD to NEW within the sandbox, or under its name into NEW where that is a folder.
+
+    A folder is copied with all that is in it, to a name that is free; a file that has the name is replaced.
+    """
+    found = sandbox_of(ctx, sandbox)
+    found.copy_file(source, remote_target(found, target, source), overwrite=not no_clobber)
+
+
+@files.command("ln", short_help="Make a symbolic link.")
+@click.argument("sandbox")
+@click.argument("target")
+@click.argument("link")
+@click.pass_context
+def link(ctx: click.Context, *, sandbox: str, target: str, link: str) -> None:
+    """Make the symbolic link LINK, which leads to TARGET.
+
+    TARGET need not be there, nor absolute: then it counts from LINK's folder.
+    """
+    sandbox_of(ctx, sandbox).symlink(link, target)
+
+
+@files.command("chmod", short_help="Set modes.")
+@recursive_option
+@click.argument("sandbox")
+@click.argument("mode", type=_Octal(), metavar="MODE")
+@paths_argument
+@click.pass_context
+def chmod(ctx: click.Context, *, recursive: bool, sandbox: str, mode: int, paths: tuple[str, ...]) -> None:
+    """Set the mode of each PATH to MODE, in octal."""
+    found = sandbox_of(ctx, sandbox)
+    ctx.exit(1 if _each(paths, lambda path: found.chmod(path, mode, recursive=recursive)) else 0)
+
+
+@files.command("chown", short_help="Set owners.")
+@recursive_option
+@click.argument("sandbox")
+@click.argument("owner", metavar="USER[:GROUP]")
+@paths_argument
+@click.pass_context
+def chown(ctx: click.Context, *, recursive: bool, sandbox: str, owner: str, paths: tuple[str, ...]) -> None:
+    """Give each PATH to USER and GROUP, names or ids of the sandbox; :GROUP sets the group alone."""
+    names = [_owner(name) for name in owner.partition(":")[::2]]
+    if names == [None, None]:
+        raise click.UsageError("Name a USER, a :GROUP, or both as USER:GROUP.")
+    found = sandbox_of(ctx, sandbox)
+    ctx.exit(1 if _each(paths, lambda path: found.chown(path, *names, recursive=recursive)) else 0)
+
+
+def _owner(name: str) -> str | int | None:
+    return int(name) if name.isascii() and name.isdigit() else name or None
+
+
+for _command in (search, find, replace, watch):
+    files.add_command(_command)
