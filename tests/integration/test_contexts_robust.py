@@ -139,12 +139,15 @@ def test_a_stopped_interpreter_is_woken(box: Sandbox, language: str) -> None:
 
 @BOTH
 def test_a_client_that_leaves_interrupts_its_run_unless_it_is_detached(box: Sandbox, language: str) -> None:
-    code = {"python": "import time\nfor _ in range(20): time.sleep(0.05)\nopen('/tmp/done-%s', 'w').close()"}
-    code["javascript"] = "await new Promise(r => setTimeout(r, 1000)); require('fs').writeFileSync('/tmp/done-%s', '')"
+    code = {"python": "import time\nfor _ in range(%d): time.sleep(0.05)\nopen('/tmp/done-%s', 'w').close()"}
+    code["javascript"] = (
+        "await new Promise(r => setTimeout(r, %d * 50)); require('fs').writeFileSync('/tmp/done-%s', '')"
+    )
     with context_in(box, language) as context:
-        for detach in (False, True):
+        # A run that nobody interrupts would take ten minutes; one that goes on without us, a second.
+        for detach, steps in ((False, 12_000), (True, 20)):
             name = f"{language}-{detach}"
-            with box.run_code_stream(code[language].replace("%s", name), context=context, detach=detach) as stream:
+            with box.run_code_stream(code[language] % (steps, name), context=context, detach=detach) as stream:
                 pass
             with box.follow_code(context, stream.run_id) as again:
                 assert again.wait().status == ("ok" if detach else "error")

@@ -98,7 +98,7 @@ def test_a_start_sweeps_what_died_meanwhile(own_daemon: Daemon) -> None:
 
 
 def test_two_daemons_do_not_meet(own_daemon: Daemon, tmp_path: pathlib.Path) -> None:
-    other = Daemon(tmp_path / "other")
+    other = Daemon(tmp_path / "o")
     other.start()
     try:
         with own_daemon.client() as here, other.client() as there:
