@@ -68,8 +68,11 @@ class Workspace:
         self._stack.close()
 
     def directory(self, name: str) -> Path:
-        """Return a new directory of that name."""
-        path = self.path / name
+        """Return a new directory, of that name or, where there is one already, with a number after it."""
+        path, number = self.path / name, 1
+        while path.exists():
+            number += 1
+            path = self.path / f"{name}-{number}"
         path.mkdir()
         return path
 
