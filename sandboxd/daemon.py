@@ -223,8 +223,8 @@ def _start_launcher(config: Config, identity: Identity) -> tuple[subprocess.Pope
             executable=f"/proc/self/fd/{interpreter}",
             pass_fds=(fd, memory, interpreter),
             stdin=subprocess.DEVNULL,
-            # Every init is a fork of the launcher: nothing of the daemon's environment may be in its memory. Not
-            # empty, since python-prctl writes the process title over it.
+            # Every init comes from forks of the launcher: nothing of the daemon's environment may be in its memory.
+            # Not empty, since python-prctl writes the process title over it.
             env={"LC_ALL": "C.UTF-8"},
             cwd="/",
             start_new_session=True,
@@ -239,8 +239,8 @@ def _start_launcher(config: Config, identity: Identity) -> tuple[subprocess.Pope
 def _private_interpreter() -> int:
     """Return a sealed copy of the interpreter in memory, which only root may execute or open.
 
-    Until it executes its program, a command in a sandbox is a fork of the launcher, so its /proc/self/exe is the
-    launcher's: with the host's own binary there, a sandbox could run it, lock it and watch it (CVE-2019-5736).
+    Until it executes its program, a command in a sandbox comes from forks of the launcher, so its /proc/self/exe is
+    the launcher's: with the host's own binary there, a sandbox could run it, lock it and watch it (CVE-2019-5736).
     """
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
