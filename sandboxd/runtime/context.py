@@ -425,7 +425,7 @@ class Context:
         """Wait until the run is over; False when it is not, but its time is, or it is to stop."""
         assert self._present is not None  # noqa: S101 - a run is under way
         if self._present.wants_stop:
-            return self._ended.is_set()
+            return self._is_over()  # not whether `_ended` is set: the wish to stop sets it too
         with trio.move_on_after(float("inf") if timeout_s is None else timeout_s):
             await self._ended.wait()
         return self._is_over()
