@@ -17,6 +17,8 @@ from . import problems
 from .access import Caller, Level, Policy
 from .body import ApiRequest
 from .call import Call, Facts
+from .cloudflare import problems as cloudflare_problems
+from .cloudflare import routes as cloudflare_routes
 from .routes import ROUTES, Route
 
 if TYPE_CHECKING:
@@ -111,7 +113,7 @@ class Api(QuartTrio):
         self.routes: dict[str, Route] = {}
         self.url_map.strict_slashes = False
         self.url_map.merge_slashes = False
-        for route in ROUTES:
+        for route in (*ROUTES, *cloudflare_routes.ROUTES):
             self.routes[route.name] = route
             self.add_url_rule(
                 route.path, route.name, route.handler, methods=[route.method], provide_automatic_options=False
@@ -124,6 +126,8 @@ class Api(QuartTrio):
         try:
             return await self._dispatch(request)
         except Exception as error:
+            if cloudflare_problems.is_face(request.path):
+                return cloudflare_problems.response(request.path, error)
             return problem_response(problems.known(error))
 
     async def _dispatch(self, request: Any) -> TrioResponse:  # noqa: ANN401 - Quart types its own class

@@ -105,10 +105,13 @@ class Http1(H11Protocol):
 
     async def refuse(self, error: SandboxdError) -> None:
         """Answer with a problem that no handler can send, and end the connection."""
-        body = problems.to_json(error)
-        headers = {**problems.headers(error), "Content-Length": str(len(body)), "Connection": "close"}
+        await self.answer(problems.status_of(error), problems.to_json(error), problems.headers(error))
+
+    async def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        """Answer in the place of a handler, and end the connection."""
+        headers = {**headers, "Content-Length": str(len(body)), "Connection": "close"}
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await self._send_h11_event(h11.Response(status_code=problems.status_of(error), headers=raw))
+        await self._send_h11_event(h11.Response(status_code=status, headers=raw))
         await self._send_h11_event(h11.Data(data=body))
         await self._send_h11_event(h11.EndOfMessage())
         await self._linger()

@@ -6,13 +6,15 @@ import logging
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+import msgspec
 from werkzeug.exceptions import HTTPException
 from werkzeug.sansio.request import Request
 
 from ..errors import AccessDenied, InvalidRequest, RouteNotFound, SandboxdError
 from . import problems
 from .access import Level
-from .call import Call
+from .call import JSON_TYPE, Call
+from .cloudflare import problems as cloudflare_problems
 from .websocket import Gone, WebSocket, check_handshake
 
 if TYPE_CHECKING:
@@ -48,11 +50,21 @@ async def serve(api: Api, protocol: Http1, upgrade: Upgrade, caller: Caller | No
     except Gone:
         return
     except Exception as error:
+        await _refuse(protocol, socket, request.path, error)
+
+
+async def _refuse(protocol: Http1, socket: WebSocket | None, path: str, error: Exception) -> None:
+    if cloudflare_problems.is_face(path):
+        status, shown = cloudflare_problems.tell(path, error)
+        kind = str(shown["code"])
+        answer = (status, msgspec.json.encode(shown, enc_hook=str), {"Content-Type": JSON_TYPE})
+    else:
         problem = problems.known(error)
-        if socket is not None and socket.is_accepted:
-            await socket.close(1011, problem.kind)
-        else:
-            await protocol.refuse(problem)
+        kind, answer = problem.kind, (problems.status_of(problem), problems.to_json(problem), problems.headers(problem))
+    if socket is not None and socket.is_accepted:
+        await socket.close(1011, kind)
+    else:
+        await protocol.answer(*answer)
 
 
 def _find(api: Api, request: Request, caller: Caller | None) -> tuple[Any, dict[str, Any]]:

@@ -81,6 +81,10 @@ class Registry:
         """Return the sandbox with that id in whatever state, or None."""
         return self._by_id.get(sandbox_id)
 
+    def named(self, name: str) -> Sandbox | None:
+        """Return the sandbox that has this name in whatever state, or None."""
+        return self._by_name.get(name)
+
     def find(self, ref: str) -> Sandbox:
         """Return the sandbox that has this id or else this name.
 
