@@ -31,6 +31,8 @@ from .api.server import BACKLOG, Server
 from .config import GROUP, USER, Config, launcher_settings
 from .errors import AlreadyRunning, ConfigError, HostUnsupported, LauncherGone
 from .linux.kernel import Kernel
+from .metrics import Metrics
+from .metrics.families import connections
 from .previewing import PreviewListeners, make_proxy
 from .runtime.launcher import Launcher
 from .runtime.manager import Manager
@@ -279,8 +281,12 @@ async def _serve(config: Config, identity: Identity, token: str | None, sockets:
     manager = Manager(launcher, config.registry_dir, config.links_dir)
     facts = Facts(__version__, _shown(config))
     policy = Policy(token, frozenset({identity.uid}), identity.socket_gid)
-    server = Server(Api(manager, policy, facts), sockets.api)
+    metrics = Metrics(manager, __version__)
+    server = Server(Api(manager, policy, facts, metrics), sockets.api)
     proxy = make_proxy(config, manager.previews, sockets.previews, token)
+    metrics.add(connections("sandboxd_http_connections", "Connections to the API", server.statistics))
+    if proxy is not None:
+        metrics.add(connections("sandboxd_preview_connections", "Connections to the previews", proxy.statistics))
     status = 0
 
     async def drain() -> None:
@@ -295,6 +301,7 @@ async def _serve(config: Config, identity: Identity, token: str | None, sockets:
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(manager.run)
+            nursery.start_soon(metrics.run)
             await nursery.start(server.run)
             _log.info("Listening on %s", " and ".join(_describe(sock) for sock in sockets.api))
             if proxy is not None:

@@ -27,11 +27,12 @@ ALLOWED = {
     "images": {"spec", "errors", "linux"},
     "runtime": {"wire", "spec", "errors"},
     "proxy": {"runtime", "errors"},
+    "metrics": {"runtime", "errors"},
     "previewing": {"runtime", "proxy", "config", "errors"},
-    "api": {"runtime", "wire", "spec", "errors"},
+    "api": {"runtime", "metrics", "wire", "spec", "errors"},
     "client": {"wire", "spec", "errors"},
     "cli": {"client", "config", "errors", "spec"},
-    "daemon": {"runtime", "api", "proxy", "previewing", "config", "errors", "spec", "linux"},
+    "daemon": {"runtime", "metrics", "api", "proxy", "previewing", "config", "errors", "spec", "linux"},
     "__main__": {"cli"},
     "__init__": {"client", "errors", "spec"},
 }
@@ -43,7 +44,7 @@ EXTRA = {
 }
 #: third-party packages -> the only rooms that may import them.
 LIBRARIES = {
-    "trio": {"runtime", "proxy", "api", "daemon", "cli", "client"},
+    "trio": {"runtime", "metrics", "proxy", "api", "daemon", "cli", "client"},
     "quart": {"api"},
     "quart_trio": {"api"},
     "hypercorn": {"api", "daemon"},
@@ -55,6 +56,7 @@ LIBRARIES = {
     "pyseccomp": {"linux"},
     "ctypes": {"linux"},
     "psutil": {"runtime"},
+    "prometheus_client": {"metrics"},
     "re2": {"runtime"},
     "wsproto": {"api", "client"},
     "dulwich": {"templates"},

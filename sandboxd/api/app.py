@@ -13,6 +13,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
 from ..errors import AccessDenied, InvalidRequest, MethodNotAllowed, RouteNotFound, SandboxdError
+from ..metrics import Metrics
 from . import problems
 from .access import Caller, Level, Policy
 from .body import ApiRequest
@@ -39,7 +40,8 @@ class _Connection(TrioASGIHTTPConnection):
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Serve the request."""
         request: Any = self._create_request_from_scope(send)
-        call = Call(request, self.app.manager, self.app.facts)  # type: ignore[attr-defined]  # Api below
+        app: Any = self.app  # Api below
+        call = Call(request, app.manager, app.facts, app.metrics)
         request.scope["sandboxd.call"] = call
         if not request.content_length and "Transfer-Encoding" not in request.headers:
             call.body.set_complete()  # it has none: do not wait for the message that says so
@@ -104,12 +106,13 @@ class Api(QuartTrio):
     asgi_http_class = _Connection
     request_class = ApiRequest
 
-    def __init__(self, manager: Manager, policy: Policy, facts: Facts) -> None:
+    def __init__(self, manager: Manager, policy: Policy, facts: Facts, metrics: Metrics | None = None) -> None:
         super().__init__("sandboxd.api", static_folder=None)
         self.config["MAX_CONTENT_LENGTH"] = None  # bodies are bounded by what reads them
         self.manager = manager
         self.policy = policy
         self.facts = facts
+        self.metrics = metrics or Metrics(manager, facts.version)
         self.routes: dict[str, Route] = {}
         self.url_map.strict_slashes = False
         self.url_map.merge_slashes = False
@@ -124,11 +127,15 @@ class Api(QuartTrio):
         assert request_context is not None  # noqa: S101 - handle_request gives it
         request: Any = request_context.request
         try:
-            return await self._dispatch(request)
+            response = await self._dispatch(request)
         except Exception as error:
             if cloudflare_problems.is_face(request.path):
-                return cloudflare_problems.response(request.path, error)
-            return problem_response(problems.known(error))
+                response = cloudflare_problems.response(request.path, error)
+            else:
+                response = problem_response(problems.known(error))
+        name = request.url_rule.endpoint if request.url_rule is not None else "none"
+        self.manager.counters.answers[name, response.status_code] += 1
+        return response
 
     async def _dispatch(self, request: Any) -> TrioResponse:  # noqa: ANN401 - Quart types its own class
         route = self.routes.get(request.url_rule.endpoint) if request.url_rule is not None else None

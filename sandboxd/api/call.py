@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from quart.wrappers.response import ResponseBody
 
+    from ..metrics import Metrics
     from ..runtime.manager import Manager
     from .body import ApiRequest, BoundedBody
 
@@ -39,10 +40,11 @@ class Call:
         stack: closed after the answer was sent or given up, whichever way the request ends.
     """
 
-    def __init__(self, request: ApiRequest, manager: Manager, facts: Facts) -> None:
+    def __init__(self, request: ApiRequest, manager: Manager, facts: Facts, metrics: Metrics) -> None:
         self.request = request
         self.manager = manager
         self.facts = facts
+        self.metrics = metrics
         self.stack = contextlib.AsyncExitStack()
 
     def __repr__(self) -> str:
@@ -90,8 +92,8 @@ class Call:
             raise InvalidRequest(f"cannot accept query parameter {name!r}: it is no whole number", field=name)
         return int(text)
 
-    def query_flag(self, name: str) -> bool:
-        """Return a query parameter that is true or false; absent is false.
+    def query_flag(self, name: str, *, default: bool = False) -> bool:
+        """Return a query parameter that is true or false.
 
         Raises:
             InvalidRequest: it is something else.
@@ -99,7 +101,7 @@ class Call:
         text = self.query(name)
         if text not in (None, "true", "false", "1", "0"):
             raise InvalidRequest(f"cannot accept query parameter {name!r}: it is neither true nor false", field=name)
-        return text in ("true", "1")
+        return default if text is None else text in ("true", "1")
 
     def accepts(self) -> str:
         """Return which of the three answers to a command the caller wants: json, sse or raw."""

@@ -1,16 +1,16 @@
-"""GET /health, /info and /openapi.json."""
+"""GET /health, /info and /metrics."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from quart_trio.wrappers import TrioResponse
 
 from ..runtime import host
 from . import models
 from .call import answer
 
 if TYPE_CHECKING:
-    from quart_trio.wrappers import TrioResponse
-
     from .call import Call
 
 
@@ -35,3 +35,10 @@ async def info(call: Call) -> TrioResponse:
             "host": host.facts(),
         }
     )
+
+
+async def metrics(call: Call) -> TrioResponse:
+    """Give figures of the daemon, its sandboxes and their ports in the Prometheus text format."""
+    accept = call.request.headers.get("Accept", "")
+    body, content_type = await call.metrics.scrape(accept, sandboxes=call.query_flag("sandboxes", default=True))
+    return TrioResponse(body, content_type=content_type)

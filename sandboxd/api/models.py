@@ -164,13 +164,17 @@ class IoStats(msgspec.Struct, frozen=True):
 
 
 class PortStats(msgspec.Struct, frozen=True):
-    """What went through an exposed port: bytes of bodies and tunnels, towards the sandbox and from it."""
+    """What went through an exposed port: bytes of bodies and tunnels, towards the sandbox and from it.
+
+    `active` are requests and tunnels under way, `connections` those to the service that are open, idle ones too.
+    """
 
     port: int
     requests: int
     bytes_in: int
     bytes_out: int
     active: int
+    connections: int
 
 
 class StatsOut(msgspec.Struct, frozen=True, kw_only=True):

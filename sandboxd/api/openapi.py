@@ -21,7 +21,7 @@ _ARGUMENT: Final = re.compile(r"<([a-z]+)>")
 #: Errors that every route can give; routes with access control add two.
 _COMMON: Final = ("invalid-request", "internal-error")
 _GUARDED: Final = ("unauthenticated", "access-denied")
-_FLAGS: Final = frozenset({"fresh", "recursive", "hidden", "follow"})
+_FLAGS: Final = frozenset({"fresh", "sandboxes", "recursive", "hidden", "follow"})
 _NUMBERS: Final = frozenset({"limit", "from", "tail", "seen_bytes", "cols", "rows", "linger_s"})
 _DESCRIPTIONS: Final = {
     "ref": "a sandbox' id or its unique name",
@@ -50,6 +50,7 @@ _DESCRIPTIONS: Final = {
     "from": "the offset to begin at; without it, what follows `Last-Event-ID`, or the beginning",
     "tail": "begin with the last so many lines",
     "encoding": "`utf-8` or `base64`",
+    "sandboxes": "false: leave out what is told of each sandbox and each port",
     "seen_bytes": "output that the reader had before `from`, so that a gap can be told to the byte",
 }
 
@@ -122,6 +123,8 @@ def _responses(route: Route, schemas: dict[type, dict[str, Any]]) -> dict[str, A
 
 
 def _content(model: type, schemas: dict[type, dict[str, Any]]) -> dict[str, Any]:
+    if model is str:
+        return {"text/plain": {"schema": {"type": "string"}}}
     if model is bytes:
         return {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     return {"application/json": {"schema": schemas.get(model, {"type": "object"})}}

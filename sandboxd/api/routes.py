@@ -39,7 +39,7 @@ class Route:
 
     Attributes:
         body: the model of the JSON body; bytes for any bytes; None for none.
-        result: the model of the answer; bytes for bytes; None for no content.
+        result: the model of the answer; bytes for bytes; str for plain text; None for no content.
         kinds: the error kinds of its own, beside those that any route can give.
         websocket: whether the handler gets a `SocketCall` instead of a `Call`, and answers nothing.
     """
@@ -122,6 +122,7 @@ _RUNS: Final = ("context-exited", "context-restarting", "server-busy")
 ROUTES: Final[tuple[Route, ...]] = (
     Route(method="GET", path="/v1/health", handler=meta.health, access=Level.PUBLIC, result=models.Health),
     Route(method="GET", path="/v1/info", handler=meta.info, result=dict),
+    Route(method="GET", path="/v1/metrics", handler=meta.metrics, query=("sandboxes",), result=str),
     Route(method="GET", path="/v1/openapi.json", handler=describe, result=dict),
     Route(
         method="POST",

@@ -31,7 +31,7 @@ class SocketCall(Call):
     """What the handler of a WebSocket gets: the request, the domain, and the socket, which it must `accept`."""
 
     def __init__(self, request: Request, api: Api, socket: WebSocket) -> None:
-        super().__init__(request, api.manager, api.facts)  # type: ignore[arg-type]  # query and headers only
+        super().__init__(request, api.manager, api.facts, api.metrics)  # type: ignore[arg-type]  # query and headers only
         self.socket = socket
 
 

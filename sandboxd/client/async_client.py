@@ -63,6 +63,10 @@ class AsyncClient:
         """Return what the daemon says of itself, `version` among it."""
         return await self.send(calls.info())
 
+    async def metrics(self, *, sandboxes: bool = True) -> str:
+        """Return the daemon's figures in the Prometheus text format; `sandboxes`: those of each of them, too."""
+        return await self.send(calls.metrics(sandboxes=sandboxes))
+
     async def send(self, call: calls.Call[T]) -> T:
         """Send one request and return its answer, read; raises what the daemon's problem says."""
         response = await self.open(call)

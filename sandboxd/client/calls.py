@@ -101,6 +101,25 @@ class Call(StreamCall, Generic[T]):
         return read(self.what, self.parse, value)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TextCall(Call[str]):
+    """A request that is answered with text, not JSON."""
+
+    what: str = "text"
+    parse: Callable[[Json], str] = str
+
+    def read(self, body: bytes) -> str:
+        """Return the text.
+
+        Raises:
+            RemoteProtocolError: it is none.
+        """
+        try:
+            return body.decode()
+        except UnicodeDecodeError as error:
+            raise RemoteProtocolError(f"cannot understand the daemon's {self.what}: it is no UTF-8") from error
+
+
 def nothing(_: Json) -> None:
     """Read an answer that says nothing."""
     return None
@@ -133,6 +152,11 @@ def health() -> Call[None]:
 def info() -> Call[dict[str, Any]]:
     """GET /info: the daemon's version and more."""
     return Call("GET", "/v1/info", what="info", parse=dict)
+
+
+def metrics(*, sandboxes: bool) -> TextCall:
+    """GET /metrics: the Prometheus text format."""
+    return TextCall("GET", f"/v1/metrics?sandboxes={str(sandboxes).lower()}", accept="text/plain", what="metrics")
 
 
 def create(  # noqa: PLR0913 - the fields of a sandbox, all by keyword

@@ -94,6 +94,10 @@ class Client:
         """Return what the daemon says of itself, `version` among it."""
         return self.send(calls.info())
 
+    def metrics(self, *, sandboxes: bool = True) -> str:
+        """Return the daemon's figures in the Prometheus text format; `sandboxes`: those of each of them, too."""
+        return self.send(calls.metrics(sandboxes=sandboxes))
+
     def send(self, call: calls.Call[T]) -> T:
         """Send one request and return its answer, read; raises what the daemon's problem says."""
         response = self.open(call)

@@ -36,6 +36,7 @@ class PortUse:
     Attributes:
         bytes_in: bytes of bodies and tunnels towards the sandbox; `bytes_out` those from it.
         active: requests and tunnels under way.
+        connections: connections to the service that are open, idle ones too.
     """
 
     port: int
@@ -43,6 +44,7 @@ class PortUse:
     bytes_in: int
     bytes_out: int
     active: int
+    connections: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

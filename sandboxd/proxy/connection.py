@@ -238,6 +238,7 @@ class Connection:
     # --- refusals ---------------------------------------------------------------------------------------
 
     async def _refuse(self, error: SandboxdError, asked: Asked | None, target: Target | None) -> bool:
+        self._proxy.previews.counters.refusals[error.kind] += 1
         # After a request that was none, what follows is not to be read as one.
         again = asked is not None and asked.keep_alive and asked.length == 0 and not isinstance(error, InvalidRequest)
         page = asked is not None and asked.wants_page

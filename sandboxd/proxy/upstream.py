@@ -10,6 +10,8 @@ from ..errors import LimitExceeded, PortClosed, PreviewGone, SandboxNotFound, Se
 from .wires import Wire, connect
 
 if TYPE_CHECKING:
+    import socket
+
     from ..runtime.ports import Port
     from ..runtime.previews import Previews
     from ..runtime.sandbox import Sandbox
@@ -21,6 +23,23 @@ IDLE_S: Final = 5.0
 #: Loopback refuses at once; a full backlog of a service that does not accept makes it wait.
 CONNECT_S: Final = 10.0
 _LOOPBACK: Final = {4: "127.0.0.1", 6: "::1"}
+
+
+class ServiceWire(Wire):
+    """A connection to a service, which its port counts while it is open."""
+
+    def __init__(self, sock: socket.socket, port: Port) -> None:
+        super().__init__(sock)
+        self._port: Port | None = port
+        port.dialled += 1
+        port.connected += 1
+
+    def close(self) -> None:
+        """See `Wire`."""
+        port, self._port = self._port, None
+        if port is not None:
+            port.connected -= 1
+        super().close()
 
 
 class IdleWire:
@@ -80,11 +99,11 @@ async def make(previews: Previews, sandbox: Sandbox, port: Port) -> Wire:
             raise ServerBusy(error.message) from None
         try:
             with trio.fail_after(CONNECT_S):
-                wire = await connect(sock, (_LOOPBACK[family], port.spec.port))
+                await connect(sock, (_LOOPBACK[family], port.spec.port))
         except trio.TooSlowError:
             raise ServerBusy(f"cannot connect to port {port.spec.port}: it does not accept") from None
         except OSError:
             continue
         port.family = family
-        return wire
+        return ServiceWire(sock, port)
     raise PortClosed(f"cannot connect to port {port.spec.port}: nobody listens there", port=port.spec.port)

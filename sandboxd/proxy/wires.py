@@ -140,8 +140,8 @@ class TlsWire(Wire):
             await self._stream.aclose()
 
 
-async def connect(sock: socket.socket, address: tuple[str, int]) -> Wire:
-    """Connect a non-blocking socket and own it.
+async def connect(sock: socket.socket, address: tuple[str, int]) -> None:
+    """Connect a non-blocking socket.
 
     Raises:
         OSError: nobody listens there; the socket is closed.
@@ -158,7 +158,6 @@ async def connect(sock: socket.socket, address: tuple[str, int]) -> Wire:
     except BaseException:
         sock.close()
         raise
-    return Wire(sock)
 
 
 @contextlib.contextmanager

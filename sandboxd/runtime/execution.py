@@ -7,7 +7,9 @@ import secrets
 import string
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import ProtocolError, RemoteProtocolError
+import trio
+
+from ..errors import ProtocolError, RemoteProtocolError, SandboxdError
 from ..wire.link import DEFAULT_WINDOW
 from . import checks
 
@@ -46,6 +48,15 @@ class Exit:
     cpu_s: float
     memory_peak_bytes: int | None
     reason: str
+
+    @property
+    def end(self) -> str:
+        """How it ended, as one of few words: what `reason` says is init's own text."""
+        if self.timed_out:
+            return "timeout"
+        if self.oom_killed:
+            return "oom"
+        return "exit" if self.signal is None else "signal"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as the API shows them."""
@@ -152,6 +163,16 @@ class Execution:
         return f"<Execution {self.process_id} pid={self.pid} exit={self.exit}>"
 
     async def __aenter__(self) -> Execution:
+        counters, began = self._sandbox.counters, trio.current_time()
+        try:
+            await self._begin()
+        except SandboxdError as error:
+            counters.exec_failures[error.kind] += 1
+            raise
+        counters.exec_starts.add(trio.current_time() - began)
+        return self
+
+    async def _begin(self) -> None:
         try:
             await self._stream.__aenter__()
             self._first = await self._stream.next_batch()
@@ -166,7 +187,6 @@ class Execution:
             raise await self._sandbox.why_broken(RemoteProtocolError("the command gave no start event"))
         data = self._first[0].data
         self.pid = data["pid"] if isinstance(data, dict) and "pid" in data else None
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -193,6 +213,7 @@ class Execution:
         last = batch[-1]
         if last.type == "exit" and isinstance(last.data, dict):
             self.exit = parse_exit(last.data)
+            self._sandbox.counters.exec_ends[self.exit.end] += 1
         return batch
 
 

@@ -25,6 +25,7 @@ from ..errors import (
 from ..spec import new_id
 from . import recovery
 from .control import Control
+from .counters import Counters
 from .host import check_room
 from .lifecycle import ALIVE, State
 from .previews import Previews
@@ -60,10 +61,12 @@ class Manager:
     def __init__(self, launcher: Launcher, registry_dir: Path, links_dir: Path) -> None:
         self.launcher = launcher
         self.registry = Registry()
+        self.counters = Counters()
         self._store = Store(registry_dir)
         self._links = links_dir
         self.control = Control(launcher, self.registry, self._store, self.join)
         self.previews = Previews(launcher, self.registry, self._store, self.control)
+        self.previews.counters = self.counters
         self._creates = trio.Semaphore(CONCURRENT_CREATES)
         self._waiting = 0
         self._nursery: trio.Nursery | None = None
@@ -119,12 +122,22 @@ class Manager:
             LaunchFailed: a step of the birth failed; nothing was left.
             ServerBusy: too many births wait, the host has no memory to spare, or the daemon stops.
         """
+        began = trio.current_time()
+        try:
+            sandbox = await self._create(spec)
+        except SandboxdError as error:
+            self.counters.create_failures[error.kind] += 1
+            raise
+        self.counters.created(trio.current_time() - began, sandbox.timings)
+        return sandbox
+
+    async def _create(self, spec: SandboxSpec) -> Sandbox:
         if self._stopping:
             raise ServerBusy("cannot create a sandbox: the daemon is stopping")
         if self._waiting >= QUEUED_CREATES:
             raise ServerBusy(f"cannot create a sandbox: {QUEUED_CREATES} births wait", bound=QUEUED_CREATES)
         check_room()
-        sandbox = Sandbox(new_id(), spec, time.time())
+        sandbox = Sandbox(new_id(), spec, time.time(), self.counters)
         self.registry.add(sandbox)
         self._waiting += 1
         try:
@@ -216,6 +229,7 @@ class Manager:
             with trio.move_on_after(REASON_TIMEOUT_S):
                 await sandbox.settled.wait()
         if sandbox.broke(reason):
+            self.counters.losses += 1
             _log.warning("Sandbox %s failed: %s (%s)", sandbox.id, reason, error)
         if peer.blamed:
             # Whoever speaks for it is not its init any more: nothing of it may run on unseen.
@@ -227,6 +241,7 @@ class Manager:
     def _init_ended(self, sandbox_id: str, reason: str) -> None:
         sandbox = self.registry.get(sandbox_id)
         if sandbox is not None and sandbox.broke(reason):
+            self.counters.losses += 1
             _log.warning("Sandbox %s failed: %s", sandbox_id, reason)
 
     # --- end --------------------------------------------------------------------------------------------
@@ -245,6 +260,7 @@ class Manager:
             await self._destroy(sandbox)
 
     async def _destroy(self, sandbox: Sandbox) -> None:
+        began = trio.current_time()
         sandbox.move(State.DESTROYING)
         self.previews.bury(sandbox)
         sandbox.cut(SandboxGone(f"cannot go on in sandbox {sandbox.id}: it was destroyed"))
@@ -254,11 +270,14 @@ class Manager:
                 await trio.to_thread.run_sync(self._store.drop, sandbox.id)
         except (SandboxdError, trio.TooSlowError, OSError) as error:
             sandbox.move(State.FAILED, f"cannot destroy it: {error}")
-            if isinstance(error, SandboxdError):
+            known = error if isinstance(error, SandboxdError) else None
+            self.counters.destroy_failures[LaunchFailed.kind if known is None else known.kind] += 1
+            if known is not None:
                 raise
             raise LaunchFailed(f"cannot destroy sandbox {sandbox.id}: {error}", step="destroy") from error
         sandbox.move(State.DESTROYED)
         self.registry.remove(sandbox)
+        self.counters.destroys.add(trio.current_time() - began)
         _log.info("Destroyed sandbox %s", sandbox.id)
 
     async def _destroy_quietly(self, sandbox: Sandbox) -> None:
@@ -292,7 +311,7 @@ class Manager:
                 nursery.start_soon(self._adopt, record, one, limiter)
 
     async def _adopt(self, record: Record, launched: Launched, limiter: trio.CapacityLimiter) -> None:
-        sandbox = Sandbox(record.id, record.spec, record.created_at)
+        sandbox = Sandbox(record.id, record.spec, record.created_at, self.counters)
         sandbox.adopt(launched)
         for port in record.ports:
             sandbox.ports.add(port)

@@ -110,6 +110,7 @@ class Port:
     Attributes:
         requests, bytes_in, bytes_out: how many requests came and how many bytes of bodies and tunnels passed, towards
             the sandbox and from it, since it was exposed or the daemon started.
+        dialled: how many connections were made to the service, and `connected` how many are open.
         users: requests and tunnels under way.
         idle: connections to the service that wait for another request, the last used at the end.
         family: the IP version that the service was last found at.
@@ -121,6 +122,8 @@ class Port:
         self.requests = 0
         self.bytes_in = 0
         self.bytes_out = 0
+        self.dialled = 0
+        self.connected = 0
         self.users: set[Cancellable] = set()
         self.idle: collections.deque[Any] = collections.deque()
         self.family = 4
@@ -139,6 +142,7 @@ class Port:
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "active": len(self.users),
+            "connections": self.connected,
         }
 
     def admits_cookie(self, value: bytes) -> bool:

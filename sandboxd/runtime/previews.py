@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ..errors import LaunchFailed, PreviewGone, SandboxFrozen
+from .counters import Counters
 from .lifecycle import State
 from .ports import PortSpec, new_token
 
@@ -52,6 +53,7 @@ class Previews:
         self._store = store
         self._control = control
         self.wake = False
+        self.counters = Counters()
         #: Where previews are; None where they are turned off.
         self.site: Site | None = None
         self._stocks: weakref.WeakKeyDictionary[Sandbox, dict[int, _Stock]] = weakref.WeakKeyDictionary()
@@ -91,7 +93,7 @@ class Previews:
         """
         sandbox = self._registry.find(ref)
         async with sandbox.changing:
-            sandbox.ports.remove(port)
+            self.counters.closed_ports.add(sandbox.ports.remove(port))
             with trio.CancelScope(shield=True):
                 await self._save(sandbox)
 
@@ -112,9 +114,11 @@ class Previews:
 
     def bury(self, sandbox: Sandbox) -> None:
         """Cut the ports of a sandbox that is being destroyed, and remember whom to tell."""
-        sandbox.ports.cut()
         for port in sandbox.ports:
             self._graves[sandbox.id, port.spec.port] = port.spec
+            if not port.closed:  # a destruction that broke off is asked for again
+                self.counters.closed_ports.add(port)
+        sandbox.ports.cut()
         while len(self._graves) > MAX_GRAVES:
             self._graves.popitem(last=False)
         for stock in self._stocks.pop(sandbox, {}).values():

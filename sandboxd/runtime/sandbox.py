@@ -26,6 +26,7 @@ from ..spec import name_bytes
 from ..wire.link import DEFAULT_WINDOW
 from . import checks, files
 from .contexts import Contexts
+from .counters import Counters
 from .errand import Errand
 from .execution import Execution, exec_params, new_process_id
 from .lifecycle import ALIVE, State, may_move
@@ -58,10 +59,11 @@ REFUSAL_TIMEOUT_S: Final = 5.0
 class Sandbox:
     """Made by `Manager`; its methods raise `SandboxFailed` or `SandboxGone` when it is no longer there."""
 
-    def __init__(self, sandbox_id: str, spec: SandboxSpec, created_at: float) -> None:
+    def __init__(self, sandbox_id: str, spec: SandboxSpec, created_at: float, counters: Counters | None = None) -> None:
         self.id = sandbox_id
         self.spec = spec
         self.created_at = created_at
+        self.counters = counters or Counters()
         self.state = State.CREATING
         self.reason: str | None = None
         self.limits: Limits = spec.limits
@@ -139,6 +141,10 @@ class Sandbox:
     def has_link(self) -> bool:
         """Whether somebody speaks for its init."""
         return self._peer is not None and self._peer.ended is None
+
+    def link_statistics(self) -> dict[str, int] | None:
+        """Return its link's figures, or None."""
+        return None if self._peer is None or self._peer.ended is not None else self._peer.statistics()
 
     def broke(self, reason: str) -> bool:
         """Note that init is gone; return whether that was news."""

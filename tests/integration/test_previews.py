@@ -13,6 +13,7 @@ import urllib.parse
 from collections.abc import Iterator
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from sandboxd import AsyncSandbox, Sandbox
 from sandboxd.client import AsyncClient, Client, ExposedPort
@@ -437,7 +438,7 @@ def test_a_service_hears_that_its_visitor_left(sandbox: Sandbox) -> None:
         threading.Event().wait(0.1)
 
 
-def test_counters(sandbox: Sandbox) -> None:
+def test_counters(sandbox: Sandbox, client: Client) -> None:
     start_service(sandbox, 8000)
     port = sandbox.expose_port(8000)
     ask(port, "/", method="POST", body=b"x" * 1000)
@@ -447,9 +448,43 @@ def test_counters(sandbox: Sandbox) -> None:
         visitor.send(websocket_frame(1, b"hello"))
         visitor.take(7)
         (use,) = sandbox.stats().ports
+        families = list(text_string_to_metric_families(client.metrics()))
     assert (use.port, use.requests, use.active) == (8000, 3, 1)
+    assert 1 <= use.connections <= 3  # the socket's, and those that wait for a while
     assert use.bytes_in == 1000 + 11
     assert 500_000 + 7 < use.bytes_out < 501_500
+    told = {
+        sample.name.removeprefix("sandboxd_port_"): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.labels == {"sandbox": sandbox.id, "port": "8000"}
+    }
+    assert told.pop("dials_total") >= 1
+    assert 1 <= told.pop("connections") <= 3
+    assert told == {
+        "requests_total": use.requests,
+        "receive_bytes_total": use.bytes_in,
+        "transmit_bytes_total": use.bytes_out,
+        "active": 1,
+    }
+
+
+def test_connections_are_counted_while_they_are_open(sandbox: Sandbox, client: Client) -> None:
+    start_service(sandbox, 8000)
+    port = sandbox.expose_port(8000)
+    with Visitor(port) as visitor:
+        open_websocket(visitor)
+        assert sandbox.stats().ports[0].connections == 1
+        sandbox.unexpose_port(8000)
+    sandbox.expose_port(8000)
+    assert sandbox.stats().ports[0].connections == 0
+    totals = [
+        sample.value
+        for family in text_string_to_metric_families(client.metrics(sandboxes=False))
+        for sample in family.samples
+        if sample.name == "sandboxd_preview_requests_total"
+    ]
+    assert totals[0] >= 1
 
 
 @pytest.mark.parametrize(

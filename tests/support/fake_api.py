@@ -177,6 +177,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.json(200, {"status": "ok"})
             case "GET", ["info"]:
                 self.json(200, {"version": "9.9.9", "sandboxes": len(self.server.sandboxes), "nested": {"a": [1, 2]}})
+            case "GET", ["metrics"]:
+                self.answer(200, f"of_sandboxes {self.query['sandboxes']}\n".encode(), "text/plain")
             case "POST", ["sandboxes"]:
                 self.create(json.loads(self.body or b"{}"))
             case "GET", ["sandboxes"]:

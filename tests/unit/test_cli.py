@@ -60,6 +60,7 @@ def test_create_ls_info_rm(daemon: FakeDaemon):
     assert [item["id"] for item in json.loads(sandboxd("ls", "--json").stdout)] == list(daemon.sandboxes)
     assert f"id                   {key}" in sandboxd("info", "a").stdout
     assert json.loads(sandboxd("info", "--json").stdout)["version"] == "9.9.9"
+    assert sandboxd("metrics", "--no-sandboxes").stdout == "of_sandboxes false\n"
     missing = sandboxd("rm", "nobody", "a")
     assert missing.exit_code == 1
     assert missing.stderr == "sandboxd: cannot find sandbox 'nobody': there is none\n"

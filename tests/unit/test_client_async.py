@@ -45,6 +45,7 @@ def test_the_whole_way(daemon: FakeDaemon, run: Run):
         async with AsyncClient() as client:
             await client.health()
             assert (await client.info())["version"] == "9.9.9"
+            assert await client.metrics() == "of_sandboxes true\n"
         async with AsyncSandbox.create(name="a", labels={"x": "y"}) as sandbox:
             assert sandbox.name == "a"
             assert "a" in repr(sandbox)

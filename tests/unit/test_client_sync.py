@@ -37,6 +37,7 @@ def test_health_and_info(daemon: FakeDaemon):
     with Client() as client:
         client.health()
         assert client.info()["version"] == "9.9.9"
+        assert client.metrics(sandboxes=False) == "of_sandboxes false\n"
 
 
 def test_create_sends_only_what_was_given(daemon: FakeDaemon):

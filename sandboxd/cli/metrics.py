@@ -1,0 +1,15 @@
+"""`sandboxd metrics`: the daemon's figures, for Prometheus or a person."""
+
+from __future__ import annotations
+
+import click
+
+from sandboxd.cli.params import client_of
+
+
+@click.command()
+@click.option("--sandboxes/--no-sandboxes", default=True, help="With or without those of each sandbox and port.")
+@click.pass_context
+def metrics(ctx: click.Context, *, sandboxes: bool) -> None:
+    """Print what GET /v1/metrics gives: the Prometheus text format."""
+    click.echo(client_of(ctx).metrics(sandboxes=sandboxes), nl=False)
