@@ -100,13 +100,12 @@ class BoundedBody:
         self._room.set()
         return piece
 
-    async def read_json(self) -> bytes:
+    async def read_json(self, limit: int = MAX_JSON_BODY_BYTES) -> bytes:
         """Return the whole body.
 
         Raises:
-            BodyTooLarge: it is over 4 MiB; the rest is not read.
+            BodyTooLarge: it is over `limit` bytes; the rest is not read.
         """
-        limit = MAX_JSON_BODY_BYTES
         if self.expected is not None and self.expected > limit:
             raise BodyTooLarge(f"cannot take a JSON body of over {limit} bytes", limit_bytes=limit)
         if self._complete.is_set() and len(self._data) <= limit:

@@ -2,9 +2,62 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from ..routes import Route
+from . import container_code as code
+from . import container_exec as commands
+from . import container_files as files
+from . import container_meta as meta
+from . import container_processes as processes
+from .container import named
 
 if TYPE_CHECKING:
-    from ..routes import Route
+    from collections.abc import Awaitable, Callable
 
-ROUTES: Final[tuple[Route, ...]] = ()
+_SANDBOX: Final = "/cloudflare/sandboxes/<name>"
+_PROCESS: Final = "/process/<process>"
+
+
+def _route(
+    method: str,
+    path: str,
+    handler: Callable[..., Awaitable[Any]],
+    operation: str,
+    *,
+    query: tuple[str, ...] = (),
+) -> Route:
+    """Return a row; `operation` is what its errors call it."""
+    body = dict if method == "POST" else None
+    return Route(method=method, path=f"{_SANDBOX}/api{path}", handler=named(operation, handler), query=query, body=body)
+
+
+ROUTES: Final[tuple[Route, ...]] = (
+    Route(method="GET", path=f"{_SANDBOX}/", handler=meta.root),
+    _route("GET", "/ping", meta.ping, "utility.ping"),
+    _route("GET", "/version", meta.version, "utility.version"),
+    _route("GET", "/commands", meta.commands, "utility.commands"),
+    _route("POST", "/execute", commands.execute, "command.execute"),
+    _route("POST", "/execute/stream", commands.stream, "command.stream"),
+    _route("POST", "/process/start", processes.start, "process.start"),
+    _route("GET", "/process/list", processes.show_all, "process.list", query=("status",)),
+    _route("DELETE", "/process/kill-all", processes.kill_all, "process.killAll"),
+    _route("GET", _PROCESS, processes.show, "process.get"),
+    _route("DELETE", _PROCESS, processes.kill, "process.kill", query=("signal",)),
+    _route("GET", _PROCESS + "/logs", processes.show_logs, "process.logs"),
+    _route("GET", _PROCESS + "/stream", processes.stream_logs, "process.stream"),
+    _route("POST", "/read", files.read, "file.read"),
+    _route("POST", "/read/stream", files.read_stream, "file.readStream"),
+    _route("POST", "/write", files.write, "file.write"),
+    _route("POST", "/delete", files.delete, "file.delete"),
+    _route("POST", "/rename", files.rename, "file.rename"),
+    _route("POST", "/move", files.move, "file.move"),
+    _route("POST", "/mkdir", files.mkdir, "directory.create"),
+    _route("POST", "/list-files", files.list_files, "directory.list"),
+    _route("POST", "/exists", files.exists, "file.exists"),
+    _route("GET", "/interpreter/health", code.health, "interpreter.health"),
+    _route("POST", "/contexts", code.create, "code.context.create"),
+    _route("GET", "/contexts", code.show_all, "code.context.list"),
+    _route("DELETE", "/contexts/<context>", code.delete, "code.context.delete"),
+    _route("POST", "/execute/code", code.run, "code.execute"),
+)

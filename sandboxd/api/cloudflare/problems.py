@@ -184,13 +184,18 @@ _FACTS: Final[Mapping[str, str]] = {"process": "processId", "session": "sessionI
 
 
 class Refusal(Exception):
-    """An answer with a code of theirs; `context` says what it is about (`path`, `processId`, `port` …)."""
+    """An answer with a code of theirs; `context` says what it is about (`path`, `processId`, `port` …).
+
+    Attributes:
+        operation: what was asked for, in their words (`file.read`); the route sets it.
+    """
 
     def __init__(self, code: str, message: str, **context: Any) -> None:  # noqa: ANN401 - any JSON value
         super().__init__(message)
         self.code = code
         self.message = message
         self.context = context
+        self.operation: str | None = None
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
@@ -229,6 +234,7 @@ def container(error: Refusal | SandboxdError, operation: str | None = None) -> t
     """Return an error in the container's form."""
     if isinstance(error, Refusal):
         code, context = error.code, dict(error.context)
+        operation = operation or error.operation
     else:
         code = code_of(error)
         context = {_FACTS.get(name, name): value for name, value in error.facts.items()}

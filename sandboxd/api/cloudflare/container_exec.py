@@ -1,0 +1,159 @@
+"""POST /api/execute and /api/execute/stream: one command, in a session or in none."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any, Final
+
+from ...errors import InvalidRequest
+from ...runtime.logs import STREAMS, TextDecoder
+from ...spec import CommandSpec
+from ..call import answer
+from . import container, problems
+from .container import Body, Events, event
+from .problems import Refusal
+
+if TYPE_CHECKING:
+    from quart_trio.wrappers import TrioResponse
+
+    from ...runtime.execution import Execution, Exit
+    from ...runtime.sandbox import Sandbox
+    from ...wire.messages import Event
+    from ..call import Call
+
+#: What one answer keeps of each stream; more is read and dropped, and `truncated` says so.
+MAX_OUTPUT_BYTES: Final = 32 * 1024 * 1024
+#: Theirs for a command whose time is over, as coreutils' timeout has it.
+TIMED_OUT: Final = 124
+_SIGNALS: Final = 128
+
+
+class ExecIn(Body, frozen=True):
+    """A command to run."""
+
+    command: str
+    session_id: str | None = None
+    timeout_ms: float | None = None
+    env: dict[str, str | None] | None = None
+    cwd: str | None = None
+    background: bool | None = None
+
+
+async def command_of(sandbox: Sandbox, model: ExecIn) -> CommandSpec:
+    """Return the command that is asked for, outside any session."""
+    line = container.check_words(model.command, "command", container.MAX_COMMAND_CHARS)
+    try:
+        return CommandSpec(
+            argv=await container.shell_argv(sandbox, line),
+            env=container.check_env(model.env),
+            cwd=None if model.cwd is None else container.resolve(model.cwd, field="cwd"),
+            timeout_s=container.check_time(model.timeout_ms),
+            keep_orphans=True,  # `server &` goes on, as there
+        )
+    except InvalidRequest as error:
+        raise container.invalid(error) from None
+
+
+async def execute(call: Call, name: str) -> TrioResponse:
+    """Run a command to its end; how it ends is a result, not an error."""
+    sandbox = await container.reach(call, name)
+    model = await container.read(call, ExecIn)
+    command = await command_of(sandbox, model)
+    shown: dict[str, Any] = {"command": model.command, "timestamp": problems.timestamp()}
+    if model.session_id is not None:
+        shown["sessionId"] = model.session_id
+    try:
+        async with sandbox.execute(command, patient=True) as execution:
+            shown |= await _collect(execution, model.timeout_ms)
+    except InvalidRequest as error:
+        if error.facts.get("field") != "cwd":
+            raise
+        shown |= no_folder(model.cwd)
+    return answer({"success": shown["exitCode"] == 0, **shown})
+
+
+async def _collect(execution: Execution, timeout_ms: float | None) -> dict[str, Any]:
+    """Read a command to its end and return its output and how it ended."""
+    kept = {name: bytearray() for name in STREAMS}
+    truncated = False
+    while batch := await execution.next_batch():
+        for one in batch:
+            if isinstance(one.data, bytes):
+                into = kept[one.type]
+                room = MAX_OUTPUT_BYTES - len(into)
+                into += one.data if len(one.data) <= room else one.data[:room]
+                truncated = truncated or len(one.data) > room
+    ended = execution.exit
+    assert ended is not None  # noqa: S101 - next_batch ends only after the exit event
+    shown: dict[str, Any] = {name: data.decode("utf-8", "replace") for name, data in kept.items()}
+    shown["stderr"] += note_of(ended, timeout_ms)
+    shown |= {"exitCode": code_of(ended), "duration": round(1000 * ended.duration_s)}
+    return {**shown, "truncated": True} if truncated else shown
+
+
+def code_of(ended: Exit) -> int:
+    """Return an exit code for every way in which a command can end."""
+    if ended.timed_out:
+        return TIMED_OUT
+    if ended.exit_code is not None:
+        return ended.exit_code
+    return _SIGNALS + _number(ended.signal)
+
+
+def _number(name: str | None) -> int:
+    return next((int(one) for one in signal.Signals if one.name == name), int(signal.SIGKILL))
+
+
+def note_of(ended: Exit, timeout_ms: float | None) -> str:
+    """Return what is added to stderr where the exit code says too little."""
+    if ended.timed_out:
+        return f"Command timeout after {timeout_ms:g}ms\n" if timeout_ms is not None else "Command timeout\n"
+    return "Killed: out of memory\n" if ended.oom_killed else ""
+
+
+def no_folder(cwd: str | None) -> dict[str, Any]:
+    """Return the end of a command whose working folder does not exist."""
+    return {"exitCode": 1, "stdout": "", "stderr": f"Failed to change directory to '{cwd}'\n", "duration": 0}
+
+
+async def stream(call: Call, name: str) -> TrioResponse:
+    """Run a command and tell its output as it comes; a caller that leaves ends it."""
+    sandbox = await container.reach(call, name)
+    model = await container.read(call, ExecIn)
+    command = await command_of(sandbox, model)
+    try:
+        execution = await call.stack.enter_async_context(sandbox.execute(command))
+    except InvalidRequest as error:
+        if error.facts.get("field") == "cwd":
+            raise Refusal("COMMAND_EXECUTION_ERROR", error.message, command=model.command) from None
+        raise
+    return container.stream(_Output(execution, model))
+
+
+class _Output(Events):
+    """A command's output as their events."""
+
+    def __init__(self, execution: Execution, model: ExecIn) -> None:
+        super().__init__()
+        self._execution = execution
+        self._model = model
+        self._decoder = TextDecoder()
+        self._facts: dict[str, Any] = {} if model.session_id is None else {"sessionId": model.session_id}
+
+    async def _next(self) -> bytes | None:
+        batch = await self._execution.next_batch()
+        return b"".join(part for one in batch for part in self._parts(one)) if batch else None
+
+    def _parts(self, one: Event) -> list[bytes]:
+        if isinstance(one.data, bytes):
+            text = self._decoder.decode(one.type, one.data)
+            return [event(one.type, data=text, **self._facts)] if text else []
+        if one.type == "start":
+            return [event("start", command=self._model.command, pid=self._execution.pid, **self._facts)]
+        ended = self._execution.exit
+        if one.type != "exit" or ended is None:
+            return []
+        rest = [(name, self._decoder.rest(name)) for name in STREAMS]
+        rest.append(("stderr", note_of(ended, self._model.timeout_ms)))
+        found = [event(name, data=text, **self._facts) for name, text in rest if text]
+        return [*found, event("complete", exitCode=code_of(ended), **self._facts)]

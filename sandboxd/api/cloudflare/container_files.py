@@ -1,0 +1,373 @@
+"""/api/read, /write, /delete, /rename, /move, /mkdir, /list-files, /exists: files by name, small ones whole."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import mimetypes
+import stat
+from typing import TYPE_CHECKING, Any, Final
+
+from ...errors import FileNotFound, NotAFile
+from ...runtime import checks, filefacts
+from ...runtime.files import PIECE_BYTES
+from ...spec import name_bytes
+from ..call import answer
+from ..models import rfc3339
+from . import container, problems
+from .container import Body, Events, about, event
+from .problems import Refusal
+
+if TYPE_CHECKING:
+    from quart_trio.wrappers import TrioResponse
+
+    from ...runtime.filefacts import FileFacts
+    from ...runtime.files import FileReader
+    from ...runtime.sandbox import Sandbox
+    from ..call import Call
+
+#: Theirs for what is read or written in one piece.
+MAX_FILE_BYTES: Final = 32 * 1024 * 1024
+#: As base64, or with each character escaped by JSON in two.
+_MAX_WRITE_BODY: Final = 2 * MAX_FILE_BYTES + 64 * 1024
+#: One piece of a stream: a multiple of three, so that pieces in base64 can be put together as text.
+_STREAM_BYTES: Final = 48 * 1024
+#: What is looked at to tell text from other data.
+_HEAD_BYTES: Final = 8192
+_PAGE: Final = 1000
+#: Entries of one list: about 60 MB of JSON.
+MAX_LISTED: Final = 200_000
+_TYPES: Final = frozenset({"file", "directory", "symlink"})
+
+
+class PathIn(Body, frozen=True):
+    """A file."""
+
+    path: str
+    session_id: str | None = None
+    encoding: str | None = None
+    recursive: bool | None = None
+
+
+class WriteIn(Body, frozen=True):
+    """A file and what is to be in it."""
+
+    path: str
+    content: str
+    session_id: str | None = None
+    encoding: str | None = None
+
+
+class RenameIn(Body, frozen=True):
+    """A file's names, old and new."""
+
+    old_path: str
+    new_path: str
+    session_id: str | None = None
+
+
+class MoveIn(Body, frozen=True):
+    """Where a file is, and where it is to be."""
+
+    source_path: str
+    destination_path: str
+    session_id: str | None = None
+
+
+class ListOptions(Body, frozen=True):
+    """What to list of a folder."""
+
+    recursive: bool | None = None
+    include_hidden: bool | None = None
+
+
+class ListIn(Body, frozen=True):
+    """A folder to list."""
+
+    path: str
+    options: ListOptions | None = None
+    session_id: str | None = None
+
+
+# --- reading ---
+
+
+def _encoding(value: str | None) -> str | None:
+    if value in (None, "base64"):
+        return value
+    if value in ("utf-8", "utf8"):
+        return "utf-8"
+    raise Refusal("VALIDATION_FAILED", "cannot accept encoding: it is utf-8 or base64", field="encoding")
+
+
+def _mime(path: str, *, is_binary: bool) -> str:
+    guess = mimetypes.guess_type(path)[0]
+    if is_binary:
+        return guess or "application/octet-stream"
+    if guess is None or guess.partition("/")[0] in ("video", "audio", "font") or guess == "application/octet-stream":
+        return "text/plain"  # a .ts of text is no film
+    return guess
+
+
+def _is_binary(head: bytes, *, is_whole: bool) -> bool:
+    """Return whether bytes are no text: they have a NUL, or are no UTF-8 (a character that the end cuts is)."""
+    if b"\0" in head:
+        return True
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        return is_whole or error.start < len(head) - 3
+    return False
+
+
+async def read(call: Call, name: str) -> TrioResponse:
+    """Give a file's content, as text or, where it is none, in base64."""
+    sandbox = await container.reach(call, name)
+    model = await container.read(call, PathIn)
+    wanted = _encoding(model.encoding)
+    path = container.resolve(model.path)
+    with about(path=model.path):
+        async with await sandbox.open_read(path) as reader:
+            if reader.size > MAX_FILE_BYTES:
+                why = (
+                    f"cannot read {model.path} in one piece: it has {reader.size} bytes, the bound is {MAX_FILE_BYTES}"
+                )
+                raise Refusal("FILE_TOO_LARGE", why, fileSize=reader.size, maxSize=MAX_FILE_BYTES)
+            data = await _whole(reader)
+    is_binary = _is_binary(data, is_whole=True)
+    encoding = wanted or ("base64" if is_binary else "utf-8")
+    content = base64.b64encode(data).decode() if encoding == "base64" else data.decode("utf-8", "replace")
+    return answer(
+        {
+            "success": True,
+            "path": model.path,
+            "content": content,
+            "timestamp": problems.timestamp(),
+            "encoding": encoding,
+            "isBinary": is_binary,
+            "mimeType": _mime(path, is_binary=is_binary),
+            "size": len(data),
+        }
+    )
+
+
+async def _whole(reader: FileReader) -> bytes:
+    found = bytearray()
+    while len(found) < reader.size and (piece := await reader.read(len(found), PIECE_BYTES)):
+        found += piece
+    return bytes(found)
+
+
+async def read_stream(call: Call, name: str) -> TrioResponse:
+    """Give a file's content piece by piece."""
+    sandbox = await container.reach(call, name)
+    model = await container.read(call, PathIn)
+    path = container.resolve(model.path)
+    with about(path=model.path):
+        reader = await call.stack.enter_async_context(await sandbox.open_read(path))
+        head = await reader.read(0, _HEAD_BYTES)
+    is_binary = _is_binary(head, is_whole=len(head) == reader.size)
+    return container.stream(_Content(reader, path, is_binary))
+
+
+class _Content(Events):
+    """A file as their events; text goes out at character ends, other data in base64."""
+
+    def __init__(self, reader: FileReader, path: str, is_binary: bool) -> None:
+        super().__init__()
+        self._reader = reader
+        self._path = path
+        self._is_binary = is_binary
+        self._at = -1
+        self._done = False
+
+    async def _next(self) -> bytes | None:
+        if self._at < 0:
+            self._at = 0
+            encoding = "base64" if self._is_binary else "utf-8"
+            mime = _mime(self._path, is_binary=self._is_binary)
+            facts = {"mimeType": mime, "size": self._reader.size, "isBinary": self._is_binary, "encoding": encoding}
+            return event("metadata", **facts)
+        if self._done:
+            return None
+        limit = min(_STREAM_BYTES, self._reader.size - self._at)
+        data = await self._reader.read(self._at, limit) if limit > 0 else b""
+        if not data:
+            self._done = True
+            return event("complete", bytesRead=self._at)
+        if self._is_binary:
+            self._at += len(data)
+            return event("chunk", data=base64.b64encode(data).decode())
+        cut = _cut(data) if self._at + len(data) < self._reader.size else len(data)
+        self._at += cut
+        return event("chunk", data=data[:cut].decode("utf-8", "replace"))
+
+
+def _cut(data: bytes) -> int:
+    """Return where the last whole character of `data` ends."""
+    for back in range(1, min(4, len(data))):
+        if data[-back] >= 0xC0:  # the first byte of a character of several
+            size = 2 if data[-back] < 0xE0 else 3 if data[-back] < 0xF0 else 4
+            return len(data) if size <= back else len(data) - back
+        if data[-back] < 0x80:
+            break
+    return len(data)
+
+
+# --- writing ---
+
+
+async def write(call: Call, name: str) -> TrioResponse:
+    """Put a text, or what base64 stands for, in a file's place; folders above it are made."""
+    sandbox = await container.reach(call, name)
+    model = await container.read(call, WriteIn, limit=_MAX_WRITE_BODY)
+    if _encoding(model.encoding) == "base64":
+        try:
+            data = base64.b64decode("".join(model.content.split()), validate=True)
+        except (binascii.Error, ValueError):
+            why = f"cannot write {model.path}: the content is no base64"
+            raise Refusal("VALIDATION_FAILED", why, path=model.path, field="content") from None
+    else:
+        data = model.content.encode()
+    if len(data) > MAX_FILE_BYTES:
+        why = f"cannot write {model.path} in one piece: the bound is {MAX_FILE_BYTES} bytes"
+        raise Refusal("FILE_TOO_LARGE", why, path=model.path, maxSize=MAX_FILE_BYTES)
+    path = container.resolve(model.path)
+    with about(path=model.path):
+        if model.path.endswith("/"):
+            raise Refusal("IS_DIRECTORY", f"cannot write {model.path}: a file's path does not end with a slash")
+        async with await sandbox.open_write(path) as writer:
+            await writer.write(data)
+            await writer.commit()
+    return _done(path=model.path)
+
+
+def _done(**facts: Any) -> TrioResponse:  # noqa: ANN401 - any JSON value
+    return answer({"success": True, **facts, "timestamp": problems.timestamp()})
+
+
+async def delete(call: Call, name: str) -> TrioResponse:
+    """Delete a file or a link; a folder is refused."""
+    sandbox = await container.reach(call, name)
+    model = await container.read(call, PathIn)
+    path = container.resolve(model.path)
+    with about(path=model.path):
+        if filefacts.parse(await sandbox.stat(path, follow=False)).type == "directory":
+            raise Refusal("IS_DIRECTORY", f"cannot delete {model.path}: it is a directory")
+        await sandbox.run_errand("delete", {"path": name_bytes(path), "recursive": False})
+    return _done(path=model.path)
+
+
+async def rename(call: Call, name: str) -> TrioResponse:
+    """Give a file another name."""
+    sandbox = await container.reach(call, name)
+    model = await container.read(call, RenameIn)
+    return await _move(sandbox, model.old_path, model.new_path)
+
+
+async def move(call: Call, name: str) -> TrioResponse:
+    """Put a file elsewhere."""
+    sandbox = await container.reach(call, name)
+    model = await container.read(call, MoveIn)
+    return await _move(sandbox, model.source_path, model.destination_path)
+
+
+async def _move(sandbox: Sandbox, old: str, new: str) -> TrioResponse:
+    """Do what `mv` does: what is there is replaced, and a folder that is there is moved into."""
+    source, target = container.resolve(old), container.resolve(new, field="newPath")
+    with about(path=old, newPath=new):
+        moved = filefacts.parse(await sandbox.stat(source, follow=False))
+        there = await _facts(sandbox, target)
+        if there is not None and there.type == "directory" and target != source:
+            target = f"{target.rstrip('/')}/{source.rpartition('/')[2]}"
+        elif there is not None and moved.type == "directory":
+            raise Refusal("NOT_DIRECTORY", f"cannot move {old} to {new}: that is no directory")
+        params = {"path": name_bytes(source), "new_path": name_bytes(target), "overwrite": True}
+        await sandbox.run_errand("rename", params)
+    return _done(path=old, newPath=new)
+
+
+async def _facts(sandbox: Sandbox, path: str) -> FileFacts | None:
+    try:
+        return filefacts.parse(await sandbox.stat(path, follow=True))
+    except (FileNotFound, NotAFile):
+        return None
+
+
+async def mkdir(call: Call, name: str) -> TrioResponse:
+    """Make a folder; with `recursive` those above it too, and it may be there."""
+    sandbox = await container.reach(call, name)
+    model = await container.read(call, PathIn)
+    recursive = bool(model.recursive)
+    path = container.resolve(model.path)
+    with about(path=model.path):
+        params = {"path": name_bytes(path), "parents": recursive, "mode": None}
+        result = await sandbox.run_errand("mkdir", params)
+        if not recursive and not checks.flag(result, "created"):
+            raise Refusal("FILE_EXISTS", f"cannot make {model.path}: it is there already")
+    return _done(path=model.path, recursive=recursive)
+
+
+async def exists(call: Call, name: str) -> TrioResponse:
+    """Tell whether something has that name."""
+    sandbox = await container.reach(call, name)
+    model = await container.read(call, PathIn)
+    path = container.resolve(model.path)
+    with about(path=model.path):
+        found = await _facts(sandbox, path)
+    return _done(path=model.path, exists=found is not None)
+
+
+# --- lists ---
+
+
+async def list_files(call: Call, name: str) -> TrioResponse:
+    """List a folder, sorted."""
+    sandbox = await container.reach(call, name)
+    model = await container.read(call, ListIn)
+    options = model.options or ListOptions()
+    root = container.resolve(model.path)
+    files: list[dict[str, Any]] = []
+    after: str | None = None
+    with about(path=model.path):
+        while True:
+            page, after = await _page(sandbox, root, options, after)
+            files += [_shown(root, one) for one in page]
+            if after is None:
+                break
+            if len(files) > MAX_LISTED:
+                raise Refusal("TOO_MANY_FILES", f"cannot list {model.path}: it has over {MAX_LISTED} entries")
+    return _done(path=model.path, files=files, count=len(files))
+
+
+async def _page(
+    sandbox: Sandbox, root: str, options: ListOptions, after: str | None
+) -> tuple[list[FileFacts], str | None]:
+    params = {
+        "path": name_bytes(root),
+        "recursive": bool(options.recursive),
+        "hidden": bool(options.include_hidden),
+        "limit": _PAGE,
+        "after": None if after is None else name_bytes(after),
+    }
+    found: list[FileFacts] = []
+    async with sandbox.errand("list", params) as errand:
+        while rows := await errand.next_rows():
+            found += [filefacts.parse(row) for row in rows]
+        result = errand.result or {}
+    return found, None if result.get("next") is None else filefacts.name(result, "next")
+
+
+def _shown(root: str, one: FileFacts) -> dict[str, Any]:
+    path = name_bytes(one.path).decode("utf-8", "replace")
+    mode = stat.filemode(one.mode)[1:]
+    return {
+        "name": path.rpartition("/")[2],
+        "absolutePath": path,
+        "relativePath": path.removeprefix(root.rstrip("/") + "/"),
+        "type": one.type if one.type in _TYPES else "other",
+        "size": one.size,
+        "modifiedAt": rfc3339(one.mtime),
+        "mode": mode,
+        "permissions": {"readable": mode[0] == "r", "writable": mode[1] == "w", "executable": mode[2] in "xs"},
+    }
