@@ -105,6 +105,11 @@ class Config:
         return self.rootfs_dir or self.state_dir / "rootfs"
 
     @property
+    def previews_dir(self) -> Path:
+        """Where the daemon keeps which previews are gone."""
+        return self.state_dir / "previews"
+
+    @property
     def registry_dir(self) -> Path:
         """The daemon's own records."""
         return self.state_dir / "registry"

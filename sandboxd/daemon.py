@@ -140,6 +140,7 @@ def _make_directories(config: Config, identity: Identity) -> None:
         (config.state_dir / "pool", 0o700, 0, 0),
         (config.state_dir / "records", 0o700, 0, 0),
         (config.registry_dir, 0o700, identity.uid, identity.gid),
+        (config.previews_dir, 0o700, identity.uid, identity.gid),
         (config.runtime_dir, 0o755, 0, 0),
         (config.links_dir, 0o750, 0, identity.gid),
         (config.runtime_dir / "stage", 0o700, 0, 0),
@@ -278,7 +279,7 @@ class Sockets(NamedTuple):
 
 async def _serve(config: Config, identity: Identity, token: str | None, sockets: Sockets) -> int:
     launcher = Launcher(sockets.link)
-    manager = Manager(launcher, config.registry_dir, config.links_dir)
+    manager = Manager(launcher, config.registry_dir, config.links_dir, config.previews_dir / "destroyed.jsonl")
     facts = Facts(__version__, _shown(config))
     policy = Policy(token, frozenset({identity.uid}), identity.socket_gid)
     metrics = Metrics(manager, __version__)

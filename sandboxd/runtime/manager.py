@@ -26,6 +26,7 @@ from ..spec import new_id
 from . import recovery
 from .control import Control
 from .counters import Counters
+from .graves import Graves
 from .host import check_room
 from .lifecycle import ALIVE, State
 from .previews import Previews
@@ -58,14 +59,14 @@ CONCURRENT_ADOPTIONS: Final = 16
 class Manager:
     """See the module's theory of operation. Its owner runs `run` and stops with its cancellation."""
 
-    def __init__(self, launcher: Launcher, registry_dir: Path, links_dir: Path) -> None:
+    def __init__(self, launcher: Launcher, registry_dir: Path, links_dir: Path, graves: Path | None = None) -> None:
         self.launcher = launcher
         self.registry = Registry()
         self.counters = Counters()
         self._store = Store(registry_dir)
         self._links = links_dir
         self.control = Control(launcher, self.registry, self._store, self.join)
-        self.previews = Previews(launcher, self.registry, self._store, self.control)
+        self.previews = Previews(launcher, self.registry, self._store, self.control, Graves(graves))
         self.previews.counters = self.counters
         self._creates = trio.Semaphore(CONCURRENT_CREATES)
         self._waiting = 0
@@ -267,6 +268,7 @@ class Manager:
         try:
             with trio.fail_after(DESTROY_TIMEOUT_S):
                 await self.launcher.destroy(sandbox.id)
+                await self.previews.keep(sandbox.id, sandbox.ports.specs())
                 await trio.to_thread.run_sync(self._store.drop, sandbox.id)
         except (SandboxdError, trio.TooSlowError, OSError) as error:
             sandbox.move(State.FAILED, f"cannot destroy it: {error}")
@@ -293,6 +295,8 @@ class Manager:
         records = await trio.to_thread.run_sync(self._store.load)
         folders = await trio.to_thread.run_sync(self._store.names)
         found = recovery.decide(launched, records, folders)
+        await self.previews.recover()
+        swept = set(found.drop)
         for note in found.notes:
             _log.warning("%s", note)
         for sandbox_id in found.destroy:
@@ -300,6 +304,9 @@ class Manager:
                 await self.launcher.destroy(sandbox_id)
             except SandboxdError as error:
                 _log.warning("Cannot sweep sandbox %s: %s", sandbox_id, error)
+        for record in records:
+            if record.id in swept:
+                await self.previews.keep(record.id, record.ports)
         for sandbox_id in found.drop:
             try:
                 await trio.to_thread.run_sync(self._store.drop, sandbox_id)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .control import Control
+    from .graves import Graves
     from .launcher import Launcher
     from .ports import Port
     from .registry import Registry
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 #: Sockets that are made at once: the launcher's own bound.
 BATCH: Final = 8
-#: Ports of destroyed sandboxes whose visitors are told so; the oldest are forgotten.
-MAX_GRAVES: Final = 4096
 
 
 @dataclasses.dataclass(slots=True)
@@ -47,7 +46,7 @@ class _Stock:
 class Previews:
     """Made by the manager. `wake` lets a request thaw a frozen sandbox."""
 
-    def __init__(self, launcher: Launcher, registry: Registry, store: Store, control: Control) -> None:
+    def __init__(self, launcher: Launcher, registry: Registry, store: Store, control: Control, graves: Graves) -> None:
         self._launcher = launcher
         self._registry = registry
         self._store = store
@@ -57,7 +56,8 @@ class Previews:
         #: Where previews are; None where they are turned off.
         self.site: Site | None = None
         self._stocks: weakref.WeakKeyDictionary[Sandbox, dict[int, _Stock]] = weakref.WeakKeyDictionary()
-        self._graves: collections.OrderedDict[tuple[str, int], PortSpec] = collections.OrderedDict()
+        self._graves = graves
+        self._grave_turn = trio.Lock()
 
     def __repr__(self) -> str:
         return f"<Previews of {self._registry!r}>"
@@ -115,15 +115,24 @@ class Previews:
     def bury(self, sandbox: Sandbox) -> None:
         """Cut the ports of a sandbox that is being destroyed, and remember whom to tell."""
         for port in sandbox.ports:
-            self._graves[sandbox.id, port.spec.port] = port.spec
             if not port.closed:  # a destruction that broke off is asked for again
                 self.counters.closed_ports.add(port)
         sandbox.ports.cut()
-        while len(self._graves) > MAX_GRAVES:
-            self._graves.popitem(last=False)
+        self._graves.add(sandbox.id, sandbox.ports.specs())
         for stock in self._stocks.pop(sandbox, {}).values():
             while stock.fds:
                 stock.fds.pop().close()
+
+    async def keep(self, sandbox_id: str, specs: tuple[PortSpec, ...]) -> None:
+        """Remember the ports of a sandbox that is gone for the daemons to come."""
+        if specs:
+            self._graves.add(sandbox_id, specs)
+            async with self._grave_turn:
+                await trio.to_thread.run_sync(self._graves.write, sandbox_id, specs)
+
+    async def recover(self) -> None:
+        """Read what daemons before have kept."""
+        await trio.to_thread.run_sync(self._graves.load)
 
     # --- the proxy's side -------------------------------------------------------------------------------
 
@@ -133,7 +142,7 @@ class Previews:
         found = None if sandbox is None else sandbox.ports.get(port)
         if found is not None:
             return found.spec, found
-        grave = self._graves.get((sandbox_id, port))
+        grave = self._graves.get(sandbox_id, port)
         return None if grave is None else (grave, None)
 
     def ports(self) -> Iterator[Port]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import struct
 import threading
 import time
@@ -402,6 +403,24 @@ def test_destroyed_is_gone(client: Client) -> None:
     status, _, body = ask(port)
     assert (status, kind_of(body)) == (410, "preview-gone")
     assert ask(port.url.replace(str(port.token), "wrong"))[0] == 404
+
+
+def test_destroyed_stays_gone_over_a_restart(own_daemon: Daemon) -> None:
+    with own_daemon.client() as client:
+        gone, dead, lives = (Sandbox.create(client=client) for _ in range(3))
+        ports = [sandbox.expose_port(8000) for sandbox in (gone, dead, lives)]
+        gone.destroy()
+        init = int((own_daemon.cgroup() / dead.id / "init" / "cgroup.procs").read_text())
+        own_daemon.signal(signal.SIGKILL)
+        os.kill(init, signal.SIGKILL)
+        for _ in range(2):
+            own_daemon.start()
+            where = client.info()["previews"].rpartition(":")[2].rstrip("/")
+            urls = [re.sub(r":\d+/$", f":{where}/", port.url) for port in ports]
+            assert [kind_of(ask(url)[2]) for url in urls] == ["preview-gone", "preview-gone", "port-closed"]
+            assert ask(urls[0].replace(str(ports[0].token), "wrong"))[0] == 404
+            own_daemon.stop()
+    own_daemon.start()
 
 
 def test_unexposing_cuts_what_is_open(sandbox: Sandbox) -> None:
