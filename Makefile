@@ -7,7 +7,8 @@ MAKEFLAGS += --no-print-directory
 PYTHON := .venv/bin/python
 PREFIX ?= /opt/sandboxd
 DESTDIR ?=
-TEST_PACKAGES := chromium
+# Web servers start when their packages are installed: not on a person's machine.
+TEST_PACKAGES := chromium $(if $(CI),caddy nginx-light)
 VM_PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs
 
 .PHONY: help

@@ -174,7 +174,8 @@ class Exchange:
                 self._port.bytes_in += len(event.data)
                 continue
             if isinstance(event, h11.EndOfMessage):
-                await wire.send(b"".join([*pieces, b"0\r\n\r\n"]))
+                end = heads.last_chunk(event.headers.raw_items(), self._client.front.secret)
+                await wire.send(b"".join([*pieces, end]))
                 self._client.buffer = reader.trailing_data[0]
                 return
             if pieces:
@@ -306,7 +307,8 @@ class Exchange:
                 self._passed_out(len(event.data))
                 continue
             if isinstance(event, h11.EndOfMessage):
-                await client.wire.send(b"".join([*pieces, b"" if old else b"0\r\n\r\n"]))
+                end = b"" if old else heads.last_chunk(event.headers.raw_items())
+                await client.wire.send(b"".join([*pieces, end]))
                 return not reader.trailing_data[0]
             if pieces:
                 await client.wire.send(b"".join(pieces))

@@ -14,6 +14,8 @@ from ..errors import InvalidRequest
 from .plain import Head
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import h11
 
 #: The header that may carry the token, and the cookie that may stand for it. Neither reaches the service.
@@ -30,7 +32,6 @@ _HOP: Final = frozenset(
         b"proxy-authorization",
         b"proxy-connection",
         b"te",
-        b"trailer",
         b"transfer-encoding",
         b"upgrade",
     }
@@ -48,6 +49,37 @@ _FORWARDED: Final = frozenset(
     }
 )
 _REQUEST_DROP: Final = _HOP | _FORWARDED | {TOKEN_HEADER, b"http2-settings"}
+#: What may not come after a body (RFC 9110, 6.5.1): whoever read the head has decided by it already. Framing, routing,
+#: who asks, how to read the content, and what a cache or a browser keeps.
+_NO_TRAILER: Final = frozenset(
+    {
+        b"accept-ranges",
+        b"age",
+        b"allow",
+        b"authorization",
+        b"cache-control",
+        b"content-encoding",
+        b"content-length",
+        b"content-range",
+        b"content-type",
+        b"cookie",
+        b"date",
+        b"expect",
+        b"expires",
+        b"host",
+        b"http2-settings",
+        b"location",
+        b"max-forwards",
+        b"pragma",
+        b"range",
+        b"retry-after",
+        b"set-cookie",
+        b"trailer",
+        b"vary",
+        b"www-authenticate",
+        TOKEN_HEADER,
+    }
+)
 #: A Connection header that names these wants the next reader to see another request than we did.
 _PROTECTED: Final = frozenset({b"host", b"content-length", b"cookie", b"authorization", b"expect"})
 #: What Connection usually says, when it names no other header.
@@ -63,6 +95,7 @@ class Asked:
         length: bytes of its body; None when it is chunked.
         upgrade: the protocols that it asks to switch to.
         tokens: what Connection names, in lower case.
+        takes_trailers: whether it says that trailer fields are of use ("TE: trailers").
     """
 
     method: bytes
@@ -77,6 +110,7 @@ class Asked:
     token: str | None
     wants_page: bool
     cookies: list[bytes]
+    takes_trailers: bool = False
 
     @property
     def is_idempotent(self) -> bool:
@@ -128,7 +162,7 @@ def read(head: Head) -> Asked:
     connection: list[bytes] = []
     cookies: list[bytes] = []
     upgrade = token = None
-    page = False
+    page = trailers = False
     headers = head.headers
     for name, value in headers:
         match name.lower():
@@ -140,6 +174,8 @@ def read(head: Head) -> Asked:
                 chunked = True
             case b"connection":
                 connection += [part.strip().lower() for part in value.split(b",")]
+            case b"te":
+                trailers = b"trailers" in value.lower()
             case b"upgrade":
                 upgrade = value
             case b"accept":
@@ -166,6 +202,7 @@ def read(head: Head) -> Asked:
         token=token,
         wants_page=page,
         cookies=cookies,
+        takes_trailers=trailers and b"te" in tokens,
     )
 
 
@@ -188,7 +225,7 @@ def _without_ours(cookie: bytes) -> bytes:
 def forward(asked: Asked, front: Front) -> bytes:
     """Return the head that goes to the service."""
     drop = _REQUEST_DROP
-    if asked.tokens - {b"keep-alive", b"close", b"upgrade"}:
+    if asked.tokens - {b"keep-alive", b"close", b"upgrade", b"te"}:
         drop |= asked.tokens - _PROTECTED
     parts = [asked.method, b" ", asked.target, b" HTTP/1.1\r\n"]
     secret = front.secret
@@ -207,6 +244,21 @@ def forward(asked: Asked, front: Front) -> bytes:
         parts.append(b"Transfer-Encoding: chunked\r\n")
     if asked.upgrade is not None:
         parts += (b"Connection: Upgrade\r\nUpgrade: ", asked.upgrade, b"\r\n")
+    elif asked.takes_trailers:
+        parts.append(b"Connection: TE\r\nTE: trailers\r\n")
+    parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+def last_chunk(trailers: Iterable[tuple[bytes, bytes]], secret: bytes | None = None) -> bytes:
+    """Return the end of a body in chunks, with those of its trailer fields that may follow one."""
+    parts = [b"0\r\n"]
+    for name, value in trailers:
+        lower = name.lower()
+        if lower in _HOP or lower in _FORWARDED or lower in _NO_TRAILER or lower.startswith(b"if-"):
+            continue
+        if secret is None or secret not in value:
+            parts += (name, b": ", value, b"\r\n")
     parts.append(b"\r\n")
     return b"".join(parts)
 

@@ -25,7 +25,7 @@ from sandboxd.errors import (
     PortNotFound,
 )
 from tests.support.daemon import Daemon
-from tests.support.previews import Visitor, ask, echoed, kind_of, start_service
+from tests.support.previews import Visitor, ask, echoed, kind_of, start_service, websocket_frame
 
 pytestmark = pytest.mark.real
 
@@ -122,6 +122,25 @@ def test_ports_outlive_the_daemon(own_daemon: Daemon) -> None:
         assert echoed(found, "/x")["body"] == "/x"
         plain = found.url.replace(f"-{found.token}", "")
         assert ask(plain, "/", f"Cookie: {cookie}")[0] == 200
+
+
+def test_trailers_pass_but_for_those_that_may_not_follow_a_body(web: ExposedPort) -> None:
+    with Visitor(web) as visitor:
+        head = ["Transfer-Encoding: chunked", "Trailer: X-Sum", "Connection: TE", "TE: trailers, deflate"]
+        visitor.ask("/trailers", "POST", b"", *head)
+        visitor.send(b"3\r\nabc\r\n0\r\nX-Sum: 9\r\nHost: other\r\nContent-Length: 3\r\nX-Forwarded-For: 1.2.3.4\r\n")
+        visitor.send(b"Cookie: a=b\r\nX-Sandboxd-Token: t\r\nAuthorization: x\r\nIf-Match: *\r\n\r\n")
+        status, headers, body = visitor.answer()
+        told = json.loads(body)
+        assert (status, headers["trailer"]) == (200, "X-Sum")
+        assert told["trailers"] == ["X-Sum: 9"]
+        assert {"Trailer: X-Sum", "Connection: TE", "TE: trailers"} <= set(told["rows"])
+        assert visitor.trailers == ["X-Sum: 7"]
+        visitor.ask("/")  # the connection is good for another
+        assert visitor.answer()[0] == 200
+    with Visitor(web) as old:
+        old.send(f"GET /trailers HTTP/1.0\r\nHost: {old.host}\r\n\r\n".encode())
+        assert b"X-Sum: 7" not in old.rest()
 
 
 # --- who may come in -----------------------------------------------------------------------------------------
@@ -282,13 +301,6 @@ def test_events_come_as_they_happen(web: ExposedPort) -> None:
             delays.append(time.time() - float(piece.split()[2]))
         assert len(delays) == 4
         assert max(delays) < 0.15, delays  # they are 0.2 s apart
-
-
-def websocket_frame(opcode: int, data: bytes) -> bytes:
-    mask = os.urandom(4)
-    masked = bytes(byte ^ mask[n % 4] for n, byte in enumerate(data))
-    size = bytes([0x80 | len(data)]) if len(data) < 126 else bytes([0xFE]) + struct.pack("!H", len(data))
-    return bytes([0x80 | opcode]) + size + mask + masked
 
 
 def open_websocket(visitor: Visitor) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import pathlib
 import shutil
 import signal
@@ -19,7 +21,7 @@ from sandboxd import Sandbox
 from sandboxd.client import ExposedPort
 from sandboxd.errors import NotAvailable
 from tests.support.daemon import Daemon
-from tests.support.previews import Visitor, ask, echoed, start_service
+from tests.support.previews import Visitor, ask, echoed, start_service, websocket_frame
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -108,58 +110,117 @@ events {{ worker_connections 512; }}
 http {{
   access_log off; client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c;
   uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
-  server {{
-    listen 127.0.0.1:{front};
-    server_name *.preview.example.com;
-    client_max_body_size 0;
-    {location}
-  }}
+  {server}
 }}
+"""
+CADDY = """
+{{
+    admin off
+    auto_https disable_redirects
+    default_bind 127.0.0.1
+}}
+{site}
 """
 
 
-def location_of_the_readme() -> str:
-    """The `location` that the README tells people to write."""
+def snippet(language: str, changes: dict[str, str]) -> str:
+    """What the README tells people to write, with this machine's ports and files in it."""
     readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
-    block = readme.split("```nginx\n", 1)[1].split("```", 1)[0]
-    return block[block.index("location") : block.rindex("}")]
+    text = readme.split(f"```{language}\n", 1)[1].split("```", 1)[0]
+    for old, new in changes.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
 
 
-def test_behind_nginx_as_the_readme_says(tmp_path: pathlib.Path) -> None:
-    if shutil.which("nginx") is None:
-        pytest.skip("needs nginx (make bench-previews installs it)")
+@contextlib.contextmanager
+def front_proxy(
+    program: str, folder: pathlib.Path, cert: pathlib.Path, key: pathlib.Path, ports: tuple[int, int]
+) -> Iterator[None]:
+    listener, front = ports
+    config = folder / f"{program}.conf"
+    to = {"127.0.0.1:8080": f"127.0.0.1:{listener}"}
+    if program == "nginx":
+        to |= {
+            "listen 443 ssl": f"listen 127.0.0.1:{front} ssl",
+            "/etc/ssl/preview.pem": f"{cert}",
+            "/etc/ssl/preview.key": f"{key}",
+        }
+        config.write_text(NGINX.format(folder=folder, server=snippet("nginx", to)))
+        argv = ["nginx", "-c", str(config), "-p", str(folder)]
+    else:
+        to |= {
+            "*.preview.example.com {": f"*.preview.example.com:{front} {{",
+            "tls { dns <provider> }": f"tls {cert} {key}",
+        }
+        config.write_text(CADDY.format(site=snippet("caddyfile", to)))
+        argv = ["caddy", "run", "--adapter", "caddyfile", "--config", str(config)]
+    homes = {name: str(folder / "home") for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}
+    with (
+        (folder / f"{program}.log").open("wb") as log,
+        subprocess.Popen(argv, env={**os.environ, **homes}, stdout=log, stderr=log) as process,
+    ):
+        try:
+            wait_for(front)
+            yield
+        finally:
+            process.terminate()
+
+
+@pytest.mark.parametrize("program", ["nginx", "caddy"])
+def test_behind_a_front_proxy_as_the_readme_says(tmp_path: pathlib.Path, program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"needs {program} (Debian's package; CI installs it)")
     tmp_path.chmod(0o755)
+    cert, key = certificate(tmp_path, "preview.example.com")
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
         listener, front = one.getsockname()[1], two.getsockname()[1]
     lines = f"""
 preview_listen = "127.0.0.1:{listener}"
-preview_url = "http://preview.example.com:{front}"
+preview_url = "https://preview.example.com:{front}"
 preview_proxies = ["127.0.0.1"]
 """
-    config = tmp_path / "nginx.conf"
-    location = location_of_the_readme().replace("127.0.0.1:8080", f"127.0.0.1:{listener}")
-    config.write_text(NGINX.format(folder=tmp_path, front=front, location=location))
-    with daemon_with(tmp_path, lines) as daemon, daemon.client() as client, Sandbox.create(client=client) as sandbox:
+    with (
+        daemon_with(tmp_path, lines) as daemon,
+        daemon.client() as client,
+        Sandbox.create(client=client) as sandbox,
+        front_proxy(program, tmp_path, cert, key, (listener, front)),
+    ):
         start_service(sandbox, 8000)
         port = sandbox.expose_port(8000)
-        with subprocess.Popen(["nginx", "-c", str(config), "-p", str(tmp_path)]) as nginx:
-            try:
-                wait_for(front)
-                told = echoed(port, "/", "X-Forwarded-For: 203.0.113.9")
-                rows = dict(row.split(": ", 1) for row in told["rows"])
-                assert rows["X-Forwarded-For"] == "203.0.113.9, 127.0.0.1, 127.0.0.1"
-                assert rows["X-Forwarded-Proto"] == "http"
-                with Visitor(port) as visitor:
-                    visitor.ask("/upgrade", "GET", b"", "Connection: upgrade", "Upgrade: echo")
-                    assert visitor.head()[0] == 101
-                    visitor.send(b"abc")
-                    assert visitor.take(3) == b"ABC"
-                with Visitor(port) as visitor:
-                    visitor.ask("/chunks?2")
-                    visitor.head()
-                    assert visitor.chunk().startswith(b"data: 0")
-            finally:
-                nginx.terminate()
+        assert port.url == f"https://8000-{sandbox.id}-{port.token}.preview.example.com:{front}/"
+        with TlsVisitor(port, cert) as visitor:
+            visitor.ask("/", "PUT", b"x" * 500_000, "X-Forwarded-For: 203.0.113.9")
+            told = json.loads(visitor.answer()[2])
+            rows = dict(row.split(": ", 1) for row in told["rows"])
+            assert told["size"] == 500_000
+            assert rows["X-Forwarded-Proto"] == "https"
+            # nginx is told to pass on what it was told; Caddy believes nobody before it.
+            before = "203.0.113.9, " if program == "nginx" else ""
+            assert rows["X-Forwarded-For"] == f"{before}127.0.0.1, 127.0.0.1"
+            assert rows["Host"].startswith(f"8000-{sandbox.id}-{port.token}.preview.example.com")
+            visitor.ask("/large?3000000")
+            assert len(visitor.answer()[2]) == 3_000_000
+        with TlsVisitor(port, cert) as visitor:
+            key_row = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+            visitor.ask(
+                "/ws", "GET", b"", "Connection: upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", key_row
+            )
+            assert visitor.head()[0] == 101
+            visitor.send(websocket_frame(1, b"hello"))
+            assert visitor.take(7) == b"\x81\x05hello"
+        with TlsVisitor(port, cert) as visitor:
+            visitor.ask("/upgrade", "GET", b"", "Connection: upgrade", "Upgrade: echo")
+            assert visitor.head()[0] == 101
+            visitor.send(b"abc")
+            assert visitor.take(3) == b"ABC"
+        with TlsVisitor(port, cert) as visitor:
+            visitor.ask("/chunks?2")
+            visitor.head()
+            assert visitor.chunk().startswith(b"data: 0")  # at once, not when all is there
+        with TlsVisitor(port, cert) as visitor:
+            visitor.ask("/", host=visitor.host.replace(str(port.token), "wrong"))
+            assert visitor.answer()[0] == 404
 
 
 def wait_for(port: int) -> None:

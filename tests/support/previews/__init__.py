@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import socket
+import struct
 import urllib.parse
 from typing import Any
 
@@ -30,6 +32,7 @@ class Visitor:
         self.host = parts.netloc
         self.sock = socket.create_connection(("127.0.0.1", parts.port or 80), timeout=timeout)
         self.buffer = b""
+        self.trailers: list[str] = []
 
     def __enter__(self) -> Visitor:
         return self
@@ -86,8 +89,14 @@ class Visitor:
         return status, headers, self.take(int(headers["content-length"]))
 
     def chunk(self) -> bytes:
-        """Return the next chunk, empty at the end."""
-        data = self.take(int(self.until(b"\r\n"), 16))
+        """Return the next chunk, empty at the end; `trailers` are the rows after it."""
+        size = int(self.until(b"\r\n"), 16)
+        if not size:
+            self.trailers = []
+            while row := self.until(b"\r\n"):
+                self.trailers.append(row.decode("latin-1"))
+            return b""
+        data = self.take(size)
         assert self.take(2) == b"\r\n"
         return data
 
@@ -122,3 +131,10 @@ def echoed(url: str | ExposedPort, target: str = "/", *rows: str, **options: Any
 
 def kind_of(body: bytes) -> str:
     return str(json.loads(body)["kind"])
+
+
+def websocket_frame(opcode: int, data: bytes) -> bytes:
+    mask = os.urandom(4)
+    masked = bytes(byte ^ mask[n % 4] for n, byte in enumerate(data))
+    size = bytes([0x80 | len(data)]) if len(data) < 126 else bytes([0xFE]) + struct.pack("!H", len(data))
+    return bytes([0x80 | opcode]) + size + mask + masked

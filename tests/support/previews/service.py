@@ -46,7 +46,8 @@ def body_of(reader, headers):
         while size := int(reader.until(b"\r\n"), 16):
             yield reader.take(size)
             assert reader.take(2) == b"\r\n"
-        assert reader.take(2) == b"\r\n"
+        while row := reader.until(b"\r\n"):
+            headers.setdefault("trailers", []).append(row.decode("latin-1"))
         return
     left = int(headers.get("content-length", "0"))
     while left:
@@ -154,6 +155,11 @@ def serve(sock):  # noqa: C901, PLR0912
                     sock.sendall(f"{len(data):x}\r\n".encode() + data + b"\r\n")
                     time.sleep(0.2)
                 sock.sendall(b"0\r\n\r\n")
+            elif path == "/trailers":
+                told = json.dumps({"rows": rows, "trailers": headers.get("trailers", [])}).encode()
+                sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n")
+                sock.sendall(f"{len(told):x}\r\n".encode() + told + b"\r\n0\r\nX-Sum: 7\r\n")
+                sock.sendall(b"Set-Cookie: a=1\r\nConnection: close\r\nContent-Length: 5\r\n\r\n")
             elif path == "/rest":
                 sock.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\nto the end")
                 return
