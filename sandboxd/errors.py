@@ -28,6 +28,14 @@ __all__ = [
     "FileExists",
     "FileNotFound",
     "FilePermissionDenied",
+    "GitAuthentication",
+    "GitError",
+    "GitProtocolError",
+    "GitRefNotFound",
+    "GitRefused",
+    "GitRepositoryNotFound",
+    "GitTimeout",
+    "GitUnreachable",
     "HostUnsupported",
     "InternalError",
     "InterpreterMissing",
@@ -341,6 +349,54 @@ class FilePermissionDenied(AccessDenied):
     """The sandbox's own rights refuse the file operation."""
 
     kind = "file-permission-denied"
+
+
+class GitError(SandboxdError):
+    """A clone failed."""
+
+    kind = "git-error"
+
+
+class GitAuthentication(GitError):
+    """The git server wants a user name and a password, or takes not these: `sent` says whether any were given."""
+
+    kind = "git-authentication"
+
+
+class GitRepositoryNotFound(GitError):
+    """There is no git repository at the address, or none that the server shows."""
+
+    kind = "git-repository-not-found"
+
+
+class GitRefNotFound(GitError):
+    """The repository has no such branch, tag or commit: `ref`, `close` (names like it)."""
+
+    kind = "git-ref-not-found"
+
+
+class GitRefused(GitError):
+    """The repository has something that is not taken: `reason`, and what it was."""
+
+    kind = "git-refused"
+
+
+class GitUnreachable(GitError):
+    """The git server cannot be reached, or broke off: `host`, `reason`."""
+
+    kind = "git-unreachable"
+
+
+class GitTimeout(GitError):
+    """The git server said nothing for too long (`stalled`), or the clone took longer than it may: `timeout_s`."""
+
+    kind = "git-timeout"
+
+
+class GitProtocolError(GitError):
+    """The git server answered with something that is not git's protocol, or with a damaged pack: `reason`."""
+
+    kind = "git-protocol-error"
 
 
 # --- the host's fault ---------------------------------------------------------------------------------------

@@ -64,6 +64,14 @@ STATUS: Final[Mapping[str, int]] = {
     "access-denied": 403,
     "unauthenticated": 401,
     "file-permission-denied": 403,
+    "git-error": 500,
+    "git-authentication": 422,  # 401 would read as our own token
+    "git-repository-not-found": 404,
+    "git-ref-not-found": 404,
+    "git-refused": 422,
+    "git-unreachable": 502,
+    "git-timeout": 504,
+    "git-protocol-error": 502,
     # the host's fault
     "launch-failed": 500,
     "host-unsupported": 500,

@@ -1,0 +1,737 @@
+"""The clone program, on the host, against C git's own servers: `git http-backend` and `git daemon`."""
+
+import os
+import random
+import shutil
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+from hashlib import sha1
+from pathlib import Path
+
+import pytest
+
+from sandboxd import errors
+from sandboxd.templates.git.clone import Order, clone
+from sandboxd.templates.git.intake import PackIntake
+from sandboxd.templates.git.transport import Login
+from tests.support import git_history
+from tests.support.git_server import GIT_ENV, HttpServer, git_daemon
+
+TEMPORARY = ".sandboxd-clone-x"
+
+
+def git(folder, *args, ok=True):
+    done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, env=GIT_ENV, check=False)
+    assert done.returncode == 0 or not ok, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory):
+    """A repository with a history, and one that has it as a submodule; gives their folder."""
+    root = tmp_path_factory.mktemp("served")
+    git_history.make(root / "history.git")
+    with_submodule(root)
+    subprocess.run(["git", "init", "-q", "--bare", "-b", "trunk", str(root / "empty.git")], check=True, env=GIT_ENV)
+    return root
+
+
+def with_submodule(root, url="../history.git", path="libs/history", name=None):
+    """Make outer.git, whose submodule is at `url`."""
+    commit = git(root / "history.git", "rev-parse", "v1.2^{commit}")
+    declared = f'[submodule "{name or path}"]\n\tpath = {path}\n\turl = {url}\n'
+    outer = root / "outer.git"
+    shutil.rmtree(outer, ignore_errors=True)
+    write_repository(
+        outer,
+        {".gitmodules": ("100644", declared.encode()), "own.txt": ("100644", b"own\n"), path: ("160000", commit)},
+    )
+    return commit
+
+
+def fast_import(path, parts):
+    subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(path)], check=True, env=GIT_ENV)
+    subprocess.run(["git", "-C", str(path), "fast-import", "--quiet"], input=b"".join(parts), check=True, env=GIT_ENV)
+
+
+def write_repository(path, files):
+    parts = [b"commit refs/heads/main\ncommitter A <a@example.com> 1600000000 +0000\ndata 1\nx\n"]
+    for name, (mode, data) in files.items():
+        if mode == "160000":
+            parts.append(f"M 160000 {data} {name}\n".encode())
+        else:
+            parts.append(f"M {mode} inline {name}\ndata {len(data)}\n".encode() + data + b"\n")
+    fast_import(path, parts)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Clone into a new folder; gives (result, folder)."""
+
+    def _run(url, **more):
+        target = tmp_path / more.pop("target", "clone")
+        told = []
+        order = Order(url=url, target=str(target), temporary=TEMPORARY, **more)
+        try:
+            result = clone(order, ssl.create_default_context(), told.append)
+        finally:
+            left = [name for name in os.listdir(tmp_path) if name == TEMPORARY]
+            assert not left
+        result["told"] = told
+        return result, target
+
+    return _run
+
+
+def is_whole(folder, **more):
+    git(folder, "fsck", "--strict", *([] if more.get("shallow") else ["--full"]))
+    assert git(folder, "status", "--porcelain") == ""
+
+
+# --- what comes ---------------------------------------------------------------------------------------------
+
+
+def test_a_full_clone_is_what_c_git_makes(run, served, tmp_path):
+    with HttpServer(served) as server:
+        result, folder = run(f"{server.url}/history.git")
+        subprocess.run(["git", "clone", "-q", f"{server.url}/history.git", str(tmp_path / "theirs")], check=True)
+    is_whole(folder)
+    for question in (
+        ["log", "--all", "--format=%H %P %s"],
+        ["show-ref"],
+        ["symbolic-ref", "HEAD"],
+        ["symbolic-ref", "refs/remotes/origin/HEAD"],
+        ["ls-files", "-s"],
+        ["status", "-sb"],
+        ["config", "branch.main.merge"],
+        ["config", "remote.origin.fetch"],
+    ):
+        assert git(folder, *question) == git(tmp_path / "theirs", *question), question
+    assert result["branch"] == "main"
+    assert result["commit"] == git(served / "history.git", "rev-parse", "main")
+    assert result["target_dir"] == str(folder)
+    assert (folder / "link.md").readlink() == Path("README.md")
+    assert os.access(folder / "bin/run.sh", os.X_OK)
+    assert (folder / git_history.UNICODE).read_text() == "Grüße\n"
+    assert (folder / git_history.LARGE).stat().st_size == 300_000
+    phases = [told["phase"] for told in result["told"]]
+    assert list(dict.fromkeys(phases)) == [
+        "connecting",
+        *(phase for phase in ("counting", "compressing") if phase in phases),
+        "receiving",
+        "resolving",
+        "checking-out",
+    ]
+    received = [told for told in result["told"] if told["phase"] == "receiving"][-1]
+    assert received["done"] == received["total"] == result["objects"]
+    assert received["received_bytes"] == result["received_bytes"] > 300_000
+
+
+def test_work_goes_on_from_a_clone_with_c_git(run, served, tmp_path):
+    shutil.copytree(served / "history.git", tmp_path / "origin.git")
+    git(tmp_path / "origin.git", "config", "http.receivepack", "true")
+    with HttpServer(tmp_path) as server:
+        _, folder = run(f"{server.url}/origin.git", depth=1)
+        (folder / "new.txt").write_text("new\n")
+        git(folder, "add", "new.txt")
+        git(folder, "-c", "user.name=A", "-c", "user.email=a@example.com", "commit", "-q", "-m", "new")
+        git(folder, "push", "-q")
+        git(folder, "fetch", "-q", "--unshallow")
+    is_whole(folder)
+    assert git(tmp_path / "origin.git", "rev-parse", "main") == git(folder, "rev-parse", "HEAD")
+
+
+def test_a_shallow_clone_ends_at_its_depth(run, served):
+    with HttpServer(served) as server:
+        result, folder = run(f"{server.url}/history.git", depth=3, single_branch=True)
+    is_whole(folder, shallow=True)
+    assert git(folder, "rev-parse", "--is-shallow-repository") == "true"
+    assert len(git(folder, "log", "--first-parent", "--format=%H").splitlines()) == 3
+    assert git(folder, "branch", "-r").split() == ["origin/HEAD", "->", "origin/main", "origin/main"]
+    assert result["branch"] == "main"
+
+
+@pytest.mark.parametrize(
+    ("ref", "branch"),
+    [
+        ("feature-x", "feature-x"),
+        ("release/1.0", "release/1.0"),
+        ("v1.2", None),
+        ("light", None),
+        ("refs/tags/v1.1", None),
+    ],
+)
+@pytest.mark.parametrize("single_branch", [False, True])
+def test_a_branch_or_a_tag(run, served, ref, branch, single_branch):
+    with HttpServer(served) as server:
+        result, folder = run(f"{server.url}/history.git", ref=ref, single_branch=single_branch)
+    is_whole(folder)
+    assert result["branch"] == branch
+    assert result["commit"] == git(served / "history.git", "rev-parse", f"{ref}^{{commit}}")
+    assert git(folder, "rev-parse", "HEAD") == result["commit"]
+
+
+@pytest.mark.parametrize("depth", [None, 1])
+def test_a_commit(run, served, depth):
+    commit = git(served / "history.git", "rev-parse", "main~7")
+    with HttpServer(served) as server:
+        result, folder = run(f"{server.url}/history.git", ref=commit, depth=depth, single_branch=depth is not None)
+    is_whole(folder, shallow=depth)
+    assert (result["branch"], result["commit"]) == (None, commit)
+    assert git(folder, "rev-parse", "HEAD") == commit
+
+
+def test_git_daemon(run, served):
+    with git_daemon(served) as url:
+        result, folder = run(f"{url}/history.git")
+        shallow, _ = run(f"{url}/history.git", target="shallow", depth=1, single_branch=True)
+    is_whole(folder)
+    assert result["commit"] == shallow["commit"] == git(folder, "rev-parse", "origin/main")
+
+
+@pytest.mark.parametrize("depth", [None, 2])
+def test_a_path(run, served, depth):
+    result, folder = run(str(served / "history.git"), depth=depth)
+    is_whole(folder, shallow=depth)
+    assert result["commit"] == git(served / "history.git", "rev-parse", "main")
+
+
+def test_an_empty_repository(run, served):
+    with HttpServer(served) as server:
+        result, folder = run(f"{server.url}/empty.git")
+    assert (result["commit"], result["files"]) == (None, 0)
+    assert git(folder, "status", "--porcelain") == ""
+
+
+def test_submodules(run, served):
+    commit = git(served / "history.git", "rev-parse", "v1.2^{commit}")
+    with HttpServer(served) as server:
+        result, folder = run(f"{server.url}/outer.git", submodules=True)
+        without, plain = run(f"{server.url}/outer.git", target="plain")
+        _, shallow = run(f"{server.url}/outer.git", target="shallow", submodules=True, depth=1, single_branch=True)
+    is_whole(folder)
+    is_whole(folder / "libs/history")
+    for one in (folder, shallow):
+        assert git(one / "libs/history", "rev-parse", "HEAD") == commit
+        assert git(one, "submodule", "status").split()[:2] == [commit, "libs/history"]
+    assert (folder / "libs/history/README.md").read_text() == "# A history\n"
+    assert not list((plain / "libs/history").iterdir())
+    assert result["files"] > without["files"]
+    assert {told.get("submodule") for told in result["told"]} == {None, "libs/history"}
+
+
+def test_sparse_paths(run, served):
+    with HttpServer(served) as server:
+        result, folder = run(f"{server.url}/history.git", sparse=("docs", "src/babers"))
+    is_whole(folder)
+    assert sorted(os.listdir(folder)) == [".git", "README.md", "docs", "link.md", "src"]
+    assert os.listdir(folder / "src") == ["babers"]
+    assert git(folder, "sparse-checkout", "list").splitlines() == ["docs", "src/babers"]
+    git(folder, "sparse-checkout", "disable")
+    assert (folder / git_history.LARGE).stat().st_size == 300_000
+    assert result["files"] < 30
+
+
+# --- who asks -----------------------------------------------------------------------------------------------
+
+
+def test_a_password_opens_and_stays_nowhere(run, served):
+    secret = "s3cr3t-zugang"
+    with HttpServer(served, login=("anne", secret)) as server:
+        result, folder = run(f"{server.url}/history.git", login=Login("anne", secret))
+        assert all(token is not None for _, token in server.hits)
+    assert secret not in repr(result)
+    found = [path for path in folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+    assert found == []
+    assert git(folder, "config", "remote.origin.url") == f"{server.url}/history.git"
+
+
+@pytest.mark.parametrize("login", [None, Login("anne", "wrong")])
+def test_a_wrong_password_is_named(run, served, login):
+    with HttpServer(served, login=("anne", "right")) as server, pytest.raises(errors.GitAuthentication) as caught:
+        run(f"{server.url}/history.git", login=login)
+    assert caught.value.sent is (login is not None)
+    assert "wrong" not in caught.value.message
+
+
+def _redirect(to):
+    def answer(handler):
+        handler.send_response(302)
+        handler.send_header("Location", to + handler.path)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+        return True
+
+    return answer
+
+
+def test_a_redirection_takes_no_password_along(run, served):
+    with HttpServer(served) as other, HttpServer(served) as first:
+        first.answer = _redirect(other.url)
+        result, folder = run(f"{first.url}/history.git", login=Login("anne", "secret"))
+        assert first.hits[0][1] is not None
+        assert other.hits
+        assert all(token is None for _, token in other.hits)
+    is_whole(folder)
+    assert result["branch"] == "main"
+
+
+@pytest.mark.parametrize("to", ["file:///etc/passwd#", "ext::sh -c id", "gopher://127.0.0.1:1", "/again"])
+def test_a_redirection_elsewhere_is_refused(run, served, to):
+    with HttpServer(served) as server:
+        server.answer = _redirect(to)
+        with pytest.raises(errors.GitError):
+            run(f"{server.url}/history.git")
+
+
+# --- what fails ---------------------------------------------------------------------------------------------
+
+
+def test_a_missing_branch_names_close_ones(run, served):
+    with HttpServer(served) as server, pytest.raises(errors.GitRefNotFound) as caught:
+        run(f"{server.url}/history.git", ref="feature-y")
+    assert "feature-x" in caught.value.close
+
+
+@pytest.mark.parametrize("depth", [None, 1])
+def test_a_missing_commit(run, served, depth):
+    with HttpServer(served) as server, pytest.raises(errors.GitRefNotFound):
+        run(f"{server.url}/history.git", ref="1" * 40, depth=depth)
+
+
+def test_no_repository(run, served, tmp_path):
+    with HttpServer(served) as server, git_daemon(served) as daemon:
+        for url in (f"{server.url}/none.git", f"{daemon}/none.git", str(tmp_path), "/nonexistent"):
+            with pytest.raises(errors.GitRepositoryNotFound):
+                run(url)
+
+        def page(handler):
+            handler._plain(200, b"<html>" + b"x" * 10_000, {"Content-Type": "text/html"})
+            return True
+
+        server.answer = page
+        with pytest.raises(errors.GitRepositoryNotFound):
+            run(f"{server.url}/history.git")
+
+
+def test_unreachable(run):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    for scheme in ("http", "git"):
+        with pytest.raises(errors.GitUnreachable) as caught:
+            run(f"{scheme}://127.0.0.1:{port}/a.git")
+        assert caught.value.reason == "connection"
+
+
+def test_no_tls_where_it_should_be(run, served):
+    with HttpServer(served) as server, pytest.raises(errors.GitUnreachable) as caught:
+        run(f"https://127.0.0.1:{server.port}/history.git")
+    assert caught.value.reason == "tls"
+
+
+@pytest.mark.parametrize("where", ["refs", "pack"])
+def test_a_server_that_stalls(run, served, where):
+    with HttpServer(served) as server:
+
+        def answer(handler):
+            if where == "pack" and handler.command == "GET":
+                return False
+            server.stopped.wait(30)
+            return True
+
+        server.answer = answer
+        with pytest.raises(errors.GitTimeout) as caught:
+            run(f"{server.url}/history.git", stall_s=0.3)
+    assert caught.value.stalled is True
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_server_that_sends_garbage(run, served, seed):
+    chance = random.Random(seed)
+
+    def answer(handler):
+        data = chance.randbytes(3000)
+        if seed % 3 == 1:
+            data = b"001e# service=git-upload-pack\n0000" + data
+        if seed % 3 == 2:
+            data = b"001e# service=git-upload-pack\n0000000eversion 2\n" + data
+        handler._plain(200, data, {"Content-Type": "application/x-git-upload-pack-advertisement"})
+        return True
+
+    with HttpServer(served) as server:
+        server.answer = answer
+        with pytest.raises(errors.GitError) as caught:
+            run(f"{server.url}/history.git")
+    assert not isinstance(caught.value, errors.InternalError)
+
+
+def test_a_server_that_hangs_up_in_the_middle(run, served):
+    def answer(handler):
+        if handler.command == "GET":
+            return False
+        body = handler.rfile.read(int(handler.headers["Content-Length"]))
+        if b"ls-refs" in body:
+            handler.rfile = __import__("io").BytesIO(body)
+            return False
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/x-git-upload-pack-result")
+        handler.send_header("Content-Length", "100000")
+        handler.end_headers()
+        handler.wfile.write(b"000dpackfile\n0013\x01PACK\0\0\0\x02\0\0\1\0abc")
+        handler.connection.shutdown(socket.SHUT_RDWR)
+        return True
+
+    with HttpServer(served) as server:
+        server.answer = answer
+        with pytest.raises(errors.GitError) as caught:
+            run(f"{server.url}/history.git")
+    assert caught.value.kind in ("git-unreachable", "git-protocol-error")
+
+
+# --- where it goes ------------------------------------------------------------------------------------------
+
+
+def test_the_target(run, served, tmp_path):
+    url = str(served / "history.git")
+    _, folder = run(url, target="a/b/c", depth=1)
+    is_whole(folder, shallow=True)
+    with pytest.raises(errors.DirectoryNotEmpty):
+        run(url, target="a/b/c")
+    is_whole(folder, shallow=True)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(errors.FileExists):
+        run(url, target="file")
+    empty = tmp_path / "empty"
+    empty.mkdir(0o711)
+    before = empty.stat().st_ino
+    _, folder = run(url, target="empty")
+    is_whole(folder)
+    assert (empty.stat().st_ino, empty.stat().st_mode & 0o777) == (before, 0o711)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(errors.SandboxdError):
+        run(url, target="dangling")
+
+
+def test_a_failure_leaves_no_new_folders(run, served, tmp_path):
+    with pytest.raises(errors.GitRefNotFound):
+        run(str(served / "history.git"), target="new/er/folder", ref="none-such")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_target_that_came_meanwhile_is_left_alone(run, served, tmp_path):
+    with HttpServer(served) as server:
+
+        def answer(handler):
+            (tmp_path / "clone").mkdir(exist_ok=True)
+            (tmp_path / "clone/theirs").write_text("x")
+            return False
+
+        server.answer = answer
+        with pytest.raises(errors.SandboxdError) as caught:
+            run(f"{server.url}/history.git")
+    assert caught.value.kind in ("file-exists", "directory-not-empty")
+    assert os.listdir(tmp_path / "clone") == ["theirs"]
+
+
+# --- hostile repositories -----------------------------------------------------------------------------------
+
+PWNED = b"#!/bin/sh\ntouch /tmp/sandboxd-pwned\n"
+
+
+def raw_repository(path, entries, more=()):
+    """Make a repository whose tree has entries that git itself would not make: (mode, name, content)."""
+    objects = []
+
+    def add(kind, data):
+        objects.append((kind, data))
+        return sha1(b"%b %d\0" % ({1: b"commit", 2: b"tree", 3: b"blob"}[kind], len(data)) + data).digest()
+
+    def tree(rows):
+        body = b""
+        for mode, name, content in rows:
+            name_of = tree(content) if isinstance(content, list) else add(3, content)
+            body += mode + b" " + name + b"\0" + name_of
+        return add(2, body)
+
+    top = tree(entries)
+    commit = add(1, b"tree %b\nauthor a <a> 0 +0000\ncommitter a <a> 0 +0000\n\nx\n" % top.hex().encode())
+    write_pack(path, [*objects, *more], commit.hex())
+    return commit.hex()
+
+
+def packed(objects):
+    rows = [b"PACK" + struct.pack(">II", 2, len(objects))]
+    for kind, data, *rest in objects:
+        size = rest[0] if rest else len(data)
+        byte, size = (kind << 4) | (size & 15), size >> 4
+        head = bytearray()
+        while size:
+            head.append(byte | 0x80)
+            byte, size = size & 0x7F, size >> 7
+        head.append(byte)
+        rows.append(bytes(head) + (rest[1] if len(rest) > 1 else b"") + zlib.compress(data))
+    body = b"".join(rows)
+    return body + sha1(body).digest()
+
+
+def write_pack(path, objects, commit):
+    subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(path)], check=True, env=GIT_ENV)
+    pack = path / "objects/pack/pack-x.pack"
+    pack.write_bytes(packed(list(dict.fromkeys(objects))))
+    subprocess.run(
+        ["git", "-C", str(path), "index-pack", "-o", str(pack.with_suffix(".idx")), str(pack)],
+        check=True,
+        env=GIT_ENV,
+        capture_output=True,
+    )
+    (path / "refs/heads/main").write_text(commit + "\n")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b".git", b".GIT", b".Git", b"git~1", b"GIT~1", b".git ", b".git.", b".git:x", b".git::$INDEX_ALLOCATION",
+        ".g\u200cit".encode(), ".\u200dgit".encode(), b"..", b".", b"a/../../b", b"", b"x" * 300,
+    ],
+)  # fmt: skip
+def test_row_35_names_that_are_git_or_lead_away_are_not_made(run, tmp_path, name):
+    folder = [(b"100755", b"post-checkout", PWNED)]
+    raw_repository(tmp_path / "bad.git", [(b"40000", name, [(b"40000", b"hooks", folder)])])
+    with HttpServer(tmp_path) as server, pytest.raises(errors.GitError) as caught:
+        run(f"{server.url}/bad.git")
+    assert caught.value.kind in ("git-refused", "git-protocol-error")
+    assert sorted(os.listdir(tmp_path)) == ["bad.git"]
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_row_35_nothing_is_written_through_a_link(run, tmp_path, order):
+    (tmp_path / "outside").mkdir()
+    rows = [
+        (b"120000", b"a", str(tmp_path / "outside").encode()),
+        (b"40000", b"a", [(b"100644", b"evil", b"evil")]),
+    ]
+    raw_repository(tmp_path / "bad.git", rows[:: -1 if order else 1])
+    with HttpServer(tmp_path) as server, pytest.raises(errors.GitRefused):
+        run(f"{server.url}/bad.git")
+    assert os.listdir(tmp_path / "outside") == []
+
+
+def test_row_35_links_and_attributes_are_only_files(run, tmp_path):
+    attributes = b"* filter=evil\n* text eol=crlf\n"
+    raw_repository(
+        tmp_path / "odd.git",
+        [
+            (b"100644", b".gitattributes", attributes),
+            (b"100644", b"a.txt", b"one\ntwo\n"),
+            (b"120000", b"link", b"/etc/shadow"),
+        ],
+    )
+    with HttpServer(tmp_path) as server:
+        _, folder = run(f"{server.url}/odd.git")
+    assert (folder / "a.txt").read_bytes() == b"one\ntwo\n"
+    assert os.readlink(folder / "link") == "/etc/shadow"
+    assert not list((folder / ".git").glob("hooks/*"))
+
+
+def test_row_35_a_git_bomb_is_counted_before_it_is_made(run, tmp_path):
+    content = [(b"100644", b"f", b"boom")]
+    for _ in range(9):
+        content = [(b"40000", b"d%d" % n, content) for n in range(10)] if _ < 1 else content
+    # ten levels of ten: built by hand, so that each tree is there once
+    objects = []
+
+    def add(kind, data):
+        objects.append((kind, data))
+        return sha1(b"%b %d\0" % ({1: b"commit", 2: b"tree", 3: b"blob"}[kind], len(data)) + data).digest()
+
+    below, mode = add(3, b"boom"), b"100644"
+    for _ in range(10):
+        below = add(2, b"".join(mode + b" d%d\0" % n + below for n in range(10)))
+        mode = b"40000"
+    commit = add(1, b"tree %b\nauthor a <a> 0 +0000\ncommitter a <a> 0 +0000\n\nx\n" % below.hex().encode())
+    write_pack(tmp_path / "bomb.git", objects, commit.hex())
+    with HttpServer(tmp_path) as server, pytest.raises(errors.GitRefused) as caught:
+        run(f"{server.url}/bomb.git")
+    assert caught.value.reason == "too-many-files"
+
+
+def test_row_35_a_tower_of_folders(run, tmp_path):
+    content = [(b"100644", b"f", b"x")]
+    for _ in range(600):
+        content = [(b"40000", b"d", content)]
+    raw_repository(tmp_path / "deep.git", content)
+    with HttpServer(tmp_path) as server, pytest.raises(errors.GitRefused) as caught:
+        run(f"{server.url}/deep.git")
+    assert caught.value.reason == "too-deep"
+
+
+@pytest.mark.parametrize(
+    ("url", "path", "name"),
+    [
+        ("/etc", "sub", None),
+        ("file:///etc", "sub", None),
+        ("ext::sh -c touch% /tmp/sandboxd-pwned", "sub", None),
+        ("-u./payload", "sub", None),
+        ("ssh://-oProxyCommand=touch/x", "sub", None),
+        ("../history.git", "sub", "../../hooks"),
+        ("../history.git", "sub", ".."),
+        ("../history.git", "sub", "a/.git"),
+    ],
+)
+def test_row_35_submodules_lead_nowhere_else(run, tmp_path, served, url, path, name):
+    shutil.copytree(served / "history.git", tmp_path / "history.git")
+    with_submodule(tmp_path, url, path, name)
+    with HttpServer(tmp_path) as server, pytest.raises(errors.GitRefused) as caught:
+        run(f"{server.url}/outer.git", submodules=True)
+    assert caught.value.reason in ("submodule-name", "submodule-address")
+    assert sorted(os.listdir(tmp_path)) == ["history.git", "outer.git"]
+
+
+# --- packs --------------------------------------------------------------------------------------------------
+
+
+def take(tmp_path, data, step=997):
+    path = tmp_path / "x.pack"
+    path.unlink(missing_ok=True)
+    intake = PackIntake(path, lambda *_: None, lambda *_: None)
+    try:
+        for start in range(0, len(data), step):
+            intake.write(data[start : start + step])
+        return intake.finish()
+    finally:
+        intake.close()
+
+
+@pytest.fixture(scope="module")
+def real_pack(served):
+    (path,) = (served / "history.git/objects/pack").glob("*.pack")
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("step", [1, 997, 300_000])
+def test_an_index_is_c_gits_own(tmp_path, served, real_pack, step):
+    pack = take(tmp_path, real_pack, step)
+    pack.write_index(tmp_path / "x.idx")
+    pack.close()
+    (theirs,) = (served / "history.git/objects/pack").glob("*.idx")
+    assert (tmp_path / "x.idx").read_bytes() == theirs.read_bytes()
+
+
+def test_bases_that_are_named(tmp_path):
+    base = b"base " * 100
+    name = sha1(b"blob %d\0" % len(base) + base).digest()
+    delta = b"\xf4\x03" + b"\xf5\x03" + b"\xb0\xf4\x01" + b"\x01!"
+    pack = take(tmp_path, packed([(7, delta, len(delta), name), (3, base)]))
+    data = base + b"!"
+    assert pack.get(sha1(b"blob %d\0" % len(data) + data).digest()) == (3, data)
+    pack.close()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_pack_is_an_error(tmp_path, real_pack, seed):
+    chance = random.Random(seed)
+    data = bytearray(real_pack)
+    if seed % 4 == 0:
+        del data[chance.randrange(len(data)) :]
+    elif seed % 4 == 1:
+        data += chance.randbytes(chance.randrange(1, 100))
+    else:
+        for _ in range(chance.randrange(1, 5)):
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        if seed % 4 == 3:  # with a checksum that fits
+            data[-20:] = sha1(data[:-20]).digest()
+    with pytest.raises(errors.GitError):
+        take(tmp_path, bytes(data))
+
+
+def test_row_35_pack_bombs(tmp_path):
+    zeros = b"\0" * (64 << 20)
+    liar = packed([(3, zeros, 10)])  # inflates to more than it says
+    claims = packed([(6, b"\x05\x80\x80\x80\x80\x80\x80\x01", 8, b"\x20"), (3, b"base!")][::-1])
+    huge = packed([(3, b"x", 1 << 60)])
+    delta = packed([(3, b"base!"), (7, b"x" * 10, 1 << 40, sha1(b"blob 5\0base!").digest())])
+    for data in (liar, claims, huge, delta):
+        with pytest.raises(errors.GitError):
+            take(tmp_path, data, 65_536)
+    honest = take(tmp_path, packed([(3, zeros)]), 65_536)  # passes through in pieces
+    kind, pieces = honest.pieces(sha1(b"blob %d\0" % len(zeros) + zeros).digest())
+    assert kind == 3
+    assert sum(map(len, pieces)) == len(zeros)
+    honest.close()
+
+
+# --- what it loads ------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import os, sys
+from sandboxd.templates import git
+from sandboxd.wire import framing
+git.load()
+url, target, more, out = sys.argv[1], sys.argv[2], eval(sys.argv[3]), os.open(sys.argv[4], os.O_WRONLY | os.O_CREAT)
+sys.path.clear(); sys.path_importer_cache.clear()
+before = set(sys.modules)
+order = dict(url=url, target=target, temporary=".t", ref=None, depth=None, single_branch=False, submodules=True,
+             sparse=[], login=("a", "b"), stall_s=20.0, memory_bytes=None)
+order.update(more)
+os.dup2(out, 0)
+git.work(order)
+assert set(sys.modules) == before, set(sys.modules) - before
+"""
+
+
+def test_row_43_a_clone_imports_nothing_and_asks_no_libc_for_names(served, tmp_path):
+    with HttpServer(served) as server, git_daemon(served) as daemon:
+        port = server.port
+        places = {
+            "http": (f"http://localhost:{port}/outer.git", {}),
+            "git": (f"{daemon}/history.git", {"depth": 1}),
+            "path": (str(served / "history.git"), {"depth": 2}),
+            "sparse": (f"{server.url}/history.git", {"sparse": ["docs"]}),
+            "dns": ("https://git.nowhere.example/a.git", {"stall_s": 3.0}),
+            "tls": (f"https://localhost:{port}/a.git", {}),
+        }
+        for name, (url, more) in places.items():
+            done = subprocess.run(
+                ["strace", "-f", "-qq", "-e", "trace=openat,open", "-o", str(tmp_path / "trace"), sys.executable, "-c",
+                 PROGRAM, url, str(tmp_path / name), repr(more), str(tmp_path / "out")],
+                capture_output=True, text=True, check=False, timeout=60, cwd=Path(__file__).parents[2],
+            )  # fmt: skip
+            assert done.returncode == 0, (name, done.stderr)
+            said = (tmp_path / "out").read_bytes()
+            assert (b"fail" in said) == (name in ("dns", "tls")), (name, said)
+            trace = (tmp_path / "trace").read_text()
+            entered = trace[trace.index('"/dev/null"') :]
+            entered = "".join(line for line in entered.splitlines() if "O_CREAT" not in line)  # what it makes
+            for library in ("libnss", "nsswitch", "gconv", "openssl.cnf", ".so", ".py"):
+                assert library not in entered, (name, library)
+            (tmp_path / "out").unlink()
+
+
+def test_a_clone_that_is_stopped_leaves_nothing(served, tmp_path):
+    (tmp_path / "place").mkdir()
+    asked = threading.Event()
+    with HttpServer(served) as server:
+
+        def answer(handler):
+            if handler.command == "POST":
+                asked.set()
+                server.stopped.wait(30)
+                return True
+            return False
+
+        server.answer = answer
+        program = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, f"{server.url}/history.git", str(tmp_path / "place/x/y"), "{}",
+             str(tmp_path / "out")],
+            stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        assert asked.wait(20)
+        assert (tmp_path / "place/x").is_dir()
+        program.terminate()
+        assert program.wait(10) != 0
+    assert os.listdir(tmp_path / "place") == []
