@@ -1,5 +1,6 @@
 """The clone program, on the host, against C git's own servers: `git http-backend` and `git daemon`."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -13,6 +14,10 @@ import zlib
 from hashlib import sha1
 from pathlib import Path
 
+import dns.message
+import dns.rcode
+import dns.rdatatype
+import dns.rrset
 import pytest
 
 from sandboxd import errors
@@ -672,6 +677,7 @@ import os, sys
 from sandboxd.templates import git
 from sandboxd.wire import framing
 git.load()
+git.names._RESOLV_CONF = "/dev/null/none" if len(sys.argv) < 6 else sys.argv[5]
 url, target, more, out = sys.argv[1], sys.argv[2], eval(sys.argv[3]), os.open(sys.argv[4], os.O_WRONLY | os.O_CREAT)
 sys.path.clear(); sys.path_importer_cache.clear()
 before = set(sys.modules)
@@ -680,30 +686,65 @@ order = dict(url=url, target=target, temporary=".t", ref=None, depth=None, singl
 order.update(more)
 os.dup2(out, 0)
 git.work(order)
-assert set(sys.modules) == before, set(sys.modules) - before
+grown = set(sys.modules) - before
+os.write(2, repr(grown).encode())
+os._exit(len(grown))
 """
 
 
+@contextlib.contextmanager
+def nameserver(names):
+    """Answer for `names` at 127.0.0.77; any other name does not exist."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.77", 53))
+
+        def serve():
+            while True:
+                data, peer = sock.recvfrom(4096)
+                if data == b"stop":
+                    return
+                query = dns.message.from_wire(data)
+                answer = dns.message.make_response(query)
+                question = query.question[0]
+                address = names.get(question.name.to_text())
+                if address is None:
+                    answer.set_rcode(dns.rcode.NXDOMAIN)
+                elif question.rdtype == dns.rdatatype.A:
+                    answer.answer.append(dns.rrset.from_text(question.name, 60, "IN", "A", address))
+                sock.sendto(answer.to_wire(), peer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            sock.sendto(b"stop", ("127.0.0.77", 53))
+            thread.join(5)
+
+
 def test_row_43_a_clone_imports_nothing_and_asks_no_libc_for_names(served, tmp_path):
-    with HttpServer(served) as server, git_daemon(served) as daemon:
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.77\n")
+    with HttpServer(served) as server, git_daemon(served) as daemon, nameserver({"git.example.": "127.0.0.1"}):
         port = server.port
         places = {
             "http": (f"http://localhost:{port}/outer.git", {}),
             "git": (f"{daemon}/history.git", {"depth": 1}),
             "path": (str(served / "history.git"), {"depth": 2}),
             "sparse": (f"{server.url}/history.git", {"sparse": ["docs"]}),
-            "dns": ("https://git.nowhere.example/a.git", {"stall_s": 3.0}),
+            "dns": (f"http://git.example:{port}/history.git", {}),
+            "no-name": ("https://git.nowhere.example/a.git", {}),
             "tls": (f"https://localhost:{port}/a.git", {}),
         }
         for name, (url, more) in places.items():
             done = subprocess.run(
                 ["strace", "-f", "-qq", "-e", "trace=openat,open", "-o", str(tmp_path / "trace"), sys.executable, "-c",
-                 PROGRAM, url, str(tmp_path / name), repr(more), str(tmp_path / "out")],
+                 PROGRAM, url, str(tmp_path / name), repr(more), str(tmp_path / "out"),
+                 str(tmp_path / "resolv.conf")],
                 capture_output=True, text=True, check=False, timeout=60, cwd=Path(__file__).parents[2],
             )  # fmt: skip
             assert done.returncode == 0, (name, done.stderr)
             said = (tmp_path / "out").read_bytes()
-            assert (b"fail" in said) == (name in ("dns", "tls")), (name, said)
+            assert (b"fail" in said) == (name in ("no-name", "tls")), (name, said)
             trace = (tmp_path / "trace").read_text()
             entered = trace[trace.index('"/dev/null"') :]
             entered = "".join(line for line in entered.splitlines() if "O_CREAT" not in line)  # what it makes
