@@ -8,7 +8,7 @@ PYTHON := .venv/bin/python
 PREFIX ?= /opt/sandboxd
 DESTDIR ?=
 # Web servers start when their packages are installed: not on a person's machine.
-TEST_PACKAGES := chromium git strace $(if $(CI),caddy nginx-light)
+TEST_PACKAGES := chromium busybox git strace $(if $(CI),caddy nginx-light)
 VM_PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs
 
 .PHONY: help

@@ -72,6 +72,7 @@ __all__ = [
     "SandboxNotFound",
     "SandboxdError",
     "ServerBusy",
+    "SessionNotFound",
     "StorageFull",
     "Unauthenticated",
     "UnknownField",
@@ -193,6 +194,12 @@ class RunNotFound(NotFound):
     """The code context has no run of that id, or no longer."""
 
     kind = "run-not-found"
+
+
+class SessionNotFound(NotFound):
+    """The sandbox has no such session: it was never created, or is deleted."""
+
+    kind = "session-not-found"
 
 
 class FileNotFound(NotFound):

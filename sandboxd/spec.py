@@ -44,6 +44,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
 _ROOTFS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
 _PROFILE = re.compile(r"[a-z0-9][a-z0-9-]{0,31}\Z")
 _PROCESS_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_SESSION_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
 _PROBE_PATH = re.compile(r"/[!-~]{0,1023}\Z")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
 _MODE = re.compile(r"[0-7]{3,4}\Z")
@@ -93,6 +94,13 @@ def check_process_id(value: str, field: str = "id") -> str:
     """Return `value` if it may name a process."""
     if not _PROCESS_ID.match(value):
         raise _fail(field, "a process' id is 1 to 64 characters of letters, digits, dot, dash and underscore")
+    return value
+
+
+def check_session_id(value: str, field: str = "session") -> str:
+    """Return `value` if it may name a session."""
+    if not _SESSION_ID.match(value):
+        raise _fail(field, "a session's id is 1 to 128 characters of letters, digits, dot, dash and underscore")
     return value
 
 
@@ -400,6 +408,37 @@ class ContextSpec:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSpec:
+    """A session as asked for.
+
+    Attributes:
+        id: None lets one be chosen.
+        cwd: where it begins, absolute; None is the sandbox's.
+        env: variables on top of the sandbox's.
+        user: name or uid; None is the sandbox's.
+        shell: "bash" or "sh"; None is bash where the rootfs has it.
+    """
+
+    id: str | None = None
+    cwd: str | None = None
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    user: str | int | None = None
+    shell: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if self.id is not None:
+            check_session_id(self.id, "id")
+        if self.cwd is not None:
+            check_path(self.cwd, "cwd")
+        check_env(self.env)
+        if self.user is not None:
+            object.__setattr__(self, "user", check_user(self.user))
+        if self.shell not in (None, "bash", "sh"):
+            raise _fail("shell", "it is bash or sh")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CommandSpec:
     """One command to run: what exec and processes share.
 
@@ -414,6 +453,7 @@ class CommandSpec:
         restart: whether it is started again when it fails.
         terminal: columns and rows of the terminal that it gets for its standard streams; None gives pipes.
         linger_s: how long a terminal that nobody looks at any more goes on; None is for ever.
+        session: whose shell's state it begins with; `argv` is then one of `shell`.
     """
 
     argv: tuple[str, ...]
@@ -426,6 +466,7 @@ class CommandSpec:
     restart: bool = False
     terminal: tuple[int, int] | None = None
     linger_s: float | None = None
+    session: str | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -445,6 +486,12 @@ class CommandSpec:
         check_seconds(self.linger_s, "linger_s")
         if self.terminal is not None:
             check_size(*self.terminal)
+        if self.session is not None:
+            check_session_id(self.session)
+            if self.user is not None:
+                raise _fail("user", "a session has its own")
+            if self.argv[:-1] != self.shell("")[:-1]:
+                raise _fail("command", "a session's commands are lines of its shell")
 
     @classmethod
     def shell(cls, line: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import binascii
 import datetime
 import json
 import re
+import shlex
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar
 
 import msgspec
@@ -76,8 +77,8 @@ class ExecIn(_In, frozen=True):
     timeout_s: float | None = None
     encoding: Literal["utf-8", "base64"] = "utf-8"
     detach: bool = False
-    session: Any = None
-    orphans: Literal["kill", "keep"] = "kill"
+    session: str | None = None
+    orphans: Literal["kill", "keep"] | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -298,12 +299,13 @@ def to_command(model: ExecIn) -> CommandSpec:
     Raises:
         InvalidRequest, NotAvailable: as their names say.
     """
-    _not_yet("session", model.session)
     if isinstance(model.command, str):
         # The shell itself would run an empty line well: say that nothing was asked for.
         argv = CommandSpec.shell(model.command) if model.command.strip() else ()
     else:
         argv = tuple(model.command)
+        if model.session is not None and argv:
+            argv = CommandSpec.shell(shlex.join(argv))  # its shell's functions and aliases are programs too
     return CommandSpec(
         argv=argv,
         env=model.env or {},
@@ -311,7 +313,9 @@ def to_command(model: ExecIn) -> CommandSpec:
         user=model.user,
         stdin=_stdin(model.stdin, model.encoding),
         timeout_s=model.timeout_s,
-        keep_orphans=model.orphans == "keep",
+        # A session's commands leave their children running, as a shell that goes on would.
+        keep_orphans=(model.orphans or ("kill" if model.session is None else "keep")) == "keep",
+        session=model.session,
     )
 
 

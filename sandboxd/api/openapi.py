@@ -29,6 +29,7 @@ _DESCRIPTIONS: Final = {
     "port": "a TCP port of the sandbox",
     "context": "a code context's id",
     "run": "a run's id",
+    "session": "a session's id",
     "path": "an absolute path in the sandbox, without '..'",
     "cursor": "`next` of the page before",
     "limit": "how many a page",

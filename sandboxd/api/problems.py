@@ -39,6 +39,7 @@ STATUS: Final[Mapping[str, int]] = {
     "file-not-found": 404,
     "context-not-found": 404,
     "run-not-found": 404,
+    "session-not-found": 404,
     "port-not-found": 404,
     "preview-not-found": 404,
     "preview-gone": 410,

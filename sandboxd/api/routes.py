@@ -21,6 +21,7 @@ from . import (
     ports,
     processes,
     sandboxes,
+    sessions,
     terminals,
 )
 from .access import Level
@@ -80,6 +81,7 @@ _BIRTH: Final = (
     "storage-full",
     "server-busy",
 )
+_IN_SESSION: Final = (*_GONE, "session-not-found")
 _NO_PROCESS: Final = (*_GONE, "process-not-found")
 #: A file is named by one of these.
 _PATH: Final = ("path", "path_b64")
@@ -177,7 +179,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         handler=commands.execute,
         body=models.ExecIn,
         result=models.ExecOut,
-        kinds=(*_BODY, *_GONE, "not-available", "limit-exceeded", "server-busy"),
+        kinds=(*_BODY, *_IN_SESSION, "not-available", "limit-exceeded", "server-busy"),
     ),
     Route(
         method="POST",
@@ -186,7 +188,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         body=ProcessIn,
         result=ProcessOut,
         status=201,
-        kinds=(*_BODY, *_GONE, "name-taken", "not-available", "limit-exceeded", "server-busy"),
+        kinds=(*_BODY, *_IN_SESSION, "name-taken", "not-available", "limit-exceeded", "server-busy"),
     ),
     Route(
         method="GET",
@@ -224,7 +226,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         handler=terminals.open_terminal,
         query=terminals.QUERY,
         status=101,
-        kinds=(*_NO_PROCESS, "name-taken", "limit-exceeded", "server-busy", "unknown-field"),
+        kinds=(*_NO_PROCESS, "session-not-found", "name-taken", "limit-exceeded", "server-busy", "unknown-field"),
         websocket=True,
     ),
     Route(
@@ -290,6 +292,36 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     _file("POST", "/chmod", filetree.chmod, body=file_models.ChmodIn, result=file_models.Changed),
     _file("POST", "/chown", filetree.chown, body=file_models.ChownIn, result=file_models.Changed),
+    Route(
+        method="POST",
+        path=_SANDBOX + "/sessions",
+        handler=sessions.create,
+        body=sessions.SessionIn,
+        result=sessions.SessionOut,
+        status=201,
+        kinds=(*_BODY, *_GONE, "name-taken", "limit-exceeded"),
+    ),
+    Route(
+        method="GET",
+        path=_SANDBOX + "/sessions",
+        handler=sessions.show_all,
+        result=sessions.SessionList,
+        kinds=_GONE,
+    ),
+    Route(
+        method="GET",
+        path=_SANDBOX + "/sessions/<session>",
+        handler=sessions.show,
+        result=sessions.SessionOut,
+        kinds=_IN_SESSION,
+    ),
+    Route(
+        method="DELETE",
+        path=_SANDBOX + "/sessions/<session>",
+        handler=sessions.destroy,
+        status=204,
+        kinds=_IN_SESSION,
+    ),
     Route(
         method="POST",
         path=_SANDBOX + "/ports",

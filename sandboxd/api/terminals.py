@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..runtime.sandbox import Sandbox
     from .socket_call import SocketCall
 
-QUERY: Final = ("cols", "rows", "command", "cwd", "user", "id", "linger_s", "orphans", "process", "fresh")
+QUERY: Final = ("cols", "rows", "command", "cwd", "user", "id", "linger_s", "orphans", "process", "fresh", "session")
 #: The shell that the sandbox's own passwd names for the user.
 DEFAULT_COMMAND: Final = 'exec "${SHELL:-/bin/sh}"'
 #: How long a terminal without a viewer goes on.
@@ -75,6 +75,7 @@ def _command(call: SocketCall, size: tuple[int, int]) -> tuple[CommandSpec, str 
         keep_orphans=orphans == "keep",
         terminal=size,
         linger_s=_linger(call.query("linger_s")),
+        session=call.query("session"),
     )
     return command, None if process_id is None else check_process_id(process_id)
 

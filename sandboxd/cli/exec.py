@@ -12,24 +12,27 @@ from sandboxd.cli.params import client_of, command_of, command_options
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
 @command_options
+@click.option("-s", "--session", metavar="ID", help="Run in a session: with the state that its last command left.")
 @click.option("-d", "--detach", is_flag=True, help="Do not wait for the command; print its process' id.")
 @click.argument("sandbox")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND...")
 @click.pass_context
-def exec_(
+def exec_(  # noqa: PLR0913 - an option each
     ctx: click.Context,
     *,
     env: tuple[tuple[str, str], ...],
     workdir: str | None,
     user: str | None,
     timeout: float | None,
+    session: str | None,
     detach: bool,
     sandbox: str,
     command: tuple[str, ...],
 ) -> None:
     """Run COMMAND in SANDBOX (an id or a name).
 
-    Standard input, output and error and the exit status are the command's, as with `sandboxd run`.
+    Standard input, output and error and the exit status are the command's, as with `sandboxd run`. With --session a
+    COMMAND of one word is a line of the session's shell: sandboxd exec -s work NAME 'cd /tmp && export A=1'
     """
     words = command_of(command)
     options: dict[str, Any] = {"cwd": workdir, "env": dict(env), "user": user, "timeout": timeout}
@@ -37,11 +40,19 @@ def exec_(
         from sandboxd.cli.run import run_attached  # noqa: PLC0415 - `exec --help` needs no httpx
         from sandboxd.client import Sandbox  # noqa: PLC0415
 
-        found = Sandbox.connect(sandbox, client=client_of(ctx))
+        found: Any = Sandbox.connect(sandbox, client=client_of(ctx))
+        if session is not None:
+            if options.pop("user") is not None:
+                raise click.UsageError("--user goes with `sandboxd session create`, not with --session.")
+            found = found.get_session(session)
         if detach:
-            with found.exec_stream(words, detach=True, **options) as stream:
+            with found.exec_stream(_line(words, session), detach=True, **options) as stream:
                 click.echo(stream.process_id)
             return
         with Interrupts():
-            code = run_attached(found, words, options)
+            code = run_attached(found, _line(words, session), options)
     ctx.exit(code)
+
+
+def _line(words: list[str], session: str | None) -> str | list[str]:
+    return words[0] if session is not None and len(words) == 1 else words

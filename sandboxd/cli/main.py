@@ -24,6 +24,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "run": ("sandboxd.cli.run:run", "Run one command in a sandbox of its own."),
     "create": ("sandboxd.cli.create:create", "Create a sandbox and print its id."),
     "exec": ("sandboxd.cli.exec:exec_", "Run a command in a sandbox."),
+    "session": ("sandboxd.cli.sessions:session", "Manage sessions: commands that hand on a shell's state."),
     "shell": ("sandboxd.cli.shell:shell", "Open a terminal in a sandbox."),
     "code": ("sandboxd.cli.code:code", "Run code in an interpreter that keeps its state."),
     "contexts": ("sandboxd.cli.code:contexts", "Manage those interpreters."),

@@ -11,7 +11,7 @@ from sandboxd.cli.failure import RUN_FAILED, Interrupts, status
 from sandboxd.cli.params import client_of, command_of, command_options, limits, sandbox_options
 
 if TYPE_CHECKING:
-    from sandboxd.client import Sandbox
+    from sandboxd.client import Sandbox, Session
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -62,7 +62,7 @@ def run(  # noqa: PLR0913 - an option each
     ctx.exit(code)
 
 
-def run_attached(sandbox: Sandbox, words: list[str], options: dict[str, Any]) -> int:
+def run_attached(sandbox: Sandbox | Session, words: str | list[str], options: dict[str, Any]) -> int:
     """Run the command with our standard streams and return the status to end with."""
     from sandboxd.cli.attach import OutputClosed, attach, exit_code, explain, has_stdin  # noqa: PLC0415
 

@@ -10,6 +10,7 @@ from .async_code import AsyncCodeStream
 from .async_processes import AsyncLogStream
 from .async_pty import AsyncPty
 from .async_sandbox import AsyncSandbox
+from .async_sessions import AsyncSession
 from .async_stream import AsyncExecStream, AsyncFileStream, AsyncWatchStream
 from .client import Client
 from .code import CodeStream
@@ -25,6 +26,8 @@ from .process_calls import ProcessInfo, ProcessLogs, WaitResult
 from .processes import LogStream
 from .pty import Pty
 from .sandbox import Sandbox
+from .session_calls import SessionInfo
+from .sessions import Session
 from .stream import ExecStream, FileStream
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "AsyncLogStream",
     "AsyncPty",
     "AsyncSandbox",
+    "AsyncSession",
     "AsyncWatchStream",
     "Cleared",
     "Client",
@@ -66,6 +70,8 @@ __all__ = [
     "SandboxInfo",
     "SandboxStats",
     "SearchResult",
+    "Session",
+    "SessionInfo",
     "Usage",
     "WaitResult",
     "WatchStream",

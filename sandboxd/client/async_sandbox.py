@@ -14,6 +14,7 @@ from .async_control import AsyncControlPart
 from .async_files import AsyncFilesPart
 from .async_ports import AsyncPortPart
 from .async_processes import AsyncProcessPart
+from .async_sessions import AsyncSessionPart
 from .async_stream import AsyncExecStream
 from .models import ExecResult, with_output
 from .shield import cleanup_scope, owned
@@ -52,7 +53,9 @@ class _Opening(Generic[S]):
             await self._made.__aexit__(kind, error, trace)
 
 
-class AsyncSandbox(AsyncCodeMethods, AsyncControlPart, AsyncFilesPart, AsyncPortPart, AsyncProcessPart):
+class AsyncSandbox(
+    AsyncCodeMethods, AsyncControlPart, AsyncFilesPart, AsyncPortPart, AsyncProcessPart, AsyncSessionPart
+):
     """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
 
     As a context manager it destroys the sandbox at the end of the block, also when the task is cancelled:

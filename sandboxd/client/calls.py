@@ -218,10 +218,20 @@ def exec_raw(  # noqa: PLR0913 - the fields of a command, all by keyword
     stdin: bytes | str | bool | None = None,
     timeout: float | None = None,
     detach: bool = False,
-    keep_orphans: bool = False,
+    keep_orphans: bool | None = False,
+    session: str | None = None,
 ) -> StreamCall:
     """POST …/exec, answered by raw frames. Waits for ever: a command may be silent for as long as it likes."""
-    body = command_body(command, cwd=cwd, env=env, user=user, stdin=stdin, timeout=timeout, keep_orphans=keep_orphans)
+    body = command_body(
+        command,
+        cwd=cwd,
+        env=env,
+        user=user,
+        stdin=stdin,
+        timeout=timeout,
+        keep_orphans=keep_orphans,
+        session=session,
+    )
     if detach:
         body["detach"] = True
     return StreamCall("POST", sandbox_path(key, "/exec"), body=body, accept=RAW_TYPE, timeout_s=None)
@@ -235,9 +245,10 @@ def command_body(
     user: str | int | None = None,
     stdin: bytes | str | bool | None = None,
     timeout: float | None = None,
-    keep_orphans: bool = False,
+    keep_orphans: bool | None = False,
+    session: str | None = None,
 ) -> dict[str, Any]:
-    """Return the JSON of a command: only what was given."""
+    """Return the JSON of a command: only what was given. In a session `keep_orphans=None` is the daemon's default."""
     body: dict[str, Any] = {"command": command if isinstance(command, str) else list(command)}
     if cwd is not None:
         body["cwd"] = cwd
@@ -249,6 +260,10 @@ def command_body(
         body["timeout_s"] = timeout
     if keep_orphans:
         body["orphans"] = "keep"
+    if session is not None:
+        body["session"] = session
+        if keep_orphans is False:
+            body["orphans"] = "kill"
     if isinstance(stdin, bytes | bytearray | memoryview):
         # JSON holds text only; the encoding says nothing about the answer here, whose frames are bytes anyway.
         body["stdin"] = base64.b64encode(stdin).decode("ascii")

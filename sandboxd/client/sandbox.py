@@ -15,6 +15,7 @@ from .files import FilesPart
 from .models import ExecResult, with_output
 from .ports import PortPart
 from .processes import ProcessPart
+from .sessions import SessionPart
 from .stream import ExecStream
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from .models import SandboxInfo
 
 
-class Sandbox(CodeMethods, ControlPart, FilesPart, PortPart, ProcessPart):
+class Sandbox(CodeMethods, ControlPart, FilesPart, PortPart, ProcessPart, SessionPart):
     """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
 
     As a context manager it destroys the sandbox at the end of the block. Without `client=` each sandbox makes

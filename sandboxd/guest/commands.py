@@ -17,7 +17,8 @@ from ..wire.journal import DEFAULT_CAPACITY
 from . import users
 from .followers import Follower
 from .peer import Peer
-from .processes import Means, Process
+from .processes import Means, Process, Shell
+from .sessions import Sessions, Waiting
 from .spawn import DEFAULT_PATH
 from .users import User
 from .waiting import PortWaits
@@ -56,6 +57,8 @@ class Commands:
         #: What a request of a peer holds open: how to let go of it, and whom it follows.
         self._streams: dict[tuple[Peer, int], tuple[Process, Follower, bool]] = {}
         self._waits: dict[tuple[Peer, int], Callable[[], None]] = {}
+        self.loop = means.loop
+        self.sessions = Sessions(self)
         self.operations: dict[str, Operation] = {
             "exec": self._exec,
             "start": self._start_background,
@@ -72,6 +75,7 @@ class Commands:
             "signal": self._signal,
             "resize": self._resize,
             "redraw": self._redraw,
+            **self.sessions.operations,
         }
 
     # --- what the connections say ---
@@ -120,27 +124,85 @@ class Commands:
     # --- start ---
 
     def _exec(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
-        process = self._start(params, background=False)
+        spec = _spec(params)
+        if spec.session is None:
+            self._follow_start(peer, request, params, self._start(params, spec, background=False))
+        else:
+            self._wait_for_turn(peer, request, params, spec)
+
+    def _follow_start(self, peer: Peer, request: int, params: dict[str, Any], process: Process) -> None:
         follower = Follower(peer, request, 0, params["credit"], lossless=True)
         self._stream(process, follower, kill_on_cancel=not params.get("detach", False))
 
-    def _start_background(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
-        peer.reply(request, self._start(params, background=True).info())
+    def _wait_for_turn(self, peer: Peer, request: int, params: dict[str, Any], spec: CommandSpec) -> None:
+        """Run in a session when it is free. A caller that leaves before takes the command back, unless it detached."""
+        key, is_left = (peer, request), False
 
-    def _start(self, params: dict[str, Any], *, background: bool) -> Process:
+        def start(shell: Shell) -> Process:
+            self._waits.pop(key, None)
+            process = self._start(params, spec, background=False, shell=shell)
+            if not is_left:
+                self._follow_start(peer, request, params, process)
+            return process
+
+        def refuse(error: SandboxdError) -> None:
+            self._waits.pop(key, None)
+            if not is_left:
+                peer.fail(request, error)
+
+        def leave() -> None:
+            nonlocal is_left
+            is_left = True
+            if not params.get("detach", False) and take_back is not None:
+                take_back()
+
+        take_back = self.sessions.take_turn(params, Waiting(spec, start, refuse))
+        if take_back is not None:
+            self._waits[key] = leave
+
+    def _start_background(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
         spec = _spec(params)
+        if spec.session is None:
+            process = self._start(params, spec, background=True)
+        else:
+            process = self.sessions.run_beside(
+                params, spec, lambda shell: self._start(params, spec, background=True, shell=shell)
+            )
+        peer.reply(request, process.info())
+
+    def _start(
+        self, params: dict[str, Any], spec: CommandSpec, *, background: bool, shell: Shell | None = None
+    ) -> Process:
+        try:
+            return self._make(params, spec, background=background, shell=shell)
+        except BaseException:
+            if shell is not None:
+                shell.close()
+            raise
+
+    def _make(self, params: dict[str, Any], spec: CommandSpec, *, background: bool, shell: Shell | None) -> Process:
         process_id = check_process_id(params["process"])
         if process_id in self._processes:
             raise NameTaken(f"cannot start process {process_id}: the id is in use", id=process_id)
         if self._running >= MAX_RUNNING:
             raise ServerBusy(f"cannot start process {process_id}: {MAX_RUNNING} run already", bound=MAX_RUNNING)
         user = self.user if spec.user is None else users.find_user(spec.user)
+        user = user if shell is None else shell.user
         cwd = spec.cwd or self.cwd
-        if not os.path.isdir(cwd):
+        if (shell is None or spec.cwd) and not os.path.isdir(cwd):
             raise InvalidRequest(f"cannot run in {cwd}: no such directory in the sandbox", field="cwd")
-        env = self.environment(spec, user)
+        env = self.environment(spec, user) if shell is None else {}
         process = Process(
-            self._means, process_id, spec, env, cwd, user, self._on_start, self._on_end, background=background
+            self._means,
+            process_id,
+            spec,
+            env,
+            cwd,
+            user,
+            self._on_start,
+            self._on_end,
+            background=background,
+            shell=shell,
         )
         self._processes[process_id] = process
         self._numbers[process_id] = self._next_number
@@ -393,4 +455,5 @@ def _spec(params: dict[str, Any]) -> CommandSpec:
         restart=bool(params.get("restart", False)),
         terminal=None if terminal is None else (terminal[0], terminal[1]),
         linger_s=params.get("linger_s"),
+        session=params.get("session"),
     )

@@ -68,6 +68,7 @@ class Leaf:
         self._work_fd = work_fd
         self.process_id = process_id
         self.name = name
+        self.is_gone = False
 
     def open(self) -> int:
         """Make the leaf, and return a descriptor of it to be born in; the caller closes it."""
@@ -78,14 +79,17 @@ class Leaf:
 
     def kill(self) -> None:
         """SIGKILL all that is in it."""
-        self._write("cgroup.kill", b"1")
+        if not self.is_gone:  # another leaf may have the name by now
+            self._write("cgroup.kill", b"1")
 
     def remove(self) -> bool:
         """Remove it; False while something is in it."""
         try:
             os.rmdir(self.name, dir_fd=self._work_fd)
         except OSError as error:
-            return error.errno != errno.EBUSY
+            self.is_gone = error.errno != errno.EBUSY
+            return self.is_gone
+        self.is_gone = True
         return True
 
     def usage(self, rusage: resource.struct_rusage | None) -> dict[str, Any]:

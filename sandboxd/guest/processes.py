@@ -72,6 +72,24 @@ class Means:
     null_fd: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shell:
+    """A session's shell for one command: its words, and the descriptors that it gets from `first_fd` on.
+
+    `fds` are the prelude, the state (whose owner closes it) and the next state.
+    """
+
+    argv: tuple[str, ...]
+    fds: tuple[int, int, int]
+    first_fd: int
+    user: User
+
+    def close(self) -> None:
+        """Close what is this command's alone."""
+        os.close(self.fds[0])
+        os.close(self.fds[2])
+
+
 class Process:
     """One command of the sandbox.
 
@@ -90,6 +108,7 @@ class Process:
         on_end: Callable[[Process], None],
         *,
         background: bool = False,
+        shell: Shell | None = None,
     ) -> None:
         self.id = process_id
         self.spec = spec
@@ -106,6 +125,7 @@ class Process:
         self._env = env
         self._cwd = cwd
         self._user = user
+        self._shell = shell
         self._on_start = on_start
         self._on_end = on_end
         self._state = State.RUNNING
@@ -163,10 +183,20 @@ class Process:
             kernel = self._means.kernel
             pid, pidfd = kernel.clone3(0, cgroup_fd=leaf)
             if pid == 0:
-                terminal = self.spec.terminal is not None
-                spawn.run_child(kernel, self.spec.argv, self._env, self._cwd, self._user, stdio, terminal=terminal)
+                self._run_child(stdio)
             undo.callback(os.close, pidfd)
             self.pid = pid
+
+    def _run_child(self, stdio: tuple[int, int, int]) -> None:
+        kernel, spec, shell = self._means.kernel, self.spec, self._shell
+        terminal = spec.terminal is not None
+        if shell is None:
+            spawn.run_child(kernel, spec.argv, self._env, self._cwd, self._user, stdio, terminal=terminal)
+        else:
+            # Its environment and working folder are the state's: the shell takes them on by itself.
+            spawn.run_child(
+                kernel, shell.argv, {}, "/", self._user, stdio, terminal=terminal, more=shell.fds, first=shell.first_fd
+            )
 
     def _stdio(self) -> tuple[int, int, int]:
         """Open our sides, and return the program's."""

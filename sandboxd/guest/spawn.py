@@ -24,7 +24,7 @@ _ABOVE_TARGETS: Final = 16
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def run_child(
+def run_child(  # noqa: PLR0913 - what a program is started with
     kernel: Kernel,
     argv: tuple[str, ...],
     env: dict[str, str],
@@ -34,20 +34,24 @@ def run_child(
     *,
     terminal: bool = False,
     more: tuple[int, ...] = (),
+    first: int = 3,
 ) -> None:
     """Become the program; never returns.
 
-    With `terminal`, its stdin is a terminal that it is to control; `more` become its descriptors from 3 on.
+    With `terminal`, its stdin is a terminal that it is to control; `more` become its descriptors from `first` on.
     """
     try:
         os.setsid()
         # Out of the way first: a number among them may be another one's target.
-        sources = [*stdio, *(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE_TARGETS) for fd in more)]
-        for target, fd in enumerate(sources):
+        above = max(_ABOVE_TARGETS, first + len(more))
+        sources = [*stdio, *(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in more)]
+        for target, fd in zip((0, 1, 2, *range(first, first + len(more))), sources, strict=True):
             os.dup2(fd, target)
         if terminal:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        kernel.close_range(3 + len(more), 2**32 - 1)
+        if first > 3:
+            kernel.close_range(3, first - 1)
+        kernel.close_range(first + len(more), 2**32 - 1)
         os.setgroups(user.groups)
         os.setresgid(user.gid, user.gid, user.gid)
         os.setresuid(user.uid, user.uid, user.uid)

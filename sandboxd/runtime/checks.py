@@ -30,6 +30,7 @@ INIT_KINDS: Final = frozenset(
         "process-not-running",
         "quota-exceeded",
         "server-busy",
+        "session-not-found",
     }
 )
 MAX_MESSAGE_CHARS: Final = 2000

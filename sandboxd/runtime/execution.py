@@ -227,6 +227,7 @@ def exec_params(command: CommandSpec, process_id: str, *, detach: bool) -> dict[
         "stdin": command.stdin or None if isinstance(command.stdin, bool) else command.stdin,
         "timeout_s": command.timeout_s,
         "keep_orphans": command.keep_orphans,
+        "session": command.session,
         "process": process_id,
         "detach": detach,
     }

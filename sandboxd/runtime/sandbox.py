@@ -33,6 +33,7 @@ from .lifecycle import ALIVE, State, may_move
 from .peer import Peer, discarded
 from .ports import Ports
 from .processes import Processes
+from .sessions import Sessions
 from .store import Record
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Sandbox:
         self.contexts = Contexts(self)
         self.file_turns = trio.CapacityLimiter(files.SANDBOX_THREADS)
         self.processes = Processes(self)
+        self.sessions = Sessions(self)
         self.ports = Ports(sandbox_id)
         self.search_turns = trio.CapacityLimiter(SEARCH_THREADS)
         self._stdin_locks: weakref.WeakValueDictionary[str, trio.Lock] = weakref.WeakValueDictionary()

@@ -149,7 +149,6 @@ BAD_COMMANDS: list[tuple[Any, int, str, str]] = [
     ({"command": "x", "stdin": 5}, 400, "invalid-request", "stdin"),
     ({"command": "x", "orphans": "adopt"}, 400, "invalid-request", "orphans"),
     ({"command": "x", "detach": 1}, 400, "invalid-request", "detach"),
-    ({"command": "x", "session": "s"}, 422, "not-available", "session"),
     ({"command": "x", "shell": "zsh"}, 400, "unknown-field", "shell"),
     ({"command": "x", "user": "a b"}, 400, "invalid-request", "user"),
 ]

@@ -71,6 +71,7 @@ async def test_the_request_reaches_init_as_it_is(daemon: FakeDaemon) -> None:
         "stdin": "grüß".encode(),
         "timeout_s": 2.5,
         "detach": True,
+        "session": None,
         "keep_orphans": True,
         "process": found["id"],
     }

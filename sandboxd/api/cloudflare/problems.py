@@ -99,6 +99,7 @@ CODES: Final[Mapping[str, str]] = {
     "process-not-found": "PROCESS_NOT_FOUND",
     "file-not-found": "FILE_NOT_FOUND",
     "context-not-found": "CONTEXT_NOT_FOUND",
+    "session-not-found": "SESSION_DESTROYED",
     "port-not-found": "PORT_NOT_EXPOSED",
     "conflict": "RESOURCE_BUSY",
     "port-exposed": "PORT_ALREADY_EXPOSED",

@@ -1,0 +1,86 @@
+"""`sandboxd session create`, `ls` and `rm`: commands that hand on a shell's state."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from sandboxd.cli.ls import age
+from sandboxd.cli.params import KeyValue, sandbox_of
+from sandboxd.cli.table import print_table
+
+
+@click.group()
+def session() -> None:
+    """Manage sessions: commands that hand on a shell's state.
+
+    `sandboxd exec --session ID` runs a command in one: with the working folder, the variables, functions, aliases and
+    options that the one before it left. Commands of one session run one after the other.
+    """
+
+
+@session.command()
+@click.option("--id", "session_id", metavar="ID", help="A name of your own for the session, unique in the sandbox.")
+@click.option(
+    "-e",
+    "--env",
+    type=KeyValue(inherit=True),
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A variable that it begins with; KEY alone takes the value from here.",
+)
+@click.option("-w", "--workdir", metavar="DIR", help="Where it begins, absolute.")
+@click.option("-u", "--user", metavar="USER", help="The user, a name or a uid.")
+@click.option("--shell", type=click.Choice(["bash", "sh"]), help="Its shell; bash where the sandbox has one.")
+@click.argument("sandbox")
+@click.pass_context
+def create(
+    ctx: click.Context,
+    *,
+    session_id: str | None,
+    env: tuple[tuple[str, str], ...],
+    workdir: str | None,
+    user: str | None,
+    shell: str | None,
+    sandbox: str,
+) -> None:
+    """Begin a session in SANDBOX (an id or a name), and print its id."""
+    found = sandbox_of(ctx, sandbox)
+    click.echo(found.create_session(id=session_id, cwd=workdir, env=dict(env), user=user, shell=shell).id)
+
+
+@session.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the whole objects, as a list.")
+@click.argument("sandbox")
+@click.pass_context
+def ls(ctx: click.Context, *, as_json: bool, sandbox: str) -> None:
+    """List the sessions of SANDBOX (an id or a name)."""
+    found = [one.info for one in sandbox_of(ctx, sandbox).list_sessions()]
+    if as_json:
+        click.echo(json.dumps([info.raw for info in found], indent=2))
+        return
+    rows = [
+        (
+            info.id,
+            info.shell,
+            info.user,
+            age(info.created_at),
+            str(info.commands),
+            "busy" if info.running else "idle",
+            info.cwd or "?",
+        )
+        for info in found
+    ]
+    print_table(("ID", "SHELL", "USER", "AGE", "COMMANDS", "STATUS", "CWD"), rows)
+
+
+@session.command()
+@click.argument("sandbox")
+@click.argument("sessions", nargs=-1, required=True, metavar="ID...")
+@click.pass_context
+def rm(ctx: click.Context, *, sandbox: str, sessions: tuple[str, ...]) -> None:
+    """End sessions of SANDBOX (an id or a name), with what their commands left running."""
+    found = sandbox_of(ctx, sandbox)
+    for one in sessions:
+        found.delete_session(one)

@@ -1,0 +1,264 @@
+"""Sessions: a shell's state that one command leaves to the next; commands of one session run one after the other.
+
+A command in a session is a process like any other, in a leaf and with a journal of its own; `session_shells` has how
+the state goes from one to the next. Sessions live here, so that they outlive a daemon; they end with the sandbox.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from ..errors import InternalError, InvalidRequest, LimitExceeded, NameTaken, SandboxdError, ServerBusy, SessionNotFound
+from ..spec import CommandSpec, check_env, check_path, check_session_id, check_user
+from . import session_shells as shells
+from . import users
+from .leaves import Leaf
+from .peer import Peer
+from .processes import Process, Shell
+from .users import User
+
+#: Sessions at once: each holds a descriptor here, of 1024.
+MAX_SESSIONS: Final = 64
+#: Commands that may wait for their turn in one session.
+MAX_WAITING: Final = 64
+_BASH: Final = ("/bin/bash", "/usr/bin/bash")
+_TAIL_BYTES: Final = 4096 + len(shells.CWD_MARK) + len(shells.END_MARK)
+
+Operation = Callable[[Peer, int, dict[str, Any]], None]
+#: Starts a command in the session's shell and returns it.
+Start = Callable[[Shell], Process]
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Session:
+    """One session."""
+
+    id: str
+    shell: str
+    user: User
+    state: int
+    cwd: str | None
+    created_at: float = dataclasses.field(default_factory=time.time)
+    commands: int = 0
+    running: Process | None = None
+    waiting: collections.deque[Waiting] = dataclasses.field(default_factory=collections.deque)
+    #: Where its commands ran: something of them may go on in the background.
+    leaves: list[Leaf] = dataclasses.field(default_factory=list)
+
+    def info(self) -> dict[str, Any]:
+        """Return what a list shows of it."""
+        return {
+            "session": self.id,
+            "shell": self.shell,
+            "user": self.user.name,
+            "cwd": self.cwd,
+            "created_at": self.created_at,
+            "commands": self.commands,
+            "running": None if self.running is None else self.running.id,
+            "waiting": len(self.waiting),
+        }
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Waiting:
+    """A command that waits for its turn: how to start it, and how to tell that it will not be."""
+
+    spec: CommandSpec
+    start: Start
+    refuse: Callable[[SandboxdError], None]
+
+
+class Sessions:
+    """Every session of the sandbox. `commands` gives the sandbox's environment, working folder and user."""
+
+    def __init__(self, commands: Any) -> None:  # noqa: ANN401 - Commands, which imports this
+        self._commands = commands
+        self._sessions: dict[str, Session] = {}
+        self.operations: dict[str, Operation] = {
+            "session_create": self._create,
+            "session_list": self._list,
+            "session_info": lambda peer, request, params: peer.reply(request, self.find(params).info()),
+            "session_delete": self._delete,
+        }
+
+    def find(self, params: dict[str, Any]) -> Session:
+        """Return the session that `params` name.
+
+        Raises:
+            SessionNotFound: there is none.
+        """
+        session = self._sessions.get(params["session"])
+        if session is None:
+            name = params["session"]
+            raise SessionNotFound(f"cannot find session {name!r:.140}: there is none", session=str(name)[:128])
+        return session
+
+    # --- operations ---
+
+    def _create(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        name = check_session_id(params["session"])
+        if name in self._sessions:
+            raise NameTaken(f"cannot create session {name}: the id is in use", id=name)
+        if len(self._sessions) >= MAX_SESSIONS:
+            raise LimitExceeded(f"cannot create a session: the sandbox has {MAX_SESSIONS}", bound=MAX_SESSIONS)
+        wanted, cwd = params.get("user"), params.get("cwd") or self._commands.cwd
+        user = self._commands.user if wanted is None else users.find_user(check_user(wanted))
+        if not os.path.isdir(check_path(cwd, "cwd")):
+            raise InvalidRequest(f"cannot begin a session in {cwd}: no such directory in the sandbox", field="cwd")
+        spec = CommandSpec(argv=("sh",), env=check_env(params["env"]))
+        shell = find_shell(params.get("shell"))
+        state = memory_file(shells.first_state(shell, self._commands.environment(spec, user), cwd))
+        session = self._sessions[name] = Session(name, shell, user, state, cwd)
+        peer.reply(request, session.info())
+
+    def _list(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        del params
+        peer.reply(request, {"items": [session.info() for session in self._sessions.values()]})
+
+    def _delete(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        """End a session: the command that runs is killed, and what earlier ones left in the background."""
+        session = self.find(params)
+        del self._sessions[session.id]
+        gone = SessionNotFound(f"cannot run in session {session.id}: it was deleted", session=session.id)
+        for waiting in session.waiting:
+            waiting.refuse(gone)
+        session.waiting.clear()
+        for leaf in session.leaves:
+            leaf.kill()
+
+        def ended() -> None:
+            os.close(session.state)
+            peer.reply(request, {})
+
+        if session.running is None:
+            ended()
+        else:
+            session.running.kill("killed")
+            session.running.when_ended(ended)
+
+    # --- commands ---
+
+    def take_turn(self, params: dict[str, Any], waiting: Waiting) -> Callable[[], None] | None:
+        """Start a command now, or when those before it have ended; return what takes it back while it waits.
+
+        Raises:
+            SandboxdError: it cannot be started; one that waited is refused instead.
+        """
+        session = self.find(params)
+        if session.running is None and not session.waiting:
+            self._run(session, waiting)
+            return None
+        if len(session.waiting) >= MAX_WAITING:
+            raise ServerBusy(f"cannot run in session {session.id}: {MAX_WAITING} commands wait", bound=MAX_WAITING)
+        session.waiting.append(waiting)
+
+        def take_back() -> None:
+            with contextlib.suppress(ValueError):
+                session.waiting.remove(waiting)
+
+        return take_back
+
+    def run_beside(self, params: dict[str, Any], spec: CommandSpec, start: Start) -> Process:
+        """Start a command with the state as it is now: it waits for nobody, and leaves nothing to the session."""
+        session = self.find(params)
+        state = os.dup(session.state)
+        try:
+            shell = self._shell(session, spec, state)
+            process = start(shell)  # closes the shell's own files where it fails
+        except BaseException:
+            os.close(state)
+            raise
+
+        def ended() -> None:
+            shell.close()
+            os.close(state)
+
+        process.when_ended(ended)
+        return process
+
+    def _run(self, session: Session, waiting: Waiting) -> None:
+        self._prune(session)
+        shell = self._shell(session, waiting.spec, session.state)
+        process = waiting.start(shell)
+        session.running = process
+        session.commands += 1
+        session.leaves.append(process.leaf)
+        process.when_ended(lambda: self._on_end(session, shell))
+
+    def _on_end(self, session: Session, shell: Shell) -> None:
+        """Take over the state that the command has left, if it is whole, and let the next one begin."""
+        session.running = None
+        new = shell.fds[2]
+        with contextlib.suppress(OSError):
+            size = os.fstat(new).st_size
+            is_whole, cwd = shells.read_end(os.pread(new, _TAIL_BYTES, max(0, size - _TAIL_BYTES)))
+            if is_whole:
+                # In place, so that the number stays: whoever deletes the session closes that.
+                os.dup2(new, session.state, inheritable=False)
+                session.cwd = cwd
+        shell.close()
+        # After the flush that the end has deferred.
+        self._commands.loop.defer(lambda: self._next(session))
+
+    def _next(self, session: Session) -> None:
+        while session.waiting and session.running is None:
+            waiting = session.waiting.popleft()
+            try:
+                self._run(session, waiting)
+            except SandboxdError as error:
+                waiting.refuse(error)
+            except OSError as error:
+                waiting.refuse(InternalError(f"cannot run in session {session.id}: {error}"))
+
+    def _shell(self, session: Session, spec: CommandSpec, state: int) -> Shell:
+        if spec.user is not None:
+            raise InvalidRequest("cannot accept user: a session has its own", field="user")
+        env = {"TERM": "xterm-256color", **spec.env} if spec.terminal is not None else spec.env
+        prelude = memory_file(shells.prelude(session.shell, env, spec.cwd, self._commands.cwd))
+        try:
+            new = memory_file("")
+        except BaseException:
+            os.close(prelude)
+            raise
+        line = spec.argv[-1]
+        return Shell(shells.argv(session.shell, line), (prelude, state, new), shells.FIRST_FD, session.user)
+
+    @staticmethod
+    def _prune(session: Session) -> None:
+        session.leaves = [leaf for leaf in session.leaves if not leaf.is_gone]
+
+
+def find_shell(wanted: str | None) -> str:
+    """Return the path of the shell of that name; bash where there is one, else sh.
+
+    Raises:
+        InvalidRequest: the rootfs has no bash.
+    """
+    if wanted not in (None, "bash", "sh"):
+        raise InvalidRequest("cannot accept shell: it is bash or sh", field="shell")
+    if wanted != "sh":
+        for path in _BASH:
+            if os.access(path, os.X_OK):
+                return path
+        if wanted == "bash":
+            raise InvalidRequest("cannot begin a session with bash: the rootfs has none", field="shell")
+    return "/bin/sh"
+
+
+def memory_file(text: str) -> int:
+    """Return a descriptor of a memory file that holds `text`."""
+    fd = os.memfd_create("sandboxd-session", os.MFD_CLOEXEC)
+    try:
+        left = memoryview(text.encode())
+        while left:
+            left = left[os.write(fd, left) :]
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
