@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
@@ -145,6 +145,46 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
     modified_at: str
     target: str | msgspec.UnsetType = msgspec.UNSET
     target_b64: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class ChangesIn(PathIn, frozen=True):
+    """A folder whose version is asked for, and the version `since` which it may have changed."""
+
+    recursive: bool = True
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    since: str | None = None
+
+
+class ChangesOut(msgspec.Struct, frozen=True):
+    """A folder's version; `changed` is null where there was none to compare with."""
+
+    version: str
+    changed: bool | None
+    entries: int
+
+
+class BackupIn(PathIn, frozen=True, kw_only=True):
+    """A folder to keep as an archive, and the file of the sandbox that it becomes."""
+
+    archive: str
+    format: Literal["tar", "tar.gz", "zip"] = "tar.gz"
+    exclude: list[str] | None = None
+    gitignore: bool = False
+
+
+class RestoreIn(PathIn, frozen=True, kw_only=True):
+    """A folder that is to be what an archive in the sandbox has."""
+
+    archive: str
+
+
+class BackupOut(msgspec.Struct, frozen=True):
+    """An archive that was made or unpacked."""
+
+    archive: str
+    size_bytes: int
+    entries: int
 
 
 class FileOut(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from quart.wrappers.response import ResponseBody
 
 from ..errors import InvalidRequest, RemoteProtocolError, SandboxdError
 from ..runtime import checks, filefacts
+from ..runtime.backups import NO_LIMIT, Picked
 from ..runtime.errand import FEED_BYTES
 from ..spec import check_text, name_bytes
 from ..wire import sse
@@ -38,8 +39,6 @@ MAX_REPLACEMENT_BYTES: Final = 1024 * 1024
 _MAX_TEXT: Final = 4096
 MEDIA_TYPES: Final = {"tar": "application/x-tar", "tar.gz": "application/gzip", "zip": "application/zip"}
 _EVENTS: Final = frozenset({"ready", "create", "write", "chmod", "remove", "rename", "overflow"})
-#: When nothing limits a sandbox's disk.
-_NO_LIMIT: Final = 1 << 50
 
 
 # --- search and replace ---
@@ -140,11 +139,18 @@ async def replace(call: Call, ref: str) -> TrioResponse:
 async def watch(call: Call, ref: str) -> TrioResponse:
     """Tell what changes below a path, as server-sent events, until it is gone or the caller leaves."""
     sandbox = call.manager.registry.find(ref)
-    params = {"path": name_bytes(query_path(call)), "recursive": call.query_flag("recursive")}
+    picked = Picked(include=_patterns(call, "include"), exclude=_patterns(call, "exclude"))
+    recursive = call.query_flag("recursive")
+    params = {"path": name_bytes(query_path(call)), "recursive": recursive, **picked.params()}
     errand = await call.stack.enter_async_context(sandbox.errand("watch", params))
     body = _WatchBody(errand)
     await body.prefetch()  # a path that cannot be watched is a problem, no stream
     return _sse(body)
+
+
+def _patterns(call: Call, name: str) -> tuple[str, ...]:
+    """Return the patterns of a parameter, which commas part."""
+    return tuple(part for part in (call.query(name) or "").split(",") if part)
 
 
 def _sse(body: _EventBody) -> TrioResponse:
@@ -290,7 +296,7 @@ async def unpack(call: Call, ref: str) -> TrioResponse:
     params = {
         "path": name_bytes(query_path(call)),
         "format": _format(call, None),
-        "max_bytes": sandbox.limits.disk_bytes or _NO_LIMIT,
+        "max_bytes": sandbox.limits.disk_bytes or NO_LIMIT,
     }
     async with sandbox.errand("unpack", params, feed=True) as errand:
         while piece := await call.body.next_piece(idle_s=UPLOAD_IDLE_S, at_least=FEED_BYTES):

@@ -37,6 +37,8 @@ _DESCRIPTIONS: Final = {
     "mode": "the file's mode, octal; else the old one's, or 0644",
     "format": "tar, tar.gz or zip",
     "recursive": "true: with all that is in it",
+    "include": "patterns of what is meant, with commas between",
+    "exclude": "patterns of what is left out, with commas between",
     "hidden": "true: names that begin with a dot too",
     "cols": "the terminal's columns, 1 to 2000",
     "rows": "the terminal's rows, 1 to 2000",

@@ -134,13 +134,21 @@ def replace(
     _tell_truncated(result.truncated)
 
 
+#: What `watch` and `changes` share.
+_rules_options = stack(
+    click.option("--no-recursive", "recursive", flag_value=False, default=True, help="Not what is in folders below."),
+    click.option("--include", multiple=True, metavar="GLOB", help="Only what has such a name; may be given again."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Not what has such a name, nor what is below it."),
+)
+
+
 @click.command(short_help="Print what changes, as it happens.")
-@click.option("--no-recursive", "recursive", flag_value=False, default=True, help="Not what is in the folders below.")
+@_rules_options
 @click.option("--json", "as_json", is_flag=True, help="Print each as one JSON object on a line.")
 @click.argument("sandbox")
 @click.argument("path", required=False)
 @click.pass_context
-def watch(ctx: click.Context, *, recursive: bool, as_json: bool, sandbox: str, path: str | None) -> None:
+def watch(ctx: click.Context, /, *, as_json: bool, sandbox: str, path: str | None, **rules: Any) -> None:  # noqa: ANN401
     """Print what changes below PATH, a line for each change, until Ctrl-C or until PATH is gone.
 
     A line is create, write, chmod, remove, rename (OLD -> NEW) or overflow (changes were lost), and the path; a
@@ -152,7 +160,7 @@ def watch(ctx: click.Context, *, recursive: bool, as_json: bool, sandbox: str, p
     found = sandbox_of(ctx, sandbox)
     path = path or found.info.cwd
     try:
-        with Interrupts(), found.watch(path, recursive=recursive) as changes:
+        with Interrupts(), found.watch(path, **rules) as changes:
             click.echo(f"sandboxd: watching {shown(path)}", err=True)
             for change in changes:
                 line = json.dumps(change_json(change)) if as_json else change_line(change)
@@ -160,3 +168,71 @@ def watch(ctx: click.Context, *, recursive: bool, as_json: bool, sandbox: str, p
     except OutputClosed:
         ctx.exit(128 + 13)
     click.echo(f"sandboxd: {shown(path)} is gone", err=True)
+
+
+@click.command(short_help="Print a folder's version, or whether it changed since one.")
+@_rules_options
+@click.option("--since", metavar="VERSION", help="A version that was printed before, by the same rules.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole answer as one JSON object.")
+@click.argument("sandbox")
+@click.argument("path", required=False)
+@click.pass_context
+def changes(
+    ctx: click.Context,
+    /,
+    *,
+    since: str | None,
+    as_json: bool,
+    sandbox: str,
+    path: str | None,
+    **rules: Any,  # noqa: ANN401 - the API's fields
+) -> None:
+    """Print the version of what is below PATH: the same text as long as nothing in it changes.
+
+    With --since it exits with 1 where something changed, and with 0 where nothing did. Without PATH it is the folder
+    where the sandbox's commands start.
+    """
+    found = sandbox_of(ctx, sandbox)
+    with Interrupts():
+        result = found.check_changes(path or found.info.cwd, since=since, **rules)
+    if as_json:
+        shown_result = {"version": result.version, "changed": result.changed, "entries": result.entries}
+        click.echo(json.dumps(shown_result, indent=2))
+    else:
+        click.echo(result.version)
+    ctx.exit(1 if result.changed else 0)
+
+
+@click.command(short_help="Keep a folder as an archive in the sandbox.")
+@click.option("--format", type=click.Choice(["tar", "tar.gz", "zip"]), default="tar.gz", show_default=True)
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Not what has such a name, nor what is below it.")
+@click.option("--gitignore", is_flag=True, help="Leave out what .gitignore files name.")
+@click.argument("sandbox")
+@click.argument("path")
+@click.argument("archive")
+@click.pass_context
+def backup(ctx: click.Context, /, *, sandbox: str, path: str, archive: str, **options: Any) -> None:  # noqa: ANN401
+    """Keep what is in the folder PATH as the file ARCHIVE of the sandbox, and print how large that is.
+
+    The file is whole or not there; `sandboxd cp` carries it to this machine.
+    """
+    found = sandbox_of(ctx, sandbox)
+    with Interrupts():
+        made = found.create_backup(path, archive, **options)
+    click.echo(f"{shown(made.archive)}: {made.entries} entries, {made.size} bytes")
+
+
+@click.command(short_help="Put an archive's content in a folder's place.")
+@click.argument("sandbox")
+@click.argument("archive")
+@click.argument("path")
+@click.pass_context
+def restore(ctx: click.Context, *, sandbox: str, archive: str, path: str) -> None:
+    """Put what the file ARCHIVE of the sandbox has in the place of what is in the folder PATH.
+
+    A damaged archive changes nothing.
+    """
+    found = sandbox_of(ctx, sandbox)
+    with Interrupts():
+        done = found.restore_backup(path, archive)
+    click.echo(f"{shown(path)}: {done.entries} entries")

@@ -10,7 +10,7 @@ import click
 
 from sandboxd.cli.cp import remote_target
 from sandboxd.cli.failure import Failure, Interrupts, one_sentence
-from sandboxd.cli.file_searches import find, replace, search, watch
+from sandboxd.cli.file_searches import backup, changes, find, replace, restore, search, watch
 from sandboxd.cli.file_text import file_json, mode_text, shown, utc
 from sandboxd.cli.params import sandbox_of
 from sandboxd.cli.table import print_table
@@ -290,5 +290,5 @@ def _owner(name: str) -> str | int | None:
     return int(name) if name.isascii() and name.isdigit() else name or None
 
 
-for _command in (search, find, replace, watch):
+for _command in (search, find, replace, watch, changes, backup, restore):
     files.add_command(_command)

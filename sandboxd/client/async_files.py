@@ -14,10 +14,10 @@ from .content import AsyncFileContent, async_content, size_of_file
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from .async_client import AsyncClient
-    from .file_calls import ArchiveFormat, FileInfo, ReplaceResult, SandboxPath, SearchResult
+    from .file_calls import ArchiveFormat, Backup, Changes, FileInfo, ReplaceResult, SandboxPath, SearchResult
     from .models import SandboxInfo
 
 
@@ -224,9 +224,63 @@ class AsyncFilesPart:
         )
         return await self.client.send(call)
 
-    def watch(self, path: SandboxPath, *, recursive: bool = True) -> AsyncWatchStream:
-        """Watch a folder or a file: `async with` begins it, then iterate over it."""
-        return AsyncWatchStream(self.client, file_calls.watch(self.id, path, recursive=recursive))
+    def watch(
+        self,
+        path: SandboxPath,
+        *,
+        recursive: bool = True,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+    ) -> AsyncWatchStream:
+        """Watch a folder or a file: `async with` begins it, then iterate over it.
+
+        `include` and `exclude` are patterns as in gitignore(5); folders that are left out are not watched.
+        """
+        call = file_calls.watch(self.id, path, recursive=recursive, include=include, exclude=exclude)
+        return AsyncWatchStream(self.client, call)
+
+    async def check_changes(
+        self,
+        path: SandboxPath,
+        *,
+        since: str | None = None,
+        recursive: bool = True,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+    ) -> Changes:
+        """Return a folder's version, and whether anything in it changed since the version `since`.
+
+        `include` and `exclude` are patterns as in gitignore(5); a version is compared by the rules that it was made by.
+
+        Raises:
+            InvalidRequest: `since` is no version of this folder by these rules.
+        """
+        rules = {"include": list(include), "exclude": list(exclude), "recursive": recursive}
+        return await self.client.send(file_calls.check_changes(self.id, path, since=since, **rules))
+
+    async def create_backup(
+        self,
+        path: SandboxPath,
+        archive: str,
+        *,
+        format: ArchiveFormat = "tar.gz",  # noqa: A002
+        exclude: Sequence[str] = (),
+        gitignore: bool = False,
+    ) -> Backup:
+        """Keep what is in a folder as an archive in the sandbox: the file `archive`, replaced when it is whole.
+
+        `exclude` are patterns as in gitignore(5); with `gitignore`, what .gitignore files name is left out too.
+        """
+        fields = {"format": format, "exclude": list(exclude), "gitignore": gitignore}
+        return await self.client.send(file_calls.backup(self.id, path, archive=archive, **fields))
+
+    async def restore_backup(self, path: SandboxPath, archive: str) -> Backup:
+        """Put what an archive in the sandbox has in the place of what is in a folder.
+
+        Raises:
+            ArchiveRefused: it is damaged, or a member would leave the folder; the folder is as it was.
+        """
+        return await self.client.send(file_calls.restore(self.id, path, archive))
 
     # --- archives and folders ---
 

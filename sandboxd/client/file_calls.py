@@ -20,11 +20,11 @@ from .failures import from_problem
 from .models import Json, parse_time, read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from .calls import Content
 
-__all__ = ["FileChange", "FileInfo", "Match", "ReplaceResult", "SearchResult"]
+__all__ = ["Backup", "Changes", "FileChange", "FileInfo", "Match", "ReplaceResult", "SearchResult"]
 
 #: A path of a sandbox: absolute, text or the kernel's bytes.
 SandboxPath: TypeAlias = str | bytes
@@ -90,6 +90,24 @@ class ReplaceResult:
     items: dict[str, int]
     count: int
     truncated: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """A folder's version, and whether it changed since an earlier one; None where there was none to compare with."""
+
+    version: str
+    changed: bool | None
+    entries: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Backup:
+    """An archive in a sandbox that a folder was put into, or taken from: its path, size in bytes, and entries."""
+
+    archive: str
+    size: int
+    entries: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,9 +335,47 @@ def write_archive(key: str, path: SandboxPath, content: Content, format: Archive
     )
 
 
-def watch(key: str, path: SandboxPath, *, recursive: bool) -> StreamCall:
+def check_changes(key: str, path: SandboxPath, **fields: object) -> Call[Changes]:
+    """POST …/files/changes; the fields are the API's, None is left out."""
+
+    def parse(value: Json) -> Changes:
+        changed = value["changed"]
+        return Changes(
+            version=str(value["version"]),
+            changed=None if changed is None else bool(changed),
+            entries=int(value["entries"]),
+        )
+
+    given = {name: value for name, value in fields.items() if value is not None}
+    return Call(**_post(key, "changes", {**spell(path), **given}), what="version", parse=parse)
+
+
+def _parse_backup(value: Json) -> Backup:
+    return Backup(archive=str(value["archive"]), size=int(value["size_bytes"]), entries=int(value["entries"]))
+
+
+def backup(key: str, path: SandboxPath, **fields: object) -> Call[Backup]:
+    """POST …/files/backup; the fields are the API's, None is left out."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    return Call(**_post(key, "backup", {**spell(path), **given}), what="backup", parse=_parse_backup)
+
+
+def restore(key: str, path: SandboxPath, archive: str) -> Call[Backup]:
+    """POST …/files/restore."""
+    body = {**spell(path), "archive": archive}
+    return Call(**_post(key, "restore", body), what="backup", parse=_parse_backup)
+
+
+def watch(
+    key: str, path: SandboxPath, *, recursive: bool, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> StreamCall:
     """GET …/files/watch, answered by server-sent events."""
     given = _get(key, path, "/watch", recursive=recursive)
+    for name, patterns in (("include", include), ("exclude", exclude)):
+        if any("," in pattern for pattern in patterns):
+            raise InvalidRequest(f"cannot accept {name}: a pattern has a comma", field=name)
+        if patterns:
+            given["params"][name] = ",".join(patterns)
     return StreamCall("GET", **given, accept="text/event-stream", timeout_s=WATCH_TIMEOUT_S)
 
 

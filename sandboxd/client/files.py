@@ -13,12 +13,21 @@ from .stream import FileStream
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from .calls import StreamCall
     from .client import Client
-    from .file_calls import ArchiveFormat, FileChange, FileInfo, ReplaceResult, SandboxPath, SearchResult
+    from .file_calls import (
+        ArchiveFormat,
+        Backup,
+        Changes,
+        FileChange,
+        FileInfo,
+        ReplaceResult,
+        SandboxPath,
+        SearchResult,
+    )
     from .models import SandboxInfo
 
 
@@ -220,9 +229,63 @@ class FilesPart:
         )
         return self.client.send(call)
 
-    def watch(self, path: SandboxPath, *, recursive: bool = True) -> WatchStream:
-        """Watch a folder or a file: a context manager to iterate over, which begins when it returns."""
-        return WatchStream(self.client, file_calls.watch(self.id, path, recursive=recursive))
+    def watch(
+        self,
+        path: SandboxPath,
+        *,
+        recursive: bool = True,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+    ) -> WatchStream:
+        """Watch a folder or a file: a context manager to iterate over, which begins when it returns.
+
+        `include` and `exclude` are patterns as in gitignore(5); folders that are left out are not watched.
+        """
+        call = file_calls.watch(self.id, path, recursive=recursive, include=include, exclude=exclude)
+        return WatchStream(self.client, call)
+
+    def check_changes(
+        self,
+        path: SandboxPath,
+        *,
+        since: str | None = None,
+        recursive: bool = True,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+    ) -> Changes:
+        """Return a folder's version, and whether anything in it changed since the version `since`.
+
+        `include` and `exclude` are patterns as in gitignore(5); a version is compared by the rules that it was made by.
+
+        Raises:
+            InvalidRequest: `since` is no version of this folder by these rules.
+        """
+        rules = {"include": list(include), "exclude": list(exclude), "recursive": recursive}
+        return self.client.send(file_calls.check_changes(self.id, path, since=since, **rules))
+
+    def create_backup(
+        self,
+        path: SandboxPath,
+        archive: str,
+        *,
+        format: ArchiveFormat = "tar.gz",  # noqa: A002
+        exclude: Sequence[str] = (),
+        gitignore: bool = False,
+    ) -> Backup:
+        """Keep what is in a folder as an archive in the sandbox: the file `archive`, replaced when it is whole.
+
+        `exclude` are patterns as in gitignore(5); with `gitignore`, what .gitignore files name is left out too.
+        """
+        fields = {"format": format, "exclude": list(exclude), "gitignore": gitignore}
+        return self.client.send(file_calls.backup(self.id, path, archive=archive, **fields))
+
+    def restore_backup(self, path: SandboxPath, archive: str) -> Backup:
+        """Put what an archive in the sandbox has in the place of what is in a folder.
+
+        Raises:
+            ArchiveRefused: it is damaged, or a member would leave the folder; the folder is as it was.
+        """
+        return self.client.send(file_calls.restore(self.id, path, archive))
 
     # --- archives and folders ---
 

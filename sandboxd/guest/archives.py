@@ -22,6 +22,7 @@ from ..errors import ArchiveRefused, InvalidRequest
 from .errands import Function, Means
 from .outlet import Inlet
 from .paths import TEMPORARY, mapped, open_folder, path_of, require
+from .picking import Ignores, Picker
 from .placing import Placer, refuse
 from .tree import Entry, walk
 from .verbs import followed
@@ -52,13 +53,17 @@ class _Sink(Protocol):
 def pack(means: Means, params: dict[str, Any]) -> dict[str, Any]:
     """Give the bytes of an archive of `path`: what is in a folder, or the one file. Links stay links.
 
-    Sockets, FIFOs and devices are left out; the result counts them (`skipped`) and the `entries`.
+    Sockets, FIFOs and devices are left out; the result counts them (`skipped`) and the `entries`. `exclude` are
+    patterns of what else is, and with `gitignore` what .gitignore files name.
     """
     path = path_of(params)
     with mapped(path, "pack"):
         folder, name, facts = followed(means.kernel, path)
         if stat.S_ISDIR(facts.st_mode):
-            entries = walk(open_folder(means.kernel, path))
+            root = open_folder(means.kernel, path)
+            entries = Picker(params).pick(walk(root))
+            if params.get("gitignore"):
+                entries = Ignores(root).pick(entries)
         else:
             require(path, facts.st_mode, stat.S_IFREG, "pack")
             entries = iter([Entry(folder, name, path.rpartition("/")[2], facts)])

@@ -15,7 +15,7 @@ from ..errors import InternalError, InvalidRequest, SandboxdError
 from ..linux.kernel import Kernel
 from ..spec import check_env, check_mode, check_path, check_user
 from ..wire.messages import Cancel, Credit, Message, Request
-from . import archives, search, users, verbs, watching
+from . import archives, changes, search, users, verbs, watching
 from .commands import Commands
 from .contexts import Contexts
 from .errands import Errands
@@ -29,7 +29,13 @@ from .processes import Means
 #: Daemons that may be connected at once: the present one, and an old one that is on its way out.
 MAX_PEERS: Final = 4
 #: What runs in a process of its own.
-ERRANDS: Final = {**verbs.FUNCTIONS, **search.FUNCTIONS, **archives.FUNCTIONS, **watching.FUNCTIONS}
+ERRANDS: Final = {
+    **verbs.FUNCTIONS,
+    **search.FUNCTIONS,
+    **archives.FUNCTIONS,
+    **watching.FUNCTIONS,
+    **changes.FUNCTIONS,
+}
 
 
 class Init:

@@ -22,6 +22,7 @@ from ..errors import Conflict, InvalidRequest
 from . import globs
 from .errands import Function, Means
 from .paths import TEMPORARY, mapped, path_of, same_file, shown, type_of
+from .picking import Ignores
 from .tree import Entry, walk
 from .verbs import followed, require_folder
 
@@ -35,8 +36,6 @@ _TRIES: Final = 5
 MAX_LINE_CHARS: Final = 500
 #: Where a NUL means binary (as in git and grep).
 _SNIFF_BYTES: Final = 8192
-#: A .gitignore over this is not read.
-_MAX_IGNORE_BYTES: Final = 1024 * 1024
 _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -50,12 +49,11 @@ def _on_alarm(number: int, frame: FrameType | None) -> None:
 
 @dataclasses.dataclass(slots=True)
 class _Rules:
-    """Which files are meant; `ignores` are the .gitignore files above the present folder."""
+    """Which files are meant."""
 
     name: globs.Pattern | None
     gitignore: bool
     hidden: bool
-    ignores: list[tuple[str, list[globs.Pattern]]]
 
 
 def search(means: Means, params: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +141,7 @@ def _files(means: Means, params: dict[str, Any], *, only_files: bool) -> Iterato
     """Give what is meant below `path`, or `path` itself if it is a file, with its whole path."""
     path = path_of(params)
     name = globs.Pattern(params["name"]) if params["name"] is not None else None
-    rules = _Rules(name, params["gitignore"], params["hidden"], [])
+    rules = _Rules(name, params["gitignore"], params["hidden"])
     with mapped(path, "search"):
         fd, last, facts = followed(means.kernel, path)
     if not stat.S_ISDIR(facts.st_mode):
@@ -152,43 +150,12 @@ def _files(means: Means, params: dict[str, Any], *, only_files: bool) -> Iterato
         return
     root = require_folder(means.kernel, path, "search")
     base = path.rstrip("/")
-    if rules.gitignore:
-        _read_ignore(rules, root, "")
-    for entry in walk(root, hidden=rules.hidden):
-        if rules.gitignore and not _passes_ignores(rules, entry):
-            entry.descend = False
-            continue
+    entries = walk(root, hidden=rules.hidden)
+    for entry in Ignores(root).pick(entries) if rules.gitignore else entries:
         if only_files and not stat.S_ISREG(entry.facts.st_mode):
             continue
         if rules.name is None or rules.name.matches(entry.path, is_folder=entry.is_folder):
             yield f"{base}/{entry.path}", entry
-
-
-def _passes_ignores(rules: _Rules, entry: Entry) -> bool:
-    while rules.ignores and not entry.path.startswith(rules.ignores[-1][0]):
-        rules.ignores.pop()
-    if entry.name == ".git" or globs.is_ignored(rules.ignores, entry.path, is_folder=entry.is_folder):
-        return False
-    if entry.is_folder:
-        with contextlib.suppress(OSError):
-            fd = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=entry.folder)
-            try:
-                _read_ignore(rules, fd, entry.path + "/")
-            finally:
-                os.close(fd)
-    return True
-
-
-def _read_ignore(rules: _Rules, folder: int, prefix: str) -> None:
-    with contextlib.suppress(OSError):
-        fd = os.open(".gitignore", _OPEN, dir_fd=folder)
-        try:
-            facts = os.fstat(fd)
-            if stat.S_ISREG(facts.st_mode) and facts.st_size <= _MAX_IGNORE_BYTES:
-                text = os.read(fd, _MAX_IGNORE_BYTES).decode("utf-8", "surrogateescape")
-                rules.ignores.append((prefix, globs.parse_ignore(text)))
-        finally:
-            os.close(fd)
 
 
 # --- content ---

@@ -30,6 +30,7 @@ from . import tree
 from .errands import Function, Means
 from .outlet import Outlet
 from .paths import TEMPORARY, mapped, path_of
+from .picking import Picker
 from .verbs import followed
 
 #: Folders of one watch: each costs the kernel about 1 KiB. The sandbox's own bound (a sysctl) may be lower.
@@ -56,12 +57,13 @@ def watch(means: Means, params: dict[str, Any]) -> dict[str, Any]:
     """Give rows {type, path, is_folder, from} until `path` is gone: that is the result's `reason`, "removed".
 
     Types: ready (once, when everything is watched), create, write, chmod, remove, rename (`from` is the old path),
-    overflow.
+    overflow. With `include` and `exclude`, patterns, only what they mean is told, and left out folders are not watched.
     """
     path = path_of(params)
+    picker = Picker(params)
     with mapped(path, "watch"):
         _, _, facts = followed(means.kernel, path)
-        watcher = _Watcher(path.rstrip("/"), stat.S_ISDIR(facts.st_mode), params["recursive"], means.outlet)
+        watcher = _Watcher(path.rstrip("/"), stat.S_ISDIR(facts.st_mode), params["recursive"], means.outlet, picker)
         watcher.start()
     watcher.run()
     return {"reason": "removed"}
@@ -70,12 +72,13 @@ def watch(means: Means, params: dict[str, Any]) -> dict[str, Any]:
 class _Watcher:
     """The state of one watch: which number stands for which folder."""
 
-    def __init__(self, root: str, is_folder: bool, recursive: bool, outlet: Outlet) -> None:
+    def __init__(self, root: str, is_folder: bool, recursive: bool, outlet: Outlet, picker: Picker) -> None:
         self._root = root
         self._top = root if is_folder else root.rpartition("/")[0]
         self._is_folder = is_folder
         self._recursive = recursive
         self._outlet = outlet
+        self._picker = picker
         self._inotify = Inotify()
         self._paths: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
@@ -202,7 +205,7 @@ class _Watcher:
             self._told.discard(path)
         else:
             self._tell("create", path, is_folder)
-        if is_folder and self._recursive and path not in self._numbers:
+        if is_folder and self._recursive and path not in self._numbers and not self._is_left_out(path):
             self._add(path, tell=True)
 
     def _overflow(self) -> None:
@@ -236,7 +239,7 @@ class _Watcher:
             for entry in tree.walk(fd):
                 below = f"{path}/{entry.path}"
                 # The walk opens a folder after this entry was given: it is read when it is watched.
-                if entry.is_folder and not self._watch_entry(entry, below):
+                if entry.is_folder and (self._is_left_out(below) or not self._watch_entry(entry, below)):
                     entry.descend = False
                 if tell and below not in self._told:
                     self._told.add(below)
@@ -294,6 +297,8 @@ class _Watcher:
                 self._numbers[self._paths[number]] = number
         lost = {path for path in self._missing if path == old or path.startswith(old + "/")}
         self._missing -= lost
+        if self._is_left_out(new):
+            return  # its watches stay, and what they see is not told
         if new not in self._numbers:
             self._add(new, tell=True)  # it was made and renamed before it could be watched
         elif not self._is_same(new):
@@ -314,7 +319,23 @@ class _Watcher:
         finally:
             os.close(fd)
 
+    def _is_left_out(self, path: str) -> bool:
+        return self._picker.leaves_out(path.removeprefix(self._root + "/"), is_folder=True)
+
+    def _is_meant(self, path: str, is_folder: bool) -> bool:
+        if path == self._root:
+            return True
+        below = path.removeprefix(self._root + "/")
+        picker = self._picker
+        return picker.keeps(below, is_folder=is_folder) and not picker.leaves_out(below, is_folder=is_folder)
+
     def _tell(self, kind: str, path: str, is_folder: bool, source: str | None = None) -> None:
+        if source is not None and not self._is_meant(source, is_folder):
+            kind, source = "create", None  # it comes from where nobody looks
+        if not self._is_meant(path, is_folder):
+            if source is None:
+                return
+            kind, path, source = "remove", source, None
         row: dict[str, Any] = {"type": kind, "path": os.fsencode(path or "/"), "is_folder": is_folder}
         row["from"] = None if source is None else os.fsencode(source)
         self._outlet.row(row, len(path) + len(source or ""))

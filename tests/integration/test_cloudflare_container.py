@@ -470,3 +470,89 @@ def test_a_context_is_of_one_language_and_can_be_deleted(cf: Driver) -> None:
         cf.code("1", context=made["id"], options={"language": "python"})
     cf.call("interpreter.deleteCodeContext", made["id"])
     assert made["id"] not in {one["id"] for one in cf.call("interpreter.listCodeContexts")}
+
+
+# --- watches, versions, backups ---
+
+
+def test_a_watch_tells_changes_in_their_words(cf: Driver) -> None:
+    cf.call("files.mkdir", "/workspace/w/node_modules", None, {"recursive": True})
+    line = (
+        "sleep 0.2; cd /workspace/w; echo > node_modules/x; echo 1 > a; mv a b; mkdir d; chmod 700 b; rm b; echo > end"
+    )
+    asked = [
+        {"id": 1, "op": "stream", "on": "watch.watch", "args": [{"path": "/workspace/w"}], "limit": 9},
+        {"id": 2, "op": "call", "on": "commands.execute", "args": [line, None]},
+    ]
+    events = cf.ask("all", requests=asked)[0]["ok"]
+    assert events[0]["type"] == "watching"
+    told = [(one["eventType"], one["path"].removeprefix("/workspace/w/"), one["isDirectory"]) for one in events[1:]]
+    assert told == [
+        ("create", "a", False),
+        ("modify", "a", False),
+        ("move_from", "a", False),
+        ("move_to", "b", False),
+        ("create", "d", True),
+        ("attrib", "b", False),
+        ("delete", "b", False),
+        ("create", "end", False),
+    ]
+
+
+def test_a_watch_ends_with_its_folder(cf: Driver) -> None:
+    cf.call("files.mkdir", "/workspace/gone", None)
+    asked = [
+        {"id": 1, "op": "stream", "on": "watch.watch", "args": [{"path": "/workspace/gone"}]},
+        {"id": 2, "op": "call", "on": "commands.execute", "args": ["sleep 0.2; rmdir /workspace/gone", None]},
+    ]
+    assert cf.ask("all", requests=asked)[0]["ok"][-1]["type"] == "stopped"
+
+
+@pytest.mark.parametrize("method", ["watch", "checkChanges"])
+def test_what_may_not_be_watched(cf: Driver, method: str) -> None:
+    def code(**asked: Any) -> str | None:
+        return refused(cf, f"watch.{method}", {"path": "/workspace", **asked}).code
+
+    assert code(path="/etc") == code(path="/workspace/../etc") == "PERMISSION_DENIED"
+    assert code(path="/workspace/nothing") == "FILE_NOT_FOUND"
+    assert code(include=["a"], exclude=["b"]) == "VALIDATION_FAILED"
+    assert code(include=["[ab]"]) == "VALIDATION_FAILED"
+
+
+def test_check_changes(cf: Driver) -> None:
+    cf.call("files.writeFile", "/workspace/v/a", "1", None)
+
+    def check(**asked: Any) -> tuple[str, str]:
+        found = cf.call("watch.checkChanges", {"path": "/workspace/v", **asked})
+        assert found["success"]
+        return found["status"], found["version"]
+
+    _, version = check()
+    assert check(since=version) == ("unchanged", version)
+    cf.call("files.writeFile", "/workspace/v/node_modules/x", "1", None)
+    assert check(since=version) == ("unchanged", version)
+    cf.call("files.writeFile", "/workspace/v/a", "2", None)
+    status, after = check(since=version)
+    assert (status, after != version) == ("changed", True)
+    assert check(since=after) == ("unchanged", after)
+    assert check(since="of-long-ago")[0] == "resync"
+
+
+def test_backups(cf: Driver) -> None:
+    cf.call("files.writeFile", "/workspace/kept/a", "1", None)
+    cf.call("files.writeFile", "/workspace/kept/skip/b", "1", None)
+    made = cf.call("backup.createArchive", "/workspace/kept", "/var/backups/1.sqsh", None, {"excludes": ["skip"]})
+    assert made["archivePath"] == "/var/backups/1.sqsh"
+    assert made["sizeBytes"] > 0
+    cf.call("files.writeFile", "/workspace/kept/a", "2", None)
+    cf.call("files.writeFile", "/workspace/kept/more", "2", None)
+    assert cf.call("backup.restoreArchive", "/workspace/kept", "/var/backups/1.sqsh", None)["dir"] == "/workspace/kept"
+    assert [one["name"] for one in cf.call("files.listFiles", "/workspace/kept", None)["files"]] == ["a"]
+    assert cf.call("files.readFile", "/workspace/kept/a", None)["content"] == "1"
+    error = refused(cf, "backup.restoreArchive", "/workspace/kept", "/var/backups/2.sqsh", None)
+    assert (error.name, error.status) == ("BackupNotFoundError", 404)
+    error = refused(cf, "backup.restoreArchive", "/workspace/kept", "/etc/passwd", None)
+    assert (error.name, error.status) == ("BackupRestoreError", 500)
+    assert refused(cf, "backup.createArchive", "/etc", "/var/backups/3.sqsh", None).name == "InvalidBackupConfigError"
+    assert refused(cf, "backup.createArchive", "/workspace/none", "/x", None).name == "BackupCreateError"
+    assert refused(cf, "backup.uploadParts", {"archivePath": "/x", "parts": []}).code == "INVALID_BACKUP_CONFIG"

@@ -333,7 +333,7 @@ open('/workspace/END', 'w')
         elif change.type == "remove":
             known = {path for path in known if path != change.path and not path.startswith(change.path + "/")}
     there = {file.path for file in sandbox.iter_files("/workspace", recursive=True)}
-    assert there == known
+    assert there == known, (sorted(there - known)[:9], sorted(known - there)[:9])
 
 
 @pytest.mark.slow

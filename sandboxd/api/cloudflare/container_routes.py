@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from ..routes import Route
+from . import container_backup as backup
 from . import container_code as code
 from . import container_exec as commands
 from . import container_files as files
 from . import container_meta as meta
 from . import container_processes as processes
+from . import container_watch as watch
 from .container import named
 
 if TYPE_CHECKING:
@@ -55,6 +57,11 @@ ROUTES: Final[tuple[Route, ...]] = (
     _route("POST", "/mkdir", files.mkdir, "directory.create"),
     _route("POST", "/list-files", files.list_files, "directory.list"),
     _route("POST", "/exists", files.exists, "file.exists"),
+    _route("POST", "/watch", watch.watch, "file.watch"),
+    _route("POST", "/watch/check", watch.check, "file.checkChanges"),
+    _route("POST", "/backup/create", backup.create, "backup.create"),
+    _route("POST", "/backup/restore", backup.restore, "backup.restore"),
+    _route("POST", "/backup/upload-parts", backup.upload, "backup.uploadParts"),
     _route("GET", "/interpreter/health", code.health, "interpreter.health"),
     _route("POST", "/contexts", code.create, "code.context.create"),
     _route("GET", "/contexts", code.show_all, "code.context.list"),

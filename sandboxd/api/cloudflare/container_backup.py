@@ -1,0 +1,94 @@
+"""/api/backup/create and /restore: a folder kept as an archive in the sandbox. Uploads to R2 are not offered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from ...errors import ArchiveRefused, FileNotFound, InvalidRequest
+from ...runtime import backups
+from ...runtime.backups import Picked
+from ..call import answer
+from . import container
+from .container import Body, about
+from .problems import Refusal
+
+if TYPE_CHECKING:
+    from quart_trio.wrappers import TrioResponse
+
+    from ..call import Call
+
+#: Where a folder that is backed up may be.
+FOLDERS: Final = ("/workspace", "/home", "/tmp", "/var/tmp", "/app")  # noqa: S108 - names in a sandbox
+
+
+class CreateIn(Body, frozen=True):
+    """A folder to keep, and the file that it becomes. What archive that is, is ours: `compression` is not heeded."""
+
+    dir: str
+    archive_path: str
+    gitignore: bool | None = None
+    excludes: list[str] | None = None
+    compression: Any = None
+    session_id: str | None = None
+
+
+class RestoreIn(Body, frozen=True):
+    """A folder that is to be what an archive has."""
+
+    dir: str
+    archive_path: str
+    session_id: str | None = None
+
+
+class UploadIn(Body, frozen=True):
+    """Parts of an archive to upload."""
+
+    archive_path: str
+
+
+def _folder(path: str) -> str:
+    found = container.resolve(path, field="dir")
+    if not any(found == folder or found.startswith(folder + "/") for folder in FOLDERS):
+        why = f"cannot back up {path}: a folder below {', '.join(FOLDERS)} is"
+        raise Refusal("INVALID_BACKUP_CONFIG", why, dir=path)
+    return found
+
+
+async def create(call: Call, name: str) -> TrioResponse:
+    """Keep what is in a folder as an archive in the sandbox."""
+    sandbox = await container.reach(call, name)
+    model = await container.read(call, CreateIn)
+    folder, archive = _folder(model.dir), container.resolve(model.archive_path, field="archivePath")
+    try:
+        picked = Picked(exclude=tuple(model.excludes or ()))
+    except InvalidRequest as error:
+        raise Refusal("INVALID_BACKUP_CONFIG", error.message, dir=model.dir, field="excludes") from None
+    with about(dir=model.dir, path=model.dir):
+        try:
+            made = await backups.save(sandbox, folder, archive, picked, gitignore=bool(model.gitignore))
+        except FileNotFound as error:
+            raise Refusal("BACKUP_CREATE_FAILED", error.message) from None
+    return answer({"success": True, "sizeBytes": made.size, "archivePath": model.archive_path})
+
+
+async def restore(call: Call, name: str) -> TrioResponse:
+    """Put what an archive in the sandbox has in the place of what is in a folder."""
+    sandbox = await container.reach(call, name)
+    model = await container.read(call, RestoreIn)
+    folder, archive = _folder(model.dir), container.resolve(model.archive_path, field="archivePath")
+    with about(dir=model.dir, path=model.archive_path):
+        try:
+            await backups.restore(sandbox, folder, archive)
+        except FileNotFound as error:
+            raise Refusal("BACKUP_NOT_FOUND", error.message, backupId=model.archive_path) from None
+        except ArchiveRefused as error:
+            raise Refusal("BACKUP_RESTORE_FAILED", error.message, **error.facts) from None
+    return answer({"success": True, "dir": model.dir})
+
+
+async def upload(call: Call, name: str) -> TrioResponse:
+    """Refuse: the archive stays in the sandbox, from which it can be read like any other file."""
+    await container.reach(call, name)
+    model = await container.read(call, UploadIn)
+    why = "cannot upload the archive: R2 is not offered here; read it as a file"
+    raise Refusal("INVALID_BACKUP_CONFIG", why, archivePath=model.archive_path)

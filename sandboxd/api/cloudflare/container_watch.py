@@ -1,0 +1,137 @@
+"""/api/watch and /api/watch/check: what changes below a folder of the workspace, as it happens or since a version."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from ...errors import InvalidRequest
+from ...runtime import backups, checks, filefacts
+from ...runtime.backups import Picked
+from ...spec import name_bytes
+from ..call import answer
+from . import container, problems
+from .container import Body, Events, about, event
+from .problems import Refusal
+
+if TYPE_CHECKING:
+    from quart_trio.wrappers import TrioResponse
+
+    from ...runtime.errand import Errand
+    from ..call import Call
+
+#: What nobody wants to hear of, unless patterns are given.
+DEFAULT_EXCLUDE: Final = (".git", "node_modules", ".DS_Store")
+#: Their patterns know `*`, `**` and `?`; the rest of what a glob can be is refused rather than read another way.
+_NOT_PATTERN: Final = re.compile(r"[\[\]{}!\\,\0]")
+_KINDS: Final = {"create": "create", "write": "modify", "chmod": "attrib", "remove": "delete"}
+_ALL: Final = frozenset(("create", "modify", "delete", "move_from", "move_to", "attrib"))
+
+
+class WatchIn(Body, frozen=True):
+    """A folder to look at."""
+
+    path: str
+    recursive: bool | None = None
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    events: list[str] | None = None
+    since: str | None = None
+    session_id: str | None = None
+
+
+def _path(model: WatchIn) -> str:
+    path = container.resolve(model.path)
+    if path != container.WORKSPACE and not path.startswith(container.WORKSPACE + "/"):
+        why = f"cannot watch {model.path}: path must be inside {container.WORKSPACE}"
+        raise Refusal("PERMISSION_DENIED", why, path=model.path)
+    return path
+
+
+def _picked(model: WatchIn) -> Picked:
+    if model.include and model.exclude:
+        raise Refusal("VALIDATION_FAILED", "cannot watch: give include or exclude, not both", field="include")
+    for field, patterns in (("include", model.include), ("exclude", model.exclude)):
+        if any(_NOT_PATTERN.search(text) for text in patterns or ()):
+            why = f"cannot accept {field}: a pattern has no other signs than *, ** and ?"
+            raise Refusal("VALIDATION_FAILED", why, field=field)
+    exclude = model.exclude if model.exclude is not None else () if model.include else DEFAULT_EXCLUDE
+    try:
+        return Picked(include=tuple(model.include or ()), exclude=tuple(exclude))
+    except InvalidRequest as error:
+        raise container.invalid(error) from None
+
+
+async def watch(call: Call, name: str) -> TrioResponse:
+    """Tell what changes below a folder, until it is gone or the caller leaves."""
+    sandbox = await container.reach(call, name)
+    model = await container.read(call, WatchIn)
+    path, picked = _path(model), _picked(model)
+    wanted = frozenset(model.events) if model.events else _ALL
+    if not wanted <= _ALL:
+        raise Refusal("VALIDATION_FAILED", f"cannot accept events: they are {', '.join(sorted(_ALL))}", field="events")
+    params = {"path": name_bytes(path), "recursive": model.recursive is not False, **picked.params()}
+    with about(path=model.path):
+        errand = await call.stack.enter_async_context(sandbox.errand("watch", params))
+        first = await errand.next_rows()  # a path that cannot be watched is an error, no stream
+    return container.stream(_Changes(errand, first, path, wanted))
+
+
+class _Changes(Events):
+    """A watch's rows as their events."""
+
+    def __init__(self, errand: Errand, first: list[dict[str, Any]], path: str, wanted: frozenset[str]) -> None:
+        super().__init__()
+        self._errand = errand
+        self._first: list[dict[str, Any]] | None = first
+        self._path = path
+        self._wanted = wanted
+        self._ended = False
+
+    async def _next(self) -> bytes | None:
+        if self._ended:
+            return None
+        rows, self._first = self._first, None
+        if rows is None:
+            rows = await self._errand.next_rows()
+        if not rows:
+            self._ended = True
+            return event("stopped", reason="the watched path is gone")
+        return b"".join(part for row in rows for part in self._parts(row))
+
+    def _parts(self, row: dict[str, Any]) -> list[bytes]:
+        kind, path = checks.text(row, "type", limit=16), _shown(row, "path")
+        is_folder = checks.flag(row, "is_folder")
+        if kind == "ready":
+            return [event("watching", path=self._path, watchId=f"watch-{id(self._errand):x}")]
+        if kind == "overflow":  # something was missed below the root: that is all that can be told
+            return self._told("modify", self._path, True)
+        if kind == "rename":
+            old = _shown(row, "from")
+            return [*self._told("move_from", old, is_folder), *self._told("move_to", path, is_folder)]
+        return self._told(_KINDS[kind], path, is_folder) if kind in _KINDS else []
+
+    def _told(self, kind: str, path: str, is_folder: bool) -> list[bytes]:
+        if kind not in self._wanted:
+            return []
+        return [event("event", eventType=kind, path=path, isDirectory=is_folder)]
+
+
+def _shown(row: dict[str, Any], field: str) -> str:
+    return name_bytes(filefacts.name(row, field)).decode("utf-8", "replace")
+
+
+async def check(call: Call, name: str) -> TrioResponse:
+    """Tell a folder's version, and whether it changed since another; one that cannot be compared is a "resync"."""
+    sandbox = await container.reach(call, name)
+    model = await container.read(call, WatchIn)
+    path, picked = _path(model), _picked(model)
+    recursive = model.recursive is not False
+    with about(path=model.path):
+        found = await backups.version(sandbox, path, picked, recursive=recursive)
+    if model.since is not None and not backups.is_version(model.since, path, picked, recursive=recursive):
+        status = {"status": "resync", "reason": "expired"}
+    else:
+        status = {"status": "unchanged" if model.since in (None, found.text) else "changed"}
+    shown = {"success": True, **status, "version": found.text}
+    return answer({**shown, "timestamp": problems.timestamp()})

@@ -1,0 +1,179 @@
+"""Versions of folders, and folders kept as archives in the sandbox itself.
+
+A backup is an archive like any other (`guest/archives.py`), whose bytes the daemon carries from the errand that packs
+to the file that it becomes: whole or not at all. Restoring unpacks beside the folder first, so that a damaged archive
+costs nothing, and then puts what came out in the place of what is there. The folder itself stays what it is: whoever
+works in it is in it still.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import secrets
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from ..errors import InvalidRequest, SandboxdError
+from ..spec import name_bytes
+from . import checks, filefacts
+from .errand import FEED_BYTES
+
+if TYPE_CHECKING:
+    from .sandbox import Sandbox
+
+#: Patterns of one request, and the length of one; `guest/globs.py` takes none that is longer.
+MAX_PATTERNS: Final = 256
+MAX_PATTERN_CHARS: Final = 1000
+#: When nothing limits a sandbox's disk.
+NO_LIMIT: Final = 1 << 50
+_PAGE: Final = 1000
+_RULES_DIGITS: Final = 8
+_VERSION_DIGITS: Final = 32
+#: What is being unpacked has such a name: lists, watches and archives leave it out.
+_TEMPORARY: Final = ".sandboxd-tmp-restore-"
+_TIDY_S: Final = 30.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Picked:
+    """Which files below a folder are meant.
+
+    Attributes:
+        include: patterns as in gitignore(5); none means all.
+        exclude: patterns of what is left out, with all below it.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the patterns."""
+        for field, patterns in (("include", self.include), ("exclude", self.exclude)):
+            if len(patterns) > MAX_PATTERNS:
+                raise InvalidRequest(f"cannot accept {field}: there are over {MAX_PATTERNS} patterns", field=field)
+            if not all(0 < len(text) <= MAX_PATTERN_CHARS and "\0" not in text for text in patterns):
+                raise InvalidRequest(
+                    f"cannot accept {field}: a pattern has 1 to {MAX_PATTERN_CHARS} characters", field=field
+                )
+
+    def params(self) -> dict[str, Any]:
+        """Return the errands' parameters."""
+        return {"include": list(self.include), "exclude": list(self.exclude)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Version:
+    """What a folder was: two versions of it are the same text exactly if nothing in it changed between."""
+
+    text: str
+    entries: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Backup:
+    """An archive that was made: its size in bytes and how many entries it has."""
+
+    size: int
+    entries: int
+
+
+async def version(sandbox: Sandbox, path: str, picked: Picked, *, recursive: bool = True) -> Version:
+    """Return the version of a folder or a file.
+
+    Raises:
+        FileNotFound, NotAFile, FilePermissionDenied: as their names say.
+    """
+    params = {"path": name_bytes(path), "recursive": recursive, **picked.params()}
+    result = await sandbox.run_errand("changes", params)
+    digest = checks.text(result, "version", limit=_VERSION_DIGITS)
+    return Version(f"{_rules(path, picked, recursive)}-{digest}", checks.integer(result, "entries"))
+
+
+def is_version(text: str, path: str, picked: Picked, *, recursive: bool = True) -> bool:
+    """Tell whether a text is a version of this folder by these rules, so that it can be compared."""
+    rules, _, digest = text.partition("-")
+    return rules == _rules(path, picked, recursive) and len(digest) == _VERSION_DIGITS
+
+
+def _rules(path: str, picked: Picked, recursive: bool) -> str:
+    said = repr((path.rstrip("/"), picked.include, picked.exclude, recursive)).encode()
+    return hashlib.blake2b(said, digest_size=_RULES_DIGITS // 2).hexdigest()
+
+
+async def save(
+    sandbox: Sandbox, path: str, archive: str, picked: Picked, *, form: str = "tar.gz", gitignore: bool = False
+) -> Backup:
+    """Pack a folder into a file of the sandbox; the file is replaced when the archive is whole.
+
+    Raises:
+        FileNotFound, NotAFile, FilePermissionDenied, QuotaExceeded: as their names say.
+    """
+    params = {"path": name_bytes(path), "format": form, "gitignore": gitignore, **picked.params()}
+    async with sandbox.errand("pack", params) as errand:
+        first = await errand.next_piece()  # a folder that is none leaves no file
+        async with await sandbox.open_write(archive) as writer:
+            await writer.write(first)
+            while piece := await errand.next_piece():
+                await writer.write(piece)
+            size = writer.size
+            await writer.commit()
+        return Backup(size, checks.integer(errand.result or {}, "entries"))
+
+
+async def restore(sandbox: Sandbox, path: str, archive: str) -> Backup:
+    """Put what an archive in the sandbox has in the place of what is in a folder, which is made where it must be.
+
+    Raises:
+        FileNotFound, NotAFile, ArchiveRefused, QuotaExceeded: as their names say; the folder is as it was.
+    """
+    beside = f"{path.rpartition('/')[0]}/{_TEMPORARY}{secrets.token_hex(8)}"
+    try:
+        found = await _unpack(sandbox, beside, archive)
+        await sandbox.run_errand("mkdir", {"path": name_bytes(path), "parents": True, "mode": None})
+        for name in await _names(sandbox, path):
+            await sandbox.run_errand("delete", {"path": name_bytes(f"{path}/{name}"), "recursive": True})
+        for name in await _names(sandbox, beside):
+            params = {"path": name_bytes(f"{beside}/{name}"), "new_path": name_bytes(f"{path}/{name}")}
+            await sandbox.run_errand("rename", {**params, "overwrite": True})
+    finally:
+        with trio.move_on_after(_TIDY_S, shield=True):
+            await _drop(sandbox, beside)
+    return found
+
+
+async def _drop(sandbox: Sandbox, path: str) -> None:
+    try:
+        await sandbox.run_errand("delete", {"path": name_bytes(path), "recursive": True})
+    except SandboxdError:
+        return  # it was never made, or the sandbox is gone
+
+
+async def _unpack(sandbox: Sandbox, path: str, archive: str) -> Backup:
+    params = {"path": name_bytes(path), "format": None, "max_bytes": sandbox.limits.disk_bytes or NO_LIMIT}
+    async with await sandbox.open_read(archive) as reader, sandbox.errand("unpack", params, feed=True) as errand:
+        at = 0
+        while piece := await reader.read(at, FEED_BYTES):
+            at += len(piece)
+            if not await errand.feed(piece):
+                break
+        else:
+            await errand.end_feed()
+        result = await errand.finish()
+    return Backup(at, checks.integer(result, "entries"))
+
+
+async def _names(sandbox: Sandbox, folder: str) -> list[str]:
+    """Return the names in a folder."""
+    names: list[str] = []
+    after: bytes | None = None
+    while True:
+        params = {"path": name_bytes(folder), "recursive": False, "hidden": True, "limit": _PAGE, "after": after}
+        async with sandbox.errand("list", params) as errand:
+            while rows := await errand.next_rows():
+                names += [filefacts.parse(row).path.rpartition("/")[2] for row in rows]
+            following = (errand.result or {}).get("next")
+        if following is None:
+            return names
+        after = name_bytes(filefacts.name({"next": following}, "next"))
