@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .errors import ConfigError, InvalidRequest
-from .spec import DEFAULT_LIMITS, Limits
+from .spec import DEFAULT_LIMITS, Limits, check_rootfs
 
 #: The user and the group that the daemon runs as and lets in, where they exist.
 USER: Final = "sandboxd"
@@ -55,6 +55,8 @@ class Config:
         preview_key: its key.
         preview_proxies: addresses or networks of front proxies whose X-Forwarded-* are believed.
         preview_wake: whether a request to a preview thaws a frozen sandbox.
+        templates: whether code contexts may start as children of a process that has a rootfs' imports ready.
+        template_rootfs: imported rootfs that are trusted for that as if a recipe had built them: as root.
         cgroup: the group below which the sandboxes' are made, as a path from cgroup2's root; None is that root.
             The systemd unit gives the one that systemd delegated to sandboxd-cgroups.service.
     """
@@ -81,6 +83,8 @@ class Config:
     preview_key: Path | None = None
     preview_proxies: tuple[str, ...] = ()
     preview_wake: bool = False
+    templates: bool = True
+    template_rootfs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check what no single key can."""
@@ -164,6 +168,8 @@ def launcher_settings(config: Config, *, daemon_uid: int, daemon_gid: int) -> di
         "daemon_uid": daemon_uid,
         "daemon_gid": daemon_gid,
         "cgroup_parent": config.cgroup or "",
+        "templates": config.templates,
+        "template_rootfs": list(config.template_rootfs),
     }
 
 
@@ -258,6 +264,15 @@ def _networks(key: str, value: object) -> tuple[str, ...]:
         raise ConfigError(f"cannot take {key}: it must be a list of addresses or networks", key=key) from None
 
 
+def _names(key: str, value: object) -> tuple[str, ...]:
+    try:
+        if not isinstance(value, list):
+            raise TypeError
+        return tuple(check_rootfs(name) for name in value)
+    except (TypeError, InvalidRequest):
+        raise ConfigError(f"cannot take {key}: it must be a list of rootfs' names", key=key) from None
+
+
 def _limits(key: str, value: object) -> Limits:
     if not isinstance(value, dict):
         raise ConfigError(f"cannot take {key}: it must be a table", key=key)
@@ -295,4 +310,6 @@ _READERS: Final = {
     "preview_key": _path,
     "preview_proxies": _networks,
     "preview_wake": _truth,
+    "templates": _truth,
+    "template_rootfs": _names,
 }

@@ -469,6 +469,12 @@ class UpstreamBroken(SandboxdError):
     kind = "upstream-broken"
 
 
+class TemplateUnavailable(SandboxdError):
+    """There is no template for it now; whoever asked does without. Only between the daemon and the launcher."""
+
+    kind = "template-unavailable"
+
+
 class LauncherGone(SandboxdError):
     """The launcher died; the daemon ends with it."""
 

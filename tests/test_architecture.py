@@ -54,7 +54,7 @@ LIBRARIES = {
     "rich": {"cli"},
     "prctl": {"linux", "launcher", "guest"},
     "pyseccomp": {"linux"},
-    "ctypes": {"linux"},
+    "ctypes": {"linux", "templates"},  # templates/base.py stands alone: a rootfs' own Python runs it
     "psutil": {"runtime"},
     "prometheus_client": {"metrics"},
     "re2": {"runtime"},

@@ -54,6 +54,8 @@ class Commands:
         self._by_pid: dict[int, Process] = {}
         #: Children that are no commands, and who takes their status.
         self.children: dict[int, Callable[[int, resource.struct_rusage], None]] = {}
+        #: Called before a status is taken for a stranger's: a child that came from outside may be just known.
+        self.before_unknown: Callable[[], None] = lambda: None
         #: What a request of a peer holds open: how to let go of it, and whom it follows.
         self._streams: dict[tuple[Peer, int], tuple[Process, Follower, bool]] = {}
         self._waits: dict[tuple[Peer, int], Callable[[], None]] = {}
@@ -415,6 +417,8 @@ class Commands:
             if pid == 0:
                 break
             process = self._by_pid.pop(pid, None)
+            if process is None and pid not in self.children:
+                self.before_unknown()
             on_exit = process.on_exit if process else self.children.pop(pid, None)
             if on_exit:
                 on_exit(status, rusage)

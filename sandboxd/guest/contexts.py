@@ -16,6 +16,7 @@ from ..errors import ContextNotFound, InvalidRequest, LimitExceeded, NameTaken, 
 from ..spec import CommandSpec, check_process_id
 from . import users
 from .commands import Commands
+from .entrants import Entrants
 from .peer import Peer
 from .processes import Means
 from .worker import Worker
@@ -34,9 +35,10 @@ Operation = Callable[[Peer, int, dict[str, Any]], None]
 class Contexts:
     """Every worker of the sandbox."""
 
-    def __init__(self, means: Means, commands: Commands) -> None:
+    def __init__(self, means: Means, commands: Commands, entrants: Entrants) -> None:
         self._means = means
         self._commands = commands
+        self._entrants = entrants
         self._workers: dict[str, Worker] = {}
         self._notes: dict[str, dict[str, Any]] = {}
         self._sources: dict[str, int] = {}
@@ -100,6 +102,15 @@ class Contexts:
         peer.reply(request, {})
 
     def _start(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+        """Start a worker; with `entrant`, a socket came along at which a template's child may be expected."""
+        fds = peer.take_fds(1) if params.get("entrant") else []
+        try:
+            self._start_with(peer, request, params, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _start_with(self, peer: Peer, request: int, params: dict[str, Any], fds: list[int]) -> None:
         name = check_process_id(params["context"])
         note = params["note"]
         if name in self._workers:
@@ -121,10 +132,12 @@ class Contexts:
             cwd,
             user,
             self._sources[params["source"]],
+            self._commands.children,
+            self._entrants,
+            fds.pop() if fds else None,
         )
         self._workers[name] = worker
         self._notes[name] = note
-        self._commands.children[worker.pid] = worker.on_exit
         worker.follow(peer, request, params["credit"])
 
     def _follow(self, peer: Peer, request: int, params: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from ..wire.messages import Cancel, Credit, Message, Request
 from . import archives, changes, search, users, verbs, watching
 from .commands import Commands
 from .contexts import Contexts
+from .entrants import Entrants
 from .errands import Errands
 from .files import Files
 from .leaves import Leaves
@@ -51,7 +52,9 @@ class Init:
         self._errands = Errands(self._loop, self._kernel, leaves, ERRANDS)
         means = Means(self._loop, self._kernel, leaves, null_fd)
         self._commands = Commands(means, self._errands.on_exit)
-        self._contexts = Contexts(means, self._commands)
+        entrants = Entrants(self._loop)
+        self._commands.before_unknown = entrants.drain
+        self._contexts = Contexts(means, self._commands, entrants)
         self._files = Files(self._kernel)
         self._peers: list[Peer] = []
         self._operations: dict[str, Callable[[Peer, int, dict[str, Any]], None]] = {

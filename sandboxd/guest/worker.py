@@ -22,11 +22,13 @@ import resource
 import signal
 import struct
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import ProcessNotRunning
 from ..wire.messages import EVENT_OVERHEAD, Event
 from . import spawn
+from .entrants import Entrant, Entrants
 from .feed import Done, Feed
 from .loop import READ, Timer
 from .peer import Peer
@@ -41,6 +43,13 @@ MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 CLOSED_GRACE_S: Final = 0.2
 _F_SETPIPE_SZ: Final = 1031
 _OUTPUTS: Final = ("stdout", "stderr")
+
+
+Reaped = dict[int, Callable[[int, resource.struct_rusage], None]]
+
+
+def _forget(status: int, rusage: resource.struct_rusage) -> None:
+    """Take the status of a child that was not the one."""
 
 
 class FrameCounter:
@@ -97,7 +106,7 @@ class FrameCounter:
 class Worker:
     """One interpreter's process."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what a worker is made of
         self,
         means: Means,
         name: str,
@@ -106,9 +115,17 @@ class Worker:
         cwd: str,
         user: User,
         source_fd: int,
+        reaped: Reaped,
+        entrants: Entrants,
+        rendezvous: int | None = None,
     ) -> None:
+        """Start it. `rendezvous`, ours from now on, is where a template's child may come instead of a fork of ours."""
         self.name = name
         self.pid = 0
+        self._argv, self._env, self._cwd, self._user = argv, env, cwd, user
+        self._reaped = reaped
+        self._entrant: Entrant | None = None
+        self._theirs: list[int] = []  # the program's ends of the pipes, until it has them
         self.ended = False
         self.leaf = means.leaves.new(name)
         self._means = means
@@ -132,36 +149,91 @@ class Worker:
         self._tick = self._interrupts = -1
         self._feed: Feed | None = None
         try:
-            self._start(argv, env, cwd, user, source_fd)
+            self._open_pipes(source_fd)
+            if rendezvous is None:
+                self._start()
+            else:
+                self._expect(entrants, rendezvous)
         except BaseException:
+            if rendezvous is not None and self._entrant is None:
+                os.close(rendezvous)
             self._close_all()
             means.leaves.drop(self.leaf, keep_orphans=False)
             raise
 
     # --- start ---
 
-    def _start(self, argv: tuple[str, ...], env: dict[str, str], cwd: str, user: User, source_fd: int) -> None:
-        with contextlib.ExitStack() as undo:
-            theirs: list[int] = []
+    def _open_pipes(self, source_fd: int) -> None:
+        """Make the pipes; `_theirs` are the program's descriptors from 0 on."""
+        theirs = self._theirs
+        theirs.append(os.dup(self._means.null_fd))
+        for name in _OUTPUTS:
+            theirs.append(self._output_pipe(name))
+        theirs.append(self._control_pipe())
+        theirs.append(self._output_pipe("frame"))
+        for name in ("_tick", "_interrupts"):
+            read_end, write_end = self._tick_pipe()
+            theirs.append(read_end)
+            setattr(self, name, write_end)
+        theirs.append(os.dup(source_fd))
 
-            def keep(fd: int) -> int:
-                undo.callback(os.close, fd)
-                theirs.append(fd)
-                return fd
+    def _close_theirs(self) -> None:
+        while self._theirs:
+            os.close(self._theirs.pop())
 
-            stdio = (self._means.null_fd, *(keep(self._output_pipe(name)) for name in _OUTPUTS))
-            control, frames = keep(self._control_pipe()), keep(self._output_pipe("frame"))
-            tick, self._tick = self._tick_pipe()
-            interrupts, self._interrupts = self._tick_pipe()
-            more = (control, frames, keep(tick), keep(interrupts), source_fd)
-            leaf = self.leaf.open()
-            undo.callback(os.close, leaf)
+    def _start(self) -> None:
+        """Fork the interpreter."""
+        leaf = self.leaf.open()
+        try:
             pid, pidfd = self._means.kernel.clone3(0, cgroup_fd=leaf)
-            if pid == 0:
-                spawn.run_child(self._means.kernel, argv, env, cwd, user, (stdio[0], stdio[1], stdio[2]), more=more)
-            undo.callback(os.close, pidfd)
-            self.pid = pid
+        finally:
+            os.close(leaf)
+        if pid == 0:
+            stdio = (self._theirs[0], self._theirs[1], self._theirs[2])
+            more = tuple(self._theirs[3:])
+            spawn.run_child(self._means.kernel, self._argv, self._env, self._cwd, self._user, stdio, more=more)
+        os.close(pidfd)
+        self.pid = pid
+        self._reaped[pid] = self.on_exit
+        self._close_theirs()
         self.wake()
+
+    # --- a child of a template's instead ---
+
+    def _expect(self, entrants: Entrants, rendezvous: int) -> None:
+        """Wait for a child that a template forks into our leaf; without one, start as ever."""
+        os.close(self.leaf.open())
+        self._entrant = entrants.expect(rendezvous, self._on_arrived, self._on_begun, self._on_nobody)
+
+    def _on_arrived(self, pid: int) -> None:
+        assert self._entrant is not None  # noqa: S101 - it is what calls
+        self.pid = pid
+        self._reaped[pid] = self.on_exit
+        self._entrant.send(self._user, self._cwd, self._env, self._theirs, self.name)
+
+    def _on_begun(self) -> None:
+        self._entrant = None
+        self._close_theirs()
+        self.wake()
+
+    def _on_nobody(self, why: str, declined: bool) -> None:
+        """Start as ever."""
+        self._entrant = None
+        if self._follower is not None:
+            self._send("declined" if declined else "absent", {"why": why})
+        if self.pid:
+            self._reaped[self.pid] = _forget
+            self.pid = 0
+        self._means.leaves.drop(self.leaf, keep_orphans=False)
+        self._status = None
+        self.leaf = self._means.leaves.new(self.name)
+        try:
+            self._start()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.write(self._theirs[2], f"sandboxd: cannot start it: {error.strerror}\n".encode())
+            self._close_theirs()
+            self.on_exit(spawn.NOT_EXECUTABLE << 8, None)
 
     def _control_pipe(self) -> int:
         theirs, ours = os.pipe2(os.O_CLOEXEC)
@@ -191,6 +263,8 @@ class Worker:
         self._follower, self._credit = (peer, request), credit
         self._skipping = not self._counter.at_boundary
         self._send("start", {"id": self.name, "pid": self.pid})
+        if self._entrant is not None:
+            self._send("expecting", {"leaf": self.leaf.name})
         if self.ended:
             self._tell_exit()
         else:
@@ -323,7 +397,7 @@ class Worker:
 
     def interrupt(self, run: int) -> None:
         """SIGINT to the worker and what it started in its group, as a terminal's Ctrl-C; name the run that is meant."""
-        if self._status is None:
+        if self._status is None and self.pid:
             self._poke(self._interrupts, struct.pack(">Q", run))
             for number in (signal.SIGINT, signal.SIGCONT):
                 with contextlib.suppress(ProcessLookupError):
@@ -339,15 +413,24 @@ class Worker:
         """SIGKILL the whole tree; `reason` names the end."""
         self._reason = self._reason or reason
         self.leaf.kill()
-        if self._status is None:
+        if self._entrant is not None:
+            self._entrant.cancel()
+            self._entrant = None
+            self._close_theirs()
+            if not self.pid:
+                self.on_exit(signal.SIGKILL, None)  # nobody's status will come
+        if self._status is None and self.pid:
             # Also where the leaf cannot (a cgroup2 that the sandbox's root has meddled with).
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
     # --- the end ---
 
-    def on_exit(self, status: int, rusage: resource.struct_rusage) -> None:
+    def on_exit(self, status: int, rusage: resource.struct_rusage | None) -> None:
         """Take the process' status; called by the reaper."""
+        if self._entrant is not None:
+            self.pid = 0  # it ended before it began: the end of its socket says the rest
+            return
         self._status = status
         self._rusage = rusage
         if self._feed is not None:
@@ -405,6 +488,7 @@ class Worker:
     def _close_all(self) -> None:
         for timer in self._timers:
             timer.cancel()
+        self._close_theirs()
         for name in list(self._pipes):
             self._drop(name)
         if self._feed is not None:

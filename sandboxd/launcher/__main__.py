@@ -50,21 +50,21 @@ def main() -> None:
     kernel.close_range(fd + 1, 2**32 - 1)
     try:
         filters = profiles.compile_all(settings.profile_dir, settings.own_profile_dir)
-        zygote = Zygote(kernel, Means(filters, init.serve))
-        _serve(settings, connection, kernel, zygote, frozenset(filters))
+        zygote = Zygote(kernel, Means(filters.profiles, init.serve))
+        _serve(settings, connection, kernel, zygote, filters)
     except SandboxdError as error:
         _log().critical("Cannot start: %s", error)
         sys.exit(1)
 
 
 def _serve(
-    settings: Settings, connection: socket.socket, kernel: Kernel, zygote: Zygote, profile_names: frozenset[str]
+    settings: Settings, connection: socket.socket, kernel: Kernel, zygote: Zygote, filters: profiles.Filters
 ) -> None:
     # Not before the zygote is forked: what the launcher alone needs would be in the memory of every init.
     from .server import Launcher  # noqa: PLC0415
 
     _log()
-    Launcher(settings, connection, kernel, zygote, profile_names).run()
+    Launcher(settings, connection, kernel, zygote, filters).run()
 
 
 def _log() -> logging.Logger:

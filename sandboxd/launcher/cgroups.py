@@ -4,6 +4,7 @@
         <id>/            the root of the sandbox's cgroup namespace; no process of its own once it is born
             init/        pid 1 alone
             work/        everything else, one leaf per command; owned by the sandbox's root
+        template-<n>/    a template's process (templates.py); its children are born in leaves of sandboxes
 
 The parent is cgroup2's root, or what the service manager delegated: under systemd the group of a unit that does
 nothing else (systemd/sandboxd-cgroups.service), so that the daemon's own unit can stop and start with nobody in it.
@@ -222,8 +223,8 @@ class SandboxCgroups:
         return True
 
     def present(self) -> list[str]:
-        """Return the ids that have a group."""
-        return cgroupfs.children(self.root)
+        """Return the ids that have a group; a template's (templates.py) has a dash in its name."""
+        return [name for name in cgroupfs.children(self.root) if "-" not in name]
 
     def close(self) -> None:
         """Remove our own group if it is empty."""

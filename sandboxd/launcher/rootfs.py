@@ -19,6 +19,16 @@ def exists(directory: str, name: str) -> bool:
     return os.path.isfile(f"{directory}/{name}/rootfs.json") and os.path.isdir(f"{directory}/{name}/private/tree")
 
 
+def is_trusted(directory: str, name: str) -> bool:
+    """Tell whether rootfs `name` was built by a recipe."""
+    try:
+        with open(f"{directory}/{name}/rootfs.json") as file:
+            facts = json.load(file)
+    except (OSError, ValueError):
+        return False
+    return isinstance(facts, dict) and facts.get("trusted") is True
+
+
 def items(directory: str) -> list[dict[str, Any]]:
     """Return what the API tells of each rootfs."""
     found = []

@@ -30,6 +30,7 @@ from ..errors import (
 )
 from ..linux.kernel import Kernel
 from ..spec import Limits, check_id, check_rootfs
+from ..wire.framing import MAX_PENDING_FDS
 from ..wire.link import LinkConnection, Role
 from ..wire.messages import Cancel, Credit, Event, Failure, Message, Reply, Request
 from . import rootfs
@@ -39,11 +40,13 @@ from .control import Answers, Controls, Running, id_of
 from .idranges import RangeAllocator
 from .limits import Host
 from .outbox import Outbox
+from .profiles import Filters
 from .records import Record, RecordStore
 from .removals import RETRY_S, Removals, reap
 from .settings import Settings
 from .sockets import Sockets
 from .storage.choice import open_storage
+from .templates import Templates
 from .zygote import Zygote
 
 log = logging.getLogger("sandboxd.launcher")
@@ -68,11 +71,11 @@ class Launcher:
         connection: socket.socket,
         kernel: Kernel,
         zygote: Zygote,
-        profiles: frozenset[str],
+        filters: Filters,
     ) -> None:
         self._settings = settings
         self._zygote = zygote
-        self._profiles = profiles
+        self._profiles = frozenset(filters.profiles)
         for directory in (settings.pool_dir, settings.records_dir, settings.stage_dir):
             os.makedirs(directory, mode=0o700, exist_ok=True)
         self._socket = connection
@@ -99,17 +102,24 @@ class Launcher:
         )
         self._births = Births(self._selector, means)
         self._host = Host.look(self._storage.driver.capacity)
+        answers = Answers(reply=self._reply, fail=self._fail)
+        self._templates = Templates(self._selector, settings, kernel, self._cgroups, filters, self._sandboxes, answers)
         self._controls = Controls(
             self._sandboxes,
             self._cgroups,
             self._storage,
             self._records,
             self._judged,
-            Answers(reply=self._reply, fail=self._fail),
+            answers,
         )
         self._rested = False  # whether the present pause has been used to prepare
         self._watch: tuple[int, int] | None = None  # request id, next offset
-        self._operations: dict[str, Callable[[int, dict[str, Any]], dict[str, Any] | None]] = {
+        self._operations = self._table(kernel)
+        #: Those that a descriptor comes with.
+        self._taking: dict[str, Callable[[int, dict[str, Any], int], None]] = self._templates.operations()
+
+    def _table(self, kernel: Kernel) -> dict[str, Callable[[int, dict[str, Any]], dict[str, Any] | None]]:
+        return {
             "create": self._create,
             "destroy": self._destroy,
             "kill": self._kill,
@@ -140,6 +150,7 @@ class Launcher:
         except EOFError:
             log.info("The daemon is gone; %d sandboxes go on", len(self._sandboxes))
         finally:
+            self._templates.close()
             self._zygote.close()
             self._ranges.close()
             if not self._sandboxes:
@@ -152,7 +163,8 @@ class Launcher:
             # While a sandbox' processes end there is nothing else to do, and who takes one away often asks for another.
             self._prepare()
         idle = TEND_S if self._sandboxes else None
-        ready = self._selector.select(QUIET_S if quiet else removing or idle)
+        waits = (QUIET_S if quiet else removing or idle, self._templates.wait_s)
+        ready = self._selector.select(min((seconds for seconds in waits if seconds is not None), default=None))
         if ready:
             self._rested = False
         elif not quiet and removing != RETRY_S:
@@ -169,6 +181,7 @@ class Launcher:
             if current is not None and current.data == key.data:
                 key.data()
         self._removals.advance()
+        self._templates.advance()
         self._flush()
 
     def _tend(self) -> None:
@@ -186,8 +199,9 @@ class Launcher:
     # --- the daemon's socket ---
 
     def _on_daemon(self) -> None:
+        fds: list[int] = []
         try:
-            data = self._socket.recv(_RECV_BYTES)
+            data, fds, _, _ = socket.recv_fds(self._socket, _RECV_BYTES, MAX_PENDING_FDS, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             data = None
         except ConnectionResetError:
@@ -195,7 +209,7 @@ class Launcher:
         if data == b"":
             raise EOFError
         try:
-            messages = self._link.receive(data) if data else []
+            messages = self._link.receive(data, fds) if data else []
         except RemoteProtocolError as error:
             log.error("The daemon broke the protocol: %s", error)
             raise EOFError from None
@@ -204,8 +218,10 @@ class Launcher:
 
     def _take(self, message: Message) -> None:
         if isinstance(message, Request):
-            operation = self._operations.get(message.op)
+            operation, taking = self._operations.get(message.op), self._taking.get(message.op)
             try:
+                if taking is not None:
+                    return taking(message.id, message.params, self._one_descriptor())
                 if operation is None:
                     raise InvalidRequest(f"cannot do {message.op[:40]!r}: no such operation", field="op")
                 if len(self._births) + len(self._removals) > _MAX_PENDING:
@@ -222,6 +238,13 @@ class Launcher:
             self._reply(message.id, {})
         elif isinstance(message, Credit):
             pass  # only `watch` streams, and an end is one small event a sandbox
+
+    def _one_descriptor(self) -> int:
+        try:
+            return self._link.take_fds(1)[0]
+        except RemoteProtocolError as error:
+            log.error("The daemon broke the protocol: %s", error)
+            raise EOFError from None
 
     def _send(self, message: Message, fds: list[int] | None = None) -> None:
         self._out.put(self._link.send(message), fds)
@@ -411,6 +434,7 @@ class Launcher:
                         self._keep(record, pidfd)
                     else:
                         os.close(pidfd)
+        self._templates.sweep()
         known = {*self._records.names(), *self._storage.stored(), *self._cgroups.present(), *self._linked()}
         for sandbox_id in sorted(known - set(self._sandboxes)):
             record_ = records.get(sandbox_id)
@@ -456,6 +480,7 @@ class Launcher:
             "enforceable": [name for name in names if name not in missing],
             "missing": [{"limit": name, "why": why} for name, why in sorted(missing.items())],
             "sandboxes": len(self._sandboxes),
+            "templates": self._templates.facts(),
         }
 
 

@@ -28,6 +28,8 @@ class Settings:
         default_limits: of a sandbox that asks for none.
         daemon_uid: who may connect to the inits' sockets.
         daemon_gid: its group.
+        templates: whether code contexts may start as children of a process that has their imports ready.
+        template_rootfs: imported rootfs that are trusted as root, so that there may be templates of them.
         cgroup_parent: the group that the sandboxes' own is made in, as a path from cgroup2's root; "" is that root.
     """
 
@@ -44,6 +46,8 @@ class Settings:
     default_limits: Limits = DEFAULT_LIMITS
     daemon_uid: int = 0
     daemon_gid: int = 0
+    templates: bool = True
+    template_rootfs: tuple[str, ...] = ()
     cgroup_parent: str = ""
 
     @classmethod
@@ -55,6 +59,7 @@ class Settings:
         """
         values = dict(message)
         try:
+            values["template_rootfs"] = tuple(values.get("template_rootfs") or ())
             if "default_limits" in values:
                 values["default_limits"] = Limits(**values["default_limits"]).merged(DEFAULT_LIMITS)
             return cls(**values)

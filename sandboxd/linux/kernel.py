@@ -364,6 +364,12 @@ class Kernel:
                 except OSError as error:
                     raise SyscallError(error.errno or 0, "prctl", f"PR_CAPBSET_DROP {capability}") from None
 
+    def raise_ambient(self, capability: int) -> None:
+        """Let a permitted and inheritable capability outlive the exec of a user that is not root."""
+        prctl_, raise_ = 47, 2  # PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE
+        arguments = (ctypes.c_ulong(value) for value in (raise_, capability, 0, 0))
+        _check(_libc.prctl(ctypes.c_int(prctl_), *arguments), "prctl", f"PR_CAP_AMBIENT {capability}")
+
     def forbid_dump(self) -> None:
         """Be neither dumpable nor ptraceable: prctl(PR_SET_DUMPABLE, 0)."""
         prctl.set_dumpable(0)

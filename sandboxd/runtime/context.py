@@ -306,7 +306,8 @@ class Context:
             await worker.interrupt(0)
             await worker.mute(on=False)
             return
-        self._nursery.start_soon(worker.serve, "context_start", self._program())
+        rendezvous = self._link.rendezvous(self.spec)
+        self._nursery.start_soon(worker.serve, "context_start", self._program(), rendezvous)
         with trio.move_on_after(START_TIMEOUT_S):
             await worker.ready.wait()
         if worker.ready.is_set() and not worker.gone.is_set():

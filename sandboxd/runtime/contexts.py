@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import secrets
 from pathlib import Path
@@ -16,10 +17,11 @@ from .context import Context
 from .lifecycle import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from ..errors import ProtocolError
     from .peer import Stream
+    from .rendezvous import Rendezvous
     from .runs import Run
     from .sandbox import Sandbox
 
@@ -44,6 +46,12 @@ _COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     # The first flag: an interrupt may end a callback in the middle, and Node would take that for its own bug.
     "node": ("node", "--no-force-async-hooks-checks", "--disable-warning=ExperimentalWarning", "-e", _NODE),
 }
+#: Variables that Python, the loader, C's library and numeric ones read when they are loaded: in a template they were
+#: others, so an interpreter of the sandbox' own starts where one is set.
+_READ_AT_START: Final = (
+    *("PYTHON", "LD_", "GLIBC_", "MALLOC_", "LANG", "LC_", "PATH", "IPYTHON", "MPL", "MATPLOTLIB", "PANDAS", "NPY_"),
+    *("NUMPY_", "OMP_", "OPENBLAS_", "GOTO_", "MKL_", "BLIS_", "NUMEXPR_", "KMP_", "GOMP_", "XDG_"),
+)
 #: Files that a Python worker compiles when it needs them.
 _PYTHON_PARTS: Final = ("shell", "charts")
 
@@ -51,6 +59,11 @@ _PYTHON_PARTS: Final = ("shell", "charts")
 def interpreter_of(language: str) -> str:
     """Return which worker runs a language."""
     return "python" if language == "python" else "node"
+
+
+def may_share(env: dict[str, str]) -> bool:
+    """Return whether a template's child would be what these variables make of an interpreter."""
+    return not any(name.startswith(_READ_AT_START) for name in env)
 
 
 def read_program(interpreter: str) -> bytes:
@@ -69,6 +82,7 @@ class Contexts:
         self._contexts: dict[str, Context] = {}
         self._sent: set[str] = set()
         self._locks: dict[str, trio.Lock] = {}
+        self._is_changed = False  # whether a template's child has declined here
         #: Starts a task that lives as long as the daemon; the manager gives it.
         self.start_soon: Callable[..., object] | None = None
 
@@ -83,9 +97,26 @@ class Contexts:
             await self._sandbox.moved.wait()
         return await self._sandbox.ask(op, **params)
 
-    def stream(self, op: str, params: dict[str, Any]) -> Stream:
+    def stream(self, op: str, params: dict[str, Any], *, fds: Iterable[int] = ()) -> Stream:
         """Return a stream of init's."""
-        return self._sandbox.open_stream(op, params)
+        return self._sandbox.open_stream(op, params, fds=fds)
+
+    def rendezvous(self, spec: ContextSpec) -> Rendezvous | None:
+        """Return where a template's child may come to be a context's worker; None where there is to be none."""
+        if spec.language != "python" or self._is_changed or not may_share({**self._sandbox.spec.env, **spec.env}):
+            return None
+        return self._sandbox.rendezvous()
+
+    def bring(self, rendezvous: Rendezvous, leaf: str) -> None:
+        """Have a child of the rootfs' template come; without one, init starts an interpreter itself."""
+        assert self.start_soon is not None  # noqa: S101 - set before the sandbox runs
+        self.start_soon(functools.partial(rendezvous.bring, "python", leaf))
+
+    def declined(self, why: str) -> None:
+        """Ask no template for this sandbox again: it has changed what one would hold."""
+        if not self._is_changed:
+            _log.info("Contexts of sandbox %s start their own interpreters: %s", self._sandbox.id, why)
+        self._is_changed = True
 
     async def why_broken(self, error: ProtocolError) -> SandboxdError:
         """Return what a broken link means."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LauncherGone, ProtocolError, SandboxdError
@@ -130,6 +131,28 @@ class Launcher:
         """
         _, fds = await self._ask_fds("sockets", {"id": sandbox_id, "family": family, "count": count}, count)
         return fds
+
+    async def enter(self, sandbox_id: str, template: str, leaf: str, rendezvous: int, wait: bool) -> None:
+        """Have a child of a template enter a sandbox, into the leaf that init has made; returns when it was forked.
+
+        A duplicate of `rendezvous`, a unix socket whose other end init has, goes to the child; it stays the caller's.
+
+        Args:
+            sandbox_id: which sandbox.
+            template: "git", or "python" for that of the sandbox' rootfs.
+            leaf: what init calls the leaf.
+            rendezvous: a unix stream socket.
+            wait: whether to wait for a template that has to be loaded first.
+
+        Raises:
+            TemplateUnavailable: there is none, now or ever; whoever asks does without.
+            SandboxNotFound: it does not run.
+        """
+        params = {"id": sandbox_id, "template": template, "leaf": leaf, "wait": wait}
+        try:
+            await self._peer.request("enter", params, passing=[os.dup(rendezvous)])
+        except ProtocolError as error:
+            raise LauncherGone(f"cannot ask the launcher: {error}") from error
 
     async def sandboxes(self) -> list[Launched]:
         """Return every sandbox that the launcher has a record of."""

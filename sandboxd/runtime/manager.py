@@ -7,6 +7,7 @@ lets the birth end and then has it destroyed, so a sandbox is listed whole or no
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -204,6 +205,7 @@ class Manager:
             raise LaunchFailed("cannot create a sandbox: the daemon is not running", step="connect")
         self._nursery.start_soon(self._serve, sandbox, peer)
         sandbox.contexts.start_soon = self._nursery.start_soon
+        sandbox.enter = functools.partial(self.launcher.enter, sandbox.id)
         await sandbox.configure()
         if peer.ended is not None:
             raise LaunchFailed(f"cannot keep the init of sandbox {sandbox.id}: {peer.ended}", step="configure")

@@ -395,14 +395,19 @@ class Peer:
         self._post(frame, fds)
         return number, call
 
-    async def request(self, op: str, params: dict[str, Any], *, fds: int = 0) -> tuple[dict[str, Any], list[int]]:
+    async def request(
+        self, op: str, params: dict[str, Any], *, fds: int = 0, passing: Iterable[int] = ()
+    ) -> tuple[dict[str, Any], list[int]]:
         """Ask and wait for the answer; `fds` descriptors must come with it, and the caller owns them.
+
+        Those of `passing` go with the request; they are the peer's once it has been queued, which the first turn does
+        unless much waits to be sent.
 
         Raises:
             SandboxdError: what the peer answered, or why the connection ended.
         """
         await self._drained.wait()
-        number, call = self._open(op, params, None)
+        number, call = self._open(op, params, None, passing)
         try:
             await call.done.wait()
         except BaseException:

@@ -33,15 +33,18 @@ from .lifecycle import ALIVE, State, may_move
 from .peer import Peer, discarded
 from .ports import Ports
 from .processes import Processes
+from .rendezvous import Rendezvous
 from .sessions import Sessions
 from .store import Record
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from ..spec import CommandSpec, Limits, SandboxSpec
     from .launcher import Launched
     from .peer import Stream
+    from .rendezvous import Enter
 
 #: A piece of stdin on the link; init writes it before it answers.
 STDIN_PIECE_BYTES: Final = 256 * 1024
@@ -78,6 +81,8 @@ class Sandbox:
         #: Held while it is changed, frozen or thawed: one after the other.
         self.changing = trio.Lock()
         self.contexts = Contexts(self)
+        #: Has a template's child enter this sandbox; the manager gives it.
+        self.enter: Enter | None = None
         self.file_turns = trio.CapacityLimiter(files.SANDBOX_THREADS)
         self.processes = Processes(self)
         self.sessions = Sessions(self)
@@ -207,9 +212,18 @@ class Sandbox:
         """
         return (await self._ask_fds(op, params, 0))[0]
 
-    def open_stream(self, op: str, params: dict[str, Any], *, window: int = DEFAULT_WINDOW) -> Stream:
-        """Return the stream of an operation's events; entering it asks. `window` bytes may be on their way."""
-        return self._link().stream(op, params, window=window)
+    def open_stream(
+        self, op: str, params: dict[str, Any], *, window: int = DEFAULT_WINDOW, fds: Iterable[int] = ()
+    ) -> Stream:
+        """Return the stream of an operation's events; entering it asks. `window` bytes may be on their way.
+
+        `fds` go with the request and are the peer's once it was entered.
+        """
+        return self._link().stream(op, params, window=window, fds=fds)
+
+    def rendezvous(self) -> Rendezvous | None:
+        """Return where a template's child may come to its init; None where there is no launcher to send one."""
+        return None if self.enter is None else Rendezvous(self.enter)
 
     async def _ask_fds(self, op: str, params: dict[str, Any], fds: int) -> tuple[dict[str, Any], list[int]]:
         peer = self._peer if self.state is State.CREATING and self._peer is not None else self._link()

@@ -7,17 +7,24 @@ frames costs the worker its life, not the sandbox.
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
 from ..errors import ContextNotFound, ProcessNotRunning, ProtocolError, RemoteProtocolError, SandboxdError
 from ..wire import worker as frames
+from . import checks
 from .execution import Exit, parse_exit
+from .rendezvous import MAX_LEAF_CHARS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..spec import ContextSpec
     from ..wire.messages import Event
     from .peer import Stream
+    from .rendezvous import Rendezvous
 
 _log = logging.getLogger(__name__)
 
@@ -32,8 +39,20 @@ class Link(Protocol):
         """Ask init."""
         ...
 
-    def stream(self, op: str, params: dict[str, Any]) -> Stream:
+    def stream(self, op: str, params: dict[str, Any], *, fds: Iterable[int] = ()) -> Stream:
         """Return a stream of init's."""
+        ...
+
+    def rendezvous(self, spec: ContextSpec) -> Rendezvous | None:
+        """Return where a template's child may come; None where there is to be none."""
+        ...
+
+    def bring(self, rendezvous: Rendezvous, leaf: str) -> None:
+        """Have a template's child come."""
+        ...
+
+    def declined(self, why: str) -> None:
+        """Hear that a template's child would not do here."""
         ...
 
     async def why_broken(self, error: ProtocolError) -> SandboxdError:
@@ -81,15 +100,23 @@ class Worker:
         self._link = link
         self._listener = listener
         self._decoder = frames.WorkerDecoder()
+        self._rendezvous: Rendezvous | None = None
         self._last_offset = -1
 
     def __repr__(self) -> str:
         return f"<Worker {self.name} {'gone' if self.gone.is_set() else self.version or 'starting'}>"
 
-    async def serve(self, op: str, params: dict[str, Any]) -> None:
-        """Follow it to its end. Never raises but Cancelled."""
+    async def serve(self, op: str, params: dict[str, Any], rendezvous: Rendezvous | None = None) -> None:
+        """Follow it to its end. With `rendezvous`, a template's child may be it. Never raises but Cancelled."""
+        self._rendezvous = rendezvous
+        fds = []
+        if rendezvous is not None:
+            params = {**params, "entrant": True}
+            fds.append(rendezvous.for_init)
         try:
-            async with self._link.stream(op, {**params, "context": self.name}) as stream:
+            stream = self._link.stream(op, {**params, "context": self.name}, fds=fds)
+            async with stream:
+                fds.clear()
                 while batch := await stream.next_batch():
                     for event in batch:
                         await self._take(event)
@@ -101,6 +128,10 @@ class Worker:
         except SandboxdError as error:
             self.failure = error
         finally:
+            for fd in fds:
+                os.close(fd)
+            if rendezvous is not None:
+                rendezvous.close()
             self.ready.set()
             self.gone.set()
             self._listener.on_gone(self)
@@ -124,6 +155,13 @@ class Worker:
                 self._listener.on_output(event.type, event.data)
         elif event.type == "exit":
             self.exit = parse_exit(event.data)
+        elif event.type == "expecting" and self._rendezvous is not None:
+            rendezvous, self._rendezvous = self._rendezvous, None
+            self._link.bring(rendezvous, checks.text(event.data, "leaf", limit=MAX_LEAF_CHARS))
+        elif event.type == "declined":
+            self._link.declined(checks.text(event.data, "why", limit=1000))
+        elif event.type == "absent":
+            _log.debug("No child of a template is worker %s: %s", self.name, checks.text(event.data, "why", limit=1000))
         elif event.type != "start":
             raise RemoteProtocolError(f"cannot take a worker's event of type {event.type[:20]!r}")
 

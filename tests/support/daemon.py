@@ -149,7 +149,10 @@ class Daemon:
         if self.process and self.process.poll() is None:
             places.append(self.pool())
         found = [str(path) for place in places if place.exists() for path in place.iterdir()]
-        found += [str(path) for path in self.cgroup().glob("*/") if path.is_dir()]
+        groups = [path for path in self.cgroup().glob("*/") if path.is_dir()]
+        if self.process and self.process.poll() is None:
+            groups = [path for path in groups if not path.name.startswith("template-")]  # they end with the launcher
+        found += [str(path) for path in groups]
         return found
 
     def close(self) -> None:

@@ -91,8 +91,8 @@ def main() -> None:
     os.chdir("/")
     init.preload()
     filters = profiles.compile_all(settings.profile_dir, settings.own_profile_dir)
-    zygote = Zygote(KERNEL, Means(filters, init.serve))
-    FailingLauncher(settings, socket.socket(fileno=fd), KERNEL, zygote, frozenset(filters)).run()
+    zygote = Zygote(KERNEL, Means(filters.profiles, init.serve))
+    FailingLauncher(settings, socket.socket(fileno=fd), KERNEL, zygote, filters).run()
 
 
 if __name__ == "__main__":
