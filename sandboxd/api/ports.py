@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..errors import InvalidRequest, NotAvailable
+from ..runtime import waiting
+from ..spec import check_process_id
 from .call import answer, nothing
 from .models import _In, rfc3339
 
@@ -42,6 +44,25 @@ class PortList(msgspec.Struct, frozen=True):
 
     items: list[PortOut]
     next: str | None = None
+
+
+class PortWaitIn(_In, frozen=True):
+    """What to wait for: a listener, or with `path` an answer whose status is from the first to the last of `status`."""
+
+    process: str | None = None
+    path: str | None = None
+    status: tuple[int, int] | None = None
+    timeout_s: float | None = None
+
+
+class PortWaitOut(msgspec.Struct, frozen=True):
+    """What the wait came to; `reason` is port, timeout, or exit where a process was named; `status` is the answer's."""
+
+    met: bool
+    reason: str
+    status: int | None
+    exit_code: int | None
+    signal: str | None
 
 
 class LinkOut(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +110,28 @@ async def unexpose(call: Call, ref: str, port: str) -> TrioResponse:
     """Take a port back; open connections are cut."""
     await call.manager.previews.unexpose(ref, _number(port))
     return nothing()
+
+
+async def wait(call: Call, ref: str, port: str) -> TrioResponse:
+    """Wait until something in the sandbox listens at a port, or answers a request there; it need not be exposed."""
+    sandbox = call.manager.registry.find(ref)
+    number, model = _number(port), await call.read(PortWaitIn)
+    if model.process is not None:
+        check_process_id(model.process, "process")
+    if model.status is not None and model.path is None:
+        raise InvalidRequest("cannot accept status: it has no meaning without path", field="status")
+    statuses = waiting.GOOD_STATUSES if model.status is None else model.status
+    found = await waiting.for_port(sandbox, model.process, number, model.path, model.timeout_s, statuses)
+    ended = found.exit
+    return answer(
+        PortWaitOut(
+            found.met,
+            found.reason,
+            found.status,
+            ended.exit_code if ended else None,
+            ended.signal if ended else None,
+        )
+    )
 
 
 async def link(call: Call, ref: str, port: str) -> TrioResponse:

@@ -360,6 +360,14 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="POST",
+        path=_SANDBOX + "/ports/<port>/wait",
+        handler=ports.wait,
+        body=ports.PortWaitIn,
+        result=ports.PortWaitOut,
+        kinds=(*_BODY, *_NO_PROCESS, "server-busy"),
+    ),
+    Route(
+        method="POST",
         path=_SANDBOX + "/ports/<port>/link",
         handler=ports.link,
         result=ports.LinkOut,

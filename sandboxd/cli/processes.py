@@ -160,7 +160,7 @@ def kill(
 @click.option("--log", "pattern", metavar="REGEX", help="Wait until a line of its output matches, and print it.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up after this time, with status 124.")
 @click.argument("sandbox")
-@click.argument("process")
+@click.argument("process", required=False)
 @click.pass_context
 def wait(
     ctx: click.Context,
@@ -170,23 +170,25 @@ def wait(
     pattern: str | None,
     timeout: float | None,
     sandbox: str,
-    process: str,
+    process: str | None,
 ) -> None:
-    """Wait for PROCESS in SANDBOX: for its end, or for --port or --log.
+    """Wait for PROCESS in SANDBOX: for its end, or for --port or --log; --port needs no PROCESS.
 
     The exit status is the process' own where its end was waited for. With --port and --log it is 0 when what was
     waited for came, and 1 when the process ended before.
     """
     if (port is not None and pattern is not None) or (path is not None and port is None):
         raise click.UsageError("Wait for one thing: the end, --port (with --path), or --log.")
+    if process is None and port is None:
+        raise click.UsageError("Missing argument 'PROCESS'.")
     found = _connect(ctx, sandbox)
     with Interrupts():
         if port is not None:
-            result = found.wait_for_port(process, port, path=path, timeout=timeout)
+            result = found.watch_port(port, process=process, path=path, timeout=timeout)
         elif pattern is not None:
-            result = found.wait_for_log(process, pattern, timeout=timeout)
+            result = found.wait_for_log(process or "", pattern, timeout=timeout)
         else:
-            result = found.wait_for_exit(process, timeout=timeout)
+            result = found.wait_for_exit(process or "", timeout=timeout)
     if result.line is not None:
         click.echo(result.line)
     ctx.exit(_status(result, "exit" if port is None and pattern is None else "other"))

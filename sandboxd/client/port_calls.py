@@ -6,9 +6,11 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from .calls import Call, nothing, sandbox_path
+from .process_calls import parse_wait
 
 if TYPE_CHECKING:
     from .models import Json
+    from .process_calls import WaitResult
 
 __all__ = ["ExposedPort"]
 
@@ -51,6 +53,22 @@ def show_all(key: str) -> Call[list[ExposedPort]]:
 def unexpose(key: str, port: int) -> Call[None]:
     """DELETE …/ports/{port}."""
     return Call("DELETE", sandbox_path(key, f"/ports/{int(port)}"), what="port", parse=nothing)
+
+
+def wait(
+    key: str,
+    port: int,
+    *,
+    process: str | None,
+    path: str | None,
+    status: tuple[int, int] | None,
+    timeout: float | None,
+) -> Call[WaitResult]:
+    """POST …/ports/{port}/wait; waits as long as the daemon does."""
+    fields = {"process": process, "path": path, "status": status and list(status), "timeout_s": timeout}
+    body = {name: value for name, value in fields.items() if value is not None}
+    where = sandbox_path(key, f"/ports/{int(port)}/wait")
+    return Call("POST", where, body=body, timeout_s=None, what="answer", parse=parse_wait)
 
 
 def link(key: str, port: int) -> Call[str]:

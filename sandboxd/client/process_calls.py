@@ -100,6 +100,7 @@ class WaitResult:
         reason: what ended the wait: "exit", "port", "log" or "timeout".
         exit_code, signal: how the process ended, where it did.
         line: the line that matched.
+        status: that of the HTTP answer that `watch_port` waited for.
     """
 
     met: bool
@@ -107,6 +108,7 @@ class WaitResult:
     exit_code: int | None = None
     signal: str | None = None
     line: str | None = None
+    status: int | None = None
 
     def __bool__(self) -> bool:
         return self.met
@@ -308,6 +310,18 @@ class LogReader:
                 yield OutputChunk("stdout" if stream == "stdout" else "stderr", b"", left)
 
 
+def parse_wait(value: Json) -> WaitResult:
+    """Read what a wait came to."""
+    return WaitResult(
+        met=bool(value["met"]),
+        reason=str(value["reason"]),
+        exit_code=value.get("exit_code"),
+        signal=value.get("signal"),
+        line=value.get("line"),
+        status=value.get("status"),
+    )
+
+
 def wait(
     key: str,
     process: str | ProcessInfo,
@@ -317,17 +331,7 @@ def wait(
     **fields: Any,  # noqa: ANN401 - those of the condition
 ) -> Call[WaitResult]:
     """POST …/wait; waits as long as the daemon does."""
-
-    def parse(value: Json) -> WaitResult:
-        return WaitResult(
-            met=bool(value["met"]),
-            reason=str(value["reason"]),
-            exit_code=value.get("exit_code"),
-            signal=value.get("signal"),
-            line=value.get("line"),
-        )
-
     body: Mapping[str, Any] = {"for": condition, "timeout_s": timeout, **fields}
     body = {name: value for name, value in body.items() if value is not None}
     path = process_path(key, process_id(process), "/wait")
-    return Call("POST", path, body=body, timeout_s=None, what="answer", parse=parse)
+    return Call("POST", path, body=body, timeout_s=None, what="answer", parse=parse_wait)

@@ -21,7 +21,7 @@ from .processes import Means, Process, Shell
 from .sessions import Sessions, Waiting
 from .spawn import DEFAULT_PATH
 from .users import User
-from .waiting import PortWaits
+from .waiting import GOOD_STATUSES, PortWaits
 
 #: Commands that may run at once under the API: each holds up to three descriptors here, of 1024.
 MAX_RUNNING: Final = 256
@@ -292,11 +292,12 @@ class Commands:
         process.when_ended(ended)
 
     def _await_port(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
-        """Answer when somebody accepts on a port, or the process has ended before."""
-        process = self._process(params)
+        """Answer when somebody accepts on a port, or the process, where one is named, has ended before."""
+        process = None if params.get("process") is None else self._process(params)
         port, path = check_port(params["port"]), params.get("path")
         if path is not None:
             check_probe_path(path)
+        low, high = params.get("statuses") or GOOD_STATUSES
         key = (peer, request)
         is_answered = False
 
@@ -308,18 +309,23 @@ class Commands:
             peer.reply(request, result)
 
         def ended() -> None:
-            answer({"met": False, "result": process.result})
+            answer({"met": False, "result": None if process is None else process.result})
 
-        wait = self._ports.add(port, path, lambda: answer({"met": True, "result": None}))
+        def met(status: int | None) -> None:
+            answer({"met": True, "result": None, "status": status})
+
+        wait = self._ports.add(port, path, met, (int(low), int(high)))
         if is_answered:
             return
 
         def let_go() -> None:
             self._ports.cancel(wait)
-            process.forget_ended(ended)
+            if process is not None:
+                process.forget_ended(ended)
 
         self._waits[key] = let_go
-        process.when_ended(ended)
+        if process is not None:
+            process.when_ended(ended)
 
     # --- the table ---
 

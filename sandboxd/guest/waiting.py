@@ -27,14 +27,20 @@ MAX_WAITS: Final = 64
 PROBE_TIMEOUT_S: Final = 2.0
 PROBE_PAUSE_S: Final = 0.1
 _STATUS_LINE_BYTES: Final = 64
+#: The statuses that are good where nothing else is asked for.
+GOOD_STATUSES: Final = (200, 399)
+
+#: Told the status of the HTTP answer; None where no path was asked for.
+Met = Callable[[int | None], None]
 
 
 class PortWait:
-    """One wait; made by `PortWaits`. `on_met` is called once, unless it is cancelled before."""
+    """One wait; made by `PortWaits`. `on_met` is called once, with the status of the answer, unless it is cancelled."""
 
-    def __init__(self, port: int, path: str | None, on_met: Callable[[], None]) -> None:
+    def __init__(self, port: int, path: str | None, statuses: tuple[int, int], on_met: Met) -> None:
         self.port = port
         self.path = path
+        self.statuses = statuses
         self.on_met = on_met
         self.began = time.monotonic()
         self.not_before = 0.0
@@ -50,7 +56,7 @@ class PortWaits:
         self._waits: list[PortWait] = []
         self._timer: Timer | None = None
 
-    def add(self, port: int, path: str | None, on_met: Callable[[], None]) -> PortWait:
+    def add(self, port: int, path: str | None, on_met: Met, statuses: tuple[int, int] = GOOD_STATUSES) -> PortWait:
         """Begin to wait; `on_met` may be called before this returns.
 
         Raises:
@@ -60,7 +66,7 @@ class PortWaits:
             raise ServerBusy(f"cannot wait for port {port}: {MAX_WAITS} wait already", bound=MAX_WAITS)
         if self._query is None:
             self._query = ListenerQuery()
-        wait = PortWait(port, path, on_met)
+        wait = PortWait(port, path, statuses, on_met)
         self._waits.append(wait)
         self._look(wait, {})
         self._go_on()
@@ -105,35 +111,35 @@ class PortWaits:
         if listener is None:
             return
         if wait.path is None:
-            self._met(wait)
+            self._met(wait, None)
         else:
-            wait.probe = _Probe(self._loop, listener, wait.port, wait.path, lambda good: self._probed(wait, good))
+            wait.probe = _Probe(self._loop, listener, wait.port, wait.path, lambda status: self._probed(wait, status))
             wait.probe.start()
 
-    def _probed(self, wait: PortWait, good: bool) -> None:
+    def _probed(self, wait: PortWait, status: int | None) -> None:
         wait.probe = None
         wait.not_before = time.monotonic() + PROBE_PAUSE_S
-        if good:
-            self._met(wait)
+        if status is not None and wait.statuses[0] <= status <= wait.statuses[1]:
+            self._met(wait, status)
             self._go_on()
 
-    def _met(self, wait: PortWait) -> None:
+    def _met(self, wait: PortWait, status: int | None) -> None:
         if wait in self._waits:
             self._waits.remove(wait)
-            wait.on_met()
+            wait.on_met(status)
 
 
 class _Probe:
-    """One GET; `done` is told whether the status is 200 to 399."""
+    """One GET; `done` is told the status of the answer, None where there was none in time."""
 
-    def __init__(self, loop: Loop, listener: Listener, port: int, path: str, done: Callable[[bool], None]) -> None:
+    def __init__(self, loop: Loop, listener: Listener, port: int, path: str, done: Met) -> None:
         self._loop = loop
         self._done = done
         self._address = (_reachable(listener.address), port)
         self._request = f"GET {path} HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n\r\n".encode()
         self._answer = b""
         self._socket = socket.socket(listener.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        self._timer = loop.call_later(PROBE_TIMEOUT_S, lambda: self._end(False))
+        self._timer = loop.call_later(PROBE_TIMEOUT_S, lambda: self._end(None))
 
     def start(self) -> None:
         """Connect."""
@@ -142,7 +148,7 @@ class _Probe:
         except BlockingIOError:
             pass
         except OSError:
-            self._loop.defer(lambda: self._end(False))
+            self._loop.defer(lambda: self._end(None))
             return
         self._loop.watch(self._socket.fileno(), WRITE, self._send)
 
@@ -159,7 +165,7 @@ class _Probe:
         except BlockingIOError:
             return
         except OSError:
-            self._end(False)
+            self._end(None)
             return
         self._request = self._request[sent:]
         if not self._request:
@@ -171,24 +177,19 @@ class _Probe:
             data = self._socket.recv(_STATUS_LINE_BYTES - len(self._answer))
         self._answer += data
         if not data or len(self._answer) >= 12:
-            self._end(is_good(self._answer))
+            self._end(status_of(self._answer))
 
-    def _end(self, good: bool) -> None:
+    def _end(self, status: int | None) -> None:
         if self._socket.fileno() >= 0:
             self.close()
-            self._done(good)
+            self._done(status)
 
 
-def is_good(answer: bytes) -> bool:
-    """Return whether the beginning of an HTTP/1 answer has a status from 200 to 399."""
+def status_of(answer: bytes) -> int | None:
+    """Return the status in the beginning of an HTTP/1 answer; None where that is something else."""
     status = answer[9:12]
-    return (
-        answer[:7] == b"HTTP/1."
-        and answer[8:9] == b" "
-        and len(status) == 3
-        and status.isdigit()
-        and b"2" <= status < b"4"
-    )
+    is_answer = answer[:7] == b"HTTP/1." and answer[8:9] == b" " and len(status) == 3 and status.isdigit()
+    return int(status) if is_answer else None
 
 
 def _reachable(address: str) -> str:

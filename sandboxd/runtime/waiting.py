@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ..errors import ProtocolError
+from ..errors import InvalidRequest, ProtocolError
 from ..spec import check_port, check_probe_path, check_seconds
 from . import checks
 from .execution import Exit, parse_exit
@@ -19,15 +19,22 @@ if TYPE_CHECKING:
     from ..wire.messages import Event
     from .sandbox import Sandbox
 
+#: The statuses that are good where nothing else is asked for.
+GOOD_STATUSES: Final = (200, 399)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Waited:
-    """What a wait came to: `reason` is what ended it, `exit` how the process ended where that did."""
+    """What a wait came to: `reason` is what ended it, `exit` how the process ended where that did.
+
+    `status` is that of the HTTP answer where one was waited for.
+    """
 
     met: bool
     reason: str
     exit: Exit | None = None
     line: str | None = None
+    status: int | None = None
 
 
 async def for_exit(sandbox: Sandbox, process: str, timeout_s: float | None) -> Waited:
@@ -43,22 +50,40 @@ async def for_exit(sandbox: Sandbox, process: str, timeout_s: float | None) -> W
     return await _in_time(wait, timeout_s)
 
 
-async def for_port(sandbox: Sandbox, process: str, port: int, path: str | None, timeout_s: float | None) -> Waited:
+async def for_port(
+    sandbox: Sandbox,
+    process: str | None,
+    port: int,
+    path: str | None,
+    timeout_s: float | None,
+    statuses: tuple[int, int] = GOOD_STATUSES,
+) -> Waited:
     """Wait until somebody in the sandbox accepts on a TCP port, and answers `path` well where one is given.
+
+    Args:
+        sandbox: whose port.
+        process: whose end ends the wait too; None waits for the port alone.
+        port: its number.
+        path: what a GET asks for; None is content with a listener.
+        timeout_s: seconds; None waits for ever.
+        statuses: the lowest and the highest status that is a good answer.
 
     Raises:
         ProcessNotFound: there is none.
-        InvalidRequest: the port or the path is none.
+        InvalidRequest: the port, the path or the statuses are none.
     """
     check_port(port)
     if path is not None:
         check_probe_path(path)
+    if not 100 <= statuses[0] <= statuses[1] <= 599:
+        raise InvalidRequest("cannot accept status: it is a lowest and a highest one, of 100 to 599", field="status")
 
     async def wait() -> Waited:
-        answer = await sandbox.ask("await_port", process=process, port=port, path=path)
+        answer = await sandbox.ask("await_port", process=process, port=port, path=path, statuses=list(statuses))
         try:
             if checks.flag(answer, "met"):
-                return Waited(True, "port")
+                status = None if answer.get("status") is None else checks.integer(answer, "status", high=999)
+                return Waited(True, "port", status=status)
             result = checks.table(answer, "result")
         except ProtocolError as error:
             raise await sandbox.why_broken(error) from error

@@ -22,6 +22,7 @@ from sandboxd import (
     ProcessNotRunning,
     Sandbox,
     UnknownField,
+    WaitResult,
 )
 from sandboxd.client import Client, calls
 from tests.support.daemon import Daemon
@@ -395,6 +396,19 @@ http.server.HTTPServer(('127.0.0.1', 8124), Handler).serve_forever()
     process = shared.start_process(["python3", "-c", source])
     assert shared.wait_for_port(process, 8124, path="/health", timeout=10).met
     assert shared.wait_for_port(process, 8124, path="/other", timeout=0.5).reason == "timeout"
+    found = shared.watch_port(8124, path="/health")
+    assert (found.met, found.reason, found.status) == (True, "port", 200)
+    assert shared.watch_port(8124, path="/other", status=(500, 599), timeout=10).status == 503
+    assert shared.watch_port(8124, path="/health", status=(500, 599), timeout=0.5).reason == "timeout"
+    assert shared.watch_port(8124, timeout=10) == WaitResult(met=True, reason="port")
+    shared.remove_process(process)
+    assert shared.watch_port(8124, timeout=0.2).reason == "timeout"
+    short = shared.start_process("exit 9")
+    ended = shared.watch_port(8124, process=short)
+    assert (ended.met, ended.reason, ended.exit_code) == (False, "exit", 9)
+    for wrong in ({"path": "x"}, {"status": (200, 299)}, {"path": "/", "status": (300, 200)}, {"process": "no/id"}):
+        with pytest.raises(InvalidRequest):
+            shared.watch_port(80, **wrong)  # type: ignore[arg-type]
     mute = shared.start_process(["python3", "-c", SERVER, "127.0.0.1", "8125"])
     assert shared.wait_for_port(mute, 8125, timeout=10).met
     assert shared.wait_for_port(mute, 8125, path="/", timeout=0.5).reason == "timeout"

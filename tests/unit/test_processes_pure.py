@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sandboxd.errors import InvalidRequest, LimitExceeded, RemoteProtocolError
 from sandboxd.guest.followers import Follower
 from sandboxd.guest.processes import _shown
-from sandboxd.guest.waiting import is_good
+from sandboxd.guest.waiting import status_of
 from sandboxd.linux.sockdiag import Listener, ListenerQuery, parse_proc
 from sandboxd.runtime import patterns
 from sandboxd.runtime.execution import EventCheck
@@ -215,16 +215,17 @@ def test_the_kernel_knows_who_listens(family: socket.AddressFamily, address: str
     again.close()
 
 
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK", b"HTTP/1.0 302 Fo", b"HTTP/1.1 399 "])
-def test_good_answers(answer: bytes) -> None:
-    assert is_good(answer)
-
-
 @pytest.mark.parametrize(
-    "answer", [b"", b"HTTP/1.1 404 N", b"HTTP/1.1 2", b"HTTP/1.1 2xx", b"SSH-2.0-x", b"HTTP/2 200 OK"]
+    ("answer", "status"),
+    [(b"HTTP/1.1 200 OK", 200), (b"HTTP/1.0 302 Fo", 302), (b"HTTP/1.1 399 ", 399), (b"HTTP/1.1 404 N", 404)],
 )
-def test_bad_answers(answer: bytes) -> None:
-    assert not is_good(answer)
+def test_answers(answer: bytes, status: int) -> None:
+    assert status_of(answer) == status
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 2", b"HTTP/1.1 2xx", b"SSH-2.0-x", b"HTTP/2 200 OK"])
+def test_what_is_no_answer(answer: bytes) -> None:
+    assert status_of(answer) is None
 
 
 def test_a_shown_command_fits_a_frame() -> None:
