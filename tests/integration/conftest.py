@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pathlib
+import socket
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from sandboxd import Sandbox
 from sandboxd.client import Client
+from tests.support.cloudflare_client import TOKEN, Driver
 from tests.support.daemon import ROOTFS_DIR, Daemon
 
 
@@ -75,3 +77,28 @@ def run(shared: Sandbox) -> Callable[[str], str]:
         return (result.stdout + result.stderr).strip()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, str]]:
+    """A daemon that listens on TCP for a bearer token, and its URL."""
+    folder = tmp_path_factory.mktemp("served")
+    token = folder / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{found.getsockname()[1]}"
+    options = ("--listen", address, "--token-file", str(token), "--preview-listen", "127.0.0.1:0")
+    daemon = Daemon(folder / "d", options=options)
+    daemon.start()
+    yield daemon, f"http://{address}"
+    daemon.close()
+
+
+@pytest.fixture(scope="module")
+def cf(served: tuple[Daemon, str], request: pytest.FixtureRequest) -> Iterator[Driver]:
+    """The clients of Cloudflare's npm package, of one sandbox for the module."""
+    name = request.module.__name__.rpartition(".")[2].removeprefix("test_").replace("_", "-")
+    with Driver(served[1], TOKEN, name) as driver:
+        yield driver

@@ -5,45 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import os
-import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from sandboxd import Sandbox
-from tests.support.cloudflare_client import ClientError, Driver
+from tests.support.cloudflare_client import TOKEN, ClientError, Driver
 from tests.support.daemon import Daemon
 
 pytestmark = pytest.mark.real
-
-TOKEN = "a-token-for-the-tests-of-cloudflare"
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, str]]:
-    """A daemon that listens on TCP, and its URL."""
-    folder = tmp_path_factory.mktemp("cf")
-    token = folder / "token"
-    token.write_text(TOKEN)
-    token.chmod(0o600)
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{found.getsockname()[1]}"
-    options = ("--listen", address, "--token-file", str(token), "--preview-listen", "127.0.0.1:0")
-    daemon = Daemon(folder / "d", options=options)
-    daemon.start()
-    yield daemon, f"http://{address}"
-    daemon.close()
-
-
-@pytest.fixture(scope="module")
-def cf(served: tuple[Daemon, str]) -> Iterator[Driver]:
-    """The clients, of one sandbox."""
-    with Driver(served[1], TOKEN, "my-box") as driver:
-        yield driver
 
 
 def refused(cf: Driver, on: str, *args: Any, **more: Any) -> ClientError:
@@ -85,7 +57,7 @@ def test_an_id_that_may_not_be_is_refused(cf: Driver, name: str) -> None:
 def test_a_route_that_is_none_and_a_body_that_is_no_json(served: tuple[Daemon, str]) -> None:
     def post(path: str, body: bytes) -> tuple[int, dict[str, Any]]:
         request = urllib.request.Request(
-            f"{served[1]}/cloudflare/sandboxes/my-box{path}",
+            f"{served[1]}/cloudflare/sandboxes/cloudflare-container{path}",
             body,
             {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"},
         )
@@ -106,7 +78,7 @@ def test_over_the_unix_socket_the_peers_credentials_stand_in(served: tuple[Daemo
     import httpx
 
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(served[0].socket))) as client:
-        shown = client.get("http://local/cloudflare/sandboxes/my-box/api/ping").json()
+        shown = client.get("http://local/cloudflare/sandboxes/cloudflare-container/api/ping").json()
     assert shown["success"]
 
 
@@ -237,7 +209,7 @@ def test_a_kill_heeds_its_signal(cf: Driver, served: tuple[Daemon, str]) -> None
     cf.call("processes.startProcess", "trap 'echo hup; exit 5' HUP; echo up; while :; do sleep 0.05; done", None,
             {"processId": "hup"})  # fmt: skip
     cf.stream("processes.streamProcessLogs", "hup", until="stdout")
-    url = f"{served[1]}/cloudflare/sandboxes/my-box/api/process/hup?signal=SIGHUP"
+    url = f"{served[1]}/cloudflare/sandboxes/cloudflare-container/api/process/hup?signal=SIGHUP"
     request = urllib.request.Request(url, method="DELETE", headers={"Authorization": f"Bearer {TOKEN}"})
     with urllib.request.urlopen(request) as answer:
         assert json.load(answer)["success"]

@@ -15,6 +15,8 @@ from typing import Any
 _HERE = pathlib.Path(__file__).parent / "cloudflare"
 _NODE_LOCK = pathlib.Path(__file__).parents[2] / "rootfs" / "default" / "node.lock"
 _PINS = (_HERE / "package.json", _HERE / "package-lock.json", _NODE_LOCK)
+#: What the daemon of the tests asks for over TCP.
+TOKEN = "a-token-for-the-tests-of-cloudflare"
 CACHE = pathlib.Path("/var/cache/sandboxd-tests/node")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,6 +11,7 @@ from ...runtime.logs import STREAMS, TextDecoder
 from ...spec import CommandSpec
 from ..call import answer
 from . import container, problems
+from . import container_sessions as sessions
 from .container import Body, Events, event
 from .problems import Refusal
 
@@ -40,15 +42,18 @@ class ExecIn(Body, frozen=True):
 
 
 async def command_of(sandbox: Sandbox, model: ExecIn) -> CommandSpec:
-    """Return the command that is asked for, outside any session."""
+    """Return the command that is asked for."""
     line = container.check_words(model.command, "command", container.MAX_COMMAND_CHARS)
+    session = sessions.session_of(model.session_id)
+    timeout = model.timeout_ms if model.timeout_ms is not None else sessions.timeout_of(sandbox, session)
     try:
         return CommandSpec(
-            argv=await container.shell_argv(sandbox, line),
+            argv=await container.shell_argv(sandbox, line) if session is None else CommandSpec.shell(line),
             env=container.check_env(model.env),
             cwd=None if model.cwd is None else container.resolve(model.cwd, field="cwd"),
-            timeout_s=container.check_time(model.timeout_ms),
+            timeout_s=container.check_time(timeout),
             keep_orphans=True,  # `server &` goes on, as there
+            session=session,
         )
     except InvalidRequest as error:
         raise container.invalid(error) from None
@@ -63,16 +68,27 @@ async def execute(call: Call, name: str) -> TrioResponse:
     if model.session_id is not None:
         shown["sessionId"] = model.session_id
     try:
-        async with sandbox.execute(command, patient=True) as execution:
-            shown |= await _collect(execution, model.timeout_ms)
+        async with contextlib.AsyncExitStack() as stack:
+            execution = await sessions.begin(stack, sandbox, command, patient=True)
+            shown |= await _collect(execution, command.timeout_s)
+            _check_time(execution, command, model)
     except InvalidRequest as error:
         if error.facts.get("field") != "cwd":
             raise
         shown |= no_folder(model.cwd)
+    if command.session is not None:  # theirs is read by lines: the last one's end is not kept
+        shown |= {stream: shown[stream].removesuffix("\n") for stream in STREAMS}
     return answer({"success": shown["exitCode"] == 0, **shown})
 
 
-async def _collect(execution: Execution, timeout_ms: float | None) -> dict[str, Any]:
+def _check_time(execution: Execution, command: CommandSpec, model: ExecIn) -> None:
+    """Tell a timeout in a session as theirs: an error, where one outside of any is an exit code."""
+    if command.session is not None and execution.exit is not None and execution.exit.timed_out:
+        why = f"Command timeout after {1000 * (command.timeout_s or 0):g}ms"
+        raise Refusal("COMMAND_EXECUTION_ERROR", why, command=model.command, sessionId=command.session)
+
+
+async def _collect(execution: Execution, timeout_s: float | None) -> dict[str, Any]:
     """Read a command to its end and return its output and how it ended."""
     kept = {name: bytearray() for name in STREAMS}
     truncated = False
@@ -86,7 +102,7 @@ async def _collect(execution: Execution, timeout_ms: float | None) -> dict[str, 
     ended = execution.exit
     assert ended is not None  # noqa: S101 - next_batch ends only after the exit event
     shown: dict[str, Any] = {name: data.decode("utf-8", "replace") for name, data in kept.items()}
-    shown["stderr"] += note_of(ended, timeout_ms)
+    shown["stderr"] += note_of(ended, timeout_s)
     shown |= {"exitCode": code_of(ended), "duration": round(1000 * ended.duration_s)}
     return {**shown, "truncated": True} if truncated else shown
 
@@ -104,10 +120,10 @@ def _number(name: str | None) -> int:
     return next((int(one) for one in signal.Signals if one.name == name), int(signal.SIGKILL))
 
 
-def note_of(ended: Exit, timeout_ms: float | None) -> str:
+def note_of(ended: Exit, timeout_s: float | None) -> str:
     """Return what is added to stderr where the exit code says too little."""
     if ended.timed_out:
-        return f"Command timeout after {timeout_ms:g}ms\n" if timeout_ms is not None else "Command timeout\n"
+        return "Command timeout\n" if timeout_s is None else f"Command timeout after {1000 * timeout_s:g}ms\n"
     return "Killed: out of memory\n" if ended.oom_killed else ""
 
 
@@ -122,21 +138,22 @@ async def stream(call: Call, name: str) -> TrioResponse:
     model = await container.read(call, ExecIn)
     command = await command_of(sandbox, model)
     try:
-        execution = await call.stack.enter_async_context(sandbox.execute(command))
+        execution = await sessions.begin(call.stack, sandbox, command, patient=False)
     except InvalidRequest as error:
         if error.facts.get("field") == "cwd":
             raise Refusal("COMMAND_EXECUTION_ERROR", error.message, command=model.command) from None
         raise
-    return container.stream(_Output(execution, model))
+    return container.stream(_Output(execution, model, command.timeout_s))
 
 
 class _Output(Events):
     """A command's output as their events."""
 
-    def __init__(self, execution: Execution, model: ExecIn) -> None:
+    def __init__(self, execution: Execution, model: ExecIn, timeout_s: float | None) -> None:
         super().__init__()
         self._execution = execution
         self._model = model
+        self._timeout_s = timeout_s
         self._decoder = TextDecoder()
         self._facts: dict[str, Any] = {} if model.session_id is None else {"sessionId": model.session_id}
 
@@ -154,6 +171,6 @@ class _Output(Events):
         if one.type != "exit" or ended is None:
             return []
         rest = [(name, self._decoder.rest(name)) for name in STREAMS]
-        rest.append(("stderr", note_of(ended, self._model.timeout_ms)))
+        rest.append(("stderr", note_of(ended, self._timeout_s)))
         found = [event(name, data=text, **self._facts) for name, text in rest if text]
         return [*found, event("complete", exitCode=code_of(ended), **self._facts)]

@@ -15,6 +15,7 @@ from ...spec import name_bytes
 from ..call import answer
 from ..models import rfc3339
 from . import container, problems
+from . import container_sessions as sessions
 from .container import Body, Events, about, event
 from .problems import Refusal
 
@@ -89,6 +90,11 @@ class ListIn(Body, frozen=True):
     session_id: str | None = None
 
 
+async def _resolve(sandbox: Sandbox, path: str, session: str | None, field: str = "path") -> str:
+    """Return a path as absolute: a relative one counts from where its session is."""
+    return container.resolve(path, await sessions.base_of(sandbox, path, session), field)
+
+
 # --- reading ---
 
 
@@ -125,7 +131,7 @@ async def read(call: Call, name: str) -> TrioResponse:
     sandbox = await container.reach(call, name)
     model = await container.read(call, PathIn)
     wanted = _encoding(model.encoding)
-    path = container.resolve(model.path)
+    path = await _resolve(sandbox, model.path, model.session_id)
     with about(path=model.path):
         async with await sandbox.open_read(path) as reader:
             if reader.size > MAX_FILE_BYTES:
@@ -162,7 +168,7 @@ async def read_stream(call: Call, name: str) -> TrioResponse:
     """Give a file's content piece by piece."""
     sandbox = await container.reach(call, name)
     model = await container.read(call, PathIn)
-    path = container.resolve(model.path)
+    path = await _resolve(sandbox, model.path, model.session_id)
     with about(path=model.path):
         reader = await call.stack.enter_async_context(await sandbox.open_read(path))
         head = await reader.read(0, _HEAD_BYTES)
@@ -232,7 +238,7 @@ async def write(call: Call, name: str) -> TrioResponse:
     if len(data) > MAX_FILE_BYTES:
         why = f"cannot write {model.path} in one piece: the bound is {MAX_FILE_BYTES} bytes"
         raise Refusal("FILE_TOO_LARGE", why, path=model.path, maxSize=MAX_FILE_BYTES)
-    path = container.resolve(model.path)
+    path = await _resolve(sandbox, model.path, model.session_id)
     with about(path=model.path):
         if model.path.endswith("/"):
             raise Refusal("IS_DIRECTORY", f"cannot write {model.path}: a file's path does not end with a slash")
@@ -250,7 +256,7 @@ async def delete(call: Call, name: str) -> TrioResponse:
     """Delete a file or a link; a folder is refused."""
     sandbox = await container.reach(call, name)
     model = await container.read(call, PathIn)
-    path = container.resolve(model.path)
+    path = await _resolve(sandbox, model.path, model.session_id)
     with about(path=model.path):
         if filefacts.parse(await sandbox.stat(path, follow=False)).type == "directory":
             raise Refusal("IS_DIRECTORY", f"cannot delete {model.path}: it is a directory")
@@ -262,19 +268,19 @@ async def rename(call: Call, name: str) -> TrioResponse:
     """Give a file another name."""
     sandbox = await container.reach(call, name)
     model = await container.read(call, RenameIn)
-    return await _move(sandbox, model.old_path, model.new_path)
+    return await _move(sandbox, model.old_path, model.new_path, model.session_id)
 
 
 async def move(call: Call, name: str) -> TrioResponse:
     """Put a file elsewhere."""
     sandbox = await container.reach(call, name)
     model = await container.read(call, MoveIn)
-    return await _move(sandbox, model.source_path, model.destination_path)
+    return await _move(sandbox, model.source_path, model.destination_path, model.session_id)
 
 
-async def _move(sandbox: Sandbox, old: str, new: str) -> TrioResponse:
+async def _move(sandbox: Sandbox, old: str, new: str, session: str | None) -> TrioResponse:
     """Do what `mv` does: what is there is replaced, and a folder that is there is moved into."""
-    source, target = container.resolve(old), container.resolve(new, field="newPath")
+    source, target = await _resolve(sandbox, old, session), await _resolve(sandbox, new, session, "newPath")
     with about(path=old, newPath=new):
         moved = filefacts.parse(await sandbox.stat(source, follow=False))
         there = await _facts(sandbox, target)
@@ -299,7 +305,7 @@ async def mkdir(call: Call, name: str) -> TrioResponse:
     sandbox = await container.reach(call, name)
     model = await container.read(call, PathIn)
     recursive = bool(model.recursive)
-    path = container.resolve(model.path)
+    path = await _resolve(sandbox, model.path, model.session_id)
     with about(path=model.path):
         params = {"path": name_bytes(path), "parents": recursive, "mode": None}
         result = await sandbox.run_errand("mkdir", params)
@@ -312,7 +318,7 @@ async def exists(call: Call, name: str) -> TrioResponse:
     """Tell whether something has that name."""
     sandbox = await container.reach(call, name)
     model = await container.read(call, PathIn)
-    path = container.resolve(model.path)
+    path = await _resolve(sandbox, model.path, model.session_id)
     with about(path=model.path):
         found = await _facts(sandbox, path)
     return _done(path=model.path, exists=found is not None)
@@ -326,7 +332,7 @@ async def list_files(call: Call, name: str) -> TrioResponse:
     sandbox = await container.reach(call, name)
     model = await container.read(call, ListIn)
     options = model.options or ListOptions()
-    root = container.resolve(model.path)
+    root = await _resolve(sandbox, model.path, model.session_id)
     files: list[dict[str, Any]] = []
     after: str | None = None
     with about(path=model.path):

@@ -15,6 +15,7 @@ from ...spec import CommandSpec, check_process_id, check_signal
 from ..call import answer
 from ..models import rfc3339
 from . import container, problems
+from . import container_sessions as sessions
 from .container import Body, Events, event
 from .container_exec import code_of, note_of
 from .problems import Refusal
@@ -88,15 +89,17 @@ async def start(call: Call, name: str) -> TrioResponse:
     model = await container.read(call, ProcessIn)
     line = container.check_words(model.command, "command", container.MAX_COMMAND_CHARS)
     process = f"proc_{secrets.token_hex(8)}" if model.process_id is None else _check_id(model.process_id)
+    session = sessions.session_of(model.session_id)
     with container.about(processId=process):
         command = CommandSpec(
-            argv=await container.shell_argv(sandbox, line),
+            argv=await container.shell_argv(sandbox, line) if session is None else CommandSpec.shell(line),
             env=container.check_env(model.env),
             cwd=None if model.cwd is None else container.resolve(model.cwd, field="cwd"),
             timeout_s=container.check_time(model.timeout_ms),
             keep_orphans=True,
+            session=session,
         )
-        info = await sandbox.processes.start(command, process)
+        info = await sessions.start(sandbox, command, process)
     return answer(
         {
             "success": True,

@@ -11,6 +11,7 @@ from . import container_exec as commands
 from . import container_files as files
 from . import container_meta as meta
 from . import container_processes as processes
+from . import container_sessions as sessions
 from . import container_watch as watch
 from .container import named
 
@@ -39,6 +40,9 @@ ROUTES: Final[tuple[Route, ...]] = (
     _route("GET", "/ping", meta.ping, "utility.ping"),
     _route("GET", "/version", meta.version, "utility.version"),
     _route("GET", "/commands", meta.commands, "utility.commands"),
+    _route("POST", "/session/create", sessions.create, "session.create"),
+    _route("GET", "/session/list", sessions.show_all, "session.list"),
+    _route("POST", "/session/delete", sessions.delete, "session.delete"),
     _route("POST", "/execute", commands.execute, "command.execute"),
     _route("POST", "/execute/stream", commands.stream, "command.stream"),
     _route("POST", "/process/start", processes.start, "process.start"),
