@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
+from importlib import resources
 from typing import Any
 
 import msgpack
 import pytest
 
 from sandboxd import CodeContext, CodeResult, InvalidRequest, Sandbox
-from sandboxd.runtime.contexts import read_program
 
 pytestmark = pytest.mark.real
 
@@ -240,6 +240,32 @@ def test_completion_and_inspection(shared: Sandbox, contexts: dict[str, CodeCont
     assert run("myThing.colour").text == "1"
 
 
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("const id = <T>(x: T) => x; id<string>('a')", "'a'"),
+        ("function one<T>(x: T) { return x }\nvar string = 0\none<string>(7)", "7"),  # JavaScript too, and then false
+        ("new Set<number>([1]).size", "1"),
+        ("const typed: number = 4; typed", "4"),
+        ("enum Side { Left, Right }; Side.Right", "1"),
+        ("var untyped = 5; [untyped, 'a: b', `${untyped as number}`]", "[ 5, 'a: b', '5' ]"),
+        ("let kept = 1;\nlet kept2: number = 2;\n[kept, kept2]", "[ 1, 2 ]"),
+        ("import type { Stats } from 'no-such-package'; 3", "3"),
+        ("type\nA = 1", None),
+    ],
+)  # fmt: skip
+def test_types_are_seen_where_code_is_javascript_too(shared: Sandbox, code: str, text: str | None) -> None:
+    """Code that V8 takes as it is never reaches the transformer, unless it could mean something else there."""
+    fresh = shared.create_code_context("typescript")
+    result = shared.run_code(code, context=fresh)
+    if text is None:
+        assert result.error.ename == "ReferenceError"
+    else:
+        assert (result.error, result.text) == (None, text)
+    assert shared.run_code("let no: = 1", context=fresh).error.ename == "SyntaxError"
+    shared.delete_code_context(fresh)
+
+
 def test_unknown_languages(shared: Sandbox) -> None:
     with pytest.raises(InvalidRequest):
         shared.create_code_context("node12")
@@ -251,10 +277,10 @@ def test_the_codec_is_msgpack(shared: Sandbox) -> None:
     values = [None, True, False, 0, 1, 127, 128, 255, 256, 65536, 2**32, 2**53 - 1, -1, -32, -33, -(2**40), 1.5, -0.25]
     values += ["é" * size for size in sizes] + [b"x" * size for size in sizes]
     values += [[1] * size for size in sizes] + [{str(n): n for n in range(size)} for size in sizes]
-    shared.write_file("/tmp/codec/worker.mjs", read_program("node"))
+    shared.write_file("/tmp/codec/codec.cjs", (resources.files("sandboxd") / "workers/node_codec.cjs").read_bytes())
     shared.write_file("/tmp/codec/values", msgpack.packb(values))
     program = """
-import { pack, unpack } from './worker.mjs';
+import { pack, unpack } from './codec.cjs';
 import fs from 'node:fs';
 const values = unpack(fs.readFileSync('/tmp/codec/values'));
 fs.writeFileSync('/tmp/codec/again', pack(values));
@@ -268,6 +294,6 @@ for (const bad of [[0xc1], [0xd9, 5, 1], [0x91], [0x01, 0x02], [0xdf, 255, 255, 
 }
 """
     shared.write_file("/tmp/codec/main.mjs", program)
-    result = shared.exec(["node", "main.mjs", "--codec"], cwd="/tmp/codec")
+    result = shared.exec(["node", "main.mjs"], cwd="/tmp/codec")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
     assert msgpack.unpackb(shared.read_file("/tmp/codec/again")) == values
