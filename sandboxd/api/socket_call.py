@@ -15,6 +15,7 @@ from . import problems
 from .access import Level
 from .call import JSON_TYPE, Call
 from .cloudflare import problems as cloudflare_problems
+from .cloudflare import tokens as cloudflare_tokens
 from .websocket import Gone, WebSocket, check_handshake
 
 if TYPE_CHECKING:
@@ -30,9 +31,11 @@ _log = logging.getLogger(__name__)
 class SocketCall(Call):
     """What the handler of a WebSocket gets: the request, the domain, and the socket, which it must `accept`."""
 
-    def __init__(self, request: Request, api: Api, socket: WebSocket) -> None:
+    def __init__(self, request: Request, api: Api, socket: WebSocket, caller: Caller | None = None) -> None:
         super().__init__(request, api.manager, api.facts, api.metrics)  # type: ignore[arg-type]  # query and headers only
         self.socket = socket
+        self.api = api
+        self.caller = caller
 
 
 async def serve(api: Api, protocol: Http1, upgrade: Upgrade, caller: Caller | None, stream: trio.SocketStream) -> None:
@@ -43,7 +46,7 @@ async def serve(api: Api, protocol: Http1, upgrade: Upgrade, caller: Caller | No
     try:
         route, arguments = _find(api, request, caller)
         socket = WebSocket(stream, upgrade.early, check_handshake(upgrade.headers))
-        call = SocketCall(request, api, socket)
+        call = SocketCall(request, api, socket, caller)
         call.check_query(route.query)
         async with call.stack:
             await route.handler(call, **arguments)
@@ -83,7 +86,7 @@ def _find(api: Api, request: Request, caller: Caller | None) -> tuple[Any, dict[
         route = api.routes[name]
     except HTTPException:
         failure = RouteNotFound(f"cannot find {request.path[:200]}: there is no such route", path=request.path[:200])
-    api.policy.check(Level.CALLER if route is None else route.access, caller, request.headers)
+    api.policy.check(Level.CALLER if route is None else route.access, caller, cloudflare_tokens.headers_of(request))
     if failure is not None:
         raise failure
     if route is None or not route.websocket:

@@ -53,7 +53,7 @@ async def open_terminal(call: SocketCall, ref: str) -> None:
     await call.socket.accept()
     # Whose terminal has shown nothing of it yet needs no reset, and may well be asked what it is.
     is_fresh = process is None or call.query_flag("fresh")
-    await _Viewer(call.socket, sandbox, info, size, is_fresh).run()
+    await Viewer(call.socket, sandbox, info, size, is_fresh).run()
 
 
 def _size(call: SocketCall) -> tuple[int, int] | None:
@@ -93,8 +93,8 @@ def _linger(text: str | None) -> float:
 
 
 @dataclasses.dataclass(slots=True)
-class _Viewer:
-    """One client at one terminal."""
+class Viewer:
+    """One client at one terminal. The `say_…` methods are the form of what it hears beside bytes."""
 
     socket: WebSocket
     sandbox: Sandbox
@@ -124,7 +124,7 @@ class _Viewer:
                         break
             return await self._end()
         except SandboxdError as error:
-            await self.socket.send_problem(error)
+            await self.say_error(error)
             code = 1012 if isinstance(error, ServerBusy) else _CLOSE_BASE + problems.status_of(error)
             return code, error.kind
 
@@ -132,7 +132,7 @@ class _Viewer:
         if self.size is not None:
             with contextlib.suppress(ProcessNotRunning):  # what it showed last is still there
                 await self.sandbox.processes.resize(self.info.id, *self.size)
-        await self.socket.send_json({"type": "start", "id": self.info.id, "pid": self.info.pid})
+        await self.say_ready()
 
     async def _replay(self, found: logs.Snapshot) -> None:
         if self.is_fresh and not found.dropped_bytes:
@@ -157,16 +157,35 @@ class _Viewer:
                 if isinstance(event.data, bytes):
                     data.append(event.data)
                 elif event.type == "truncated" and isinstance(event.data, dict):
-                    await self.socket.send_json({"type": "truncated", "dropped_bytes": event.data["dropped_bytes"]})
+                    await self.say_truncated(event.data["dropped_bytes"])
                     return False
             await self.socket.send_bytes(b"".join(data))
         return True
 
     async def _end(self) -> tuple[int, str]:
-        info = await self.sandbox.processes.get(self.info.id)
+        await self.say_exit(await self.sandbox.processes.get(self.info.id))
+        return 1000, "exit"
+
+    # --- what it hears ---
+
+    async def say_ready(self) -> None:
+        """Say that the terminal is there."""
+        await self.socket.send_json({"type": "start", "id": self.info.id, "pid": self.info.pid})
+
+    async def say_truncated(self, dropped_bytes: int) -> None:
+        """Say that the client was too slow for so many bytes."""
+        await self.socket.send_json({"type": "truncated", "dropped_bytes": dropped_bytes})
+
+    async def say_error(self, error: SandboxdError) -> None:
+        """Say what went wrong."""
+        await self.socket.send_problem(error)
+
+    async def say_exit(self, info: ProcessInfo) -> None:
+        """Say how the program ended."""
         facts: dict[str, Any] = {} if info.result is None else info.result.to_dict()
         await self.socket.send_json({"type": "exit", "id": info.id, **facts})
-        return 1000, "exit"
+
+    # --- what it says ---
 
     async def _read_client(self, whole: trio.CancelScope) -> None:
         try:
@@ -184,7 +203,7 @@ class _Viewer:
         except ProcessNotRunning:
             return  # its end is on its way to the client
         except SandboxdError as error:
-            await self.socket.send_problem(error)
+            await self.say_error(error)
 
     async def _feed(self, data: bytes) -> None:
         with trio.move_on_after(INPUT_TIMEOUT_S) as scope:

@@ -76,6 +76,8 @@ class WebSocket:
         self._parts: list[bytes] = []
         self._size = 0
         self.is_accepted = False
+        #: What one message of the client's may have; a route that takes larger ones says so before it accepts.
+        self.max_message_bytes = MAX_MESSAGE_BYTES
 
     async def accept(self) -> None:
         """Answer the handshake: from now on it is a WebSocket."""
@@ -116,7 +118,7 @@ class WebSocket:
     async def _join(self, event: Message[Any]) -> bytes | str | None:
         piece = event.data.encode() if isinstance(event, TextMessage) else bytes(event.data)
         self._size += len(piece)
-        if self._size > MAX_MESSAGE_BYTES:
+        if self._size > self.max_message_bytes:
             await self.close(1009, "the message is too large")
             raise Gone
         self._parts.append(piece)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: Theirs for what is read or written in one piece.
 MAX_FILE_BYTES: Final = 32 * 1024 * 1024
 #: As base64, or with each character escaped by JSON in two.
-_MAX_WRITE_BODY: Final = 2 * MAX_FILE_BYTES + 64 * 1024
+MAX_WRITE_BODY: Final = 2 * MAX_FILE_BYTES + 64 * 1024
 #: One piece of a stream: a multiple of three, so that pieces in base64 can be put together as text.
 _STREAM_BYTES: Final = 48 * 1024
 #: What is looked at to tell text from other data.
@@ -226,7 +226,7 @@ def _cut(data: bytes) -> int:
 async def write(call: Call, name: str) -> TrioResponse:
     """Put a text, or what base64 stands for, in a file's place; folders above it are made."""
     sandbox = await container.reach(call, name)
-    model = await container.read(call, WriteIn, limit=_MAX_WRITE_BODY)
+    model = await container.read(call, WriteIn, limit=MAX_WRITE_BODY)
     if _encoding(model.encoding) == "base64":
         try:
             data = base64.b64decode("".join(model.content.split()), validate=True)

@@ -10,9 +10,12 @@ from . import container_code as code
 from . import container_exec as commands
 from . import container_files as files
 from . import container_meta as meta
+from . import container_ports as ports
 from . import container_processes as processes
 from . import container_sessions as sessions
+from . import container_socket as socket
 from . import container_watch as watch
+from . import terminal
 from .container import named
 
 if TYPE_CHECKING:
@@ -37,6 +40,16 @@ def _route(
 
 ROUTES: Final[tuple[Route, ...]] = (
     Route(method="GET", path=f"{_SANDBOX}/", handler=meta.root),
+    Route(method="GET", path=f"{_SANDBOX}/ws", handler=socket.serve, query=socket.QUERY, status=101, websocket=True),
+    Route(
+        method="GET",
+        path=f"{_SANDBOX}/ws/pty",
+        handler=named("terminal.open", terminal.open_terminal),
+        query=terminal.QUERY,
+        status=101,
+        websocket=True,
+    ),
+    _route("POST", "/port-watch", ports.watch, "port.watch"),
     _route("GET", "/ping", meta.ping, "utility.ping"),
     _route("GET", "/version", meta.version, "utility.version"),
     _route("GET", "/commands", meta.commands, "utility.commands"),

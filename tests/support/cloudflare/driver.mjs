@@ -2,6 +2,7 @@
 //   {id, op: 'call', on: 'files.readFile', args}      the method's result
 //   {id, op: 'stream', on, args, until, limit}        the events of the stream that it returns; `until` is a type
 //   {id, op: 'code', code, options}                   CodeInterpreter.runCode with every callback
+//   {id, op: 'pty', query, steps}                     a terminal: steps are {send}, {text} and {until}, a part of its output
 //   {id, op: 'all', requests}                         several at once
 // An answer is {id, ok} or {id, error: {name, code, ...}}; `ms` is how long it took.
 import { createInterface } from 'node:readline';
@@ -69,7 +70,41 @@ async function runCode(request) {
   return { ...execution, formats: execution.results.map((one) => one.formats()), seen };
 }
 
+function pty(request) {
+  const query = new URLSearchParams({ access_token: settings.token, ...request.query });
+  const name = request.sandbox ?? settings.sandbox;
+  const url = `${settings.url.replace(/^http/, 'ws')}/cloudflare/sandboxes/${name}/ws/pty?${query}`;
+  return new Promise((resolve, reject) => {
+    const socket = new WebSocket(url);
+    socket.binaryType = 'arraybuffer';
+    const found = { output: '', texts: [] };
+    const steps = [...request.steps];
+    const decoder = new TextDecoder();
+    let seen = 0;
+    function go() {
+      while (steps.length) {
+        const { send, text, until } = steps[0];
+        if (until !== undefined) {
+          const at = found.output.indexOf(until, seen);
+          if (at < 0) return;
+          seen = at + until.length;
+        } else socket.send(send === undefined ? JSON.stringify(text) : new TextEncoder().encode(send));
+        steps.shift();
+      }
+      if (!request.stay) socket.close();
+    }
+    socket.onmessage = ({ data }) => {
+      if (typeof data === 'string') found.texts.push(JSON.parse(data));
+      else found.output += decoder.decode(data, { stream: true });
+      go();
+    };
+    socket.onclose = ({ code }) => resolve({ ...found, code, left: steps.length });
+    socket.onerror = ({ message }) => reject(new Error(message || 'the handshake failed'));
+  });
+}
+
 const OPERATIONS = {
+  pty,
   call: method,
   stream,
   code: runCode,

@@ -1,0 +1,148 @@
+"""WS …/ws: many requests of the container's API over one WebSocket: the npm client's transport "websocket".
+
+Text messages are JSON. From the client `{type: "request", id, method, path, body?, headers?}` and
+`{type: "cancel", id}`; to it `{type: "response", id, status, body?, done}`, `{type: "stream", id, data}` for each
+server-sent event, and `{type: "error", id?, code, message, status}`. A request takes the same way as over HTTP, from
+the routing on; a client that leaves ends what it asked for, as one that closes a connection does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import trio
+from werkzeug.datastructures import Headers
+
+from ...errors import InvalidRequest
+from ...wire.sse import SseDecoder
+from .. import problems as native
+from ..call import JSON_TYPE, Call
+from ..websocket import Gone, parse_json
+from . import names, problems, tokens
+from .container_files import MAX_WRITE_BODY
+from .problems import Refusal
+
+if TYPE_CHECKING:
+    from ..app import Api
+    from ..socket_call import SocketCall
+
+QUERY: Final = (tokens.PARAMETER,)
+#: Requests that one connection may have under way.
+MAX_REQUESTS: Final = 64
+_METHODS: Final = frozenset(("GET", "POST", "DELETE", "PUT", "PATCH"))
+_OK: Final = 200
+
+
+async def serve(call: SocketCall, name: str) -> None:
+    """Serve requests until the client leaves."""
+    names.check_container_id(name)
+    call.socket.max_message_bytes = MAX_WRITE_BODY
+    await call.socket.accept()
+    async with trio.open_nursery() as nursery:
+        client = _Client(call, name, nursery)
+        try:
+            while True:
+                await client.take(await call.socket.receive())
+        except Gone:
+            nursery.cancel_scope.cancel()
+
+
+class _Client:
+    """One connection, and its requests under way by their ids."""
+
+    def __init__(self, call: SocketCall, name: str, nursery: trio.Nursery) -> None:
+        self._call = call
+        self._prefix = f"/cloudflare/sandboxes/{name}"
+        self._nursery = nursery
+        self._running: dict[str, trio.CancelScope] = {}
+
+    async def take(self, message: bytes | str) -> None:
+        """Take the next message."""
+        given: dict[str, Any] = {}
+        try:
+            if isinstance(message, bytes):
+                raise Refusal("VALIDATION_FAILED", "cannot understand the message: it is no text")
+            given = parse_json(message)
+            self._take(given)
+        except (Refusal, InvalidRequest) as error:
+            shown = {"type": "error", "code": "INVALID_REQUEST", "message": error.message, "status": 400}
+            named = {"id": given["id"]} if isinstance(given.get("id"), str) else {}
+            await self._call.socket.send_json({**shown, **named})
+
+    def _take(self, given: dict[str, Any]) -> None:
+        kind, name = given.get("type"), given.get("id")
+        if not isinstance(name, str) or not 0 < len(name) <= 128:
+            raise Refusal("VALIDATION_FAILED", "cannot understand the message: it has no id")
+        if kind == "cancel":
+            if name in self._running:
+                self._running[name].cancel()
+            return
+        method, path = given.get("method"), given.get("path")
+        if kind != "request" or method not in _METHODS or not isinstance(path, str) or not path.startswith("/"):
+            raise Refusal("VALIDATION_FAILED", "cannot understand the message: it is no request")
+        if name in self._running or len(self._running) >= MAX_REQUESTS:
+            raise Refusal("VALIDATION_FAILED", "cannot take the request: its id is in use, or too many are under way")
+        self._running[name] = trio.CancelScope()
+        self._nursery.start_soon(self._serve, name, method, path, given)
+
+    async def _serve(self, name: str, method: str, path: str, given: dict[str, Any]) -> None:
+        try:
+            with self._running[name]:
+                await self._answer(name, method, path, given)
+        except Gone:
+            self._nursery.cancel_scope.cancel()
+        except Exception as error:  # after the answer began: over HTTP the connection would be cut
+            shown = problems.container(native.known(error))[1]
+            told = {"type": "error", "id": name, "code": shown["code"], "message": shown["message"]}
+            with contextlib.suppress(Gone):
+                await self._call.socket.send_json({**told, "status": shown["httpStatus"]})
+        finally:
+            del self._running[name]
+
+    async def _answer(self, name: str, method: str, path: str, given: dict[str, Any]) -> None:
+        api: Any = self._call.api
+        body = b"" if given.get("body") is None else msgspec.json.encode(given["body"])
+        request = self._request(api, method, path, body)
+        inner = Call(request, api.manager, api.facts, api.metrics)
+        request.scope["sandboxd.call"] = inner
+        inner.body.load(body)
+        async with inner.stack:
+            response = await api.handle_request(request)
+            if hasattr(response.response, "data"):
+                shown = {"type": "response", "id": name, "status": response.status_code, "done": True}
+                await self._call.socket.send_json({**shown, "body": _value(response.response.data)})
+                return
+            decoder = SseDecoder()
+            async with response.response as pieces:
+                async for piece in pieces:
+                    for event in decoder.feed(piece):
+                        await self._call.socket.send_json({"type": "stream", "id": name, "data": event.data})
+            await self._call.socket.send_json({"type": "response", "id": name, "status": _OK, "done": True})
+
+    def _request(self, api: Api, method: str, path: str, body: bytes) -> Any:  # noqa: ANN401 - Quart's own class
+        """Return the request that the message stands for; who sends it was asked at the handshake."""
+        target, _, query = path.partition("?")
+        outer: Any = self._call.request
+        headers = Headers([("Content-Type", JSON_TYPE), ("Content-Length", str(len(body)))])
+        authorization = tokens.headers_of(outer).get("Authorization")
+        if authorization is not None:
+            headers["Authorization"] = authorization
+        scope: Any = {"type": "http", "state": {"caller": self._call.caller}}
+        return api.request_class(
+            *(method, "http", self._prefix + target, query.encode(), headers, "", "1.1", scope),
+            send_push_promise=functools.partial(_no_push),
+        )
+
+
+async def _no_push(path: str, headers: Headers) -> None:
+    """Nothing: there is nowhere to push to."""
+
+
+def _value(data: bytes) -> Any:  # noqa: ANN401 - any JSON value
+    try:
+        return msgspec.Raw(data) if msgspec.json.decode(data, type=msgspec.Raw) is not None else None
+    except msgspec.DecodeError:
+        return data.decode("utf-8", "replace")

@@ -1,0 +1,97 @@
+"""A terminal in their form: binary frames are bytes, text frames `ready`, `error` and `exit`; one for each session.
+
+Whoever comes to a session's terminal sees what it showed, and shares it with those who are there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shlex
+from typing import TYPE_CHECKING, Final
+
+from ...errors import InvalidRequest, NameTaken, ProcessNotFound, SandboxdError
+from ...spec import CommandSpec, check_size
+from ..terminals import Viewer
+from . import container, problems
+from . import container_sessions as sessions
+from .container_exec import code_of
+
+if TYPE_CHECKING:
+    from ...runtime.processes import ProcessInfo
+    from ...runtime.sandbox import Sandbox
+    from ..socket_call import SocketCall
+
+QUERY: Final = ("sessionId", "cols", "rows", "shell", "access_token")
+#: How long a terminal that nobody looks at goes on: longer than their browser's add-on tries to come back.
+LINGER_S: Final = 3600.0
+_DEFAULT_SESSION: Final = "default"
+_PREFIX: Final = "pty-"
+
+
+async def open_terminal(call: SocketCall, name: str) -> None:
+    """Open the terminal of a session, or come to it."""
+    sandbox = await container.reach(call, name)
+    session = sessions.session_of(call.query("sessionId")) or _DEFAULT_SESSION
+    await serve(call, sandbox, session, (call.query_int("cols", 80), call.query_int("rows", 24)), call.query("shell"))
+
+
+async def serve(call: SocketCall, sandbox: Sandbox, session: str, size: tuple[int, int], shell: str | None) -> None:
+    """Serve one client at a session's terminal, which is made where there is none, or its program has ended.
+
+    Raises:
+        Refusal, SandboxdError: why there is none; the handshake is not answered yet.
+    """
+    try:
+        check_size(*size)
+    except InvalidRequest as error:
+        raise container.invalid(error) from None
+    if shell is not None:
+        container.check_words(shell, "shell", container.MAX_PATH_CHARS)
+    with container.about(sessionId=session):
+        info, is_fresh = await _reach(sandbox, session, size, shell)
+    await call.socket.accept()
+    await _Viewer(call.socket, sandbox, info, size, is_fresh).run()
+
+
+async def _reach(sandbox: Sandbox, session: str, size: tuple[int, int], shell: str | None) -> tuple[ProcessInfo, bool]:
+    """Return a session's terminal, and whether it is new."""
+    process = _PREFIX + session
+    if len(process) > 64:  # a process' id may be shorter than a session's
+        process = _PREFIX + hashlib.blake2b(session.encode(), digest_size=16).hexdigest()
+    while True:
+        with contextlib.suppress(ProcessNotFound):
+            info = await sandbox.processes.get(process)
+            if info.running and info.terminal:
+                return info, False
+            await sandbox.processes.remove(process)
+        program = shlex.quote(shell or await container.shell_of(sandbox))
+        command = CommandSpec(
+            argv=CommandSpec.shell(f"exec {program}"), session=session, terminal=size, linger_s=LINGER_S
+        )
+        with contextlib.suppress(NameTaken):  # another client was first
+            return await sessions.start(sandbox, command, process), True
+
+
+class _Viewer(Viewer):
+    """What a client hears, in their words."""
+
+    async def say_ready(self) -> None:
+        """Say that the terminal is there."""
+        await self.socket.send_json({"type": "ready"})
+
+    async def say_truncated(self, dropped_bytes: int) -> None:
+        """Nothing: what was lost is shown anew as far as it is there."""
+
+    async def say_error(self, error: SandboxdError) -> None:
+        """Say what went wrong."""
+        shown = problems.container(error)[1]
+        await self.socket.send_json({"type": "error", "message": shown["message"], "code": shown["code"]})
+
+    async def say_exit(self, info: ProcessInfo) -> None:
+        """Say how the program ended."""
+        ended = info.result
+        shown = {"type": "exit", "code": 0 if ended is None else code_of(ended)}
+        if ended is not None and ended.signal is not None:
+            shown["signal"] = ended.signal
+        await self.socket.send_json(shown)
