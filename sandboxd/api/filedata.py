@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
 
     from ..runtime.errand import Errand
+    from ..runtime.sandbox import Sandbox
     from .call import Call
 
 MAX_FOUND: Final = 10_000
@@ -260,18 +261,18 @@ async def pack(call: Call, ref: str) -> TrioResponse:
     assert name is not None  # noqa: S101 - it has a default
     params = {"path": name_bytes(query_path(call)), "format": name}
     errand = await call.stack.enter_async_context(sandbox.errand("pack", params))
-    body = _PackBody(errand, await errand.next_piece())
+    body = PackBody(errand, await errand.next_piece())
     return streamed(body, 200, {"Content-Type": MEDIA_TYPES[name], "X-Content-Type-Options": "nosniff"})
 
 
-class _PackBody(ResponseBody):
+class PackBody(ResponseBody):
     """An archive as it is packed; one that cannot be finished cuts the connection."""
 
     def __init__(self, errand: Errand, first: bytes) -> None:
         self._errand = errand
         self._first = first
 
-    async def __aenter__(self) -> _PackBody:
+    async def __aenter__(self) -> PackBody:
         return self
 
     async def __aexit__(
@@ -279,7 +280,7 @@ class _PackBody(ResponseBody):
     ) -> None:
         """Nothing: the call's stack owns the errand."""
 
-    def __aiter__(self) -> _PackBody:
+    def __aiter__(self) -> PackBody:
         return self
 
     async def __anext__(self) -> bytes:
@@ -293,11 +294,13 @@ class _PackBody(ResponseBody):
 async def unpack(call: Call, ref: str) -> TrioResponse:
     """Unpack the body into a folder, in the sandbox's own limits."""
     sandbox = call.manager.registry.find(ref)
-    params = {
-        "path": name_bytes(query_path(call)),
-        "format": _format(call, None),
-        "max_bytes": sandbox.limits.disk_bytes or NO_LIMIT,
-    }
+    entries, size = await unpack_body(call, sandbox, query_path(call), _format(call, None))
+    return answer(models.Unpacked(entries, size))
+
+
+async def unpack_body(call: Call, sandbox: Sandbox, path: str, form: str | None) -> tuple[int, int]:
+    """Unpack the body into a folder and return how many entries and bytes that were."""
+    params = {"path": name_bytes(path), "format": form, "max_bytes": sandbox.limits.disk_bytes or NO_LIMIT}
     async with sandbox.errand("unpack", params, feed=True) as errand:
         while piece := await call.body.next_piece(idle_s=UPLOAD_IDLE_S, at_least=FEED_BYTES):
             if not await errand.feed(piece):
@@ -305,4 +308,4 @@ async def unpack(call: Call, ref: str) -> TrioResponse:
         else:
             await errand.end_feed()
         result = await errand.finish()
-    return answer(models.Unpacked(checks.integer(result, "entries"), checks.integer(result, "bytes")))
+    return checks.integer(result, "entries"), checks.integer(result, "bytes")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
 
     from ..runtime.files import FileReader
+    from ..runtime.sandbox import Sandbox
     from .call import Call
 
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z", re.ASCII)
@@ -45,7 +46,7 @@ async def read(call: Call, ref: str) -> TrioResponse:
     headers["Content-Length"] = str(end - start)
     if span is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{reader.size}"
-    return streamed(_FileBody(reader, start, end), 200 if span is None else 206, headers)
+    return streamed(FileBody(reader, start, end), 200 if span is None else 206, headers)
 
 
 def _range(header: str | None, size: int) -> tuple[int, int] | None:
@@ -64,7 +65,7 @@ def _range(header: str | None, size: int) -> tuple[int, int] | None:
     return start, end
 
 
-class _FileBody(ResponseBody):
+class FileBody(ResponseBody):
     """A part of a file; the call's stack owns the reader."""
 
     def __init__(self, reader: FileReader, start: int, end: int) -> None:
@@ -72,7 +73,7 @@ class _FileBody(ResponseBody):
         self._at = start
         self._end = end
 
-    async def __aenter__(self) -> _FileBody:
+    async def __aenter__(self) -> FileBody:
         return self
 
     async def __aexit__(
@@ -80,7 +81,7 @@ class _FileBody(ResponseBody):
     ) -> None:
         """Nothing: see the class."""
 
-    def __aiter__(self) -> _FileBody:
+    def __aiter__(self) -> FileBody:
         return self
 
     async def __anext__(self) -> bytes:
@@ -102,9 +103,14 @@ async def write(call: Call, ref: str) -> TrioResponse:
         raise InvalidRequest(f"cannot write {shown(path)}: a file's path does not end with a slash", field="path")
     mode = call.query("mode")
     check_mode(mode)
+    size, created = await write_body(call, sandbox, path, mode)
+    return answer(FileOut(**spelled(path, "path"), size=size), 201 if created else 200)
+
+
+async def write_body(call: Call, sandbox: Sandbox, path: str, mode: str | None = None) -> tuple[int, bool]:
+    """Put the body in a file's place, and return its size and whether the file is new."""
     async with await sandbox.open_write(path, mode) as writer:
         while piece := await call.body.next_piece(idle_s=UPLOAD_IDLE_S, at_least=PIECE_BYTES):
             await writer.write(piece)
         size = writer.size
-        created = await writer.commit()
-    return answer(FileOut(**spelled(path, "path"), size=size), 201 if created else 200)
+        return size, await writer.commit()

@@ -155,6 +155,10 @@ _BRIDGE: Final[Mapping[str, tuple[str, int]]] = {
     "unauthenticated": ("unauthorized", 401),
     "access-denied": ("invalid_request", 403),
     "body-too-large": ("payload_too_large", 413),
+    "limit-exceeded": ("capacity_exceeded", 422),
+    "not-found": ("invalid_request", 404),
+    "conflict": ("exec_transport_error", 409),
+    "interpreter-missing": ("invalid_request", 422),
     "invalid-request": ("invalid_request", 400),
     "route-not-found": ("invalid_request", 404),
     "method-not-allowed": ("invalid_request", 405),
@@ -168,18 +172,27 @@ BRIDGE_STATUS: Final[Mapping[str, int]] = {
     "unauthorized": 401,
     "workspace_read_not_found": 404,
     "payload_too_large": 413,
-    "not_supported": 501,
     "exec_transport_error": 502,
     "mount_error": 502,
     "unmount_error": 502,
     "session_error": 502,
+    "session_exists": 409,  # told as session_error, as the next
+    "session_missing": 404,
+    "mount_unsupported": 501,  # told as mount_error, as the next
+    "unmount_unsupported": 501,
     "tunnel_error": 502,
     "pool_error": 502,
     "workspace_archive_read_error": 502,
     "workspace_archive_write_error": 502,
     "capacity_exceeded": 503,
 }
-_TOLD_AS: Final[Mapping[str, str]] = {"forbidden": "invalid_request"}
+_TOLD_AS: Final[Mapping[str, str]] = {
+    "forbidden": "invalid_request",
+    "session_exists": "session_error",
+    "session_missing": "session_error",
+    "mount_unsupported": "mount_error",
+    "unmount_unsupported": "unmount_error",
+}
 #: Facts of ours under their names in a context.
 _FACTS: Final[Mapping[str, str]] = {"process": "processId", "session": "sessionId", "context": "contextId"}
 

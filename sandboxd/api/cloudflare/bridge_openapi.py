@@ -1,0 +1,100 @@
+"""The bridge's OpenAPI document, made from its routes."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from ..access import Level
+
+if TYPE_CHECKING:
+    from ..routes import Route
+
+#: Filled by `bridge_routes`, whose handlers use this module.
+ROUTES: Final[list[Route]] = []
+_ARGUMENT: Final = re.compile(r"<(?:path:)?([a-z]+)>")
+_DESCRIPTIONS: Final = {
+    "name": "a sandbox' id: 1 to 63 of a-z and 2-7; the sandbox comes to be at its first use",
+    "path": "a file's path, in /workspace",
+    "session": "a session's id",
+    "port": "a TCP port of the sandbox",
+    "excludes": "paths of the workspace that are left out, parted by commas",
+}
+_ERROR: Final = {
+    "type": "object",
+    "required": ["error", "code"],
+    "properties": {"error": {"type": "string"}, "code": {"type": "string"}},
+}
+
+
+def document(version: str) -> dict[str, Any]:
+    """Return the OpenAPI document."""
+    paths: dict[str, Any] = {}
+    for route in ROUTES:
+        paths.setdefault(_path(route).removeprefix("/cloudflare"), {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "sandboxd: Cloudflare's sandbox bridge", "version": version},
+        "servers": [{"url": "/cloudflare"}],
+        "paths": paths,
+        "components": {
+            "schemas": {"Error": _ERROR},
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def page(version: str) -> str:
+    """Return the routes as an HTML page."""
+    rows = "".join(
+        f"<tr><td>{route.method}</td><td><code>{html.escape(_path(route))}</code></td>"
+        f"<td>{html.escape(_summary(route))}</td></tr>"
+        for route in ROUTES
+    )
+    title = f"sandboxd {html.escape(version)}: Cloudflare's sandbox bridge"
+    return f"<!doctype html><meta charset=utf-8><title>{title}</title><h1>{title}</h1><table>{rows}</table>"
+
+
+def _path(route: Route) -> str:
+    return _ARGUMENT.sub(r"{\1}", route.path)
+
+
+def _summary(route: Route) -> str:
+    return (route.handler.__doc__ or "").strip().splitlines()[0]
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    arguments = [(name, "path") for name in _ARGUMENT.findall(route.path)]
+    operation: dict[str, Any] = {
+        "operationId": f"{route.name}.{len(arguments)}",
+        "summary": _summary(route),
+        "parameters": [
+            {
+                "name": name,
+                "in": where,
+                "required": where == "path",
+                "description": _DESCRIPTIONS[name],
+                "schema": {"type": "string"},
+            }
+            for name, where in (*arguments, *((name, "query") for name in route.query))
+        ],
+        "responses": {
+            str(route.status): {"description": "done"},
+            "default": {
+                "description": "an error",
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+            },
+        },
+    }
+    if route.access is not Level.PUBLIC:
+        operation["security"] = [{"token": []}]
+    if route.body is bytes:
+        operation["requestBody"] = {"content": {"application/octet-stream": {}}}
+    elif route.body is not None:
+        schema = msgspec.json.schema(route.body)
+        (shape,) = schema["$defs"].values()
+        operation["requestBody"] = {"content": {"application/json": {"schema": shape}}}
+    return operation
