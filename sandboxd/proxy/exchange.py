@@ -56,8 +56,8 @@ class Exchange:
             WireBroken: the client's connection is gone.
         """
         client, asked, port = self._client, self._asked, self._port
-        head = heads.forward(asked, client.front)
         sandbox = await self._previews.sandbox_of(port)  # frozen, it would hold us
+        head = heads.forward(asked, client.front, sandbox.spec.name or sandbox.id)
         reused = upstream.take(port) if asked.is_idempotent else None
         if reused is not None:
             try:

@@ -48,7 +48,9 @@ _FORWARDED: Final = frozenset(
         b"x-real-ip",
     }
 )
-_REQUEST_DROP: Final = _HOP | _FORWARDED | {TOKEN_HEADER, b"http2-settings"}
+#: What says where the request was meant to go: the proxy alone says it, as Cloudflare's does.
+_TOLD: Final = frozenset({b"x-original-url", b"x-sandbox-name"})
+_REQUEST_DROP: Final = _HOP | _FORWARDED | _TOLD | {TOKEN_HEADER, b"http2-settings"}
 #: What may not come after a body (RFC 9110, 6.5.1): whoever read the head has decided by it already. Framing, routing,
 #: who asks, how to read the content, and what a cache or a browser keeps.
 _NO_TRAILER: Final = frozenset(
@@ -222,8 +224,8 @@ def _without_ours(cookie: bytes) -> bytes:
     return b"; ".join(part for part in parts if part.partition(b"=")[0] != COOKIE)
 
 
-def forward(asked: Asked, front: Front) -> bytes:
-    """Return the head that goes to the service."""
+def forward(asked: Asked, front: Front, sandbox: str | None = None) -> bytes:
+    """Return the head that goes to the service; `sandbox` is what the service is told that its sandbox is called."""
     drop = _REQUEST_DROP
     if asked.tokens - {b"keep-alive", b"close", b"upgrade", b"te"}:
         drop |= asked.tokens - _PROTECTED
@@ -239,7 +241,7 @@ def forward(asked: Asked, front: Front) -> bytes:
             if not kept:
                 continue
         parts += (name, b": ", kept, b"\r\n")
-    parts += _told(asked, front)
+    parts += _told(asked, front, sandbox)
     if asked.length is None:
         parts.append(b"Transfer-Encoding: chunked\r\n")
     if asked.upgrade is not None:
@@ -263,8 +265,8 @@ def last_chunk(trailers: Iterable[tuple[bytes, bytes]], secret: bytes | None = N
     return b"".join(parts)
 
 
-def _told(asked: Asked, front: Front) -> tuple[bytes, ...]:
-    """Return the X-Forwarded-* that say who asked, for what name, by which scheme."""
+def _told(asked: Asked, front: Front, sandbox: str | None) -> tuple[bytes, ...]:
+    """Return the X-Forwarded-* that say who asked, for what name, by which scheme; and the address as it was asked."""
     chain, host, scheme = front.address, asked.host, front.scheme
     if front.trusted:
         said = {name: value for name, value in ((raw.lower(), v) for raw, v in asked.headers) if name in _FORWARDED}
@@ -272,10 +274,15 @@ def _told(asked: Asked, front: Front) -> tuple[bytes, ...]:
         chain = b", ".join([*before, chain])
         host = said.get(b"x-forwarded-host", host)
         scheme = said.get(b"x-forwarded-proto", scheme)
-    return (
+    told = (
         *(b"X-Forwarded-For: ", chain, b"\r\nX-Forwarded-Host: ", host),
         *(b"\r\nX-Forwarded-Proto: ", scheme, b"\r\n"),
     )
+    if sandbox is None:
+        return told
+    path = b"/" if asked.target == b"*" else asked.target
+    address = (b"X-Original-URL: ", scheme, b"://", host, path, b"\r\n")
+    return (*told, *address, b"X-Sandbox-Name: ", sandbox.encode(), b"\r\n")
 
 
 @dataclasses.dataclass(slots=True)

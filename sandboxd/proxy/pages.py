@@ -34,6 +34,11 @@ _HINTS: Final = {
     "upstream-broken": "The program closed the connection before it had answered, or does not speak HTTP.",
     "server-busy": "Too many connections are open. Try again in a moment.",
 }
+#: Cloudflare's codes of the same: `error` and `code` beside ours are for programs that read theirs.
+_CODES: Final = {
+    "preview-not-found": ("INVALID_TOKEN", "Access denied: Invalid token or port not exposed"),
+    "preview-gone": ("STALE_PREVIEW_URL", "Preview URL is stale because the sandbox runtime is not active"),
+}
 _PAGE: Final = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:36em;margin:15vh auto;padding:0 1em}}
@@ -62,6 +67,8 @@ def answer(error: SandboxdError, target: Target | None, *, page: bool, close: bo
             "kind": error.kind,
             **facts,
         }
+        if error.kind in _CODES:
+            problem["code"], problem["error"] = _CODES[error.kind]
         body = json.dumps(problem).encode()
     retry = "Retry-After: 1\r\n" if status == 503 else ""
     head = (
