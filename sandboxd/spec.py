@@ -340,6 +340,10 @@ class Limits:
 DEFAULT_LIMITS: Final = Limits(memory_bytes=2 << 30, cpus=2.0, pids=1024, disk_bytes=8 << 30)
 
 
+#: The folder of the user's own files, which every birth makes.
+WORKSPACE: Final = "/workspace"
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:
     """A sandbox as asked for, every default filled in."""
@@ -347,7 +351,7 @@ class SandboxSpec:
     name: str | None = None
     rootfs: str = "default"
     env: dict[str, str] = dataclasses.field(default_factory=dict)
-    cwd: str = "/workspace"
+    cwd: str = WORKSPACE
     user: str | int = "root"
     limits: Limits = dataclasses.field(default_factory=Limits)
     network: str = "none"
@@ -370,6 +374,11 @@ class SandboxSpec:
                 )
             raise _fail("network.mode", "the modes are none, internet and allowlist")
         check_profile(self.seccomp)
+
+    @property
+    def has_own_place(self) -> bool:
+        """Whether commands start in a folder, or as a user, that not every sandbox has."""
+        return self.cwd != WORKSPACE or self.user not in ("root", 0)
 
 
 def check_language(value: str, field: str = "language") -> str:

@@ -32,7 +32,7 @@ from .host import check_room
 from .lifecycle import ALIVE, State
 from .previews import Previews
 from .registry import Registry
-from .sandbox import REASON_TIMEOUT_S, Sandbox
+from .sandbox import CONNECT_TIMEOUT_S, REASON_TIMEOUT_S, Sandbox
 from .store import Store
 
 if TYPE_CHECKING:
@@ -165,7 +165,11 @@ class Manager:
         try:
             with trio.fail_after(CREATE_TIMEOUT_S):
                 await self._launch(sandbox)
-                await self.join(sandbox)
+                if sandbox.spec.has_own_place:
+                    await self.join(sandbox)  # only init can tell whether there are such a folder and user
+                else:
+                    self._equip(sandbox)
+                    sandbox.open_link = self._open_link
                 sandbox.move(State.RUNNING)
         except BaseException as error:
             await self._clean_up(sandbox)
@@ -200,15 +204,40 @@ class Manager:
 
     async def join(self, sandbox: Sandbox) -> None:
         """Connect to init, serve the link in the manager's nursery, and configure it."""
-        peer = await sandbox.connect(self._links)
+        running = self._equip(sandbox)
+        running.start_soon(self._serve, sandbox, sandbox.connect(self._links))
+        await sandbox.configure()
+        if not sandbox.has_link:
+            raise LaunchFailed(f"cannot keep the init of sandbox {sandbox.id}: its link ended", step="configure")
+
+    def _equip(self, sandbox: Sandbox) -> trio.Nursery:
+        """Give a sandbox what it asks of the daemon itself; return where its link is served."""
         if self._nursery is None:
             raise LaunchFailed("cannot create a sandbox: the daemon is not running", step="connect")
-        self._nursery.start_soon(self._serve, sandbox, peer)
         sandbox.contexts.start_soon = self._nursery.start_soon
         sandbox.enter = functools.partial(self.launcher.enter, sandbox.id)
-        await sandbox.configure()
-        if peer.ended is not None:
-            raise LaunchFailed(f"cannot keep the init of sandbox {sandbox.id}: {peer.ended}", step="configure")
+        return self._nursery
+
+    def _open_link(self, sandbox: Sandbox) -> None:
+        """Connect to an init at the first request to it: one that serves nobody has touched 0.8 MiB less."""
+        running = self._equip(sandbox)
+        try:
+            peer = sandbox.connect(self._links)
+        except OSError as error:
+            _log.warning("Cannot reach the init of sandbox %s: %s", sandbox.id, error)
+            peer = sandbox.connect_nowhere()
+        running.start_soon(self._serve, sandbox, peer)
+        if peer.ended is None:
+            running.start_soon(self._await_configured, sandbox, peer, peer.begin("configure", sandbox.settings))
+
+    async def _await_configured(self, sandbox: Sandbox, peer: Peer, answer: Callable[[], Awaitable[object]]) -> None:
+        try:
+            with trio.fail_after(CONNECT_TIMEOUT_S):
+                await answer()
+        except (SandboxdError, trio.TooSlowError) as error:
+            if peer.ended is None and sandbox.broke(f"its init cannot be configured: {error}"):
+                self.counters.losses += 1
+                _log.warning("Sandbox %s failed: its init cannot be configured: %s", sandbox.id, error)
 
     async def _clean_up(self, sandbox: Sandbox) -> None:
         """Leave nothing of a birth that failed."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import array
 import collections
 import contextlib
+import functools
 import itertools
 import logging
 import math
@@ -38,7 +39,7 @@ from ..wire.messages import Cancel, Credit, Event, Failure, Reply, Request
 from . import checks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
     from types import TracebackType
 
     from ..wire.messages import Message
@@ -407,7 +408,20 @@ class Peer:
             SandboxdError: what the peer answered, or why the connection ended.
         """
         await self._drained.wait()
+        return await self.begin(op, params, fds=fds, passing=passing)()
+
+    def begin(
+        self, op: str, params: dict[str, Any], *, fds: int = 0, passing: Iterable[int] = ()
+    ) -> Callable[[], Coroutine[Any, Any, tuple[dict[str, Any], list[int]]]]:
+        """Ask now, before whatever is asked next; what is returned must be called, and waits as `request` does.
+
+        Raises:
+            SandboxdError: why the connection ended.
+        """
         number, call = self._open(op, params, None, passing)
+        return functools.partial(self._answer, op, number, call, fds)
+
+    async def _answer(self, op: str, number: int, call: _Call, fds: int) -> tuple[dict[str, Any], list[int]]:
         try:
             await call.done.wait()
         except BaseException:

@@ -38,7 +38,7 @@ from .sessions import Sessions
 from .store import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from ..spec import CommandSpec, Limits, SandboxSpec
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 #: A piece of stdin on the link; init writes it before it answers.
 STDIN_PIECE_BYTES: Final = 256 * 1024
-#: init listens before the launcher answers, so a connection that takes longer is a stuck init.
+#: An init that does not answer its settings for so long is stuck.
 CONNECT_TIMEOUT_S: Final = 10.0
 #: How long a broken link waits for the launcher to say why.
 REASON_TIMEOUT_S: Final = 1.0
@@ -75,6 +75,8 @@ class Sandbox:
         self.timings: dict[str, float] = {}
         self._devices: frozenset[int] = frozenset()
         self._peer: Peer | None = None
+        #: Opens the link to an init that nobody has asked anything yet; the manager gives it.
+        self.open_link: Callable[[Sandbox], None] | None = None
         self.settled = trio.Event()
         #: Set, and another one, whenever the state changes.
         self.moved = trio.Event()
@@ -120,29 +122,38 @@ class Sandbox:
         """Return what is to be kept of it."""
         return Record(self.id, self.spec, self.created_at, self.ports.specs())
 
-    async def connect(self, links: Path) -> Peer:
-        """Connect to init; the caller runs the peer.
+    def connect(self, links: Path) -> Peer:
+        """Connect to init, which takes no wait, since it listens; the caller runs the peer.
 
         Raises:
-            OSError, trio.TooSlowError: it cannot be reached.
+            OSError: it cannot be reached.
         """
-        with trio.fail_after(CONNECT_TIMEOUT_S):
-            sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                await sock.connect(str(links / f"{self.id}.sock"))
-            except BaseException:
-                sock.close()
-                raise
-        plain = socket.socket(fileno=os.dup(sock.fileno()))
-        sock.close()
-        self._peer = Peer(plain, f"sandbox {self.id}", failure_kinds=checks.INIT_KINDS)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.connect(str(links / f"{self.id}.sock"))
+        except BaseException:
+            sock.close()
+            raise
+        self._peer = Peer(sock, f"sandbox {self.id}", failure_kinds=checks.INIT_KINDS)
         return self._peer
 
+    def connect_nowhere(self) -> Peer:
+        """Have a link that is at its end, for an init that cannot be reached: whoever asks then hears why."""
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        self._peer = Peer(ours, f"sandbox {self.id}", failure_kinds=checks.INIT_KINDS)
+        return self._peer
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What init must hear first, since it never passes through the launcher: env, and commands' defaults."""
+        return {"env": self.spec.env, "cwd": self.spec.cwd, "user": self.spec.user}
+
     async def configure(self) -> None:
-        """Tell init what must never pass through the launcher: env, and the defaults of commands."""
+        """Tell init its settings."""
         with trio.fail_after(CONNECT_TIMEOUT_S):
-            params = {"env": self.spec.env, "cwd": self.spec.cwd, "user": self.spec.user}
-            await self._request(self._peer or self._link(), "configure", params, 0)
+            await self._request(self._peer or self._link(), "configure", self.settings, 0)
 
     @property
     def has_link(self) -> bool:
@@ -179,7 +190,7 @@ class Sandbox:
 
     def _absence(self) -> SandboxdError | None:
         """Return why nothing can be asked of it, or None."""
-        if self.state is State.RUNNING and self._peer is not None:
+        if self.state is State.RUNNING and (self._peer is not None or self.open_link is not None):
             return None
         if self.state is State.CREATING:
             return Conflict(f"cannot use sandbox {self.id}: it is being created", state="creating")
@@ -201,6 +212,8 @@ class Sandbox:
 
     def _link(self) -> Peer:
         self.check_usable()
+        if self._peer is None and self.open_link is not None:
+            self.open_link(self)
         assert self._peer is not None  # noqa: S101 - _absence looked
         return self._peer
 

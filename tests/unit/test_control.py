@@ -147,6 +147,7 @@ async def test_a_name_that_another_has_is_refused_and_nothing_is_changed(daemon:
 
 async def test_what_the_launcher_refuses_is_taken_back_in_init_too(daemon: FakeDaemon) -> None:
     made = await daemon.create(name="box", env={"A": "1"})
+    await daemon.manager.registry.find("box").ping()
 
     async def refuse(talk: Conversation, request: Request) -> None:
         raise CgroupError("cannot limit it: EIO", errno="EIO")
@@ -206,6 +207,7 @@ async def test_a_frozen_sandbox_says_so_and_runs_nothing(daemon: FakeDaemon) -> 
 
 async def test_env_that_changed_while_frozen_holds_after_the_thaw(daemon: FakeDaemon) -> None:
     await daemon.create(name="box", env={"A": "1"})
+    await daemon.manager.registry.find("box").ping()
     await daemon.client.post(f"{ROUTE}/box/freeze")
     patched = await daemon.client.patch(f"{ROUTE}/box", json={"env": {"A": "2"}})
     assert (patched.status_code, patched.json()["state"]) == (200, "frozen")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from pathlib import Path
@@ -29,7 +30,7 @@ from sandboxd.runtime.sandbox import Sandbox
 from sandboxd.runtime.store import Record, Store
 from sandboxd.spec import CommandSpec, Limits, SandboxSpec, new_id
 from sandboxd.wire.messages import Request
-from tests.support.fake_daemon import manager_of
+from tests.support.fake_daemon import eventually, manager_of
 from tests.support.fake_peer import Conversation, FakeInit, FakeLauncher
 
 TRUE = CommandSpec(argv=("true",))
@@ -140,9 +141,10 @@ async def test_a_birth_sends_no_secrets_to_the_launcher(tmp_path: Path) -> None:
         sandbox = await manager.create(SandboxSpec(name="n", env={"SECRET": "s3cret"}, labels={"a": "b"}))
         assert "s3cret" not in repr(fake.created)
         assert set(fake.created[0]) == {"id", "rootfs", "limits", "network", "seccomp"}
-        assert fake.inits[sandbox.id].asked("configure") == [
-            {"env": {"SECRET": "s3cret"}, "cwd": "/workspace", "user": "root"}
-        ]
+        assert fake.inits[sandbox.id].asked("configure") == []
+        await sandbox.ping()
+        settings = {"env": {"SECRET": "s3cret"}, "cwd": "/workspace", "user": "root"}
+        assert fake.inits[sandbox.id].asked("configure") == [settings]
         assert (tmp_path / "registry" / sandbox.id / "sandbox.json").exists()
         assert sandbox.unenforced == ("disk_bytes",)
 
@@ -190,7 +192,7 @@ async def test_an_init_that_refuses_its_configuration_leaves_nothing(tmp_path: P
 
         fake.prepare = lambda init: init.answers.update(configure=refuse)
         with pytest.raises(InvalidRequest) as caught:
-            await manager.create(SandboxSpec())
+            await manager.create(SandboxSpec(cwd="/nowhere"))
         assert caught.value.field == "cwd"
         assert len(manager.registry) == 0
         assert not fake.inits
@@ -204,8 +206,70 @@ async def test_an_init_that_dies_during_its_birth_is_a_failed_launch(tmp_path: P
 
         fake.prepare = lambda init: init.answers.update(configure=die)
         with pytest.raises(LaunchFailed):
-            await manager.create(SandboxSpec())
+            await manager.create(SandboxSpec(user=5))
         assert len(manager.registry) == 0
+
+
+# --- an init is connected to when something is asked of it ---------------------------------------------------
+
+
+async def test_nobody_speaks_to_an_init_that_nothing_is_asked_of(tmp_path: Path) -> None:
+    async with manager_of(tmp_path) as (fake, manager):
+        sandbox = await manager.create(SandboxSpec(env={"A": "1"}))
+        await manager.control.freeze(sandbox.id)
+        await manager.control.stats(sandbox.id)
+        assert not fake.inits[sandbox.id].conversations
+        await manager.control.thaw(sandbox.id)
+        assert len(fake.inits[sandbox.id].conversations) == 1
+        other = await manager.create(SandboxSpec())
+        await manager.destroy(other.id)
+        assert not [name for name, state in manager.statistics().items() if name == "failed" and state]
+
+
+async def test_many_first_requests_share_one_link_that_is_configured_first(tmp_path: Path) -> None:
+    async with manager_of(tmp_path) as (fake, manager):
+        sandbox = await manager.create(SandboxSpec())
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(sandbox.ping)
+        (talk,) = fake.inits[sandbox.id].conversations
+        assert [request.op for request in talk.requests] == ["configure"] + ["ping"] * 20
+
+
+async def test_an_init_that_died_unheard_is_told_of_with_the_launchers_reason(tmp_path: Path) -> None:
+    async with manager_of(tmp_path) as (fake, manager):
+        sandbox = await manager.create(SandboxSpec())
+        fake.inits[sandbox.id].die()
+        (tmp_path / "links" / f"{sandbox.id}.sock").unlink()
+        outcomes: list[SandboxFailed] = []
+
+        async def ask() -> None:
+            try:
+                await sandbox.ping()
+            except SandboxFailed as error:
+                outcomes.append(error)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            await fake.ended[0].send((sandbox.id, "init was killed by SIGKILL"))
+        assert [error.facts["reason"] for error in outcomes] == ["init was killed by SIGKILL"]
+        assert sandbox.state is State.FAILED
+
+
+async def test_an_init_that_refuses_its_settings_later_is_failed(tmp_path: Path) -> None:
+    async with manager_of(tmp_path) as (fake, manager):
+
+        async def refuse(talk: Conversation, request: Request) -> None:
+            raise InvalidRequest("cannot use cwd /workspace: ENOENT", field="cwd")
+
+        fake.prepare = lambda init: init.answers.update(configure=refuse)
+        sandbox = await manager.create(SandboxSpec())
+        with contextlib.suppress(SandboxFailed):
+            await sandbox.ping()  # it may be answered before the refusal was looked at
+        await eventually(lambda: sandbox.state is State.FAILED)
+        assert "its init cannot be configured" in str(sandbox.reason)
+        await manager.destroy(sandbox.id)
 
 
 async def test_a_record_that_cannot_be_written_fails_the_birth(tmp_path: Path) -> None:
@@ -266,6 +330,7 @@ async def test_a_link_that_closes_without_a_word_fails_the_sandbox(
 ) -> None:
     async with manager_of(tmp_path) as (fake, manager):
         sandbox = await manager.create(SandboxSpec())
+        await sandbox.ping()
         fake.inits[sandbox.id].die()
         await trio.testing.wait_all_tasks_blocked(0.01)
         mock_clock.jump(5)

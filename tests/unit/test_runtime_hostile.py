@@ -29,6 +29,7 @@ TRUE = CommandSpec(argv=("true",))
 async def hostile(manager: Manager, fake: FakeLauncher, op: str, handler: Handler) -> tuple[Sandbox, FakeInit]:
     sandbox = await manager.create(SandboxSpec())
     init = fake.inits[sandbox.id]
+    await sandbox.ping()  # the link is open: tests count descriptors
     init.answers[op] = handler
     return sandbox, init
 
