@@ -24,14 +24,14 @@ def main() -> None:
         sys.path_importer_cache.clear()
         module.work(given)
 
-    template: Any = base.Template(msgpack.unpackb, work)  # type: ignore[no-untyped-call]  # it stands alone
+    template: Any = base.Template(msgpack.unpackb)  # type: ignore[no-untyped-call]  # it stands alone
     template.receive_settings()
     try:
         module = importlib.import_module(KINDS[sys.argv[1]])
         module.load()
     except Exception as error:
         template.fail(f"{type(error).__name__}: {error}")
-    template.serve()
+    template.serve(work)
 
 
 if __name__ == "__main__":

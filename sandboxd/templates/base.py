@@ -132,12 +132,11 @@ class Declined(Exception):
 
 
 class Template:
-    """One template. `unpack` reads a job (msgpack), `work(given)` does it; `accept(job)` may raise `Declined`."""
+    """One template; `unpack` reads a job (msgpack)."""
 
-    def __init__(self, unpack, work, accept=None):
+    def __init__(self, unpack):
         self._unpack = unpack
-        self._work = work
-        self._accept = accept
+        self._work = self._accept = None
         self._socket = socket.socket(fileno=SOCKET)
         self._settings = {}
         self._own_pids = -1
@@ -166,8 +165,12 @@ class Template:
         finally:
             os._exit(1)
 
-    def serve(self):
-        """Say that it is loaded, and fork children until the launcher is gone."""
+    def serve(self, work, accept=None):
+        """Say that it is loaded, and fork children until the launcher is gone.
+
+        In a child `work(given)` does the job, after `accept(job)`, which may raise `Declined`.
+        """
+        self._work, self._accept = work, accept
         # Nobody waits for B, who ends at once: a zombie of it would keep its sandbox's pid namespace from ending.
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         gc.collect()
@@ -212,6 +215,7 @@ class Template:
 
     def _enter(self, order, rendezvous, namespaces):
         """Be C: enter, give everything up, and only then speak."""
+        self._socket.detach()
         close_others([rendezvous, *namespaces])
         for (_, flag), fd in zip(NAMESPACES[1:], namespaces):
             _setns(fd, flag)

@@ -88,12 +88,31 @@ def make_shell(base, session):
     """Return the shell's class."""
     from IPython.core.displayhook import DisplayHook
     from IPython.core.displaypub import DisplayPublisher
+    from traitlets import default
 
     class Shell(base):
-        """A shell without a terminal."""
+        """A shell without a terminal; its folders below the user's home are made when somebody asks for them."""
 
         displayhook_class = _make_hook(DisplayHook, session)
         display_pub_class = _make_publisher(DisplayPublisher, session)
+
+        def init_ipython_dir(self, ipython_dir):
+            pass
+
+        def init_profile_dir(self, profile_dir):
+            pass
+
+        @default("ipython_dir")
+        def _ipython_dir_default(self):
+            from IPython.paths import get_ipython_dir
+
+            return get_ipython_dir()
+
+        @default("profile_dir")
+        def _profile_dir_default(self):
+            from IPython.core.profiledir import ProfileDir
+
+            return ProfileDir.create_profile_dir_by_name(self.ipython_dir, "default")
 
         def _showtraceback(self, etype, evalue, stb):
             lines = list(stb) if isinstance(stb, (list, tuple)) else [str(stb)]

@@ -332,6 +332,7 @@ class Session:
         config = Config()
         config.HistoryManager.enabled = False
         config.HistoryAccessor.enabled = False
+        config.HistoryManager.hist_file = ":memory:"  # its own would be in a folder that nobody may ever need
         config.Completer.use_jedi = False
         config.InteractiveShell.colors = "linux"
         config.InteractiveShell.color_info = False
@@ -340,6 +341,16 @@ class Session:
         self.shell = cls.instance(config=config)
         self.shell.loop_runner = self.run_coroutine
         shell_names["set_up"](self.shell, session)
+
+    def move(self, channel):
+        """Go on in a process of another sandbox than the shell was made in; nothing has been run in it yet."""
+        self.channel = channel
+        self.flusher = Flusher()
+        shell = self.shell
+        shell.starting_dir = os.getcwd()
+        shell.user_ns["_dh"][:] = [shell.starting_dir]
+        shell.home_dir = os.path.expanduser("~")
+        sys.stdin = open(os.devnull)  # noqa: SIM115 - as long as the program
 
     def run_coroutine(self, coroutine):
         """Run a cell that awaits; one that is interrupted does not go on in the next cell."""
@@ -476,16 +487,19 @@ def strip_ansi(text):
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
-def main():
-    """Serve until the pipe is closed."""
+def main(session=None):
+    """Serve until the pipe is closed; a template has made the session ahead."""
     channel = Channel()
     channel.listen_to_interrupts()
     channel.protect()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
-    session = Session(channel)
     try:
-        session.start()
+        if session is None:
+            session = Session(channel)
+            session.start()
+        else:
+            session.move(channel)
     except ImportError as error:
         lacks = "it needs IPython: pip install ipython (%s)" % error
         channel.send({"op": "failed", "message": lacks[:2000]}, wait=False)
