@@ -38,6 +38,8 @@ _CLIENT_NAMES = frozenset(
         "FileChange",
         "FileInfo",
         "FileStream",
+        "GitCheckout",
+        "GitProgress",
         "IoUse",
         "LogStream",
         "Match",

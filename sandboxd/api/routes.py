@@ -14,6 +14,8 @@ from . import (
     filedata,
     files,
     filetree,
+    git,
+    git_models,
     logs,
     meta,
     models,
@@ -121,6 +123,24 @@ _CONTEXT: Final = _SANDBOX + "/contexts/<context>"
 _STARTS: Final = ("interpreter-missing", "context-exited", "limit-exceeded")
 _IN_CONTEXT: Final = (*_GONE, "context-not-found")
 _RUNS: Final = ("context-exited", "context-restarting", "server-busy")
+
+_CLONE: Final = (
+    "git-authentication",
+    "git-repository-not-found",
+    "git-ref-not-found",
+    "git-refused",
+    "git-unreachable",
+    "git-timeout",
+    "git-protocol-error",
+    "file-exists",
+    "directory-not-empty",
+    "file-permission-denied",
+    "quota-exceeded",
+    "limit-exceeded",
+    "not-available",
+    "launch-failed",
+    "server-busy",
+)
 
 ROUTES: Final[tuple[Route, ...]] = (
     Route(method="GET", path="/v1/health", handler=meta.health, access=Level.PUBLIC, result=models.Health),
@@ -340,6 +360,14 @@ ROUTES: Final[tuple[Route, ...]] = (
         handler=sessions.destroy,
         status=204,
         kinds=_IN_SESSION,
+    ),
+    Route(
+        method="POST",
+        path=_SANDBOX + "/git/clone",
+        handler=git.clone,
+        body=git_models.CloneIn,
+        result=git_models.CloneOut,
+        kinds=(*_BODY, *_GONE, *_CLONE),
     ),
     Route(
         method="POST",

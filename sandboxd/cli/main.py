@@ -38,6 +38,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "ports": ("sandboxd.cli.ports:ports", "List the exposed ports of a sandbox."),
     "ls": ("sandboxd.cli.ls:ls", "List the sandboxes."),
     "cp": ("sandboxd.cli.cp:cp", "Copy files and folders into or out of a sandbox."),
+    "clone": ("sandboxd.cli.clone:clone", "Clone a git repository into a sandbox."),
     "files": ("sandboxd.cli.files:files", "Look at and change the files of a sandbox."),
     "update": ("sandboxd.cli.update:update", "Change a sandbox: limits, variables, labels, name."),
     "freeze": ("sandboxd.cli.freeze:freeze", "Stop sandboxes where they are."),

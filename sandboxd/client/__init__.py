@@ -20,6 +20,7 @@ from .control_calls import IoUse, PortUse, SandboxStats
 from .failures import CodeFailed, CommandFailed
 from .file_calls import FileChange, FileInfo, Match, ReplaceResult, SearchResult
 from .files import WatchStream
+from .git_calls import GitCheckout, GitProgress
 from .models import ExecResult, ExitStatus, OutputChunk, SandboxInfo, Usage
 from .port_calls import ExposedPort
 from .process_calls import ProcessInfo, ProcessLogs, WaitResult
@@ -55,6 +56,8 @@ __all__ = [
     "FileChange",
     "FileInfo",
     "FileStream",
+    "GitCheckout",
+    "GitProgress",
     "IoUse",
     "LogStream",
     "Match",

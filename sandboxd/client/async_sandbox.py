@@ -12,6 +12,7 @@ from .async_client import AsyncClient
 from .async_code import AsyncCodeMethods
 from .async_control import AsyncControlPart
 from .async_files import AsyncFilesPart
+from .async_git import AsyncGitPart
 from .async_ports import AsyncPortPart
 from .async_processes import AsyncProcessPart
 from .async_sessions import AsyncSessionPart
@@ -54,7 +55,7 @@ class _Opening(Generic[S]):
 
 
 class AsyncSandbox(
-    AsyncCodeMethods, AsyncControlPart, AsyncFilesPart, AsyncPortPart, AsyncProcessPart, AsyncSessionPart
+    AsyncCodeMethods, AsyncControlPart, AsyncFilesPart, AsyncGitPart, AsyncPortPart, AsyncProcessPart, AsyncSessionPart
 ):
     """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
 

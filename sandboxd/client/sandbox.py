@@ -12,6 +12,7 @@ from .client import Client
 from .code import CodeMethods
 from .control import ControlPart
 from .files import FilesPart
+from .git import GitPart
 from .models import ExecResult, with_output
 from .ports import PortPart
 from .processes import ProcessPart
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from .models import SandboxInfo
 
 
-class Sandbox(CodeMethods, ControlPart, FilesPart, PortPart, ProcessPart, SessionPart):
+class Sandbox(CodeMethods, ControlPart, FilesPart, GitPart, PortPart, ProcessPart, SessionPart):
     """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
 
     As a context manager it destroys the sandbox at the end of the block. Without `client=` each sandbox makes

@@ -1,0 +1,373 @@
+"""One clone of a git repository into a sandbox, seen from the daemon.
+
+The work is done by a child of the template `git` inside the sandbox (`templates/git`), which init expects, gives its
+order and waits for (`guest/clones.py`). The daemon makes the pipe on which the child tells of it, reads that with
+suspicion (the sandbox has its other end), sees to the time, and, where a child was killed before it could tidy up,
+removes the temporary folder, whose name it chose.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from ..errors import (
+    FileNotFound,
+    GitTimeout,
+    InternalError,
+    LaunchFailed,
+    NotAFile,
+    ProtocolError,
+    RemoteProtocolError,
+    SandboxdError,
+)
+from ..spec import new_id
+from ..wire import framing
+from . import checks
+from .peer import discard
+from .rendezvous import MAX_LEAF_CHARS
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from ..spec import CloneSpec
+    from .peer import Stream
+    from .rendezvous import Rendezvous
+    from .sandbox import Sandbox
+
+DEFAULT_TIMEOUT_S: Final = 600.0
+#: How long a server may say nothing.
+STALL_S: Final = 60.0
+#: init's own end of it, should the daemon be gone.
+_SLACK_S: Final = 15.0
+#: How long a child may take to tidy up, and init to kill one that does not.
+STOP_TIMEOUT_S: Final = 20.0
+#: Room for half an hour of progress that nobody reads.
+_PIPE_BYTES: Final = 1024 * 1024
+_RECEIVE_BYTES: Final = 64 * 1024
+_MAX_FRAME_BYTES: Final = 64 * 1024
+_PHASES: Final = frozenset({"connecting", "counting", "compressing", "receiving", "resolving", "checking-out"})
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}\Z")
+_MAX_COUNT: Final = 2**53
+_MAX_CLOSE: Final = 5
+#: What the child may say failed.
+KINDS: Final = frozenset(
+    {
+        "directory-not-empty",
+        "file-exists",
+        "file-permission-denied",
+        "git-authentication",
+        "git-error",
+        "git-protocol-error",
+        "git-ref-not-found",
+        "git-refused",
+        "git-repository-not-found",
+        "git-timeout",
+        "git-unreachable",
+        "internal-error",
+        "invalid-request",
+        "limit-exceeded",
+        "quota-exceeded",
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a clone is: `done` of `total` objects or files, 0 while the total is not known."""
+
+    phase: str
+    done: int
+    total: int
+    received_bytes: int
+    submodule: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CloneResult:
+    """A clone that is there."""
+
+    target_dir: str
+    branch: str | None
+    commit: str | None
+    objects: int
+    received_bytes: int
+    files: int
+
+
+class Clone:
+    """A clone under way. Made by `Sandbox.clone`; an async context manager whose end stops it and leaves nothing.
+
+    Raises (on entry or later):
+        SandboxdError: why it failed; nothing of it is left.
+    """
+
+    def __init__(self, sandbox: Sandbox, spec: CloneSpec) -> None:
+        self._sandbox = sandbox
+        self._spec = spec
+        self._target = spec.target(sandbox.spec.cwd)
+        self._temporary = f".sandboxd-clone-{new_id()}"
+        self._timeout_s = spec.timeout_s or DEFAULT_TIMEOUT_S
+        self._deadline = trio.current_time() + self._timeout_s
+        self._decoder = framing.FrameDecoder(limit=_MAX_FRAME_BYTES)
+        self._out: trio.lowlevel.FdStream
+        self._stream: Stream
+        #: Whether the child has said how it ended, and so has tidied up.
+        self._told_end = False
+        self._entered = False
+        self.result: CloneResult | None = None
+
+    def __repr__(self) -> str:
+        return f"<Clone into {self._target} of {self._sandbox!r} result={self.result}>"
+
+    async def __aenter__(self) -> Clone:
+        rendezvous = self._sandbox.rendezvous()
+        if rendezvous is None:
+            raise InternalError("cannot clone: there is no launcher")
+        try:
+            ours, theirs = os.pipe2(os.O_CLOEXEC)
+        except OSError as error:
+            rendezvous.drop()
+            raise InternalError(f"cannot make a pipe: {error.strerror}") from error
+        self._out = trio.lowlevel.FdStream(ours)
+        with_room(ours)
+        fds = [rendezvous.for_init, theirs]
+        try:
+            self._stream = self._sandbox.open_stream("clone", self._params(), fds=fds)
+            await self._stream.__aenter__()
+        except BaseException as error:
+            discard(fds)  # they never left
+            rendezvous.close()
+            await self._close()
+            if isinstance(error, ProtocolError):
+                raise await self._sandbox.why_broken(error) from error
+            raise
+        self._entered = True
+        try:
+            await self._bring(rendezvous)
+        except BaseException:
+            rendezvous.close()
+            await self._stop()
+            raise
+        return self
+
+    def _params(self) -> dict[str, Any]:
+        spec = self._spec
+        limit = self._sandbox.limits.memory_bytes
+        order = {
+            "url": spec.url,
+            "ref": spec.ref,
+            "target": self._target,
+            "temporary": self._temporary,
+            "depth": spec.depth,
+            "single_branch": spec.depth is not None if spec.single_branch is None else spec.single_branch,
+            "submodules": spec.submodules,
+            "sparse": list(spec.sparse),
+            "login": None if spec.username is None else [spec.username, spec.password or ""],
+            "stall_s": min(STALL_S, self._timeout_s),
+            "memory_bytes": None if limit is None else limit * 3 // 4,
+        }
+        return {"order": order, "timeout_s": self._timeout_s + _SLACK_S}
+
+    async def _bring(self, rendezvous: Rendezvous) -> None:
+        """Have a child of the template come, into the leaf that init names."""
+        with self._in_time():
+            batch = await self._events()
+            if not batch or batch[0].type != "expecting" or not isinstance(batch[0].data, dict):
+                raise await self._blame("no leaf")
+            leaf = checks.text(batch[0].data, "leaf", limit=MAX_LEAF_CHARS)
+            why = await rendezvous.bring("git", leaf, wait=True)
+        if why is not None:
+            raise LaunchFailed(f"cannot clone: {why}", step="template")
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stop()
+
+    # --- what it tells ---
+
+    async def finish(self) -> CloneResult:
+        """Wait for the end."""
+        while await self.next_progress() is not None:
+            pass
+        assert self.result is not None  # noqa: S101 - next_progress says so
+        return self.result
+
+    async def next_progress(self) -> Progress | None:
+        """Return what it tells next; None is the end, and `result` is set."""
+        if self.result is not None:
+            return None
+        with self._in_time():
+            await trio.lowlevel.checkpoint()
+            while (frame := self._decode()) is None:
+                await self._receive()
+            if len(frame) == 2 and frame[0] == "progress":
+                return _progress(frame[1])
+        self._take_end(frame)
+        return None
+
+    def _in_time(self) -> _Deadline:
+        return _Deadline(self._deadline, self._spec.url, self._timeout_s)
+
+    def _take_end(self, frame: list[Any]) -> None:
+        if len(frame) == 2 and frame[0] == "end":
+            self.result = _result(frame[1], self._target)
+            self._told_end = True
+            return
+        if len(frame) == 4 and frame[0] == "fail":
+            kind, message, facts = frame[1:]
+            if isinstance(kind, str) and kind in KINDS and isinstance(message, str) and isinstance(facts, dict):
+                self._told_end = True
+                error = checks.failure(kind, message, facts, allowed=KINDS)
+                close = facts.get("close")
+                if kind == "git-ref-not-found" and isinstance(close, list):
+                    error.facts["close"] = [name[:256] for name in close[:_MAX_CLOSE] if isinstance(name, str)]
+                raise error
+        raise _nonsense("a frame of an unknown kind")
+
+    async def _receive(self) -> None:
+        try:
+            data = await self._out.receive_some(_RECEIVE_BYTES)
+        except (trio.BrokenResourceError, OSError) as error:
+            raise InternalError(f"cannot read how the clone goes: {error}") from error
+        if not data:
+            raise await self._early_end()
+        self._decoder.feed(data)
+
+    def _decode(self) -> list[Any] | None:
+        try:
+            return self._decoder.next_message()
+        except RemoteProtocolError as error:
+            raise _nonsense(str(error)) from error
+
+    async def _early_end(self) -> SandboxdError:
+        """Return why it ended without a word: init knows."""
+        try:
+            await self._events()
+        except SandboxdError as error:
+            return error
+        return _nonsense("no end")
+
+    async def _events(self) -> list[Any]:
+        try:
+            return await self._stream.next_batch()
+        except ProtocolError as error:
+            raise await self._sandbox.why_broken(error) from error
+
+    async def _blame(self, what: str) -> SandboxdError:
+        return await self._sandbox.why_broken(RemoteProtocolError(f"a clone gave {what}"))
+
+    # --- its end ---
+
+    async def _stop(self) -> None:
+        """End what is not over, and see to it that nothing is left."""
+        with trio.CancelScope(shield=True):
+            if self._entered:
+                with trio.move_on_after(STOP_TIMEOUT_S):
+                    try:
+                        await self._await_end()
+                    except SandboxdError:
+                        pass  # it was killed, or its sandbox is gone
+                if not self._told_end:
+                    with trio.move_on_after(STOP_TIMEOUT_S):
+                        await self._tidy()
+                self._stream.close()
+            await self._close()
+
+    async def _await_end(self) -> None:
+        if not self._told_end:
+            await self._sandbox.ask("clone_stop", name=self._temporary)
+            await self._out.aclose()
+        while await self._stream.next_batch():
+            pass
+
+    async def _tidy(self) -> None:
+        """Remove the temporary folder of a child that could not."""
+        parent = self._target.rpartition("/")[0]
+        for place in (f"{parent}/{self._temporary}", f"{self._target}/{self._temporary}"):
+            try:
+                await self._sandbox.run_errand("delete", {"path": place.encode("utf-8"), "recursive": True})
+            except (FileNotFound, NotAFile):
+                continue
+            except SandboxdError:
+                return  # the sandbox is gone, and with it the folder
+
+    async def _close(self) -> None:
+        with trio.CancelScope(shield=True):
+            await self._out.aclose()
+
+
+class _Deadline:
+    """A block that has to be over by then, or raises `GitTimeout`."""
+
+    def __init__(self, deadline: float, url: str, timeout_s: float) -> None:
+        self._scope = trio.CancelScope(deadline=deadline)
+        self._url = url
+        self._timeout_s = timeout_s
+
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        swallowed = self._scope.__exit__(kind, error, trace)
+        if self._scope.cancelled_caught:
+            raise GitTimeout(
+                f"cannot clone {self._url}: it took over {self._timeout_s:g} s",
+                stalled=False,
+                timeout_s=self._timeout_s,
+            )
+        return bool(swallowed)
+
+
+def with_room(fd: int) -> None:
+    """Let a pipe hold much, where the kernel's bound for users allows it."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    except OSError:
+        return
+
+
+def _nonsense(what: str) -> InternalError:
+    return InternalError(f"cannot clone: its process gave {what}")
+
+
+def _progress(data: Any) -> Progress:  # noqa: ANN401 - from a sandbox
+    try:
+        if not isinstance(data, dict) or data.get("phase") not in _PHASES:
+            raise RemoteProtocolError("progress of no known phase")
+        return Progress(
+            phase=data["phase"],
+            done=checks.integer(data, "done", high=_MAX_COUNT),
+            total=checks.integer(data, "total", high=_MAX_COUNT),
+            received_bytes=checks.integer(data, "received_bytes", high=_MAX_COUNT),
+            submodule=checks.text(data, "submodule", limit=4096) if "submodule" in data else None,
+        )
+    except RemoteProtocolError as error:
+        raise _nonsense(str(error)) from error
+
+
+def _result(data: Any, target: str) -> CloneResult:  # noqa: ANN401 - from a sandbox
+    try:
+        if not isinstance(data, dict):
+            raise RemoteProtocolError("an end that is no map")
+        commit = data.get("commit")
+        if commit is not None and (not isinstance(commit, str) or not _COMMIT.match(commit)):
+            raise RemoteProtocolError("a commit that is none")
+        return CloneResult(
+            target_dir=target,
+            branch=None if data.get("branch") is None else checks.text(data, "branch", limit=1024),
+            commit=commit,
+            objects=checks.integer(data, "objects", high=_MAX_COUNT),
+            received_bytes=checks.integer(data, "received_bytes", high=_MAX_COUNT),
+            files=checks.integer(data, "files", high=_MAX_COUNT),
+        )
+    except RemoteProtocolError as error:
+        raise _nonsense(str(error)) from error
