@@ -10,7 +10,7 @@ import trio
 from quart.wrappers.response import ResponseBody
 
 from ..errors import SandboxdError
-from ..spec import CloneSpec
+from ..git_spec import CloneSpec
 from ..wire import sse
 from . import git_models as models
 from . import problems

@@ -16,6 +16,7 @@ from ..linux.kernel import Kernel
 from ..spec import check_env, check_mode, check_path, check_user
 from ..wire.messages import Cancel, Credit, Message, Request
 from . import archives, changes, search, users, verbs, watching
+from .clones import Clones
 from .commands import Commands
 from .contexts import Contexts
 from .entrants import Entrants
@@ -55,12 +56,14 @@ class Init:
         entrants = Entrants(self._loop)
         self._commands.before_unknown = entrants.drain
         self._contexts = Contexts(means, self._commands, entrants)
+        self._clones = Clones(self._loop, leaves, entrants, self._commands)
         self._files = Files(self._kernel)
         self._peers: list[Peer] = []
         self._operations: dict[str, Callable[[Peer, int, dict[str, Any]], None]] = {
             "configure": self._configure,
             **self._commands.operations,
             **self._contexts.operations,
+            **self._clones.operations,
             "open_read": self._open_read,
             "open_write": self._open_write,
             "commit_write": self._commit_write,
@@ -97,6 +100,7 @@ class Init:
         self._peers.remove(peer)
         self._commands.drop_peer(peer)
         self._errands.drop(peer)
+        self._clones.drop(peer)
         self._files.abort_of(lambda holder: holder[0] is peer)
         self._contexts.drop_peer(peer)
 
@@ -113,6 +117,7 @@ class Init:
         elif isinstance(message, Cancel):
             self._commands.cancel(peer, message.id)
             self._errands.cancel(peer, message.id)
+            self._clones.cancel(peer, message.id)
             # An open_write whose answer nobody took: nobody will commit it.
             self._files.abort_of(lambda holder: holder == (peer, message.id))
             self._contexts.cancel(peer, message.id)

@@ -8,6 +8,7 @@ removes the temporary folder, whose name it chose.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import os
@@ -35,7 +36,7 @@ from .rendezvous import MAX_LEAF_CHARS
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from ..spec import CloneSpec
+    from ..git_spec import CloneSpec
     from .peer import Stream
     from .rendezvous import Rendezvous
     from .sandbox import Sandbox
@@ -141,8 +142,8 @@ class Clone:
             self._stream = self._sandbox.open_stream("clone", self._params(), fds=fds)
             await self._stream.__aenter__()
         except BaseException as error:
-            discard(fds)  # they never left
-            rendezvous.close()
+            discard([theirs])  # they never left
+            rendezvous.drop()
             await self._close()
             if isinstance(error, ProtocolError):
                 raise await self._sandbox.why_broken(error) from error
@@ -209,7 +210,7 @@ class Clone:
                 await self._receive()
             if len(frame) == 2 and frame[0] == "progress":
                 return _progress(frame[1])
-        self._take_end(frame)
+            self._take_end(frame)
         return None
 
     def _in_time(self) -> _Deadline:
@@ -270,10 +271,8 @@ class Clone:
         with trio.CancelScope(shield=True):
             if self._entered:
                 with trio.move_on_after(STOP_TIMEOUT_S):
-                    try:
+                    with contextlib.suppress(SandboxdError):  # it was killed, or its sandbox is gone
                         await self._await_end()
-                    except SandboxdError:
-                        pass  # it was killed, or its sandbox is gone
                 if not self._told_end:
                     with trio.move_on_after(STOP_TIMEOUT_S):
                         await self._tidy()

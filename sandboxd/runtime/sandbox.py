@@ -25,6 +25,7 @@ from ..errors import (
 from ..spec import name_bytes
 from ..wire.link import DEFAULT_WINDOW
 from . import checks, files
+from .clone import Clone
 from .contexts import Contexts
 from .counters import Counters
 from .errand import Errand
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from ..git_spec import CloneSpec
     from ..spec import CommandSpec, Limits, SandboxSpec
     from .launcher import Launched
     from .peer import Stream
@@ -288,6 +290,10 @@ class Sandbox:
             SandboxdError: what the operation says; SandboxFailed and SandboxGone as their names say.
         """
         return Errand(self, self._link(), {"do": do, "with": params, "feed": feed, "timeout_s": timeout_s})
+
+    def clone(self, spec: CloneSpec) -> Clone:
+        """Return a clone of a git repository: an async context manager starts it."""
+        return Clone(self, spec)
 
     async def run_errand(self, do: str, params: dict[str, Any]) -> dict[str, Any]:
         """Do an errand that gives one result, and return that."""
