@@ -28,7 +28,7 @@ MAX_CLONES: Final = 8
 #: How long the template may take to load, on a busy machine, before its child comes.
 ARRIVAL_TIMEOUT_S: Final = 90.0
 #: How long a clone that is to end may take to remove what it made.
-TIDY_S: Final = 10.0
+TIDY_S: Final = 5.0
 
 
 class Clones:
@@ -168,6 +168,7 @@ class _Clone:
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGTERM)
+            os.kill(self.pid, signal.SIGCONT)  # somebody may have stopped it
         if self.timer is not None:
             self.timer.cancel()
         self.timer = self._clones.later(TIDY_S, self.leaf.kill)

@@ -204,13 +204,20 @@ class Clone:
         """Return what it tells next; None is the end, and `result` is set."""
         if self.result is not None:
             return None
-        with self._in_time():
-            await trio.lowlevel.checkpoint()
-            while (frame := self._decode()) is None:
-                await self._receive()
-            if len(frame) == 2 and frame[0] == "progress":
-                return _progress(frame[1])
-            self._take_end(frame)
+        try:
+            with self._in_time():
+                return await self._next()
+        except SandboxdError:
+            await self._stop()  # before anybody is told: then there is nothing of it left
+            raise
+
+    async def _next(self) -> Progress | None:
+        await trio.lowlevel.checkpoint()
+        while (frame := self._decode()) is None:
+            await self._receive()
+        if len(frame) == 2 and frame[0] == "progress":
+            return _progress(frame[1])
+        self._take_end(frame)
         return None
 
     def _in_time(self) -> _Deadline:
@@ -268,15 +275,16 @@ class Clone:
 
     async def _stop(self) -> None:
         """End what is not over, and see to it that nothing is left."""
+        if not self._entered:
+            return
+        self._entered = False
         with trio.CancelScope(shield=True):
-            if self._entered:
+            with trio.move_on_after(STOP_TIMEOUT_S), contextlib.suppress(SandboxdError):
+                await self._await_end()  # an error: it was killed, or its sandbox is gone
+            if not self._told_end:
                 with trio.move_on_after(STOP_TIMEOUT_S):
-                    with contextlib.suppress(SandboxdError):  # it was killed, or its sandbox is gone
-                        await self._await_end()
-                if not self._told_end:
-                    with trio.move_on_after(STOP_TIMEOUT_S):
-                        await self._tidy()
-                self._stream.close()
+                    await self._tidy()
+            self._stream.close()
             await self._close()
 
     async def _await_end(self) -> None:
@@ -315,15 +323,14 @@ class _Deadline:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        swallowed = self._scope.__exit__(kind, error, trace)
+    ) -> None:
+        self._scope.__exit__(kind, error, trace)
         if self._scope.cancelled_caught:
             raise GitTimeout(
                 f"cannot clone {self._url}: it took over {self._timeout_s:g} s",
                 stalled=False,
                 timeout_s=self._timeout_s,
             )
-        return bool(swallowed)
 
 
 def with_room(fd: int) -> None:

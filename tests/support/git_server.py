@@ -155,9 +155,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def git_daemon(root: Path) -> Iterator[str]:
+def git_daemon(root: Path, *, sock: socket.socket | None = None) -> Iterator[str]:
     """Run `git daemon` over the repositories under `root`; gives their common address."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = sock or socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     serving = threading.Thread(target=_inetd, args=(listener, root), daemon=True)
     serving.start()

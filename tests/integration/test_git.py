@@ -1,0 +1,370 @@
+"""Clones into real sandboxes, from C git's servers inside their networks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from sandboxd import AsyncSandbox, Sandbox, errors
+from sandboxd.client import AsyncClient, Client, GitProgress
+from tests.support import git_history
+from tests.support.daemon import Daemon
+from tests.support.git_server import GIT_ENV, HttpServer, git_daemon
+from tests.support.netns import init_pid, listen_in
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with history.git."""
+    root = tmp_path_factory.mktemp("repositories")
+    git_history.make(root / "history.git")
+    return root
+
+
+@pytest.fixture
+def server(daemon: Daemon, sandbox: Sandbox, served: pathlib.Path) -> Iterator[HttpServer]:
+    """`git http-backend` inside the sandbox's network."""
+    with HttpServer(served, sock=listen_in(daemon, sandbox)) as server:
+        yield server
+
+
+def head_of(served: pathlib.Path, name: str = "main") -> str:
+    command = ["git", "-C", str(served / "history.git"), "rev-parse", name]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=GIT_ENV).stdout.strip()
+
+
+def leftovers(sandbox: Sandbox) -> list[str]:
+    """Return what clones have left: folders, and processes."""
+    script = (
+        "ls -A /workspace; find / -xdev -name '.sandboxd-clone*'; grep -l [s]andboxd.templates /proc/[0-9]*/cmdline"
+    )
+    return sandbox.exec(script).stdout.split()
+
+
+def test_a_clone_over_http(sandbox: Sandbox, server: HttpServer, served: pathlib.Path) -> None:
+    told: list[GitProgress] = []
+    result = sandbox.git_checkout(f"{server.url}/history.git", on_progress=told.append)
+    assert (result.target_dir, result.branch) == ("/workspace/history", "main")
+    assert result.commit == head_of(served)
+    assert sandbox.read_file("/workspace/history/README.md") == b"# A history\n"
+    assert sandbox.exec("cd history && ls -l link.md && cat docs/* && wc -c < assets/large.bin").stdout.endswith(
+        "link.md -> README.md\nGrüße\n300000\n"
+    )
+    phases = list(dict.fromkeys(one.phase for one in told))
+    assert phases[0] == "connecting"
+    assert phases[-3:] == ["receiving", "resolving", "checking-out"]
+    assert told[-1].percent == 100
+    assert max(one.received_bytes for one in told) == result.received_bytes > 300_000
+    assert b"PRETTY_NAME" in sandbox.read_file("/etc/os-release")  # the root is the sandbox's, the clone's was too
+
+
+def test_git_daemon_a_tag_and_a_folder(daemon: Daemon, sandbox: Sandbox, served: pathlib.Path) -> None:
+    with git_daemon(served, sock=listen_in(daemon, sandbox)) as url:
+        result = sandbox.git_checkout(f"{url}/history.git", branch="v1.2", target_dir="/srv/code/x", depth=1)
+    assert (result.target_dir, result.branch, result.commit) == ("/srv/code/x", None, head_of(served, "v1.2^{commit}"))
+    assert sandbox.exists("/srv/code/x/.git/shallow")
+
+
+def test_a_path_of_the_sandbox(sandbox: Sandbox, served: pathlib.Path, server: HttpServer) -> None:
+    first = sandbox.git_checkout(f"{server.url}/history.git", target_dir="one")
+    second = sandbox.git_checkout("/workspace/one", target_dir="two")
+    third = sandbox.git_checkout("file:///workspace/one/.git", target_dir="three", branch="main", depth=1)
+    assert first.commit == second.commit == third.commit == head_of(served)
+    with pytest.raises(errors.GitRepositoryNotFound):  # the host's folders are not the sandbox's
+        sandbox.git_checkout(str(served / "history.git"), target_dir="four")
+
+
+def test_the_api_as_it_is(client: Client, sandbox: Sandbox, server: HttpServer) -> None:
+    path = f"/v1/sandboxes/{sandbox.id}/git/clone"
+    answer = client._http.post(path, json={"url": f"{server.url}/history.git", "depth": 1}, timeout=60)
+    assert answer.status_code == 200
+    assert sorted(answer.json()) == ["branch", "commit", "files", "objects", "received_bytes", "target_dir"]
+    events = client._http.post(
+        path,
+        json={"url": f"{server.url}/history.git", "target_dir": "b", "branch": "feature-y"},
+        headers={"Accept": "text/event-stream"},
+        timeout=60,
+    ).text.split("\n\n")
+    assert events[0].startswith("id: 0\nevent: progress\ndata: {")
+    assert json.loads(events[0].split("data: ")[1])["phase"] == "connecting"
+    assert events[-2].startswith("event: problem\n")
+    problem = json.loads(events[-2].split("data: ")[1])
+    assert (problem["status"], problem["kind"], problem["ref"]) == (404, "git-ref-not-found", "feature-y")
+    assert "feature-x" in problem["close"]
+    again = client._http.post(path, json={"url": f"{server.url}/history.git"}, timeout=60)
+    assert (again.status_code, again.json()["kind"]) == (409, "directory-not-empty")
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"url": "ext::sh -c id"}, "url"),
+        ({"url": "-u./payload"}, "url"),
+        ({"url": "ftp://host/a"}, "url"),
+        ({"url": "https://host"}, "url"),
+        ({"url": "https:///a"}, "url"),
+        ({"url": "https://-oProxy=x/a"}, "url"),
+        ({"url": "relative/path"}, "url"),
+        ({"url": "/a/../b"}, "url"),
+        ({"url": "https://host/a\nb"}, "url"),
+        ({"url": "https://host/a?x=1"}, "url"),
+        ({"url": "https://h/" + "a" * 3000}, "url"),
+        ({"branch": "-x"}, "branch"),
+        ({"branch": "a b"}, "branch"),
+        ({"branch": ""}, "branch"),
+        ({"depth": 0}, "depth"),
+        ({"target_dir": "/a/../b"}, "target_dir"),
+        ({"target_dir": "../b"}, "target_dir"),
+        ({"target_dir": "/"}, "target_dir"),
+        ({"sparse": ["a/*"]}, "sparse"),
+        ({"sparse": [".."]}, "sparse"),
+        ({"timeout_s": 0}, "timeout_s"),
+        ({"username": "a:b"}, "username"),
+        ({"token": "a", "password": "b"}, "token"),
+        ({"token": "a\n"}, "password"),
+        ({"url": "git://host/a", "username": "b"}, "username"),
+    ],
+)
+def test_bad_input(client: Client, shared: Sandbox, fields: dict[str, Any], field: str) -> None:
+    body = {"url": "https://git.example/a.git", **fields}
+    answer = client._http.post(f"/v1/sandboxes/{shared.id}/git/clone", json=body)
+    assert (answer.status_code, answer.json().get("field")) == (400, field)
+
+
+@pytest.mark.parametrize("url", ["git@host:a/b.git", "ssh://git@host/a.git"])
+def test_ssh_is_not_built(shared: Sandbox, url: str) -> None:
+    with pytest.raises(errors.NotAvailable):
+        shared.git_checkout(url)
+
+
+SECRET = "sch1ffahrt-geheim"
+
+
+def test_a_password_opens_and_stays_nowhere(
+    daemon: Daemon, sandbox: Sandbox, served: pathlib.Path, server: HttpServer
+) -> None:
+    server.login = ("anne", SECRET)
+    seen: list[str] = []
+
+    def look(handler: Any) -> bool:
+        """While the clone is under way: what can be seen of it, in the sandbox and on the host."""
+        if handler.command == "POST":
+            script = "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ /proc/[0-9]*/comm 2>/dev/null | tr '\\0' '\\n'"
+            seen.append(sandbox.exec(script).stdout)
+            for process in pathlib.Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    seen.append((process / "cmdline").read_text(errors="replace"))
+                    if (process / "cmdline").read_bytes().find(b"pytest") < 0:
+                        seen.append((process / "environ").read_text(errors="replace"))
+        return False
+
+    server.answer = look
+    url = server.url.replace("http://", "http://anne@")
+    result = sandbox.git_checkout(f"{url}/history.git", password=SECRET)
+    other = sandbox.git_checkout(server.url.replace("//", f"//anne:{SECRET}@") + "/history.git", target_dir="b")
+    assert result.commit == other.commit
+    assert seen
+    assert not any(SECRET in text for text in seen)
+    assert sandbox.exec(["grep", "-rl", SECRET, "/workspace", "/tmp", "/root"]).stdout == ""
+    assert b"anne" not in sandbox.read_file("/workspace/b/.git/config")
+    assert SECRET not in daemon.log.read_text()
+    for password in (None, "wrong"):
+        with pytest.raises(errors.GitAuthentication) as caught:
+            sandbox.git_checkout(f"{url}/history.git", target_dir="c", password=password)
+        assert caught.value.status == 422 or caught.value.facts["sent"] is True
+    assert not sandbox.exists("/workspace/c")
+
+
+def test_a_clone_is_the_sandboxes_users(daemon: Daemon, client: Client, served: pathlib.Path) -> None:
+    with Sandbox.create(client=client, user="nobody") as sandbox:
+        with HttpServer(served, sock=listen_in(daemon, sandbox)) as server:
+            sandbox.git_checkout(f"{server.url}/history.git")
+            with pytest.raises(errors.FilePermissionDenied):
+                sandbox.git_checkout(f"{server.url}/history.git", target_dir="/usr/history")
+        assert sandbox.exec("stat -c %U history history/README.md history/.git/index").stdout.split() == ["nobody"] * 3
+
+
+def test_what_a_clone_is_inside(daemon: Daemon, sandbox: Sandbox, server: HttpServer) -> None:
+    """Its powers, leaf and filter are those of any process of the sandbox."""
+    facts: dict[str, str] = {}
+
+    def look(handler: Any) -> bool:
+        if handler.command == "POST" and not facts:
+            leaves = pathlib.Path(daemon.cgroup(), sandbox.id, "work")
+            (pid,) = [pid for leaf in leaves.glob("_git*") for pid in (leaf / "cgroup.procs").read_text().split()]
+            status = pathlib.Path("/proc", pid, "status").read_text()
+            facts.update(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+            for name in ("net", "mnt", "pid", "user"):
+                init = os.readlink(f"/proc/{init_pid(daemon, sandbox)}/ns/{name}")
+                facts[name] = str(os.readlink(f"/proc/{pid}/ns/{name}") == init)
+        return False
+
+    server.answer = look
+    sandbox.git_checkout(f"{server.url}/history.git")
+    plain = sandbox.exec("cat /proc/self/status").stdout
+    expected = dict(line.split(":\t", 1) for line in plain.splitlines() if ":\t" in line)
+    for name in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp"):
+        assert facts[name] == expected[name], name
+    assert [facts[name] for name in ("net", "mnt", "pid", "user")] == ["True"] * 4
+    assert facts["Uid"].split()[0] != "0"  # the host's root it is not
+
+
+# --- what ends early ----------------------------------------------------------------------------------------
+
+
+class _Hanging:
+    """A server that answers the list of branches, and then says nothing."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self.asked = threading.Event()
+        self._server = server
+        server.answer = self._answer
+
+    def _answer(self, handler: Any) -> bool:
+        if handler.command != "POST":
+            return False
+        self.asked.set()
+        self._server.stopped.wait(60)
+        return True
+
+
+def test_a_timeout_leaves_nothing(sandbox: Sandbox, server: HttpServer) -> None:
+    _Hanging(server)
+    with pytest.raises(errors.GitTimeout) as caught:
+        sandbox.git_checkout(f"{server.url}/history.git", target_dir="/workspace/new/x", timeout=1)
+    assert caught.value.timeout_s == 1
+    assert leftovers(sandbox) == []
+
+
+async def test_a_cancelled_clone_leaves_nothing(daemon: Daemon, sandbox: Sandbox, server: HttpServer) -> None:
+    import trio
+
+    hanging = _Hanging(server)
+    async with AsyncClient(daemon.url) as client:
+        twin = await AsyncSandbox.connect(sandbox.id, client=client)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(twin.git_checkout, f"{server.url}/history.git")
+            assert await trio.to_thread.run_sync(hanging.asked.wait, 20)
+            nursery.cancel_scope.cancel()
+    await trio.to_thread.run_sync(_wait_until, lambda: not leftovers(sandbox))
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    waiting = threading.Event()
+    for _ in range(200):
+        if condition():
+            return
+        waiting.wait(0.05)
+    raise AssertionError("it did not come to be in time")
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_a_clone_that_is_killed_leaves_nothing(daemon: Daemon, sandbox: Sandbox, server: HttpServer, how: str) -> None:
+    def answer(handler: Any) -> bool:
+        if handler.command == "POST":
+            leaf = next(pathlib.Path(daemon.cgroup(), sandbox.id, "work").glob("_git*"))
+            for pid in (leaf / "cgroup.procs").read_text().split():
+                os.kill(int(pid), signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+        return False
+
+    server.answer = answer
+    with pytest.raises(errors.SandboxdError) as caught:
+        sandbox.git_checkout(f"{server.url}/history.git", timeout=1 if how == "stopped" else None)
+    assert caught.value.kind == ("internal-error" if how == "killed" else "git-timeout")
+    assert leftovers(sandbox) == []
+
+
+def test_a_daemon_that_dies_leaves_nothing(own_daemon: Daemon, served: pathlib.Path) -> None:
+    with own_daemon.client() as client:
+        sandbox = Sandbox.create(client=client)
+        with HttpServer(served, sock=listen_in(own_daemon, sandbox)) as server:
+            hanging = _Hanging(server)
+            thread = threading.Thread(target=_expect_failure, args=(sandbox, f"{server.url}/history.git"))
+            thread.start()
+            assert hanging.asked.wait(20)
+            own_daemon.signal(signal.SIGKILL)
+            thread.join(20)
+            own_daemon.start()
+        again = Sandbox.connect(sandbox.id, client=client)
+        _wait_until(lambda: not leftovers(again))
+        again.destroy()
+
+
+def _expect_failure(sandbox: Sandbox, url: str) -> None:
+    with contextlib.suppress(errors.SandboxdError):
+        sandbox.git_checkout(url)
+
+
+def test_an_unreachable_server(shared: Sandbox) -> None:
+    with pytest.raises(errors.GitUnreachable) as caught:
+        shared.git_checkout("http://127.0.0.1:9/a.git", target_dir="u")
+    assert caught.value.reason == "connection"
+    with pytest.raises(errors.GitUnreachable) as caught:
+        shared.git_checkout("https://git.nowhere.example/a.git", target_dir="u")
+    assert caught.value.reason == "name"
+    assert not shared.exists("/workspace/u")
+
+
+def test_many_at_once(sandbox: Sandbox, server: HttpServer) -> None:
+    results: list[Any] = []
+
+    def one(number: int) -> None:
+        try:
+            results.append(sandbox.git_checkout(f"{server.url}/history.git", target_dir=f"n{number}", depth=1).commit)
+        except errors.SandboxdError as error:
+            results.append(error.kind)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert len(results) == 12
+    assert set(results) - {"server-busy"} == {results[0]} - {"server-busy"} or len(set(results)) <= 2
+
+
+# --- the other faces ----------------------------------------------------------------------------------------
+
+
+async def test_the_asynchronous_sdk(daemon: Daemon, sandbox: Sandbox, server: HttpServer) -> None:
+    told: list[GitProgress] = []
+
+    async def take(one: GitProgress) -> None:
+        told.append(one)
+
+    async with AsyncClient(daemon.url) as client:
+        twin = await AsyncSandbox.connect(sandbox.id, client=client)
+        result = await twin.git_checkout(f"{server.url}/history.git", depth=1, on_progress=take)
+        with pytest.raises(errors.DirectoryNotEmpty):
+            await twin.git_checkout(f"{server.url}/history.git")
+    assert result.branch == "main"
+    assert told[-1].phase == "checking-out"
+
+
+def test_the_command_line(daemon: Daemon, sandbox: Sandbox, server: HttpServer, tmp_path: pathlib.Path) -> None:
+    server.login = ("anne", SECRET)
+    (tmp_path / "password").write_text(SECRET + "\n")
+
+    def cli(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(pathlib.Path(os.sys.executable).with_name("sandboxd")), "--url", daemon.url, "clone", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+    url = f"{server.url}/history.git"
+    done = cli("-u", "anne", "--password-file", str(tmp_path / "password"), "--depth", "1", sandbox.id, url)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("/workspace/history: main at ")
+    done = cli("-u", "anne", "--password-file", str(tmp_path / "password"), "--json", sandbox.id, url, "b")
+    assert json.loads(done.stdout)["target_dir"] == "/workspace/b"
+    done = cli(sandbox.id, url, "c")
+    assert (done.returncode, "the server wants a login" in done.stderr) == (1, True)
