@@ -7,12 +7,15 @@ import io
 import json
 import os
 import pathlib
+import socket
 import tarfile
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, BytesMessage, Message, RejectConnection, Request, TextMessage
 
 from tests.integration.conftest import TOKEN
 from tests.support.daemon import Daemon
@@ -206,3 +209,65 @@ def test_it_works_over_the_unix_socket_too(daemon: Daemon) -> None:
         box = f"/sandbox/{http.post('/sandbox').json()['id']}"
         assert run(http, box, "echo", "hi") == (b"hi\n", b"", 0)
         http.delete(box)
+
+
+class Terminal:
+    """A WebSocket's client."""
+
+    def __init__(self, url: str, path: str, token: str = TOKEN) -> None:
+        address = url.removeprefix("http://")
+        host, _, port = address.partition(":")
+        self.socket = socket.create_connection((host, int(port)), 20)
+        self.wire = WSConnection(ConnectionType.CLIENT)
+        headers = [(b"authorization", f"Bearer {token}".encode())]
+        self.send(Request(host=address, target=path, extra_headers=headers))
+        self.events = self.receive()
+        answer = next(self.events)
+        self.status = answer.status_code if isinstance(answer, RejectConnection) else 101
+        assert isinstance(answer, AcceptConnection | RejectConnection)
+
+    def send(self, event: Any) -> None:
+        self.socket.sendall(self.wire.send(event))
+
+    def receive(self) -> Iterator[Any]:
+        while data := self.socket.recv(65_536):
+            self.wire.receive_data(data)
+            yield from self.wire.events()
+
+    def until(self, kind: str) -> tuple[bytes, dict[str, Any]]:
+        """Return what is shown until that text frame, and the frame."""
+        shown, text = b"", ""
+        for event in self.events:
+            if isinstance(event, BytesMessage):
+                shown += bytes(event.data)
+            elif isinstance(event, TextMessage):
+                text += event.data
+                if event.message_finished:
+                    found, text = json.loads(text), ""
+                    if found["type"] == kind:
+                        return shown, found
+        raise AssertionError(f"no {kind}: {shown!r}")
+
+
+def test_terminals(served: tuple[Daemon, str], box: str) -> None:
+    path = f"/cloudflare/v1{box}/pty"
+    first = Terminal(served[1], f"{path}?cols=100&rows=30")
+    first.until("ready")
+    first.send(Message(data=b"stty size; X=1; exit 5\n"))
+    shown, ended = first.until("exit")
+    assert b"30 100" in shown
+    assert ended["code"] == 5
+    own = Terminal(served[1], f"{path}?shell=/bin/sh")
+    own.until("ready")
+    own.send(Message(data=b'echo "[$X]"; exit\n'))
+    assert b"[]" in own.until("exit")[0]  # each has its own, where no session is named
+    shared = [Terminal(served[1], f"{path}?session=together") for _ in range(2)]
+    for one in shared:
+        one.until("ready")
+    shared[0].send(Message(data=b"echo $((40+2))together; exit\n"))
+    for one in shared:
+        assert b"42together" in one.until("exit")[0]
+    bad, stranger = Terminal(served[1], f"{path}?cols=0"), Terminal(served[1], path, token="wrong")
+    assert (bad.status, stranger.status) == (400, 401)
+    for one in (first, own, *shared, bad, stranger):
+        one.socket.close()

@@ -35,7 +35,7 @@ from ..filedata import PackBody, unpack_body
 from ..files import FileBody, write_body
 from ..problems import status_of
 from ..streams import SseBody
-from . import bridge_openapi, names, problems
+from . import bridge_openapi, names, problems, terminal
 from .problems import Refusal
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from ...runtime.sandbox import Sandbox
     from ...wire.messages import Event
     from ..call import Call
+    from ..socket_call import SocketCall
 
 _T = TypeVar("_T")
 
@@ -247,6 +248,14 @@ def exit_code(ended: Exit) -> int:
         return ended.exit_code
     number = getattr(signal, ended.signal or "", signal.SIGKILL)
     return 128 + int(number)
+
+
+async def open_terminal(call: SocketCall, name: str) -> None:
+    """Open a terminal: a session's, which all its clients share, or the client's own."""
+    sandbox = await _reach(call, name)
+    session = call.query("session") or _session_of(call)
+    size = (call.query_int("cols", 80), call.query_int("rows", 24))
+    await terminal.serve(call, sandbox, None if session is None else _check_session(session), size, call.query("shell"))
 
 
 # --- files ---

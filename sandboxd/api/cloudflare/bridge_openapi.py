@@ -21,6 +21,10 @@ _DESCRIPTIONS: Final = {
     "path": "a file's path, in /workspace",
     "session": "a session's id",
     "port": "a TCP port of the sandbox",
+    "cols": "the terminal's columns, 1 to 2000",
+    "rows": "the terminal's rows, 1 to 2000",
+    "shell": "the program in it; else bash, or sh",
+    "access_token": "the token, for clients that can send no header",
     "excludes": "paths of the workspace that are left out, parted by commas",
 }
 _ERROR: Final = {

@@ -6,7 +6,7 @@ from typing import Final
 
 from ..access import Level
 from ..routes import Route
-from . import bridge, bridge_openapi
+from . import bridge, bridge_openapi, tokens
 
 _V1: Final = "/cloudflare/v1"
 _SANDBOX: Final = _V1 + "/sandbox/<name>"
@@ -20,6 +20,14 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(method="DELETE", path=_SANDBOX, handler=bridge.destroy, status=204),
     Route(method="GET", path=_SANDBOX + "/running", handler=bridge.running),
     Route(method="POST", path=_SANDBOX + "/exec", handler=bridge.execute, body=bridge.ExecIn),
+    Route(
+        method="GET",
+        path=_SANDBOX + "/pty",
+        handler=bridge.open_terminal,
+        query=("cols", "rows", "shell", "session", tokens.PARAMETER),
+        status=101,
+        websocket=True,
+    ),
     Route(method="GET", path=_SANDBOX + "/file/<path:path>", handler=bridge.read_file, result=bytes),
     Route(method="PUT", path=_SANDBOX + "/file/<path:path>", handler=bridge.write_file, body=bytes),
     Route(method="POST", path=_SANDBOX + "/persist", handler=bridge.persist, query=("excludes",), result=bytes),

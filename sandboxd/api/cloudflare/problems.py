@@ -238,6 +238,12 @@ def response(path: str, error: Exception) -> TrioResponse:
 
 def _bridge(error: Refusal | SandboxdError) -> tuple[int, dict[str, Any]]:
     if isinstance(error, Refusal):
+        if error.code in STATUS:  # of what both faces share
+            status = STATUS[error.code]
+            return status, {
+                "error": error.message,
+                "code": "invalid_request" if status < 500 else "exec_transport_error",
+            }
         return BRIDGE_STATUS[error.code], {"error": error.message, "code": _TOLD_AS.get(error.code, error.code)}
     rows = (_BRIDGE.get(getattr(cls, "kind", "")) for cls in type(error).__mro__)
     code, status = next(row for row in rows if row is not None)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 QUERY: Final = ("sessionId", "cols", "rows", "shell", "access_token")
 #: How long a terminal that nobody looks at goes on: longer than their browser's add-on tries to come back.
 LINGER_S: Final = 3600.0
+#: The same for one that nobody can come back to: long enough for the first client to come.
+OWN_LINGER_S: Final = 5.0
 _DEFAULT_SESSION: Final = "default"
 _PREFIX: Final = "pty-"
 
@@ -36,8 +38,12 @@ async def open_terminal(call: SocketCall, name: str) -> None:
     await serve(call, sandbox, session, (call.query_int("cols", 80), call.query_int("rows", 24)), call.query("shell"))
 
 
-async def serve(call: SocketCall, sandbox: Sandbox, session: str, size: tuple[int, int], shell: str | None) -> None:
+async def serve(
+    call: SocketCall, sandbox: Sandbox, session: str | None, size: tuple[int, int], shell: str | None
+) -> None:
     """Serve one client at a session's terminal, which is made where there is none, or its program has ended.
+
+    Without a session the client has a terminal of its own, which ends when it leaves.
 
     Raises:
         Refusal, SandboxdError: why there is none; the handshake is not answered yet.
@@ -49,9 +55,18 @@ async def serve(call: SocketCall, sandbox: Sandbox, session: str, size: tuple[in
     if shell is not None:
         container.check_words(shell, "shell", container.MAX_PATH_CHARS)
     with container.about(sessionId=session):
-        info, is_fresh = await _reach(sandbox, session, size, shell)
+        if session is None:
+            info, is_fresh = await _own(sandbox, size, shell), True
+        else:
+            info, is_fresh = await _reach(sandbox, session, size, shell)
     await call.socket.accept()
     await _Viewer(call.socket, sandbox, info, size, is_fresh).run()
+
+
+async def _own(sandbox: Sandbox, size: tuple[int, int], shell: str | None) -> ProcessInfo:
+    """Start a terminal for one client."""
+    program = shell or await container.shell_of(sandbox)
+    return await sandbox.processes.start(CommandSpec(argv=(program,), terminal=size, linger_s=OWN_LINGER_S))
 
 
 async def _reach(sandbox: Sandbox, session: str, size: tuple[int, int], shell: str | None) -> tuple[ProcessInfo, bool]:
