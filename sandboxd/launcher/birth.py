@@ -4,7 +4,9 @@
                 │                        is <id>, made ahead (groupns.py) or by being born there
                 ├─ clone3(into <id>/init, CLONE_PARENT) ──▶ pid 1
                 │   ◀── its /proc: only a member of a pid namespace can mount it
-                ├─ the builder's steps of plan.py, pivot_root at their end
+                ├─ the builder's first steps of plan.py: /proc, /sys, /dev, the network
+                │   ◀── the launcher's order, which may be long in coming (a newborn that is held ready)
+                ├─ its other steps, pivot_root at their end
                 └── the root and the cgroup ──▶ pid 1: its own steps, then guest.init.serve
 
 What pid 1 does before it serves stays in its memory for the sandbox's whole life (every page that Python's reference
@@ -12,7 +14,8 @@ counts touch becomes its own), so all that can be done by a process which then e
 CLONE_PARENT makes both the launcher's own children, so that their ends are seen and reaped there.
 
 The launcher hears over the status pipe: ["builder", pid] from the zygote; ["pid", n] and ["built", devices, timings]
-from the builder; ["ready", timings] from pid 1; ["failed", step, syscall, errno, path] from any of them.
+from the builder; ["ready", timings] from pid 1; ["failed", step, syscall, errno, path] from any of them. What it orders
+comes over a socket of its own; when the launcher closes that, or dies, the builder ends and pid 1 after it.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-import msgpack
+import prctl
 
 from ..errors import LaunchFailed, RemoteProtocolError
 from ..linux.kernel import (
@@ -41,12 +44,16 @@ from ..linux.kernel import (
     SyscallError,
 )
 from ..wire import framing
-from .plan import INIT_PLAN, LaunchSpec, Order, plan_builder
+from .plan import INIT_PLAN, LaunchSpec, NewbornSpec, Order, plan_builder, plan_newborn
 from .steps import Birth, Newborn, OtherGone
 
 _NAMESPACES: Final = (
     CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | CLONE_NEWTIME
 )
+#: A LaunchSpec, or what the zygote is sent: names, numbers and two paths.
+MAX_ORDER_BYTES: Final = 64 * 1024
+#: What a builder and its pid 1 are called until it serves; those that there are for long are the newborn that is held.
+NAME: Final = "sandboxd-birth"
 #: Connections that may wait while init is busy; the daemon makes one.
 _BACKLOG: Final = 4
 
@@ -65,9 +72,7 @@ _HINTS: Final = {
         "EINVAL",
     ): "the filesystem of the rootfs or the state directory cannot be idmapped; use ext4, xfs or btrfs",
     ("mount-layers", "ENOENT"): "the rootfs was removed meanwhile",
-    ("mount-proc", "ELOOP"): "the rootfs' /proc is a link; it must be a directory",
-    ("mount-sys", "ELOOP"): "the rootfs' /sys is a link; it must be a directory",
-    ("mount-dev", "ELOOP"): "the rootfs' /dev is a link; it must be a directory",
+    ("attach-mounts", "ELOOP"): "the rootfs' /proc, /sys or /dev is a link; it must be a directory",
     ("write-identity", "ELOOP"): "a file of the rootfs' /etc that sandboxd writes is a link",
     ("clone", "ENOSPC"): "a namespace limit is reached; see /proc/sys/user",
 }
@@ -88,6 +93,7 @@ class Fds(NamedTuple):
     builder_cgroup: int
     init_cgroup: int
     status: int
+    orders: int
     disk_userns: int
     cgroup_ns: int = -1  # the last one, which a host without controllers has no need of
 
@@ -138,6 +144,7 @@ def _build(kernel: Kernel, fds: Fds, order: Order, means: Means) -> None:
         else:
             kernel.setns(fds.cgroup_ns, CLONE_NEWCGROUP)
             kernel.unshare(_NAMESPACES & ~CLONE_NEWCGROUP)
+        prctl.set_name(NAME)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         step = "clone"
         pid, _ = kernel.clone3(CLONE_PARENT, cgroup_fd=fds.init_cgroup, exit_signal=0)
@@ -148,7 +155,14 @@ def _build(kernel: Kernel, fds: Fds, order: Order, means: Means) -> None:
         tell(fds.status, ["pid", pid])
         birth = Birth(init=ours, init_pid=pid, disk_userns=fds.disk_userns)
         timings: dict[str, float] = {}
-        for item in plan_builder(LaunchSpec.from_message(msgpack.unpackb(order.spec))):
+        for item in plan_newborn(NewbornSpec.unpack(order.spec)):
+            step = item.name
+            began = time.perf_counter()
+            item.run(kernel, birth)
+            timings[step] = time.perf_counter() - began
+        step = "wait"
+        rest = _await_order(fds.orders)
+        for item in plan_builder(rest):
             step = item.name
             began = time.perf_counter()
             item.run(kernel, birth)
@@ -163,6 +177,13 @@ def _build(kernel: Kernel, fds: Fds, order: Order, means: Means) -> None:
         _tell_failure(fds.status, step, error)
     finally:
         os._exit(1)
+
+
+def _await_order(orders: int) -> LaunchSpec:
+    packed = os.read(orders, MAX_ORDER_BYTES)
+    if not packed:
+        raise OtherGone  # nobody wants us any more
+    return LaunchSpec.unpack(packed)
 
 
 def _become_init(kernel: Kernel, fds: Fds, order: Order, builder: socket.socket, means: Means) -> None:

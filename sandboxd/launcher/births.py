@@ -1,13 +1,22 @@
-"""Births under way: the host's side, then what the zygote, the builder and pid 1 say, then the record."""
+"""Births under way: the host's side, then what the zygote, the builder and pid 1 say, then the record.
+
+A birth has two halves: what is the same for every sandbox (processes, namespaces, ids, /proc, /sys, /dev), and what
+its order names (the rootfs, limits). One *newborn*, no more, may be held between them: it has cgroups, a range of ids
+and a socket under the id that the daemon will order it by, waits, and costs two processes' memory. It ends with the
+launcher, whose successor sweeps what it had like all that has no record. An order for another id, or for what the
+newborn was not made for, has a birth of its own: the same two halves, one right after the other.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import errno
+import logging
 import os
 import selectors
 import signal
+import socket
 from collections.abc import Callable
 
 from ..errors import SandboxdError, SandboxGone
@@ -17,12 +26,14 @@ from ..spec import Limits
 from . import birth, limits
 from .cgroups import SandboxCgroups
 from .idranges import IdRange, RangeAllocator
-from .plan import LaunchSpec
+from .plan import LaunchSpec, NewbornSpec
 from .records import Record
 from .removals import Done, Removals
 from .settings import Settings
 from .storage.choice import Storage
 from .zygote import Zygote
+
+log = logging.getLogger("sandboxd.launcher")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +55,16 @@ class Order:
 
 @dataclasses.dataclass(slots=True)
 class _Birth:
-    """A creation under way."""
+    """A creation under way, or a newborn that waits for its `order`."""
 
-    order: Order
-    spec: LaunchSpec
+    id: str
+    limits: Limits
+    processes: int
+    seccomp: str
     range: IdRange
     status: birth.StatusReader
+    orders: socket.socket
+    order: Order | None = None
     builder: int = 0
     pid: int = 0
     pidfd: int = -1
@@ -82,80 +97,149 @@ class Births:
         self._active: dict[str, _Birth] = {}
 
     def __len__(self) -> int:
-        return len(self._active)
+        """How many are ordered."""
+        return sum(newborn.order is not None for newborn in self._active.values())
 
     def __contains__(self, sandbox_id: object) -> bool:
         return sandbox_id in self._active
 
-    def begin(self, order: Order) -> None:
-        """Start a birth; the order's callbacks tell its end.
+    @property
+    def held(self) -> str | None:
+        """The id of the newborn that is held for an order."""
+        return next((one.id for one in self._active.values() if one.order is None and not one.failure), None)
+
+    @property
+    def unordered(self) -> list[str]:
+        """The ids of newborns that nobody has ordered: the one that is held, and those that are ending."""
+        return [newborn.id for newborn in self._active.values() if newborn.order is None]
+
+    def prepare(self, sandbox_id: str, limits: Limits, seccomp: str) -> None:
+        """Have the newborn that is held ready; it fits an order with the same processes and profile.
 
         Raises:
-            LaunchFailed, LimitExceeded: there is no range of ids.
+            OSError, SandboxdError: it cannot be made, and leaves nothing.
         """
+        self._conceive(sandbox_id, limits, seccomp)
+
+    def begin(self, order: Order) -> None:
+        """Start a birth, of the newborn that is held where it has this id; the order's callbacks tell its end."""
+        newborn = self._active.get(order.id)
+        if newborn and not self._fits(newborn, order):
+            self.abandon(order.id, lambda _: self.begin(order))
+            return
         try:
-            range_ = self._means.ranges.take()
-        except OSError as error:
-            raise _failure("id-range", error, order.id) from None
+            newborn = newborn or self._conceive(order.id, order.limits, order.seccomp)
+        except (OSError, SandboxdError) as error:
+            self._fail(order, _failure("host-side", error, order.id) if isinstance(error, OSError) else error)
+            return
+        newborn.order = order
         try:
-            newborn = self._order(order, range_)
+            self._complete(newborn, order)
         except (OSError, SandboxdError) as error:
             failed = _failure("host-side", error, order.id) if isinstance(error, OSError) else error
-            self._means.removals.begin(order.id, range_.index, lambda _: order.on_failed(failed))
-            return
-        self._active[order.id] = newborn
-        self._selector.register(newborn.status.fd, selectors.EVENT_READ, lambda: self._on_status(newborn))
+            self._abandon(newborn, failed)
+
+    def _fits(self, newborn: _Birth, order: Order) -> bool:
+        """Return whether a newborn lives, and is what the order would have had made."""
+        processes = limits.processes_of(order.limits, self._means.cgroups.controllers)
+        if newborn.failure or (newborn.processes, newborn.seccomp) != (processes, order.seccomp):
+            return False
+        if not (newborn.pid and newborn.builder):
+            return True  # it is being made
+        ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return not any(os.waitid(os.P_PID, pid, ended) for pid in (newborn.builder, newborn.pid))
 
     def abandon(self, sandbox_id: str, done: Done) -> None:
         """End a birth that nobody wants any more, as soon as its init is known, and call `done` when all is gone."""
         newborn = self._active[sandbox_id]
         newborn.abandoned.append(done)
-        newborn.failure = newborn.failure or SandboxGone(
-            f"cannot create sandbox {sandbox_id}: it was destroyed meanwhile", id=sandbox_id
-        )
+        self._abandon(newborn, _unwanted(sandbox_id))
+
+    def _abandon(self, newborn: _Birth, error: SandboxdError) -> None:
+        newborn.failure = newborn.failure or error
         if newborn.pid and newborn.builder:
             self._stillborn(newborn, newborn.failure)
 
-    def _order(self, order: Order, range_: IdRange) -> _Birth:
-        """Do the host's side and have it forked; everything made here is removed by `Removals`."""
+    def _conceive(self, sandbox_id: str, limits_: Limits, seccomp: str) -> _Birth:
+        """Do the host's side of the first half and have it forked.
+
+        Raises:
+            LaunchFailed, LimitExceeded: there is no range of ids.
+            OSError, SandboxdError: the host's side failed; what was made of it is being removed.
+        """
+        try:
+            range_ = self._means.ranges.take()
+        except OSError as error:
+            raise _failure("id-range", error, sandbox_id) from None
+        try:
+            newborn = self._fork(sandbox_id, limits_, seccomp, range_)
+        except (OSError, SandboxdError):
+            self._means.removals.begin(sandbox_id, range_.index, lambda _: None)
+            raise
+        self._active[sandbox_id] = newborn
+        self._selector.register(newborn.status.fd, selectors.EVENT_READ, lambda: self._on_status(newborn))
+        return newborn
+
+    def _fail(self, order: Order, error: SandboxdError) -> None:
+        """Tell that an order failed, once nothing is left of it."""
+        if order.id in self._means.removals:
+            self._means.removals.join(order.id, lambda _: order.on_failed(error))
+        else:
+            order.on_failed(error)
+
+    def _fork(self, sandbox_id: str, limits_: Limits, seccomp: str, range_: IdRange) -> _Birth:
         means, settings = self._means, self._means.settings
         with contextlib.ExitStack() as undo:
-            disk = means.storage.create(order.id, order.limits.disk_bytes or 0)
-            places = means.cgroups.create(order.id, range_.base, order.limits)
+            places = means.cgroups.create(sandbox_id, range_.base, limits_)
             undo.callback(places.close)
-            means.ranges.bind(range_, means.cgroups.path(order.id))
-            listener = birth.listen(settings.links_dir, order.id, (settings.daemon_uid, settings.daemon_gid))
+            means.ranges.bind(range_, means.cgroups.path(sandbox_id))
+            listener = birth.listen(settings.links_dir, sandbox_id, (settings.daemon_uid, settings.daemon_gid))
             undo.callback(listener.close)
             status_read, status_write = os.pipe2(os.O_CLOEXEC)
             undo.callback(os.close, status_write)
             os.set_blocking(status_read, False)
+            failed = undo.enter_context(contextlib.ExitStack())
             reader = birth.StatusReader(status_read)
-            spec = LaunchSpec(
-                id=order.id,
-                rootfs=order.rootfs,
-                tree=settings.tree_of(order.rootfs),
-                disk=disk,
+            failed.callback(reader.close)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(theirs.close)
+            failed.callback(ours.close)
+            spec = NewbornSpec(
+                id=sandbox_id,
                 stage=settings.stage_dir,
-                limits=order.limits,
-                processes=limits.processes_of(order.limits, means.cgroups.controllers),
-                seccomp=order.seccomp,
+                processes=limits.processes_of(limits_, means.cgroups.controllers),
+                seccomp=seccomp,
                 range_base=range_.base,
-                machine_id=os.urandom(16).hex(),
             )
             fds = birth.Fds(
                 listener=listener.fileno(),
                 builder_cgroup=places.builder,
                 init_cgroup=places.init,
                 status=status_write,
+                orders=theirs.fileno(),
                 disk_userns=range_.disk_userns,
                 cgroup_ns=places.namespace,
             )
-            try:
-                means.zygote.fork(spec.order(), fds)
-            except OSError:
-                reader.close()
-                raise
-        return _Birth(order, spec, range_, reader)
+            means.zygote.fork(spec.order(), fds)
+            failed.pop_all()
+        return _Birth(sandbox_id, limits_, spec.processes, seccomp, range_, reader, ours)
+
+    def _complete(self, newborn: _Birth, order: Order) -> None:
+        """Do the host's side of the second half, and give the order; all that is made here `Removals` removes."""
+        means, settings = self._means, self._means.settings
+        disk = means.storage.create(order.id, order.limits.disk_bytes or 0)
+        if order.limits != newborn.limits:
+            means.cgroups.change(order.id, order.limits)
+        spec = LaunchSpec(
+            id=order.id,
+            rootfs=order.rootfs,
+            tree=settings.tree_of(order.rootfs),
+            disk=disk,
+            limits=order.limits,
+            machine_id=os.urandom(16).hex(),
+        )
+        with contextlib.suppress(BrokenPipeError):  # it has failed: its status says why
+            newborn.orders.send(spec.pack(), socket.MSG_NOSIGNAL)
 
     def _on_status(self, newborn: _Birth) -> None:
         """Take what is said of a birth; the processes' messages may come in any order."""
@@ -169,7 +253,7 @@ class Births:
             elif message[0] == "failed":
                 step, syscall, code, path = message[1:]
                 # The first cause stands; what the other process says of its end is a consequence.
-                newborn.failure = newborn.failure or birth.failure(step, syscall, code, path, newborn.spec.id)
+                newborn.failure = newborn.failure or birth.failure(step, syscall, code, path, newborn.id)
             elif message[0] == "built":
                 newborn.devices = message[1]
                 newborn.timings.update(message[2])
@@ -179,21 +263,21 @@ class Births:
         if newborn.pid and newborn.builder:
             if newborn.failure:
                 self._stillborn(newborn, newborn.failure)
-            elif newborn.is_ready:
-                self._born(newborn)
-        if ended and newborn.spec.id in self._active:
-            died = birth.failure("start", "", "the process died", "", newborn.spec.id)
+            elif newborn.is_ready and newborn.order:
+                self._born(newborn, newborn.order)
+        if ended and newborn.id in self._active:
+            died = birth.failure("start", "", "the process died", "", newborn.id)
             self._stillborn(newborn, newborn.failure or died)
 
     def _close(self, newborn: _Birth) -> None:
         self._selector.unregister(newborn.status.fd)
         newborn.status.close()
-        del self._active[newborn.spec.id]
+        newborn.orders.close()
+        del self._active[newborn.id]
 
-    def _born(self, newborn: _Birth) -> None:
+    def _born(self, newborn: _Birth, order: Order) -> None:
         os.waitpid(newborn.builder, 0)
         self._close(newborn)
-        order = newborn.order
         record = Record(
             id=order.id,
             pid=newborn.pid,
@@ -214,12 +298,22 @@ class Births:
                 os.kill(newborn.builder, signal.SIGKILL)
             os.waitpid(newborn.builder, 0)
         order = newborn.order
-        self._means.removals.begin(order.id, newborn.range.index, lambda _: order.on_failed(error), newborn.pidfd)
+        on_failed = order.on_failed if order else _note
+        self._means.removals.begin(newborn.id, newborn.range.index, lambda _: on_failed(error), newborn.pidfd)
         for done in newborn.abandoned:
-            if order.id in self._means.removals:
-                self._means.removals.join(order.id, done)
+            if newborn.id in self._means.removals:
+                self._means.removals.join(newborn.id, done)
             else:
                 done(None)
+
+
+def _note(error: SandboxdError) -> None:
+    if not isinstance(error, SandboxGone):
+        log.warning("Cannot hold a newborn: %s", error)
+
+
+def _unwanted(sandbox_id: str) -> SandboxdError:
+    return SandboxGone(f"cannot create sandbox {sandbox_id}: it was destroyed meanwhile", id=sandbox_id)
 
 
 def _failure(step: str, error: OSError, sandbox_id: str) -> SandboxdError:

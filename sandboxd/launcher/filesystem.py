@@ -21,8 +21,8 @@ from ..linux.kernel import (
     MS_NODEV,
     MS_NOEXEC,
     MS_NOSUID,
-    MS_PRIVATE,
     MS_REC,
+    MS_SLAVE,
     OPEN_TREE_CLONE,
     SECBIT_NO_SETUID_FIXUP,
     Kernel,
@@ -82,6 +82,8 @@ DEVICES: Final = (
     ("urandom", 1, 9),
     ("tty", 5, 0),
 )
+#: Made on the stage, and moved into the root when there is one.
+ATTACHED: Final = ("proc", "sys", "dev")
 #: The host's pty.max is one number for all; a sandbox must not take it whole.
 MAX_TERMINALS: Final = 256
 DEV_LINKS: Final = (
@@ -95,20 +97,24 @@ DEV_LINKS: Final = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class IsolateMounts(Named):
-    """A mount namespace that tells the host nothing, and a tmpfs to build the root on."""
+    """A mount namespace that tells the host nothing, and a tmpfs to build the root on.
+
+    Slaves, not private: a newborn that waits for an order sees what the host mounts and unmounts meanwhile, and holds
+    none of it.
+    """
 
     stage: str
 
     def describe(self) -> str:
         """Say what it does."""
-        return f"make every mount private, mount a tmpfs at {self.stage}"
+        return f"make every mount a slave of the host's, mount a tmpfs at {self.stage}"
 
     def run(self, kernel: Kernel, birth: Birth) -> None:
         """Do it."""
-        kernel.mount("none", "/", None, MS_REC | MS_PRIVATE)
-        kernel.mount("stage", self.stage, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=16k,nr_inodes=8,mode=755")
+        kernel.mount("none", "/", None, MS_REC | MS_SLAVE)
+        kernel.mount("stage", self.stage, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=16k,nr_inodes=16,mode=755")
         os.chdir(self.stage)
-        for name in ("lower", "disk", "merged"):
+        for name in ("lower", "disk", "merged", *ATTACHED):
             kernel.mkdir(name)
 
 
@@ -190,11 +196,11 @@ class MountProc(Named):
 
     def describe(self) -> str:
         """Say what it does."""
-        return "pid 1's proc at /proc"
+        return "pid 1's proc, on the stage"
 
     def run(self, kernel: Kernel, birth: Birth) -> None:
         """Do it."""
-        attach(kernel, birth, birth.proc, "proc")
+        kernel.move_mount(birth.proc, AT_FDCWD, "proc")
         # Attached first: a mount that is nowhere yet cannot be copied before Linux 6.15.
         birth.proc_writable = kernel.open_tree(birth.proc, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
 
@@ -209,8 +215,8 @@ class MountSys(Named):
 
     def run(self, kernel: Kernel, birth: Birth) -> None:
         """Do it."""
-        sysfs = kernel.fsmount("sysfs", {}, SAFE | MOUNT_ATTR_RDONLY)
-        attach(kernel, birth, sysfs, "sys")
+        sysfs = birth.sys = kernel.fsmount("sysfs", {}, SAFE | MOUNT_ATTR_RDONLY)
+        kernel.move_mount(sysfs, AT_FDCWD, "sys")
         empty = kernel.fsmount("tmpfs", {"size": "4k", "mode": "0555"}, SAFE | MOUNT_ATTR_RDONLY)
         cover(kernel, sysfs, SYS_MASKED, empty)
         birth.cgroup = kernel.fsmount("cgroup2", {}, SAFE)
@@ -219,28 +225,27 @@ class MountSys(Named):
             at = kernel.openat2(sysfs, "fs/cgroup", os.O_PATH | os.O_DIRECTORY, STRICT)
             kernel.move_mount(view, at)
             os.close(at)
-        for fd in (view, empty, sysfs):
+        for fd in (view, empty):
             os.close(fd)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MountDev(Named):
-    """/dev with nodes of our own, and a devpts, shm and mqueue of the sandbox's."""
+    """/dev with nodes of our own, and a devpts and mqueue of the sandbox's."""
 
-    shm_bytes: int
     tty_gid: int
 
     def describe(self) -> str:
         """Say what it does."""
         names = ", ".join(name for name, _, _ in DEVICES)
-        return f"tmpfs at /dev with {names}; devpts, shm ({self.shm_bytes} bytes) and mqueue of its own"
+        return f"tmpfs at /dev with {names}; devpts and mqueue of its own"
 
     def run(self, kernel: Kernel, birth: Birth) -> None:
         """Do it."""
-        dev = kernel.fsmount(
+        dev = birth.dev = kernel.fsmount(
             "tmpfs", {"size": "64k", "nr_inodes": "64", "mode": "0755"}, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
         )
-        attach(kernel, birth, dev, "dev")
+        kernel.move_mount(dev, AT_FDCWD, "dev")
         old = os.umask(0)
         for name, major, minor in DEVICES:
             kernel.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor), dirfd=dev)
@@ -250,20 +255,49 @@ class MountDev(Named):
         # A device node's descriptor for later masks, taken without opening the device.
         birth.null = kernel.open_tree(dev, "null", OPEN_TREE_CLONE)
         terminals = {"max": str(MAX_TERMINALS), "ptmxmode": "0666", "mode": "0620", "gid": str(self.tty_gid)}
-        # Empty files take memory too: as many as pages.
-        shm = {"mode": "1777", "size": str(self.shm_bytes), "nr_inodes": str(self.shm_bytes // 4096)}
         for name, fstype, options, attributes in (
             ("pts", "devpts", terminals, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC),
-            ("shm", "tmpfs", shm, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV),
             ("mqueue", "mqueue", {}, SAFE),
         ):
             kernel.mkdir(name, dirfd=dev)
             fd = kernel.fsmount(fstype, options, attributes)
             kernel.move_mount(fd, dev, name)
-            if name == "shm":
-                birth.devices.append(os.fstat(fd).st_dev)
             os.close(fd)
-        os.close(dev)
+        kernel.mkdir("shm", dirfd=dev)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MountShm(Named):
+    """Shared memory, of the sandbox's own size."""
+
+    size: int
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return f"tmpfs of {self.size} bytes at /dev/shm"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        # Empty files take memory too: as many as pages.
+        options = {"mode": "1777", "size": str(self.size), "nr_inodes": str(self.size // 4096)}
+        fd = kernel.fsmount("tmpfs", options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
+        kernel.move_mount(fd, birth.dev, "shm")
+        birth.devices.append(os.fstat(fd).st_dev)
+        os.close(fd)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AttachMounts(Named):
+    """What was made on the stage goes into the root, with all that is mounted in it."""
+
+    def describe(self) -> str:
+        """Say what it does."""
+        return f"move {', '.join(ATTACHED)} from the stage into the root"
+
+    def run(self, kernel: Kernel, birth: Birth) -> None:
+        """Do it."""
+        for mount, path in zip((birth.proc, birth.sys, birth.dev), ATTACHED, strict=True):
+            attach(kernel, birth, mount, path)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -283,7 +317,10 @@ class WriteIdentity(Named):
         etc = open_directory(kernel, birth, "etc", 0o755)
         # Where the layers are two filesystems, and one cannot take part in xino, a file has a device number of its
         # layer's (which no other mount has): the rootfs' is found here, the upper's by what is written.
-        devices = {entry.stat(follow_symlinks=False).st_dev for entry in os.scandir(etc) if not entry.is_dir()}
+        # All of the rootfs' have the same: one tells.
+        with os.scandir(etc) as entries:
+            first = next((entry for entry in entries if not entry.is_dir(follow_symlinks=False)), None)
+        devices = {first.stat(follow_symlinks=False).st_dev} if first else set()
         for name, text in (
             ("hostname", f"{self.hostname}\n"),
             ("hosts", hosts),

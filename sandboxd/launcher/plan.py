@@ -1,13 +1,14 @@
 """From a request to the steps of a birth, purely: nothing here touches the host.
 
-The builder's steps run beside pid 1's (birth.py), whose last wait for the builder's end. The user namespace owns none
-of the mounts and none of the other namespaces: they are made by the host's root.
+The builder's steps run beside pid 1's (birth.py), whose last wait for the builder's end; the first half of them knows
+nothing of the rootfs, so that it can be done before somebody asks (births.py). The user namespace owns none of the
+mounts and none of the other namespaces: they are made by the host's root.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import msgpack
 
@@ -24,49 +25,69 @@ SHM_SHARE: Final = 0.5
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LaunchSpec:
-    """A validated creation: names and numbers only.
+class NewbornSpec:
+    """What a newborn is made of before anybody has ordered it: names and numbers only.
 
     Attributes:
         id: the sandbox's id, and its host name.
-        rootfs: the rootfs' name.
-        tree: where that rootfs is unpacked.
-        limits: every one filled in.
+        stage: the directory that its root is built on.
         processes: RLIMIT_NPROC of each of its users.
         seccomp: the profile's name.
         range_base: the first host id of its range.
     """
 
     id: str
-    rootfs: str
-    tree: str
-    disk: str
     stage: str
-    limits: Limits
     processes: int
     seccomp: str
     range_base: int
-    machine_id: str
-
-    def to_message(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_message(cls, message: dict[str, Any]) -> Self:
-        """Return what `to_message` made."""
-        return cls(**{**message, "limits": Limits(**message["limits"])})
 
     def order(self) -> bytes:
         """Return what the zygote is sent: an `Order`."""
-        spec = msgpack.packb(self.to_message())
+        spec = msgpack.packb(dataclasses.asdict(self))
         order: bytes = msgpack.packb([self.range_base, self.processes, self.seccomp, spec])
         return order
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Self:
+        """Return what is in an `Order`."""
+        return cls(**msgpack.unpackb(packed))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchSpec:
+    """The rest of a validated creation.
+
+    Attributes:
+        id: the sandbox's id.
+        rootfs: the rootfs' name.
+        tree: where that rootfs is unpacked.
+        disk: where the sandbox's own files are.
+        limits: every one filled in.
+    """
+
+    id: str
+    rootfs: str
+    tree: str
+    disk: str
+    limits: Limits
+    machine_id: str
+
+    def pack(self) -> bytes:
+        """Return it as what the builder is sent."""
+        packed: bytes = msgpack.packb(dataclasses.asdict(self))
+        return packed
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Self:
+        """Return what `pack` made."""
+        message = msgpack.unpackb(packed)
+        return cls(**{**message, "limits": Limits(**message["limits"])})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Order:
-    """What pid 1 has to know, and beside it the whole `LaunchSpec`, packed: only the builder opens it."""
+    """What pid 1 has to know, and beside it the whole `NewbornSpec`, packed: only the builder opens it."""
 
     range_base: int
     processes: int
@@ -74,23 +95,30 @@ class Order:
     spec: bytes
 
 
-def plan_builder(spec: LaunchSpec) -> tuple[Step, ...]:
-    """Return the ordered steps that make what the sandbox of `spec` sees."""
-    shm_bytes = int((spec.limits.memory_bytes or 0) * SHM_SHARE)
+def plan_newborn(spec: NewbornSpec) -> tuple[Step, ...]:
+    """Return the builder's ordered steps that need no rootfs: done ahead where a newborn is held ready."""
     return (
         privilege.AdjustOomScore(),
         filesystem.IsolateMounts(stage=spec.stage),
         privilege.MapIds(first_id=spec.range_base),
-        filesystem.MountLayers(tree=spec.tree, disk=spec.disk),
         filesystem.ActAsOwner(owner=spec.range_base),
-        filesystem.MountOverlay(),
         filesystem.MountProc(),
         filesystem.MountSys(),
-        filesystem.MountDev(shm_bytes=shm_bytes, tty_gid=spec.range_base + 5),
-        filesystem.WriteIdentity(hostname=spec.id, machine_id=spec.machine_id),
+        filesystem.MountDev(tty_gid=spec.range_base + 5),
         privilege.ConfigureNetwork(first_gid=spec.range_base),
         filesystem.RestrictProc(),
         privilege.NameHost(hostname=spec.id),
+    )
+
+
+def plan_builder(spec: LaunchSpec) -> tuple[Step, ...]:
+    """Return the builder's ordered steps from an order on."""
+    return (
+        filesystem.MountLayers(tree=spec.tree, disk=spec.disk),
+        filesystem.MountOverlay(),
+        filesystem.MountShm(size=int((spec.limits.memory_bytes or 0) * SHM_SHARE)),
+        filesystem.AttachMounts(),
+        filesystem.WriteIdentity(hostname=spec.id, machine_id=spec.machine_id),
         filesystem.PivotRoot(),
     )
 

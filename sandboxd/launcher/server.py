@@ -13,6 +13,7 @@ import os
 import selectors
 import signal
 import socket
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -56,6 +57,10 @@ _RECV_BYTES: Final = 256 * 1024
 QUIET_S: Final = 0.02
 #: How often the pool's limit follows what others do with the host's disk, while there are sandboxes.
 TEND_S: Final = 5.0
+#: How long the end of the launcher may wait for that of a newborn that nobody has ordered.
+LET_GO_S: Final = 1.0
+#: The profile of an order that names none.
+DEFAULT_PROFILE: Final = "default"
 #: Births and removals that may be under way at once; the daemon asks for far fewer.
 _MAX_PENDING: Final = 4096
 #: Answers that may wait for a daemon; a list of all sandboxes that there can be is a quarter of it.
@@ -112,6 +117,7 @@ class Launcher:
             self._judged,
             answers,
         )
+        self._wanted: str | None = None  # the id of the newborn that is to be held
         self._rested = False  # whether the present pause has been used to prepare
         self._watch: tuple[int, int] | None = None  # request id, next offset
         self._operations = self._table(kernel)
@@ -121,6 +127,7 @@ class Launcher:
     def _table(self, kernel: Kernel) -> dict[str, Callable[[int, dict[str, Any]], dict[str, Any] | None]]:
         return {
             "create": self._create,
+            "prepare": self._prepare_newborn,
             "destroy": self._destroy,
             "kill": self._kill,
             "list": self._list,
@@ -150,18 +157,31 @@ class Launcher:
         except EOFError:
             log.info("The daemon is gone; %d sandboxes go on", len(self._sandboxes))
         finally:
+            self._let_go()
             self._templates.close()
             self._zygote.close()
             self._ranges.close()
             if not self._sandboxes:
                 self._cgroups.close()
 
+    def _let_go(self) -> None:
+        """End the newborn that is held; what is not gone in time is the next launcher's to sweep."""
+        for watched in (self._socket, self._zygote.pidfd):
+            self._selector.unregister(watched)
+        ids, until = self._births.unordered, time.monotonic() + LET_GO_S
+        if self._births.held is not None:
+            self._births.abandon(self._births.held, lambda _: None)
+        while any(one in self._births or one in self._removals for one in ids) and time.monotonic() < until:
+            for key, _ in self._selector.select(RETRY_S):
+                key.data()
+            self._removals.advance()
+
     def _turn(self) -> None:
         removing = self._removals.wait_s
         quiet = not (self._births or removing or self._rested)
         if removing == RETRY_S and not self._births:
             # While a sandbox' processes end there is nothing else to do, and who takes one away often asks for another.
-            self._prepare()
+            self._prepare_ids()
         idle = TEND_S if self._sandboxes else None
         waits = (QUIET_S if quiet else removing or idle, self._templates.wait_s)
         ready = self._selector.select(min((seconds for seconds in waits if seconds is not None), default=None))
@@ -191,6 +211,17 @@ class Launcher:
             log.warning("Cannot keep the pool in step: %s", error)
 
     def _prepare(self) -> None:
+        self._prepare_ids()
+        wanted, self._wanted = self._wanted, None
+        if wanted is None or self._births.held is not None:
+            return
+        try:
+            limits, _ = self._judged({})
+            self._births.prepare(wanted, limits, DEFAULT_PROFILE)
+        except (SandboxdError, OSError) as error:
+            log.warning("Cannot hold a newborn: %s", error)
+
+    def _prepare_ids(self) -> None:
         try:
             self._ranges.prepare()
         except (SandboxdError, OSError) as error:
@@ -270,6 +301,20 @@ class Launcher:
 
     # --- create ---
 
+    def _prepare_newborn(self, request: int, params: dict[str, Any]) -> dict[str, Any]:
+        """Hold a newborn for an order of this id, as soon as it is quiet, and for no other that was asked before."""
+        sandbox_id = id_of(params)
+        self._check_free(sandbox_id)
+        held = self._births.held
+        if held is not None:
+            self._births.abandon(held, lambda _: None)
+        self._wanted = sandbox_id
+        return {}
+
+    def _check_free(self, sandbox_id: str) -> None:
+        if sandbox_id in self._births or sandbox_id in self._sandboxes or sandbox_id in self._removals:
+            raise NameTaken(f"cannot create sandbox {sandbox_id}: the id is in use", id=sandbox_id)
+
     def _create(self, request: int, params: dict[str, Any]) -> dict[str, Any] | None:
         sandbox_id, rootfs_name, profile = self._checked(params)
         limits, unenforced = self._judged(params.get("limits") or {})
@@ -285,6 +330,8 @@ class Launcher:
             self._reply(request, {**_facts(record), "timings": timings})
 
         self._storage.admit()
+        if sandbox_id == self._wanted:
+            self._wanted = None
         order = Order(
             id=sandbox_id,
             rootfs=rootfs_name,
@@ -301,7 +348,7 @@ class Launcher:
         """Check everything again: the daemon may have been taken over."""
         if set(params) - {"id", "rootfs", "limits", "network", "seccomp"}:
             raise InvalidRequest("cannot create: unknown parameters", field="params")
-        values = (params.get("id"), params.get("rootfs"), params.get("seccomp", "default"))
+        values = (params.get("id"), params.get("rootfs"), params.get("seccomp", DEFAULT_PROFILE))
         if not all(isinstance(value, str) for value in values):
             raise InvalidRequest("cannot create: a parameter has the wrong type", field="params")
         sandbox_id, name, profile = (str(value) for value in values)
@@ -309,8 +356,8 @@ class Launcher:
         check_rootfs(name)
         if params.get("network", "none") != "none":
             raise InvalidRequest("cannot create: only network mode none is built", field="network")
-        if sandbox_id in self._births or sandbox_id in self._sandboxes or sandbox_id in self._removals:
-            raise NameTaken(f"cannot create sandbox {sandbox_id}: the id is in use", id=sandbox_id)
+        if sandbox_id != self._births.held:
+            self._check_free(sandbox_id)
         if not rootfs.exists(self._settings.rootfs_dir, name):
             available = [item["name"] for item in rootfs.items(self._settings.rootfs_dir)]
             raise RootfsNotFound(
@@ -480,6 +527,7 @@ class Launcher:
             "enforceable": [name for name in names if name not in missing],
             "missing": [{"limit": name, "why": why} for name, why in sorted(missing.items())],
             "sandboxes": len(self._sandboxes),
+            "newborn": self._births.held,
             "templates": self._templates.facts(),
         }
 

@@ -34,6 +34,7 @@ class Birth:
         init: the connection to pid 1. init_pid: its pid, as the host sees it.
         disk_userns: the map of the sandbox's own files (idranges.py). sandbox_userns: pid 1's, once mapped.
         proc: the sandbox's /proc, which pid 1 mounted; proc_writable: a detached copy without the read-only parts.
+        sys, dev: the sandbox's, on the stage until there is a root.
         root: the merged root, once mounted. cgroup: a writable cgroup2 mount whose root is the sandbox's group.
         null: the sandbox's own /dev/null.
         devices: st_dev of the filesystems whose files may leave as descriptors.
@@ -44,6 +45,8 @@ class Birth:
     disk_userns: int
     sandbox_userns: int = -1
     proc: int = -1
+    sys: int = -1
+    dev: int = -1
     root: int = -1
     cgroup: int = -1
     proc_writable: int = -1

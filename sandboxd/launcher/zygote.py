@@ -25,8 +25,6 @@ from ..linux.kernel import CLONE_NEWNS, MS_REC, MS_SLAVE, Kernel
 from . import birth
 from .plan import Order
 
-#: A LaunchSpec is names, numbers and two paths.
-MAX_ORDER_BYTES: Final = 64 * 1024
 _FDS: Final = len(birth.Fds._fields)
 
 
@@ -82,7 +80,7 @@ def _run(kernel: Kernel, connection: socket.socket, means: birth.Means) -> None:
     gc.collect()
     gc.freeze()  # a child's collector then leaves the pages that it shares with us alone
     while True:
-        message, fds, _, _ = socket.recv_fds(connection, MAX_ORDER_BYTES, _FDS)
+        message, fds, _, _ = socket.recv_fds(connection, birth.MAX_ORDER_BYTES, _FDS)
         if not message:
             os._exit(0)
         birth.spawn(kernel, birth.Fds(*fds), Order(*msgpack.unpackb(message)), means)

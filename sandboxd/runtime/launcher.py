@@ -94,6 +94,14 @@ class Launcher:
         )
         return _launched({"id": sandbox_id, "alive": True, **result})
 
+    async def prepare(self, sandbox_id: str) -> None:
+        """Have what every sandbox has made ahead, when it is quiet, for a creation of this id; one at a time is held.
+
+        Raises:
+            NameTaken: the id is in use.
+        """
+        await self._ask("prepare", id=sandbox_id)
+
     async def destroy(self, sandbox_id: str) -> None:
         """End a sandbox and give back all it had; one that does not exist is no error."""
         await self._ask("destroy", id=sandbox_id)

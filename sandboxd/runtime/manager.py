@@ -71,6 +71,7 @@ class Manager:
         self.previews.counters = self.counters
         self._creates = trio.Semaphore(CONCURRENT_CREATES)
         self._waiting = 0
+        self._prepared: str | None = None  # the id that the launcher holds a newborn for
         self._nursery: trio.Nursery | None = None
         self._stopping = False
         #: Awaited when the launcher is gone, before `run` raises: lets callers hear why their requests end.
@@ -131,7 +132,21 @@ class Manager:
             self.counters.create_failures[error.kind] += 1
             raise
         self.counters.created(trio.current_time() - began, sandbox.timings)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._prepare)
         return sandbox
+
+    async def _prepare(self) -> None:
+        """Have the next sandbox' newborn made, since who creates one often creates another."""
+        if self._prepared is not None or self._stopping:
+            return
+        self._prepared = sandbox_id = new_id()
+        try:
+            await self.launcher.prepare(sandbox_id)
+        except SandboxdError as error:
+            _log.debug("No newborn is held: %s", error)
+            if self._prepared == sandbox_id:
+                self._prepared = None
 
     async def _create(self, spec: SandboxSpec) -> Sandbox:
         if self._stopping:
@@ -139,7 +154,8 @@ class Manager:
         if self._waiting >= QUEUED_CREATES:
             raise ServerBusy(f"cannot create a sandbox: {QUEUED_CREATES} births wait", bound=QUEUED_CREATES)
         check_room()
-        sandbox = Sandbox(new_id(), spec, time.time(), self.counters)
+        prepared, self._prepared = self._prepared, None
+        sandbox = Sandbox(prepared or new_id(), spec, time.time(), self.counters)
         self.registry.add(sandbox)
         self._waiting += 1
         try:

@@ -121,7 +121,8 @@ class Blow:
         self.error: SandboxdError | None = None
         self.surprise: BaseException | None = None
         self._over = threading.Event()
-        self._before = set(os.listdir(ground.daemon.cgroup()))
+        # The newborn that is held may be the one that is created.
+        self._before = set(os.listdir(ground.daemon.cgroup())) - {ground.daemon.newborn()}
         self._victim = ground.new_victim() if operation != "create" else None
 
     def strike(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sandboxd.launcher.plan import INIT_PLAN, LaunchSpec, plan_builder
+from sandboxd.launcher.plan import INIT_PLAN, LaunchSpec, NewbornSpec, plan_builder, plan_newborn
 from sandboxd.linux import procfs
 from sandboxd.spec import DEFAULT_LIMITS
 from sandboxd.wire.messages import Failure, Reply
@@ -37,11 +37,9 @@ def create(launcher: LauncherProcess, sandbox_id: str = ID, **changes: object) -
 
 
 def step_names() -> set[str]:
-    spec = LaunchSpec(
-        id=ID, rootfs="x", tree="/x", disk="/x", stage="/x", limits=DEFAULT_LIMITS, processes=9, seccomp="default",
-        range_base=1, machine_id="0",
-    )  # fmt: skip
-    return {step.name for step in (*plan_builder(spec), *INIT_PLAN)}
+    newborn = NewbornSpec(id=ID, stage="/x", processes=9, seccomp="default", range_base=1)
+    rest = LaunchSpec(id=ID, rootfs="x", tree="/x", disk="/x", limits=DEFAULT_LIMITS, machine_id="0")
+    return {step.name for step in (*plan_newborn(newborn), *plan_builder(rest), *INIT_PLAN)}
 
 
 @pytest.mark.slow

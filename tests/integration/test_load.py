@@ -251,6 +251,7 @@ async def test_a_host_that_fails_is_told_and_leaves_nothing(fragile: Daemon, way
         await cycle(client, 1)
     before = await baseline(fragile, breakage.launcher)
     async with AsyncClient(fragile.url) as client:
+        fragile.end_newborn()  # it is beyond some of what a whole birth would meet
         heal = getattr(breakage, way)()
         try:
             for _ in range(3):
@@ -292,6 +293,7 @@ def full(tmp_path: pathlib.Path) -> Iterator[FullDaemon]:
 def test_a_full_disk_is_told_and_leaves_nothing(full: FullDaemon, what: str) -> None:
     with full.client() as client:
         Sandbox.create(client=client).destroy()
+        full.end_newborn()
         filler = full.state_inside / "filler"
         filler.mkdir()
         before = sorted(full.state_inside.rglob("*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from typing import Any
 
 from sandboxd.client import Client
@@ -143,8 +145,31 @@ class Daemon:
         settings = Settings(state_dir=str(self.state_dir), runtime_dir="", rootfs_dir="", profile_dir="")
         return pathlib.Path(mount) / settings.cgroup_name
 
+    def newborn(self) -> str | None:
+        """Return the id of the newborn that is held for the next sandbox: its builder waits in its cgroup."""
+        from sandboxd.launcher.birth import NAME
+
+        for path in self.cgroup().glob("*/**/cgroup.procs"):
+            with contextlib.suppress(OSError):
+                if any(process_name(int(pid)) == NAME for pid in path.read_text().split()):
+                    return path.relative_to(self.cgroup()).parts[0]
+        return None
+
+    def end_newborn(self) -> None:
+        """End the newborn that is held for the next sandbox, after a creation: the next birth is a whole one."""
+        until = time.monotonic() + READY_S
+        while (held := self.newborn()) is None and time.monotonic() < until:
+            pass  # the launcher makes it when nobody asks it for anything
+        assert held
+        (self.cgroup() / held / "cgroup.kill").write_text("1")
+        while (self.cgroup() / held).exists() and time.monotonic() < until:
+            pass
+
     def leftovers(self) -> list[str]:
-        """Return what belongs to no running sandbox but is there: folders, sockets, records, cgroups."""
+        """Return what belongs to no running sandbox but is there: folders, sockets, records, cgroups.
+
+        The newborn that is held for the next sandbox is no leftover.
+        """
         places = [self.state_dir / name for name in ("pool", "records", "registry")] + [self.runtime_dir / "links"]
         if self.process and self.process.poll() is None:
             places.append(self.pool())
@@ -153,7 +178,8 @@ class Daemon:
         if self.process and self.process.poll() is None:
             groups = [path for path in groups if not path.name.startswith("template-")]  # they end with the launcher
         found += [str(path) for path in groups]
-        return found
+        held = self.newborn()
+        return [path for path in found if not held or held not in path]
 
     def close(self) -> None:
         """Destroy every sandbox, stop, and remove the directories."""
@@ -164,7 +190,9 @@ class Daemon:
 
             for sandbox in Sandbox.list(client=client):
                 sandbox.destroy()
-        left = self.leftovers()
+        until = time.monotonic() + READY_S
+        while (left := self.leftovers()) and time.monotonic() < until:
+            self.ping()  # a newborn may just be taking its place
         self.stop()
         left += self.leftovers()
         shutil.rmtree(self.state_dir)

@@ -78,7 +78,7 @@ class FailingLauncher(Launcher):
             KERNEL.left[name].get_obj().value = 0  # only births are to fail
         return super()._destroy(request, params)
 
-    def _prepare(self) -> None:
+    def _prepare_ids(self) -> None:
         """Prepare nothing ahead: what is made ahead would not be counted."""
 
 

@@ -45,17 +45,18 @@ class Memory:
 
 
 def take(daemon: Daemon, launcher: int) -> Footprint:
-    """Count everything."""
+    """Count everything but the newborn that is held for the next sandbox."""
     assert daemon.process
-    pids = [daemon.process.pid, launcher, *sandboxed(daemon)]
+    held = daemon.newborn() or "none"
+    pids = [daemon.process.pid, launcher, *sandboxed(daemon, held)]
     return Footprint(
         mounts=tuple(sorted(m.target for m in procfs.mounts() if _is_ours(m.target, daemon))),
         namespaces=_namespaces(pids),
         interfaces=tuple(sorted(os.listdir("/sys/class/net"))),
         loop_devices=tuple(sorted(path for path in _loop_files() if _is_ours(path, daemon))),
-        files=tuple(_files(daemon)),
-        cgroups=tuple(sorted(str(p) for p in daemon.cgroup().rglob("*") if p.is_dir())),
-        claims=len(claims(daemon, launcher)),
+        files=tuple(path for path in _files(daemon) if held not in path),
+        cgroups=tuple(sorted(str(p) for p in daemon.cgroup().rglob("*") if p.is_dir() and held not in str(p))),
+        claims=len(claims(daemon, launcher, held)),
         processes=len(pids),
         zombies=len(zombies(daemon.process.pid)) + len(zombies(launcher)),
         daemon_fds=_fds(daemon.process.pid),
@@ -76,21 +77,27 @@ def _loop_files() -> list[str]:
     return found
 
 
-def sandboxed(daemon: Daemon) -> list[int]:
-    """Return every process in a sandbox of this daemon."""
+def sandboxed(daemon: Daemon, but: str | None = None) -> list[int]:
+    """Return every process in a sandbox of this daemon, but for those of one, or of the newborn that is held."""
     found: list[int] = []
+    but = but or daemon.newborn() or "none"
     for path in daemon.cgroup().rglob("cgroup.procs"):
+        if but in str(path):
+            continue
         with contextlib.suppress(FileNotFoundError, OSError):
             found += map(int, path.read_text().split())
     return found
 
 
-def claims(daemon: Daemon, launcher: int) -> list[str]:
-    """Return the id ranges that this daemon's sandboxes, or its launcher alone, have a claim on."""
+def claims(daemon: Daemon, launcher: int, but: str | None = None) -> list[str]:
+    """Return the id ranges that this daemon's sandboxes, or its launcher alone, have a claim on, but for one's."""
     found = []
+    but = but or daemon.newborn() or "none"
     for path in pathlib.Path(CLAIMS_DIR).glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError):
             pid, _, group = msgpack.unpackb(path.read_bytes())
+            if but in group:
+                continue
             if pid == launcher or str(daemon.cgroup()) in group:
                 found.append(path.name)
     return found

@@ -15,36 +15,49 @@ from sandboxd import spec
 from sandboxd.errors import InvalidRequest
 from sandboxd.guest import users
 from sandboxd.launcher import idranges
-from sandboxd.launcher.plan import INIT_PLAN, SANDBOX_CAPABILITIES, LaunchSpec, Order, plan_builder
+from sandboxd.launcher.plan import (
+    INIT_PLAN,
+    SANDBOX_CAPABILITIES,
+    LaunchSpec,
+    NewbornSpec,
+    Order,
+    plan_builder,
+    plan_newborn,
+)
 from sandboxd.launcher.records import Record, RecordStore
 from sandboxd.launcher.storage.directory import INLINE_ENTRIES, DirectoryDriver
 from sandboxd.launcher.storage.room import Room
 from sandboxd.linux import cgroupfs, procfs
 from sandboxd.linux.kernel import Kernel
 
+NEWBORN = NewbornSpec(
+    id="a" * 20,
+    stage="/run/stage",
+    processes=9,
+    seccomp="default",
+    range_base=idranges.base_of(7),
+)
 SPEC = LaunchSpec(
     id="a" * 20,
     rootfs="default",
     tree="/rootfs/default/private/tree",
     disk="/pool/x",
-    stage="/run/stage",
     limits=spec.DEFAULT_LIMITS,
-    processes=9,
-    seccomp="default",
-    range_base=idranges.base_of(7),
     machine_id="0" * 32,
 )
+STEPS = (*plan_newborn(NEWBORN), *plan_builder(SPEC), *INIT_PLAN)
 
 
 def test_the_plan_is_ordered_as_the_walls_need() -> None:
-    names = [step.name for step in (*plan_builder(SPEC), *INIT_PLAN)]
+    names = [step.name for step in STEPS]
     assert len(set(names)) == len(names)
     order = [
         "isolate-mounts",
-        "mount-layers",
         "act-as-owner",
-        "mount-overlay",
         "restrict-proc",
+        "mount-layers",
+        "mount-overlay",
+        "attach-mounts",
         "pivot-root",
         "make-user-namespace",
         "enter-root",
@@ -58,19 +71,21 @@ def test_the_plan_is_ordered_as_the_walls_need() -> None:
 
 
 def test_every_step_says_what_it_does() -> None:
-    for step in (*plan_builder(SPEC), *INIT_PLAN):
+    for step in STEPS:
         assert step.describe()
         assert step.describe()[0].islower() or step.describe()[0] == "/"
 
 
 def test_the_plan_is_pure() -> None:
+    assert plan_newborn(NEWBORN) == plan_newborn(NEWBORN)
     assert plan_builder(SPEC) == plan_builder(SPEC)
 
 
 def test_a_spec_reaches_the_builder_as_it_was() -> None:
-    order = Order(*msgpack.unpackb(SPEC.order()))
-    assert (order.range_base, order.processes, order.seccomp) == (SPEC.range_base, SPEC.processes, SPEC.seccomp)
-    assert LaunchSpec.from_message(msgpack.unpackb(order.spec)) == SPEC
+    order = Order(*msgpack.unpackb(NEWBORN.order()))
+    assert (order.range_base, order.processes, order.seccomp) == (idranges.base_of(7), 9, "default")
+    assert NewbornSpec.unpack(order.spec) == NEWBORN
+    assert LaunchSpec.unpack(SPEC.pack()) == SPEC
 
 
 def test_capabilities_reach_nothing_of_the_host() -> None:
