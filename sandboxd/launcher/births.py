@@ -19,7 +19,7 @@ import signal
 import socket
 from collections.abc import Callable
 
-from ..errors import SandboxdError, SandboxGone
+from ..errors import NameTaken, SandboxdError, SandboxGone
 from ..linux import procfs
 from ..linux.kernel import Kernel
 from ..spec import Limits
@@ -65,6 +65,7 @@ class _Birth:
     status: birth.StatusReader
     orders: socket.socket
     order: Order | None = None
+    was_held: bool = False
     builder: int = 0
     pid: int = 0
     pidfd: int = -1
@@ -119,11 +120,19 @@ class Births:
         Raises:
             OSError, SandboxdError: it cannot be made, and leaves nothing.
         """
-        self._conceive(sandbox_id, limits, seccomp)
+        self._conceive(sandbox_id, limits, seccomp).was_held = True
 
     def begin(self, order: Order) -> None:
         """Start a birth, of the newborn that is held where it has this id; the order's callbacks tell its end."""
+        if order.id in self._means.removals:
+            # Of a newborn that has just died, for one.
+            self._means.removals.join(order.id, lambda error: order.on_failed(error) if error else self.begin(order))
+            return
         newborn = self._active.get(order.id)
+        if newborn and newborn.order:
+            taken = NameTaken(f"cannot create sandbox {order.id}: the id is in use", id=order.id)
+            order.on_failed(taken)
+            return
         if newborn and not self._fits(newborn, order):
             self.abandon(order.id, lambda _: self.begin(order))
             return
@@ -140,14 +149,9 @@ class Births:
             self._abandon(newborn, failed)
 
     def _fits(self, newborn: _Birth, order: Order) -> bool:
-        """Return whether a newborn lives, and is what the order would have had made."""
+        """Return whether a newborn is what the order would have had made."""
         processes = limits.processes_of(order.limits, self._means.cgroups.controllers)
-        if newborn.failure or (newborn.processes, newborn.seccomp) != (processes, order.seccomp):
-            return False
-        if not (newborn.pid and newborn.builder):
-            return True  # it is being made
-        ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        return not any(os.waitid(os.P_PID, pid, ended) for pid in (newborn.builder, newborn.pid))
+        return not newborn.failure and (newborn.processes, newborn.seccomp) == (processes, order.seccomp)
 
     def abandon(self, sandbox_id: str, done: Done) -> None:
         """End a birth that nobody wants any more, as soon as its init is known, and call `done` when all is gone."""
@@ -297,14 +301,22 @@ class Births:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(newborn.builder, signal.SIGKILL)
             os.waitpid(newborn.builder, 0)
-        order = newborn.order
-        on_failed = order.on_failed if order else _note
+        on_failed = self._hearer(newborn)
         self._means.removals.begin(newborn.id, newborn.range.index, lambda _: on_failed(error), newborn.pidfd)
         for done in newborn.abandoned:
             if newborn.id in self._means.removals:
                 self._means.removals.join(newborn.id, done)
             else:
                 done(None)
+
+    def _hearer(self, newborn: _Birth) -> Callable[[SandboxdError], None]:
+        """Return who is to hear why a birth failed, once nothing is left of it."""
+        order = newborn.order
+        if order is None:
+            return _note
+        if newborn.was_held and not newborn.abandoned:
+            return lambda _: self.begin(order)  # it may have died long ago; a birth of the order's own tells the cause
+        return order.on_failed
 
 
 def _note(error: SandboxdError) -> None:

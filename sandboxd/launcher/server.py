@@ -356,7 +356,8 @@ class Launcher:
         check_rootfs(name)
         if params.get("network", "none") != "none":
             raise InvalidRequest("cannot create: only network mode none is built", field="network")
-        if sandbox_id != self._births.held:
+        # A newborn's own end, and a removal, are waited for.
+        if sandbox_id not in self._births.unordered and sandbox_id not in self._removals:
             self._check_free(sandbox_id)
         if not rootfs.exists(self._settings.rootfs_dir, name):
             available = [item["name"] for item in rootfs.items(self._settings.rootfs_dir)]

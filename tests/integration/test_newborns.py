@@ -13,7 +13,7 @@ import pytest
 
 from sandboxd.launcher.birth import NAME
 from sandboxd.linux import cgroupfs
-from sandboxd.wire.messages import Failure, Reply
+from sandboxd.wire.messages import Failure, Reply, Request
 from tests.support.daemon import process_name
 from tests.support.launching import LauncherProcess
 
@@ -157,6 +157,25 @@ def test_another_id_is_held_in_place_of_the_first(launcher: LauncherProcess) -> 
     create(launcher)
     assert runs(launcher)
     assert destroyed(launcher, ID, OTHER)
+
+
+def test_an_order_for_a_newborn_that_another_replaces_is_born(launcher: LauncherProcess) -> None:
+    requests = [
+        Request(1001, "prepare", {"id": OTHER}),
+        Request(1002, "create", {"id": ID, "rootfs": "default", "limits": {}}),
+    ]
+    for is_made in (True, False):
+        if is_made:
+            hold(launcher)
+        else:
+            assert isinstance(launcher.asker.ask("prepare", id=ID), Reply)
+            until((launcher.cgroup / ID).exists)
+        ends = launcher.asker.ask_all(*requests)
+        assert all(isinstance(end, Reply) for end in ends.values()), ends
+        assert runs(launcher)
+        hold(launcher, "c" * 20)  # the other one makes room
+        assert destroyed(launcher, ID, "c" * 20)
+        requests = [Request(one.id + 10, one.op, one.params) for one in requests]
 
 
 def test_an_order_that_is_refused_leaves_the_newborn(launcher: LauncherProcess) -> None:
