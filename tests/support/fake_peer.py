@@ -234,6 +234,7 @@ class FakeLauncher:
         self.before_create: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self.answers: dict[str, Handler] = {
             "create": self.op_create,
+            "prepare": self.op_prepare,
             "destroy": self.op_destroy,
             "kill": self.op_kill,
             "limit": self.op_limit,
@@ -291,6 +292,9 @@ class FakeLauncher:
             **{key: row[key] for key in ("pid", "devices", "unenforced", "limits")},
             timings={"mount overlay": 0.002},
         )
+
+    async def op_prepare(self, talk: Conversation, request: Request) -> None:
+        await talk.reply(request)
 
     async def op_destroy(self, talk: Conversation, request: Request) -> None:
         self.destroyed.append(request.params["id"])
