@@ -9,6 +9,7 @@ from . import container_backup as backup
 from . import container_code as code
 from . import container_exec as commands
 from . import container_files as files
+from . import container_git as git
 from . import container_meta as meta
 from . import container_ports as ports
 from . import container_processes as processes
@@ -79,6 +80,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     _route("POST", "/backup/create", backup.create, "backup.create"),
     _route("POST", "/backup/restore", backup.restore, "backup.restore"),
     _route("POST", "/backup/upload-parts", backup.upload, "backup.uploadParts"),
+    _route("POST", "/git/checkout", git.checkout, "git.checkout"),
     _route("GET", "/interpreter/health", code.health, "interpreter.health"),
     _route("POST", "/contexts", code.create, "code.context.create"),
     _route("GET", "/contexts", code.show_all, "code.context.list"),
