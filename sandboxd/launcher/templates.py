@@ -344,6 +344,8 @@ class Templates:
             ours.send(self._first_message())
         self._templates[key] = template
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._on_answer(template))
+        # Its connection may outlive it: a child that a sandbox has frozen on its way holds it too.
+        self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_death(template))
         log.info("Loading template %s", " ".join(key).strip())
         return template
 
@@ -436,12 +438,20 @@ class Templates:
             return
         self._send_orders(template)
 
+    def _on_death(self, template: _Template) -> None:
+        try:
+            answer = template.connection.recv(_ANSWER_BYTES)
+        except OSError:
+            answer = b""
+        self._end(template, _words(answer) if answer else "it ended", failed=True)
+
     def _end(self, template: _Template, why: str, *, failed: bool) -> None:
         """End a template with all that it has started; who waits for it does without."""
         del self._templates[template.key]
         name = " ".join(template.key).strip()
         log.log(logging.WARNING if failed else logging.INFO, "Ending template %s: %s", name, why)
         self._selector.unregister(template.connection)
+        self._selector.unregister(template.pidfd)
         template.connection.close()
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(template.pidfd, signal.SIGKILL)

@@ -22,7 +22,9 @@ which is handed this text. Hence ctypes, and the numbers of system calls.
 
 import array
 import ctypes
+import fcntl
 import gc
+import io
 import json
 import os
 import resource
@@ -304,8 +306,6 @@ def receive_job(link):
 
 def _open_streams():
     """Make sys.stdin, stdout and stderr as a starting interpreter does; those that there are remember /dev/null."""
-    import io
-
     for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         old = getattr(sys, "__%s__" % name)
         raw = io.FileIO(fd, mode, closefd=False)
@@ -321,8 +321,6 @@ def _open_streams():
 
 def take_descriptors(fds):
     """Make `fds` the descriptors from 0 on, and close all others."""
-    import fcntl
-
     moved = [fcntl.fcntl(fd, fcntl.F_DUPFD, MAX_JOB_FDS) for fd in fds]  # out of the way: a number may be a target
     for target, fd in enumerate(moved):
         os.dup2(fd, target)

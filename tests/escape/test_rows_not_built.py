@@ -15,11 +15,9 @@ NOT_BUILT = {
     32: "no allowlist",
     35: "no git in the API (archives: test_row_35_archives.py; of images: tests/integration/test_rootfs_import.py)",
     36: "no volumes (that none can be asked for: tests/escape/test_rows_11_27_34_36_37_44_host.py)",
-    37: "no templates (its other parts are built)",
     38: "no snapshots",
     39: "tests/integration/test_lifecycle.py",
     42: "needs cgroup controllers: tests/vm/inside/test_noise.py",
-    50: "no templates",
 }
 
 
