@@ -60,7 +60,15 @@ def pid_of(daemon: Daemon, sandbox: Sandbox, context: CodeContext) -> int:
     """Return the pid of a context's interpreter, as the host sees it."""
     work = daemon.cgroup() / sandbox.id / "work"
     (leaf,) = [path for path in work.iterdir() if path.name.startswith(context.id)]
-    return int((leaf / "cgroup.procs").read_text().split()[0])
+    pids: list[int] = []
+
+    def only_one() -> bool:
+        """What forked a template's child ends at once, but it may not have ended yet."""
+        pids[:] = map(int, (leaf / "cgroup.procs").read_text().split())
+        return len(pids) == 1
+
+    wait_until(only_one, 10)
+    return pids[0]
 
 
 def status_of(pid: int) -> dict[str, str]:
