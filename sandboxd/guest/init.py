@@ -41,17 +41,20 @@ ERRANDS: Final = {
 
 
 class Init:
-    """The state of one sandbox."""
+    """The state of one sandbox.
 
-    def __init__(self, listener_fd: int, cgroup_fd: int) -> None:
+    Made once, before any sandbox: in the process that all inits are forked from, which is never one itself. What is
+    made here is shared by all; what is the sandbox's own (descriptors, the epoll) comes with `run`.
+    """
+
+    _listener: socket.socket
+
+    def __init__(self) -> None:
         self._loop = Loop()
         self._kernel = Kernel()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, listener_fd)
-        work_fd = os.open("work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=cgroup_fd)
-        null_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        leaves = Leaves(self._loop, work_fd)
+        self._leaves = leaves = Leaves(self._loop)
         self._errands = Errands(self._loop, self._kernel, leaves, ERRANDS)
-        means = Means(self._loop, self._kernel, leaves, null_fd)
+        self._means = means = Means(self._loop, self._kernel, leaves)
         self._commands = Commands(means, self._errands.on_exit)
         entrants = Entrants(self._loop)
         self._commands.before_unknown = entrants.drain
@@ -73,8 +76,13 @@ class Init:
             "ping": lambda peer, request, _params: peer.reply(request, {}),
         }
 
-    def run(self) -> None:
+    def run(self, listener_fd: int, cgroup_fd: int) -> None:
         """Serve for ever."""
+        self._loop.open()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, listener_fd)
+        work = os.open("work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=cgroup_fd)
+        self._leaves.work_fd = work
+        self._means.null_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self._loop.watch(wake_read, READ, lambda: self._reap(wake_read))
@@ -183,12 +191,17 @@ def preload() -> None:
     archives.preload()
 
 
-def serve(listener_fd: int, cgroup_fd: int) -> None:
-    """Be a sandbox's init; never returns.
+def prepare() -> Callable[[int, int], None]:
+    """Return what makes a process, forked from this one, a sandbox's init; it takes the listener and the cgroup.
 
-    The process has the default signal dispositions, and a handler of SIGCHLD that does nothing (launcher/zygote.py):
-    the wake-up pipe does the work.
+    It never returns. The process has the default signal dispositions, and a handler of SIGCHLD that does nothing
+    (launcher/zygote.py): the wake-up pipe does the work.
     """
-    prctl.set_proctitle("sandboxd: init")
-    prctl.set_name("init")
-    Init(listener_fd, cgroup_fd).run()
+    init = Init()
+
+    def serve(listener_fd: int, cgroup_fd: int) -> None:
+        prctl.set_proctitle("sandboxd: init")
+        prctl.set_name("init")
+        init.run(listener_fd, cgroup_fd)
+
+    return serve

@@ -25,9 +25,10 @@ _RETRY_S: Final = 0.02
 class Leaves:
     """All leaves: makes them, and removes those that are given up as soon as they are empty."""
 
-    def __init__(self, loop: Loop, work_fd: int) -> None:
+    def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._work_fd = work_fd
+        #: `work/`; given when the process is the sandbox's.
+        self.work_fd = -1
         self._dropped: list[tuple[Leaf, bool]] = []
         self._count = 0
 
@@ -38,7 +39,7 @@ class Leaves:
         """Return a leaf for a process, not yet made; its name is the id unless an earlier leaf still has that."""
         self._count += 1
         taken = any(leaf.process_id == process_id for leaf, _ in self._dropped)
-        return Leaf(self._work_fd, f"{process_id}~{self._count}" if taken else process_id, process_id)
+        return Leaf(self.work_fd, f"{process_id}~{self._count}" if taken else process_id, process_id)
 
     def drop(self, leaf: Leaf, *, keep_orphans: bool) -> None:
         """Give up a leaf; what is in it is killed, or may stay."""

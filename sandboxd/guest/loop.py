@@ -33,12 +33,17 @@ class Timer:
 class Loop:
     """Waits for descriptors and timers, and runs what was deferred before it waits again."""
 
+    _epoll: select.epoll
+
     def __init__(self) -> None:
-        self._epoll = select.epoll()
         self._watched: dict[int, tuple[int, Callable[[], None]]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._deferred: list[Callable[[], None]] = []
+
+    def open(self) -> None:
+        """Begin; a loop is made before the fork of the process that runs it, and its epoll is not to be shared."""
+        self._epoll = select.epoll()
 
     def watch(self, fd: int, events: int, callback: Callable[[], None]) -> None:
         """Call `callback` whenever `fd` is ready, or at its end; 0 events stop it, which comes before its close."""

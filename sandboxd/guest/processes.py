@@ -62,14 +62,14 @@ class State(enum.Enum):
     ENDED = "ended"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Means:
-    """What every command of a sandbox is made with."""
+    """What every command of a sandbox is made with; `null_fd` is /dev/null, once there is a sandbox."""
 
     loop: Loop
     kernel: Kernel
     leaves: Leaves
-    null_fd: int
+    null_fd: int = -1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ def main() -> None:
     kernel.close_range(fd + 1, 2**32 - 1)
     try:
         filters = profiles.compile_all(settings.profile_dir, settings.own_profile_dir)
-        zygote = Zygote(kernel, Means(filters.profiles, init.serve))
+        zygote = Zygote(kernel, Means(filters.profiles, init.prepare()))
         _serve(settings, connection, kernel, zygote, filters)
     except SandboxdError as error:
         _log().critical("Cannot start: %s", error)

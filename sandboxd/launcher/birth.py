@@ -7,7 +7,7 @@
                 ├─ the builder's first steps of plan.py: /proc, /sys, /dev, the network
                 │   ◀── the launcher's order, which may be long in coming (a newborn that is held ready)
                 ├─ its other steps, pivot_root at their end
-                └── the root and the cgroup ──▶ pid 1: its own steps, then guest.init.serve
+                └── the root and the cgroup ──▶ pid 1: its own steps, then guest.init's loop
 
 What pid 1 does before it serves stays in its memory for the sandbox's whole life (every page that Python's reference
 counts touch becomes its own), so all that can be done by a process which then ends is done by the builder.

@@ -91,7 +91,7 @@ def main() -> None:
     os.chdir("/")
     init.preload()
     filters = profiles.compile_all(settings.profile_dir, settings.own_profile_dir)
-    zygote = Zygote(KERNEL, Means(filters.profiles, init.serve))
+    zygote = Zygote(KERNEL, Means(filters.profiles, init.prepare()))
     FailingLauncher(settings, socket.socket(fileno=fd), KERNEL, zygote, filters).run()
 
 
