@@ -47,6 +47,13 @@ class Starting(Held, Protocol):
         """Start /bin/true in the background and return the seconds until the contender has answered."""
 
 
+class Keeping(Held, Protocol):
+    """A held sandbox with sessions: shells whose state one command hands to the next."""
+
+    def session_exec(self) -> float:
+        """Run `:` in a session that has some state; return the seconds until its end is known."""
+
+
 class Following(Held, Protocol):
     """A held sandbox whose processes' logs can be followed."""
 

@@ -18,14 +18,14 @@ from rich.console import Console
 from bench import machine, plot, profiling, report
 from bench.contender import Contender, Unavailable
 from bench.daemon import Daemon
-from bench.figures import contexts, create, files, memory, processes, stdout
+from bench.figures import contexts, create, files, memory, processes, sessions, stdout
 from bench.figures import exec as exec_figure
 from bench.peers import ALL
 from bench.report import Findings
 from bench.workspace import INTERRUPTIONS, Workspace
 from sandboxd.config import Config
 
-FIGURES: Final = ("create", "exec", "start", "memory", "stdout", "follow", "echo", "contexts", "files")
+FIGURES: Final = ("create", "exec", "session", "start", "memory", "stdout", "follow", "echo", "contexts", "files")
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -129,6 +129,7 @@ def _measure(figure: str, contenders: Mapping[str, Contender], findings: Finding
     else:
         measure = {
             "exec": exec_figure.measure,
+            "session": sessions.measure,
             "start": processes.measure_start,
             "memory": memory.measure,
             "stdout": stdout.measure,

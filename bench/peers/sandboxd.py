@@ -12,7 +12,7 @@ from bench.contender import ECHO, TRUE, Cold, Contender, Held, Unavailable, chec
 from bench.daemon import Daemon
 from bench.http import UnixConnection
 from bench.peers.sandboxd_contexts import ApiContexts, Contexts
-from sandboxd import Client, Pty, Sandbox, __version__
+from sandboxd import Client, Pty, Sandbox, Session, __version__
 from sandboxd.errors import SandboxdError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class _HeldSdk:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
+        self._session: Session | None = None
 
     def exec(self) -> float:
         began = time.perf_counter()
@@ -54,6 +55,17 @@ class _HeldSdk:
         elapsed = time.perf_counter() - began
         if result.exit_code != 0:
             raise Unavailable(f"/bin/true ended with {result.exit_code}")
+        return elapsed
+
+    def session_exec(self) -> float:
+        if self._session is None:
+            self._session = self._sandbox.create_session()
+            self._session.exec("cd /tmp; export A=1; f() { echo f; }")
+        began = time.perf_counter()
+        result = self._session.exec(":")
+        elapsed = time.perf_counter() - began
+        if result.exit_code != 0:
+            raise Unavailable(f"a command in a session ended with {result.exit_code}")
         return elapsed
 
     def stdout(self, count: int) -> float:
@@ -120,7 +132,9 @@ class SandboxdSdk(_Sandboxd):
 
     name = "sandboxd"
     what = "synchronous SDK, unix socket, one client"
-    figures = frozenset({"create", "exec", "start", "memory", "stdout", "follow", "echo", "contexts", "files"})
+    figures = frozenset(
+        {"create", "exec", "session", "start", "memory", "stdout", "follow", "echo", "contexts", "files"}
+    )
 
     def cold(self) -> Cold:
         try:

@@ -466,3 +466,88 @@ def test_a_command_of_a_session_is_a_line() -> None:
         CommandSpec(argv=("ls",), session="s")
     with pytest.raises(InvalidRequest):
         CommandSpec(argv=CommandSpec.shell("ls"), session="s", user="root")
+
+
+# --- a hostile sandbox ----------------------------------------------------------------------------------------
+
+
+def init_descriptors(daemon: Daemon, sandbox: Sandbox) -> int:
+    pid = (daemon.cgroup() / sandbox.id / "init" / "cgroup.procs").read_text().split()[0]
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def test_pid_1_holds_one_descriptor_a_session(daemon: Daemon, sandbox: Sandbox) -> None:
+    def settle() -> int:
+        sandbox.exec("true")
+        return init_descriptors(daemon, sandbox)
+
+    before = settle()
+    session = sandbox.create_session()
+    taken = session.start_process("sleep 1000", id="taken")
+    for line in ("cd /usr; A=1", "exit 3", "exec true", "kill -9 $$", "sleep 5 & true", "'", "exec 60<&- 61<&- 62<&-"):
+        session.exec(line)
+        session.exec("sleep 10", timeout=0.05)
+        with pytest.raises(NameTaken):
+            session.start_process("true", id="taken")
+        with pytest.raises(InvalidRequest):
+            session.exec("true", cwd="/none")
+        with pytest.raises(InvalidRequest):
+            sandbox.create_session(cwd="/none")
+    sandbox.remove_process(taken)
+    assert session.exec("pwd").stdout == "/usr\n"
+    deadline = time.monotonic() + SOON_S
+    while settle() > before + 1:
+        assert time.monotonic() < deadline
+    session.delete()
+    while settle() > before:
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize(
+    ("tail", "cwd"),
+    [
+        (r"\n#cwd /said\n#end\n", "/said"),
+        (r"\n#cwd relative\n#end\n", None),
+        (r"\n#cwd /\001\n#end\n", None),
+        (r"\n#cwd /\377\n#end\n", None),
+        (r"\n#end\n", None),
+        (r"\n#cwd /a\n#cwd /b\n#end\n", "/b"),
+    ],
+)
+def test_a_state_of_the_sandboxs_own_making(sandbox: Sandbox, tail: str, cwd: str | None) -> None:
+    """Whoever runs inside may write any state: it is run inside, and nothing but a plain path comes out of it."""
+    session = sandbox.create_session()
+    session.exec(f"printf 'echo forged; A=1{tail}' >/proc/self/fd/62; kill -9 $$")
+    assert session.refresh().cwd == cwd
+    assert session.exec("echo $A").exit_code in (0, 126)
+    session.delete()
+    assert sandbox.exec("echo fine").stdout == "fine\n"
+
+
+def test_a_state_that_is_not_whole_or_huge_is_the_sandboxs_own_trouble(sandbox: Sandbox) -> None:
+    session = sandbox.create_session()
+    assert say(session, "A=kept") == ""
+    session.exec("printf 'A=lost' >/proc/self/fd/62; kill -9 $$")
+    assert say(session, "echo $A") == "kept\n"
+    session.exec("truncate -s 1T /proc/self/fd/62; printf '\\n#end\\n' >>/proc/self/fd/62; kill -9 $$")
+    session.exec("echo on", timeout=5)
+    session.delete()
+    assert say(sandbox.create_session(), "echo fine") == "fine\n"
+
+
+def test_a_session_of_another_user_keeps_to_it(sandbox: Sandbox) -> None:
+    session = sandbox.create_session(user="nobody")
+    assert session.exec("id -u; umask").stdout == "65534\n0022\n"
+    assert session.exec("echo x >/etc/forbidden").exit_code != 0
+    assert session.start_process("id -u").id
+    # A descriptor of the state opens nothing of pid 1's.
+    assert session.exec("cat /proc/1/fd/60").exit_code != 0
+    assert session.exec("ls -l /proc/1/fd").exit_code != 0
+
+
+def test_a_frozen_sandbox_goes_on_where_its_session_was(sandbox: Sandbox) -> None:
+    session = sandbox.create_session()
+    say(session, "cd /usr; A=1")
+    sandbox.freeze()
+    sandbox.thaw()
+    assert say(session, "pwd; echo $A") == "/usr\n1\n"
