@@ -116,6 +116,10 @@ class Contender:
         """Return a new idle sandbox."""
         raise NotImplementedError
 
+    def clone(self, depth: int | None) -> float:
+        """Clone the repository of bench/origin.py and return the seconds; None is all of its history."""
+        raise NotImplementedError
+
     def interpreters(self) -> Interpreters:
         """Return a sandbox to start interpreters in."""
         raise NotImplementedError

@@ -18,14 +18,16 @@ from rich.console import Console
 from bench import machine, plot, profiling, report
 from bench.contender import Contender, Unavailable
 from bench.daemon import Daemon
-from bench.figures import contexts, create, files, memory, processes, sessions, stdout
+from bench.figures import clone, contexts, create, files, memory, processes, sessions, stdout
 from bench.figures import exec as exec_figure
 from bench.peers import ALL
 from bench.report import Findings
 from bench.workspace import INTERRUPTIONS, Workspace
 from sandboxd.config import Config
 
-FIGURES: Final = ("create", "exec", "session", "start", "memory", "stdout", "follow", "echo", "contexts", "files")
+FIGURES: Final = (
+    *("create", "exec", "session", "start", "memory", "stdout", "follow", "echo", "contexts", "files", "clone"),
+)
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -137,6 +139,7 @@ def _measure(figure: str, contenders: Mapping[str, Contender], findings: Finding
             "echo": processes.measure_echo,
             "contexts": contexts.measure,
             "files": files.measure,
+            "clone": clone.measure,
         }[figure]
         tables = measure(contenders, quick)
     findings.tables += tables

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from bench.peers.cgit import CGit
 from bench.peers.docker import DockerApi, DockerCli
 from bench.peers.jupyter import IpyKernel, KernelGateway
 from bench.peers.oci import Crun, Runc
@@ -32,4 +33,5 @@ ALL: Final[tuple[Callable[[Workspace], Contender], ...]] = (
     DockerApi,
     IpyKernel,
     KernelGateway,
+    CGit,
 )

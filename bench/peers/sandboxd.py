@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from bench.contender import ECHO, TRUE, Cold, Contender, Held, Unavailable, check_stream
 from bench.daemon import Daemon
 from bench.http import UnixConnection
+from bench.origin import Origin
 from bench.peers.sandboxd_contexts import ApiContexts, Contexts
 from sandboxd import Client, Pty, Sandbox, Session, __version__
 from sandboxd.errors import SandboxdError
@@ -133,8 +134,14 @@ class SandboxdSdk(_Sandboxd):
     name = "sandboxd"
     what = "synchronous SDK, unix socket, one client"
     figures = frozenset(
-        {"create", "exec", "session", "start", "memory", "stdout", "follow", "echo", "contexts", "files"}
+        {"create", "exec", "session", "start", "memory", "stdout", "follow", "echo", "contexts", "files", "clone"}
     )
+
+    def clone(self, depth: int | None) -> float:
+        try:
+            return self._workspace.share(Origin).timed(depth, by_git=False)
+        except SandboxdError as error:
+            raise Unavailable(str(error)) from error
 
     def cold(self) -> Cold:
         try:

@@ -13,7 +13,6 @@ NOT_BUILT = {
     30: "no allowlist",
     31: "no resolver",
     32: "no allowlist",
-    35: "no git in the API (archives: test_row_35_archives.py; of images: tests/integration/test_rootfs_import.py)",
     36: "no volumes (that none can be asked for: tests/escape/test_rows_11_27_34_36_37_44_host.py)",
     38: "no snapshots",
     39: "tests/integration/test_lifecycle.py",

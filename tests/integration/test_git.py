@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from bench import git_history
 from sandboxd import AsyncSandbox, Sandbox, errors
 from sandboxd.client import AsyncClient, Client, GitProgress
-from tests.support import git_history
 from tests.support.daemon import Daemon
 from tests.support.git_server import GIT_ENV, HttpServer, git_daemon
 from tests.support.netns import init_pid, listen_in

@@ -25,7 +25,7 @@ UNICODE = "docs/Füße und 日本語 — naïve.txt"
 
 class _Stream:
     def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
+        self.random = random.Random(seed)  # noqa: S311 - always the same, and no secret
         self.parts: list[bytes] = []
         self.mark = 0
         self.clock = 1_600_000_000
@@ -63,44 +63,50 @@ class _Stream:
         self.data(data)
 
 
-def make(path: Path, *, files: int = 60, commits: int = 200, large_bytes: int = 300_000, seed: int = 7) -> None:
-    """Make a bare repository at `path`; branches main, feature-x, release/1.0; tags v1.N (of both kinds)."""
-    stream = _Stream(seed)
-    chance = stream.random
+def stream(*, files: int = 60, commits: int = 200, large_bytes: int = 300_000, seed: int = 7) -> bytes:
+    """Return the input of `git fast-import`: branches main, feature-x, release/1.0; tags v1.N (of both kinds)."""
+    made = _Stream(seed)
+    chance = made.random
     names = [f"src/{WORDS[i % 40]}/{WORDS[(i * 7) % 90]}/{WORDS[(i * 13) % 400]}_{i}.py" for i in range(files)]
-    texts = {name: stream.text(chance.randrange(40, 240)) for name in names}
-    tip = stream.commit("main", None)
+    texts = {name: made.text(chance.randrange(40, 240)) for name in names}
+    tip = made.commit("main", None)
     for name in names:
-        stream.file(name, "\n".join(texts[name]).encode())
-    stream.file("README.md", b"# A history\n")
-    stream.file("bin/run.sh", b"#!/bin/sh\necho run\n", "100755")
-    stream.file("link.md", b"README.md", "120000")
-    stream.file(UNICODE, "Grüße\n".encode())
-    stream.file(LARGE, chance.randbytes(large_bytes))
+        made.file(name, "\n".join(texts[name]).encode())
+    made.file("README.md", b"# A history\n")
+    made.file("bin/run.sh", b"#!/bin/sh\necho run\n", "100755")
+    made.file("link.md", b"README.md", "120000")
+    made.file(UNICODE, "Grüße\n".encode())
+    made.file(LARGE, chance.randbytes(large_bytes))
     for number in range(1, commits):
         if number % 40 == 0:  # a side branch, merged
-            side = stream.commit("side", tip)
-            stream.file(f"side/{number}.txt", f"side {number}\n".encode())
-            tip = stream.commit("main", tip, side)
-            stream.file(f"side/{number}.txt", f"side {number}\n".encode())
+            side = made.commit("side", tip)
+            made.file(f"side/{number}.txt", f"side {number}\n".encode())
+            tip = made.commit("main", tip, side)
+            made.file(f"side/{number}.txt", f"side {number}\n".encode())
             continue
-        tip = stream.commit("main", tip)
+        tip = made.commit("main", tip)
         for name in chance.sample(names, k=min(2, len(names))):
             lines = texts[name]
             for _ in range(3):
-                lines[chance.randrange(len(lines))] = stream.text(1)[0]
-            stream.file(name, "\n".join(lines).encode())
+                lines[chance.randrange(len(lines))] = made.text(1)[0]
+            made.file(name, "\n".join(lines).encode())
         if number % 50 == 0:
-            stream.line(f"tag v1.{number // 50}")
-            stream.line(f"from {tip}")
-            stream.line(f"tagger Änne Example <anne@example.com> {stream.clock} +0200")
-            stream.data(f"Version 1.{number // 50}\n".encode())
+            made.line(f"tag v1.{number // 50}")
+            made.line(f"from {tip}")
+            made.line(f"tagger Änne Example <anne@example.com> {made.clock} +0200")
+            made.data(f"Version 1.{number // 50}\n".encode())
     for branch in ("feature-x", "release/1.0"):
-        stream.commit(branch, tip)
-        stream.file("branch.txt", branch.encode())
-    stream.line(f"reset refs/tags/light\nfrom {tip}\n")
+        made.commit(branch, tip)
+        made.file("branch.txt", branch.encode())
+    made.line(f"reset refs/tags/light\nfrom {tip}\n")
+    return b"".join(made.parts)
+
+
+def make(path: Path, *, files: int = 60, commits: int = 200, large_bytes: int = 300_000, seed: int = 7) -> None:
+    """Make a bare repository with that history at `path`."""
+    history = stream(files=files, commits=commits, large_bytes=large_bytes, seed=seed)
     _git(path, "init", "-q", "--bare", "-b", "main", str(path))
-    _git(path, "-C", str(path), "fast-import", "--quiet", given=b"".join(stream.parts))
+    _git(path, "-C", str(path), "fast-import", "--quiet", given=history)
     _git(path, "-C", str(path), "update-ref", "-d", "refs/heads/side")
     _git(path, "-C", str(path), "repack", "-q", "-a", "-d", "-f")
 
