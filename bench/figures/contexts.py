@@ -43,6 +43,9 @@ class Interpreters(Protocol):
     def memory(self) -> float:
         """Return the PSS of each of five, imported, in bytes."""
 
+    def crowd(self) -> float:
+        """Return that of each of fifty."""
+
     def end(self) -> None:
         """Give all back."""
 
@@ -55,7 +58,8 @@ def measure(contenders: Mapping[str, Contender], quick: bool) -> list[Table]:
     stdout = Table("context_stdout", f"print, {STDOUT_BYTES // _MEBI} MiB", "MB/s", higher_is_better=True)
     png = Table("context_png", f"a picture of {PNG_BYTES // _MEBI} MiB", "ms", 1000)
     memory = Table("context_memory", "PSS of each of five, imported", "MiB", 1 / _MEBI)
-    tables = [start, imports, trip, stdout, png, memory]
+    crowd = Table("context_crowd", "PSS of each of fifty, imported", "MiB", 1 / _MEBI)
+    tables = [start, imports, trip, stdout, png, memory, crowd]
     with contextlib.ExitStack() as stack:
         held: dict[str, Interpreters] = {}
         for name, contender in contenders.items():
@@ -75,6 +79,7 @@ def measure(contenders: Mapping[str, Contender], quick: bool) -> list[Table]:
         fill([stdout], names, few, lambda name: [[STDOUT_BYTES / held[name].stdout(STDOUT_BYTES) / 1e6]])
         fill([png], names, few, lambda name: [[held[name].png(PNG_BYTES)]])
         fill([memory], names, Budget(1, 1, 1) if quick else Budget(20, 2, 3), lambda name: [[held[name].memory()]])
+        fill([crowd], names, Budget(1, 1, 1), lambda name: [[held[name].crowd()]])
     return tables
 
 

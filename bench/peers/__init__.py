@@ -10,7 +10,7 @@ from bench.peers.jupyter import IpyKernel, KernelGateway
 from bench.peers.oci import Crun, Runc
 from bench.peers.plain import Bwrap, Pipe, Unshare
 from bench.peers.podman import Podman
-from bench.peers.sandboxd import SandboxdApi, SandboxdCli, SandboxdSdk, SandboxdTcp
+from bench.peers.sandboxd import SandboxdApi, SandboxdCli, SandboxdSdk, SandboxdStarted, SandboxdTcp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,7 @@ ALL: Final[tuple[Callable[[Workspace], Contender], ...]] = (
     SandboxdApi,
     SandboxdCli,
     SandboxdTcp,
+    SandboxdStarted,
     Pipe,
     Unshare,
     Bwrap,

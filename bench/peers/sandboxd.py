@@ -12,7 +12,7 @@ from bench.contender import ECHO, TRUE, Cold, Contender, Held, Unavailable, chec
 from bench.daemon import Daemon
 from bench.http import UnixConnection
 from bench.origin import Origin
-from bench.peers.sandboxd_contexts import ApiContexts, Contexts
+from bench.peers.sandboxd_contexts import WITHOUT_TEMPLATE, ApiContexts, Contexts
 from sandboxd import Client, Pty, Sandbox, Session, __version__
 from sandboxd.errors import SandboxdError
 
@@ -268,3 +268,18 @@ class SandboxdTcp(_Sandboxd):
 
     def interpreters(self) -> Interpreters:
         return Contexts(Sandbox.create(rootfs=self._workspace.rootfs, client=self._client))
+
+
+class SandboxdStarted(_Sandboxd):
+    """Contexts that are no children of a template."""
+
+    name = "sandboxd started"
+    what = "synchronous SDK, each interpreter started in the sandbox"
+    figures: ClassVar[frozenset[str]] = frozenset({"contexts"})
+
+    def open(self) -> None:
+        self._daemon = self._workspace.share(Daemon)
+
+    def interpreters(self) -> Interpreters:
+        sandbox = Sandbox.create(rootfs=self._workspace.rootfs, client=self._daemon.client)
+        return Contexts(sandbox, WITHOUT_TEMPLATE)
