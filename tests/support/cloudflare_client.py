@@ -71,6 +71,18 @@ class ClientError(Exception):
         self.operation: str | None = shown.get("operation")
 
 
+def run(program: str, settings: dict[str, Any], timeout_s: float = 120.0) -> Any:
+    """Run a program of this folder beside the package, and return the JSON that it prints."""
+    folder = install()
+    for path in _HERE.glob("*.mjs"):
+        shutil.copy(path, folder / path.name)
+    flags = ["--import", "./shim.mjs", "--disable-warning=ExperimentalWarning"]
+    command = [str(node_of(folder)), *flags, program, json.dumps(settings)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout_s, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 class Driver:
     """One Node program that has the clients; a context manager."""
 
