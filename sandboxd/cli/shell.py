@@ -35,6 +35,7 @@ _END_OF_FILE: Final = b"\x04"
 
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option("-a", "--attach", metavar="PROCESS", help="Come back to a terminal that is there already.")
+@click.option("-s", "--session", metavar="ID", help="Begin with the state of a session, as its last command left it.")
 @click.option("--id", "process_id", metavar="ID", help="A name of your own for the terminal's process.")
 @click.option(
     "-e",
@@ -60,6 +61,7 @@ def shell(  # noqa: PLR0913 - an option each
     ctx: click.Context,
     *,
     attach: str | None,
+    session: str | None,
     process_id: str | None,
     env: tuple[tuple[str, str], ...],
     workdir: str | None,
@@ -74,16 +76,22 @@ def shell(  # noqa: PLR0913 - an option each
     seconds; --attach comes back to it and shows its screen again.
     """
     words = command[1:] if command[:1] == ("--",) else command
-    if attach is not None and (words or env or workdir or user or process_id):
+    if attach is not None and (words or env or workdir or user or process_id or session):
         raise click.UsageError("--attach comes back to a terminal as it is.")
+    if session is not None and user is not None:
+        raise click.UsageError("--user goes with `sandboxd session create`, not with --session.")
     with status(RUN_FAILED):
         from sandboxd.cli.attach import signal_status  # noqa: PLC0415
         from sandboxd.client import Sandbox  # noqa: PLC0415 - a verb's help needs no httpx
 
-        options: dict[str, Any] = {"id": process_id, "cwd": workdir, "env": dict(env), "user": user, "linger": linger}
+        options: dict[str, Any] = {"id": process_id, "cwd": workdir, "env": dict(env), "linger": linger}
+        found: Any = Sandbox.connect(sandbox, client=client_of(ctx))
+        if session is None:
+            options = {**options, "process": attach, "user": user}
+        else:
+            found = found.get_session(session)
         cols, rows = _size()
-        found = Sandbox.connect(sandbox, client=client_of(ctx))
-        with found.open_pty(words or None, process=attach, cols=cols, rows=rows, **options) as pty:
+        with found.open_pty(words or None, cols=cols, rows=rows, **options) as pty:
             try:
                 with _raw_terminal(), _Keyboard(pty):
                     _show(pty)

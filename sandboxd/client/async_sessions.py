@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Self
 from sandboxd.errors import SandboxdError, SessionNotFound
 
 from . import calls, process_calls, session_calls
+from .async_pty import AsyncPty
 from .async_stream import AsyncExecStream
 from .models import with_output
+from .pty_wire import PtyWire
 from .shield import cleanup_scope
 
 if TYPE_CHECKING:
@@ -152,6 +154,41 @@ class AsyncSession:
             session=self.id,
         )
         return await self._sandbox.client.send(call)
+
+    def open_pty(
+        self,
+        command: str | Sequence[str] | None = None,
+        *,
+        cols: int = 80,
+        rows: int = 24,
+        id: str | None = None,  # noqa: A002 - the API's own name
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        linger: float | None = 300.0,
+        on_gap: Callable[[int], object] | None = None,
+    ) -> AsyncPty:
+        """Return a terminal: `async with` opens it with the session's state as it is then; what is done there stays.
+
+        Args as of `AsyncSandbox.open_pty`, whose `process=` comes back to this one too.
+        """
+
+        async def wire() -> PtyWire:
+            call = process_calls.start_terminal(
+                self._sandbox.id,
+                command,
+                id=id,
+                size=(cols, rows),
+                linger=linger,
+                cwd=cwd,
+                env=env,
+                keep_orphans=None,
+                session=self.id,
+            )
+            found = await self._sandbox.client.send(call)
+            query = process_calls.pty_query(found, cols, rows, fresh=True)
+            return PtyWire(self._sandbox.client.address, self._sandbox.id, query)
+
+        return AsyncPty(self._sandbox.client.address, wire, on_gap)
 
     async def delete(self) -> None:
         """End the session: the command that runs is killed, and what earlier ones left in the background.

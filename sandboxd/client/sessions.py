@@ -8,6 +8,7 @@ from sandboxd.errors import SandboxdError, SessionNotFound
 
 from . import calls, process_calls, session_calls
 from .models import with_output
+from .pty import Pty
 from .stream import ExecStream
 
 if TYPE_CHECKING:
@@ -147,6 +148,37 @@ class Session:
             session=self.id,
         )
         return self._sandbox.client.send(call)
+
+    def open_pty(
+        self,
+        command: str | Sequence[str] | None = None,
+        *,
+        cols: int = 80,
+        rows: int = 24,
+        id: str | None = None,  # noqa: A002 - the API's own name
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        linger: float | None = 300.0,
+        on_gap: Callable[[int], object] | None = None,
+    ) -> Pty:
+        """Open a terminal with the session's state as it is now, and look at it; what is done there stays there.
+
+        Args as of `Sandbox.open_pty`, whose `process=` comes back to this one too.
+        """
+        call = process_calls.start_terminal(
+            self._sandbox.id,
+            command,
+            id=id,
+            size=(cols, rows),
+            linger=linger,
+            cwd=cwd,
+            env=env,
+            keep_orphans=None,
+            session=self.id,
+        )
+        process = self._sandbox.client.send(call)
+        query = process_calls.pty_query(process, cols, rows, fresh=True)
+        return Pty(self._sandbox.client.address, self._sandbox.id, query, on_gap)
 
     def delete(self) -> None:
         """End the session: the command that runs is killed, and what earlier ones left in the background.

@@ -368,6 +368,15 @@ def test_a_process_begins_with_the_state_and_leaves_none(session: Session, share
     assert say(session, "pwd; echo $A ${B-none}") == "/usr\nkept none\n"
 
 
+def test_a_terminal_begins_with_the_state_too(session: Session, shared: Sandbox) -> None:
+    say(session, "cd /usr; export A=kept")
+    with session.open_pty("pwd; echo $A $TERM; stty size; A=lost", cols=91, rows=17) as pty:
+        shown = b"".join(pty)
+        assert pty.wait().exit_code == 0
+    assert shown.split() == [b"/usr", b"kept", b"xterm-256color", b"17", b"91"]
+    assert say(session, "echo $A; env | grep ^TERM || true") == "kept\n"
+
+
 def test_a_process_does_not_wait_for_the_session(session: Session, sandbox: Sandbox) -> None:
     with session.exec_stream("sleep 1000"):
         process = session.start_process("echo beside")
@@ -429,6 +438,8 @@ def test_the_asynchronous_twin(daemon: Daemon, shared: Sandbox) -> None:
                 async with session.exec_stream("pwd", on_stdout=heard.append) as stream:
                     await stream.wait()
                 assert heard == ["/\n"]
+                async with session.open_pty("pwd") as pty:
+                    assert b"".join([data async for data in pty]).strip() == b"/"
                 process = await session.start_process("pwd")
                 assert (await sandbox.wait_for_exit(process)).exit_code == 0
                 assert [one.id for one in await sandbox.list_sessions()] == [session.id]
@@ -455,6 +466,7 @@ def test_the_command_line(daemon: Daemon, sandbox: Sandbox) -> None:
     assert (shown["id"], shown["cwd"], shown["commands"]) == ("work", "/usr/lib", 3)
     assert "work" in cli("session", "ls", sandbox.id).stdout
     assert cli("exec", "-s", "work", "-u", "nobody", sandbox.id, "true").returncode == 2
+    assert "/usr/lib" in cli("shell", "-s", "work", sandbox.id, "pwd").stdout
     assert cli("session", "rm", sandbox.id, "work").returncode == 0
     gone = cli("exec", "-s", "work", sandbox.id, "true")
     assert gone.returncode == 125
