@@ -132,6 +132,7 @@ _CLONE: Final = (
     "git-unreachable",
     "git-timeout",
     "git-protocol-error",
+    "file-not-found",
     "file-exists",
     "directory-not-empty",
     "file-permission-denied",

@@ -61,6 +61,7 @@ KINDS: Final = frozenset(
     {
         "directory-not-empty",
         "file-exists",
+        "file-not-found",
         "file-permission-denied",
         "git-authentication",
         "git-error",

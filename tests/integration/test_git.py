@@ -7,9 +7,11 @@ import json
 import os
 import pathlib
 import signal
+import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from hashlib import sha1
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from bench import git_history
 from sandboxd import AsyncSandbox, Sandbox, errors
 from sandboxd.client import AsyncClient, Client, GitProgress
 from tests.support.daemon import Daemon
+from tests.support.git_hostile import packed, raw_repository
 from tests.support.git_server import GIT_ENV, HttpServer, git_daemon
 from tests.support.netns import init_pid, listen_in
 
@@ -218,6 +221,70 @@ def test_what_a_clone_is_inside(daemon: Daemon, sandbox: Sandbox, server: HttpSe
         assert facts[name] == expected[name], name
     assert [facts[name] for name in ("net", "mnt", "pid", "user")] == ["True"] * 4
     assert facts["Uid"].split()[0] != "0"  # the host's root it is not
+
+
+def _authority(folder: pathlib.Path) -> ssl.SSLContext:
+    """Make a certificate for localhost that is its own authority: cert.pem, and a server's context with it."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(folder / "key.pem"),
+         "-out", str(folder / "cert.pem")],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return context
+
+
+def test_https_and_the_authorities_that_the_sandbox_trusts(
+    daemon: Daemon, sandbox: Sandbox, served: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    context = _authority(tmp_path)
+    with HttpServer(served, sock=listen_in(daemon, sandbox), tls=context, login=("anne", SECRET)) as server:
+        url = f"https://localhost:{server.port}/history.git"
+        with pytest.raises(errors.GitUnreachable) as caught:
+            sandbox.git_checkout(url, username="anne", password=SECRET)
+        assert caught.value.reason == "tls"
+        assert server.hits == []
+        authorities = sandbox.read_file("/etc/ssl/certs/ca-certificates.crt")
+        sandbox.write_file("/etc/ssl/certs/ca-certificates.crt", authorities + (tmp_path / "cert.pem").read_bytes())
+        assert sandbox.git_checkout(url, username="anne", token=SECRET).commit == head_of(served)
+
+
+def test_a_small_sandbox_clones_within_its_memory(
+    daemon: Daemon, client: Client, served: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    raw_repository(tmp_path / "large.git", [(b"100644", b"zeros", bytes(40 << 20)), (b"100644", b"x", b"x")])
+    base = bytes(2 << 20)
+    copies = b"\xf0" + (1 << 20).to_bytes(3, "little")  # 1 MiB of the base, again and again
+    delta = b"\x80\x80\x80\x01" + b"\x80\x80\x80\x80\x01" + copies * 256  # 256 MiB
+    bomb = packed([(3, base), (7, delta, len(delta), sha1(b"blob %d\0" % len(base) + base).digest())])
+    with (
+        Sandbox.create(client=client, limits={"memory_bytes": 96 << 20}) as sandbox,
+        HttpServer(served, sock=listen_in(daemon, sandbox)) as server,
+        HttpServer(tmp_path, sock=listen_in(daemon, sandbox)) as other,
+    ):
+        assert sandbox.git_checkout(f"{server.url}/history.git").commit == head_of(served)
+        assert sandbox.git_checkout(f"{other.url}/large.git").files == 2  # what is no delta passes through in pieces
+        other.answer = lambda handler: _send_pack(handler, bomb)
+        with pytest.raises(errors.GitRefused) as caught:
+            sandbox.git_checkout(f"{other.url}/bomb.git")
+        assert caught.value.reason == "object-too-large"
+        assert leftovers(sandbox) == ["history", "large"]
+
+
+def _send_pack(handler: Any, pack: bytes) -> bool:
+    """Answer as a server of version 0 with one branch and this pack."""
+    if handler.command == "GET":
+        line = b"1" * 40 + b" refs/heads/main\0side-band-64k ofs-delta\n"
+        body = b"001e# service=git-upload-pack\n0000%04x%b0000" % (len(line) + 4, line)
+        handler._plain(200, body, {"Content-Type": "application/x-git-upload-pack-advertisement"})
+        return True
+    handler.rfile.read(int(handler.headers["Content-Length"]))
+    pieces = [pack[start : start + 60_000] for start in range(0, len(pack), 60_000)]
+    body = b"0008NAK\n" + b"".join(b"%04x\x01%b" % (len(piece) + 5, piece) for piece in pieces) + b"0000"
+    handler._plain(200, body, {"Content-Type": "application/x-git-upload-pack-result"})
+    return True
 
 
 # --- what ends early ----------------------------------------------------------------------------------------

@@ -157,7 +157,11 @@ def test_a_commit(run, served, depth):
 
 
 def test_git_daemon(run, served):
+    commit = git(served / "history.git", "rev-parse", "main~9")
     with git_daemon(served) as url:
+        assert run(f"{url}/history.git", target="commit", ref=commit)[0]["commit"] == commit
+        with pytest.raises(errors.GitRefNotFound):
+            run(f"{url}/history.git", target="no-commit", ref="1" * 40)
         result, folder = run(f"{url}/history.git")
         shallow, _ = run(f"{url}/history.git", target="shallow", depth=1, single_branch=True)
     is_whole(folder)
@@ -383,8 +387,17 @@ def test_the_target(run, served, tmp_path):
     is_whole(folder)
     assert (empty.stat().st_ino, empty.stat().st_mode & 0o777) == (before, 0o711)
     (tmp_path / "dangling").symlink_to("nowhere")
-    with pytest.raises(errors.SandboxdError):
-        run(url, target="dangling")
+    (tmp_path / "round").symlink_to("round")
+    for target, kind in (
+        ("dangling", "file-not-found"),
+        ("dangling/x", "file-not-found"),
+        ("file/x", "file-exists"),
+        ("round/x", "file-exists"),
+        ("n" * 300, "invalid-request"),
+    ):
+        with pytest.raises(errors.SandboxdError) as caught:
+            run(url, target=target)
+        assert caught.value.kind == kind, target
 
 
 def test_a_failure_leaves_no_new_folders(run, served, tmp_path):

@@ -12,6 +12,7 @@ import contextlib
 import http.server
 import os
 import socket
+import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -28,7 +29,14 @@ class HttpServer:
         answer: asked first for each request; returns True when it has answered (or hung) by itself.
     """
 
-    def __init__(self, root: Path, *, sock: socket.socket | None = None, login: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        sock: socket.socket | None = None,
+        login: tuple[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.root = root
         self.login = login
         self.hits: list[tuple[str, str | None]] = []
@@ -45,6 +53,8 @@ class HttpServer:
         self._server.socket.close()
         self._server.socket = sock or socket.create_server(("127.0.0.1", 0))
         self.port = self._server.socket.getsockname()[1]
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
 
     @property
     def url(self) -> str:

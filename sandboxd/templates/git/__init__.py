@@ -55,6 +55,7 @@ from ...errors import InternalError, SandboxdError
 from ...wire import framing
 from . import names
 from .clone import Order, clone
+from .pack import MAX_OBJECT_BYTES
 from .transport import Login
 
 __all__ = ["load", "work"]
@@ -115,6 +116,8 @@ def _clone(given: Any) -> dict[str, Any]:  # noqa: ANN401 - what init passed on 
         login = given.pop("login")
         limit = given.pop("memory_bytes") or MAX_MEMORY_BYTES
         given["sparse"] = tuple(given["sparse"])
+        # A delta, its base and what they make are in memory at once.
+        given["max_object_bytes"] = min(MAX_OBJECT_BYTES, limit // 4)
         order = Order(**given, login=Login(*login) if login else None)
     except (KeyError, TypeError) as error:
         raise InternalError(f"cannot read the order of a clone: {type(error).__name__}") from None
@@ -136,8 +139,10 @@ def _take_pipe() -> None:
 
 def _bound(limit: int) -> None:
     """Turn most ways to run out of memory into an error that can be told: the cgroup's way is a SIGKILL."""
+    with open("/proc/self/statm", "rb") as file:
+        held = int(file.read(128).split()[5]) * resource.getpagesize()  # the template's own, which costs nothing here
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    wanted = min(limit, MAX_MEMORY_BYTES)
+    wanted = held + min(limit, MAX_MEMORY_BYTES)
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))

@@ -24,6 +24,7 @@ from dulwich.refs import Ref, check_ref_format
 from ...errors import (
     DirectoryNotEmpty,
     FileExists,
+    FileNotFound,
     FilePermissionDenied,
     GitError,
     GitProtocolError,
@@ -38,10 +39,18 @@ from ...errors import (
 from . import layout, submodules, transport
 from .checkout import Checkout, Sparse
 from .intake import PackIntake
-from .pack import COMMIT, TAG, Pack
+from .pack import COMMIT, MAX_OBJECT_BYTES, TAG, Pack
 from .progress import Progress
 
 _HEX: Final = re.compile(rb"[0-9a-f]{40}\Z")
+#: What the kernel says of the target, and what that is to the caller.
+_OS_ERRORS: Final = (
+    ((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), QuotaExceeded),
+    ((errno.EACCES, errno.EPERM, errno.EROFS), FilePermissionDenied),
+    ((errno.ENOTDIR, errno.ELOOP, errno.EEXIST), FileExists),
+    ((errno.ENAMETOOLONG,), InvalidRequest),
+    ((errno.ENOENT,), FileNotFound),
+)
 #: A tag of a tag of a tag …
 _MAX_TAGS: Final = 16
 MAX_CLOSE: Final = 5
@@ -61,6 +70,7 @@ class Order:
     sparse: tuple[str, ...] = ()
     login: transport.Login | None = None
     stall_s: float = 60.0
+    max_object_bytes: int = MAX_OBJECT_BYTES
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,10 +114,9 @@ def _known(error: BaseException, order: Order) -> SandboxdError | None:
         return GitRefused(f"cannot clone {_shown(order)}: its folders are too deep", reason="too-deep")
     if isinstance(error, OSError):
         text = f"cannot clone into {order.target}: {error.strerror}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return QuotaExceeded(text, path=order.target)
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return FilePermissionDenied(text, path=order.target)
+        for numbers, kind in _OS_ERRORS:
+            if error.errno in numbers:
+                return kind(text, path=order.target)
         return GitError(text, path=order.target, errno=errno.errorcode.get(error.errno or 0))
     if isinstance(error, Exception):
         return InternalError(f"cannot clone {_shown(order)}: {type(error).__name__}: {error!s:.200}")
@@ -217,12 +226,12 @@ class Cloning:
         order, progress = self._order, self.progress
         progress.phase("connecting")
         packs = layout.make_folders(git)
-        intake = PackIntake(packs / "tmp.pack", progress.receiving, progress.resolving)
+        intake = PackIntake(packs / "tmp.pack", progress.receiving, progress.resolving, order.max_object_bytes)
         wanted: list[Wanted] = []
 
         def choose(refs: transport.Refs) -> list[bytes]:
             wanted.append(_wanted(order, refs))
-            return self._wants(refs, wanted[0])
+            return self._wants(refs, wanted[0], address)
 
         try:
             fetched = self._carrier.fetch(address, choose, intake.write, progress.server, order.depth)
@@ -239,10 +248,12 @@ class Cloning:
             if pack is not None:
                 pack.close()
 
-    def _wants(self, refs: transport.Refs, wanted: Wanted) -> list[bytes]:
+    def _wants(self, refs: transport.Refs, wanted: Wanted, address: transport.Address) -> list[bytes]:
         wants = [] if wanted.tip is None else [wanted.tip]
         if not self._order.single_branch:
             wants += [sha for name, sha in refs.items() if name.startswith((layout.HEADS, layout.TAGS))]
+            if address.scheme == "git" and len(wants) > 1 and wanted.tip not in refs.values():
+                wants = wants[1:]  # an older protocol: no commit can be asked for by its name, but it may come
         return list(dict.fromkeys(wants))
 
     def _build(
@@ -283,7 +294,7 @@ class Cloning:
                 peeled=peeled,
                 default_branch=default,
                 single_branch=self._order.single_branch,
-                shallow=[sha for sha in fetched.shallow if pack is not None and bytes.fromhex(sha.decode()) in pack],
+                shallow=[sha for sha in fetched.shallow if pack is not None and _is_in(pack, sha)],
                 sparse=sparse.patterns() if sparse else None,
                 worktree=worktree,
             ),
@@ -374,12 +385,12 @@ def _came(pack: Pack | None, refs: transport.Refs, prefix: bytes) -> dict[bytes,
     return {
         name.removeprefix(prefix): sha
         for name, sha in refs.items()
-        if pack is not None
-        and name.startswith(prefix)
-        and _is_good(name)
-        and _HEX.match(sha)
-        and bytes.fromhex(sha.decode()) in pack
+        if pack is not None and name.startswith(prefix) and _is_good(name) and _is_in(pack, sha)
     }
+
+
+def _is_in(pack: Pack, sha: bytes) -> bool:
+    return _HEX.match(sha) is not None and bytes.fromhex(sha.decode()) in pack
 
 
 def _peel(pack: Pack, sha: bytes) -> tuple[int, bytes]:
@@ -398,7 +409,7 @@ def _peel(pack: Pack, sha: bytes) -> tuple[int, bytes]:
 def _peel_tags(pack: Pack, refs: transport.Refs) -> dict[bytes, bytes]:
     peeled = {}
     for name, sha in refs.items():
-        if name.startswith(layout.TAGS) and _HEX.match(sha) and bytes.fromhex(sha.decode()) in pack:
+        if name.startswith(layout.TAGS) and _is_in(pack, sha):
             with contextlib.suppress(GitProtocolError):  # what it stands for did not come
                 target = _peel(pack, sha)[1]
                 if target != sha:

@@ -39,10 +39,17 @@ Progress = Callable[[int, int], None]
 class PackIntake:
     """Takes a pack as it comes. `write` all of it, then `finish`."""
 
-    def __init__(self, path: Path, on_receive: Callable[[int, int, int], None], on_resolve: Progress) -> None:
+    def __init__(
+        self,
+        path: Path,
+        on_receive: Callable[[int, int, int], None],
+        on_resolve: Progress,
+        max_bytes: int = MAX_OBJECT_BYTES,
+    ) -> None:
         self._file = path.open("xb")
         self._path = path
         self._on_receive = on_receive
+        self._max_bytes = max_bytes
         self._on_resolve = on_resolve
         self._table = Table()
         self._records: list[bytes] = []
@@ -103,7 +110,7 @@ class PackIntake:
         if self._digest.digest() != self._held:
             raise damaged("its checksum differs")
         self._on_receive(len(self._table), self._total, self.received_bytes)
-        pack = Pack(self._path, self._table, self._records, self._held)
+        pack = Pack(self._path, self._table, self._records, self._held, self._max_bytes)
         try:
             _Deltas(pack, self._records, self._named, self._by_name, self._on_resolve).resolve()
         except BaseException:
@@ -188,8 +195,8 @@ class PackIntake:
     def _add(self, place: int, header: int, size: int, kind: int, base: int, name: bytes | None) -> int:
         table = self._table
         row = len(table)
-        if kind >= _OFS_DELTA and size > MAX_OBJECT_BYTES:
-            raise too_large(size)
+        if kind >= _OFS_DELTA and size > self._max_bytes:
+            raise too_large(size, self._max_bytes)
         table.bases.append(table.at(base) + 1 if kind == _OFS_DELTA else 0)
         table.starts.append(self._offset + place)
         table.header_bytes.append(header)
@@ -334,7 +341,7 @@ class _Deltas:
         stack = [(child, data) for child in children]
         while stack:
             row, data = stack.pop()
-            data = apply(data, self._pack.inflate(row))
+            data = apply(data, self._pack.inflate(row), self._pack.max_bytes)
             digest = hashlib.sha1(b"%b %d\0" % (head, len(data)) + data, usedforsecurity=False).digest()
             records.append(RECORD.pack(digest, table.crcs[row], table.starts[row]))
             if len(records) % _TELL_EVERY == 0:

@@ -7,7 +7,8 @@ index-pack: `PackIntake.write` inflates objects while they arrive and names thos
 deltas from their bases up. Applying a delta, and all of the protocol, is dulwich's (its extension in Rust).
 
 **Bounds.** A hostile pack may claim any size. A table row is about 100 bytes an object; an object that must be in
-memory is at most `MAX_OBJECT_BYTES` (C git's core.bigFileThreshold; git makes no deltas of larger files), larger ones
+memory is at most `MAX_OBJECT_BYTES` (C git's core.bigFileThreshold; git makes no deltas of larger files), or less by
+order; larger ones
 only ever pass through. Of the bases that wait for their other children there are at most log2(objects) at a time: the
 child with the most descendants goes last, and takes its base's place. What else is spent is the caller's memory limit,
 disk limit and timeout to say.
@@ -49,13 +50,13 @@ def damaged(why: str) -> GitProtocolError:
     return GitProtocolError(f"cannot read the pack that the server sent: {why}", reason="damaged-pack")
 
 
-def too_large(size: int) -> GitRefused:
+def too_large(size: int, limit: int) -> GitRefused:
     """Return the error for an object that would have to be in memory, and may not."""
     return GitRefused(
         f"cannot take an object of {size} bytes: it would have to be in memory",
         reason="object-too-large",
         size=size,
-        limit_bytes=MAX_OBJECT_BYTES,
+        limit_bytes=limit,
     )
 
 
@@ -94,10 +95,11 @@ class Table:
 class Pack:
     """A pack on disk with its table; gives objects by name. `close` unmaps it."""
 
-    def __init__(self, path: Path, table: Table, records: list[bytes], checksum: bytes) -> None:
+    def __init__(self, path: Path, table: Table, records: list[bytes], checksum: bytes, max_bytes: int) -> None:
         self.path = path
         self.table = table
         self.checksum = checksum
+        self.max_bytes = max_bytes
         self._records = records
         self._cache: OrderedDict[int, tuple[int, bytes]] = OrderedDict()
         self._cached_bytes = 0
@@ -117,8 +119,8 @@ class Pack:
         """Return the bytes of a row as stored: an object, or a delta."""
         table = self.table
         size = table.sizes[row]
-        if size > MAX_OBJECT_BYTES:
-            raise too_large(size)
+        if size > self.max_bytes:
+            raise too_large(size, self.max_bytes)
         begin = table.starts[row] + table.header_bytes[row]
         if size <= LARGE_BYTES:
             data = zlib.decompressobj().decompress(self._view[begin : begin + stream_bound(size)], size + 1)
@@ -179,7 +181,7 @@ class Pack:
                 self._keep(row, found)
         kind, data = found
         for step in reversed(chain):
-            data = apply(data, self.inflate(step))
+            data = apply(data, self.inflate(step), self.max_bytes)
             self._keep(step, (kind, data))
         return kind, data
 
@@ -233,7 +235,7 @@ class Pack:
             file.write(digest.digest())
 
 
-def apply(base: bytes, delta: bytes) -> bytes:
+def apply(base: bytes, delta: bytes, max_bytes: int) -> bytes:
     """Return what a delta makes of its base.
 
     Raises:
@@ -253,8 +255,8 @@ def apply(base: bytes, delta: bytes) -> bytes:
             shift += 7
             if not byte & 0x80:
                 break
-    if size > MAX_OBJECT_BYTES:
-        raise too_large(size)
+    if size > max_bytes:
+        raise too_large(size, max_bytes)
     try:
         made: list[bytes] = apply_delta(base, delta)
     except ApplyDeltaError as error:
