@@ -198,6 +198,14 @@ def test_a_clone_is_the_sandboxes_users(daemon: Daemon, client: Client, served: 
         assert sandbox.exec("stat -c %U history history/README.md history/.git/index").stdout.split() == ["nobody"] * 3
 
 
+def test_a_clone_under_the_strict_profile(daemon: Daemon, client: Client, served: pathlib.Path) -> None:
+    with (
+        Sandbox.create(client=client, seccomp="strict") as sandbox,
+        HttpServer(served, sock=listen_in(daemon, sandbox)) as server,
+    ):
+        assert sandbox.git_checkout(f"{server.url}/history.git", submodules=True).commit == head_of(served)
+
+
 def test_what_a_clone_is_inside(daemon: Daemon, sandbox: Sandbox, server: HttpServer) -> None:
     """Its powers, leaf and filter are those of any process of the sandbox."""
     facts: dict[str, str] = {}
