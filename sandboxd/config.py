@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .errors import ConfigError, InvalidRequest
+from .network import MAX_CONNECTIONS, MODES
 from .spec import DEFAULT_LIMITS, Limits, check_rootfs
 
 #: The user and the group that the daemon runs as and lets in, where they exist.
@@ -25,6 +26,8 @@ MAX_TOKEN_CHARS: Final = 1024
 STORAGE: Final = ("auto", "btrfs", "directory")
 #: Less than this is not a disk's size; a number of megabytes, most likely.
 MIN_BYTES: Final = 1 << 20
+#: There are 1,845 ranges of ids, and an address goes with each.
+MIN_POOL: Final = 2048
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -55,6 +58,11 @@ class Config:
         preview_key: its key.
         preview_proxies: addresses or networks of front proxies whose X-Forwarded-* are believed.
         preview_wake: whether a request to a preview thaws a frozen sandbox.
+        network: the network mode of a sandbox that asks for none: "none", "internet" or "allowlist".
+        network_ipv4: the network that sandboxes' addresses are of; nothing else may have them.
+        network_ipv6: the same of IPv6.
+        network_dns: nameservers (address, or address and port) that names are asked of; empty takes the host's own.
+        network_connections: how many connections a sandbox may have at once that asks for no number.
         templates: whether code contexts may start as children of a process that has a rootfs' imports ready.
         template_rootfs: imported rootfs that are trusted for that as if a recipe had built them: as root.
         cgroup: the group below which the sandboxes' are made, as a path from cgroup2's root; None is that root.
@@ -83,6 +91,11 @@ class Config:
     preview_key: Path | None = None
     preview_proxies: tuple[str, ...] = ()
     preview_wake: bool = False
+    network: str = "none"
+    network_ipv4: str = "10.213.0.0/16"
+    network_ipv6: str = "fd73:6264:73::/64"
+    network_dns: tuple[tuple[str, int], ...] = ()
+    network_connections: int = 4096
     templates: bool = True
     template_rootfs: tuple[str, ...] = ()
 
@@ -168,6 +181,10 @@ def launcher_settings(config: Config, *, daemon_uid: int, daemon_gid: int) -> di
         "daemon_uid": daemon_uid,
         "daemon_gid": daemon_gid,
         "cgroup_parent": config.cgroup or "",
+        "network": config.network,
+        "network_ipv4": config.network_ipv4,
+        "network_ipv6": config.network_ipv6,
+        "network_connections": config.network_connections,
         "templates": config.templates,
         "template_rootfs": list(config.template_rootfs),
     }
@@ -273,6 +290,45 @@ def _names(key: str, value: object) -> tuple[str, ...]:
         raise ConfigError(f"cannot take {key}: it must be a list of rootfs' names", key=key) from None
 
 
+def _mode(key: str, value: object) -> str:
+    if value not in MODES:
+        raise ConfigError(f"cannot take {key}: it must be one of {', '.join(MODES)}", key=key)
+    return str(value)
+
+
+def _pool(key: str, value: object) -> str:
+    version = int(key[-1])
+    try:
+        network = ipaddress.ip_network(value if isinstance(value, str) else "")
+    except ValueError:
+        network = None
+    if network is None or network.version != version or network.num_addresses < MIN_POOL:
+        raise ConfigError(f"cannot take {key}: it must be a network of {MIN_POOL} addresses or more", key=key)
+    return str(network)
+
+
+def _servers(key: str, value: object) -> tuple[tuple[str, int], ...]:
+    found = []
+    try:
+        if not isinstance(value, list):
+            raise TypeError
+        for item in value:
+            try:
+                found.append((str(ipaddress.ip_address(item)), 53))
+            except ValueError:
+                host, port = _address(key, item)
+                found.append((str(ipaddress.ip_address(host)), port))
+    except (TypeError, ValueError, ConfigError):
+        raise ConfigError(f"cannot take {key}: it must be a list of addresses, with ports or not", key=key) from None
+    return tuple(found)
+
+
+def _connections(key: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_CONNECTIONS:
+        raise ConfigError(f"cannot take {key}: it must be a number of 1 to {MAX_CONNECTIONS}", key=key)
+    return value
+
+
 def _limits(key: str, value: object) -> Limits:
     if not isinstance(value, dict):
         raise ConfigError(f"cannot take {key}: it must be a table", key=key)
@@ -310,6 +366,11 @@ _READERS: Final = {
     "preview_key": _path,
     "preview_proxies": _networks,
     "preview_wake": _truth,
+    "network": _mode,
+    "network_ipv4": _pool,
+    "network_ipv6": _pool,
+    "network_dns": _servers,
+    "network_connections": _connections,
     "templates": _truth,
     "template_rootfs": _names,
 }

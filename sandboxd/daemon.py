@@ -279,7 +279,8 @@ class Sockets(NamedTuple):
 
 async def _serve(config: Config, identity: Identity, token: str | None, sockets: Sockets) -> int:
     launcher = Launcher(sockets.link)
-    manager = Manager(launcher, config.registry_dir, config.links_dir, config.previews_dir / "destroyed.jsonl")
+    graves = config.previews_dir / "destroyed.jsonl"
+    manager = Manager(launcher, config.registry_dir, config.links_dir, graves, config.network_dns)
     facts = Facts(__version__, _shown(config))
     policy = Policy(token, frozenset({identity.uid}), identity.socket_gid)
     metrics = Metrics(manager, __version__)

@@ -475,6 +475,12 @@ class TemplateUnavailable(SandboxdError):
     kind = "template-unavailable"
 
 
+class NetworkUnavailable(SandboxdError):
+    """This host cannot give a sandbox the network that it asks for: `mode`, `remedy`."""
+
+    kind = "network-unavailable"
+
+
 class LauncherGone(SandboxdError):
     """The launcher died; the daemon ends with it."""
 

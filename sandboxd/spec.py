@@ -13,7 +13,8 @@ import re
 import signal
 from typing import Final
 
-from .errors import InvalidRequest, NotAvailable
+from .errors import InvalidRequest
+from .network import NetworkSpec
 
 #: The kernel's MAX_ARG_STRLEN (include/uapi/linux/binfmts.h: 32 pages): one argument or `NAME=value`, its NUL included.
 MAX_ARG_BYTES: Final = 131_072
@@ -354,7 +355,7 @@ class SandboxSpec:
     cwd: str = WORKSPACE
     user: str | int = "root"
     limits: Limits = dataclasses.field(default_factory=Limits)
-    network: str = "none"
+    network: NetworkSpec = dataclasses.field(default_factory=NetworkSpec)
     seccomp: str = "default"
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -367,12 +368,6 @@ class SandboxSpec:
         check_path(self.cwd, "cwd")
         object.__setattr__(self, "user", check_user(self.user))
         check_labels(self.labels)
-        if self.network != "none":
-            if self.network in ("internet", "allowlist"):
-                raise NotAvailable(
-                    f"cannot give network mode {self.network!r}: only 'none' is built yet", field="network.mode"
-                )
-            raise _fail("network.mode", "the modes are none, internet and allowlist")
         check_profile(self.seccomp)
 
     @property

@@ -16,21 +16,23 @@ PACKAGE = ROOT / "sandboxd"
 #: room -> the rooms it may import. A module right below sandboxd/ is a room of its own.
 ALLOWED = {
     "errors": set(),
-    "spec": {"errors"},
+    "allow": {"errors"},
+    "network": {"errors", "allow"},
+    "spec": {"errors", "network"},
     "git_spec": {"errors", "spec"},
-    "config": {"errors", "spec"},
+    "config": {"errors", "spec", "network"},
     "wire": {"errors", "spec"},
     "linux": set(),
-    "launcher": {"linux", "wire", "spec", "errors", "guest"},
+    "launcher": {"linux", "wire", "spec", "network", "allow", "errors", "guest"},
     "guest": {"linux", "wire", "spec", "errors"},
     "templates": {"linux", "wire", "errors"},
     "workers": set(),
     "images": {"spec", "errors", "linux"},
-    "runtime": {"wire", "spec", "git_spec", "errors"},
+    "runtime": {"wire", "spec", "network", "allow", "git_spec", "errors"},
     "proxy": {"runtime", "errors"},
     "metrics": {"runtime", "errors"},
     "previewing": {"runtime", "proxy", "config", "errors"},
-    "api": {"runtime", "metrics", "wire", "spec", "git_spec", "errors"},
+    "api": {"runtime", "metrics", "wire", "spec", "network", "git_spec", "errors"},
     "client": {"wire", "spec", "errors"},
     "cli": {"client", "config", "errors", "spec"},
     "daemon": {"runtime", "metrics", "api", "proxy", "previewing", "config", "errors", "spec", "linux"},
@@ -61,7 +63,7 @@ LIBRARIES = {
     "re2": {"runtime"},
     "wsproto": {"api", "client"},
     "dulwich": {"templates"},
-    "dns": {"templates"},
+    "dns": {"templates", "runtime"},
     "urllib3": {"templates"},
     "pyroute2": {"templates"},
     "h11": {"proxy", "api"},
@@ -157,7 +159,7 @@ def test_the_launcher_loads_only_what_an_init_needs() -> None:
     assert foreign <= {"distutils-precedence"}, foreign
     ours = {name.split(".")[1] for name in loaded if name.startswith("sandboxd.")}
     assert "sandboxd.launcher.server" not in loaded
-    assert ours == {"launcher", "guest", "linux", "wire", "spec", "errors"}
+    assert ours == {"launcher", "guest", "linux", "wire", "spec", "network", "errors"}
     # urllib.parse comes with zipfile (through pathlib): 1 MiB that inits share with the launcher, none of it their own.
     assert not {"asyncio", "ssl", "http", "urllib.request", "subprocess", "ctypes.util"} & set(loaded)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar
 import msgspec
 
 from ..errors import InvalidRequest, NotAvailable, UnknownField
+from ..network import NetworkSpec
 from ..spec import CommandSpec, Limits, SandboxSpec
 
 if TYPE_CHECKING:
@@ -46,7 +47,10 @@ class NetworkIn(_In, frozen=True):
     """Whom a sandbox may talk to."""
 
     mode: str | None = None
-    allow: Any = None
+    allow: list[str] | None = None
+    receive_bytes_per_s: int | None = None
+    send_bytes_per_s: int | None = None
+    connections: int | None = None
 
 
 class SandboxIn(_In, frozen=True):
@@ -127,6 +131,10 @@ class NetworkOut(msgspec.Struct, frozen=True):
     """A sandbox's network."""
 
     mode: str
+    allow: list[str]
+    receive_bytes_per_s: int | None
+    send_bytes_per_s: int | None
+    connections: int | None
 
 
 class SandboxOut(msgspec.Struct, frozen=True, kw_only=True):
@@ -283,14 +291,18 @@ def to_spec(model: SandboxIn) -> SandboxSpec:
     """
     for name in ("idle_timeout_s", "max_lifetime_s", "snapshot"):
         _not_yet(name, getattr(model, name))
-    network = model.network or NetworkIn()
-    _not_yet("network.allow", network.allow)
     given = {name: getattr(model, name) for name in ("name", "rootfs", "env", "cwd", "user", "seccomp", "labels")}
     return SandboxSpec(
         limits=Limits(**msgspec.to_builtins(model.limits or LimitsIn())),
-        network=network.mode or "none",
+        network=to_network(model.network),
         **{name: value for name, value in given.items() if value is not None},
     )
+
+
+def to_network(model: NetworkIn | None) -> NetworkSpec:
+    """Return the checked network."""
+    given = {name: value for name, value in msgspec.to_builtins(model or NetworkIn()).items() if value is not None}
+    return NetworkSpec(**{**given, "allow": tuple(given.get("allow", ()))})
 
 
 def to_command(model: ExecIn) -> CommandSpec:
@@ -369,7 +381,7 @@ def sandbox_out(sandbox: Sandbox) -> SandboxOut:
         user=spec.user,
         env=spec.env,
         limits=msgspec.convert(limits, LimitsOut, from_attributes=True),
-        network=NetworkOut(spec.network),
+        network=msgspec.convert(sandbox.network, NetworkOut, from_attributes=True),
         seccomp=spec.seccomp,
         labels=spec.labels,
         unenforced=list(sandbox.unenforced),

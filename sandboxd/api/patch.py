@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from ..errors import InvalidRequest
+from ..network import NetworkSpec
 from ..spec import Limits, SandboxSpec
 from . import models
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: What a sandbox is born with and keeps.
-FIXED: Final = ("rootfs", "user", "network", "seccomp", "snapshot", "id", "state", "unenforced", "created_at")
+FIXED: Final = ("rootfs", "user", "seccomp", "snapshot", "id", "state", "unenforced", "created_at")
 _DEFAULT: Final = SandboxSpec()
 LATER: Final = ("idle_timeout_s", "max_lifetime_s")
 
@@ -43,6 +44,16 @@ class LimitsPatch(models._In, frozen=True):
     io: IoPatch | UnsetType | None = UNSET
 
 
+class NetworkPatch(models._In, frozen=True):
+    """Other rules for a sandbox that has a network, in force at once; connections that they refuse are cut."""
+
+    mode: str | UnsetType | None = UNSET
+    allow: list[str] | UnsetType | None = UNSET
+    receive_bytes_per_s: int | UnsetType | None = UNSET
+    send_bytes_per_s: int | UnsetType | None = UNSET
+    connections: int | UnsetType | None = UNSET
+
+
 class SandboxPatch(models._In, frozen=True):
     """What of a sandbox may change; env and cwd hold for later commands."""
 
@@ -55,7 +66,7 @@ class SandboxPatch(models._In, frozen=True):
     max_lifetime_s: Any = UNSET
     rootfs: Any = UNSET
     user: Any = UNSET
-    network: Any = UNSET
+    network: NetworkPatch | UnsetType | None = UNSET
     seccomp: Any = UNSET
     snapshot: Any = UNSET
     id: Any = UNSET
@@ -97,8 +108,10 @@ def to_change(model: SandboxPatch) -> Callable[[SandboxSpec], SandboxSpec]:
             "cwd": spec.cwd,
             "labels": spec.labels,
             "limits": dataclasses.asdict(spec.limits),
+            "network": dataclasses.asdict(spec.network),
         }
         merged = merge(present, patch)
+        network = merged.get("network", {})
         return dataclasses.replace(
             spec,
             name=merged.get("name"),
@@ -106,6 +119,7 @@ def to_change(model: SandboxPatch) -> Callable[[SandboxSpec], SandboxSpec]:
             cwd=merged.get("cwd", _DEFAULT.cwd),
             labels=merged.get("labels", {}),
             limits=Limits(**merged.get("limits", {})),
+            network=NetworkSpec(**{**network, "allow": tuple(network.get("allow") or ())}),
         )
 
     return change

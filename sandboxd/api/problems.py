@@ -85,6 +85,7 @@ STATUS: Final[Mapping[str, int]] = {
     "server-busy": 503,
     "daemon-unavailable": 503,
     "launcher-gone": 503,
+    "network-unavailable": 422,
     "template-unavailable": 503,
     "internal-error": 500,
     "protocol-error": 500,

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from sandboxd.cli.params import KeyValue, client_of, limits, sandbox_options
+from sandboxd.cli.params import KeyValue, client_of, limits, network_of, sandbox_options
 
 
 @click.command()
@@ -36,6 +36,8 @@ def create(  # noqa: PLR0913 - an option each
     disk: int | None,
     io: tuple[tuple[str, str], ...],
     seccomp: str | None,
+    network: str | None,
+    allow: tuple[str, ...],
     env: tuple[tuple[str, str], ...],
     workdir: str | None,
     user: str | None,
@@ -54,6 +56,7 @@ def create(  # noqa: PLR0913 - an option each
         limits=limits(memory, cpus, pids, disk, io) or None,
         labels=dict(labels) or None,
         seccomp=seccomp,
+        network=network_of(network, allow),
         client=client_of(ctx),
     )
     click.echo(json.dumps(sandbox.info.raw, indent=2) if as_json else sandbox.id)

@@ -83,6 +83,14 @@ io_option = click.option(
     help="Limit of a disk's speed a second: read=10M, write=10M, read-iops=500 or write-iops=500.",
 )
 
+#: Entries of an allow list: `run`, `create` and `update`.
+allow_option = click.option(
+    "--allow",
+    multiple=True,
+    metavar="ENTRY",
+    help="What it may reach and nothing else: a name, *.name, an address or a network, with :PORT or :LOW-HIGH.",
+)
+
 #: What a sandbox is created with: `run` and `create`.
 sandbox_options = stack(
     click.option("--rootfs", metavar="NAME", help="The root filesystem; 'default' if not given."),
@@ -92,6 +100,8 @@ sandbox_options = stack(
     click.option("--disk", type=Size(), metavar="SIZE", help="Limit of what its files take, such as 2G."),
     io_option,
     click.option("--seccomp", metavar="NAME", help="The system call profile: default, strict, or your own."),
+    click.option("--network", type=click.Choice(["none", "internet", "allowlist"]), help="What it may reach."),
+    allow_option,
 )
 
 #: How a command runs: `run` and `exec`.
@@ -116,6 +126,13 @@ def limits(
     """Return the limits that were given, under the API's names."""
     given = {"memory_bytes": memory, "cpus": cpus, "pids": pids, "disk_bytes": disk, "io": io_of(io) or None}
     return {key: value for key, value in given.items() if value is not None}
+
+
+def network_of(mode: str | None, allow: tuple[str, ...]) -> dict[str, Any] | None:
+    """Return the network that was given, under the API's names; entries alone mean an allow list."""
+    if not allow:
+        return None if mode is None else {"mode": mode}
+    return {"mode": mode or "allowlist", "allow": list(allow)}
 
 
 def io_of(words: tuple[tuple[str, str], ...]) -> dict[str, int]:

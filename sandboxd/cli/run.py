@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandboxd.cli.failure import RUN_FAILED, Interrupts, status
-from sandboxd.cli.params import client_of, command_of, command_options, limits, sandbox_options
+from sandboxd.cli.params import client_of, command_of, command_options, limits, network_of, sandbox_options
 
 if TYPE_CHECKING:
     from sandboxd.client import Sandbox, Session
@@ -30,6 +30,8 @@ def run(  # noqa: PLR0913 - an option each
     disk: int | None,
     io: tuple[tuple[str, str], ...],
     seccomp: str | None,
+    network: str | None,
+    allow: tuple[str, ...],
     env: tuple[tuple[str, str], ...],
     workdir: str | None,
     user: str | None,
@@ -51,7 +53,11 @@ def run(  # noqa: PLR0913 - an option each
         with Interrupts() as interrupts:
             with interrupts.held():
                 sandbox = Sandbox.create(
-                    rootfs=rootfs, limits=limits(memory, cpus, pids, disk, io) or None, seccomp=seccomp, client=client
+                    rootfs=rootfs,
+                    limits=limits(memory, cpus, pids, disk, io) or None,
+                    seccomp=seccomp,
+                    network=network_of(network, allow),
+                    client=client,
                 )
             try:
                 interrupts.raise_waiting()

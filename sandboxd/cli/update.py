@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sandboxd.cli.params import KeyValue, Size, client_of, io_of, io_option
+from sandboxd.cli.params import KeyValue, Size, allow_option, client_of, io_of, io_option, network_of
 
 
 @click.command()
@@ -29,6 +29,10 @@ from sandboxd.cli.params import KeyValue, Size, client_of, io_of, io_option
 @click.option("-w", "--workdir", metavar="DIR", help="Where later commands start, absolute.")
 @click.option("--label", "labels", type=KeyValue(), multiple=True, metavar="KEY=VALUE", help="A note of your own.")
 @click.option("--unlabel", multiple=True, metavar="KEY", help="A note to take away.")
+@click.option(
+    "--network", type=click.Choice(["internet", "allowlist"]), help="What a sandbox with a network may reach."
+)
+@allow_option
 @click.option("--json", "as_json", is_flag=True, help="Print the whole object.")
 @click.argument("sandbox")
 @click.pass_context
@@ -46,12 +50,15 @@ def update(  # noqa: PLR0913 - an option each
     workdir: str | None,
     labels: tuple[tuple[str, str], ...],
     unlabel: tuple[str, ...],
+    network: str | None,
+    allow: tuple[str, ...],
     as_json: bool,
     sandbox: str,
 ) -> None:
     """Change SANDBOX (an id or a name); what no option names stays as it is.
 
-    Limits hold at once, for what runs too. Memory below what is in use is reclaimed, then processes are killed.
+    Limits and the network's rules hold at once, for what runs too; --allow replaces the whole list. Memory below what
+    is in use is reclaimed, then processes are killed.
     """
     limits: dict[str, Any] = {"memory_bytes": memory, "cpus": cpus, "pids": pids, "disk_bytes": disk, "io": io_of(io)}
     changes: dict[str, Any] = {
@@ -61,6 +68,9 @@ def update(  # noqa: PLR0913 - an option each
         "labels": {**dict(labels), **dict.fromkeys(unlabel)},
         "limits": {key: value for key, value in limits.items() if value is not None and value != {}},
     }
+    chosen = network_of(network, allow)
+    if chosen is not None:
+        changes["network"] = {"allow": None, **chosen}
     given = {key: value for key, value in changes.items() if value}
     if name == "":
         given["name"] = None

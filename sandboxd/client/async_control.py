@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from types import EllipsisType
 
     from .async_client import AsyncClient
-    from .control_calls import Change, LimitsChange, SandboxStats
+    from .control_calls import Change, LimitsChange, NetworkChange, SandboxStats
     from .models import SandboxInfo
 
 
@@ -38,6 +38,7 @@ class AsyncControlPart:
         cwd: str | EllipsisType | None = ...,
         labels: Change = ...,
         limits: LimitsChange = ...,
+        network: NetworkChange = ...,
     ) -> SandboxInfo:
         """Change a sandbox, keep the answer in `info` and return it. What is not given stays as it is.
 
@@ -48,13 +49,15 @@ class AsyncControlPart:
             labels: merged like env.
             limits: in force at once, merged; a value of None in a mapping is the daemon's default again. One of
                 memory below what is in use lets the kernel reclaim, then kill (`oom_killed`).
+            network: a mapping of other rules for a sandbox that has a network, in force at once; `allow` replaces the
+                whole list, and connections that the new one refuses end.
 
         Raises:
             InvalidRequest: a value is wrong; `field` names it. LimitUnenforceable is of its kind.
             NameTaken: another sandbox has that name.
         """
         self.info = await self.client.send(
-            control_calls.update(self.id, name=name, env=env, cwd=cwd, labels=labels, limits=limits)
+            control_calls.update(self.id, name=name, env=env, cwd=cwd, labels=labels, limits=limits, network=network)
         )
         return self.info
 

@@ -159,6 +159,11 @@ def metrics(*, sandboxes: bool) -> TextCall:
     return TextCall("GET", f"/v1/metrics?sandboxes={str(sandboxes).lower()}", accept="text/plain", what="metrics")
 
 
+def network_json(network: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the API takes: a mode alone is that of a network that has nothing else to say."""
+    return {"mode": network} if isinstance(network, str) else dict(network)
+
+
 def create(  # noqa: PLR0913 - the fields of a sandbox, all by keyword
     *,
     name: str | None,
@@ -168,7 +173,7 @@ def create(  # noqa: PLR0913 - the fields of a sandbox, all by keyword
     user: str | int | None,
     limits: Limits | Mapping[str, Any] | None,
     labels: Mapping[str, str] | None,
-    network: str | None,
+    network: str | Mapping[str, Any] | None,
     seccomp: str | None,
 ) -> Call[SandboxInfo]:
     """POST /sandboxes: only what was given is sent, the daemon's defaults are the daemon's."""
@@ -180,7 +185,7 @@ def create(  # noqa: PLR0913 - the fields of a sandbox, all by keyword
         "user": user,
         "limits": None if limits is None else limits_json(limits),
         "labels": None if labels is None else dict(labels),
-        "network": None if network is None else {"mode": network},
+        "network": None if network is None else network_json(network),
         "seccomp": seccomp,
     }
     body = {key: value for key, value in fields.items() if value is not None}

@@ -12,11 +12,12 @@ from sandboxd.spec import Limits
 from .calls import Call, limits_json, sandbox_path
 from .models import Json, SandboxInfo, parse_sandbox
 
-__all__ = ["Change", "IoUse", "LimitsChange", "PortUse", "SandboxStats"]
+__all__ = ["Change", "IoUse", "LimitsChange", "NetworkChange", "PortUse", "SandboxStats"]
 
 #: A mapping in a change: None takes a key away.
 Change: TypeAlias = Mapping[str, str | None] | EllipsisType | None
 LimitsChange: TypeAlias = Limits | Mapping[str, Any] | EllipsisType | None
+NetworkChange: TypeAlias = Mapping[str, Any] | EllipsisType
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +91,12 @@ def update(
     cwd: str | EllipsisType | None,
     labels: Change,
     limits: LimitsChange,
+    network: NetworkChange,
 ) -> Call[SandboxInfo]:
     """PATCH /sandboxes/{id or name}: `...` is not sent, None is null."""
     body: dict[str, Any] = {}
-    for field, value in (("name", name), ("env", env), ("cwd", cwd), ("labels", labels), ("limits", limits)):
+    given = {"name": name, "env": env, "cwd": cwd, "labels": labels, "limits": limits, "network": network}
+    for field, value in given.items():
         if value is ...:
             continue
         if isinstance(value, Limits) or (field == "limits" and isinstance(value, Mapping)):

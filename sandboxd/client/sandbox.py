@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sandboxd.errors import SandboxdError, SandboxGone, SandboxNotFound
 
@@ -72,7 +72,7 @@ class Sandbox(CodeMethods, ControlPart, FilesPart, GitPart, PortPart, ProcessPar
         user: str | int | None = None,
         limits: Limits | Mapping[str, Any] | None = None,
         labels: Mapping[str, str] | None = None,
-        network: Literal["none"] | None = None,
+        network: str | Mapping[str, Any] | None = None,
         seccomp: str | None = None,
         client: Client | None = None,
     ) -> Self:
@@ -86,7 +86,8 @@ class Sandbox(CodeMethods, ControlPart, FilesPart, GitPart, PortPart, ProcessPar
             user: name or uid that commands run as.
             limits: `Limits(memory_bytes=, cpus=, pids=, disk_bytes=, io=IoLimits(…))` or the same as a mapping.
             labels: your own notes on it.
-            network: the network mode.
+            network: "none", "internet", or `{"mode": "allowlist", "allow": ["pypi.org:443", "10.1.0.0/16"]}` with, if
+                you like, `receive_bytes_per_s`, `send_bytes_per_s` and `connections`.
             seccomp: the name of a system call profile: "default", "strict", or one of the operator's.
             client: connections to share; else the sandbox has its own.
 

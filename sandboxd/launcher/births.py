@@ -17,15 +17,18 @@ import os
 import selectors
 import signal
 import socket
+import time
 from collections.abc import Callable
 
 from ..errors import NameTaken, SandboxdError, SandboxGone
 from ..linux import procfs
 from ..linux.kernel import Kernel
+from ..network import NetworkSpec
 from ..spec import Limits
 from . import birth, limits
 from .cgroups import SandboxCgroups
 from .idranges import IdRange, RangeAllocator
+from .links import Links
 from .plan import LaunchSpec, NewbornSpec
 from .records import Record
 from .removals import Done, Removals
@@ -48,6 +51,7 @@ class Order:
     rootfs: str
     limits: Limits
     seccomp: str
+    network: NetworkSpec
     unenforced: list[str]
     on_born: Callable[[Record, int, dict[str, float]], None]
     on_failed: Callable[[SandboxdError], None]
@@ -72,6 +76,7 @@ class _Birth:
     devices: list[int] | None = None
     timings: dict[str, float] = dataclasses.field(default_factory=dict)
     is_ready: bool = False
+    is_linked: bool = False
     failure: SandboxdError | None = None
     abandoned: list[Done] = dataclasses.field(default_factory=list)
 
@@ -87,6 +92,7 @@ class Means:
     storage: Storage
     removals: Removals
     zygote: Zygote
+    links: Links
 
 
 class Births:
@@ -231,6 +237,8 @@ class Births:
     def _complete(self, newborn: _Birth, order: Order) -> None:
         """Do the host's side of the second half, and give the order; all that is made here `Removals` removes."""
         means, settings = self._means, self._means.settings
+        if newborn.pid:
+            self._attach(newborn, order)
         disk = means.storage.create(order.id, order.limits.disk_bytes or 0)
         if order.limits != newborn.limits:
             means.cgroups.change(order.id, order.limits)
@@ -241,6 +249,7 @@ class Births:
             disk=disk,
             limits=order.limits,
             machine_id=os.urandom(16).hex(),
+            has_link=order.network.has_link,
         )
         with contextlib.suppress(BrokenPipeError):  # it has failed: its status says why
             newborn.orders.send(spec.pack(), socket.MSG_NOSIGNAL)
@@ -254,6 +263,8 @@ class Births:
             elif message[0] == "pid":
                 newborn.pid = message[1]
                 newborn.pidfd = os.pidfd_open(newborn.pid)
+                if newborn.order:
+                    self._attach(newborn, newborn.order)
             elif message[0] == "failed":
                 step, syscall, code, path = message[1:]
                 # The first cause stands; what the other process says of its end is a consequence.
@@ -264,17 +275,43 @@ class Births:
             elif message[0] == "ready":
                 newborn.is_ready = True
                 newborn.timings.update(message[1])
-        if newborn.pid and newborn.builder:
-            if newborn.failure:
-                self._stillborn(newborn, newborn.failure)
-            elif newborn.is_ready and newborn.order:
-                self._born(newborn, newborn.order)
-        if ended and newborn.id in self._active:
+        self._judge(newborn)
+        if ended and newborn.is_ready and newborn.id in self._active:
+            self._selector.unregister(newborn.status.fd)  # only its link is waited for
+        elif ended and newborn.id in self._active:
             died = birth.failure("start", "", "the process died", "", newborn.id)
             self._stillborn(newborn, newborn.failure or died)
 
+    def _judge(self, newborn: _Birth) -> None:
+        """End a birth that is over, one way or the other."""
+        if newborn.pid and newborn.builder and newborn.id in self._active:
+            if newborn.failure:
+                self._stillborn(newborn, newborn.failure)
+            elif newborn.is_ready and newborn.is_linked and newborn.order:
+                self._born(newborn, newborn.order)
+
+    def _attach(self, newborn: _Birth, order: Order) -> None:
+        """Have its link made beside the rest: pid 1 is in its network namespace from the start."""
+        if not order.network.has_link:
+            newborn.is_linked = True
+            return
+        began = time.perf_counter()
+
+        def attached(error: SandboxdError | None) -> None:
+            newborn.is_linked = True
+            newborn.timings["attach-network"] = time.perf_counter() - began
+            newborn.failure = newborn.failure or error
+            self._judge(newborn)
+
+        try:
+            self._means.links.attach(newborn.id, newborn.range.index, newborn.pid, order.network, attached)
+        except (OSError, SandboxdError) as error:
+            failed = _failure("attach-network", error, newborn.id) if isinstance(error, OSError) else error
+            newborn.failure = newborn.failure or failed
+
     def _close(self, newborn: _Birth) -> None:
-        self._selector.unregister(newborn.status.fd)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(newborn.status.fd)
         newborn.status.close()
         newborn.orders.close()
         del self._active[newborn.id]
@@ -292,6 +329,7 @@ class Births:
             devices=newborn.devices or [],
             limits=dataclasses.asdict(order.limits),
             unenforced=order.unenforced,
+            network=dataclasses.asdict(order.network) if order.network.has_link else {},
         )
         order.on_born(record, newborn.pidfd, newborn.timings)
 

@@ -300,12 +300,17 @@ class AttachMounts(Named):
             attach(kernel, birth, mount, path)
 
 
+#: Where the daemon answers a sandbox's questions about names, on the sandbox's own loopback.
+RESOLVER: Final = "127.0.0.53"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class WriteIdentity(Named):
     """Files that tell a program who and where it is: written anew at each birth, never inherited from an image."""
 
     hostname: str
     machine_id: str
+    has_resolver: bool = False
 
     def describe(self) -> str:
         """Say what it does."""
@@ -324,7 +329,7 @@ class WriteIdentity(Named):
         for name, text in (
             ("hostname", f"{self.hostname}\n"),
             ("hosts", hosts),
-            ("resolv.conf", ""),
+            ("resolv.conf", f"nameserver {RESOLVER}\n" if self.has_resolver else ""),
             ("machine-id", f"{self.machine_id}\n"),
         ):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW

@@ -19,7 +19,10 @@ from ..linux import procfs
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A running sandbox, as the launcher remembers it."""
+    """A running sandbox, as the launcher remembers it.
+
+    `network` has the fields of its `NetworkSpec`, and is empty for one without; `generation` counts its changes.
+    """
 
     id: str
     pid: int
@@ -30,6 +33,8 @@ class Record:
     devices: list[int]
     limits: dict[str, Any]
     unenforced: list[str]
+    network: dict[str, Any] = dataclasses.field(default_factory=dict)
+    generation: int = 1
 
     @property
     def is_alive(self) -> bool:

@@ -20,6 +20,7 @@ from typing import Final
 from ..errors import InternalError, SandboxdError
 from .cgroups import SandboxCgroups
 from .idranges import RangeAllocator
+from .links import Links
 from .records import RecordStore
 from .storage.choice import Storage
 
@@ -42,6 +43,7 @@ class _Removal:
     done: list[Done]
     pidfd: int
     helper: int = 0
+    detaching: bool = False
     error: SandboxdError | None = None
     again_at: float = 0.0
 
@@ -56,6 +58,7 @@ class Removals:
         storage: Storage,
         records: RecordStore,
         ranges: RangeAllocator,
+        links: Links,
         links_dir: str,
     ) -> None:
         self._selector = selector
@@ -63,6 +66,7 @@ class Removals:
         self._storage = storage
         self._records = records
         self._ranges = ranges
+        self._links = links
         self._links_dir = links_dir
         self._active: dict[str, _Removal] = {}
 
@@ -119,10 +123,12 @@ class Removals:
             self._advance(removal)
 
     def _advance(self, removal: _Removal) -> None:
-        if removal.helper or removal.pidfd >= 0 or (removal.error and time.monotonic() < removal.again_at):
+        if removal.helper or removal.detaching or removal.pidfd >= 0:
+            return
+        if removal.error and time.monotonic() < removal.again_at:
             return
         try:
-            if not self._cgroups.remove(removal.id) or not self._take_away(removal):
+            if not self._cgroups.remove(removal.id) or not self._detached(removal) or not self._take_away(removal):
                 return
         except OSError as failure:
             self._postpone(removal, failure)
@@ -130,6 +136,20 @@ class Removals:
         del self._active[removal.id]
         for callback in removal.done:
             callback(None)
+
+    def _detached(self, removal: _Removal) -> bool:
+        """Give back its link, once nothing runs that could use it; return whether it has none any more."""
+        if removal.id not in self._links:
+            return True
+        removal.detaching = True
+
+        def detached(error: SandboxdError | None) -> None:
+            removal.detaching = False
+            if error:
+                self._postpone(removal, OSError(errno.EIO, error.message))
+
+        self._links.detach(removal.id, detached)
+        return removal.id not in self._links
 
     def _take_away(self, removal: _Removal) -> bool:
         """Give back all that is left once the cgroup is; return whether it is gone, else a child is at it."""

@@ -40,6 +40,8 @@ from .cgroups import SandboxCgroups
 from .control import Answers, Controls, Running, id_of
 from .idranges import RangeAllocator
 from .limits import Host
+from .links import Links
+from .networks import Networks, network_of
 from .outbox import Outbox
 from .profiles import Filters
 from .records import Record, RecordStore
@@ -65,6 +67,8 @@ DEFAULT_PROFILE: Final = "default"
 _MAX_PENDING: Final = 4096
 #: Answers that may wait for a daemon; a list of all sandboxes that there can be is a quarter of it.
 _MAX_UNREAD: Final = 8 * 1024 * 1024
+#: Above this much that waits for the daemon, denied packets are not told.
+_MAX_TOLD: Final = 1024 * 1024
 
 
 class Launcher:
@@ -93,8 +97,9 @@ class Launcher:
         self._cgroups = SandboxCgroups(kernel, settings.cgroup_name, parent=parent, folders=folders)
         self._records = RecordStore(settings.records_dir)
         self._sandboxes: dict[str, Running] = {}
+        self._links = Links(self._selector, settings, kernel, self._denied)
         self._removals = Removals(
-            self._selector, self._cgroups, self._storage, self._records, self._ranges, settings.links_dir
+            self._selector, self._cgroups, self._storage, self._records, self._ranges, self._links, settings.links_dir
         )
         means = Means(
             settings=settings,
@@ -104,6 +109,7 @@ class Launcher:
             storage=self._storage,
             removals=self._removals,
             zygote=zygote,
+            links=self._links,
         )
         self._births = Births(self._selector, means)
         self._host = Host.look(self._storage.driver.capacity)
@@ -120,11 +126,13 @@ class Launcher:
         self._wanted: str | None = None  # the id of the newborn that is to be held
         self._rested = False  # whether the present pause has been used to prepare
         self._watch: tuple[int, int] | None = None  # request id, next offset
-        self._operations = self._table(kernel)
+        self._operations = self._table(kernel, answers)
         #: Those that a descriptor comes with.
         self._taking: dict[str, Callable[[int, dict[str, Any], int], None]] = self._templates.operations()
 
-    def _table(self, kernel: Kernel) -> dict[str, Callable[[int, dict[str, Any]], dict[str, Any] | None]]:
+    def _table(
+        self, kernel: Kernel, answers: Answers
+    ) -> dict[str, Callable[[int, dict[str, Any]], dict[str, Any] | None]]:
         return {
             "create": self._create,
             "prepare": self._prepare_newborn,
@@ -136,6 +144,7 @@ class Launcher:
             "info": self._info,
             **self._controls.operations(),
             **Sockets(self._sandboxes, kernel, self._reply).operations(),
+            **Networks(self._sandboxes, self._links, self._records, answers).operations(),
         }
 
     # --- the loop ---
@@ -159,6 +168,7 @@ class Launcher:
         finally:
             self._let_go()
             self._templates.close()
+            self._links.close()
             self._zygote.close()
             self._ranges.close()
             if not self._sandboxes:
@@ -183,7 +193,7 @@ class Launcher:
             # While a sandbox' processes end there is nothing else to do, and who takes one away often asks for another.
             self._prepare_ids()
         idle = TEND_S if self._sandboxes else None
-        waits = (QUIET_S if quiet else removing or idle, self._templates.wait_s)
+        waits = (QUIET_S if quiet else removing or idle, self._templates.wait_s, self._links.wait_s)
         ready = self._selector.select(min((seconds for seconds in waits if seconds is not None), default=None))
         if ready:
             self._rested = False
@@ -202,6 +212,7 @@ class Launcher:
                 key.data()
         self._removals.advance()
         self._templates.advance()
+        self._links.advance()
         self._flush()
 
     def _tend(self) -> None:
@@ -317,6 +328,7 @@ class Launcher:
 
     def _create(self, request: int, params: dict[str, Any]) -> dict[str, Any] | None:
         sandbox_id, rootfs_name, profile = self._checked(params)
+        network = self._links.check(network_of(params.get("network")))
         limits, unenforced = self._judged(params.get("limits") or {})
 
         def on_born(record: Record, pidfd: int, timings: dict[str, float]) -> None:
@@ -337,6 +349,7 @@ class Launcher:
             rootfs=rootfs_name,
             limits=limits,
             seccomp=profile,
+            network=network,
             unenforced=unenforced,
             on_born=on_born,
             on_failed=lambda error: self._fail(request, error),
@@ -354,8 +367,6 @@ class Launcher:
         sandbox_id, name, profile = (str(value) for value in values)
         check_id(sandbox_id)
         check_rootfs(name)
-        if params.get("network", "none") != "none":
-            raise InvalidRequest("cannot create: only network mode none is built", field="network")
         # A newborn's own end, and a removal, are waited for.
         if sandbox_id not in self._births.unordered and sandbox_id not in self._removals:
             self._check_free(sandbox_id)
@@ -410,6 +421,13 @@ class Launcher:
         sandbox = Running(record, pidfd)
         self._sandboxes[record.id] = sandbox
         self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_end(sandbox))
+
+    def _denied(self, attempt: dict[str, Any]) -> None:
+        """Tell the daemon of a packet that the rules refused."""
+        if self._watch and len(self._out) < _MAX_TOLD:
+            request, offset = self._watch
+            self._watch = (request, offset + 1)
+            self._send(Event(request, offset, 0.0, "denied", attempt))
 
     # --- ends ---
 
@@ -480,6 +498,9 @@ class Launcher:
                     if record.is_alive:  # the pid was not used again between the two
                         self._ranges.adopt(record.range_index, self._cgroups.path(record.id))
                         self._keep(record, pidfd)
+                        if record.network:
+                            spec = network_of(record.network)
+                            self._links.adopt(record.id, record.range_index, record.pid, spec, record.generation)
                     else:
                         os.close(pidfd)
         self._templates.sweep()
@@ -487,6 +508,8 @@ class Launcher:
         for sandbox_id in sorted(known - set(self._sandboxes)):
             record_ = records.get(sandbox_id)
             log.info("Sweeping sandbox %s: its init is gone", sandbox_id)
+            if record_ is not None and record_.network:
+                self._links.sweep(sandbox_id, record_.range_index)
             self._removals.begin(sandbox_id, record_.range_index if record_ else None, lambda _: None)
         self._ranges.sweep()
 
@@ -542,4 +565,5 @@ def _facts(record: Record) -> dict[str, Any]:
         "devices": record.devices,
         "limits": record.limits,
         "unenforced": record.unenforced,
+        "network": record.network,
     }

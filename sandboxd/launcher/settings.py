@@ -30,6 +30,9 @@ class Settings:
         daemon_gid: its group.
         templates: whether code contexts may start as children of a process that has their imports ready.
         template_rootfs: imported rootfs that are trusted as root, so that there may be templates of them.
+        network: the network mode of a sandbox that asks for none.
+        network_ipv4, network_ipv6: the networks that sandboxes' addresses are of.
+        network_connections: how many connections a sandbox may have that asks for no number.
         cgroup_parent: the group that the sandboxes' own is made in, as a path from cgroup2's root; "" is that root.
     """
 
@@ -48,6 +51,10 @@ class Settings:
     daemon_gid: int = 0
     templates: bool = True
     template_rootfs: tuple[str, ...] = ()
+    network: str = "none"
+    network_ipv4: str = "10.213.0.0/16"
+    network_ipv6: str = "fd73:6264:73::/64"
+    network_connections: int = 4096
     cgroup_parent: str = ""
 
     @classmethod

@@ -1,4 +1,6 @@
-"""The operation `sockets`: unconnected TCP sockets of a sandbox's network namespace, for the daemon's previews.
+"""The operations `sockets` and `resolver`: sockets of a sandbox's network namespace, for the daemon.
+
+Previews get unconnected ones of TCP; whoever answers the sandbox's questions about names gets two that are bound.
 
 A socket belongs for ever to the namespace that it was made in, so the daemon, which connects it, stays in the host's.
 It is made here and never taken from an init: O_NONBLOCK and SO_LINGER belong to the description that a sender would
@@ -16,6 +18,7 @@ from typing import Any, Final
 from ..errors import InternalError, InvalidRequest, LimitExceeded, SandboxNotFound
 from ..linux.kernel import CLONE_NEWNET, Kernel
 from .control import Running, id_of
+from .filesystem import RESOLVER
 
 #: Sockets of one answer; a connection lets 16 descriptors wait.
 MAX_SOCKETS: Final = 8
@@ -38,7 +41,7 @@ class Sockets:
 
     def operations(self) -> dict[str, Callable[[int, dict[str, Any]], dict[str, Any] | None]]:
         """Return the operations by their names."""
-        return {"sockets": self._sockets}
+        return {"sockets": self._sockets, "resolver": self._resolver}
 
     def _sockets(self, request: int, params: dict[str, Any]) -> None:
         """Answer with `count` sockets of IP version `family`."""
@@ -49,13 +52,26 @@ class Sockets:
             raise InvalidRequest("cannot make sockets: family must be 4 or 6", field="family")
         if type(count) is not int or not 1 <= count <= MAX_SOCKETS:
             raise InvalidRequest(f"cannot make sockets: count must be 1 to {MAX_SOCKETS}", field="count")
+        kind = _FAMILIES[family]
+
+        def make() -> list[socket.socket]:
+            return [socket.socket(kind, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) for _ in range(count)]
+
+        self._reply(request, {}, self._make(self._find(sandbox_id), make))
+
+    def _resolver(self, request: int, params: dict[str, Any]) -> None:
+        """Answer with two sockets on which the daemon answers questions about names: UDP, and TCP that listens."""
+        if set(params) - {"id"}:
+            raise InvalidRequest("cannot make sockets: unknown parameters", field="params")
+        self._reply(request, {}, self._make(self._find(id_of(params)), _bind_resolver))
+
+    def _find(self, sandbox_id: str) -> Running:
         sandbox = self._sandboxes.get(sandbox_id)
         if sandbox is None or sandbox.ended is not None:
             raise SandboxNotFound(f"cannot make sockets in sandbox {sandbox_id}: it does not run", id=sandbox_id)
-        self._reply(request, {}, self._make(sandbox, _FAMILIES[family], count))
+        return sandbox
 
-    def _make(self, sandbox: Running, family: socket.AddressFamily, count: int) -> list[int]:
-        made: list[int] = []
+    def _make(self, sandbox: Running, make: Callable[[], list[socket.socket]]) -> list[int]:
         try:
             self._kernel.setns(sandbox.pidfd, CLONE_NEWNET)
         except ProcessLookupError:
@@ -63,18 +79,31 @@ class Sockets:
         except OSError as error:
             raise InternalError(f"cannot enter the network of sandbox {sandbox.record.id}: {error}") from None
         try:
-            for _ in range(count):
-                made.append(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK).detach())
+            return [made.detach() for made in make()]
         except OSError as error:
-            for fd in made:
-                os.close(fd)
             raise LimitExceeded(f"cannot make sockets in sandbox {sandbox.record.id}: {error.strerror}") from None
         finally:
             self._leave()
-        return made
 
     def _leave(self) -> None:
         try:
             self._kernel.setns(self._own, CLONE_NEWNET)
         except OSError:
             os.abort()
+
+
+def _bind_resolver() -> list[socket.socket]:
+    kind = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | kind)
+    stream = socket.socket(socket.AF_INET, socket.SOCK_STREAM | kind)
+    try:
+        # What an earlier daemon's connections left must not be in the way.
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for made in (datagrams, stream):
+            made.bind((RESOLVER, 53))
+        stream.listen(16)
+    except OSError:
+        datagrams.close()
+        stream.close()
+        raise
+    return [datagrams, stream]

@@ -83,6 +83,8 @@ class Start:
         stage: an empty directory to mount at, in a mount namespace that nobody else sees.
         filters: the system call filters.
         program: what it finds at PROGRAM_FD; a descriptor, or -1.
+        capabilities: what it keeps, as a mask.
+        namespaces: what it leaves of the host.
     """
 
     argv: tuple[str, ...]
@@ -91,6 +93,8 @@ class Start:
     stage: str
     filters: tuple[bytes, ...]
     program: int = -1
+    capabilities: int = CAPABILITIES
+    namespaces: int = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
 
 
 def run(kernel: Kernel, start: Start, connection: int, failed: Callable[[str, OSError], None]) -> None:
@@ -99,12 +103,12 @@ def run(kernel: Kernel, start: Start, connection: int, failed: Callable[[str, OS
     steps: tuple[tuple[str, Callable[[], None]], ...]
     try:
         steps = (
-            ("leave-namespaces", lambda: kernel.unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS)),
+            ("leave-namespaces", lambda: kernel.unshare(start.namespaces)),
             ("prepare-process", lambda: _prepare(kernel)),
             ("make-root", lambda: _make_root(kernel, start)),
             ("limit-resources", _limit),
             ("take-descriptors", lambda: _take_descriptors(kernel, connection, start.program)),
-            ("drop-privileges", lambda: _drop(kernel)),
+            ("drop-privileges", lambda: _drop(kernel, start.capabilities)),
             ("apply-seccomp", lambda: _filter(kernel, start.filters)),
             ("execute", lambda: _execute(start.argv)),
         )
@@ -211,16 +215,16 @@ def _take_descriptors(kernel: Kernel, connection: int, program: int) -> None:
         kernel.close_range(SOCKET_FD + 1, 2**32 - 1)
 
 
-def _drop(kernel: Kernel) -> None:
-    """Become a user that owns nothing, with two capabilities that the exec leaves (those of the ambient set)."""
+def _drop(kernel: Kernel, capabilities: int) -> None:
+    """Become a user that owns nothing, with capabilities that the exec leaves (those of the ambient set)."""
     user = FIRST_USER_ID + os.getpid()
-    kernel.cut_bounding_set(CAPABILITIES)
+    kernel.cut_bounding_set(capabilities)
     kernel.set_securebits(SECBIT_NO_SETUID_FIXUP)
     kernel.setresids(user, GROUP_ID)
     kernel.set_securebits(0)
-    kernel.capset(CAPABILITIES, CAPABILITIES, CAPABILITIES)
+    kernel.capset(capabilities, capabilities, capabilities)
     for capability in range(64):
-        if CAPABILITIES >> capability & 1:
+        if capabilities >> capability & 1:
             kernel.raise_ambient(capability)
     kernel.set_no_new_privs()
 

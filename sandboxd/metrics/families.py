@@ -82,6 +82,7 @@ def sandboxes(snapshot: Snapshot) -> Iterator[Metric]:
     yield counters("sandboxd_create_step_seconds", "Time in each step of creations", "step", counts.steps)
     yield histogram("sandboxd_destroy_seconds", "Destructions that succeeded", counts.destroys)
     yield counters("sandboxd_destroy_failures", "Destructions that failed", "kind", counts.destroy_failures)
+    yield counter("sandboxd_network_denied", "Destinations that sandboxes were refused", counts.network_denied)
     yield counter("sandboxd_sandbox_losses", "Sandboxes that failed by themselves", counts.losses)
 
 
@@ -246,7 +247,9 @@ def _info(detailed: Iterable[Sandbox]) -> GaugeMetricFamily:
     family = GaugeMetricFamily("sandboxd_sandbox_info", "What it is; always 1", labels=labels)
     for sandbox in detailed:
         spec = sandbox.spec
-        family.add_metric([sandbox.id, spec.name or "", spec.rootfs, spec.network, sandbox.state.value], 1)
+        family.add_metric(
+            [sandbox.id, spec.name or "", spec.rootfs, sandbox.network.mode or "none", sandbox.state.value], 1
+        )
     return family
 
 

@@ -123,7 +123,7 @@ class Control:
     # --- PATCH ------------------------------------------------------------------------------------------
 
     async def change(self, ref: str, make: Callable[[SandboxSpec], SandboxSpec]) -> Sandbox:
-        """Replace a sandbox's spec by what `make` makes of it: name, env, cwd, labels, limits.
+        """Replace a sandbox's spec by what `make` makes of it: name, env, cwd, labels, limits, network.
 
         Raises:
             InvalidRequest, NameTaken, LimitUnenforceable, CgroupError, Conflict: nothing was changed.
@@ -137,7 +137,7 @@ class Control:
         return sandbox
 
     async def _change(self, sandbox: Sandbox, new: SandboxSpec) -> None:
-        old, limits, unenforced = sandbox.spec, sandbox.limits, sandbox.unenforced
+        old, limits, unenforced, network = sandbox.spec, sandbox.limits, sandbox.unenforced, sandbox.network
         if new.cwd != old.cwd:
             sandbox.check_usable()  # only init can tell whether there is such a folder, and it must not be frozen
         self._set(sandbox, new)
@@ -146,6 +146,9 @@ class Control:
                 await sandbox.configure()
             if new.limits != old.limits:
                 sandbox.limits, sandbox.unenforced = await self._launcher.limit(sandbox.id, new.limits)
+            if new.network != old.network:
+                sandbox.network = await self._launcher.network(sandbox.id, new.network)
+                sandbox.network_changed()
             await trio.to_thread.run_sync(self._store.save, sandbox.record())
             if sandbox.state is State.DESTROYING or sandbox.state is State.DESTROYED:
                 await trio.to_thread.run_sync(self._store.drop, sandbox.id)  # its end has dropped the record before
@@ -153,7 +156,7 @@ class Control:
         except (SandboxdError, OSError, trio.TooSlowError) as error:
             self._set(sandbox, old)
             await self._take_back(sandbox, new)
-            sandbox.limits, sandbox.unenforced = limits, unenforced
+            sandbox.limits, sandbox.unenforced, sandbox.network = limits, unenforced, network
             if isinstance(error, SandboxdError):
                 raise
             if isinstance(error, trio.TooSlowError):
@@ -170,6 +173,10 @@ class Control:
         with contextlib.suppress(SandboxdError, trio.TooSlowError):
             if refused.limits != sandbox.spec.limits:
                 await self._launcher.limit(sandbox.id, sandbox.spec.limits)
+        with contextlib.suppress(SandboxdError, trio.TooSlowError):
+            if refused.network != sandbox.spec.network:
+                await self._launcher.network(sandbox.id, sandbox.spec.network)
+                sandbox.network_changed()
         with contextlib.suppress(SandboxdError, trio.TooSlowError):
             if refused.env != sandbox.spec.env and sandbox.state is State.RUNNING:
                 await sandbox.configure()

@@ -81,6 +81,7 @@ class Counters:
         exec_failures: commands that could not be started, by the error's kind.
         answers: answers of the API, by route's name and status.
         refusals: previews' requests that the proxy answered itself, by the error's kind.
+        network_denied: names and destinations that sandboxes were refused, each told once in ten seconds.
         closed_ports: what went through exposed ports that are gone.
         loop_lag: seconds that the event loop was late for a timer of once a second.
     """
@@ -96,6 +97,7 @@ class Counters:
     exec_failures: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     answers: collections.Counter[tuple[str, int]] = dataclasses.field(default_factory=collections.Counter)
     refusals: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    network_denied: int = 0
     closed_ports: Traffic = dataclasses.field(default_factory=Traffic)
     loop_lag: Durations = dataclasses.field(default_factory=Durations)
 

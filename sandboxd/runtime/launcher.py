@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import LauncherGone, ProtocolError, SandboxdError
+from ..network import NetworkSpec
 from ..spec import Limits
 from . import checks
 from .peer import Peer
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+#: An address, the ports at which it may be reached, and for how many seconds.
+Permit = tuple[str, tuple[tuple[int, int], ...], float]
+#: Of a sandbox that has its loopback only.
+NONE: Final = NetworkSpec(mode="none")
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Launched:
     """A sandbox as the launcher tells of it.
@@ -29,6 +36,7 @@ class Launched:
         devices: the st_dev numbers that a file of this sandbox may have.
         limits: the effective ones, defaults filled in.
         frozen: whether it was asked to freeze, done or not.
+        network: the effective one, defaults filled in.
         timings: seconds per step of its birth; empty for one that was found at start.
     """
 
@@ -39,6 +47,7 @@ class Launched:
     unenforced: tuple[str, ...]
     limits: Limits
     frozen: bool = False
+    network: NetworkSpec = NONE
     timings: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -89,7 +98,7 @@ class Launcher:
             id=sandbox_id,
             rootfs=spec.rootfs,
             limits=dataclasses.asdict(spec.limits),
-            network=spec.network,
+            network=dataclasses.asdict(spec.network),
             seccomp=spec.seccomp,
         )
         return _launched({"id": sandbox_id, "alive": True, **result})
@@ -140,6 +149,33 @@ class Launcher:
         _, fds = await self._ask_fds("sockets", {"id": sandbox_id, "family": family, "count": count}, count)
         return fds
 
+    async def network(self, sandbox_id: str, network: NetworkSpec) -> NetworkSpec:
+        """Give a sandbox that has a network other rules; return the effective ones.
+
+        Raises:
+            InvalidRequest, Conflict, NetworkUnavailable: nothing was changed, or not all.
+        """
+        result = await self._ask("network", id=sandbox_id, network=dataclasses.asdict(network))
+        return _network(result.get("network"))
+
+    async def resolver(self, sandbox_id: str) -> list[int]:
+        """Return descriptors of the sockets on which a sandbox asks for names: UDP, and TCP that listens.
+
+        Raises:
+            SandboxNotFound, LimitExceeded: as their names say.
+        """
+        _, fds = await self._ask_fds("resolver", {"id": sandbox_id}, 2)
+        return fds
+
+    async def permit(self, sandbox_id: str, items: list[Permit]) -> None:
+        """Let addresses be reached that a listed name was answered with.
+
+        Raises:
+            InvalidRequest, NetworkUnavailable: none is.
+        """
+        rows = [[address, [list(ports) for ports in ranges], ttl_s] for address, ranges, ttl_s in items]
+        await self._ask("permit", id=sandbox_id, items=rows)
+
     async def enter(self, sandbox_id: str, template: str, leaf: str, rendezvous: int, wait: bool) -> None:
         """Have a child of a template enter a sandbox, into the leaf that init has made; returns when it was forked.
 
@@ -174,13 +210,21 @@ class Launcher:
         """Return what the launcher knows of itself and the host."""
         return await self._ask("info")
 
-    async def watch(self, ended: Callable[[str, str], None]) -> None:
-        """Call `ended(id, reason)` for each sandbox whose init ended, for ever."""
+    async def watch(
+        self, ended: Callable[[str, str], None], denied: Callable[[str, dict[str, Any]], None] = lambda *_: None
+    ) -> None:
+        """Call `ended(id, reason)` for each sandbox whose init ended, and `denied(id, facts)` for each packet refused.
+
+        The facts are `address`, `protocol` and `port` (None where there is none). It ends with the launcher.
+        """
         try:
             async with self._peer.stream("watch", {}) as stream:
                 async for event in stream:
                     if event.type == "ended" and isinstance(event.data, dict):
                         ended(checks.text(event.data, "id"), str(event.data.get("reason") or "init ended")[:300])
+                    elif event.type == "denied" and isinstance(event.data, dict):
+                        facts = {name: event.data.get(name) for name in ("address", "protocol", "port")}
+                        denied(checks.text(event.data, "id"), facts)
         except SandboxdError as error:
             _log.debug("The watch ended: %s", error)  # `run` tells why
 
@@ -195,8 +239,15 @@ def _launched(row: dict[str, Any]) -> Launched:
         unenforced=tuple(row.get("unenforced") or ()),
         limits=_limits(row),
         frozen=row.get("frozen") is True,
+        network=_network(row.get("network")),
         timings={str(name): float(value) for name, value in (row.get("timings") or {}).items()},
     )
+
+
+def _network(row: object) -> NetworkSpec:
+    if not isinstance(row, dict) or not row:
+        return NONE
+    return NetworkSpec(**{**row, "allow": tuple(row.get("allow") or ())})
 
 
 def _limits(row: dict[str, Any]) -> Limits:

@@ -30,13 +30,14 @@ from .counters import Counters
 from .graves import Graves
 from .host import check_room
 from .lifecycle import ALIVE, State
+from .names import Names
 from .previews import Previews
 from .registry import Registry
 from .sandbox import CONNECT_TIMEOUT_S, REASON_TIMEOUT_S, Sandbox
 from .store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from ..spec import SandboxSpec
@@ -60,7 +61,14 @@ CONCURRENT_ADOPTIONS: Final = 16
 class Manager:
     """See the module's theory of operation. Its owner runs `run` and stops with its cancellation."""
 
-    def __init__(self, launcher: Launcher, registry_dir: Path, links_dir: Path, graves: Path | None = None) -> None:
+    def __init__(
+        self,
+        launcher: Launcher,
+        registry_dir: Path,
+        links_dir: Path,
+        graves: Path | None = None,
+        nameservers: Sequence[tuple[str, int]] = (),
+    ) -> None:
         self.launcher = launcher
         self.registry = Registry()
         self.counters = Counters()
@@ -69,6 +77,7 @@ class Manager:
         self.control = Control(launcher, self.registry, self._store, self.join)
         self.previews = Previews(launcher, self.registry, self._store, self.control, Graves(graves))
         self.previews.counters = self.counters
+        self._names = Names(launcher, nameservers, self._denied)
         self._creates = trio.Semaphore(CONCURRENT_CREATES)
         self._waiting = 0
         self._prepared: str | None = None  # the id that the launcher holds a newborn for
@@ -96,7 +105,7 @@ class Manager:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._follow_launcher)
-            nursery.start_soon(self.launcher.watch, self._init_ended)
+            nursery.start_soon(self.launcher.watch, self._init_ended, self._denied)
             await self._recover()
             task_status.started()
 
@@ -181,6 +190,7 @@ class Manager:
         try:
             with trio.fail_after(CREATE_TIMEOUT_S):
                 await self._launch(sandbox)
+                await self._answer_for_names(sandbox)
                 if sandbox.spec.has_own_place:
                     await self.join(sandbox)  # only init can tell whether there are such a folder and user
                 else:
@@ -292,6 +302,15 @@ class Manager:
             self.counters.losses += 1
             _log.warning("Sandbox %s failed: %s", sandbox_id, reason)
 
+    def _denied(self, sandbox_id: str, facts: dict[str, Any]) -> None:
+        """Note that a sandbox wanted to go where it may not."""
+        self.counters.network_denied += 1
+        _log.debug("Sandbox %s was refused: %s", sandbox_id, facts)
+
+    async def _answer_for_names(self, sandbox: Sandbox) -> None:
+        if sandbox.network.has_link:
+            await self._equip(sandbox).start(self._names.serve, sandbox)
+
     # --- end --------------------------------------------------------------------------------------------
 
     async def destroy(self, ref: str) -> None:
@@ -372,10 +391,12 @@ class Manager:
         self.registry.add(sandbox)
         if launched.frozen:
             sandbox.move(State.FROZEN)  # its init can answer nobody: it is reached when it is thawed
+            await self._answer_for_names(sandbox)
             _log.info("Found sandbox %s again, frozen", sandbox.id)
             return
         try:
             async with limiter:
+                await self._answer_for_names(sandbox)
                 await self.join(sandbox)
             sandbox.move(State.RUNNING)
             await sandbox.contexts.recover()

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..git_spec import CloneSpec
+    from ..network import NetworkSpec
     from ..spec import CommandSpec, Limits, SandboxSpec
     from .launcher import Launched
     from .peer import Stream
@@ -74,12 +75,15 @@ class Sandbox:
         self.reason: str | None = None
         self.limits: Limits = spec.limits
         self.unenforced: tuple[str, ...] = ()
+        self.network: NetworkSpec = spec.network
         self.timings: dict[str, float] = {}
         self._devices: frozenset[int] = frozenset()
         self._peer: Peer | None = None
         #: Opens the link to an init that nobody has asked anything yet; the manager gives it.
         self.open_link: Callable[[Sandbox], None] | None = None
         self.settled = trio.Event()
+        #: Called when its network has other rules; whoever answers for names sets it.
+        self.network_changed: Callable[[], None] = lambda: None
         #: Set, and another one, whenever the state changes.
         self.moved = trio.Event()
         #: Held while it is changed, frozen or thawed: one after the other.
@@ -117,6 +121,7 @@ class Sandbox:
         """Take over what the launcher said."""
         self.limits = launched.limits
         self.unenforced = launched.unenforced
+        self.network = launched.network
         self.timings = launched.timings
         self._devices = launched.devices
 

@@ -14,6 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import SandboxdError
+from ..network import NetworkSpec
 from ..spec import Limits, SandboxSpec, check_id
 from .ports import PortSpec
 
@@ -92,5 +93,11 @@ def _parse(data: dict[str, Any]) -> Record:
         raise ValueError(f"version {data['version']}")
     spec = dict(data["spec"])
     limits = Limits(**spec.pop("limits"))
+    network = spec.pop("network")
+    if isinstance(network, str):  # as it was before there was more to say
+        network = {"mode": network}
+    network = NetworkSpec(**{**network, "allow": tuple(network.get("allow") or ())})
     ports = tuple(PortSpec(**port) for port in data.get("ports", ()))
-    return Record(check_id(data["id"]), SandboxSpec(limits=limits, **spec), float(data["created_at"]), ports)
+    return Record(
+        check_id(data["id"]), SandboxSpec(limits=limits, network=network, **spec), float(data["created_at"]), ports
+    )

@@ -235,7 +235,7 @@ def test_limits_are_numbers_of_their_own_files(launchers: tuple[LauncherProcess,
         if op == "create":
             if not limits:
                 continue  # "none given" at a birth: the defaults
-            params |= {"id": "n" * 20, "rootfs": "default", "network": "none", "seccomp": "default"}
+            params |= {"id": "n" * 20, "rootfs": "default", "network": {"mode": "none"}, "seccomp": "default"}
         answer = ours.asker.ask(op, **params)
         assert isinstance(answer, Failure), (op, limits)
         assert answer.kind == "invalid-request", (limits, answer)
@@ -251,7 +251,7 @@ def test_what_an_operation_does_not_know_is_refused_or_without_effect(
     for extra in EXTRAS:
         params: dict[str, Any] = {"id": "q" * 20, **extra}
         if op == "create":
-            params |= {"rootfs": "default", "limits": {}, "network": "none", "seccomp": "default"}
+            params |= {"rootfs": "default", "limits": {}, "network": {"mode": "none"}, "seccomp": "default"}
         answer = ours.asker.ask(op, **params)
         assert isinstance(answer, Failure) or (op in IDEMPOTENT and answer.result == {}), (op, extra, answer)
     assert world(ours, theirs) == before

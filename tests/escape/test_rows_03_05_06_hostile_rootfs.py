@@ -86,7 +86,7 @@ def launcher(tmp_path: pathlib.Path, rootfs: object) -> Iterator[LauncherProcess
 
 
 def create(launcher: LauncherProcess) -> Reply | Failure:
-    return launcher.asker.ask("create", id=ID, rootfs="evil", limits={}, network="none", seccomp="default")
+    return launcher.asker.ask("create", id=ID, rootfs="evil", limits={}, network={"mode": "none"}, seccomp="default")
 
 
 def untouched(canary: pathlib.Path) -> bool:

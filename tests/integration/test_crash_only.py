@@ -301,7 +301,7 @@ def until_asked(launcher: LauncherProcess, what: Callable[[], object]) -> None:
     raise AssertionError("it did not happen")
 
 
-CREATE = {"rootfs": "default", "limits": {}, "network": "none", "seccomp": "default"}
+CREATE = {"rootfs": "default", "limits": {}, "network": {"mode": "none"}, "seccomp": "default"}
 
 
 def test_a_destruction_during_a_birth_is_carried_out(launcher: LauncherProcess) -> None:

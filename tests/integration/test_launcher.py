@@ -32,7 +32,7 @@ def launcher(tmp_path: pathlib.Path) -> Iterator[LauncherProcess]:
 
 
 def create(launcher: LauncherProcess, sandbox_id: str = ID, **changes: object) -> Reply | Failure:
-    params = {"rootfs": "default", "limits": {}, "network": "none", "seccomp": "default", **changes}
+    params = {"rootfs": "default", "limits": {}, "network": {"mode": "none"}, "seccomp": "default", **changes}
     return launcher.asker.ask("create", id=sandbox_id, **params)
 
 
@@ -118,6 +118,8 @@ def test_a_foreign_root_with_links_is_refused(tmp_path: pathlib.Path) -> None:
         ({"limits": {"disks": 1}}, "invalid-request"),
         ({"limits": [1]}, "invalid-request"),
         ({"network": "host"}, "invalid-request"),
+        ({"network": {"mode": "host"}}, "invalid-request"),
+        ({"network": {"mode": "none", "link": 1}}, "invalid-request"),
         ({"seccomp": "none"}, "profile-not-found"),
         ({"seccomp": "../default"}, "profile-not-found"),
         ({"uid": 0}, "invalid-request"),
@@ -125,7 +127,7 @@ def test_a_foreign_root_with_links_is_refused(tmp_path: pathlib.Path) -> None:
     ],
 )
 def test_a_hostile_daemon_gains_nothing(launcher: LauncherProcess, params: dict[str, object], kind: str) -> None:
-    merged = {"id": ID, "rootfs": "default", "limits": {}, "network": "none", "seccomp": "default", **params}
+    merged = {"id": ID, "rootfs": "default", "limits": {}, "network": {"mode": "none"}, "seccomp": "default", **params}
     answer = launcher.asker.ask("create", **merged)
     assert isinstance(answer, Failure)
     assert answer.kind == kind

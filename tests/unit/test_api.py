@@ -82,9 +82,11 @@ BAD_SANDBOXES: list[tuple[Any, int, str, str | None]] = [
     ({"user": 70000}, 400, "invalid-request", "user"),
     ({"user": -1}, 400, "invalid-request", "user"),
     ({"user": True}, 400, "invalid-request", "user"),
-    ({"network": {"mode": "internet"}}, 422, "not-available", "network.mode"),
+    ({"network": {"mode": "none", "allow": ["a.example"]}}, 400, "invalid-request", "network.allow"),
+    ({"network": {"mode": "allowlist", "allow": ["a.example."]}}, 400, "invalid-request", "network.allow"),
+    ({"network": {"mode": "internet", "connections": 0}}, 400, "invalid-request", "network.connections"),
+    ({"network": {"mode": "none", "send_bytes_per_s": 4096}}, 400, "invalid-request", "network.send_bytes_per_s"),
     ({"network": {"mode": "magic"}}, 400, "invalid-request", "network.mode"),
-    ({"network": {"allow": []}}, 422, "not-available", "network.allow"),
     ({"seccomp": "../x"}, 400, "invalid-request", "seccomp"),
     ({"labels": {"a": "b" * 300}}, 400, "invalid-request", "labels.a"),
     ({"idle_timeout_s": 5}, 422, "not-available", "idle_timeout_s"),
@@ -314,7 +316,8 @@ async def test_the_life_of_a_sandbox(daemon: FakeDaemon) -> None:
     made = await daemon.create(name="box", env={"A": "b"}, labels={"k": "v"}, limits={"cpus": 1})
     assert made["state"] == "running"
     assert made["unenforced"] == ["disk_bytes"]
-    assert made["network"] == {"mode": "none"}
+    rates = dict.fromkeys(("receive_bytes_per_s", "send_bytes_per_s", "connections"))
+    assert made["network"] == {"mode": "none", "allow": [], **rates}
     assert "reason" not in made
     absent = dict.fromkeys(("memory_bytes", "pids", "disk_bytes", "io"))
     assert daemon.fake.created[0]["limits"] == {"cpus": 1, **absent}

@@ -24,7 +24,7 @@ STATS = {
 
 
 def body(**changes: Any) -> Any:
-    given = dict.fromkeys(("name", "env", "cwd", "labels", "limits"), ...) | changes
+    given = dict.fromkeys(("name", "env", "cwd", "labels", "limits", "network"), ...) | changes
     return control_calls.update("box", **given).body  # type: ignore[arg-type]
 
 

@@ -1,0 +1,92 @@
+"""What can be asked for a sandbox that has a network: other rules, and addresses that a name was answered with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import Conflict, InvalidRequest, SandboxdError, SandboxNotFound, StorageFull
+from ..network import NetworkSpec
+from .control import Answers, Running, id_of
+from .links import Links
+from .records import RecordStore
+
+
+class Networks:
+    """The operations `network` and `permit`."""
+
+    def __init__(self, sandboxes: Mapping[str, Running], links: Links, records: RecordStore, answers: Answers) -> None:
+        self._sandboxes = sandboxes
+        self._links = links
+        self._records = records
+        self._answers = answers
+
+    def operations(self) -> dict[str, Callable[[int, dict[str, Any]], dict[str, Any] | None]]:
+        """Return the operations by their names."""
+        return {"network": self._network, "permit": self._permit}
+
+    def _network(self, request: int, params: dict[str, Any]) -> None:
+        """Give a sandbox that has a network other rules; answered when they are in force."""
+        sandbox = self._find(params, {"id", "network"})
+        sandbox_id = sandbox.record.id
+        spec = self._links.check(network_of(params.get("network")))
+        if not spec.has_link or sandbox_id not in self._links:
+            raise Conflict(
+                f"cannot change the network of sandbox {sandbox_id}: it was created with one, or without", id=sandbox_id
+            )
+
+        def changed(error: SandboxdError | None) -> None:
+            if error:
+                self._answers.fail(request, error)
+                return
+            record = dataclasses.replace(
+                sandbox.record, network=dataclasses.asdict(spec), generation=sandbox.record.generation + 1
+            )
+            try:
+                self._records.save(record)
+            except OSError as failure:
+                why = StorageFull(f"cannot record the network of sandbox {sandbox_id}: {failure}")
+                self._answers.fail(request, why)
+                return
+            sandbox.record = record
+            self._answers.reply(request, {"network": record.network})
+
+        self._links.change(sandbox_id, spec, changed)
+
+    def _permit(self, request: int, params: dict[str, Any]) -> None:
+        """Let addresses that a name was answered with be reached; answered when they are."""
+        sandbox = self._find(params, {"id", "items"})
+
+        def done(error: SandboxdError | None) -> None:
+            if error:
+                self._answers.fail(request, error)
+            else:
+                self._answers.reply(request, {})
+
+        self._links.permit(sandbox.record.id, params.get("items"), done)
+
+    def _find(self, params: dict[str, Any], known: set[str]) -> Running:
+        if set(params) - known:
+            raise InvalidRequest("cannot take the request: unknown parameters", field="params")
+        sandbox_id = id_of(params)
+        sandbox = self._sandboxes.get(sandbox_id)
+        if sandbox is None or sandbox.ended is not None:
+            raise SandboxNotFound(f"cannot find sandbox {sandbox_id}: it does not run", id=sandbox_id)
+        return sandbox
+
+
+def network_of(given: object) -> NetworkSpec:
+    """Return the network that a message says, checked again.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    if given is None:
+        return NetworkSpec()
+    if not isinstance(given, dict):
+        raise InvalidRequest("cannot read the network: it is no map", field="network")
+    try:
+        return NetworkSpec(**{**given, "allow": tuple(given.get("allow") or ())})
+    except TypeError:
+        raise InvalidRequest("cannot read the network: it is no map of its fields", field="network") from None

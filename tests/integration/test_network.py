@@ -1,0 +1,158 @@
+"""Sandboxes' networks in a small world of network namespaces: who is reached, who is not, and what is left."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+
+import msgpack
+import pytest
+
+from sandboxd.client import Sandbox
+from sandboxd.errors import Conflict, InvalidRequest, SandboxdError
+
+from ..support.daemon import Daemon
+from ..support.world import HOST, HOST_LAN, METADATA, NAMESERVER, NEIGHBOUR, OTHER, PRIVATE, SITE, SITE_6, World
+
+FETCH = """
+import sys, urllib.request
+try:
+    print(urllib.request.urlopen(sys.argv[1], timeout=4).read().decode()[:60])
+except OSError as error:
+    print("refused", getattr(error, "reason", error))
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    with World(tmp_path_factory.mktemp("world")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def daemon(world, tmp_path_factory):
+    config = {"network_dns": [NAMESERVER], "previews": False}
+    found = Daemon(tmp_path_factory.mktemp("network"), config=config)
+    found.start()
+    yield found
+    found.close()
+    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+    assert "sandboxd" not in tables
+    assert not [name for name in links() if name.startswith("sd")]
+
+
+@pytest.fixture
+def client(daemon):
+    with daemon.client() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def internet(daemon):
+    with daemon.client() as client, Sandbox.create(network="internet", client=client) as found:
+        yield found
+
+
+def links():
+    shown = subprocess.run(["ip", "-br", "link"], capture_output=True, text=True, check=True).stdout
+    return [line.split("@")[0].split()[0] for line in shown.splitlines()]
+
+
+def fetch(sandbox, address, port=80):
+    host = f"[{address}]" if ":" in address else address
+    return sandbox.exec(["python3", "-c", FETCH, f"http://{host}:{port}/"]).check().stdout.strip()
+
+
+def reaches(sandbox, address, port=80):
+    found = fetch(sandbox, address, port)
+    return not found.startswith("refused"), found
+
+
+def test_the_internet_is_reached_under_the_hosts_address(internet):
+    assert fetch(internet, SITE) == f"::ffff:{HOST}"
+    assert fetch(internet, SITE_6) == "2001:db8::1"
+    assert fetch(internet, "www.site.example") == f"::ffff:{HOST}"
+    assert fetch(internet, "alias.example", 8080) == f"::ffff:{HOST}"
+
+
+@pytest.mark.parametrize("address", [METADATA, PRIVATE, NEIGHBOUR, HOST_LAN, HOST, "203.0.113.2", "10.213.0.1"])
+def test_private_host_and_neighbour_addresses_are_not(internet, address):
+    assert reaches(internet, address) == (False, "refused [Errno 113] No route to host")
+
+
+@pytest.mark.parametrize("name", ["rebind.example", "meta.example", "loop.example"])
+def test_a_name_does_not_lead_to_a_private_address(internet, name):
+    found = internet.exec(["python3", "-c", f"import socket; print(socket.gethostbyname('{name}'))"])
+    assert found.exit_code == 1
+    assert "gaierror" in found.stderr
+
+
+def test_an_allow_list_lets_through_what_it_names_and_nothing_else(world, client):
+    allow = ["site.example:80", "198.18.0.11:8080", PRIVATE]
+    with Sandbox.create(network={"mode": "allowlist", "allow": allow}, client=client) as sandbox:
+        assert sandbox.info.raw["network"]["allow"] == allow
+        assert not reaches(sandbox, SITE)[0]  # nobody has asked for the name yet
+        assert reaches(sandbox, "site.example")[0]
+        assert reaches(sandbox, SITE)[0]
+        assert not reaches(sandbox, "site.example", 8080)[0]
+        assert reaches(sandbox, OTHER, 8080)[0]
+        assert not reaches(sandbox, OTHER)[0]
+        assert reaches(sandbox, PRIVATE)[0]
+        assert not reaches(sandbox, METADATA)[0]
+        assert not reaches(sandbox, NAMESERVER, 80)[0]
+        assert not reaches(sandbox, SITE_6)[0]
+        assert not reaches(sandbox, "other.example", 8080)[0]
+        sandbox.exec("getent hosts secret.attacker.example")
+    assert not [line for line in world.names_asked() if "attacker" in line or "other" in line]
+
+
+def test_an_allow_list_changes_under_a_sandbox_that_runs(client):
+    with Sandbox.create(network={"mode": "allowlist", "allow": ["198.18.0.10"]}, client=client) as sandbox:
+        assert reaches(sandbox, SITE)[0]
+        info = sandbox.update(network={"allow": ["other.example"]})
+        assert info.raw["network"]["allow"] == ["other.example"]
+        assert not reaches(sandbox, SITE)[0]
+        assert reaches(sandbox, "other.example")[0]
+        sandbox.update(network={"mode": "internet", "allow": None})
+        assert reaches(sandbox, SITE)[0]
+        with pytest.raises(SandboxdError) as refused:
+            sandbox.update(network={"mode": "none"})
+        assert refused.value.kind in (Conflict.kind, InvalidRequest.kind)
+
+
+def test_a_sandbox_without_a_network_has_none(client):
+    with Sandbox.create(client=client) as sandbox:
+        assert sandbox.info.network == "none"
+        assert sandbox.exec("cat /etc/resolv.conf; ls /sys/class/net").check().stdout == "lo\n"
+
+
+def test_sandboxes_do_not_reach_each_other(client, internet):
+    with Sandbox.create(network="internet", client=client) as other:
+        address = other.exec("hostname -I").check().stdout.split()[0]
+        other.start_process(["python3", "-m", "http.server", "80"])
+        other.exec("until python3 -c 'import urllib.request as u; u.urlopen(\"http://127.0.0.1\")'; do :; done").check()
+        assert not reaches(internet, address)[0]
+
+
+def test_a_daemon_that_is_killed_leaves_networks_that_go_on(daemon):
+    with daemon.client() as client:
+        sandbox = Sandbox.create(network={"mode": "allowlist", "allow": ["site.example"]}, client=client)
+        gone = Sandbox.create(network="internet", client=client)
+        assert reaches(sandbox, "site.example")[0]
+    before = links()
+    daemon.signal(signal.SIGKILL)
+    os.kill(init_of(daemon, gone.id), signal.SIGKILL)
+    daemon.start()
+    with daemon.client() as client:
+        again = Sandbox.connect(sandbox.id, client=client)
+        assert again.info.raw["network"]["allow"] == ["site.example"]
+        assert reaches(again, "site.example")[0]
+        assert not reaches(again, OTHER)[0]
+        assert len(links()) < len(before)
+        again.destroy()
+
+
+def init_of(daemon, sandbox_id):
+    return msgpack.unpackb(pathlib.Path(daemon.state_dir, "records", sandbox_id).read_bytes())["pid"]
