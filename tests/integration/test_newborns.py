@@ -180,7 +180,9 @@ def test_an_order_for_a_newborn_that_another_replaces_is_born(launcher: Launcher
 
 def test_an_order_that_is_refused_leaves_the_newborn(launcher: LauncherProcess) -> None:
     held = hold(launcher)
-    answer = launcher.asker.ask("create", id=ID, rootfs="nothing-here", limits={}, network={"mode": "none"}, seccomp="default")
+    answer = launcher.asker.ask(
+        "create", id=ID, rootfs="nothing-here", limits={}, network={"mode": "none"}, seccomp="default"
+    )
     assert isinstance(answer, Failure)
     assert answer.kind == "rootfs-not-found"
     assert create(launcher).result["pid"] in held
