@@ -150,3 +150,43 @@ def test_a_stream_that_is_cancelled_ends_its_command(cf: Driver) -> None:
 def test_a_socket_needs_the_token(cf: Driver) -> None:
     with pytest.raises(ClientError, match="WebSocket"):
         cf.call("utils.ping", transport="websocket", token="wrong")
+
+
+def test_messages_that_are_none_are_told_and_end_nothing(cf: Driver) -> None:
+    request = {"type": "request", "id": "1", "method": "GET", "path": "/api/ping"}
+    nonsense: list[Any] = [
+        "nonsense",
+        [1],
+        {"type": "request", "id": 7},
+        {"type": "request", "id": "x", "method": "BREW", "path": "/api/ping"},
+        {"type": "request", "id": "y", "method": "GET", "path": "api/ping"},
+        {"type": "else", "id": "z"},
+        {"type": "cancel", "id": "of-nobody"},
+    ]
+    steps = [*({"text": one} for one in nonsense), {"send": "bytes"}, {"text": request}, {"until": '"pong"'}]
+    shown = cf.ask("pty", path="/ws", query={}, steps=steps)
+    errors = [one for one in shown["texts"] if one["type"] == "error"]
+    assert [one.get("id") for one in errors] == [None, None, None, "x", "y", "z", None]
+    assert all(one["status"] == 400 for one in errors)
+
+
+def test_a_request_that_leads_elsewhere_is_told(cf: Driver) -> None:
+    def ask(path: str, method: str = "GET") -> dict[str, Any]:
+        steps = [{"text": {"type": "request", "id": "1", "method": method, "path": path}}, {"until": "}"}]
+        texts = cf.ask("pty", path="/ws", query={}, steps=steps)["texts"]
+        assert texts[0]["type"] == "response"
+        shown: dict[str, Any] = texts[0]
+        return shown
+
+    assert ask("/../../../v1/sandboxes")["status"] == 404
+    assert ask("/ws")["status"] == 400
+    assert ask("/api/ping", "DELETE")["status"] >= 400
+    assert ask("/api/process/list?status=odd")["body"]["code"] == "VALIDATION_FAILED"
+
+
+def test_who_leaves_ends_what_runs(cf: Driver) -> None:
+    body = {"command": "sleep 300.99"}
+    request = {"type": "request", "id": "1", "method": "POST", "path": "/api/execute/stream", "body": body}
+    cf.ask("pty", path="/ws", query={}, steps=[{"text": request}, {"until": "start"}])
+    wait = "for i in $(seq 100); do pgrep -f 'sleep 300[.]99' >/dev/null || { echo gone; exit; }; sleep 0.05; done"
+    assert cf.call("commands.execute", wait, None)["stdout"] == "gone\n"

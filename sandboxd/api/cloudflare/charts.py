@@ -11,7 +11,18 @@ _LIBRARIES: Final = {"plotly": "plotly", "vega": "altair", "vegalite": "altair",
 
 
 def convert(chart: Any, png: Any = None) -> dict[str, Any]:  # noqa: ANN401 - JSON
-    """Return a chart as `{type, title?, data, layout?, library, image?}`; what is none of ours becomes "unknown"."""
+    """Return a chart as `{type, title?, data, layout?, library, image?}`; what is none of ours becomes "unknown".
+
+    What a program shows as a chart is whatever it likes: nothing of it may fail here.
+    """
+    try:
+        found = _convert(chart)
+    except (TypeError, ValueError, LookupError, AttributeError):
+        found = {"type": "unknown", "data": chart, "library": "unknown"}
+    return found if png is None else {**found, "image": png}
+
+
+def _convert(chart: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
     if not isinstance(chart, dict):
         return {"type": "unknown", "data": chart, "library": "unknown"}
     if "spec" in chart:
@@ -24,9 +35,7 @@ def convert(chart: Any, png: Any = None) -> dict[str, Any]:  # noqa: ANN401 - JS
         "layout": _layout(chart, axes),
         "library": "matplotlib",
     }
-    if chart.get("title"):
-        found["title"] = chart["title"]
-    return found if png is None else {**found, "image": png}
+    return {**found, "title": chart["title"]} if chart.get("title") else found
 
 
 def _passed(kind: str, spec: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
@@ -35,7 +44,7 @@ def _passed(kind: str, spec: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
         return {"type": "unknown", "data": spec, "library": library}
     data = spec.get("data", [])
     first = data[0] if isinstance(data, list) and data and isinstance(data[0], dict) else {}
-    name = first.get("type", "scatter")
+    name = first.get("type", "scatter") if first else "unknown"
     if name == "scatter" and "lines" in str(first.get("mode", "lines")):
         name = "line"
     found = {"type": name if name in TYPES else "unknown", "data": data, "library": library}

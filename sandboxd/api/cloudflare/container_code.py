@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import re
 from typing import TYPE_CHECKING, Any, Final
@@ -200,7 +201,8 @@ def _formats(result: frames.Result) -> dict[str, Any]:
     shown = to_result(result)
     found = {name: value for name in _FORMATS if (value := getattr(shown, name)) is not msgspec.UNSET}
     if shown.chart is not msgspec.UNSET:
-        found["chart"] = charts.convert(msgspec.json.decode(shown.chart), found.get("png"))
+        with contextlib.suppress(RecursionError):  # JSON that is nested too deep is no chart
+            found["chart"] = charts.convert(msgspec.json.decode(shown.chart), found.get("png"))
     data: dict[str, Any] = dict(shown.extra) if shown.extra is not msgspec.UNSET else {}
     if shown.pdf is not msgspec.UNSET:
         data["application/pdf"] = shown.pdf

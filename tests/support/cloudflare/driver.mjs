@@ -73,7 +73,8 @@ async function runCode(request) {
 function pty(request) {
   const query = new URLSearchParams({ access_token: settings.token, ...request.query });
   const name = request.sandbox ?? settings.sandbox;
-  const url = `${settings.url.replace(/^http/, 'ws')}/cloudflare/sandboxes/${name}/ws/pty?${query}`;
+  const path = request.path ?? '/ws/pty'; // or another WebSocket, whose text messages are of interest
+  const url = `${settings.url.replace(/^http/, 'ws')}/cloudflare/sandboxes/${name}${path}?${query}`;
   return new Promise((resolve, reject) => {
     const socket = new WebSocket(url);
     socket.binaryType = 'arraybuffer';
@@ -88,16 +89,21 @@ function pty(request) {
           const at = found.output.indexOf(until, seen);
           if (at < 0) return;
           seen = at + until.length;
-        } else socket.send(send === undefined ? JSON.stringify(text) : new TextEncoder().encode(send));
+        } else if (send !== undefined) socket.send(new TextEncoder().encode(send));
+        else socket.send(typeof text === 'string' ? text : JSON.stringify(text));
         steps.shift();
       }
       if (!request.stay) socket.close();
     }
     socket.onmessage = ({ data }) => {
-      if (typeof data === 'string') found.texts.push(JSON.parse(data));
+      if (typeof data === 'string') {
+        found.texts.push(JSON.parse(data));
+        if (request.path) found.output += data;
+      }
       else found.output += decoder.decode(data, { stream: true });
       go();
     };
+    socket.onopen = () => request.path && go();
     socket.onclose = ({ code }) => resolve({ ...found, code, left: steps.length });
     socket.onerror = ({ message }) => reject(new Error(message || 'the handshake failed'));
   });
