@@ -23,7 +23,7 @@ from sandboxd import errors
 from sandboxd.templates.git.clone import Order, clone
 from sandboxd.templates.git.intake import PackIntake
 from sandboxd.templates.git.transport import Login
-from tests.support.git_hostile import PWNED, git, packed, raw_repository, with_submodule, write_pack
+from tests.support.git_hostile import PWNED, git, packed, raw_repository, with_submodule, write_pack, write_repository
 from tests.support.git_server import GIT_ENV, HttpServer, git_daemon
 
 TEMPORARY = ".sandboxd-clone-x"
@@ -494,7 +494,12 @@ def test_row_35_a_git_bomb_is_counted_before_it_is_made(run, tmp_path):
 
 def test_row_35_a_tower_of_folders(run, tmp_path):
     content = [(b"100644", b"f", b"x")]
-    for _ in range(600):
+    for _ in range(390):
+        content = [(b"40000", b"d", content)]
+    raw_repository(tmp_path / "high.git", content)
+    with HttpServer(tmp_path) as server:
+        assert run(f"{server.url}/high.git", target="high")[0]["files"] == 1
+    for _ in range(210):
         content = [(b"40000", b"d", content)]
     raw_repository(tmp_path / "deep.git", content)
     with HttpServer(tmp_path) as server, pytest.raises(errors.GitRefused) as caught:
@@ -522,6 +527,20 @@ def test_row_35_submodules_lead_nowhere_else(run, tmp_path, served, url, path, n
         run(f"{server.url}/outer.git", submodules=True)
     assert caught.value.reason in ("submodule-name", "submodule-address")
     assert sorted(os.listdir(tmp_path)) == ["history.git", "outer.git"]
+
+
+@pytest.mark.parametrize("names", [("a", "a/hooks"), ("a/hooks", "a")])
+def test_row_35_a_submodule_is_not_made_in_another_ones_folder(run, tmp_path, served, names):
+    shutil.copytree(served / "history.git", tmp_path / "history.git")
+    commit = git(tmp_path / "history.git", "rev-parse", "main")
+    declared = "".join(
+        f'[submodule "{name}"]\n\tpath = p{number}\n\turl = ../history.git\n' for number, name in enumerate(names)
+    )
+    files = {".gitmodules": ("100644", declared.encode()), "p0": ("160000", commit), "p1": ("160000", commit)}
+    write_repository(tmp_path / "outer.git", files)
+    with HttpServer(tmp_path) as server, pytest.raises(errors.GitRefused) as caught:
+        run(f"{server.url}/outer.git", submodules=True)
+    assert caught.value.reason == "submodule-name"
 
 
 # --- packs --------------------------------------------------------------------------------------------------
@@ -590,6 +609,12 @@ def test_row_35_pack_bombs(tmp_path):
     for data in (liar, claims, huge, delta):
         with pytest.raises(errors.GitError):
             take(tmp_path, data, 65_536)
+    intake = PackIntake(tmp_path / "tail.pack", lambda *_: None, lambda *_: None)
+    intake.write(packed([(3, b"x")]))
+    with pytest.raises(errors.GitProtocolError):
+        for _ in range(16):  # more than the one batch that may wait
+            intake.write(bytes(65_536))
+    intake.close()
     honest = take(tmp_path, packed([(3, zeros)]), 65_536)  # passes through in pieces
     kind, pieces = honest.pieces(sha1(b"blob %d\0" % len(zeros) + zeros).digest())
     assert kind == 3

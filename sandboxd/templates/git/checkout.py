@@ -32,7 +32,7 @@ from .pack import BLOB, TREE, Pack
 
 MAX_FILES: Final = 2_000_000
 MAX_PATH_BYTES: Final = 3900  # below PATH_MAX, with room for the target before it
-MAX_DEPTH: Final = 500  # a descriptor a level
+MAX_DEPTH: Final = 400  # a descriptor a level, and two calls: Python's own bound is 1000
 MAX_LINK_BYTES: Final = 4095
 _DIRECTORY: Final = 0o040000
 _SYMLINK: Final = 0o120000

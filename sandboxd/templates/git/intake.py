@@ -140,6 +140,8 @@ class PackIntake:
             raise damaged(f"an object cannot be inflated ({error})") from None
         self._offset += place
         self._rest = data[place:]
+        if len(self._rest) > 20 and len(self._table) == self._total and self._large is None:
+            raise damaged("more follows its objects than a checksum")  # and would for ever, if it were kept
 
     def _header(self, data: bytes) -> int:
         if data[:4] != b"PACK" or data[4:8] not in (b"\0\0\0\2", b"\0\0\0\3") or len(data) < 12:

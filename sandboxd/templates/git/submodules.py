@@ -68,8 +68,16 @@ def _clone_one(
     path, name = names
     shown = path.decode("utf-8", "replace")
     place = files / os.fsdecode(path)
-    own = git / "modules" / os.fsdecode(name)
-    if os.path.lexists(own) or place.is_symlink() or not place.is_dir():
+    modules = git / "modules"
+    own = modules / os.fsdecode(name)
+    # Nor in another one's folder: what is made there would be that one's hooks or objects.
+    above = [folder for folder in own.parents if modules in folder.parents]
+    if (
+        any(os.path.lexists(folder / "HEAD") for folder in above)
+        or os.path.lexists(own)
+        or place.is_symlink()
+        or not place.is_dir()
+    ):
         raise GitRefused(f"cannot clone submodule {shown!r}: its place is taken", reason="submodule-name")
     own.parent.mkdir(parents=True, exist_ok=True)
     progress = cloning.progress
