@@ -39,23 +39,30 @@ def raw(number: int, *arguments: int) -> str:
 class TakenOver(init.Init):
     """The real init with one more operation."""
 
-    def __init__(self, listener_fd: int, cgroup_fd: int) -> None:
-        super().__init__(listener_fd, cgroup_fd)
-        self._work_fd = os.open("work", os.O_RDONLY | os.O_DIRECTORY, dir_fd=cgroup_fd)
+    def __init__(self) -> None:
+        super().__init__()
         self._honest_exec = self._operations["exec"]
         self._operations["exec"] = self._exec
-        self.names = {
+
+    def run(self, listener_fd: int, cgroup_fd: int) -> None:
+        self._work_fd = os.open("work", os.O_RDONLY | os.O_DIRECTORY, dir_fd=cgroup_fd)
+        self._cgroup_fd = cgroup_fd
+        super().run(listener_fd, cgroup_fd)
+
+    def names(self) -> dict[str, Any]:
+        """Return what the source sees."""
+        return {
             **{"array": array, "contextlib": contextlib, "ctypes": ctypes, "errno": errno, "fcntl": fcntl},
             **{"json": json, "mmap": mmap, "os": os, "socket": socket, "struct": struct, "time": time},
             **{"framing": framing, "messages": messages, "raw": raw, "libc": LIBC},
-            **{"init": self, "cgroup": cgroup_fd, "listener": self._listener},
+            **{"init": self, "cgroup": self._cgroup_fd, "listener": self._listener},
         }
 
     def _exec(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
         if params["argv"][0] != "takeover":
             self._honest_exec(peer, request, params)
             return
-        names = {**self.names, "peer": peer, "request": request, "params": params, "answer": None}
+        names = {**self.names(), "peer": peer, "request": request, "params": params, "answer": None}
         try:
             exec(params["argv"][1], names)
         except Exception as error:
