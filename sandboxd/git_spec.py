@@ -120,10 +120,10 @@ class CloneSpec:
     @property
     def repository(self) -> str:
         """The last part of the address, as git names a clone after it; empty where there is none."""
-        name = self.url.rstrip("/").removesuffix("/.git").rpartition("/")[2].removesuffix(".git")
-        return (
-            "" if name in ("", ".", "..") or len(name.encode()) > 255 else urllib.parse.unquote(name).replace("/", "-")
-        )
+        last = self.url.rstrip("/").removesuffix("/.git").rpartition("/")[2].removesuffix(".git")
+        name = urllib.parse.unquote(last).replace("/", "-")
+        unfit = name in ("", ".", "..") or len(name.encode()) > 255 or any(ord(character) < 32 for character in name)
+        return "" if unfit else name
 
     def target(self, cwd: str) -> str:
         """Return where the clone comes to be, absolute, with no `.` and no empty parts."""

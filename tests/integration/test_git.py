@@ -123,6 +123,8 @@ def test_the_api_as_it_is(client: Client, sandbox: Sandbox, server: HttpServer) 
         ({"url": "https://host/a\nb"}, "url"),
         ({"url": "https://host/a?x=1"}, "url"),
         ({"url": "https://h/" + "a" * 3000}, "url"),
+        ({"url": "https://git.example/a%00b"}, "target_dir"),
+        ({"url": "https://git.example/%2e%2e"}, "target_dir"),
         ({"branch": "-x"}, "branch"),
         ({"branch": "a b"}, "branch"),
         ({"branch": ""}, "branch"),
