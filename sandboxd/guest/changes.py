@@ -7,9 +7,9 @@ walk, not a reading. Of a folder it holds no times: they change with entries tha
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
+from _blake2 import blake2b  # hashlib's own: that would map OpenSSL into every init
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -34,7 +34,7 @@ def changes(means: Means, params: dict[str, Any]) -> dict[str, Any]:
             entries = Picker(params).pick(tree.walk(root, recursive=params["recursive"]))
         else:
             entries = iter([Entry(folder, name, ".", facts)])
-        digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        digest = blake2b(digest_size=_DIGEST_BYTES)
         count = 0
         for entry in entries:
             digest.update(_line(entry))

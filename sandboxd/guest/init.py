@@ -89,6 +89,16 @@ class Init:
         self._loop.watch(self._listener.fileno(), READ, self._accept)
         self._loop.run()
 
+    def rehearse(self, connection: socket.socket, ask: Callable[[], object]) -> None:
+        """Serve whoever is behind `connection` for as many turns as `ask` is true, and be as nothing had happened."""
+        self._loop.open()
+        self._welcome(connection)
+        while ask():
+            self._loop.turn()
+        for peer in list(self._peers):
+            peer.close()
+        self._loop.close()
+
     # --- connections ---
 
     def _accept(self) -> None:
@@ -98,6 +108,9 @@ class Init:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
         except OSError:
             return
+        self._welcome(connection)
+
+    def _welcome(self, connection: socket.socket) -> None:
         if len(self._peers) >= MAX_PEERS:
             connection.close()
             return

@@ -72,16 +72,24 @@ class Loop:
     def run(self) -> None:
         """Run for ever."""
         while True:
-            for fd, _ in self._epoll.poll(self._timeout()):
-                # An earlier callback of this turn may have dropped this one.
-                watched = self._watched.get(fd)
-                if watched:
-                    watched[1]()
-            self._run_timers()
-            while self._deferred:
-                deferred, self._deferred = self._deferred, []
-                for callback in deferred:
-                    callback()
+            self.turn()
+
+    def turn(self) -> None:
+        """Wait once, and do what there is to do."""
+        for fd, _ in self._epoll.poll(self._timeout()):
+            # An earlier callback of this turn may have dropped this one.
+            watched = self._watched.get(fd)
+            if watched:
+                watched[1]()
+        self._run_timers()
+        while self._deferred:
+            deferred, self._deferred = self._deferred, []
+            for callback in deferred:
+                callback()
+
+    def close(self) -> None:
+        """Watch nothing any more; descriptors stay their owners'."""
+        self._epoll.close()
 
     def _timeout(self) -> float | None:
         while self._timers and self._timers[0][2].callback is None:

@@ -15,6 +15,8 @@ from ..wire.messages import Failure, Message, Reply
 from .loop import READ, WRITE, Loop
 
 _RECV_BYTES: Final = 64 * 1024
+#: One for all, since what is received is copied on: made in the zygote, it costs an init only the pages it fills.
+_SCRATCH: Final = bytearray(_RECV_BYTES)
 #: Room for the descriptors of one request; the daemon, which we trust, passes two at most.
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(4 * 4)
 #: Above this, streams wait until the daemon has read: it keeps init's memory bounded when the daemon does not read.
@@ -40,7 +42,6 @@ class Peer:
         self._link = LinkConnection(Role.ANSWERER)
         self._out: collections.deque[tuple[memoryview, int | None]] = collections.deque()
         self._out_bytes = 0
-        self._buffer = bytearray(_RECV_BYTES)
         self._flushing = False
         self.is_open = True
         connection.setblocking(False)
@@ -104,7 +105,7 @@ class Peer:
 
     def _read(self) -> None:
         try:
-            size, ancillary, _, _ = self._socket.recvmsg_into([self._buffer], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+            size, ancillary, _, _ = self._socket.recvmsg_into([_SCRATCH], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
@@ -116,7 +117,7 @@ class Peer:
             self.close()
             return
         try:
-            messages = self._link.receive(memoryview(self._buffer)[:size], fds)
+            messages = self._link.receive(memoryview(_SCRATCH)[:size], fds)
         except RemoteProtocolError:
             self.close()
             return

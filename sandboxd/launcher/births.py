@@ -102,6 +102,7 @@ class Births:
         self._selector = selector
         self._means = means
         self._active: dict[str, _Birth] = {}
+        self._ending: list[int] = []
 
     def __len__(self) -> int:
         """How many are ordered."""
@@ -316,8 +317,13 @@ class Births:
         newborn.orders.close()
         del self._active[newborn.id]
 
+    def reap_builders(self) -> None:
+        """Reap builders that have handed over; called after SIGCHLD."""
+        self._ending = [pid for pid in self._ending if not os.waitpid(pid, os.WNOHANG)[0]]
+
     def _born(self, newborn: _Birth, order: Order) -> None:
-        os.waitpid(newborn.builder, 0)
+        self._ending.append(newborn.builder)  # its end may take longer than pid 1's last steps
+        self.reap_builders()
         self._close(newborn)
         record = Record(
             id=order.id,

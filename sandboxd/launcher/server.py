@@ -450,6 +450,7 @@ class Launcher:
     def _on_child(self, wake: int) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(wake, 4096)
+        self._births.reap_builders()
         self._removals.reap_helpers()
         self._controls.reap_helpers()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from typing import Any
 
 from ..errors import ConfigError
@@ -106,6 +105,9 @@ class Settings:
     @property
     def cgroup_name(self) -> str:
         """The cgroup of this state directory's sandboxes; two daemons never share one."""
+        # Not before the zygote is forked: OpenSSL would be mapped into every init.
+        import hashlib  # noqa: PLC0415
+
         return f"sandboxd-{hashlib.sha256(self.state_dir.encode()).hexdigest()[:12]}"
 
     def tree_of(self, rootfs: str) -> str:

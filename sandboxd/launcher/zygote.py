@@ -21,6 +21,7 @@ from typing import Final
 import msgpack
 import prctl
 
+from ..guest.rehearsal import rehearse
 from ..linux.kernel import CLONE_NEWNS, MS_REC, MS_SLAVE, Kernel
 from . import birth
 from .plan import Order
@@ -77,6 +78,7 @@ def _run(kernel: Kernel, connection: socket.socket, means: birth.Means) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, _ignore)
+    rehearse()
     gc.collect()
     gc.freeze()  # a child's collector then leaves the pages that it shares with us alone
     while True:

@@ -348,6 +348,29 @@ class Manager:
         self.counters.destroys.add(trio.current_time() - began)
         _log.info("Destroyed sandbox %s", sandbox.id)
 
+    async def _take_away(self, sandbox: Sandbox) -> None:
+        """Have it destroyed and drop its record, at once: who restarts in between destroys what has no record."""
+        failure: OSError | None = None
+
+        async def drop() -> None:
+            nonlocal failure
+            try:
+                await trio.to_thread.run_sync(self._store.drop, sandbox.id)
+            except OSError as error:
+                failure = error
+
+        refusal: SandboxdError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drop)
+            try:
+                await self.launcher.destroy(sandbox.id)
+            except SandboxdError as error:
+                refusal = error
+        if refusal is not None:
+            raise refusal
+        if failure is not None:
+            raise failure
+
     async def _destroy_quietly(self, sandbox: Sandbox) -> None:
         try:
             await self._destroy(sandbox)
