@@ -57,6 +57,8 @@ log = logging.getLogger("sandboxd.launcher")
 _RECV_BYTES: Final = 256 * 1024
 #: How long nobody may have asked for anything before the next sandbox's ids are made ready.
 QUIET_S: Final = 0.02
+#: How much longer before a newborn is made: that takes a processor for some 8 ms, and a first command is short.
+HOLD_AFTER_S: Final = 0.05
 #: How often the pool's limit follows what others do with the host's disk, while there are sandboxes.
 TEND_S: Final = 5.0
 #: How long the end of the launcher may wait for that of a newborn that nobody has ordered.
@@ -192,17 +194,20 @@ class Launcher:
         if removing == RETRY_S and not self._births:
             # While a sandbox' processes end there is nothing else to do, and who takes one away often asks for another.
             self._prepare_ids()
-        idle = TEND_S if self._sandboxes else None
+        holding = bool(self._rested and self._wanted and not (self._births or removing))
+        idle = HOLD_AFTER_S if holding else TEND_S if self._sandboxes else None
         waits = (QUIET_S if quiet else removing or idle, self._templates.wait_s, self._links.wait_s)
         ready = self._selector.select(min((seconds for seconds in waits if seconds is not None), default=None))
         if ready:
             self._rested = False
+        elif holding:
+            self._hold()
         elif not quiet and removing != RETRY_S:
             self._tend()
         else:
             self._rested = True
             # Not at once: what asked for the last sandbox is now running its first command on these processors.
-            self._prepare()
+            self._prepare_ids()
             self._ranges.rest()
         watched = self._selector.get_map()
         for key, _ in ready:
@@ -221,8 +226,7 @@ class Launcher:
         except OSError as error:
             log.warning("Cannot keep the pool in step: %s", error)
 
-    def _prepare(self) -> None:
-        self._prepare_ids()
+    def _hold(self) -> None:
         wanted, self._wanted = self._wanted, None
         if wanted is None or self._births.held is not None:
             return
