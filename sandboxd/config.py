@@ -28,6 +28,8 @@ STORAGE: Final = ("auto", "btrfs", "directory")
 MIN_BYTES: Final = 1 << 20
 #: There are 1,845 ranges of ids, and an address goes with each.
 MIN_POOL: Final = 2048
+#: A day: more is a mistake.
+MAX_SECONDS: Final = 86_400
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -65,6 +67,8 @@ class Config:
         network_connections: how many connections a sandbox may have at once that asks for no number.
         templates: whether code contexts may start as children of a process that has a rootfs' imports ready.
         template_rootfs: imported rootfs that are trusted for that as if a recipe had built them: as root.
+        node_spare_s: after a JavaScript or TypeScript context has started, how many seconds an unused interpreter waits
+            in its sandbox for the next one; 0 is none.
         cgroup: the group below which the sandboxes' are made, as a path from cgroup2's root; None is that root.
             The systemd unit gives the one that systemd delegated to sandboxd-cgroups.service.
     """
@@ -98,6 +102,7 @@ class Config:
     network_connections: int = 4096
     templates: bool = True
     template_rootfs: tuple[str, ...] = ()
+    node_spare_s: int = 60
 
     def __post_init__(self) -> None:
         """Check what no single key can."""
@@ -260,6 +265,12 @@ def _bytes(key: str, value: object) -> int:
     return value
 
 
+def _seconds(key: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_SECONDS:
+        raise ConfigError(f"cannot take {key}: it must be a number of seconds, 0 to {MAX_SECONDS}", key=key)
+    return value
+
+
 def _url(key: str, value: object) -> str:
     parts = urllib.parse.urlsplit(value if isinstance(value, str) else "")
     try:
@@ -373,4 +384,5 @@ _READERS: Final = {
     "network_connections": _connections,
     "templates": _truth,
     "template_rootfs": _names,
+    "node_spare_s": _seconds,
 }

@@ -7,18 +7,20 @@ for (`note`: a map that the daemon gave) stays with it for a daemon that comes a
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import ContextNotFound, InvalidRequest, LimitExceeded, NameTaken, SandboxdError
+from ..errors import ContextNotFound, InvalidRequest, LimitExceeded, NameTaken, ProcessNotRunning, SandboxdError
 from ..spec import CommandSpec, check_process_id
 from . import users
 from .commands import Commands
 from .entrants import Entrants
 from .peer import Peer
 from .processes import Means
+from .spares import Spares, Wish
 from .worker import Worker
 
 #: Workers at once. The daemon's own bound for contexts is the same; each holds seven descriptors here, of 1024.
@@ -40,6 +42,7 @@ class Contexts:
         self._commands = commands
         self._entrants = entrants
         self._workers: dict[str, Worker] = {}
+        self._spares = Spares(means.loop, means.leaves, self._new_worker)
         self._notes: dict[str, dict[str, Any]] = {}
         self._sources: dict[str, int] = {}
         self.operations: dict[str, Operation] = {
@@ -52,6 +55,7 @@ class Contexts:
             "context_mute": self._mute,
             "context_kill": self._kill,
             "context_forget": self._forget,
+            "context_drop_spare": self._drop_spare,
         }
 
     # --- what the connections say ---
@@ -88,6 +92,11 @@ class Contexts:
             raise LimitExceeded(f"cannot take program {name}: it is over {MAX_SOURCE_BYTES} bytes")
         if name not in self._sources and len(self._sources) >= MAX_SOURCES:
             raise LimitExceeded(f"cannot take program {name}: there are {MAX_SOURCES}")
+        known = self._sources.get(name)
+        if known is not None and os.pread(known, len(data) + 1, 0) == data:
+            peer.reply(request, {})  # as an earlier daemon sent it
+            return
+        self._spares.drop()  # it runs the old one
         fd = os.memfd_create(f"sandboxd-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.write(fd, data)
@@ -124,21 +133,40 @@ class Contexts:
         cwd = spec.cwd or self._commands.cwd
         if not os.path.isdir(cwd):
             raise InvalidRequest(f"cannot run in {cwd}: no such directory in the sandbox", field="cwd")
-        worker = Worker(
-            self._means,
-            name,
-            spec.argv,
-            self._commands.environment(spec, user),
-            cwd,
-            user,
-            self._sources[params["source"]],
-            self._commands.children,
-            self._entrants,
-            fds.pop() if fds else None,
-        )
+        wish = Wish(spec.argv, self._commands.environment(spec, user), cwd, user, params["source"])
+        spare = params.get("spare")
+        worker = self._spares.take(wish) if spare and spare["use"] else None
+        is_spare = worker is not None
+        if worker is None:
+            worker = self._new_worker(wish, name, fds.pop() if fds else None)
+        else:
+            worker.become(name)
         self._workers[name] = worker
         self._notes[name] = note
-        worker.follow(peer, request, params["credit"])
+        worker.follow(peer, request, params["credit"], is_spare=is_spare)
+        if params.get("begin"):
+            with contextlib.suppress(ProcessNotRunning):  # it has ended already: that is told
+                worker.write(params["begin"], lambda error: None)
+        if spare:
+            self._spares.arm(wish, spare["park"], spare["idle_s"])
+
+    def _new_worker(self, wish: Wish, name: str, rendezvous: int | None = None) -> Worker:
+        return Worker(
+            self._means,
+            name,
+            wish.argv,
+            wish.env,
+            wish.cwd,
+            wish.user,
+            self._sources[wish.source],
+            self._commands.children,
+            self._entrants,
+            rendezvous,
+        )
+
+    def _drop_spare(self, peer: Peer, request: int, _params: dict[str, Any]) -> None:
+        self._spares.drop()
+        peer.reply(request, {})
 
     def _follow(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
         self._worker(params).follow(peer, request, params["credit"])

@@ -35,6 +35,14 @@ class Leaves:
     def __len__(self) -> int:
         return len(self._dropped)
 
+    def has_room(self, memory_bytes: int, processes: int) -> bool:
+        """Whether that much is left of what all leaves together may use; yes where the kernel limits nothing."""
+        for controller, wanted in (("memory", memory_bytes), ("pids", processes)):
+            words = [_read(self._work_fd, f"{controller}.{name}").strip() for name in ("max", "current")]
+            if all(word.isdigit() for word in words) and int(words[0]) - int(words[1]) < wanted:
+                return False
+        return True
+
     def new(self, process_id: str) -> Leaf:
         """Return a leaf for a process, not yet made; its name is the id unless an earlier leaf still has that."""
         self._count += 1
@@ -122,13 +130,17 @@ class Leaf:
                 os.close(fd)
 
     def _read(self, name: str) -> str:
-        try:
-            fd = os.open(f"{self.name}/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._work_fd)
-        except OSError:
-            return ""
-        try:
-            return os.read(fd, _READ_BYTES).decode()
-        except OSError:
-            return ""
-        finally:
-            os.close(fd)
+        return _read(self._work_fd, f"{self.name}/{name}")
+
+
+def _read(dir_fd: int, path: str) -> str:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
+    except OSError:
+        return ""
+    try:
+        return os.read(fd, _READ_BYTES).decode()
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)

@@ -255,14 +255,46 @@ class Worker:
         self._pipes[name] = ours
         return theirs
 
+    # --- a spare's (spares.py) ---
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process is there."""
+        return self._status is None and self.pid != 0
+
+    def hear_first(self, callback: Callable[[bytes], None]) -> None:
+        """Give `callback` what it says in frames until somebody follows it; no bytes at the end."""
+        fd = self._pipes["frame"]
+
+        def on_readable() -> None:
+            try:
+                data = os.read(fd, READ_BYTES)
+            except BlockingIOError:
+                return
+            if not data:
+                self._loop.watch(fd, 0, on_readable)
+            callback(data)
+
+        self._loop.watch(fd, READ, on_readable)
+
+    def acknowledge(self) -> None:
+        """Tick for a frame that `hear_first` gave."""
+        self._poke(self._tick, b"\0")
+
+    def become(self, name: str) -> None:
+        """Be the worker of that name from now on."""
+        self.name = name
+        self._began = time.monotonic()
+        self._loop.watch(self._pipes["frame"], 0, lambda: None)
+
     # --- the daemon that listens ---
 
-    def follow(self, peer: Peer, request: int, credit: int) -> None:
+    def follow(self, peer: Peer, request: int, credit: int, *, is_spare: bool = False) -> None:
         """Send this peer all that comes from now on; an earlier follower's request is answered as over."""
         self.unfollow({"replaced": True})
         self._follower, self._credit = (peer, request), credit
         self._skipping = not self._counter.at_boundary
-        self._send("start", {"id": self.name, "pid": self.pid})
+        self._send("start", {"id": self.name, "pid": self.pid, "spare": is_spare})
         if self._entrant is not None:
             self._send("expecting", {"leaf": self.leaf.name})
         if self.ended:

@@ -46,6 +46,8 @@ _log = logging.getLogger(__name__)
 
 #: How long an interpreter may take to wait for code: a cold disk, and a machine full of others.
 START_TIMEOUT_S: Final = 60.0
+#: How long one that waited for its context may take to begin, before another is started instead.
+SPARE_TIMEOUT_S: Final = 5.0
 #: How long an interrupted run may go on before its interpreter is killed; on a busy machine the first traceback,
 #: with all that it imports, takes a second or two.
 INTERRUPT_GRACE_S: Final = 5.0
@@ -308,8 +310,15 @@ class Context:
             return
         rendezvous = self._link.rendezvous(self.spec)
         self._nursery.start_soon(worker.serve, "context_start", self._program(), rendezvous)
-        with trio.move_on_after(START_TIMEOUT_S):
-            await worker.ready.wait()
+        await self._wait_until_ready(worker)
+        if worker.was_spare and (worker.gone.is_set() or not worker.ready.is_set()) and worker.failure is None:
+            _log.info("A spare interpreter did not become context %s: %s", self.id, self._how())
+            await self._end_worker()
+            self._stray, self._stray_bytes = [], 0
+            self.generation += 1
+            self._worker = worker = Worker(self._link, f"{self.id}.{self.generation}", self)
+            self._nursery.start_soon(worker.serve, "context_start", {**self._program(), "spare": None})
+            await self._wait_until_ready(worker)
         if worker.ready.is_set() and not worker.gone.is_set():
             self.version = worker.version
             return
@@ -328,6 +337,15 @@ class Context:
                 context=self.id,
                 reason=self._reason(),
             )
+
+    @staticmethod
+    async def _wait_until_ready(worker: Worker) -> None:
+        """Wait until it takes code, is gone, or has taken too long."""
+        with trio.move_on_after(START_TIMEOUT_S) as scope:
+            await worker.seen.wait()
+            if worker.was_spare:
+                scope.deadline = trio.current_time() + SPARE_TIMEOUT_S
+            await worker.ready.wait()
 
     async def _restart_worker(self) -> None:
         self.state = State.RESTARTING

@@ -12,6 +12,7 @@ import trio
 
 from ..errors import ContextNotFound, InvalidRequest, LimitExceeded, RemoteProtocolError, RunNotFound, SandboxdError
 from ..spec import ContextSpec, check_process_id
+from ..wire import worker as frames
 from . import checks
 from .context import Context
 from .lifecycle import State
@@ -52,6 +53,10 @@ _READ_AT_START: Final = (
     *("PYTHON", "LD_", "GLIBC_", "MALLOC_", "LANG", "LC_", "PATH", "IPYTHON", "MPL", "MATPLOTLIB", "PANDAS", "NPY_"),
     *("NUMPY_", "OMP_", "OPENBLAS_", "GOTO_", "MKL_", "BLIS_", "NUMEXPR_", "KMP_", "GOMP_", "XDG_"),
 )
+#: Variables that name files which Node, the loader or a library reads at its start: those may have changed since.
+_FILES_AT_START: Final = ("NODE_", "LD_", "GLIBC_", "GCONV_", "OPENSSL_", "SSL_", "ICU_")
+#: How long init may take to drop a spare interpreter.
+SPARE_DROP_S: Final = 2.0
 #: Files that a Python worker compiles when it needs them.
 _PYTHON_PARTS: Final = ("shell", "charts")
 #: CommonJS modules of the Node worker, each before those that require it; the last is the program.
@@ -66,6 +71,11 @@ def interpreter_of(language: str) -> str:
 def may_share(env: dict[str, str]) -> bool:
     """Return whether a template's child would be what these variables make of an interpreter."""
     return not any(name.startswith(_READ_AT_START) for name in env)
+
+
+def may_wait(env: dict[str, str]) -> bool:
+    """Return whether a Node interpreter that starts now with these variables is what one that starts later would be."""
+    return not any(name.startswith(_FILES_AT_START) for name in env)
 
 
 def read_program(interpreter: str) -> bytes:
@@ -92,6 +102,8 @@ class Contexts:
         self._contexts: dict[str, Context] = {}
         self._sent: set[str] = set()
         self._locks: dict[str, trio.Lock] = {}
+        #: How long an unused Node interpreter waits for the next context, in seconds; 0: there is none.
+        self.spare_s = 0
         self._is_changed = False  # whether a template's child has declined here
         #: Starts a task that lives as long as the daemon; the manager gives it.
         self.start_soon: Callable[..., object] | None = None
@@ -237,7 +249,8 @@ class Contexts:
         return {
             "source": interpreter,
             "argv": list(_COMMANDS[interpreter]),
-            "env": {**spec.env, "SANDBOXD_LANGUAGE": spec.language},
+            "env": spec.env,
+            **self._first_words(spec),
             "cwd": spec.cwd,
             "note": {
                 "id": context.id,
@@ -248,6 +261,25 @@ class Contexts:
                 "generation": context.generation,
             },
         }
+
+    def _first_words(self, spec: ContextSpec) -> dict[str, Any]:
+        """Return what init tells a Node worker first, and whether one is to wait for the next context."""
+        if spec.language == "python":
+            return {}
+        idle_s = self.spare_s if may_wait({**self._sandbox.spec.env, **spec.env}) else 0
+        park = frames.encode({"op": "park", "language": spec.language})
+        spare = {"use": True, "park": park, "idle_s": idle_s} if idle_s else None
+        return {"begin": frames.encode({"op": "begin", "language": spec.language}), "spare": spare}
+
+    async def drop_spare(self) -> None:
+        """Have no interpreter wait for a context: the sandbox is about to be frozen."""
+        if not self.spare_s:
+            return
+        with trio.move_on_after(SPARE_DROP_S):
+            try:
+                await self._sandbox.ask("context_drop_spare")
+            except SandboxdError as error:
+                _log.debug("Cannot drop the spare interpreter of sandbox %s: %s", self._sandbox.id, error)
 
     # --- a new daemon -----------------------------------------------------------------------------------
 

@@ -66,6 +66,7 @@ class Control:
         return sandbox
 
     async def _freeze(self, sandbox: Sandbox) -> None:
+        await sandbox.contexts.drop_spare()
         sandbox.move(State.FROZEN)
         try:
             with trio.fail_after(FREEZE_TIMEOUT_S):

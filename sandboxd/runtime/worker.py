@@ -86,6 +86,8 @@ class Worker:
         failure: why the sandbox can tell nothing of it.
         blame: which rule of frames it broke.
         missing: what it said that it lacks.
+        seen: set when init has said which process it is, or it is gone.
+        was_spare: whether that process waited before for a context to come.
     """
 
     def __init__(self, link: Link, name: str, listener: Listener) -> None:
@@ -93,6 +95,8 @@ class Worker:
         self.version = ""
         self.ready = trio.Event()
         self.gone = trio.Event()
+        self.seen = trio.Event()
+        self.was_spare = False
         self.exit: Exit | None = None
         self.failure: SandboxdError | None = None
         self.blame: str | None = None
@@ -101,6 +105,7 @@ class Worker:
         self._listener = listener
         self._decoder = frames.WorkerDecoder()
         self._rendezvous: Rendezvous | None = None
+        self._begin: bytes | None = None
         self._last_offset = -1
 
     def __repr__(self) -> str:
@@ -109,6 +114,7 @@ class Worker:
     async def serve(self, op: str, params: dict[str, Any], rendezvous: Rendezvous | None = None) -> None:
         """Follow it to its end. With `rendezvous`, a template's child may be it. Never raises but Cancelled."""
         self._rendezvous = rendezvous
+        self._begin = params.get("begin")
         fds = []
         if rendezvous is not None:
             params = {**params, "entrant": True}
@@ -132,6 +138,7 @@ class Worker:
                 os.close(fd)
             if rendezvous is not None:
                 rendezvous.close()
+            self.seen.set()
             self.ready.set()
             self.gone.set()
             self._listener.on_gone(self)
@@ -162,7 +169,12 @@ class Worker:
             self._link.declined(checks.text(event.data, "why", limit=1000))
         elif event.type == "absent":
             _log.debug("No child of a template is worker %s: %s", self.name, checks.text(event.data, "why", limit=1000))
-        elif event.type != "start":
+        elif event.type == "start":
+            self.was_spare = event.data.get("spare") is True
+            if self._begin and "spare" not in event.data:  # an init of an older version: it left that to us
+                await self._quietly("context_send", data=self._begin)
+            self.seen.set()
+        else:
             raise RemoteProtocolError(f"cannot take a worker's event of type {event.type[:20]!r}")
 
     async def _take_frames(self, data: bytes) -> None:

@@ -3,8 +3,10 @@
 The worker is hostile once a user's code ran in it, so every frame from it is bounded and looked at field by field;
 what is allowed but untrue (a result that the user's code forged) is shown as data, like anything that it prints.
 
-To the worker:   run {run, code, env}   complete {run, code, cursor}   inspect {run, code, cursor, detail}
-From the worker: ready {version}        failed {message}
+To the worker:   begin {language}, first; or park {language}, and begin later (Node's: guest/spares.py)
+                 run {run, code, env}   complete {run, code, cursor}   inspect {run, code, cursor, detail}
+From the worker: parked {files}, which init takes
+                 ready {version}        failed {message}
                  result {run, main, formats, note, display_id, update}   clear {run, wait}
                  error {run, ename, evalue, traceback, traceback_ansi}   end {run, status, count}
                  reply {run, value}

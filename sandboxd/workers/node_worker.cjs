@@ -19,6 +19,7 @@
 // takes longer to be there than all of this.
 'use strict';
 
+const fs = require('node:fs');
 const { createRequire } = require('node:module');
 const net = require('node:net');
 const path = require('node:path');
@@ -89,7 +90,10 @@ new net.Socket({ fd: workerData.fd, readable: true, writable: false }).on('data'
 }).on('error', () => {});
 `;
 
+let hasWatchdog = false;
+
 function startWatchdog() {
+  hasWatchdog = true;
   const limits = { maxOldGenerationSizeMb: 8, maxYoungGenerationSizeMb: 2, codeRangeSizeMb: 4, stackSizeMb: 1 };
   const worker = new Worker(WATCHDOG, { eval: true, execArgv: [], env: {}, resourceLimits: limits,
     workerData: { shared, fd: INTERRUPTS, heedMs: HEED_MS } });
@@ -259,6 +263,8 @@ function serve() {
     try {
       const message = waiting.shift();
       if (message.op === 'run') await run(message);
+      else if (message.op === 'begin') begin(message);
+      else if (message.op === 'park') park(message);
       else answer(message);
     } finally {
       busy = false;
@@ -280,20 +286,32 @@ function serve() {
   input.on('error', () => process.reallyExit(0));
 }
 
-function main() {
-  language = process.env.SANDBOXD_LANGUAGE ?? 'javascript';
-  delete process.env.SANDBOXD_LANGUAGE;
+/** Be the interpreter of a context. */
+function begin(message) {
+  language = message.language;
   if (language === 'typescript' && !canStripTypes) {
     send([{ op: 'failed', message: `TypeScript needs Node 22.13 or newer, and this is ${process.version}` }], false);
     process.reallyExit(1);
   }
+  send([{ op: 'ready', version: `Node.js ${process.version}` }], false);
+  if (!hasWatchdog) setImmediate(startWatchdog);
+}
+
+/** Make ready what the first run would wait for, and say which files this process consists of, its program first. */
+function park(message) {
+  startWatchdog();
+  if (message.language === 'typescript' && canStripTypes) toJavaScript('0');
+  const mapped = fs.readFileSync('/proc/self/maps', 'utf8').matchAll(/ (\/.+)$/gm);
+  const files = new Set([process.execPath, ...[...mapped].map(([, file]) => file).filter((file) => !file.startsWith('/memfd:'))]);
+  send([{ op: 'parked', files: [...files] }], false);
+}
+
+function main() {
   session.connect();
   setUpGlobals();
   setUpOutput();
   setUpProcess();
   serve();
-  send([{ op: 'ready', version: `Node.js ${process.version}` }], false);
-  setImmediate(startWatchdog);
 }
 
 main();
