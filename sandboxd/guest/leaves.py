@@ -38,7 +38,7 @@ class Leaves:
     def has_room(self, memory_bytes: int, processes: int) -> bool:
         """Whether that much is left of what all leaves together may use; yes where the kernel limits nothing."""
         for controller, wanted in (("memory", memory_bytes), ("pids", processes)):
-            words = [_read(self._work_fd, f"{controller}.{name}").strip() for name in ("max", "current")]
+            words = [_read(self.work_fd, f"{controller}.{name}").strip() for name in ("max", "current")]
             if all(word.isdigit() for word in words) and int(words[0]) - int(words[1]) < wanted:
                 return False
         return True

@@ -139,7 +139,9 @@ def group(tmp_path: pathlib.Path) -> Iterator[tuple[pathlib.Path, Leaves]]:
     folder = tmp_path / "work"
     folder.mkdir()
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    yield folder, Leaves(Loop(), fd)
+    leaves = Leaves(Loop())
+    leaves.work_fd = fd
+    yield folder, leaves
     os.close(fd)
 
 
