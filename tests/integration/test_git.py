@@ -283,6 +283,43 @@ def test_a_small_sandbox_clones_within_its_memory(
         assert leftovers(sandbox) == ["history", "large"]
 
 
+#: A repository whose one file has so many MiB of zeros; made in pieces, since git itself would hold all of it.
+MAKE = """
+import hashlib, os, subprocess, sys, zlib
+size = int(sys.argv[1]) << 20
+head, piece = b"blob %d\\0" % size, bytes(1 << 20)
+digest, packer, parts = hashlib.sha1(head), zlib.compressobj(1), []
+parts.append(packer.compress(head))
+for _ in range(size >> 20):
+    digest.update(piece)
+    parts.append(packer.compress(piece))
+name = digest.hexdigest()
+run = lambda *words, data="": subprocess.run(
+    ["git", "-c", "user.name=a", "-c", "user.email=a", *words], input=data, capture_output=True, text=True, check=True
+).stdout.strip()
+run("init", "-q", "-b", "main", ".")
+os.makedirs(f".git/objects/{name[:2]}", exist_ok=True)
+open(f".git/objects/{name[:2]}/{name[2:]}", "wb").write(b"".join(parts) + packer.flush())
+tree = run("mktree", data=f"100644 blob {name}\\tzeros\\n")
+run("update-ref", "refs/heads/main", run("commit-tree", "-m", "x", tree))
+"""
+
+
+def test_a_repository_that_does_not_fit_in_memory(client: Client) -> None:
+    """A path is packed by dulwich in the child, which holds each object as a whole."""
+    with Sandbox.create(client=client, limits={"memory_bytes": 96 << 20}) as sandbox:
+        for folder, mebibytes in (("small", 4), ("large", 160)):
+            sandbox.mkdir(f"/workspace/{folder}")
+            sandbox.exec(["python3", "-c", MAKE, str(mebibytes)], cwd=f"/workspace/{folder}").check()
+        found = sandbox.git_checkout("/workspace/small", target_dir="a")
+        assert found.files == 1
+        with pytest.raises(errors.LimitExceeded) as caught:
+            sandbox.git_checkout("/workspace/large", target_dir="b")
+        assert caught.value.limit == "memory_bytes"
+        assert leftovers(sandbox) == ["a", "large", "small"]
+        assert sandbox.git_checkout("/workspace/small", target_dir="c").commit == found.commit
+
+
 def _send_pack(handler: Any, pack: bytes) -> bool:
     """Answer as a server of version 0 with one branch and this pack."""
     if handler.command == "GET":
