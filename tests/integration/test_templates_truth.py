@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import signal
 from collections.abc import Iterator
 
 import pytest
 
-from sandboxd import Sandbox
+from sandboxd import Sandbox, errors
+from sandboxd.launcher.templates import SOURCES
 from tests.support.daemon import ROOTFS_DIR, Daemon
-from tests.support.templates import is_template_child, load_template, pid_of, templates_of
+from tests.support.templates import is_template_child, load_template, pid_of, template_pid, templates_of
 
 pytestmark = pytest.mark.real
 
@@ -185,3 +188,50 @@ def test_a_rootfs_that_no_recipe_built_has_no_template_unless_it_is_named(tmp_pa
             assert bool(templates_of(daemon)) is bool(config)
         finally:
             daemon.close()
+
+
+# --- what a rootfs lacks ---
+
+
+def loads(sandbox: Sandbox) -> tuple[int | None, str]:
+    """Run what a template runs before it serves, in a sandbox; return how it ended and what it says that is there."""
+    package = pathlib.Path(__file__).parents[2] / "sandboxd"
+    sources = {name: (package / path).read_text() for name, path in SOURCES.items()}
+    sandbox.write_file("/tmp/sources", repr(sources))
+    code = (
+        "import sys; sources = eval(open('/tmp/sources').read()); names = {'__name__': 't', '_SOURCES': sources}\n"
+        "exec(sources['program'], names); session = names['load'](); names['Truth']()\n"
+        "print(session.shell is not None, *[n for n in ('numpy', 'pandas', 'matplotlib.pyplot') if n in sys.modules])"
+    )
+    done = sandbox.exec(["python3", "-c", code], timeout=100)
+    return done.exit_code, done.stdout or done.stderr
+
+
+def test_a_template_holds_what_is_there(loaded: Daemon) -> None:
+    with loaded.client() as client, Sandbox.create(client=client) as sandbox:
+        assert loads(sandbox) == (0, "True numpy pandas matplotlib.pyplot\n")
+        sandbox.exec(f"rm -r {SITE}/matplotlib {SITE}/mpl_toolkits").check()
+        assert loads(sandbox) == (0, "True numpy pandas\n")
+        sandbox.exec(f"rm -r {SITE}/numpy").check()
+        assert loads(sandbox) == (0, "True\n")
+        sandbox.exec(f"rm -r {SITE}/IPython").check()
+        status, said = loads(sandbox)
+        assert status == 1
+        assert "No module named 'IPython'" in said
+        with pytest.raises(errors.InterpreterMissing):
+            sandbox.create_code_context("python")
+
+
+def test_a_template_that_hangs_while_it_loads_holds_nothing_up(tmp_path: pathlib.Path) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.start()
+    try:
+        with daemon.client() as client, Sandbox.create(client=client) as sandbox:
+            sandbox.create_code_context("python")
+            pid = template_pid(daemon)
+            os.kill(pid, signal.SIGSTOP)
+            assert sandbox.run_code("1 + 1", context=sandbox.create_code_context("python")).text == "2"
+            assert [item["ready"] for item in templates_of(daemon)] == [False]
+    finally:
+        daemon.close()  # it ends with its launcher, stopped or not
+    assert not os.path.exists(f"/proc/{pid}")
