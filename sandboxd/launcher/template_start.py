@@ -55,6 +55,8 @@ FIRST_USER_ID: Final = GROUP_ID + 1
 #: Descriptors of the interpreter (templates/base.py).
 SOCKET_FD: Final = 3
 PROGRAM_FD: Final = 7
+#: Processes of its user: its imports may run a few programs.
+MAX_PROCESSES: Final = 64
 _STRICT: Final = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _READ_ONLY: Final = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 _NODES: Final = (("null", 1, 3), ("zero", 1, 5), ("random", 1, 8), ("urandom", 1, 9))
@@ -196,6 +198,9 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))
     for name, value in FIXED_RLIMITS:
         set_rlimit(name, value)
+    # A child takes its sandbox's, which may be more than the launcher itself has, and cannot raise it then.
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NPROC, (MAX_PROCESSES, resource.RLIM_INFINITY))
 
 
 def _take_descriptors(kernel: Kernel, connection: int, program: int) -> None:

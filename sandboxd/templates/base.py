@@ -211,7 +211,10 @@ class Template:
         except BaseException as error:
             # Words for a log; init sees the end of the rendezvous in any case.
             why = ("failed %s: %s" % (type(error).__name__, error)).encode("utf-8", "replace")
-            socket.socket(fileno=rendezvous).send(why[:1000])
+            try:
+                socket.socket(fileno=rendezvous).send(why[:1000])
+            except OSError:
+                os.write(2, why[:1000])  # it had begun
         finally:
             os._exit(1)
 
@@ -241,6 +244,9 @@ class Template:
         self._do(link, self._unpack(job), fds)
 
     def _do(self, link, job, fds):
+        # While init can still do without us: these may fail.
+        for name, (soft, hard) in job["rlimits"].items():
+            resource.setrlimit(getattr(resource, name), (soft, hard))
         if self._accept is not None:
             try:
                 self._accept(job)
@@ -251,8 +257,6 @@ class Template:
         os.setsid()
         take_descriptors(fds)  # the link's is closed with the rest
         link.detach()
-        for name, (soft, hard) in job["rlimits"].items():
-            resource.setrlimit(getattr(resource, name), (soft, hard))
         os.setgroups(job["groups"])
         os.setresgid(job["gid"], job["gid"], job["gid"])
         os.setresuid(job["uid"], job["uid"], job["uid"])
