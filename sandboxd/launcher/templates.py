@@ -39,7 +39,7 @@ from .template_start import Start
 log = logging.getLogger("sandboxd.launcher")
 
 #: How long the imports may take, on a machine that is busy with others.
-LOAD_TIMEOUT_S: Final = 60.0
+LOAD_TIMEOUT_S: Final = 120.0
 #: How long a fork may take.
 ORDER_TIMEOUT_S: Final = 3.0
 #: A template that nobody has asked for this long is ended; it holds some 100 MiB.

@@ -166,8 +166,8 @@ def test_the_interpreter_sees_itself_as_a_started_one_does(sandbox: Sandbox) -> 
 def test_children_of_one_template_differ_in_every_random_state(sandbox: Sandbox) -> None:
     code = (
         "import random, ssl, uuid, secrets, tempfile, numpy as np\n"
-        "print(random.random(), np.random.rand(), np.random.default_rng().random(), ssl.RAND_bytes(8).hex(), uuid.uuid4(), "
-        "secrets.token_hex(8), next(tempfile._get_candidate_names()), sep='|')"
+        "print(random.random(), np.random.rand(), np.random.default_rng().random(), ssl.RAND_bytes(8).hex(), "
+        "uuid.uuid4(), secrets.token_hex(8), next(tempfile._get_candidate_names()), sep='|')"
     )
     told = [
         sandbox.run_code(code, context=sandbox.create_code_context("python")).stdout.strip().split("|")
