@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from bench import git_history
 from sandboxd import Sandbox
-from tests.support import git_history
 from tests.support.cloudflare_client import ClientError, Driver
 from tests.support.daemon import Daemon
 from tests.support.git_server import HttpServer

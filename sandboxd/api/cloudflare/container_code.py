@@ -164,6 +164,9 @@ class _Run(Events):
             return [_event("result", event, **_formats(event.data))]
         if event.type == "error":
             return [_error(event, event.data["ename"], event.data["evalue"], event.data["traceback"])]
+        if event.type == "truncated":
+            note = "{dropped_bytes} bytes of output and {dropped_results} results were dropped\n".format_map(event.data)
+            return [_event("stderr", event, text=note)]
         return self._end(event) if event.type == "end" else []
 
     def _end(self, event: RunEvent) -> list[bytes]:
