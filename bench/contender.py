@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from bench.figures.contexts import Interpreters
+    from bench.figures.javascript import Scripts
 
 #: What a cold run prints, and what `exec` runs.
 ECHO = ("/bin/echo", "hi")
@@ -118,6 +119,10 @@ class Contender:
 
     def clone(self, depth: int | None) -> float:
         """Clone the repository of bench/origin.py and return the seconds; None is all of its history."""
+        raise NotImplementedError
+
+    def scripts(self) -> Scripts:
+        """Return a sandbox to start Node in."""
         raise NotImplementedError
 
     def interpreters(self) -> Interpreters:

@@ -18,7 +18,7 @@ from rich.console import Console
 from bench import machine, plot, profiling, report
 from bench.contender import Contender, Unavailable
 from bench.daemon import Daemon
-from bench.figures import clone, contexts, create, files, memory, processes, sessions, stdout
+from bench.figures import clone, contexts, create, files, javascript, memory, processes, sessions, stdout
 from bench.figures import exec as exec_figure
 from bench.peers import ALL
 from bench.report import Findings
@@ -26,7 +26,20 @@ from bench.workspace import INTERRUPTIONS, Workspace
 from sandboxd.config import Config
 
 FIGURES: Final = (
-    *("create", "exec", "session", "start", "memory", "stdout", "follow", "echo", "contexts", "files", "clone"),
+    *(
+        "create",
+        "exec",
+        "session",
+        "start",
+        "memory",
+        "stdout",
+        "follow",
+        "echo",
+        "contexts",
+        "files",
+        "clone",
+        "javascript",
+    ),
 )
 
 
@@ -140,6 +153,7 @@ def _measure(figure: str, contenders: Mapping[str, Contender], findings: Finding
             "contexts": contexts.measure,
             "files": files.measure,
             "clone": clone.measure,
+            "javascript": javascript.measure,
         }[figure]
         tables = measure(contenders, quick)
     findings.tables += tables

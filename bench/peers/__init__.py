@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from bench.peers.cgit import CGit
 from bench.peers.docker import DockerApi, DockerCli
 from bench.peers.jupyter import IpyKernel, KernelGateway
+from bench.peers.node import NodeCommand, WithoutSpare
 from bench.peers.oci import Crun, Runc
 from bench.peers.plain import Bwrap, Pipe, Unshare
 from bench.peers.podman import Podman
@@ -24,6 +25,8 @@ ALL: Final[tuple[Callable[[Workspace], Contender], ...]] = (
     SandboxdCli,
     SandboxdTcp,
     SandboxdStarted,
+    WithoutSpare,
+    NodeCommand,
     Pipe,
     Unshare,
     Bwrap,

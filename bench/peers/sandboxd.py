@@ -12,12 +12,14 @@ from bench.contender import ECHO, TRUE, Cold, Contender, Held, Unavailable, chec
 from bench.daemon import Daemon
 from bench.http import UnixConnection
 from bench.origin import Origin
+from bench.peers.node import NodeContexts
 from bench.peers.sandboxd_contexts import WITHOUT_TEMPLATE, ApiContexts, Contexts
 from sandboxd import Client, Pty, Sandbox, Session, __version__
 from sandboxd.errors import SandboxdError
 
 if TYPE_CHECKING:
     from bench.figures.contexts import Interpreters
+    from bench.figures.javascript import Scripts
     from bench.workspace import Workspace
 
 
@@ -134,7 +136,20 @@ class SandboxdSdk(_Sandboxd):
     name = "sandboxd"
     what = "synchronous SDK, unix socket, one client"
     figures = frozenset(
-        {"create", "exec", "session", "start", "memory", "stdout", "follow", "echo", "contexts", "files", "clone"}
+        {
+            "create",
+            "exec",
+            "session",
+            "start",
+            "memory",
+            "stdout",
+            "follow",
+            "echo",
+            "contexts",
+            "files",
+            "clone",
+            "javascript",
+        }
     )
 
     def clone(self, depth: int | None) -> float:
@@ -169,6 +184,9 @@ class SandboxdSdk(_Sandboxd):
     def interpreters(self) -> Interpreters:
         sandbox = Sandbox.create(rootfs=self._workspace.rootfs, client=self._daemon.client)
         return Contexts(sandbox)
+
+    def scripts(self) -> Scripts:
+        return NodeContexts(Sandbox.create(rootfs=self._workspace.rootfs, client=self._daemon.client))
 
     def hold(self) -> Held:
         return _HeldSdk(Sandbox.create(rootfs=self._workspace.rootfs, client=self._daemon.client))
