@@ -42,6 +42,7 @@ def test_install_twice_and_uninstall(tmp_path: pathlib.Path) -> None:
     assert "ExecStart=/srv/sandboxd/bin/sandboxd serve" in (units / "sandboxd.service").read_text()
     assert "ExecStart=/srv/sandboxd/libexec/sandboxd-cgroups" in (units / "sandboxd-cgroups.service").read_text()
     assert os.access(tmp_path / "srv/sandboxd/libexec/sandboxd-cgroups", os.X_OK)
+    assert "ip_forward = 1" in (tmp_path / "etc/sysctl.d/60-sandboxd.conf").read_text()
     assert "u sandboxd" in (tmp_path / "etc/sysusers.d/sandboxd.conf").read_text()
     # It stands on its own: nothing of the checkout is on its path.
     program = "import sandboxd, sandboxd.daemon; print(sandboxd.__file__)"

@@ -172,5 +172,13 @@ def _hardening(facts: Facts) -> Feature:
 
 def _forwarding(facts: Facts) -> Feature:
     on = facts.values.get("net.ipv4.ip_forward") == "1"
-    means = "only the network modes internet and allowlist forward packets, and this version does not have them yet"
-    return Feature(name="ip-forward", status=Status.OK, found="on" if on else "off", means=means)
+    if on:
+        means = "sandboxes can have a network; so can whoever else routes through this host"
+        return Feature(name="ip-forward", status=Status.OK, found="on", means=means)
+    return Feature(
+        name="ip-forward",
+        status=Status.DEGRADED,
+        found="off",
+        means="the network modes internet and allowlist are refused; sandboxes without a network work",
+        remedy="sysctl -w net.ipv4.ip_forward=1, if this host may forward packets (systemd/sysctl.conf)",
+    )
