@@ -1,0 +1,196 @@
+"""ATTACKS 14 and 28 to 32: a sandbox with a network tries to get where it may not, in a world of namespaces."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from sandboxd.client import Sandbox
+
+from ..integration.test_network import FETCH, daemon, reaches, world  # noqa: F401 - fixtures
+from ..support.world import (
+    HOST,
+    HOST_LAN,
+    METADATA,
+    NAMESERVER,
+    NEIGHBOUR,
+    OTHER,
+    PRIVATE,
+    SITE,
+    SITE_6,
+)
+
+#: For each of a list: sends one datagram or opens one connection, and says how that ended.
+TRY = """
+import json, socket, sys
+def attempt(kind, address, port, data):
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        kinds = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "raw": socket.SOCK_RAW}
+        with socket.socket(family, kinds[kind], 1 if kind == "raw" else 0) as link:
+            link.settimeout(1)
+            link.connect((address, port))
+            if kind == "tcp":
+                return "connected"
+            link.send(bytes.fromhex(data) or b"x")
+            return link.recv(2000).hex()
+    except OSError as error:
+        return f"{type(error).__name__} {error.errno}"
+print(json.dumps([attempt(*words) for words in json.loads(sys.argv[1])]))
+"""
+#: A question for attacker.example, A.
+QUESTION = "1234010000010000000000000861747461636b6572076578616d706c650000010001"
+BLOCKED = {"OSError 113", "PermissionError 13", "OSError 101", "TimeoutError None", "ConnectionRefusedError 111"}
+
+
+@pytest.fixture(scope="module")
+def client(daemon):  # noqa: F811
+    with daemon.client() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def internet(client):
+    with Sandbox.create(network="internet", client=client) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def listed(client):
+    allow = ["site.example:80", f"{OTHER}:80"]
+    with Sandbox.create(network={"mode": "allowlist", "allow": allow}, client=client) as found:
+        yield found
+
+
+def attempts(sandbox, *wanted):
+    """Return how each (kind, address, port, data as hex) ended."""
+    return json.loads(sandbox.exec(["python3", "-c", TRY, json.dumps(wanted)]).check().stdout)
+
+
+def attempt(sandbox, kind, address, port, data=""):
+    return attempts(sandbox, (kind, address, port, data))[0]
+
+
+def test_row_14_the_rules_cannot_be_asked_for(internet):
+    program = "import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)"
+    assert internet.exec(["python3", "-c", program]).exit_code != 0
+    assert internet.exec(["python3", "-c", "import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)"]).exit_code
+    for words in (["ip", "addr", "add", "10.213.9.9/32", "dev", "eth0"], ["ip", "link", "set", "eth0", "down"]):
+        assert internet.exec(words).exit_code != 0
+
+
+@pytest.mark.parametrize("mode", ["internet", "listed"])
+@pytest.mark.parametrize(
+    "address", [HOST, HOST_LAN, NEIGHBOUR, METADATA, PRIVATE, "203.0.113.2", "10.213.0.1", "255.255.255.255", "0.0.0.0"]
+)
+def test_row_28_what_is_not_the_internets(request, mode, address):
+    sandbox = request.getfixturevalue(mode)
+    wanted = [(kind, address, port, QUESTION) for kind in ("tcp", "udp") for port in (22, 53, 80)]
+    assert set(attempts(sandbox, *wanted)) <= BLOCKED
+
+
+def test_row_28_ipv6_and_ipv4_inside_of_it(internet):
+    assert reaches(internet, SITE_6)[0]
+    inside = (
+        "::1",
+        "::ffff:169.254.169.254",
+        "64:ff9b::a09:909",
+        "fe80::1",
+        "2002:a09:909::1",
+        "ff02::1",
+        "2001:db8::1",
+    )
+    found = attempts(internet, *(("tcp", address, 80, "") for address in inside))
+    assert set(found) <= BLOCKED | {"OSError 22"}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "evil.example\0.site.example",
+        "site.example.",
+        "user@site.example",
+        "http://site.example",
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "127.1",
+        "10.0.0.1/8",
+        "*",
+        "a..b",
+        "sité.example",
+        "-a.example",
+        "site.example:0",
+        "site.example:http",
+        "[::1",
+        "",
+        " site.example",
+        "site.example\n",
+    ],
+)
+def test_row_29_entries_that_two_parsers_read_differently(client, entry):
+    with pytest.raises(Exception, match=r"cannot accept network\.allow") as refused:
+        Sandbox.create(network={"mode": "allowlist", "allow": [entry]}, client=client)
+    assert refused.value.kind == "invalid-request"
+
+
+def test_row_29_names_that_look_alike(world, listed):  # noqa: F811
+    for name in ("site.example.attacker.example", "xsite.example", "attacker.example", "www.site.example"):
+        assert not reaches(listed, name)[0]
+    assert not [line for line in world.names_asked() if "attacker" in line]
+    assert reaches(listed, "SITE.Example")[0]
+
+
+@pytest.mark.parametrize("name", ["rebind.example", "meta.example", "loop.example"])
+def test_row_30_a_listed_name_that_leads_inside(client, name):
+    with Sandbox.create(network={"mode": "allowlist", "allow": [name, "mixed.example"]}, client=client) as sandbox:
+        assert not reaches(sandbox, name)[0]
+        assert reaches(sandbox, "mixed.example")[0]  # by its other address
+        assert not reaches(sandbox, PRIVATE)[0]
+
+
+def test_row_31_names_carry_nothing_out(world, listed):  # noqa: F811
+    before = len(world.names_asked())
+    for kind in ("udp", "tcp"):
+        attempt(listed, kind, NAMESERVER, 53, QUESTION)
+        assert attempt(listed, kind, "8.8.8.8", 53, QUESTION) in BLOCKED
+    listed.exec("getent hosts secret.attacker.example; getent hosts secret.site.example")
+    assert attempt(listed, "udp", "127.0.0.53", 53, QUESTION)[4:8] == "8185"  # REFUSED
+    text = QUESTION[:-8].replace("0861747461636b6572", "0473697465") + "00100001"  # site.example, TXT
+    assert attempt(listed, "udp", "127.0.0.53", 53, text)[12:16] == "0000"  # no data
+    assert len(world.names_asked()) == before
+
+
+@pytest.mark.parametrize(("kind", "port"), [("udp", 443), ("tcp", 853), ("udp", 853), ("tcp", 443), ("udp", 53)])
+def test_row_32_other_ways_out_of_an_allow_list(listed, kind, port):
+    wanted = [(kind, address, port, QUESTION) for address in (SITE, NAMESERVER, "8.8.8.8", SITE_6)]
+    assert set(attempts(listed, *wanted)) <= BLOCKED
+
+
+def test_row_32_icmp_raw_and_fragments(listed, internet):
+    ping = (
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 1); s.settimeout(2); s.connect(('{}', 1));"
+        "s.send(bytes.fromhex('0800f7ff00000000')); s.recv(99)"
+    )
+    assert listed.exec(["python3", "-c", ping.format(OTHER)]).exit_code != 0
+    assert internet.exec(["python3", "-c", ping.format(SITE)]).exit_code == 0
+    assert attempt(listed, "raw", OTHER, 80) == "PermissionError 1"
+    assert attempt(listed, "udp", NAMESERVER, 53, "00" * 4000) in BLOCKED  # three fragments
+
+
+def test_row_28_a_source_that_is_not_its_own(internet):
+    """With nothing but its own address a program cannot send another; that the rules drop one is seen from the host."""
+    bind = "import socket; s=socket.socket(); s.setsockopt(socket.SOL_IP, 19, 1)"  # IP_TRANSPARENT
+    assert internet.exec(["python3", "-c", bind]).exit_code != 0
+    bind = "import socket; s=socket.socket(); s.bind(('10.213.0.77', 0))"
+    assert internet.exec(["python3", "-c", bind]).exit_code != 0
+
+
+def test_row_28_no_neighbours_on_the_link(daemon, internet):  # noqa: F811
+    shown = subprocess.run(["ip", "-d", "link"], capture_output=True, text=True, check=True).stdout
+    ours = [line for line in shown.splitlines() if ": sd" in line]
+    assert ours
+    assert all("NOARP" in line for line in ours)
+    assert internet.exec("cat /proc/net/arp").check().stdout.count("\n") <= 2
