@@ -94,8 +94,11 @@ class AllowList:
         return merged(found) if found else None
 
     def lists(self, address: Address) -> bool:
-        """Return whether a listed network has this address in it."""
-        return any(address.version == network.version and address in network for network, _ in self.networks)
+        """Return whether an address that is otherwise out of reach is listed as such (see `lists_special`)."""
+        return any(
+            address.version == network.version and address in network and lists_special(network)
+            for network, _ in self.networks
+        )
 
 
 def parse_allow(entries: Sequence[str], field: str = "network.allow") -> AllowList:
@@ -137,6 +140,18 @@ def forbidden(address: Address) -> str | None:
         if address in network:
             return f"{address} is in {network}, which is not on the internet"
     return None
+
+
+def lists_special(network: Network) -> bool:
+    """Return whether a listed network means special addresses in it: it is one address, or special as a whole.
+
+    A wider one (0.0.0.0/0, say) means the public addresses in it, and opens neither the host nor a metadata service.
+    """
+    if network.prefixlen == network.max_prefixlen:
+        return True
+    if isinstance(network, ipaddress.IPv4Network):
+        return any(network.subnet_of(special) for special in FORBIDDEN_4)
+    return any(network.subnet_of(special) for special in FORBIDDEN_6)
 
 
 def merged(ranges: Iterable[Ports]) -> tuple[Ports, ...]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import hashlib
 import ipaddress
 import logging
 import os
@@ -252,7 +253,7 @@ class Links:
             "receive_bytes_per_s": link.spec.receive_bytes_per_s,
             "send_bytes_per_s": link.spec.send_bytes_per_s,
             "connections": link.spec.connections,
-            "generation": link.generation,
+            "generation": _mark(link),
         }
 
     def _pool_6(self) -> str | None:
@@ -439,6 +440,16 @@ def _address(pool: str, index: int) -> str:
     if index + 1 >= network.num_addresses:
         raise NetworkUnavailable(f"cannot give an address: {pool} has too few", pool=pool)
     return str(network[index + 1])
+
+
+def _mark(link: _Link) -> int:
+    """Return what marks the connections of a sandbox' present allow list; never 0, which is that of all others.
+
+    It is of the sandbox's own id too: connection tracking remembers for days what a dead sandbox had open, and the next
+    one with its address must not go on with that.
+    """
+    digest = hashlib.sha256(f"{link.id}.{link.generation}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") or 1
 
 
 def _is_on(path: str) -> bool:

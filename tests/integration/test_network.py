@@ -108,6 +108,17 @@ def test_an_allow_list_lets_through_what_it_names_and_nothing_else(world, client
     assert not [line for line in world.names_asked() if "attacker" in line or "other" in line]
 
 
+def test_a_wide_entry_opens_the_internet_and_nothing_special(client, internet):
+    address = internet.exec("hostname -I").check().stdout.split()[0]
+    allow = ["0.0.0.0/0", "192.168.0.0/16", address, "rebind.example", "site.example"]
+    with Sandbox.create(network={"mode": "allowlist", "allow": allow}, client=client) as sandbox:
+        assert reaches(sandbox, SITE)[0]
+        assert reaches(sandbox, NEIGHBOUR)[0]
+        for closed in (METADATA, PRIVATE, HOST, HOST_LAN, address):
+            assert reaches(sandbox, closed) == (False, "refused [Errno 113] No route to host")
+        assert sandbox.exec("getent ahostsv4 rebind.example").exit_code == 2
+
+
 def test_an_allow_list_changes_under_a_sandbox_that_runs(client):
     with Sandbox.create(network={"mode": "allowlist", "allow": ["198.18.0.10"]}, client=client) as sandbox:
         assert reaches(sandbox, SITE)[0]

@@ -56,6 +56,13 @@ class Answers:
                 commands += self._drop(address)
         return commands
 
+    def renew(self) -> str:
+        """Return nft's commands that make the sets what they should be, whatever is in them."""
+        present: dict[int, list[str]] = {4: [], 6: []}
+        for address, chosen in self._until.items():
+            present[ipaddress.ip_address(address).version] += rules.elements(address, _merged(chosen))
+        return rules.renew(self._host, self._state, present)
+
     @property
     def next_lapse(self) -> float | None:
         """When the next one has had its time."""

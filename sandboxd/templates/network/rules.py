@@ -4,10 +4,11 @@ What a sandbox sends passes, in this order:
 
     prerouting, raw   its own Ethernet and IP address, or dropped
     input             as forward: the host's own addresses are reached where they are listed, else refused
-    forward           connections above the limit refused; then by its source:
+    forward           other sandboxes refused, listed or not; connections above the limit refused; then by its source:
                       internet        established; not to the host, its neighbours or forbidden networks; else passed
-                      allow_<index>   established since the last change of the list; listed networks; not to the host,
-                                      its neighbours or forbidden networks; what names were answered with; else refused
+                      allow_<index>   established since the last change of the list; listed single addresses; not to the
+                                      host; listed networks that are special as a whole; not to neighbours or forbidden
+                                      networks; other listed networks; what names were answered with; else refused
     postrouting       masquerade
 
 and towards a sandbox only answers pass. Fragments are put together before (connection tracking does that), so no rule
@@ -16,6 +17,7 @@ sees half a head.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from typing import Final
 
@@ -90,6 +92,7 @@ table inet {table} {{
     }}
     chain forward {{
         type filter hook forward priority filter - 5;
+        iifname @links oifname @links goto deny
         iifname @links jump out
         oifname @links ct state established,related accept
         oifname @links drop
@@ -190,6 +193,15 @@ def permit(host: Host, state: State, old: Iterable[str], new: Iterable[str], ver
     return lines
 
 
+def renew(host: Host, state: State, present: dict[int, list[str]]) -> str:
+    """Return the commands that make the sets of answered destinations anew, by the version of their addresses."""
+    lines = ""
+    for version in (4, 6):
+        lines += f"flush set inet {host.table} answered_{version}_{state.index}\n"
+        lines += permit(host, state, [], present.get(version, []), version)
+    return lines
+
+
 def elements(address: str, ranges: Iterable[Ports]) -> list[str]:
     """Return the elements of a set of destinations for TCP and UDP: address, protocol, ports."""
     shown = [f"{low}-{high}" if high > low else f"{low}" for low, high in ranges]
@@ -213,16 +225,41 @@ def _allow_list(host: Host, state: State) -> list[str]:
         f"{chain} ct state established,related ct mark {state.generation} accept",
     ]
     # Rules, and no set: what is listed may overlap as it likes.
+    single: list[str] = []
+    special: list[str] = []
+    other: list[str] = []
     for network, low, high in state.networks:
         word = "ip" if version_of(network) == 4 else "ip6"
-        lines.append(f"{chain} {word} daddr {network} meta l4proto {{ tcp, udp }} th dport {low}-{high} {mark} accept")
+        rule = f"{chain} {word} daddr {network} meta l4proto {{ tcp, udp }} th dport {low}-{high} {mark} accept"
+        chosen = single if _is_single(network) else special if _is_special(host, network) else other
+        chosen.append(rule)
     lines += [
+        *single,
+        f"{chain} fib daddr type local goto deny",
+        *special,
         f"{chain} jump special",
+        *other,
         f"{chain} ip daddr . meta l4proto . th dport @answered_4_{index} {mark} accept",
         f"{chain} ip6 daddr . meta l4proto . th dport @answered_6_{index} {mark} accept",
         f"{chain} goto deny",
     ]
     return lines
+
+
+def _is_single(network: str) -> bool:
+    found = ipaddress.ip_network(network)
+    return found.prefixlen == found.max_prefixlen
+
+
+def _is_special(host: Host, text: str) -> bool:
+    """Return whether who lists this network means it although it is special: it is so as a whole.
+
+    A wider one would open what its author never thought of: 0.0.0.0/0 the host's network and its metadata service.
+    """
+    network = ipaddress.ip_network(text)
+    if isinstance(network, ipaddress.IPv4Network):
+        return any(network.subnet_of(special) for special in map(ipaddress.IPv4Network, host.forbidden_4))
+    return any(network.subnet_of(special) for special in map(ipaddress.IPv6Network, host.forbidden_6))
 
 
 def _limit(host: Host, connections: int) -> list[str]:

@@ -169,7 +169,11 @@ class Server:
 
     def _lapse(self) -> None:
         now = time.monotonic()
-        _nft("".join(answers.lapse(now) for answers in self._answers.values()))
+        lapsed = [(answers, commands) for answers in self._answers.values() if (commands := answers.lapse(now))]
+        if _nft("".join(commands for _, commands in lapsed)):
+            # A set that is not what we think it is must not keep the others' answers alive, nor its own.
+            for answers, _ in lapsed:
+                _nft(answers.renew())
 
     def _tell_denied(self, found: list[Attempt]) -> None:
         for attempt in found[:_TOLD_AT_ONCE]:

@@ -56,7 +56,7 @@ class State:
         networks: what an allow list names by address: network, first port, last port.
         receive_bytes_per_s, send_bytes_per_s: as the sandbox sees it; None is no limit.
         connections: how many it may have at once; None is no limit.
-        generation: counts the changes of the allow list; connections of an earlier one are judged anew.
+        generation: the mark of connections that this sandbox's present allow list let through; others are judged anew.
     """
 
     id: str
