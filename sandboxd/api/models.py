@@ -186,6 +186,15 @@ class PortStats(msgspec.Struct, frozen=True):
     connections: int
 
 
+class NetworkStats(msgspec.Struct, frozen=True):
+    """What went over a sandbox's link, as the sandbox sees it."""
+
+    received_bytes: int
+    sent_bytes: int
+    received_packets: int
+    sent_packets: int
+
+
 class StatsOut(msgspec.Struct, frozen=True, kw_only=True):
     """What a sandbox uses, all of it together; null is what this host does not count.
 
@@ -206,6 +215,7 @@ class StatsOut(msgspec.Struct, frozen=True, kw_only=True):
     pids: int | None
     disk_bytes: int | None
     io: IoStats | None
+    network: NetworkStats | None = None
     ports: list[PortStats]
 
 

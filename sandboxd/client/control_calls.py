@@ -12,7 +12,7 @@ from sandboxd.spec import Limits
 from .calls import Call, limits_json, sandbox_path
 from .models import Json, SandboxInfo, parse_sandbox
 
-__all__ = ["Change", "IoUse", "LimitsChange", "NetworkChange", "PortUse", "SandboxStats"]
+__all__ = ["Change", "IoUse", "LimitsChange", "NetworkChange", "NetworkUse", "PortUse", "SandboxStats"]
 
 #: A mapping in a change: None takes a key away.
 Change: TypeAlias = Mapping[str, str | None] | EllipsisType | None
@@ -28,6 +28,16 @@ class IoUse:
     write_bytes: int
     reads: int
     writes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkUse:
+    """What went over a sandbox's link, as the sandbox sees it."""
+
+    received_bytes: int
+    sent_bytes: int
+    received_packets: int
+    sent_packets: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +73,7 @@ class SandboxStats:
         pids: processes and threads.
         disk_bytes: what its files take.
         io: what went to and from the disks.
+        network: what went over its link; None where it has none.
         ports: what went through each exposed port.
         raw: the daemon's object with every field.
     """
@@ -79,6 +90,7 @@ class SandboxStats:
     pids: int | None
     disk_bytes: int | None
     io: IoUse | None
+    network: NetworkUse | None
     ports: tuple[PortUse, ...] = ()
     raw: dict[str, Any] = dataclasses.field(repr=False, compare=False)
 
@@ -124,16 +136,28 @@ def stats(key: str) -> Call[SandboxStats]:
 def parse_stats(value: Json) -> SandboxStats:
     """Read what a sandbox uses."""
     io = value.get("io")
-    names = {field.name for field in dataclasses.fields(SandboxStats)} - {"state", "limits", "io", "ports", "raw"}
+    names = {field.name for field in dataclasses.fields(SandboxStats)} - {
+        "state",
+        "limits",
+        "io",
+        "network",
+        "ports",
+        "raw",
+    }
     known = {field.name for field in dataclasses.fields(Limits)}
     return SandboxStats(
         state=str(value["state"]),
         limits=Limits(**{name: item for name, item in value["limits"].items() if name in known}),
         io=None if io is None else IoUse(**{field.name: int(io[field.name]) for field in dataclasses.fields(IoUse)}),
+        network=None if value.get("network") is None else _network_use(value["network"]),
         ports=tuple(_port_use(row) for row in value.get("ports", ())),
         raw=dict(value),
         **{name: value.get(name) for name in names},
     )
+
+
+def _network_use(row: Json) -> NetworkUse:
+    return NetworkUse(**{field.name: int(row[field.name]) for field in dataclasses.fields(NetworkUse)})
 
 
 def _port_use(row: Json) -> PortUse:

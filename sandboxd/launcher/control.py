@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from ..errors import CgroupError, Conflict, InvalidRequest, SandboxdError, SandboxGone, SandboxNotFound
 from ..spec import Limits, check_id
+from . import stats
 from .cgroups import SandboxCgroups
 from .limits import processes_of
 from .records import Record, RecordStore
@@ -159,8 +160,9 @@ class Controls:
         return {}
 
     def _stats(self, request: int, params: dict[str, Any]) -> dict[str, Any]:
-        sandbox_id = self._find(params, {"id"}).record.id
-        return {**self._cgroups.stats(sandbox_id), "disk_bytes": self._storage.used(sandbox_id)}
+        record = self._find(params, {"id"}).record
+        found = {**self._cgroups.stats(record.id), "disk_bytes": self._storage.used(record.id)}
+        return {**found, "network": stats.link(record.pid) if record.network else None}
 
     def _find(self, params: dict[str, Any], known: set[str]) -> Running:
         if set(params) - known:

@@ -6,6 +6,8 @@ from typing import Any, Final
 
 #: Major number of loop devices (Documentation/admin-guide/devices.txt).
 _LOOP: Final = "7:"
+#: The device that a sandbox with a network sees.
+_LINK: Final = "eth0"
 #: Our names for io.stat's (Documentation/admin-guide/cgroup-v2.rst).
 _IO: Final = {"rbytes": "read_bytes", "wbytes": "write_bytes", "rios": "reads", "wios": "writes"}
 
@@ -30,6 +32,24 @@ def collect(group: str) -> dict[str, Any]:
         "pids": number(f"{group}/work/pids.current"),
         "io": traffic(_read(f"{group}/io.stat")),
     }
+
+
+def link(pid: int) -> dict[str, int] | None:
+    """Return what went over the link of the sandbox whose init that is; None where it has none.
+
+    Keys: `received_bytes`, `sent_bytes`, `received_packets`, `sent_packets`, as the sandbox sees it (proc_net(5)).
+    """
+    for line in (_read(f"/proc/{pid}/net/dev") or "").splitlines():
+        name, _, rest = line.partition(":")
+        if name.strip() == _LINK:
+            values = [int(value) for value in rest.split()]
+            return {
+                "received_bytes": values[0],
+                "sent_bytes": values[8],
+                "received_packets": values[1],
+                "sent_packets": values[9],
+            }
+    return None
 
 
 def table(text: str | None) -> dict[str, int]:

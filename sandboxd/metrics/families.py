@@ -202,8 +202,11 @@ class Figure:
 
 _CPU: Final = ("sandboxd_sandbox_cpu_seconds", "Processor time")
 _IO_BYTES: Final = ("sandboxd_sandbox_io_bytes", "Bytes from and to the disks")
+_LINK_BYTES: Final = ("sandboxd_sandbox_network_bytes", "Bytes over the sandbox's link, as the sandbox sees it")
 _IO_COUNT: Final = ("sandboxd_sandbox_io_operations", "Operations on the disks")
 USE: Final = (
+    Figure(*_LINK_BYTES, ("network", "received_bytes"), True, (("direction", "received"),)),
+    Figure(*_LINK_BYTES, ("network", "sent_bytes"), True, (("direction", "sent"),)),
     Figure(*_CPU, ("cpu_user_s",), True, (("mode", "user"),)),
     Figure(*_CPU, ("cpu_system_s",), True, (("mode", "system"),)),
     Figure("sandboxd_sandbox_cpu_throttled_seconds", "Time spent waiting for cpus", ("cpu_throttled_s",), True),

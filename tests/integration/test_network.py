@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import pathlib
+import select
 import signal
 import subprocess
+import time
 
 import msgpack
 import pytest
 
 from sandboxd.client import Sandbox
-from sandboxd.errors import Conflict, InvalidRequest, SandboxdError
+from sandboxd.errors import Conflict, InvalidRequest, NetworkUnavailable, SandboxdError
 
 from ..support.daemon import Daemon
 from ..support.world import HOST, HOST_LAN, METADATA, NAMESERVER, NEIGHBOUR, OTHER, PRIVATE, SITE, SITE_6, World
@@ -167,3 +169,70 @@ def test_a_daemon_that_is_killed_leaves_networks_that_go_on(daemon):
 
 def init_of(daemon, sandbox_id):
     return msgpack.unpackb(pathlib.Path(daemon.state_dir, "records", sandbox_id).read_bytes())["pid"]
+
+
+def test_a_link_is_as_fast_as_it_may_be(client):
+    network = {"mode": "internet", "receive_bytes_per_s": 1_000_000, "send_bytes_per_s": 500_000}
+    with Sandbox.create(network=network, client=client) as sandbox:
+        program = (
+            "import time, urllib.request as u; began = time.monotonic();"
+            f"print(len(u.urlopen('http://{SITE}/bytes/2000000').read()), time.monotonic() - began)"
+        )
+        size, seconds = sandbox.exec(["python3", "-c", program]).check().stdout.split()
+        assert int(size) == 2_000_000
+        assert float(seconds) > 1.5
+        use = sandbox.stats().network
+        assert use is not None
+        assert use.received_bytes > 2_000_000
+        assert use.sent_packets > 100
+        sandbox.update(network={"receive_bytes_per_s": None})
+        assert float(sandbox.exec(["python3", "-c", program]).check().stdout.split()[1]) < float(seconds)
+
+
+def test_connections_are_counted_and_bounded(client):
+    with Sandbox.create(network={"mode": "internet", "connections": 5}, client=client) as sandbox:
+        program = f"""
+import socket
+links, refused = [], 0
+for _ in range(8):
+    link = socket.socket()
+    link.settimeout(3)
+    try:
+        link.connect(("{SITE}", 80))
+        links.append(link)
+    except OSError:
+        refused += 1
+print(len(links), refused)
+"""
+        assert sandbox.exec(["python3", "-c", program]).check().stdout == "5 3\n"
+
+
+def test_a_host_that_forwards_nothing_gives_no_network(client):
+    switch = pathlib.Path("/proc/sys/net/ipv4/ip_forward")
+    switch.write_text("0")
+    try:
+        with pytest.raises(NetworkUnavailable) as refused:
+            Sandbox.create(network="internet", client=client)
+        assert "ip_forward" in refused.value.facts["remedy"]
+    finally:
+        switch.write_text("1")
+
+
+def test_what_is_refused_is_counted(client, internet):
+    def denied():
+        text = client.metrics(sandboxes=True)
+        return float(
+            next(line for line in text.splitlines() if line.startswith("sandboxd_network_denied_total")).split()[1]
+        )
+
+    before = denied()
+    fetch(internet, "10.77.0.1")
+    internet.exec("getent hosts rebind.example")
+    wait_until(lambda: denied() >= before + 2)
+
+
+def wait_until(met):
+    deadline = time.monotonic() + 10
+    while not met():
+        assert time.monotonic() < deadline
+        select.select((), (), (), 0.02)

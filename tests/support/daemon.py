@@ -62,8 +62,11 @@ class Daemon:
 
     def command(self) -> list[str]:
         """Return the daemon's command line."""
+        beside = pathlib.Path(sys.executable).with_name("sandboxd")
         return [
-            str(pathlib.Path(sys.executable).with_name("sandboxd")),
+            str(beside)
+            if beside.exists()
+            else "sandboxd",  # where it is installed, the tests have a Python of their own
             "serve",
             *("--state-dir", str(self.state_dir), "--runtime-dir", str(self.runtime_dir)),
             *("--rootfs-dir", self.rootfs_dir, "--allow-unenforced", *self.options),
