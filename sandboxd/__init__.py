@@ -16,6 +16,7 @@ _CLIENT_NAMES = frozenset(
     {
         "AsyncClient",
         "AsyncCodeStream",
+        "AsyncEventStream",
         "AsyncExecStream",
         "AsyncFileStream",
         "AsyncLogStream",
@@ -31,6 +32,7 @@ _CLIENT_NAMES = frozenset(
         "CodeResult",
         "CodeStream",
         "CommandFailed",
+        "EventStream",
         "ExecResult",
         "ExecStream",
         "ExitStatus",
@@ -52,6 +54,7 @@ _CLIENT_NAMES = frozenset(
         "ReplaceResult",
         "Result",
         "Sandbox",
+        "SandboxEvent",
         "SandboxInfo",
         "SandboxStats",
         "SearchResult",

@@ -26,6 +26,8 @@ _NUMBERS: Final = frozenset({"limit", "from", "tail", "seen_bytes", "cols", "row
 _DESCRIPTIONS: Final = {
     "ref": "a sandbox' id or its unique name",
     "process": "a process' id",
+    "sandbox": "a sandbox' id, or the name that it had at the time",
+    "type": "types of events, with commas between",
     "port": "a TCP port of the sandbox",
     "context": "a code context's id",
     "run": "a run's id",

@@ -9,6 +9,7 @@ from . import (
     commands,
     context_models,
     contexts,
+    events,
     file_models,
     filebackup,
     filedata,
@@ -148,6 +149,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(method="GET", path="/v1/info", handler=meta.info, result=dict),
     Route(method="GET", path="/v1/metrics", handler=meta.metrics, query=("sandboxes",), result=str),
     Route(method="GET", path="/v1/openapi.json", handler=describe, result=dict),
+    Route(method="GET", path="/v1/events", handler=events.show, query=events.QUERY, result=events.EventPage),
     Route(
         method="POST",
         path="/v1/sandboxes",

@@ -44,6 +44,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "freeze": ("sandboxd.cli.freeze:freeze", "Stop sandboxes where they are."),
     "thaw": ("sandboxd.cli.freeze:thaw", "Let frozen sandboxes go on."),
     "stats": ("sandboxd.cli.stats:stats", "Show what sandboxes use."),
+    "events": ("sandboxd.cli.events:events", "Print what happens to sandboxes, as it happens."),
     "metrics": ("sandboxd.cli.metrics:metrics", "Print the daemon's figures in the Prometheus text format."),
     "rm": ("sandboxd.cli.rm:rm", "Destroy sandboxes."),
     "info": ("sandboxd.cli.info:info", "Show the daemon, or one sandbox."),

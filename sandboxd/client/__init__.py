@@ -17,6 +17,8 @@ from .code import CodeStream
 from .code_calls import Cleared, Output
 from .code_models import CodeContext, CodeError, CodeResult, Result
 from .control_calls import IoUse, PortUse, SandboxStats
+from .event_calls import SandboxEvent
+from .events import AsyncEventStream, EventStream
 from .failures import CodeFailed, CommandFailed
 from .file_calls import FileChange, FileInfo, Match, ReplaceResult, SearchResult
 from .files import WatchStream
@@ -34,6 +36,7 @@ from .stream import ExecStream, FileStream
 __all__ = [
     "AsyncClient",
     "AsyncCodeStream",
+    "AsyncEventStream",
     "AsyncExecStream",
     "AsyncFileStream",
     "AsyncLogStream",
@@ -49,6 +52,7 @@ __all__ = [
     "CodeResult",
     "CodeStream",
     "CommandFailed",
+    "EventStream",
     "ExecResult",
     "ExecStream",
     "ExitStatus",
@@ -70,6 +74,7 @@ __all__ = [
     "ReplaceResult",
     "Result",
     "Sandbox",
+    "SandboxEvent",
     "SandboxInfo",
     "SandboxStats",
     "SearchResult",

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import anyio
 import httpx
 
-from . import calls
+from . import calls, event_calls
 from .address import Address
 from .client import check_open, http_options, request_options, transport_options
+from .events import AsyncEventStream
 from .failures import mapped, problem_error
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
 T = TypeVar("T")
@@ -66,6 +68,16 @@ class AsyncClient:
     async def metrics(self, *, sandboxes: bool = True) -> str:
         """Return the daemon's figures in the Prometheus text format; `sandboxes`: those of each of them, too."""
         return await self.send(calls.metrics(sandboxes=sandboxes))
+
+    def events(
+        self, *, sandbox: str | None = None, types: str | Sequence[str] | None = None, start: int | None = None
+    ) -> AsyncEventStream:
+        """Return what happened to sandboxes, from offset `start` or the oldest that is kept on, and what happens.
+
+        `sandbox` is an id or a name; `types` is one type or several: created, destroyed, failed, frozen, thawed,
+        network-denied.
+        """
+        return AsyncEventStream(self, event_calls.events(sandbox=sandbox, types=types, start=start), start)
 
     async def send(self, call: calls.Call[T]) -> T:
         """Send one request and return its answer, read; raises what the daemon's problem says."""

@@ -8,11 +8,13 @@ import httpx
 
 from sandboxd.errors import LocalProtocolError
 
-from . import calls
+from . import calls, event_calls
 from .address import Address
+from .events import EventStream
 from .failures import CONNECT_TIMEOUT_S, mapped, problem_error
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
 T = TypeVar("T")
@@ -97,6 +99,16 @@ class Client:
     def metrics(self, *, sandboxes: bool = True) -> str:
         """Return the daemon's figures in the Prometheus text format; `sandboxes`: those of each of them, too."""
         return self.send(calls.metrics(sandboxes=sandboxes))
+
+    def events(
+        self, *, sandbox: str | None = None, types: str | Sequence[str] | None = None, start: int | None = None
+    ) -> EventStream:
+        """Return what happened to sandboxes, from offset `start` or the oldest that is kept on, and what happens.
+
+        `sandbox` is an id or a name; `types` is one type or several: created, destroyed, failed, frozen, thawed,
+        network-denied.
+        """
+        return EventStream(self, event_calls.events(sandbox=sandbox, types=types, start=start), start)
 
     def send(self, call: calls.Call[T]) -> T:
         """Send one request and return its answer, read; raises what the daemon's problem says."""

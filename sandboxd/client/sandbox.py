@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from sandboxd.spec import Limits
 
+    from .events import EventStream
     from .models import SandboxInfo
 
 
@@ -231,6 +232,10 @@ class Sandbox(CodeMethods, ControlPart, FilesPart, GitPart, PortPart, ProcessPar
             keep_orphans=keep_orphans,
         )
         return ExecStream(self.client, self.id, call, on_stdout, on_stderr)
+
+    def events(self, *, types: str | Sequence[str] | None = None, start: int | None = None) -> EventStream:
+        """Return what happened and happens to this sandbox: see `Client.events`."""
+        return self.client.events(sandbox=self.id, types=types, start=start)
 
     def destroy(self) -> None:
         """End everything in the sandbox and give back what it used; one that is gone already is no error."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ..spec import SandboxSpec
+    from .events import Events
     from .launcher import Launcher
     from .registry import Registry
     from .sandbox import Sandbox
@@ -37,12 +38,18 @@ class Control:
     """Made by the manager; `join` connects to an init and configures it."""
 
     def __init__(
-        self, launcher: Launcher, registry: Registry, store: Store, join: Callable[[Sandbox], Awaitable[None]]
+        self,
+        launcher: Launcher,
+        registry: Registry,
+        store: Store,
+        join: Callable[[Sandbox], Awaitable[None]],
+        events: Events,
     ) -> None:
         self._launcher = launcher
         self._registry = registry
         self._store = store
         self._join = join
+        self._events = events
 
     def __repr__(self) -> str:
         return f"<Control of {self._registry!r}>"
@@ -85,6 +92,7 @@ class Control:
                 raise
             raise CgroupError(f"cannot freeze sandbox {sandbox.id}: a process of it does not stop") from error
         _expect(sandbox, State.FROZEN)
+        self._events.add("frozen", sandbox.id, sandbox.spec.name)
         _log.info("Froze sandbox %s", sandbox.id)
 
     async def thaw(self, ref: str) -> Sandbox:
@@ -117,6 +125,7 @@ class Control:
             raise
         _expect(sandbox, State.FROZEN)
         sandbox.move(State.RUNNING)
+        self._events.add("thawed", sandbox.id, sandbox.spec.name)
         if not known:
             await sandbox.contexts.recover()
         _log.info("Thawed sandbox %s", sandbox.id)

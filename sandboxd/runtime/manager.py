@@ -27,6 +27,7 @@ from ..spec import new_id
 from . import recovery
 from .control import Control
 from .counters import Counters
+from .events import Events
 from .graves import Graves
 from .host import check_room
 from .lifecycle import ALIVE, State
@@ -72,9 +73,10 @@ class Manager:
         self.launcher = launcher
         self.registry = Registry()
         self.counters = Counters()
+        self.events = Events()
         self._store = Store(registry_dir)
         self._links = links_dir
-        self.control = Control(launcher, self.registry, self._store, self.join)
+        self.control = Control(launcher, self.registry, self._store, self.join, self.events)
         self.previews = Previews(launcher, self.registry, self._store, self.control, Graves(graves))
         self.previews.counters = self.counters
         self._names = Names(launcher, nameservers, self._denied)
@@ -123,6 +125,7 @@ class Manager:
     def stop(self) -> None:
         """Refuse new births and end every stream; sandboxes go on running."""
         self._stopping = True
+        self.events.close()
         for sandbox in self.registry:
             sandbox.stop()
 
@@ -166,7 +169,7 @@ class Manager:
             raise ServerBusy(f"cannot create a sandbox: {QUEUED_CREATES} births wait", bound=QUEUED_CREATES)
         check_room()
         prepared, self._prepared = self._prepared, None
-        sandbox = Sandbox(prepared or new_id(), spec, time.time(), self.counters)
+        sandbox = Sandbox(prepared or new_id(), spec, time.time(), self.counters, self._tell_end)
         self.registry.add(sandbox)
         self._waiting += 1
         try:
@@ -204,6 +207,7 @@ class Manager:
             if isinstance(error, trio.TooSlowError | OSError):
                 raise LaunchFailed(f"cannot reach the init of sandbox {sandbox.id}: {error}", step="connect") from error
             raise
+        self.events.add("created", sandbox.id, sandbox.spec.name)
         _log.info("Created sandbox %s in %.1f ms", sandbox.id, 1000 * (trio.current_time() - started))
 
     async def _launch(self, sandbox: Sandbox) -> None:
@@ -305,9 +309,19 @@ class Manager:
             self.counters.losses += 1
             _log.warning("Sandbox %s failed: %s", sandbox_id, reason)
 
+    def _tell_end(self, sandbox: Sandbox) -> None:
+        """Note an event where a move means that a sandbox has come to an end."""
+        if sandbox.state is State.FAILED:
+            self.events.add("failed", sandbox.id, sandbox.spec.name, reason=sandbox.reason or "unknown")
+        elif sandbox.state is State.DESTROYED:
+            self.events.add("destroyed", sandbox.id, sandbox.spec.name)
+
     def _denied(self, sandbox_id: str, facts: dict[str, Any]) -> None:
         """Note that a sandbox wanted to go where it may not."""
         self.counters.network_denied += 1
+        sandbox = self.registry.get(sandbox_id)
+        if sandbox is not None:
+            self.events.deny(sandbox_id, sandbox.spec.name, facts)
         _log.debug("Sandbox %s was refused: %s", sandbox_id, facts)
 
     async def _answer_for_names(self, sandbox: Sandbox) -> None:
@@ -410,7 +424,7 @@ class Manager:
                 nursery.start_soon(self._adopt, record, one, limiter)
 
     async def _adopt(self, record: Record, launched: Launched, limiter: trio.CapacityLimiter) -> None:
-        sandbox = Sandbox(record.id, record.spec, record.created_at, self.counters)
+        sandbox = Sandbox(record.id, record.spec, record.created_at, self.counters, self._tell_end)
         sandbox.adopt(launched)
         for port in record.ports:
             sandbox.ports.add(port)

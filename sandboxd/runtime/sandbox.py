@@ -66,7 +66,14 @@ REFUSAL_TIMEOUT_S: Final = 5.0
 class Sandbox:
     """Made by `Manager`; its methods raise `SandboxFailed` or `SandboxGone` when it is no longer there."""
 
-    def __init__(self, sandbox_id: str, spec: SandboxSpec, created_at: float, counters: Counters | None = None) -> None:
+    def __init__(
+        self,
+        sandbox_id: str,
+        spec: SandboxSpec,
+        created_at: float,
+        counters: Counters | None = None,
+        moved: Callable[[Sandbox], None] = lambda _: None,
+    ) -> None:
         self.id = sandbox_id
         self.spec = spec
         self.created_at = created_at
@@ -86,6 +93,7 @@ class Sandbox:
         self.network_changed: Callable[[], None] = lambda: None
         #: Set, and another one, whenever the state changes.
         self.moved = trio.Event()
+        self._tell_move = moved
         #: Held while it is changed, frozen or thawed: one after the other.
         self.changing = trio.Lock()
         self.contexts = Contexts(self)
@@ -116,6 +124,7 @@ class Sandbox:
         self.reason = reason
         moved, self.moved = self.moved, trio.Event()
         moved.set()
+        self._tell_move(self)
 
     def adopt(self, launched: Launched) -> None:
         """Take over what the launcher said."""

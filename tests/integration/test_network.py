@@ -7,6 +7,7 @@ import pathlib
 import select
 import signal
 import subprocess
+import sys
 import time
 
 import msgpack
@@ -236,3 +237,30 @@ def wait_until(met):
     while not met():
         assert time.monotonic() < deadline
         select.select((), (), (), 0.02)
+
+
+def test_what_is_denied_is_an_event(daemon, client):
+    network = {"mode": "allowlist", "allow": ["site.example"]}
+    with Sandbox.create(name="denied", network=network, client=client) as sandbox:
+        sandbox.exec("getent hosts secret.attacker.example")
+        assert not reaches(sandbox, METADATA)[0]
+        with sandbox.events(types="network-denied") as stream:
+            facts = []
+            for event in stream:
+                assert (event.sandbox, event.sandbox_name) == (sandbox.id, "denied")
+                facts.append(event.facts)
+                if any("address" in one for one in facts) and any("name" in one for one in facts):
+                    break
+    assert {"name": "secret.attacker.example", "reason": "it is not on the allow list"} in facts
+    assert {"address": METADATA, "protocol": "tcp", "port": 80} in facts
+    words = [sys.executable, "-m", "sandboxd", "--url", daemon.url, "events", "--sandbox", "denied"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout
+        lines = [command.stdout.readline()]
+        while "destroyed" not in lines[-1]:
+            lines.append(command.stdout.readline())
+            assert lines[-1]
+        command.send_signal(signal.SIGINT)
+    assert command.returncode == 130
+    assert lines[0].split()[1:] == ["created", "denied"]
+    assert any(f"address={METADATA} protocol=tcp port=80" in line for line in lines)
