@@ -387,6 +387,7 @@ class Links:
         if self._links or self._waiting or self._sent:
             return  # somebody came meanwhile: the table is made anew for them
         self._drop("")
+        self._started_at = 0.0  # it ended as it should: the next sandbox's network need not wait
 
     def _drop(self, why: str) -> None:
         """Let go of the process; what was asked of it fails."""

@@ -264,3 +264,14 @@ def test_what_is_denied_is_an_event(daemon, client):
     assert command.returncode == 130
     assert lines[0].split()[1:] == ["created", "denied"]
     assert any(f"address={METADATA} protocol=tcp port=80" in line for line in lines)
+
+
+def test_a_network_is_made_right_after_the_last_one_went(world, tmp_path):
+    daemon = Daemon(tmp_path, config={"network_dns": [NAMESERVER], "previews": False, "network_ipv4": "10.214.0.0/16"})
+    daemon.start()
+    try:
+        with daemon.client() as client:
+            for _ in range(3):
+                Sandbox.create(network="internet", client=client).destroy()
+    finally:
+        daemon.close()

@@ -39,6 +39,23 @@ def honest(query: Query) -> list[bytes]:
     return [say(query, "198.51.100.7").to_wire()] if query.question[0].rdtype == 1 else [say(query).to_wire()]
 
 
+def free_port() -> tuple[socket.socket, socket.socket]:
+    """Return a UDP and a listening TCP socket at one port of loopback, whoever else takes ports meanwhile."""
+    while True:
+        datagrams, listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.socket()
+        datagrams.bind(("127.0.0.1", 0))
+        try:
+            listener.bind(datagrams.getsockname())
+        except OSError:
+            datagrams.close()
+            listener.close()
+            continue
+        listener.listen(64)
+        datagrams.setblocking(False)
+        listener.setblocking(False)
+        return datagrams, listener
+
+
 class Upstream:
     """A nameserver on loopback: UDP and TCP at one port. `over_tcp` is what it says there."""
 
@@ -50,10 +67,10 @@ class Upstream:
         self.ids: list[int] = []
 
     async def run(self, task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED) -> None:
-        with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
-            await link.bind(("127.0.0.1", 0))
+        datagrams, listener = free_port()
+        with trio.socket.from_stdlib_socket(datagrams) as link:
             address = link.getsockname()
-            listeners = await trio.open_tcp_listeners(address[1], host="127.0.0.1")
+            listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.serve_listeners, self._stream, listeners)
                 task_status.started(address)
@@ -118,12 +135,7 @@ class Under:
 
 @contextlib.asynccontextmanager
 async def resolving(policy: Policy = INTERNET, upstreams: list[tuple[str, int]] | None = None) -> AsyncIterator[Under]:
-    datagrams, listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.socket()
-    datagrams.bind(("127.0.0.1", 0))
-    listener.bind(datagrams.getsockname())
-    listener.listen(64)
-    datagrams.setblocking(False)
-    listener.setblocking(False)
+    datagrams, listener = free_port()
     upstream = Upstream()
     async with trio.open_nursery() as nursery:
         address = await nursery.start(upstream.run)
