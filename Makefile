@@ -74,6 +74,10 @@ bench-previews: rootfs ## Measure previews beside nginx, haproxy and socat (BENC
 	@source .setup/lib; install_packages wrk nginx-light haproxy socat
 	@$(PYTHON) -m bench.previews $(BENCH)
 
+.PHONY: bench-network
+bench-network: rootfs ## Measure a sandbox's link beside plain veth with NAT, in namespaces of its own (BENCH="--quick")
+	@$(PYTHON) -m bench.network $(BENCH)
+
 .PHONY: bench
 bench: rootfs ## Measure beside bwrap, crun, runc, podman, and docker where it is installed (BENCH="--quick" is a minute)
 	@source .setup/lib; install_packages bubblewrap util-linux crun runc podman

@@ -1,0 +1,1 @@
+"""A sandbox's link beside plain veth with NAT."""
