@@ -177,18 +177,23 @@ class Links:
 
         self._ask("detach", {"id": sandbox_id, "name": self._name(link.index)}, [], detached)
 
-    def change(self, sandbox_id: str, spec: NetworkSpec, done: Done) -> int:
-        """Give a sandbox that has a network other rules; return their generation.
+    def change(self, sandbox_id: str, spec: NetworkSpec, done: Done) -> None:
+        """Give a sandbox that has a network other rules.
 
         Raises:
             OSError: it has ended.
         """
         link = self._links[sandbox_id]
         fds = self._enter(link.pid)
-        link.spec = spec
-        link.generation += 1
-        self._ask("change", self._state(link), fds, done)
-        return link.generation
+        before = link.spec, link.generation
+        link.spec, link.generation = spec, link.generation + 1
+
+        def changed(error: SandboxdError | None) -> None:
+            if error:
+                link.spec, link.generation = before
+            done(error)
+
+        self._ask("change", self._state(link), fds, changed)
 
     def permit(self, sandbox_id: str, items: object, done: Done) -> None:
         """Let addresses that a name was answered with be reached: [address, [[first port, last port]], seconds].

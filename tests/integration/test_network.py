@@ -16,7 +16,7 @@ import pytest
 from sandboxd.client import Sandbox
 from sandboxd.errors import Conflict, InvalidRequest, NetworkUnavailable, SandboxdError
 
-from ..support.daemon import Daemon
+from ..support.daemon import Daemon, children_of
 from ..support.world import HOST, HOST_LAN, METADATA, NAMESERVER, NEIGHBOUR, OTHER, PRIVATE, SITE, SITE_6, World
 
 FETCH = """
@@ -275,3 +275,18 @@ def test_a_network_is_made_right_after_the_last_one_went(world, tmp_path):
                 Sandbox.create(network="internet", client=client).destroy()
     finally:
         daemon.close()
+def test_a_network_process_that_dies_is_told_everything_again(daemon, client):
+    with Sandbox.create(network={"mode": "allowlist", "allow": ["site.example"]}, client=client) as sandbox:
+        assert reaches(sandbox, "site.example")[0]
+        process = next(pid for pid in children_of(daemon.launcher_pid()) if is_network_process(pid))
+        os.kill(process, signal.SIGKILL)
+        wait_until(lambda: any(is_network_process(pid) for pid in children_of(daemon.launcher_pid()) if pid != process))
+        assert reaches(sandbox, "site.example")[0]
+        assert not reaches(sandbox, OTHER)[0]
+
+
+def is_network_process(pid):
+    try:
+        return b"sandboxd.templates.network" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

@@ -48,7 +48,7 @@ class Server:
         self._neighbours: set[str] = set()
 
     def run(self) -> None:
-        """Serve; returns when the launcher is gone."""
+        """Serve; returns when it is time to end."""
         while True:
             readable = [self._connection, *([self._log.socket] if self._log else [])]
             ready, _, _ = select.select(readable, [], [], self._wait_s())
@@ -61,7 +61,8 @@ class Server:
     # --- orders ---
 
     def _serve(self) -> bool:
-        """Take what waits, and answer; False when the launcher is gone."""
+        """Take what waits, and answer; False when it is time to end: the launcher is gone, or knows better."""
+        agreed = True
         batch: list[tuple[int, str, str, str]] = []  # sequence, commands, error, the sandbox that is to be admitted
         while len(batch) < _BATCH and select.select([self._connection], [], [], 0)[0]:
             message, fds, _, _ = socket.recv_fds(self._connection, MAX_MESSAGE_BYTES, _MAX_FDS)
@@ -84,10 +85,14 @@ class Server:
                 refused = _nft(commands) if len(batch) > 1 else failure
                 if refused and admitted:
                     self._forget(admitted)  # its rules are not there, so none are to be taken back
+                elif refused:
+                    agreed = False
                 self._send([sequence, refused or None])
             else:
                 self._send([sequence, told or None])
-        return True
+        # What the kernel refused is not there as it is here. The launcher knows what should be, and starts another
+        # process, which makes all of it anew.
+        return agreed
 
     def _send(self, message: list[Any]) -> None:
         self._connection.send(msgpack.packb(message))
