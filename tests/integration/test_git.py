@@ -31,7 +31,7 @@ pytestmark = pytest.mark.real
 def served(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder with history.git."""
     root = tmp_path_factory.mktemp("repositories")
-    git_history.make(root / "history.git")
+    git_history.make(root / "history.git", commits=2500)
     return root
 
 

@@ -14,11 +14,12 @@ import msgpack
 import pytest
 
 from sandboxd.client import Sandbox
-from sandboxd.errors import Conflict, InvalidRequest, NetworkUnavailable, SandboxdError
+from sandboxd.errors import Conflict, GitUnreachable, InvalidRequest, NetworkUnavailable, SandboxdError
 
 from ..support.daemon import Daemon, children_of
 from ..support.world import HOST, HOST_LAN, METADATA, NAMESERVER, NEIGHBOUR, OTHER, PRIVATE, SITE, SITE_6, World
 
+LISTED = {"mode": "allowlist", "allow": ["site.example"]}
 FETCH = """
 import sys, urllib.request
 try:
@@ -275,6 +276,17 @@ def test_a_network_is_made_right_after_the_last_one_went(world, tmp_path):
                 Sandbox.create(network="internet", client=client).destroy()
     finally:
         daemon.close()
+@pytest.mark.parametrize(
+    "network", ["internet", {"mode": "allowlist", "allow": ["site.example"]}], ids=["internet", "allowlist"]
+)
+def test_a_clone_is_not_led_to_a_metadata_service(client, network):
+    with Sandbox.create(network=network, client=client) as sandbox:
+        with pytest.raises(GitUnreachable):
+            sandbox.git_checkout("http://site.example/away.git", timeout=20)
+        with pytest.raises(GitUnreachable):
+            sandbox.git_checkout(f"git://{METADATA}/x.git", timeout=20)
+
+
 def test_a_network_process_that_dies_is_told_everything_again(daemon, client):
     with Sandbox.create(network={"mode": "allowlist", "allow": ["site.example"]}, client=client) as sandbox:
         assert reaches(sandbox, "site.example")[0]

@@ -91,6 +91,12 @@ class Page(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        if self.path.startswith("/away.git/"):
+            self.send_response(302)
+            self.send_header("Location", f"http://169.254.169.254{self.path}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         body = b"x" * int(self.path[7:]) if self.path.startswith("/bytes/") else self.client_address[0].encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
