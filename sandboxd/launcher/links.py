@@ -5,7 +5,8 @@ and what its rules say. It holds the whole state, so a process that ends is star
 rules in the kernel stay meanwhile, and what they do not let pass does not pass. It opens a sandbox's network namespace
 and makes the one socket of rtnetlink in it that the process needs: that holds CAP_NET_ADMIN, and nothing to enter with.
 
-The process is started for the first sandbox that has a network, and its table goes with the last one.
+The process is started for the first sandbox that has a network. Its table goes with the last one, itself some minutes
+later: loading it takes a part of a second.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ _NAMESPACES: Final = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS
 #: Loading pyroute2 takes a part of a second, an order some milliseconds; both on a machine that is busy with others.
 _START_TIMEOUT_S: Final = 30.0
 _ORDER_TIMEOUT_S: Final = 30.0
+#: How long after one that failed the next is started.
 _REST_S: Final = 1.0
+#: How long one that has nothing to do is kept; it holds some 30 MiB.
+_IDLE_S: Final = 300.0
 _ANSWER_BYTES: Final = 16 * 1024
 #: Addresses of one answer, and for how long.
 _MAX_ITEMS: Final = 64
@@ -94,7 +98,10 @@ class Links:
         self._connection: socket.socket | None = None
         self._pidfd = -1
         self._is_ready = False
+        self._has_table = False
         self._started_at = 0.0
+        self._failed_at = -_REST_S
+        self._idle_at = 0.0
         self._sequence = 0
         self._waiting: collections.deque[_Order] = collections.deque()
         self._sent: dict[int, _Order] = {}
@@ -148,9 +155,10 @@ class Links:
         """Take over the network of a sandbox that an earlier launcher made."""
         link = _Link(sandbox_id, index, pid, spec, generation, attached=True)
         self._links[sandbox_id] = link
-        self._start_if_needed()
-        if self._is_ready:
+        if self._has_table:
             self._ask("adopt", self._state(link), [], _ignore)
+        else:
+            self._start_if_needed()  # what begins is told all that there is
 
     def sweep(self, sandbox_id: str, index: int) -> None:
         """Know of a network whose sandbox is dead: `detach` takes it away."""
@@ -173,7 +181,7 @@ class Links:
             for callback in self._detaching.pop(sandbox_id):
                 callback(error)
             if not self._links and not self._waiting and not self._sent:
-                self._ask("end", {}, [], lambda _: self._stop())
+                self._ask("end", {}, [], _ignore)
 
         self._ask("detach", {"id": sandbox_id, "name": self._name(link.index)}, [], detached)
 
@@ -222,19 +230,27 @@ class Links:
         due = self._due()
         if due is None or time.monotonic() < due:
             return
-        if self._connection is not None:
-            self._drop("it does not answer")
+        if self._connection is None:
+            self._start_if_needed()
+        elif self._is_idle:
+            self._drop("")
         else:
-            with contextlib.suppress(OSError):
-                self._start_if_needed()
+            self._drop("it does not answer")
 
     def _due(self) -> float | None:
         if self._connection is None:
-            # What names were answered with would not lapse.
-            return self._started_at + _REST_S if any(link.attached for link in self._links.values()) else None
+            # Without it, what names were answered with would not lapse.
+            wanted = self._waiting or any(link.attached for link in self._links.values())
+            return self._failed_at + _REST_S if wanted else None
+        if self._is_idle:
+            return self._idle_at + _IDLE_S
         if not self._is_ready:
             return self._started_at + _START_TIMEOUT_S
         return min((order.deadline for order in self._sent.values()), default=None)
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._is_ready and not (self._links or self._waiting or self._sent)
 
     # --- state ---
 
@@ -286,17 +302,20 @@ class Links:
 
     def _ask(self, operation: str, params: dict[str, Any], fds: list[int], done: Done) -> None:
         self._waiting.append(_Order(operation, params, fds, done))
-        try:
-            self._start_if_needed()
-        except OSError as error:
-            self._fail_all(str(error))
+        self._start_if_needed()
         self._send_orders()
 
     def _start_if_needed(self) -> None:
-        if self._connection is not None:
+        """Start it, but not at once after one that failed: `advance` does then."""
+        if self._connection is not None or time.monotonic() < self._failed_at + _REST_S:
             return
-        if time.monotonic() < self._started_at + _REST_S and self._started_at:
-            raise OSError("the process that makes links has ended a moment ago")
+        try:
+            self._start()
+        except OSError as error:
+            self._failed_at = time.monotonic()
+            self._fail_all(f"cannot start the process that makes links: {error}")
+
+    def _start(self) -> None:
         self._started_at = time.monotonic()
         argv = (template_start.INTERPRETER, "-I", "-B", "-m", "sandboxd.templates.network")
         start = Start(
@@ -323,8 +342,8 @@ class Links:
         self._selector.register(ours, selectors.EVENT_READ, self._on_answer)
 
     def _begin(self) -> None:
-        """Tell a process that is ready everything there is."""
-        self._is_ready = True
+        """Tell the process everything there is, before what is asked."""
+        self._has_table = True
         host = {
             "table": self._table,
             "prefix": self._prefix,
@@ -344,6 +363,8 @@ class Links:
 
     def _send_orders(self) -> None:
         while self._is_ready and self._waiting and self._connection is not None:
+            if not self._has_table:
+                self._begin()
             order = self._waiting[0]
             self._sequence += 1
             message = msgpack.packb([self._sequence, order.operation, order.params])
@@ -359,6 +380,9 @@ class Links:
             _close(order.fds)
             order.deadline = time.monotonic() + _ORDER_TIMEOUT_S
             self._sent[self._sequence] = order
+            if order.operation == "end":
+                self._has_table = False
+                self._idle_at = time.monotonic()
 
     def _on_answer(self) -> None:
         assert self._connection is not None  # noqa: S101 - registered with it
@@ -371,6 +395,7 @@ class Links:
         if not answer:
             self._drop("it ended")
         elif answer == b"ready" and not self._is_ready:
+            self._is_ready = True
             self._begin()
             self._send_orders()
         elif not self._is_ready:
@@ -388,21 +413,16 @@ class Links:
         if order is not None:
             order.done(NetworkUnavailable(f"cannot {order.operation} a network: {message[1]}") if message[1] else None)
 
-    def _stop(self) -> None:
-        if self._links or self._waiting or self._sent:
-            return  # somebody came meanwhile: the table is made anew for them
-        self._drop("")
-        self._started_at = 0.0  # it ended as it should: the next sandbox's network need not wait
-
     def _drop(self, why: str) -> None:
         """Let go of the process; what was asked of it fails."""
         if self._connection is None:
             return
         if why:
+            self._failed_at = time.monotonic()
             log.warning("The process that makes links is let go: %s", why)
         self._selector.unregister(self._connection)
         self._connection.close()
-        self._connection, self._is_ready = None, False
+        self._connection, self._is_ready, self._has_table = None, False, False
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):

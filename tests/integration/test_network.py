@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 import select
@@ -42,8 +43,7 @@ def daemon(world, tmp_path_factory):
     found.start()
     yield found
     found.close()
-    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
-    assert "sandboxd" not in tables
+    assert not tables(found)
     assert not [name for name in links() if name.startswith("sd")]
 
 
@@ -285,6 +285,26 @@ def test_a_clone_is_not_led_to_a_metadata_service(client, network):
             sandbox.git_checkout("http://site.example/away.git", timeout=20)
         with pytest.raises(GitUnreachable):
             sandbox.git_checkout(f"git://{METADATA}/x.git", timeout=20)
+
+
+def test_the_table_goes_with_the_last_sandbox_and_comes_with_the_next(world, tmp_path_factory):
+    daemon = Daemon(tmp_path_factory.mktemp("own"), config={"network_dns": [NAMESERVER], "previews": False})
+    daemon.start()
+    try:
+        with daemon.client() as client:
+            for _ in range(3):
+                with Sandbox.create(network="internet", client=client) as sandbox:
+                    assert reaches(sandbox, SITE)[0]
+                    assert tables(daemon)
+                wait_until(lambda: not tables(daemon))
+    finally:
+        daemon.close()
+
+
+def tables(daemon):
+    shown = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+    mark = hashlib.sha256(str(daemon.state_dir).encode()).hexdigest()[:12]
+    return f"sandboxd_{mark}" in shown
 
 
 def test_a_network_process_that_dies_is_told_everything_again(daemon, client):

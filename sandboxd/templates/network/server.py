@@ -44,7 +44,6 @@ class Server:
         self._by_address: dict[str, str] = {}
         self._answers: dict[str, Answers] = {}
         self._limits: set[int] = set()  # chains for connections that the table has
-        self._has_table = False
         self._neighbours: set[str] = set()
 
     def run(self) -> None:
@@ -108,8 +107,6 @@ class Server:
         if operation == "permit":
             return self._permit(params["id"], params["items"])
         if operation == "end":
-            self._limits.clear()
-            self._has_table = False  # who comes before the launcher lets this process end has it made anew
             return rules.forget_table(self._host)
         state = State.from_message(params)
         if operation == "attach":
@@ -126,21 +123,19 @@ class Server:
         raise ValueError(f"no such operation: {operation}")
 
     def _begin(self, host: Host) -> str:
+        for sandbox_id in list(self._states):
+            self._forget(sandbox_id)
+        self._limits.clear()
         self._host = host
-        self._log = Log(host.group)
-        return self._make_table(host)
-
-    def _make_table(self, host: Host) -> str:
+        self._log = self._log or Log(host.group)
         self._neighbours = set(self._netlink.networks_on_link(host.prefix))
-        self._has_table = True
         return rules.table(host, self._neighbours)
 
     def _admit(self, state: State) -> str:
         host = self._need_host()
-        table = "" if self._has_table else self._make_table(host)
         near = set(self._netlink.networks_on_link(host.prefix)) - self._neighbours
         self._neighbours |= near
-        commands = table + rules.renew_neighbours(host, near) + rules.admit(host, state, self._limits)
+        commands = rules.renew_neighbours(host, near) + rules.admit(host, state, self._limits)
         if state.connections is not None:
             self._limits.add(state.connections)
         self._states[state.id] = state
