@@ -318,6 +318,8 @@ class Launcher:
 
     def _prepare_newborn(self, request: int, params: dict[str, Any]) -> dict[str, Any]:
         """Hold a newborn for an order of this id, as soon as it is quiet, and for no other that was asked before."""
+        if set(params) - {"id"}:
+            raise InvalidRequest("cannot hold a newborn: unknown parameters", field="params")
         sandbox_id = id_of(params)
         self._check_free(sandbox_id)
         held = self._births.held
