@@ -209,7 +209,7 @@ class Inside:
     def __init__(self, directory: pathlib.Path) -> None:
         self.launcher = LauncherProcess(directory)
         answer = self.launcher.asker.ask(
-            "create", id=ID, rootfs="default", limits={}, network="none", seccomp="default"
+            "create", id=ID, rootfs="default", limits={}, network={"mode": "none"}, seccomp="default"
         )
         assert isinstance(answer, Reply), answer
         self.work = self.launcher.cgroup / ID / "work"
