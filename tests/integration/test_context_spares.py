@@ -31,7 +31,8 @@ console.log(JSON.stringify({
   status: words.map((word) => [word, status[word]]), limits: fs.readFileSync('/proc/self/limits', 'utf8'),
   namespaces: fs.readdirSync('/proc/self/ns').map((name) => fs.readlinkSync(`/proc/self/ns/${name}`)),
   // Node's own, above those that it was given, have numbers by which of its threads was first.
-  descriptors: links('fd').map(([name, target]) => [Number(name) < 8 ? name : '', target]).sort(), environ: fs.readFileSync('/proc/self/environ', 'utf8'), env: process.env,
+  descriptors: links('fd').map(([name, target]) => [Number(name) < 8 ? name : '', target]).sort(),
+  environ: fs.readFileSync('/proc/self/environ', 'utf8'), env: process.env,
   words: fs.readFileSync('/proc/self/cmdline', 'utf8'), argv: process.argv, execArgv: process.execArgv,
   cwd: [process.cwd(), fs.readlinkSync('/proc/self/cwd'), __dirname, import.meta.url], title: process.title,
   adjustment: fs.readFileSync('/proc/self/oom_score_adj', 'utf8'), session: fs.readFileSync('/proc/self/stat', 'utf8')
