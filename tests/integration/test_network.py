@@ -276,6 +276,8 @@ def test_a_network_is_made_right_after_the_last_one_went(world, tmp_path):
                 Sandbox.create(network="internet", client=client).destroy()
     finally:
         daemon.close()
+
+
 @pytest.mark.parametrize(
     "network", ["internet", {"mode": "allowlist", "allow": ["site.example"]}], ids=["internet", "allowlist"]
 )
