@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from sandboxd.spec import Limits
 
+    from .events import AsyncEventStream
     from .models import SandboxInfo
 
 
@@ -267,6 +268,10 @@ class AsyncSandbox(
             keep_orphans=keep_orphans,
         )
         return AsyncExecStream(self.client, self.id, call, on_stdout, on_stderr)
+
+    def events(self, *, types: str | Sequence[str] | None = None, start: int | None = None) -> AsyncEventStream:
+        """Return what happened and happens to this sandbox: see `AsyncClient.events`."""
+        return self.client.events(sandbox=self.id, types=types, start=start)
 
     async def destroy(self) -> None:
         """End everything in the sandbox and give back what it used; one that is gone already is no error."""

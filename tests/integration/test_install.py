@@ -74,9 +74,10 @@ def test_a_strange_prefix_is_refused(tmp_path: pathlib.Path) -> None:
 
 def test_the_configuration_that_is_installed_shows_the_defaults(tmp_path: pathlib.Path) -> None:
     text = (ROOT / "systemd/config.toml").read_text()
-    assert load(ROOT / "systemd/config.toml", {}) == Config()
+    assert load(ROOT / "systemd/config.toml", {}) == Config(network="internet")
     shown = tmp_path / "shown.toml"
     lines = [line.removeprefix("# ") for line in text.splitlines() if " = " in line or line == "# [limits]"]
-    shown.write_text("\n".join(line for line in lines if not line.startswith(("listen", "token_file"))))
+    without_default = ("listen", "token_file", "network_dns")
+    shown.write_text("\n".join(line for line in lines if not line.startswith(without_default)))
     assert len(lines) > 8
-    assert load(shown, {}) == Config()
+    assert load(shown, {}) == Config(network="internet")
