@@ -75,7 +75,7 @@ def _run(kernel: Kernel, connection: socket.socket, means: birth.Means) -> None:
     os.setsid()  # a terminal's Ctrl-C is the daemon's business
     # The defaults, so that no init and no command has to reset them: a pid namespace's init gets no signal that it
     # has not asked for, SIGPIPE of its own writes included (kernel/signal.c, SIGNAL_UNKILLABLE).
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, _ignore)
     rehearse()

@@ -39,6 +39,13 @@ def served(tmp_path_factory):
     return root
 
 
+@pytest.fixture(autouse=True)
+def own_timeout():
+    """A clone sets the time-out of every socket of its process, which is another one but here."""
+    yield
+    socket.setdefaulttimeout(None)
+
+
 @pytest.fixture
 def run(tmp_path):
     """Clone into a new folder; gives (result, folder)."""

@@ -30,7 +30,7 @@ SWITCHES = {
     "kernel.core_pattern": "core",
     "fs.file-max": "9223372036854775807",
     "kernel.pid_max": "4194304",
-    "net.ipv4.ip_forward": "0",
+    "net.ipv4.ip_forward": "1",
     "fs.inotify.max_user_instances": "128",
     "fs.inotify.max_user_watches": "65536",
     "kernel.dmesg_restrict": "1",
@@ -46,6 +46,10 @@ def switched(release: str = "6.12.1", machine: str = "x86_64", **changes: str) -
 
 def test_a_good_kernel():
     assert set(statuses(switched()).values()) == {"ok"}
+
+
+def test_a_host_that_forwards_nothing():
+    assert statuses(switched(net__ipv4__ip_forward="0"))["ip-forward"] == "degraded"
 
 
 @pytest.mark.parametrize(
