@@ -302,5 +302,10 @@ def test_an_ended_sandbox_is_not_entered(inside: Inside) -> None:
     inside.arrive("p0")
     (inside.work / "late").mkdir()
     inside.launcher.asker.ask("kill", id=ID)
+    while True:  # a kill is asked for; the end comes when it comes
+        listed = inside.launcher.asker.ask("list")
+        assert isinstance(listed, Reply)
+        if not listed.result["sandboxes"][0]["alive"]:
+            break
     answer, _ = inside.enter("late")
     assert isinstance(answer, Failure)
