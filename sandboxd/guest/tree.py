@@ -36,13 +36,17 @@ _NO_RANGE: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @dataclasses.dataclass(slots=True)
 class Entry:
-    """Something that a walk met: `folder` is a descriptor of where it is, `path` its name below the walk's root."""
+    """Something that a walk met: `folder` is a descriptor of where it is, `path` its name below the walk's root.
+
+    `opened` is a descriptor that the caller may set when it has opened a folder: the walk goes on in it, and owns it.
+    """
 
     folder: int
     name: str
     path: str
     facts: os.stat_result
     descend: bool = True
+    opened: int | None = None
 
     @property
     def is_folder(self) -> bool:
@@ -72,43 +76,56 @@ def walk(
     try:
         while levels:
             folder, prefix, names = levels[-1]
-            name = next(names, None)
-            if name is None:
+            entry = _next(folder, prefix, names)
+            if entry is None:
                 levels.pop()
                 if opened:
                     os.close(opened.pop())
                 continue
             depth = len(levels)
-            passed = start[:depth] == [*order_of(prefix)[: depth - 1], os.fsencode(name)]
-            entry = _look(folder, prefix, name)
-            if entry is None:
-                continue
+            passed = start[:depth] == [*order_of(prefix)[: depth - 1], os.fsencode(entry.name)]
             if not passed:
-                yield entry
+                try:
+                    yield entry
+                finally:
+                    if entry.opened is not None:
+                        opened.append(entry.opened)
             if not (recursive and entry.descend and entry.is_folder):
+                if entry.opened is not None:
+                    os.close(opened.pop())
                 continue
             if depth >= MAX_DEPTH:
                 raise LimitExceeded(f"cannot walk deeper than {MAX_DEPTH} folders", bound=MAX_DEPTH)
-            try:
-                below = os.open(name, _FOLDER, dir_fd=folder)
-            except OSError as error:
-                if error.errno in _GONE:
+            if entry.opened is None:
+                entry.opened = _open(entry)
+                if entry.opened is None:
                     continue
-                raise
-            opened.append(below)
+                opened.append(entry.opened)
             follow = start[depth : depth + 1] if passed else []
-            levels.append((below, entry.path + "/", _names(below, hidden, follow, at_most)))
+            levels.append((entry.opened, entry.path + "/", _names(entry.opened, hidden, follow, at_most)))
     finally:
         for fd in opened:
             os.close(fd)
 
 
-def _look(folder: int, prefix: str, name: str) -> Entry | None:
+def _next(folder: int, prefix: str, names: Iterator[str]) -> Entry | None:
+    """Return the next of these names that is still there, None after the last."""
+    for name in names:
+        try:
+            facts = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        return Entry(folder, name, prefix + name, facts)
+    return None
+
+
+def _open(entry: Entry) -> int | None:
     try:
-        facts = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    return Entry(folder, name, prefix + name, facts)
+        return os.open(entry.name, _FOLDER, dir_fd=entry.folder)
+    except OSError as error:
+        if error.errno in _GONE:
+            return None
+        raise
 
 
 def _names(folder: int, hidden: bool, start: list[bytes], at_most: int | None) -> Iterator[str]:

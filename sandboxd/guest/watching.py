@@ -5,6 +5,9 @@ good here:
 
 - A folder that is new (made, or moved in) is watched first and read then, so nothing in it is missed; what the
   reading has told is remembered until the kernel's queue is empty, and not told again when its own event comes.
+  Reading sees more than the events told so far: a folder may have left its place (it is `_missing` until its event
+  says where it went), or its name may be another's by now (it is read again when that one's event comes). One that is
+  met under its next name takes it at once, so a removal in it that is still queued is told under that name.
 - The two halves of a rename carry a cookie. They are joined to one `rename`; a half alone is a `remove` or a
   `create` (the other side lies outside). A folder that was renamed keeps its watches, whose paths are rewritten.
 - When the kernel's queue is full, events are lost: an `overflow` event says so, and the folders are read again, so
@@ -37,6 +40,8 @@ from .verbs import followed
 MAX_FOLDERS: Final = 100_000
 #: How long the second half of a rename may take; the kernel queues both at once, almost always.
 _PAIR_S: Final = 0.05
+#: Folders that may be missing at once. The kernel queues 16,384 events by default: what more of them wait for is lost.
+_MAX_MISSING: Final = 20_000
 _MASK: Final = (
     inotify.IN_CREATE
     | inotify.IN_MODIFY
@@ -85,7 +90,8 @@ class _Watcher:
         #: What reading a new folder has told already.
         self._told: set[str] = set()
         self._written: set[str] = set()
-        #: Folders that had left their place before they could be watched.
+        #: Folders that had left their place before they could be watched, each until the event comes that says so.
+        #: An empty queue does not end that: a rename is seen in the tree before the kernel queues its events.
         self._missing: set[str] = set()
         self._moved: tuple[Happening, str, float] | None = None
         self._over = False
@@ -112,13 +118,18 @@ class _Watcher:
             else:
                 for happening in self._inotify.read():
                     self._take(happening)
+                if len(self._missing) > _MAX_MISSING:
+                    self._overflow()
                 if not poll.poll(0):
-                    self._told.clear()
-                    self._written.clear()
-                    self._missing.clear()
-                    if self._moved and time.monotonic() - self._moved[2] > _PAIR_S:
-                        self._settle_moved()
+                    self._caught_up()
             self._outlet.flush()
+
+    def _caught_up(self) -> None:
+        """The kernel's queue is empty; what happens now may come a moment after it can be seen in the tree."""
+        self._told.clear()
+        self._written.clear()
+        if self._moved and time.monotonic() - self._moved[2] > _PAIR_S:
+            self._settle_moved()
 
     # --- the kernel's events ---
 
@@ -142,6 +153,8 @@ class _Watcher:
         is_folder = bool(mask & inotify.IN_ISDIR)
         if mask & inotify.IN_MOVED_FROM:
             self._untell(path, is_folder)
+            if not is_folder:
+                self._vacate(path)
             self._moved = (happening, path, time.monotonic())
         elif mask & inotify.IN_MOVED_TO:
             self._take_moved_to(path, is_folder)
@@ -153,6 +166,7 @@ class _Watcher:
     def _changed(self, path: str, is_folder: bool, mask: int) -> None:
         if mask & inotify.IN_DELETE:
             self._untell(path, is_folder)
+            self._vacate(path)
             self._tell("remove", path, is_folder)
         elif mask & inotify.IN_MODIFY:
             if path not in self._written:  # one of a burst says as much as all of them
@@ -179,6 +193,16 @@ class _Watcher:
         if is_folder:
             self._told = {told for told in self._told if not told.startswith(path + "/")}
 
+    def _vacate(self, path: str) -> None:
+        """What had that name is gone. A folder that was watched under it has it since: its event comes, and it is read.
+
+        Reading has told what is in that folder already, and a reader takes it for gone by what is told next.
+        """
+        self._missing.discard(path)
+        if path in self._numbers:
+            self._forget(self._numbers[path])
+            self._untell(path, True)
+
     def _take_moved_to(self, path: str, is_folder: bool) -> None:
         moved, self._moved = self._moved, None
         if moved is None:
@@ -196,6 +220,7 @@ class _Watcher:
         is_folder = bool(happening.mask & inotify.IN_ISDIR)
         self._tell("remove", path, is_folder)
         if is_folder:
+            self._take_missing(path)
             for number in [n for n, known in self._paths.items() if known == path or known.startswith(path + "/")]:
                 self._inotify.unwatch(number)
                 self._forget(number)
@@ -238,7 +263,6 @@ class _Watcher:
                 return
             for entry in tree.walk(fd):
                 below = f"{path}/{entry.path}"
-                # The walk opens a folder after this entry was given: it is read when it is watched.
                 if entry.is_folder and (self._is_left_out(below) or not self._watch_entry(entry, below)):
                     entry.descend = False
                 if tell and below not in self._told:
@@ -248,17 +272,17 @@ class _Watcher:
             os.close(fd)
 
     def _watch_entry(self, entry: tree.Entry, path: str) -> bool:
-        """Watch a folder that a walk met; False if it has left its place, which its event will tell."""
+        """Watch a folder that a walk met; False if it has left its place, which its event will tell.
+
+        The walk goes on in what is opened here: a second open by name could miss it, or meet another folder.
+        """
         try:
-            fd = os.open(entry.name, _FOLDER, dir_fd=entry.folder)
+            entry.opened = os.open(entry.name, _FOLDER, dir_fd=entry.folder)
         except OSError as error:
             if error.errno not in _GONE:
                 raise
             return False
-        try:
-            self._watch(fd, path)
-        finally:
-            os.close(fd)
+        self._watch(entry.opened, path)
         return True
 
     def _watch(self, fd: int, path: str) -> None:
@@ -269,6 +293,7 @@ class _Watcher:
         self._forget(number)
         self._paths[number] = path
         self._numbers[path] = number
+        self._missing.discard(path)
 
     def _number_of(self, fd: int) -> int:
         try:
@@ -295,8 +320,7 @@ class _Watcher:
                 self._numbers.pop(path, None)
                 self._paths[number] = new + path[len(old) :]
                 self._numbers[self._paths[number]] = number
-        lost = {path for path in self._missing if path == old or path.startswith(old + "/")}
-        self._missing -= lost
+        lost = self._take_missing(old)
         if self._is_left_out(new):
             return  # its watches stay, and what they see is not told
         if new not in self._numbers:
@@ -307,6 +331,12 @@ class _Watcher:
             return
         for path in lost - {old}:
             self._add(new + path[len(old) :], tell=True)
+
+    def _take_missing(self, path: str) -> set[str]:
+        """Return, and forget, what is missing there and below."""
+        taken = {known for known in self._missing if known == path or known.startswith(path + "/")}
+        self._missing -= taken
+        return taken
 
     def _is_same(self, path: str) -> bool:
         """Tell whether the folder with that path is the one that was watched under it; one that is gone may be."""
