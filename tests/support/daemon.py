@@ -55,6 +55,7 @@ class Daemon:
         self.options = options
         self.process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o755)  # where there is the user `sandboxd`, the daemon is that one
         if config is not None:
             file = directory / "config.toml"
             file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items()))

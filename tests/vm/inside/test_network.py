@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pathlib
 
+import pytest
+
 from sandboxd import Sandbox
 from sandboxd.client import Client
 from tests.integration import test_network as shared
@@ -11,6 +13,16 @@ from tests.vm.inside.support import URL
 
 # Its fixtures and tests, found here by their names.
 globals().update({name: value for name, value in vars(shared).items() if name.startswith("test_")})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def open_to_the_daemons_user(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The daemon drops to a user here, who has to pass the folders above its own."""
+    base = tmp_path_factory.getbasetemp()
+    for folder in (base, base.parent):
+        folder.chmod(0o755)
+
+
 world, daemon, internet, client = shared.world, shared.daemon, shared.internet, shared.client
 
 
