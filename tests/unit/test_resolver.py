@@ -84,6 +84,8 @@ class Upstream:
     async def _stream(self, stream: trio.SocketStream) -> None:
         async with stream:
             head = await stream.receive_some(2)
+            if len(head) < 2:
+                return  # whoever asked has no time left
             wire = await stream.receive_some(struct.unpack(">H", head)[0])
             for answer in self.over_tcp(self._note(wire)):
                 await stream.send_all(struct.pack(">H", len(answer)) + answer)
