@@ -51,6 +51,8 @@ _ANSWER_BYTES: Final = 16 * 1024
 #: Addresses of one answer, and for how long.
 _MAX_ITEMS: Final = 64
 _MAX_TTL_S: Final = 3600.0
+#: Ranges of ports in one answer, so that it fits into one message.
+_MAX_RANGES: Final = 4096
 _FORWARDING: Final = {4: "/proc/sys/net/ipv4/ip_forward", 6: "/proc/sys/net/ipv6/conf/all/forwarding"}
 
 Done = Callable[[SandboxdError | None], None]
@@ -405,13 +407,19 @@ class Links:
             self._send_orders()
 
     def _take(self, answer: bytes) -> None:
-        message = msgpack.unpackb(answer)
-        if message[0] == 0:
-            self._denied(message[2])
+        try:
+            sequence, told, *facts = msgpack.unpackb(answer)
+            order = None if sequence == 0 else self._sent.pop(sequence, None)
+            attempt = dict(facts[0]) if sequence == 0 else {}
+        except (ValueError, TypeError, IndexError, msgpack.UnpackException):
+            # It reads what sandboxes sent, so it may be taken over; it must not take the launcher with it.
+            self._drop("it sent nonsense")
             return
-        order = self._sent.pop(message[0], None)
-        if order is not None:
-            order.done(NetworkUnavailable(f"cannot {order.operation} a network: {message[1]}") if message[1] else None)
+        if attempt:
+            self._denied(attempt)
+        elif order is not None:
+            why = f"cannot {order.operation} a network: {str(told)[:400]}"
+            order.done(NetworkUnavailable(why) if told else None)
 
     def _drop(self, why: str) -> None:
         """Let go of the process; what was asked of it fails."""
@@ -442,7 +450,7 @@ class Links:
 
 def _checked(items: object, allow: AllowList) -> list[Any]:
     """Check what the daemon says of answers: it may have been taken over, and never opens what no list names."""
-    found = []
+    found: list[tuple[str, list[list[int]], float]] = []
     try:
         for address, ranges, ttl_s in items:  # type: ignore[attr-defined]
             plain = ipaddress.ip_address(address)
@@ -452,11 +460,13 @@ def _checked(items: object, allow: AllowList) -> list[Any]:
             pairs = [[int(low), int(high)] for low, high in ranges]
             if not all(1 <= low <= high <= 65_535 for low, high in pairs) or not 0 < float(ttl_s) <= _MAX_TTL_S:
                 raise ValueError
-            found.append([str(plain), pairs, float(ttl_s)])
+            found.append((str(plain), pairs, float(ttl_s)))
     except (TypeError, ValueError):
         raise InvalidRequest("cannot permit addresses: they are none", field="items") from None
-    if len(found) > _MAX_ITEMS:
-        raise InvalidRequest(f"cannot permit addresses: {_MAX_ITEMS} at once", field="items")
+    if len(found) > _MAX_ITEMS or sum(len(pairs) for _, pairs, _ in found) > _MAX_RANGES:
+        raise InvalidRequest(
+            f"cannot permit addresses: {_MAX_ITEMS} at once, and {_MAX_RANGES} ranges of ports", field="items"
+        )
     return found
 
 

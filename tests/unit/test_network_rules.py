@@ -7,6 +7,8 @@ import ipaddress
 import pytest
 
 from sandboxd.allow import FORBIDDEN_4, FORBIDDEN_6, parse_allow
+from sandboxd.errors import InvalidRequest
+from sandboxd.launcher import links
 from sandboxd.templates.network import rules, server
 from sandboxd.templates.network.answers import Answers
 from sandboxd.templates.network.server import Server
@@ -99,3 +101,21 @@ def test_a_set_that_differs_keeps_no_lapsed_answer_alive(monkeypatch: pytest.Mon
     ] == [1, 2]
     assert "198.18.0.11" in given[1]
     assert "198.18.0.10" not in "".join(given[1:])
+
+
+def test_what_the_daemon_permits_is_bounded() -> None:
+    """One answer fits into one message to the process that makes the rules."""
+    allow = parse_allow(["site.example"])
+    assert links._checked([["198.18.0.1", [[80, 80]], 5.0]], allow) == [("198.18.0.1", [[80, 80]], 5.0)]
+    wide = [[port, port] for port in range(1, 256, 2)]
+    for items in (
+        [[f"198.18.0.{i}", wide, 5.0] for i in range(1, 60)],
+        [["198.18.0.1", [], 5.0]] * 65,
+        [["x"]],
+        None,
+        5,
+    ):
+        with pytest.raises(InvalidRequest):
+            links._checked(items, allow)
+    with pytest.raises(InvalidRequest, match="not on the internet"):
+        links._checked([["10.0.0.1", [[80, 80]], 5.0]], allow)
