@@ -69,6 +69,8 @@ class Config:
         template_rootfs: imported rootfs that are trusted for that as if a recipe had built them: as root.
         node_spare_s: after a JavaScript or TypeScript context has started, how many seconds an unused interpreter waits
             in its sandbox for the next one; 0 is none.
+        standby_s: while commands follow each other in a sandbox, how many seconds a process waits in it for the next
+            one; 0 is none.
         cgroup: the group below which the sandboxes' are made, as a path from cgroup2's root; None is that root.
             The systemd unit gives the one that systemd delegated to sandboxd-cgroups.service.
     """
@@ -103,6 +105,7 @@ class Config:
     templates: bool = True
     template_rootfs: tuple[str, ...] = ()
     node_spare_s: int = 60
+    standby_s: int = 10
 
     def __post_init__(self) -> None:
         """Check what no single key can."""
@@ -385,4 +388,5 @@ _READERS: Final = {
     "templates": _truth,
     "template_rootfs": _names,
     "node_spare_s": _seconds,
+    "standby_s": _seconds,
 }

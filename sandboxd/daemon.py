@@ -281,7 +281,7 @@ async def _serve(config: Config, identity: Identity, token: str | None, sockets:
     launcher = Launcher(sockets.link)
     graves = config.previews_dir / "destroyed.jsonl"
     manager = Manager(launcher, config.registry_dir, config.links_dir, graves, config.network_dns)
-    manager.spare_s = config.node_spare_s
+    manager.spare_s, manager.standby_s = config.node_spare_s, config.standby_s
     facts = Facts(__version__, _shown(config))
     policy = Policy(token, frozenset({identity.uid}), identity.socket_gid)
     metrics = Metrics(manager, __version__)

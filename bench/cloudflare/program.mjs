@@ -43,6 +43,7 @@ found.exec = await many(rounds, async () =>
   expect((await client.commands.execute('echo hi', '__DISABLE_SESSION__')).stdout, 'hi\n'));
 found.session = await many(rounds, async () => expect((await client.commands.execute('echo hi', 'bench')).stdout, 'hi'));
 const context = await client.interpreter.createCodeContext({ language: 'python' });
+await new Promise((r) => setTimeout(r, 6000));
 found.code = await many(rounds, () => runCode(context.id));
 await client.interpreter.deleteCodeContext(context.id);
 found.contexts = [];

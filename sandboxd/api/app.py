@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from quart_trio import QuartTrio
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+#: How long the head of a streamed answer waits for the first piece.
+HEAD_WAITS_S: Final = 0.005
+
 
 class _Connection(TrioASGIHTTPConnection):
     """One request: its messages in one task, its handler in another; a client that leaves cancels the handler."""
@@ -54,7 +57,7 @@ class _Connection(TrioASGIHTTPConnection):
                 async with call.stack:
                     response = await self.app.handle_request(request)
                     try:
-                        await self._answer(send, request, response)
+                        await self._answer(send, request, response, nursery)
                     except SandboxdError as error:
                         # The headers are gone; hypercorn cuts a connection whose answer has no end.
                         _log.warning("Cut the answer to %s %s: %s", request.method, request.path[:200], error)
@@ -74,8 +77,17 @@ class _Connection(TrioASGIHTTPConnection):
         if not self._answered:
             nursery.cancel_scope.cancel()
 
-    async def _answer(self, send: ASGISendCallable, request: ApiRequest, response: Any) -> None:  # noqa: ANN401
-        """Send the answer; one that fits a single piece goes out in one write."""
+    async def _answer(
+        self,
+        send: ASGISendCallable,
+        request: ApiRequest,
+        response: Any,  # noqa: ANN401
+        nursery: trio.Nursery,
+    ) -> None:
+        """Send the answer in as few writes as can be: each wakes the client.
+
+        Its head waits a moment for the first piece, and a piece that says that it is the last takes the end with it.
+        """
         body: Any = request.body
         wire: Any = self.scope.get("state", {}).get("wire")
         headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in response.headers.items()]
@@ -89,11 +101,19 @@ class _Connection(TrioASGIHTTPConnection):
             self._answered = True
             await send(last)
             return
+        if wire is not None:
+            wire.hold()
+            nursery.start_soon(wire.release_after, HEAD_WAITS_S)
         await send(start)
         if request.method != "HEAD":
             async with response.response as pieces:
                 async for piece in pieces:
+                    is_last = body.is_complete and getattr(response.response, "is_over", False)
+                    if is_last and wire is not None:
+                        wire.hold()
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    if not is_last and wire is not None:
+                        await wire.release()
         if not body.is_complete:
             await body.linger()
         self._answered = True

@@ -280,7 +280,8 @@ class RunBody(ResponseBody):
         self._position = start
         make = codecs.getincrementaldecoder("utf-8")
         self._decoders = {"stdout": make("replace"), "stderr": make("replace")}
-        self._over = False
+        #: Whether nothing comes after the piece that was given last.
+        self.is_over = False
 
     async def __aenter__(self) -> RunBody:
         return self
@@ -294,19 +295,20 @@ class RunBody(ResponseBody):
         return self
 
     async def __anext__(self) -> bytes:
-        while not self._over:
+        while not self.is_over:
             batch: list[RunEvent] | None = None
             try:
                 with trio.move_on_after(KEEP_ALIVE_S):
                     batch = await self._run.next_batch(self._position)
             except SandboxdError as error:
-                self._over = True
+                self.is_over = True
                 return sse.encode(problems.to_json(error), event="problem")
             if batch is None:
                 return sse.KEEP_ALIVE
             if not batch:
                 break
             self._position = batch[-1].offset + 1
+            self.is_over = batch[-1].type == "end"
             data = b"".join(part for event in batch for part in self._parts(event))
             if data:
                 return data

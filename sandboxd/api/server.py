@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.events import Closed, RawData
+from hypercorn.events import Closed, RawData, Updated
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -163,23 +163,43 @@ class _Wire(TCPServer):
         await self.protocol.handle(Closed())
 
     def hold(self) -> None:
-        """Join what is sent until the end of this answer into one write."""
-        self._held = []
+        """Join what is sent, until `release` or the end of this answer, into one write."""
+        if self._held is None:
+            self._held = []
+
+    async def release(self) -> None:
+        """Write what was held back, and hold no more."""
+        if self._held is not None or self.send_lock.locked():
+            await self._write()
+
+    async def release_after(self, seconds: float) -> None:
+        """Do that in a while; whoever cancels it must call `release` at the end, which waits for a write under way."""
+        await trio.sleep(seconds)
+        await self.release()
 
     async def protocol_send(self, event: Event) -> None:
         """Write, or hold back."""
-        if not isinstance(event, RawData):
+        if isinstance(event, RawData):
             if self._held is not None:
-                held, self._held = self._held, None
-                await self._write(b"".join(held))
-            await super().protocol_send(event)
-        elif self._held is not None:
-            self._held.append(event.data)
-        elif event.data:
-            await self._write(event.data)
+                self._held.append(event.data)
+            elif event.data:
+                await self._write(event.data)
+            return
+        if isinstance(event, Updated):
+            await self.release()
+            if event.idle and self.protocol.stream is not None:
+                return  # the client's next request came while this answer went out
+        elif self._held is not None:  # at an end nobody waits for a write under way: its reader may be stuck
+            await self._write()
+        await super().protocol_send(event)
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, data: bytes = b"") -> None:
         async with self.send_lock:
+            held, self._held = self._held, None
+            if held:
+                data = b"".join((*held, data))
+            if not data:
+                return
             try:
                 await self.stream.send_all(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):

@@ -83,7 +83,8 @@ class StreamBody(ResponseBody):
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._over = False
+        #: Whether nothing comes after the piece that was given last.
+        self.is_over = False
 
     async def __aenter__(self) -> StreamBody:
         return self
@@ -97,16 +98,18 @@ class StreamBody(ResponseBody):
         return self
 
     async def __anext__(self) -> bytes:
-        while not self._over:
+        while not self.is_over:
             try:
                 batch = await self._next()
             except SandboxdError as error:
-                self._over = True
+                self.is_over = True
                 return self._problem(error)
             if batch is None:
                 return self._idle()
-            self._over = not batch
-            data = self._encode(batch) if batch else self._end()
+            self.is_over = not batch or batch[-1].type == "exit"
+            data = self._encode(batch)
+            if self.is_over:
+                data += self._end()
             if data:
                 return data
         raise StopAsyncIteration

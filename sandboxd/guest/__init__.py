@@ -18,7 +18,7 @@ could block it.
     terminals.py   its terminal, where it has one
     leaves.py      its cgroup leaf
     contexts.py    the operations on code contexts; worker.py: one interpreter, its pipes and their order
-    spawn.py       the child's side of a start
+    spawn.py       the child's side of a start; standby.py: a child that waits to become the next command
     files.py       opens files for the daemon, which does the reading and writing
     users.py       /etc/passwd and /etc/group, parsed (never through nss, which loads the rootfs' libraries)
 

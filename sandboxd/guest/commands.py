@@ -7,7 +7,6 @@ run by `exec` go first, since nobody is likely to ask for them again.
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ from .peer import Peer
 from .processes import Means, Process, Shell
 from .sessions import Sessions, Waiting
 from .spawn import DEFAULT_PATH
+from .standby import Children
 from .users import User
 from .waiting import GOOD_STATUSES, PortWaits
 
@@ -40,7 +40,7 @@ Operation = Callable[[Peer, int, dict[str, Any]], None]
 class Commands:
     """Every command of the sandbox, and the streams that follow them."""
 
-    def __init__(self, means: Means, on_other_exit: Callable[[int, int], None]) -> None:
+    def __init__(self, means: Means, children: Children, on_other_exit: Callable[[int, int], None]) -> None:
         self._on_other_exit = on_other_exit
         self.env: dict[str, str] = {}
         self.cwd = "/"
@@ -53,7 +53,7 @@ class Commands:
         self._running = 0
         self._by_pid: dict[int, Process] = {}
         #: Children that are no commands, and who takes their status.
-        self.children: dict[int, Callable[[int, resource.struct_rusage], None]] = {}
+        self.children = children
         #: Called before a status is taken for a stranger's: a child that came from outside may be just known.
         self.before_unknown: Callable[[], None] = lambda: None
         #: What a request of a peer holds open: how to let go of it, and whom it follows.
@@ -435,6 +435,7 @@ class Commands:
     def _on_end(self, _: Process) -> None:
         self._running -= 1
         self._forget_old()
+        self.loop.defer(self._means.standby.on_command_end)  # after the flush that the end has deferred
 
     def _forget_old(self) -> None:
         """Drop ended commands over the bounds, the oldest first; one that is still being followed stays."""

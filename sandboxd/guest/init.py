@@ -27,6 +27,7 @@ from .loop import READ, Loop
 from .paths import path_of
 from .peer import Peer
 from .processes import Means
+from .standby import Children, Standby
 
 #: Daemons that may be connected at once: the present one, and an old one that is on its way out.
 MAX_PEERS: Final = 4
@@ -54,8 +55,10 @@ class Init:
         self._kernel = Kernel()
         self._leaves = leaves = Leaves(self._loop)
         self._errands = Errands(self._loop, self._kernel, leaves, ERRANDS)
-        self._means = means = Means(self._loop, self._kernel, leaves)
-        self._commands = Commands(means, self._errands.on_exit)
+        children: Children = {}
+        standby = Standby(self._loop, self._kernel, leaves, children)
+        self._means = means = Means(self._loop, self._kernel, leaves, standby)
+        self._commands = Commands(means, children, self._errands.on_exit)
         entrants = Entrants(self._loop)
         self._commands.before_unknown = entrants.drain
         self._contexts = Contexts(means, self._commands, entrants)
@@ -82,7 +85,7 @@ class Init:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, listener_fd)
         work = os.open("work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=cgroup_fd)
         self._leaves.work_fd = work
-        self._means.null_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._means.null_fd = self._means.standby.null_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self._loop.watch(wake_read, READ, lambda: self._reap(wake_read))
@@ -167,6 +170,7 @@ class Init:
         if not os.path.isdir(cwd):
             raise InvalidRequest(f"cannot use {cwd} as cwd: it is no directory of the rootfs", field="cwd")
         self._commands.env, self._commands.cwd, self._commands.user = env, cwd, user
+        self._means.standby.idle_s = float(params.get("standby_s", 0))
         if user and user.uid:
             # The default working folder belongs to whom the sandbox is for.
             with contextlib.suppress(FileNotFoundError):

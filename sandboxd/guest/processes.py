@@ -31,6 +31,7 @@ from .feed import Done, Feed
 from .leaves import Leaves
 from .loop import Loop, Timer
 from .output import Output
+from .standby import Standby
 from .users import User
 
 #: How long after its main process' exit a command's pipes may stay open (DESIGN section 8).
@@ -69,6 +70,7 @@ class Means:
     loop: Loop
     kernel: Kernel
     leaves: Leaves
+    standby: Standby
     null_fd: int = -1
 
 
@@ -178,25 +180,26 @@ class Process:
             stdio = self._stdio()
             for fd in set(stdio):
                 undo.callback(os.close, fd)
+            order, fds = self._order(stdio)
+            ready = self._means.standby.take(order, fds)
+            if ready is not None:
+                self.pid, self.leaf = ready
+                return
             leaf = self.leaf.open()
             undo.callback(os.close, leaf)
             kernel = self._means.kernel
             pid, pidfd = kernel.clone3(0, cgroup_fd=leaf)
             if pid == 0:
-                self._run_child(stdio)
+                spawn.run_child(kernel, order, fds)
             undo.callback(os.close, pidfd)
             self.pid = pid
 
-    def _run_child(self, stdio: tuple[int, int, int]) -> None:
-        kernel, spec, shell = self._means.kernel, self.spec, self._shell
-        terminal = spec.terminal is not None
+    def _order(self, stdio: tuple[int, int, int]) -> tuple[spawn.Order, tuple[int, ...]]:
+        terminal, shell, ids = self.spec.terminal is not None, self._shell, self._user.ids
         if shell is None:
-            spawn.run_child(kernel, spec.argv, self._env, self._cwd, self._user, stdio, terminal=terminal)
-        else:
-            # Its environment and working folder are the state's: the shell takes them on by itself.
-            spawn.run_child(
-                kernel, shell.argv, {}, "/", self._user, stdio, terminal=terminal, more=shell.fds, first=shell.first_fd
-            )
+            return spawn.Order(self.spec.argv, self._env, self._cwd, *ids, terminal), stdio
+        # Its environment and working folder are the state's: the shell takes them on by itself.
+        return spawn.Order(shell.argv, {}, "/", *ids, terminal, shell.first_fd), (*stdio, *shell.fds)
 
     def _stdio(self) -> tuple[int, int, int]:
         """Open our sides, and return the program's."""

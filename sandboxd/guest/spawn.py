@@ -7,15 +7,16 @@ a working folder it may not enter): these are told on its stderr and as status 1
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import os
 import termios
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, NoReturn
 
 from ..linux import seccomp
 from ..linux.kernel import Kernel
-from .users import User
 
 NOT_FOUND: Final = 127
 NOT_EXECUTABLE: Final = 126
@@ -24,44 +25,92 @@ _ABOVE_TARGETS: Final = 16
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def run_child(  # noqa: PLR0913 - what a program is started with
-    kernel: Kernel,
-    argv: tuple[str, ...],
-    env: dict[str, str],
-    cwd: str,
-    user: User,
-    stdio: tuple[int, int, int],
-    *,
-    terminal: bool = False,
-    more: tuple[int, ...] = (),
-    first: int = 3,
-) -> None:
-    """Become the program; never returns.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Order:
+    """What a child becomes.
 
-    With `terminal`, its stdin is a terminal that it is to control; `more` become its descriptors from `first` on.
+    Attributes:
+        terminal: its stdin is a terminal that it is to control.
+        first: what descriptors after the first three become, from this number on.
     """
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    cwd: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    terminal: bool = False
+    first: int = 3
+
+
+def run_child(kernel: Kernel, order: Order, fds: Sequence[int]) -> NoReturn:
+    """Become the program, with `fds` as stdin, stdout, stderr and what `order` says of others; never returns."""
     try:
-        os.setsid()
-        # Out of the way first: a number among them may be another one's target.
-        above = max(_ABOVE_TARGETS, first + len(more))
-        sources = [*stdio, *(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in more)]
-        for target, fd in zip((0, 1, 2, *range(first, first + len(more))), sources, strict=True):
-            os.dup2(fd, target)
-        if terminal:
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        if first > 3:
-            kernel.close_range(3, first - 1)
-        kernel.close_range(first + len(more), 2**32 - 1)
-        os.setgroups(user.groups)
-        os.setresgid(user.gid, user.gid, user.gid)
-        os.setresuid(user.uid, user.uid, user.uid)
-        _enter(cwd)
-        kernel.seccomp(seccomp.COMMAND_FILTER)
-        _exec(argv, env)
+        prepare(kernel)
     except OSError as error:
-        _fail(f"cannot start {argv[0]!r}: {error.strerror}", NOT_EXECUTABLE)
+        _fail(f"cannot start {order.argv[0]!r}: {error.strerror}", NOT_EXECUTABLE)
+    run(kernel, order, fds)
+
+
+def prepare(kernel: Kernel) -> None:
+    """Do what is the same for every program.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    os.setsid()
+    kernel.seccomp(seccomp.COMMAND_FILTER)
+
+
+def run(kernel: Kernel, order: Order, fds: Sequence[int]) -> NoReturn:
+    """Do the rest; why a program cannot be run is told where its errors would be."""
+    try:
+        _place(order, fds)
+        if order.first > 3:
+            kernel.close_range(3, order.first - 1)
+        kernel.close_range(order.first + len(fds) - 3, 2**32 - 1)
+        _own(order)
+        _enter(order.cwd)
+        _exec(order.argv, order.env)
+    except OSError as error:
+        _fail(f"cannot start {order.argv[0]!r}: {error.strerror}", NOT_EXECUTABLE)
     finally:
         os._exit(NOT_EXECUTABLE)
+
+
+def practise(kernel: Kernel, order: Order) -> None:
+    """Go through as much of the rest as can be done twice, so that what it writes to is not copied later.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    _place(order, (0, 1, 2))
+    kernel.close_range(2**31, 2**32 - 1)
+    os.setgroups(os.getgroups())
+    os.setresgid(-1, -1, -1)
+    os.setresuid(-1, -1, -1)
+    _enter("/")
+    with contextlib.suppress(OSError):
+        os.execve("", order.argv, order.env)  # noqa: S606 - there is no such program
+
+
+def _place(order: Order, fds: Sequence[int]) -> None:
+    """Give descriptors their numbers."""
+    more, first = fds[3:], order.first
+    # Out of the way first: a number among them may be another one's target.
+    above = max(_ABOVE_TARGETS, first + len(more))
+    sources = [*fds[:3], *(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in more)]
+    for target, fd in zip((0, 1, 2, *range(first, first + len(more))), sources, strict=True):
+        os.dup2(fd, target)
+    if order.terminal:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def _own(order: Order) -> None:
+    os.setgroups(order.groups)
+    os.setresgid(order.gid, order.gid, order.gid)
+    os.setresuid(order.uid, order.uid, order.uid)
 
 
 def _enter(cwd: str) -> None:

@@ -28,6 +28,11 @@ class User:
     home: str
     shell: str
 
+    @property
+    def ids(self) -> tuple[int, int, tuple[int, ...]]:
+        """What a process of this user has: uid, gid, groups."""
+        return self.uid, self.gid, self.groups
+
 
 def parse_passwd(text: str) -> list[User]:
     """Return the users of a passwd(5) file, broken lines passed over; groups are not filled in."""

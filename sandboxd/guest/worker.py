@@ -189,9 +189,8 @@ class Worker:
         finally:
             os.close(leaf)
         if pid == 0:
-            stdio = (self._theirs[0], self._theirs[1], self._theirs[2])
-            more = tuple(self._theirs[3:])
-            spawn.run_child(self._means.kernel, self._argv, self._env, self._cwd, self._user, stdio, more=more)
+            order = spawn.Order(self._argv, self._env, self._cwd, *self._user.ids)
+            spawn.run_child(self._means.kernel, order, self._theirs)
         os.close(pidfd)
         self.pid = pid
         self._reaped[pid] = self.on_exit

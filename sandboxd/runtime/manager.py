@@ -87,6 +87,7 @@ class Manager:
         self._stopping = False
         #: How long an unused Node interpreter waits in a sandbox for the next context; the daemon's owner sets it.
         self.spare_s = 0
+        self.standby_s = 0
         #: Awaited when the launcher is gone, before `run` raises: lets callers hear why their requests end.
         self.farewell: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
 
@@ -248,6 +249,7 @@ class Manager:
             raise LaunchFailed("cannot create a sandbox: the daemon is not running", step="connect")
         sandbox.contexts.start_soon = self._nursery.start_soon
         sandbox.contexts.spare_s = self.spare_s
+        sandbox.standby_s = self.standby_s
         sandbox.enter = functools.partial(self.launcher.enter, sandbox.id)
         return self._nursery
 

@@ -99,6 +99,8 @@ class Sandbox:
         self.contexts = Contexts(self)
         #: Has a template's child enter this sandbox; the manager gives it.
         self.enter: Enter | None = None
+        #: How long init has a process wait for the next command, in seconds; 0 is not at all.
+        self.standby_s = 0
         self.file_turns = trio.CapacityLimiter(files.SANDBOX_THREADS)
         self.processes = Processes(self)
         self.sessions = Sessions(self)
@@ -164,7 +166,7 @@ class Sandbox:
     @property
     def settings(self) -> dict[str, Any]:
         """What init must hear first, since it never passes through the launcher: env, and commands' defaults."""
-        return {"env": self.spec.env, "cwd": self.spec.cwd, "user": self.spec.user}
+        return {"env": self.spec.env, "cwd": self.spec.cwd, "user": self.spec.user, "standby_s": self.standby_s}
 
     async def configure(self) -> None:
         """Tell init its settings."""

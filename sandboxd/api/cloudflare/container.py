@@ -183,10 +183,13 @@ class Events(ResponseBody):
     """An answer of server-sent events; the call's stack owns what it follows.
 
     `_next` gives the next bytes, none of them where there is nothing to tell, None at the end. It may be cancelled.
+
+    Attributes:
+        is_over: whether nothing comes after the piece that was given last; `_next` sets it where it knows.
     """
 
     def __init__(self) -> None:
-        self._over = False
+        self.is_over = False
 
     async def __aenter__(self) -> Events:
         return self
@@ -200,13 +203,13 @@ class Events(ResponseBody):
         return self
 
     async def __anext__(self) -> bytes:
-        while not self._over:
+        while not self.is_over:
             found: bytes | None = None
             try:
                 with trio.move_on_after(KEEP_ALIVE_S) as scope:
                     found = await self._next()
             except (SandboxdError, Refusal) as error:
-                self._over = True
+                self.is_over = True
                 return self._failed(error)
             if scope.cancelled_caught:
                 return sse.KEEP_ALIVE
@@ -214,7 +217,7 @@ class Events(ResponseBody):
                 break
             if found:
                 return found
-        self._over = True
+        self.is_over = True
         raise StopAsyncIteration
 
     async def _next(self) -> bytes | None:

@@ -154,6 +154,7 @@ class _Run(Events):
         if not batch:
             return None
         self._position = batch[-1].offset + 1
+        self.is_over = batch[-1].type == "end"
         return b"".join(part for event in batch for part in self._parts(event))
 
     def _parts(self, event: RunEvent) -> list[bytes]:

@@ -159,6 +159,7 @@ class _Output(Events):
 
     async def _next(self) -> bytes | None:
         batch = await self._execution.next_batch()
+        self.is_over = self._execution.exit is not None
         return b"".join(part for one in batch for part in self._parts(one)) if batch else None
 
     def _parts(self, one: Event) -> list[bytes]:
