@@ -28,7 +28,10 @@ from . import problems, websocket
 from .body import LINGER_BYTES, LINGER_S
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .body import BoundedBody
+    from .exchange import Exchange
 
 #: Request line and headers together; 431 beyond it.
 MAX_HEADER_BYTES: Final = 64 * 1024
@@ -55,9 +58,15 @@ class Upgrade(Exception):
 class Http1(H11Protocol):
     """One connection's protocol; see the module."""
 
-    def __init__(self, stream: trio.SocketStream, **means: Any) -> None:  # noqa: ANN401 - hypercorn's own arguments
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        begin: Callable[[Http1, h11.Request, Headers], Exchange],
+        **means: Any,  # noqa: ANN401 - hypercorn's own arguments
+    ) -> None:
         super().__init__(**means)
         self._stream = stream
+        self._begin = begin
         self.can_read: Any = _Pause(self, stream)
 
     def direct_bytes(self, body: BoundedBody) -> int:
@@ -144,7 +153,10 @@ class Http1(H11Protocol):
         headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers)
         if websocket.wants(headers, request.method.decode("latin-1")):
             raise Upgrade(request.target, headers, bytes(self.connection.trailing_data[0]))
-        await super()._create_stream(request)
+        exchange = self._begin(self, request, headers)
+        self.stream: Any = exchange
+        self.task_group.spawn(exchange.run)
+        self.keep_alive_requests += 1
 
 
 class _Pause:

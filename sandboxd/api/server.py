@@ -1,8 +1,7 @@
 """Our own accept loops over hypercorn's HTTP: who connected is read at accept, and connections are bounded.
 
 hypercorn's own listener over a unix socket tells nothing of the peer, so each accepted connection gets a
-`TCPServer` of its own with the caller's credentials in its state, which reach every request of the connection
-as `scope["state"]["caller"]`, keep-alive or not.
+`TCPServer` of its own with the caller's credentials in its state, which go with every request of the connection.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
-from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Closed, RawData, Updated
 from hypercorn.trio.task_group import TaskGroup
@@ -26,10 +24,13 @@ from hypercorn.utils import parse_socket_addr
 
 from . import socket_call
 from .access import identify
+from .exchange import Exchange
 from .http1 import MAX_HEADER_BYTES, ClientGone, Http1, Upgrade
 
 if TYPE_CHECKING:
+    import h11
     from hypercorn.events import Event
+    from werkzeug.datastructures import Headers
 
     from .app import Api
     from .body import BoundedBody
@@ -81,7 +82,7 @@ class _Idle:
             self.scope.cancel()
 
 
-class _Wire(TCPServer):
+class Wire(TCPServer):
     """hypercorn's connection, with writes that can be held back and joined, and that a stop can cancel."""
 
     api: Api
@@ -140,6 +141,7 @@ class _Wire(TCPServer):
         self._task_group = tasks
         self.protocol: Any = Http1(
             self.stream,  # type: ignore[arg-type]  # hypercorn's annotation knows TLS only
+            self._begin,
             app=self.app,
             config=self.config,
             context=self.context,
@@ -161,6 +163,11 @@ class _Wire(TCPServer):
         if idle.scope.cancelled_caught and self.protocol.is_half_asked and not self.context.terminated.is_set():
             await self.protocol.time_out()
         await self.protocol.handle(Closed())
+
+    def _begin(self, protocol: Http1, request: h11.Request, headers: Headers) -> Exchange:
+        exchange = Exchange(self.api, self, protocol, self.state["caller"], request, headers)
+        self.body = exchange.call.body
+        return exchange
 
     def hold(self) -> None:
         """Join what is sent, until `release` or the end of this answer, into one write."""
@@ -219,7 +226,6 @@ class Server:
 
     def __init__(self, app: Api, sockets: list[socket.socket]) -> None:
         self._api = app
-        self._app = ASGIWrapper(app)
         self._listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
         self._context = WorkerContext(None)
         self._limit = trio.Semaphore(MAX_CONNECTIONS)
@@ -289,9 +295,8 @@ class Server:
                 await stream.aclose()
                 return
             state: dict[str, Any] = {"caller": caller}
-            wire = _Wire(self._app, self._config, self._context, ConnectionState(state), stream)  # type: ignore[arg-type]
+            wire = Wire(self._api, self._config, self._context, ConnectionState(state), stream)  # type: ignore[arg-type]
             wire.api = self._api
-            state["wire"] = wire
             idle = _Idle(self._context)
             self._idles.add(idle)
             try:

@@ -107,10 +107,9 @@ class _Client:
         body = b"" if given.get("body") is None else msgspec.json.encode(given["body"])
         request = self._request(api, method, path, body)
         inner = Call(request, api.manager, api.facts, api.metrics)
-        request.scope["sandboxd.call"] = inner
         inner.body.load(body)
         async with inner.stack:
-            response = await api.handle_request(request)
+            response = await api.answer(inner, self._call.caller)
             if hasattr(response.response, "data"):
                 shown = {"type": "response", "id": name, "status": response.status_code, "done": True}
                 await self._call.socket.send_json({**shown, "body": _value(response.response.data)})
@@ -130,7 +129,7 @@ class _Client:
         authorization = tokens.headers_of(outer).get("Authorization")
         if authorization is not None:
             headers["Authorization"] = authorization
-        scope: Any = {"type": "http", "state": {"caller": self._call.caller}}
+        scope: Any = {"type": "http"}
         return api.request_class(
             *(method, "http", self._prefix + target, query.encode(), headers, "", "1.1", scope),
             send_push_promise=functools.partial(_no_push),
