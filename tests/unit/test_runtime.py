@@ -143,7 +143,7 @@ async def test_a_birth_sends_no_secrets_to_the_launcher(tmp_path: Path) -> None:
         assert set(fake.created[0]) == {"id", "rootfs", "limits", "network", "seccomp"}
         assert fake.inits[sandbox.id].asked("configure") == []
         await sandbox.ping()
-        settings = {"env": {"SECRET": "s3cret"}, "cwd": "/workspace", "user": "root"}
+        settings = {"env": {"SECRET": "s3cret"}, "cwd": "/workspace", "user": "root", "standby_s": 0}
         assert fake.inits[sandbox.id].asked("configure") == [settings]
         assert (tmp_path / "registry" / sandbox.id / "sandbox.json").exists()
         assert sandbox.unenforced == ("disk_bytes",)
