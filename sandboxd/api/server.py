@@ -24,6 +24,7 @@ from hypercorn.utils import parse_socket_addr
 
 from . import socket_call
 from .access import identify
+from .body import LINGER_S
 from .exchange import Exchange
 from .http1 import MAX_HEADER_BYTES, ClientGone, Http1, Upgrade
 
@@ -86,13 +87,14 @@ class Wire(TCPServer):
     """hypercorn's connection, with writes that can be held back and joined, and that a stop can cancel."""
 
     api: Api
-    _held: list[bytes] | None = None
+    _holds = False
     #: The body of the request under way, once its handler's side is there to take it.
     body: BoundedBody | None = None
     _buffer: bytearray | None = None
 
     async def serve(self, idle: _Idle) -> None:
         """Serve the connection to its end."""
+        self._unsent: list[bytes] = []
         self.idle_task = idle  # type: ignore[assignment]
         try:
             async with TaskGroup() as tasks:
@@ -171,13 +173,13 @@ class Wire(TCPServer):
 
     def hold(self) -> None:
         """Join what is sent, until `release` or the end of this answer, into one write."""
-        if self._held is None:
-            self._held = []
+        self._holds = True
 
     async def release(self) -> None:
-        """Write what was held back, and hold no more."""
-        if self._held is not None or self.send_lock.locked():
-            await self._write()
+        """Write what was held back, and hold no more; returns when no write is under way."""
+        self._holds = False
+        if self._unsent or self.send_lock.locked():
+            await self._flush()
 
     async def release_after(self, seconds: float) -> None:
         """Do that in a while; whoever cancels it must call `release` at the end, which waits for a write under way."""
@@ -187,24 +189,26 @@ class Wire(TCPServer):
     async def protocol_send(self, event: Event) -> None:
         """Write, or hold back."""
         if isinstance(event, RawData):
-            if self._held is not None:
-                self._held.append(event.data)
-            elif event.data:
-                await self._write(event.data)
+            if event.data:
+                # At once, and to be taken once a write may begin: what is sent in the meantime comes behind it.
+                self._unsent.append(event.data)
+            if not self._holds:
+                await self._flush()
             return
         if isinstance(event, Updated):
             await self.release()
             if event.idle and self.protocol.stream is not None:
                 return  # the client's next request came while this answer went out
-        elif self._held is not None:  # at an end nobody waits for a write under way: its reader may be stuck
-            await self._write()
+        elif self._unsent:
+            await self.release()
+        else:
+            with trio.move_on_after(LINGER_S):  # of an end, the other's write may be the last; its reader may be stuck
+                await self.release()
         await super().protocol_send(event)
 
-    async def _write(self, data: bytes = b"") -> None:
+    async def _flush(self) -> None:
         async with self.send_lock:
-            held, self._held = self._held, None
-            if held:
-                data = b"".join((*held, data))
+            data, self._unsent = b"".join(self._unsent), []
             if not data:
                 return
             try:

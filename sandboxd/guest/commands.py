@@ -52,6 +52,7 @@ class Commands:
         self._next_number = 1
         self._running = 0
         self._by_pid: dict[int, Process] = {}
+        means.standby.is_command = self._by_pid.__contains__
         #: Children that are no commands, and who takes their status.
         self.children = children
         #: Called before a status is taken for a stranger's: a child that came from outside may be just known.

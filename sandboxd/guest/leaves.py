@@ -84,7 +84,11 @@ class Leaf:
         os.mkdir(self.name, dir_fd=self._work_fd)
         # Out of memory, a tree dies whole: half of a pipeline or of a test runner would only hang.
         self._write("memory.oom.group", b"1")
-        return os.open(self.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._work_fd)
+        try:
+            return os.open(self.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._work_fd)
+        except OSError:
+            self.remove()
+            raise
 
     def kill(self) -> None:
         """SIGKILL all that is in it."""

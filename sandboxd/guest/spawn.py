@@ -101,6 +101,7 @@ def _place(order: Order, fds: Sequence[int]) -> None:
     # Out of the way first: a number among them may be another one's target.
     above = max(_ABOVE_TARGETS, first + len(more))
     sources = [*fds[:3], *(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in more)]
+    os.dup2(fds[2], 2)  # what fails from here on is told there
     for target, fd in zip((0, 1, 2, *range(first, first + len(more))), sources, strict=True):
         os.dup2(fd, target)
     if order.terminal:
