@@ -91,10 +91,10 @@ class Standby:
         child, self._ready = self._ready, None
         if child is None:
             return None
-        del self._children[child.pid]
         if not self._send(child, order, fds):
             self._end(child)
             return None
+        del self._children[child.pid]
         child.socket.close()
         return child.pid, child.leaf
 
@@ -103,9 +103,14 @@ class Standby:
         for child in (self._ready, self._forker):
             if child is not None:
                 self._end(child)
-        if self._asked is not None:
-            self._leaves.drop(self._asked, keep_orphans=False)
-        self._ready = self._forker = self._asked = None
+        self._ready = self._forker = None
+        self._give_up_asked()
+
+    def _give_up_asked(self) -> None:
+        """Expect none any more; one that is there by now dies with its leaf."""
+        leaf, self._asked = self._asked, None
+        if leaf is not None:
+            self._leaves.drop(leaf, keep_orphans=False)
 
     def _send(self, child: _Child, order: spawn.Order, fds: Sequence[int]) -> bool:
         data = marshal.dumps(
@@ -113,17 +118,17 @@ class Standby:
         )
         if len(data) > MAX_ORDER_BYTES or len(fds) > MAX_FDS or self._limits != _limits():
             return False
+        if not _can_run(child.pid):
+            return False
         with contextlib.suppress(OSError):
-            # Neither ended nor stopped; nor a stranger, whatever it was that told its pid.
-            if os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-                child.socket.sendmsg([data], [_rights(fds)], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
-                return True
+            child.socket.sendmsg([data], [_rights(fds)], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+            return True
         return False
 
     def _end(self, child: _Child) -> None:
         self._loop.watch(child.socket.fileno(), 0, _nothing)
         child.socket.close()
-        child.leaf.kill()  # the reaper's callback gives the leaf up, if it is still known
+        self._leaves.drop(child.leaf, keep_orphans=False)
 
     # --- a new one ---
 
@@ -196,14 +201,18 @@ class Standby:
             data, ancillary, _, _ = forker.socket.recvmsg(_PID.size, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
         except OSError:
             data, ancillary = b"", []
-        leaf, self._asked = self._asked, None
-        if not data or not ancillary or leaf is None:
-            if leaf is not None:
-                self._leaves.drop(leaf, keep_orphans=False)
+        if not data or not ancillary or self._asked is None:
+            self._give_up_asked()
             self._loop.watch(forker.socket.fileno(), 0, _nothing)  # it ends, or has no room
             return
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _fds(ancillary)[0])
-        self._ready = child = _Child(_PID.unpack(data)[0], leaf, sock)
+        pid = _PID.unpack(data)[0]
+        if not _can_run(pid):  # its status was a stranger's, or will be: nobody is to wait for that
+            sock.close()
+            self._give_up_asked()
+            return
+        self._ready = child = _Child(pid, self._asked, sock)
+        self._asked = None
         self._know(child)
 
     def _know(self, child: _Child) -> None:
@@ -212,6 +221,7 @@ class Standby:
                 self._ready = None
             if self._forker is child:
                 self._forker = None
+                self._give_up_asked()
             self._loop.watch(child.socket.fileno(), 0, _nothing)
             child.socket.close()
             self._loop.defer(lambda: self._leaves.drop(child.leaf, keep_orphans=False))
@@ -230,6 +240,13 @@ class _Child:
 
 def _limits() -> list[tuple[int, int]]:
     return [resource.getrlimit(each) for each in _LIMITS]
+
+
+def _can_run(pid: int) -> bool:
+    """Whether it is a child that has neither ended nor stopped; whatever it was that told its pid."""
+    with contextlib.suppress(ChildProcessError):
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    return False
 
 
 def _rights(fds: Sequence[int]) -> tuple[int, int, array.array[int]]:
