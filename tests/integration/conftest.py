@@ -49,6 +49,15 @@ def own_daemon(tmp_path: pathlib.Path) -> Iterator[Daemon]:
 
 
 @pytest.fixture
+def forking(tmp_path: pathlib.Path) -> Iterator[Daemon]:
+    """A daemon of the test's own where no process stands by for commands: what init holds can be counted."""
+    daemon = Daemon(tmp_path, config={"standby_s": 0})
+    daemon.start()
+    yield daemon
+    daemon.close()
+
+
+@pytest.fixture
 def client(daemon: Daemon) -> Iterator[Client]:
     with daemon.client() as client:
         yield client

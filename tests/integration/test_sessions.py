@@ -488,7 +488,12 @@ def init_descriptors(daemon: Daemon, sandbox: Sandbox) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def test_pid_1_holds_one_descriptor_a_session(daemon: Daemon, sandbox: Sandbox) -> None:
+def test_pid_1_holds_one_descriptor_a_session(forking: Daemon) -> None:
+    with forking.client() as client, Sandbox.create(client=client) as sandbox:
+        check_descriptors_of_sessions(forking, sandbox)
+
+
+def check_descriptors_of_sessions(daemon: Daemon, sandbox: Sandbox) -> None:
     def settle() -> int:
         sandbox.exec("true")
         return init_descriptors(daemon, sandbox)

@@ -437,7 +437,12 @@ def test_a_shell_without_a_terminal_takes_its_input_to_the_end(daemon: Daemon, s
     assert b"got word" in found.stdout
 
 
-def test_no_terminal_is_left_behind(daemon: Daemon, sandbox: Sandbox) -> None:
+def test_no_terminal_is_left_behind(forking: Daemon) -> None:
+    with forking.client() as client, Sandbox.create(client=client) as sandbox:
+        check_what_terminals_leave(forking, sandbox)
+
+
+def check_what_terminals_leave(daemon: Daemon, sandbox: Sandbox) -> None:
     (pid,) = (daemon.cgroup() / sandbox.id / "init" / "cgroup.procs").read_text().split()
 
     def descriptors() -> int:

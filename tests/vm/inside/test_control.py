@@ -174,7 +174,7 @@ def test_one_process_over_the_limit_takes_its_tree_along_and_no_other(client: Cl
         stats = sandbox.stats()
         assert (stats.oom_kills or 0) >= 1
         assert stats.pids is not None
-        assert 1 <= stats.pids <= 4
+        assert 1 <= stats.pids <= 6  # two of them are init's own: a forker, and what stands by for the next command
 
 
 def test_a_limit_is_seen_inside_and_cannot_be_written(service: Service, client: Client) -> None:
