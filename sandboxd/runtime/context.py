@@ -383,7 +383,8 @@ class Context:
     async def _run(self, run: Run) -> None:
         assert self._worker is not None  # noqa: S101 - _live looked
         self.state = State.BUSY
-        await self._hand_over(run, {"op": "run", "code": run.code, "env": run.env})
+        message = {"op": "run", "code": run.code, "env": run.env}
+        await self._hand_over(run, {**message, "json": True} if run.wants_json else message)
         timed_out = False
         if not await self._wait_for_end(run.timeout_s):
             timed_out = not run.wants_stop

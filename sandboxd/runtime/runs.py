@@ -58,17 +58,21 @@ class Run:
     """One run, waiting, under way or over.
 
     Attributes:
+        wants_json: whether the value of the last expression is wanted as JSON too, where it is a dict or list.
         status: None until it is over; then ok, error, timeout, exited or oom.
         finished: set when it is over.
         failure: why it was given up before it began, if so.
     """
 
-    def __init__(self, code: str, timeout_s: float | None, env: dict[str, str], *, detach: bool) -> None:
+    def __init__(
+        self, code: str, timeout_s: float | None, env: dict[str, str], *, detach: bool, wants_json: bool = False
+    ) -> None:
         self.id = new_run_id()
         self.code = code
         self.timeout_s = timeout_s
         self.env = env
         self.detach = detach
+        self.wants_json = wants_json
         self.status: str | None = None
         self.restarted = False
         self.execution_count = 0

@@ -4,12 +4,15 @@ The worker is hostile once a user's code ran in it, so every frame from it is bo
 what is allowed but untrue (a result that the user's code forged) is shown as data, like anything that it prints.
 
 To the worker:   begin {language}, first; or park {language}, and begin later (Node's: guest/spares.py)
-                 run {run, code, env}   complete {run, code, cursor}   inspect {run, code, cursor, detail}
+                 run {run, code, env, json}   complete {run, code, cursor}   inspect {run, code, cursor, detail}
 From the worker: parked {files}, which init takes
                  ready {version}        failed {message}
                  result {run, main, formats, note, display_id, update}   clear {run, wait}
                  error {run, ename, evalue, traceback, traceback_ansi}   end {run, status, count}
                  reply {run, value}
+
+`json: true`, else left out, asks Python's for the JSON of a main result that is a dict or list. A worker ignores fields
+that it does not know: it may be older than the daemon.
 
 A format's value is text, bytes (png, jpeg, pdf) or the text of a JSON value (json, chart, data); a name with a slash
 is a media type that has no name of its own.

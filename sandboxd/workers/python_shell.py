@@ -2,6 +2,8 @@
 
 import base64
 import builtins
+import collections
+import itertools
 import json
 import os
 import sys
@@ -28,6 +30,10 @@ MAGIC = {"png": b"\x89PNG", "jpeg": b"\xff\xd8", "pdf": b"%PDF"}
 MAX_RESULT_BYTES = 10 * 1024 * 1024
 MAX_JSON_CHARS = 4 * 1024 * 1024 - 1
 MAX_TEXT_CHARS = 1024 * 1024
+#: How deep a dict or list may be nested to be told as JSON: the daemon and its clients have stacks too.
+MAX_DEPTH = 200
+#: What a float's digits take at most.
+FLOAT_CHARS = 25
 #: Rows of a table that go along as data.
 MAX_ROWS = 1000
 CHART, DATA = "application/vnd.sandboxd.chart+json", "application/vnd.sandboxd.data+json"
@@ -82,6 +88,67 @@ def _add_charts(formats):
         kind = "plotly" if "plotly" in name else "vega" if "vega" in name else None
         if kind and "chart" not in formats and name.endswith("json") and len(formats[name]) < MAX_JSON_CHARS - 100:
             formats["chart"] = '{"type":"%s","spec":%s}' % (kind, formats[name])
+
+
+# --- a dict or list as JSON ---
+
+
+def to_json(value):
+    """Return the JSON text of a dict or list; None for any other value, and for one that JSON does not take."""
+    if not issubclass(type(value), (dict, list)):
+        return None
+    try:
+        if not _is_small_and_plain(value):
+            return None
+        text = json.dumps(value, allow_nan=False)
+    except Exception:
+        return None
+    return text if len(text) <= MAX_JSON_CHARS else None
+
+
+def _is_small_and_plain(value):
+    """Tell, before it costs anything, whether a value may be JSON that is within the bound.
+
+    A level at a time, and none that is too large: what holds itself, or one thing a million times, ends this soon.
+    """
+    room, level = MAX_JSON_CHARS, [value]
+    for _ in range(MAX_DEPTH):
+        dicts = [one for one in level if issubclass(type(one), dict)]
+        lists = [one for one in level if not issubclass(type(one), dict)]
+        if not all(_is_plain(kind) for kind in set(map(type, level))):
+            return False
+        room -= 2 * (2 * sum(map(len, dicts)) + sum(map(len, lists)))  # each thing in it, and a comma or colon
+        if room < 0:
+            return False
+        things = list(itertools.chain.from_iterable(itertools.chain(lists, dicts, map(dict.values, dicts))))
+        kinds = set(map(type, things))
+        room -= sum(map(str.__len__, _of(str, kinds, things)))
+        room -= sum(map(int.bit_length, _of(int, kinds, things))) // 4  # a digit has more than three bits
+        floats = _of(float, kinds, things)
+        if len(floats) * FLOAT_CHARS > room:  # the only values whose text is slow to make
+            for digits in map(float.__repr__, floats):
+                room -= len(digits)
+                if room < 0:
+                    return False
+        if room < 0 or not all(issubclass(kind, (str, int, float, type(None), dict, list, tuple)) for kind in kinds):
+            return False
+        level = _of((dict, list, tuple), kinds, things)
+        if not level:
+            return True
+    return False
+
+
+def _of(base, kinds, things):
+    wanted = {kind for kind in kinds if issubclass(kind, base)}
+    return [thing for thing in things if type(thing) in wanted] if wanted else []
+
+
+def _is_plain(kind):
+    """Tell whether a kind of dict, list or tuple hands out what it holds as its base does, without code of a user's."""
+    bases = (collections.OrderedDict, collections.defaultdict, dict, list, tuple)
+    base = next(base for base in bases if issubclass(kind, base))
+    names = ("__iter__", "__len__", "__getattribute__", *(("items",) if issubclass(kind, dict) else ()))
+    return all(getattr(kind, name) is getattr(base, name) for name in names)
 
 
 def make_shell(base, session):
@@ -144,11 +211,23 @@ def _make_hook(base, session):
     class Hook(base):
         """The value of the last expression."""
 
+        _value = None
+
         def write_output_prompt(self):
             pass
 
+        def compute_format_data(self, result):
+            found = super().compute_format_data(result)
+            self._value = result if session.wants_json else None
+            return found
+
         def write_format_data(self, format_dict, md_dict=None):
             formats, note = to_formats(format_dict)
+            value, self._value = self._value, None
+            # Not in the bundle: IPython keeps each for as long as it lives.
+            text = to_json(value) if "json" not in formats else None
+            if text is not None and sum(map(len, formats.values())) + len(text) <= MAX_RESULT_BYTES:
+                formats["json"] = text
             session.send_result(formats, main=True, note=note)
 
         def finish_displayhook(self):

@@ -317,6 +317,8 @@ class Session:
         self.shell = None
         self.flusher = Flusher()
         self.main = None
+        #: Whether the present run wants a dict or list as JSON too.
+        self.wants_json = False
         self.cancelling = False
         self._error_sent = False
         self._loop = None
@@ -380,6 +382,7 @@ class Session:
         channel.listen_to_interrupts()
         self._error_sent = False
         self.main = None
+        self.wants_json = message.get("json") is True
         env, message["env"] = message.get("env") or {}, None
         before = {name: os.environ.get(name) for name in env}
         os.environ.update(env)

@@ -14,6 +14,7 @@ import pytest
 from sandboxd import Sandbox
 from tests.support.cloudflare_client import TOKEN, ClientError, Driver
 from tests.support.daemon import Daemon
+from tests.support.templates import is_template_child, load_template, pid_of
 
 pytestmark = pytest.mark.real
 
@@ -409,6 +410,67 @@ def test_descriptors_and_exits_corrupt_nothing(cf: Driver, context: str) -> None
     assert found["results"][0]["text"] == "{'a': nan}"
     assert cf.code("os._exit(3)", context=context)["error"]["name"] == "ContextExited"
     assert cf.code("1 + 1", context=context)["results"][0]["text"] == "2"
+
+
+@pytest.fixture(scope="module", params=[{}, {"PYTHONSAFE": "1"}], ids=["template", "plain"])
+def python(cf: Driver, served: tuple[Daemon, str], request: pytest.FixtureRequest) -> str:
+    """A Python context: a child of the template, or one whose variables want an interpreter of its own."""
+    load_template(served[0])
+    identity: str = cf.call("interpreter.createCodeContext", {"language": "python", "envVars": request.param})["id"]
+    with served[0].client() as client:
+        sandbox = Sandbox.connect("cloudflare-container", client=client)
+        (context,) = [one for one in sandbox.list_code_contexts() if one.id == identity]
+        assert is_template_child(pid_of(served[0], sandbox, context)) is not bool(request.param)
+    return identity
+
+
+def test_a_dict_or_list_is_json_and_text(cf: Driver, python: str) -> None:
+    found = cf.code('{"a": [1, 2], "é": None}', context=python)
+    assert [(one["json"], one["text"]) for one in found["results"]] == [
+        ({"a": [1, 2], "é": None}, "{'a': [1, 2], 'é': None}")
+    ]
+    assert set(found["formats"][0]) == {"text", "json"}
+    for code, value in (("[]", []), ("{}", {}), ("[[1.5, True]]", [[1.5, True]]), ("[0] * 5000", [0] * 5000)):
+        (result,) = cf.code(code, context=python)["results"]
+        assert result["json"] == value
+    # Only the value of the last expression, and what has JSON of its own keeps it.
+    code = "from IPython.display import JSON, display\ndisplay({'a': 1})\nJSON({'b': 2})"
+    shown = cf.code(code, context=python)["results"]
+    assert [one.get("json") for one in shown] == [None, {"b": 2}]
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("{'a': float('nan')}", "{'a': nan}"),
+        ("{'a': object}", "{'a': object}"),
+        ("{(1, 2): 3}", "{(1, 2): 3}"),
+        ("x = [1]; x.append(x); x", "[1, [...]]"),
+        ("class D(dict):\n  def items(self): 1/0\nD(a=1)", "{'a': 1}"),
+        ("class D(dict):\n  def items(self):\n    while True: pass\nD(a=1)", "{'a': 1}"),
+        ("class L(list):\n  __repr__ = lambda self: 'L'\n  def __iter__(self): 1/0\nL([1])", "L"),
+        ("(1, 2)", "(1, 2)"),
+    ],
+)
+def test_what_is_no_json_is_text_and_no_error(cf: Driver, python: str, code: str, text: str) -> None:
+    found = cf.code(code, context=python)
+    assert "error" not in found
+    assert [(one["text"], one.get("json")) for one in found["results"]] == [(text, None)]
+
+
+def test_a_list_that_is_too_large_for_json_is_text(cf: Driver, python: str) -> None:
+    (result,) = cf.code("list(range(2_000_000))", context=python)["results"]
+    assert result["text"].startswith("[0,\n 1,")
+    assert "json" not in result
+
+
+def test_the_native_api_tells_a_dict_as_text(cf: Driver, served: tuple[Daemon, str], python: str) -> None:
+    assert cf.code("{'a': 1}", context=python)["results"][0]["json"] == {"a": 1}
+    with served[0].client() as client:
+        sandbox = Sandbox.connect("cloudflare-container", client=client)
+        (context,) = [one for one in sandbox.list_code_contexts() if one.id == python]
+        (result,) = sandbox.run_code("{'a': 1}", context=context).results
+    assert (result.text, result.json) == ("{'a': 1}", None)
 
 
 def test_a_figure_has_its_chart_in_their_shape(cf: Driver) -> None:

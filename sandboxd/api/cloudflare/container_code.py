@@ -117,7 +117,11 @@ async def run(call: Call, name: str) -> TrioResponse:
     try:
         language = None if model.language is None else check_language(model.language)
         one = Run(
-            check_code(model.code), container.check_time(timeout, "timeout_ms"), check_env(dict(env)), detach=False
+            check_code(model.code),
+            container.check_time(timeout, "timeout_ms"),
+            check_env(dict(env)),
+            detach=False,
+            wants_json=True,
         )
     except InvalidRequest as error:
         raise container.invalid(error) from None
