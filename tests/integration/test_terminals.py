@@ -89,13 +89,16 @@ def test_an_interactive_shell_with_line_editing_and_jobs(shared: Sandbox) -> Non
         assert re.search(r"^hello$", seen.until(r"^hello\n.*[#$]$"), re.MULTILINE)
         seen.type("\x1b[A\r")  # the line before
         seen.until(lambda text: text.count("hello") == 4)
-        seen.type("sleep 1000\r")
+        # It says when it has the terminal: before, ^C and ^Z are the shell's, which may not heed them.
+        sleep = "sh -c 'echo u''p; exec sleep 1000'"
+        seen.type(f"{sleep}\r")
+        seen.until(r"^up$")
         seen.type("\x03")
         seen.until(r"\^C\n.*[#$]$")
-        seen.type("sleep 1000\r")
-        time.sleep(0.3)
+        seen.type(f"{sleep}\r")
+        seen.until(lambda text: len(re.findall(r"^up$", text, re.MULTILINE)) == 2)
         seen.type("\x1a")
-        seen.until(r"Stopped +sleep 1000")
+        seen.until(r"Stopped +sh -c")
         seen.type("kill %1; tty; stty size\r")
         seen.until(lambda text: re.search(r"^/dev/pts/\d+$", text, re.MULTILINE) and "24 80" in text)
         seen.type("\x04")
