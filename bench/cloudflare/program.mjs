@@ -43,7 +43,8 @@ found.exec = await many(rounds, async () =>
   expect((await client.commands.execute('echo hi', '__DISABLE_SESSION__')).stdout, 'hi\n'));
 found.session = await many(rounds, async () => expect((await client.commands.execute('echo hi', 'bench')).stdout, 'hi'));
 const context = await client.interpreter.createCodeContext({ language: 'python' });
-await new Promise((r) => setTimeout(r, 6000));
+// The first context has its template loaded beside it, which takes a processor some seconds, once.
+await new Promise((resolve) => setTimeout(resolve, 6000));
 found.code = await many(rounds, () => runCode(context.id));
 await client.interpreter.deleteCodeContext(context.id);
 found.contexts = [];
