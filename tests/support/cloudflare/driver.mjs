@@ -82,6 +82,7 @@ function pty(request) {
     const steps = [...request.steps];
     const decoder = new TextDecoder();
     let seen = 0;
+    let closing = false;
     function go() {
       while (steps.length) {
         const { send, text, until } = steps[0];
@@ -93,7 +94,10 @@ function pty(request) {
         else socket.send(typeof text === 'string' ? text : JSON.stringify(text));
         steps.shift();
       }
-      if (!request.stay) socket.close();
+      if (!request.stay) {
+        closing = true;
+        socket.close();
+      }
     }
     socket.onmessage = ({ data }) => {
       if (typeof data === 'string') {
@@ -105,7 +109,8 @@ function pty(request) {
     };
     socket.onopen = () => request.path && go();
     socket.onclose = ({ code }) => resolve({ ...found, code, left: steps.length });
-    socket.onerror = ({ message }) => reject(new Error(message || 'the handshake failed'));
+    // After our goodbye Node now and then tells an error (a frame that met it); its end is told all the same.
+    socket.onerror = ({ message }) => closing || reject(new Error(message || 'the handshake failed'));
   });
 }
 
