@@ -109,7 +109,7 @@ function pty(request) {
     };
     socket.onopen = () => request.path && go();
     socket.onclose = ({ code }) => resolve({ ...found, code, left: steps.length });
-    // After our goodbye Node now and then tells an error (a frame that met it); its end is told all the same.
+    // After our goodbye Node now and then tells an error; its end is told all the same.
     socket.onerror = ({ message }) => closing || reject(new Error(message || 'the handshake failed'));
   });
 }
