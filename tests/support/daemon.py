@@ -19,7 +19,8 @@ from sandboxd.client import Client
 from sandboxd.linux import cgroupfs, procfs
 
 ROOTFS_DIR = os.environ.get("SANDBOXD_TEST_ROOTFS_DIR", "/var/lib/sandboxd/rootfs")
-READY_S = 30.0
+#: In an emulated machine beside other work a start took over 30 s.
+READY_S = 120.0
 
 
 def children_of(pid: int) -> list[int]:
