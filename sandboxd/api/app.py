@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Api(QuartTrio):
-    """The daemon's HTTP application."""
+    """The daemon's HTTP application. `Exchange` asks it by `answer`; it is not to be served over ASGI."""
 
     request_class = ApiRequest
 

@@ -87,6 +87,7 @@ class Manager:
         self._stopping = False
         #: How long an unused Node interpreter waits in a sandbox for the next context; the daemon's owner sets it.
         self.spare_s = 0
+        #: The same of a process for the next command, while commands follow each other.
         self.standby_s = 0
         #: Awaited when the launcher is gone, before `run` raises: lets callers hear why their requests end.
         self.farewell: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
