@@ -41,17 +41,22 @@ lint: setup ## Check style and types
 	@echo "ruff format --check" >&2; .venv/bin/ruff format --check --quiet
 	@echo "mypy" >&2; .venv/bin/mypy --no-error-summary
 
+# Standard input is closed to tests: a run at a terminal, under nohup and in CI are the same.
 .PHONY: test
-test: rootfs lint vm-packages test-packages ## Run every check and test
-	@SANDBOXD_VM_REQUIRED=1 $(PYTHON) -m pytest
+test: rootfs lint vm-packages test-packages ## Run every check and test but the soaks
+	@SANDBOXD_VM_REQUIRED=1 $(PYTHON) -m pytest </dev/null
 
 .PHONY: test-fast
 test-fast: lint ## Run what takes seconds
-	@$(PYTHON) -m pytest -m 'not slow'
+	@$(PYTHON) -m pytest -m 'not slow and not long' </dev/null
+
+.PHONY: test-long
+test-long: rootfs test-packages ## Run the soaks, hundreds of kills and matrices (SEED=number repeats one)
+	@SANDBOXD_TEST_SEED="$(SEED)" $(PYTHON) -m pytest -m long </dev/null
 
 .PHONY: vm
 vm: rootfs vm-packages ## Run the tests that need cgroup controllers and systemd, in a virtual machine (VM="-k oom" picks)
-	@SANDBOXD_VM_REQUIRED=1 $(PYTHON) -m pytest tests/vm $(VM)
+	@SANDBOXD_VM_REQUIRED=1 $(PYTHON) -m pytest tests/vm $(VM) </dev/null
 
 .PHONY: vm-shell
 vm-shell: rootfs vm-packages ## A shell in that machine, with this tree installed

@@ -2,9 +2,49 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import os
 import signal
 
-# A shell starts what runs in its background with SIGINT ignored, and that is inherited: the programs that tests start
-# and interrupt would not hear it. A handler is not inherited; execve resets it to the default.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+import pytest
+import trio
+
+#: What Python itself ignores, for good reasons.
+_PYTHONS = {signal.SIGPIPE, signal.SIGXFSZ}
+
+
+def restore_signals() -> None:
+    """Give every signal the disposition that a fresh login shell has.
+
+    nohup ignores SIGHUP, a shell ignores SIGINT and SIGQUIT for background jobs, a service manager may block any. All
+    of that is inherited, also by the programs that tests start and signal. A handler is not: execve resets it.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in signal.valid_signals() - _PYTHONS:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+restore_signals()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give asynchronous tests a deadline of trio's own, a little before pytest-timeout's.
+
+    The stack of a loop that waits says nothing of the task that hangs; a cancelled test shows the line it waits at.
+    """
+    limit = 0.9 * float(os.environ.get("PYTEST_TIMEOUT") or config.getini("timeout"))
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            item.obj = _within(limit, item.obj)
+
+
+def _within(seconds, test):
+    @functools.wraps(test)
+    async def run(*args, **kwargs):
+        with trio.fail_after(seconds):
+            return await test(*args, **kwargs)
+
+    return run

@@ -28,6 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _is_inside(item):
             item.add_marker(pytest.mark.slow)
+            if not INSIDE:  # what it waits for has limits: the lane, and the pytest inside
+                item.add_marker(pytest.mark.timeout(0))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -48,7 +50,7 @@ class _Handing:
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
         if not _is_inside(item):
             return None
-        faulthandler.cancel_dump_traceback_later()  # what hangs is there, and the lane has a limit of its own
+        faulthandler.cancel_dump_traceback_later()  # what hangs is there
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in item.config.stash[_LANE].reports(item):
             item.ihook.pytest_runtest_logreport(report=report)

@@ -16,10 +16,11 @@ import pytest
 from . import drives, machine
 from .channel import MachineGone
 
-#: A test that says nothing for so long is ended, and reported as failed; the others go on.
-TEST_S = float(os.environ.get("SANDBOXD_VM_TEST_S", "240"))
-#: All that happens in the machine: `make vm` takes under a quarter of an hour, or fails.
-TESTS_S = float(os.environ.get("SANDBOXD_VM_TESTS_S", "780"))
+#: The limit of each test inside, by its own pytest (with a stack). An emulated machine beside other work is slow.
+INSIDE_S = float(os.environ.get("SANDBOXD_VM_TEST_S", "600"))
+#: When a pytest that says nothing is ended from outside; the tests after the one that hangs go on in a new one. All
+#: tests together have no limit: what is slow is not stuck.
+TEST_S = 1.2 * INSIDE_S
 PYTEST = (machine.PYTHON, "-m", "pytest", "-q", "-p", "tests.vm.reporter", "-p", "no:cacheprovider")
 _TAIL = 6000
 
@@ -41,7 +42,6 @@ class Lane:
         self._trouble = ""
         self._missing: list[str] = []
         self._parts: list[tuple[str, float]] = []
-        self._deadline = 0.0
 
     # --- begin and end --------------------------------------------------------------------------------------
 
@@ -64,7 +64,6 @@ class Lane:
                 self._machine.install(project)
         except Exception as error:
             self._trouble = f"{type(error).__name__}: {error}\n{getattr(error, 'output', '')}"
-        self._deadline = time.monotonic() + TESTS_S
         self._parts.append(("tests", time.monotonic()))
 
     def close(self) -> None:
@@ -122,9 +121,9 @@ class Lane:
         quiet = time.monotonic() + TEST_S
         while nodeid not in self._ended:
             try:
-                kind, payload = self._machine.channel.frame(min(quiet, self._deadline))
+                kind, payload = self._machine.channel.frame(quiet)
             except MachineGone:
-                if time.monotonic() < min(quiet, self._deadline):
+                if time.monotonic() < quiet:
                     raise
                 self._end_what_hangs(nodeid)
                 return
@@ -140,7 +139,7 @@ class Lane:
 
     def _start(self) -> None:
         assert self._machine
-        env = {**machine.ENVIRONMENT, "COLUMNS": "120"}
+        env = {**machine.ENVIRONMENT, "COLUMNS": "120", "PYTEST_TIMEOUT": str(INSIDE_S)}
         self._machine.channel.start([*PYTEST, *self._waiting], cwd=machine.TREE, env=env)
         self._running = True
 
@@ -164,15 +163,12 @@ class Lane:
     def _end_what_hangs(self, nodeid: str) -> None:
         """End a pytest that is stuck; the tests after this one get a new one."""
         assert self._machine
-        over = time.monotonic() >= self._deadline
-        why = f"all tests together took over {TESTS_S:g} s" if over else f"no answer in {TEST_S:g} s"
+        why = f"no answer in {TEST_S:g} s"
         self._machine.channel.signal(signal.SIGKILL)
         for kind, payload in self._machine.channel.events(time.monotonic() + 30):
             if kind == b"T":
                 self._take(payload)
         self._running = False
-        if over:
-            self._trouble = f"{why}; {self._tail()}"
         if nodeid not in self._ended:
             self._ended.add(nodeid)
             self._waiting.remove(nodeid)

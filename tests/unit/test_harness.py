@@ -1,0 +1,76 @@
+"""The tests' own ground: what hangs ends with a stack, and nothing that a caller left ignored is inherited."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+#: Those that can be ignored at all, but for the two that Python ignores itself.
+IGNORABLE = sorted(
+    signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ} - set(range(32, 65))
+)
+DISPOSITIONS = """
+import json, signal
+import tests.conftest
+status = dict(line.split(":\\t") for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
+print(json.dumps([int(status["SigIgn"], 16), int(status["SigBlk"], 16)]))
+"""
+
+
+def _ignore_all() -> None:
+    for number in IGNORABLE:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _block_all() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+
+
+@pytest.mark.parametrize("before", [_ignore_all, _block_all], ids=["ignored", "blocked"])
+def test_no_signal_stays_ignored_or_blocked(before):
+    done = subprocess.run(
+        [sys.executable, "-c", DISPOSITIONS], cwd=REPOSITORY, preexec_fn=before, capture_output=True, check=True
+    )
+    ignored, blocked = json.loads(done.stdout)
+    assert ignored == sum(1 << number - 1 for number in (signal.SIGPIPE, signal.SIGXFSZ))
+    assert blocked == 0
+
+
+HANGS = """
+import subprocess, threading, trio, pytest
+
+def test_a_thread():
+    threading.Event().wait()
+
+async def test_trio():
+    await trio.sleep_forever()
+
+def test_a_child():
+    subprocess.run(["sleep", "1000"])
+
+def test_what_comes_after():
+    pass
+"""
+
+
+def test_what_hangs_fails_with_its_stack_and_the_run_goes_on(tmp_path):
+    (tmp_path / "test_hangs.py").write_text(HANGS)
+    plugins = ("-p", "no:cacheprovider", "-p", "tests.conftest")
+    options = ("-c", str(REPOSITORY / "pyproject.toml"), "--rootdir", str(tmp_path), "-o", "timeout=1", str(tmp_path))
+    command = [sys.executable, "-m", "pytest", *plugins, *options]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert "3 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+    for line in ("threading.Event().wait()", "trio.sleep_forever()", 'subprocess.run(["sleep", "1000"])'):
+        assert line in done.stdout
+
+
+def test_every_lane_has_a_limit_for_each_test(pytestconfig):
+    assert 60 <= float(pytestconfig.getini("timeout")) <= 600
