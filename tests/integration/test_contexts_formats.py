@@ -111,6 +111,7 @@ def test_bars(chart: Any) -> None:
     assert [(bar["label"], bar["value"], bar["base"]) for bar in low["bars"]] == [("a", 3, 0), ("b", 4, 0)]
     assert [(bar["label"], bar["value"], bar["base"]) for bar in high["bars"]] == [("a", 1, 3), ("b", 2, 4)]
     assert found["axes"][0]["x"]["scale"] == "categorical"
+    assert [bar["position"] for bar in low["bars"]] == [0, 1]
     wide = chart("plt.barh(['x', 'y'], [5, 6])")["series"][0]
     assert wide["orientation"] == "horizontal"
     assert [(bar["label"], bar["value"]) for bar in wide["bars"]] == [("x", 5), ("y", 6)]
@@ -135,6 +136,156 @@ def test_boxes(chart: Any) -> None:
     assert (first["label"], first["median"], first["q1"], first["q3"]) == ("a", 3, 2, 4)
     assert (first["min"], first["max"], first["outliers"]) == (1, 4, [100])
     assert (second["label"], second["median"]) == ("b", 6)
+
+
+#: What each kind of drawing says: its code, and of each series what matters (`labels` are those of bars or boxes).
+GALLERY: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "bars with errors are no stray scatters": (
+        "plt.bar(['A', 'B'], [1, 2], yerr=.5, capsize=3)",
+        [{"type": "bar", "labels": ["A", "B"], "errors": [[0.5, 1.5], [1.5, 2.5]]}],
+    ),
+    "lying bars with errors": (
+        "plt.barh(['A', 'B'], [1, 2], xerr=[.5, .25], capsize=3)",
+        [{"type": "bar", "labels": ["A", "B"], "errors": [[0.5, 1.5], [1.75, 2.25]]}],
+    ),
+    "pandas' grouped bars": (
+        "pd.DataFrame({'u': [1, 2], 'v': [3, 4]}, index=['a', 'b']).plot.bar()",
+        [{"label": "u", "labels": ["a", "b"]}, {"label": "v", "labels": ["a", "b"]}],
+    ),
+    "bars grouped by hand": (
+        "x = np.arange(2)\nfor i in range(3): plt.bar(x + i * .25, [1, 2], .25, label=f'g{i}')\n"
+        "plt.xticks(x + .25, ['p', 'q'])",
+        [{"label": f"g{number}", "labels": ["p", "q"]} for number in range(3)],
+    ),
+    "a bar's number": ("plt.bar([0.5, 10], [1, 2])", [{"labels": ["0.5", "10"]}]),
+    "bars of whole numbers that touch": ("plt.bar([0, 1, 2], [1, 2, 3], width=1)", [{"labels": ["0", "1", "2"]}]),
+    "bars on a logarithmic axis": ("plt.bar([1, 10], [1, 2]); plt.xscale('log')", [{"labels": ["1", "10"]}]),
+    "bars over dates": (
+        "plt.bar(pd.date_range('2026-01-01', periods=2), [1, 2])",
+        [{"labels": ["2026-01-01T00:00:00", "2026-01-02T00:00:00"]}],
+    ),
+    "bins of a histogram": ("plt.hist([1, 1, 2, 4], bins=2)", [{"labels": ["1 to 2.5", "2.5 to 4"]}]),
+    "seaborn's histogram": ("sns.histplot([1, 2, 3], bins=2)", [{"labels": ["1 to 2", "2 to 3"]}]),
+    "lines across": (
+        "plt.plot([10, 20], [1, 2]); plt.xlim(0, 40); plt.ylim(0, 4)\n"
+        "plt.axhline(1.5); plt.axvline(12, 0, .5); plt.axline((0, 0), slope=.1)",
+        [
+            {"points": [[10, 1], [20, 2]]},
+            {"points": [[0, 1.5], [40, 1.5]]},
+            {"points": [[12, 0], [12, 2]]},
+            {"points": [[0, 0], [40, 4]]},
+        ],
+    ),
+    "a line across through a point is no error": (
+        "plt.plot([1, 2, 3]); plt.axhline(2); plt.xlim(0, 2)",
+        [{"points": [[0, 1], [1, 2], [2, 3]], "errors": None}, {"points": [[0, 2], [2, 2]]}],
+    ),
+    "points with errors": (
+        "plt.errorbar([1, 2], [4, 5], yerr=[.5, .25], xerr=1, fmt='o', capsize=2, label='m')",
+        [{"type": "scatter", "label": "m", "points": [[1, 4], [2, 5]], "errors": [[3.5, 4.5], [4.75, 5.25]]}],
+    ),
+    "stems": ("plt.stem([1, 2], [4, 5], label='s')", [{"type": "scatter", "label": "s", "points": [[1, 4], [2, 5]]}]),
+    "seaborn's boxes": (
+        "sns.boxplot(data=FRAME, x='g', y='v', hue='h')",
+        [{"type": "box", "label": "m", "labels": ["a", "b"]}, {"type": "box", "label": "n", "labels": ["a", "b"]}],
+    ),
+    "seaborn's lying boxes": ("sns.boxplot(data=FRAME, y='g', x='v')", [{"type": "box", "labels": ["a", "b"]}]),
+    "pandas' boxes": ("pd.DataFrame({'a': [1, 2], 'b': [4, 5]}).boxplot()", [{"type": "box", "labels": ["a", "b"]}]),
+    "seaborn's bars": (
+        "sns.barplot(data=FRAME, x='g', y='v', errorbar=('pi', 100), capsize=.1)",
+        [{"type": "bar", "labels": ["a", "b"], "errors": [[0, 5], [2, 7]]}],
+    ),
+    "seaborn's estimates": (
+        "sns.pointplot(data=FRAME, x='g', y='v', hue='h', errorbar=('pi', 100))",
+        [
+            {"type": "line", "label": "m", "points": [[0, 2], [1, 4]], "errors": [[0, 4], [2, 6]]},
+            {"type": "line", "label": "n", "points": [[0, 3], [1, 5]], "errors": [[1, 5], [3, 7]]},
+        ],
+    ),
+    "seaborn's lines": (
+        "sns.lineplot(x=[1, 2, 1, 2], y=[1, 2, 3, 4], hue=list('mmnn'))",
+        [{"label": "m", "points": [[1, 1], [2, 2]]}, {"label": "n", "points": [[1, 3], [2, 4]]}],
+    ),
+    "seaborn's scatter by colour": (
+        "sns.scatterplot(x=[1, 2, 1], y=[1, 2, 3], hue=list('mmn'))",
+        [{"label": "m", "points": [[1, 1], [2, 2]]}, {"label": "n", "points": [[1, 3]]}],
+    ),
+    "scatter over categories": ("plt.scatter(['a', 'b'], [1, 2])", [{"points": [["a", 1], ["b", 2]]}]),
+    "masked points": (
+        "plt.scatter(np.ma.array([1, 2], mask=[False, True]), [1, 2])",
+        [{"points": [[1, 1], [None, None]]}],
+    ),
+    "pandas' periods": (
+        "pd.Series([1, 2], index=pd.date_range('2026-01-01', periods=2, freq='MS')).plot()",
+        [{"points": [["2026-01-01T00:00:00", 1], ["2026-02-01T00:00:00", 2]]}],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GALLERY)
+def test_a_chart_says_what_was_drawn_and_no_more(chart: Any, show: Any, name: str) -> None:
+    code, expected = GALLERY[name]
+    show("import seaborn as sns\nFRAME = pd.DataFrame({'g': list('aabb') * 2, 'h': list('mnmn') * 2, 'v': range(8)})")
+    series = chart(code)["series"]
+    assert len(series) == len(expected), series
+    for item, wanted in zip(series, expected, strict=True):
+        labels = [part["label"] for part in item.get("bars", item.get("boxes", []))]
+        for field, value in wanted.items():
+            found = labels if field == "labels" else item.get(field)
+            assert found == value, (field, item)
+
+
+def test_ticks_are_told_as_they_are_read(chart: Any) -> None:
+    found = chart("plt.loglog([1, 100], [1e-2, 1]); plt.plot([], [])")["axes"][0]
+    assert found["x"]["tick_labels"] == ["10⁰", "10¹", "10²"]
+    assert found["y"]["tick_labels"] == ["10⁻²", "10⁻¹", "10⁰"]
+    found = chart("plt.plot([-2, 2], [0, 3e7])")["axes"][0]
+    assert float(found["x"]["tick_labels"][0]) == found["x"]["ticks"][0] == -2
+    assert found["y"]["offset"] == "1e7"
+    assert found["x"]["offset"] is None
+
+
+def test_what_is_drawn_in_space_has_no_chart(show: Any) -> None:
+    (result,) = show("plt.figure().add_subplot(projection='3d').scatter([1], [2], [3]); plt.show()")
+    assert result.png.startswith(PNG)
+    assert result.chart is None
+
+
+@pytest.mark.parametrize(
+    "before", ["pass", "sns.set_theme()", "plt.style.use('ggplot')", "plt.rcParams['font.family'] = 'serif'"]
+)
+def test_letters_of_east_asia_are_drawn(show: Any, before: str) -> None:
+    show(
+        "import warnings, seaborn as sns\nwith warnings.catch_warnings(), plt.rc_context():\n"
+        f"    warnings.simplefilter('error')\n    {before}\n"
+        "    plt.title('销售额 売上 매출 é')\n    plt.gcf().canvas.draw()"
+    )
+
+
+#: Writes DejaVu Sans under another name of as many letters, and asks for it.
+LATER = """
+import matplotlib.font_manager as fm, pathlib
+data = pathlib.Path(fm.findfont('DejaVu Sans')).read_bytes()
+folder = pathlib.Path({folder!r}).expanduser()
+folder.mkdir(parents=True, exist_ok=True)
+for code in ('ascii', 'utf-16-be'):
+    data = data.replace('DejaVu Sans'.encode(code), {name!r}.encode(code))
+(folder / '{name}-later.ttf').write_bytes(data)
+print(fm.findfont({name!r}, fallback_to_default=False))
+"""
+
+
+@pytest.mark.parametrize("folder", ["~/.fonts", "~/.local/share/fonts/deep", "/usr/local/share/fonts"])
+@pytest.mark.parametrize("program", [False, True], ids=["context", "program"])
+def test_a_font_that_is_installed_later_is_found(
+    shared: Sandbox, context: CodeContext, folder: str, program: bool
+) -> None:
+    code = LATER.format(folder=folder, name=f"{'Xyz'[len(folder) % 3]}ejaWu Sun{'sp'[program]}")
+    if program:
+        result = shared.exec(["python3", "-c", code])
+        assert result.stdout.strip().endswith("later.ttf"), result.stderr
+    else:
+        assert shared.run_code(code, context=context).check().stdout.strip().endswith("later.ttf")
 
 
 def test_several_axes_and_kinds(chart: Any) -> None:
