@@ -79,14 +79,18 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - a class each, checked below
     elif name in ("IoLimits", "Limits"):
         value = getattr(importlib.import_module(".spec", __name__), name)
     else:
-        errors = importlib.import_module(".errors", __name__)
-        if name.startswith("_") or name not in errors.__all__:
+        value = _errors().get(name)
+        if value is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(errors, name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
+    return sorted({*globals(), *_CLIENT_NAMES, *_errors(), "IoLimits", "Limits"})
+
+
+def _errors() -> dict[str, Any]:
+    """Return what of `sandboxd.errors` can be had here: the class of each kind."""
     errors = importlib.import_module(".errors", __name__)
-    return sorted({*globals(), *_CLIENT_NAMES, *errors.__all__, "IoLimits", "Limits"})
+    return {cls.__name__: cls for cls in errors.kinds().values() if cls.__module__ == errors.__name__}

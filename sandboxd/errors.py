@@ -10,82 +10,30 @@ between daemon and init, and back into the same class in the SDK (`from_kind`). 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import enum
+from typing import Any, ClassVar, Final
 
-__all__ = [
-    "AccessDenied",
-    "AlreadyRunning",
-    "ArchiveRefused",
-    "BodyTooLarge",
-    "CgroupError",
-    "ConfigError",
-    "Conflict",
-    "ContextExited",
-    "ContextNotFound",
-    "ContextRestarting",
-    "DaemonUnavailable",
-    "DirectoryNotEmpty",
-    "FileExists",
-    "FileNotFound",
-    "FilePermissionDenied",
-    "GitAuthentication",
-    "GitError",
-    "GitProtocolError",
-    "GitRefNotFound",
-    "GitRefused",
-    "GitRepositoryNotFound",
-    "GitTimeout",
-    "GitUnreachable",
-    "HostUnsupported",
-    "InternalError",
-    "InterpreterMissing",
-    "InvalidRequest",
-    "LaunchFailed",
-    "LauncherGone",
-    "LimitExceeded",
-    "LimitUnenforceable",
-    "LocalProtocolError",
-    "MethodNotAllowed",
-    "NameTaken",
-    "NotAFile",
-    "NotAvailable",
-    "NotFound",
-    "PortClosed",
-    "PortExposed",
-    "PortNotFound",
-    "PreviewGone",
-    "PreviewNotFound",
-    "ProcessNotFound",
-    "ProcessNotRunning",
-    "ProfileNotFound",
-    "ProtocolError",
-    "QuotaExceeded",
-    "RangeNotSatisfiable",
-    "RemoteProtocolError",
-    "RootfsError",
-    "RootfsNotFound",
-    "RouteNotFound",
-    "RunNotFound",
-    "SandboxFailed",
-    "SandboxFrozen",
-    "SandboxGone",
-    "SandboxNotFound",
-    "SandboxdError",
-    "ServerBusy",
-    "SessionNotFound",
-    "StorageFull",
-    "Unauthenticated",
-    "UnknownField",
-    "UpstreamBroken",
-    "from_kind",
-    "kinds",
-]
+
+class Origin(enum.Flag):
+    """Who besides the daemon may name a kind: a sandbox's init, the child of the template `git` that clones."""
+
+    NOBODY = 0
+    INIT = enum.auto()
+    CLONE = enum.auto()
 
 
 class SandboxdError(Exception):
-    """The root of every error; `kind` names the meaning, `facts` are its machine-readable details."""
+    """The root of every error; `facts` are its machine-readable details.
+
+    Attributes:
+        kind: the meaning, a word of the API.
+        status: the HTTP status that it is answered with; a class inherits its parent's.
+        origin: the peers that may name this very kind; any other would let a hostile one speak for the daemon.
+    """
 
     kind: ClassVar[str] = "error"
+    status: ClassVar[int] = 500
+    origin: ClassVar[Origin] = Origin.NOBODY
 
     def __init__(self, message: str, **facts: Any) -> None:  # noqa: ANN401 - any JSON value
         super().__init__(message)
@@ -110,6 +58,8 @@ class InvalidRequest(SandboxdError):
     """The request is malformed; `field` names the part where one can be named."""
 
     kind = "invalid-request"
+    status = 400
+    origin = Origin.INIT | Origin.CLONE
 
 
 class UnknownField(InvalidRequest):
@@ -122,42 +72,50 @@ class RequestTimeout(InvalidRequest):
     """A request did not come to its end in time."""
 
     kind = "request-timeout"
+    status = 408
 
 
 class NotAvailable(InvalidRequest):
     """The request asks for a feature that this version does not have."""
 
     kind = "not-available"
+    status = 422
+    origin = Origin.INIT
 
 
 class LimitUnenforceable(InvalidRequest):
     """A limit was asked for (or is the default) that this host cannot enforce: `limits`, `missing`."""
 
     kind = "limit-unenforceable"
+    status = 422
 
 
 class RootfsNotFound(InvalidRequest):
     """No rootfs has that name: `rootfs`, `available`."""
 
     kind = "rootfs-not-found"
+    status = 422
 
 
 class ProfileNotFound(InvalidRequest):
     """No seccomp profile has that name: `profile`, `available`."""
 
     kind = "profile-not-found"
+    status = 422
 
 
 class InterpreterMissing(InvalidRequest):
     """The rootfs lacks what a language needs: `language`."""
 
     kind = "interpreter-missing"
+    status = 422
 
 
 class NotFound(SandboxdError):
     """What the request names does not exist."""
 
     kind = "not-found"
+    status = 404
 
 
 class RouteNotFound(NotFound):
@@ -170,6 +128,7 @@ class MethodNotAllowed(NotFound):
     """The path exists, but not with that method."""
 
     kind = "method-not-allowed"
+    status = 405
 
 
 class SandboxNotFound(NotFound):
@@ -182,12 +141,14 @@ class ProcessNotFound(NotFound):
     """No process of the sandbox has that id."""
 
     kind = "process-not-found"
+    origin = Origin.INIT
 
 
 class ContextNotFound(NotFound):
     """The sandbox has no code context of that id."""
 
     kind = "context-not-found"
+    origin = Origin.INIT
 
 
 class RunNotFound(NotFound):
@@ -200,12 +161,14 @@ class SessionNotFound(NotFound):
     """The sandbox has no such session: it was never created, or is deleted."""
 
     kind = "session-not-found"
+    origin = Origin.INIT
 
 
 class FileNotFound(NotFound):
     """No file has that path in the sandbox."""
 
     kind = "file-not-found"
+    origin = Origin.INIT | Origin.CLONE
 
 
 class PortNotFound(NotFound):
@@ -224,18 +187,22 @@ class PreviewGone(NotFound):
     """The preview's sandbox was destroyed."""
 
     kind = "preview-gone"
+    status = 410
 
 
 class Conflict(SandboxdError):
     """The request does not fit the present state."""
 
     kind = "conflict"
+    status = 409
+    origin = Origin.INIT
 
 
 class NameTaken(Conflict):
     """Another sandbox has that name, or another process that id."""
 
     kind = "name-taken"
+    origin = Origin.INIT
 
 
 class PortExposed(Conflict):
@@ -248,30 +215,36 @@ class NotAFile(Conflict):
     """The path names something other than a regular file: `type`."""
 
     kind = "not-a-file"
+    origin = Origin.INIT
 
 
 class FileExists(Conflict):
     """Something has that name already: `path`."""
 
     kind = "file-exists"
+    origin = Origin.INIT | Origin.CLONE
 
 
 class DirectoryNotEmpty(Conflict):
     """The folder has something in it, and deleting all of it was not asked for: `path`."""
 
     kind = "directory-not-empty"
+    origin = Origin.INIT | Origin.CLONE
 
 
 class ArchiveRefused(InvalidRequest):
     """An archive is damaged, or a member of it would leave the folder: `reason`, `member`."""
 
     kind = "archive-refused"
+    status = 422
+    origin = Origin.INIT
 
 
 class ProcessNotRunning(Conflict):
     """The process has ended, or has no stdin to write to."""
 
     kind = "process-not-running"
+    origin = Origin.INIT
 
 
 class ContextExited(Conflict):
@@ -314,96 +287,121 @@ class LimitExceeded(SandboxdError):
     """A stated bound was passed."""
 
     kind = "limit-exceeded"
+    status = 422
+    origin = Origin.INIT | Origin.CLONE
 
 
 class BodyTooLarge(LimitExceeded):
     """The request's body is over its bound: `limit_bytes`."""
 
     kind = "body-too-large"
+    status = 413
 
 
 class HeaderTooLarge(LimitExceeded):
     """A request's line and headers are larger than the daemon takes."""
 
     kind = "header-too-large"
+    status = 431
 
 
 class RangeNotSatisfiable(LimitExceeded):
     """The asked range lies behind the file's end: `size`."""
 
     kind = "range-not-satisfiable"
+    status = 416
 
 
 class QuotaExceeded(LimitExceeded):
     """The sandbox's disk limit or the disk itself is full."""
 
     kind = "quota-exceeded"
+    status = 507
+    origin = Origin.INIT | Origin.CLONE
 
 
 class AccessDenied(SandboxdError):
     """The caller may not do that."""
 
     kind = "access-denied"
+    status = 403
 
 
 class Unauthenticated(AccessDenied):
     """No valid token came with the request."""
 
     kind = "unauthenticated"
+    status = 401
 
 
 class FilePermissionDenied(AccessDenied):
     """The sandbox's own rights refuse the file operation."""
 
     kind = "file-permission-denied"
+    origin = Origin.INIT | Origin.CLONE
 
 
 class GitError(SandboxdError):
     """A clone failed."""
 
     kind = "git-error"
+    origin = Origin.CLONE
 
 
 class GitAuthentication(GitError):
     """The git server wants a user name and a password, or takes not these: `sent` says whether any were given."""
 
     kind = "git-authentication"
+    status = 422  # 401 would read as our own token
+    origin = Origin.CLONE
 
 
 class GitRepositoryNotFound(GitError):
     """There is no git repository at the address, or none that the server shows."""
 
     kind = "git-repository-not-found"
+    status = 404
+    origin = Origin.CLONE
 
 
 class GitRefNotFound(GitError):
     """The repository has no such branch, tag or commit: `ref`, `close` (names like it)."""
 
     kind = "git-ref-not-found"
+    status = 404
+    origin = Origin.CLONE
 
 
 class GitRefused(GitError):
     """The repository has something that is not taken: `reason`, and what it was."""
 
     kind = "git-refused"
+    status = 422
+    origin = Origin.CLONE
 
 
 class GitUnreachable(GitError):
     """The git server cannot be reached, or broke off: `host`, `reason`."""
 
     kind = "git-unreachable"
+    status = 502
+    origin = Origin.CLONE
 
 
 class GitTimeout(GitError):
     """The git server said nothing for too long (`stalled`), or the clone took longer than it may: `timeout_s`."""
 
     kind = "git-timeout"
+    status = 504
+    origin = Origin.CLONE
 
 
 class GitProtocolError(GitError):
     """The git server answered with something that is not git's protocol, or with a damaged pack: `reason`."""
 
     kind = "git-protocol-error"
+    status = 502
+    origin = Origin.CLONE
 
 
 # --- the host's fault ---------------------------------------------------------------------------------------
@@ -443,54 +441,64 @@ class StorageFull(SandboxdError):
     """The host has no room for another sandbox."""
 
     kind = "storage-full"
+    status = 507
 
 
 class ServerBusy(SandboxdError):
     """The daemon is at a stated bound, or stopping; try again."""
 
     kind = "server-busy"
+    status = 503
+    origin = Origin.INIT
 
 
 class DaemonUnavailable(SandboxdError):
     """No daemon answers at the address (raised by the SDK)."""
 
     kind = "daemon-unavailable"
+    status = 503
 
 
 class PortClosed(SandboxdError):
     """Nobody listens at the exposed port: `port`."""
 
     kind = "port-closed"
+    status = 502
 
 
 class UpstreamBroken(SandboxdError):
     """The service behind a preview broke off, or does not speak HTTP: `port`."""
 
     kind = "upstream-broken"
+    status = 502
 
 
 class TemplateUnavailable(SandboxdError):
     """There is no template for it now; whoever asked does without. Only between the daemon and the launcher."""
 
     kind = "template-unavailable"
+    status = 503
 
 
 class NetworkUnavailable(SandboxdError):
     """This host cannot give a sandbox the network that it asks for: `mode`, `remedy`."""
 
     kind = "network-unavailable"
+    status = 422
 
 
 class LauncherGone(SandboxdError):
     """The launcher died; the daemon ends with it."""
 
     kind = "launcher-gone"
+    status = 503
 
 
 class InternalError(SandboxdError):
     """A bug in sandboxd; the daemon's log has the traceback."""
 
     kind = "internal-error"
+    origin = Origin.INIT | Origin.CLONE
 
 
 class ProtocolError(SandboxdError):
@@ -522,7 +530,12 @@ def kinds() -> dict[str, type[SandboxdError]]:
     return found
 
 
-_BY_KIND = kinds()
+_BY_KIND: Final = kinds()
+
+
+def kinds_from(origin: Origin) -> frozenset[str]:
+    """Return the kinds that a peer may name."""
+    return frozenset(kind for kind, cls in _BY_KIND.items() if vars(cls).get("origin", Origin.NOBODY) & origin)
 
 
 def from_kind(kind: str, message: str, facts: dict[str, Any] | None = None) -> SandboxdError:

@@ -105,7 +105,7 @@ def _routing_error(error: HTTPException, request: ApiRequest) -> SandboxdError:
 
 def problem_response(error: SandboxdError) -> TrioResponse:
     """Return an error as an answer."""
-    return TrioResponse(problems.to_json(error), problems.status_of(error), problems.headers(error))
+    return TrioResponse(problems.to_json(error), error.status, problems.headers(error))
 
 
 __all__ = ["Api", "Caller", "Facts", "Policy", "problem_response"]

@@ -114,7 +114,7 @@ class Http1(H11Protocol):
 
     async def refuse(self, error: SandboxdError) -> None:
         """Answer with a problem that no handler can send, and end the connection."""
-        await self.answer(problems.status_of(error), problems.to_json(error), problems.headers(error))
+        await self.answer(error.status, problems.to_json(error), problems.headers(error))
 
     async def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         """Answer in the place of a handler, and end the connection."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from .. import errors
 from . import problems
 from .access import Level
 from .models import Problem
@@ -72,7 +73,7 @@ def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
     ordered = sorted(structs | {Problem}, key=lambda model: model.__name__)
     refs, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
     schemas = dict(zip(ordered, refs, strict=True))
-    components["Problem"]["properties"]["kind"]["enum"] = sorted(problems.STATUS)
+    components["Problem"]["properties"]["kind"]["enum"] = sorted(errors.kinds())
     paths: dict[str, Any] = {}
     for route in routes:
         path = _ARGUMENT.sub(r"{\1}", route.path)
@@ -119,7 +120,7 @@ def _responses(route: Route, schemas: dict[type, dict[str, Any]]) -> dict[str, A
     responses = {str(route.status): good}
     kinds = (*_COMMON, *(() if route.access is Level.PUBLIC else _GUARDED), *route.kinds)
     for kind in kinds:
-        status = str(problems.STATUS[kind])
+        status = str(errors.kinds()[kind].status)
         entry = responses.setdefault(
             status, {"description": "", "content": {problems.MEDIA_TYPE: {"schema": schemas[Problem]}}}
         )

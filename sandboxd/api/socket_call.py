@@ -63,7 +63,7 @@ async def _refuse(protocol: Http1, socket: WebSocket | None, path: str, error: E
         answer = (status, msgspec.json.encode(shown, enc_hook=str), {"Content-Type": JSON_TYPE})
     else:
         problem = problems.known(error)
-        kind, answer = problem.kind, (problems.status_of(problem), problems.to_json(problem), problems.headers(problem))
+        kind, answer = problem.kind, (problem.status, problems.to_json(problem), problems.headers(problem))
     if socket is not None and socket.is_accepted:
         await socket.close(1011, kind)
     else:

@@ -11,7 +11,6 @@ import trio
 from ..errors import InvalidRequest, ProcessNotRunning, SandboxdError, ServerBusy
 from ..runtime import logs, replay
 from ..spec import CommandSpec, check_process_id, check_size
-from . import problems
 from .websocket import Gone, WebSocket, parse_json
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ class Viewer:
             return await self._end()
         except SandboxdError as error:
             await self.say_error(error)
-            code = 1012 if isinstance(error, ServerBusy) else _CLOSE_BASE + problems.status_of(error)
+            code = 1012 if isinstance(error, ServerBusy) else _CLOSE_BASE + error.status
             return code, error.kind
 
     async def _start(self) -> None:

@@ -11,20 +11,6 @@ if TYPE_CHECKING:
     from ..errors import SandboxdError
     from ..runtime.site import Target
 
-#: The status of each kind here; what is not named is 500.
-STATUS: Final = {
-    "invalid-request": 400,
-    "preview-not-found": 404,
-    "request-timeout": 408,
-    "sandbox-frozen": 409,
-    "sandbox-failed": 409,
-    "conflict": 409,
-    "preview-gone": 410,
-    "header-too-large": 431,
-    "port-closed": 502,
-    "upstream-broken": 502,
-    "server-busy": 503,
-}
 _HINTS: Final = {
     "preview-not-found": "No such preview, or its token is another one.",
     "sandbox-frozen": "The sandbox is frozen. Thaw it, then load this page again.",
@@ -49,7 +35,7 @@ code{{background:#8882;padding:.1em .3em}}</style></head>
 
 def answer(error: SandboxdError, target: Target | None, *, page: bool, close: bool, head_only: bool = False) -> bytes:
     """Return the whole answer to a request that did not reach a service."""
-    status = STATUS.get(error.kind, 500)
+    status = error.status
     phrase = HTTPStatus(status).phrase
     facts = {} if target is None else {"port": target.port, "sandbox": target.sandbox_id}
     if page:

@@ -8,31 +8,10 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from ..errors import InternalError, RemoteProtocolError, SandboxdError, from_kind
+from ..errors import InternalError, Origin, RemoteProtocolError, SandboxdError, from_kind, kinds_from
 
 #: The kinds that an init may answer with; any other kind would let a taken-over init speak for the daemon.
-INIT_KINDS: Final = frozenset(
-    {
-        "archive-refused",
-        "conflict",
-        "directory-not-empty",
-        "file-exists",
-        "context-not-found",
-        "file-not-found",
-        "file-permission-denied",
-        "internal-error",
-        "invalid-request",
-        "limit-exceeded",
-        "name-taken",
-        "not-a-file",
-        "not-available",
-        "process-not-found",
-        "process-not-running",
-        "quota-exceeded",
-        "server-busy",
-        "session-not-found",
-    }
-)
+INIT_KINDS: Final = kinds_from(Origin.INIT)
 MAX_MESSAGE_CHARS: Final = 2000
 MAX_FACTS: Final = 16
 MAX_FACT_CHARS: Final = 1000

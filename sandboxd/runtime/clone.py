@@ -23,9 +23,11 @@ from ..errors import (
     InternalError,
     LaunchFailed,
     NotAFile,
+    Origin,
     ProtocolError,
     RemoteProtocolError,
     SandboxdError,
+    kinds_from,
 )
 from ..spec import new_id
 from ..wire import framing
@@ -57,26 +59,7 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}\Z")
 _MAX_COUNT: Final = 2**53
 _MAX_CLOSE: Final = 5
 #: What the child may say failed.
-KINDS: Final = frozenset(
-    {
-        "directory-not-empty",
-        "file-exists",
-        "file-not-found",
-        "file-permission-denied",
-        "git-authentication",
-        "git-error",
-        "git-protocol-error",
-        "git-ref-not-found",
-        "git-refused",
-        "git-repository-not-found",
-        "git-timeout",
-        "git-unreachable",
-        "internal-error",
-        "invalid-request",
-        "limit-exceeded",
-        "quota-exceeded",
-    }
-)
+KINDS: Final = kinds_from(Origin.CLONE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

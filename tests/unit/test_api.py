@@ -13,8 +13,8 @@ import pytest
 import trio
 import trio.testing
 
+import sandboxd
 from sandboxd import errors
-from sandboxd.api import problems
 from sandboxd.api.access import Caller, Level, Policy
 from sandboxd.api.routes import ROUTES
 from sandboxd.spec import MAX_JSON_BODY_BYTES
@@ -25,17 +25,26 @@ from tests.support.fake_peer import Conversation, exit_data
 ROUTE = "/v1/sandboxes"
 
 
-def test_every_kind_has_a_status() -> None:
-    ours = {kind for kind, cls in errors.kinds().items() if cls.__module__ == errors.__name__}
-    assert set(problems.STATUS) == ours
+def test_a_kind_is_one_class_with_a_status_of_errors() -> None:
+    ours = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.SandboxdError)]
+    assert len({cls.kind for cls in ours}) == len(ours)
+    assert all(400 <= cls.status < 600 for cls in ours)
 
 
-def test_a_subclass_has_its_parents_status() -> None:
-    class Odd(errors.NotFound):
+def test_a_subclass_has_its_parents_status_and_none_of_its_origins() -> None:
+    class Odd(errors.FileNotFound):
         kind = "odd"
 
-    assert problems.status_of(Odd("x")) == 404
+    assert Odd("x").status == 404
+    assert "odd" not in errors.kinds_from(errors.Origin.INIT)
+    assert "file-not-found" in errors.kinds_from(errors.Origin.INIT)
     del Odd
+
+
+def test_every_kind_can_be_imported_from_the_package() -> None:
+    for cls in errors.kinds().values():
+        if cls.__module__ == errors.__name__:
+            assert getattr(sandboxd, cls.__name__) is cls
 
 
 @pytest.fixture
@@ -360,7 +369,7 @@ async def test_the_document_names_every_route(daemon: FakeDaemon) -> None:
     told = {(path, method) for path, row in document["paths"].items() for method in row}
     want = {(route.path.replace("<", "{").replace(">", "}"), route.method.lower()) for route in ROUTES}
     assert told == want
-    assert set(document["components"]["schemas"]["Problem"]["properties"]["kind"]["enum"]) == set(problems.STATUS)
+    assert set(document["components"]["schemas"]["Problem"]["properties"]["kind"]["enum"]) == set(errors.kinds())
     refs = {ref for ref in msgspec.json.encode(document).decode().split('"') if ref.startswith("#/components/schemas/")}
     assert {ref.rsplit("/", 1)[1] for ref in refs} <= set(document["components"]["schemas"])
 

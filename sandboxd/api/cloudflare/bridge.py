@@ -33,7 +33,6 @@ from ...wire import sse
 from ..call import answer, nothing, streamed
 from ..filedata import PackBody, unpack_body
 from ..files import FileBody, write_body
-from ..problems import status_of
 from ..streams import SseBody
 from . import bridge_openapi, names, problems, terminal
 from .problems import Refusal
@@ -117,7 +116,7 @@ def _told_as(code: str) -> Iterator[None]:
     except (InvalidRequest, SandboxNotFound):
         raise
     except SandboxdError as error:
-        if status_of(error) in (413, 503):
+        if error.status in (413, 503):
             raise
         raise Refusal(code, error.message) from error
 

@@ -15,7 +15,6 @@ from quart.wrappers.response import ResponseBody
 from ...errors import FileNotFound, InvalidRequest, NotAFile, SandboxdError
 from ...spec import MAX_JSON_BODY_BYTES
 from ...wire import sse
-from .. import problems as native
 from ..call import streamed
 from ..streams import KEEP_ALIVE_S
 from . import names, problems
@@ -135,7 +134,7 @@ def about(**context: Any) -> Iterator[None]:  # noqa: ANN401 - any JSON value
         error.context = {**context, **error.context}
         raise
     except SandboxdError as error:
-        if native.status_of(error) == _BUSY:
+        if error.status == _BUSY:
             raise
         raise refusal_of(error, context) from error
 
