@@ -19,6 +19,8 @@ from .cloudflare import tokens as cloudflare_tokens
 from .websocket import Gone, WebSocket, check_handshake
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import trio
 
     from .access import Caller
@@ -38,13 +40,24 @@ class SocketCall(Call):
         self.caller = caller
 
 
-async def serve(api: Api, protocol: Http1, upgrade: Upgrade, caller: Caller | None, stream: trio.SocketStream) -> None:
-    """Serve a request for a WebSocket to its end; one that cannot be served is answered with a problem."""
+async def serve(
+    api: Api,
+    protocol: Http1,
+    upgrade: Upgrade,
+    caller: Caller | None,
+    stream: trio.SocketStream,
+    admitted: Callable[[], None],
+) -> None:
+    """Serve a request for a WebSocket to its end; one that cannot be served is answered with a problem.
+
+    `admitted` is called once the caller has been let in.
+    """
     path, _, query = upgrade.target.partition(b"?")
     request = Request("GET", "ws", None, "", unquote(path.decode("latin-1")), query, upgrade.headers, None)
     socket: WebSocket | None = None
     try:
         route, arguments = _find(api, request, caller)
+        admitted()
         socket = WebSocket(stream, upgrade.early, check_handshake(upgrade.headers))
         call = SocketCall(request, api, socket, caller)
         call.check_query(route.query)
