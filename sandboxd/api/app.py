@@ -69,7 +69,9 @@ class Api(QuartTrio):
 
     def admit(self, call: Call, caller: Caller | None) -> Admission:
         """Return what the head asks for and whether the caller may have it; reads nothing of the body."""
-        name, arguments, missing = "none", {}, None
+        name = "none"
+        arguments: Mapping[str, Any] = {}
+        missing: HTTPException | None = None
         try:
             name, arguments = self._adapter.match(call.request.path, call.request.method)
         except HTTPException as error:

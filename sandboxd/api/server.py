@@ -391,5 +391,5 @@ class Server:
         except Exception:
             _log.exception("A connection failed")
         finally:
-            wire.stream.socket.close()  # type: ignore[attr-defined]  # hypercorn's own close gives up when cancelled
+            wire.stream.socket.close()  # hypercorn's own close gives up when it is cancelled
             door.leave(idle)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 #: The status of each kind here; what is not named is 500.
 STATUS: Final = {
     "invalid-request": 400,
+    "access-denied": 403,
     "preview-not-found": 404,
     "request-timeout": 408,
     "sandbox-frozen": 409,
@@ -26,6 +27,7 @@ STATUS: Final = {
     "server-busy": 503,
 }
 _HINTS: Final = {
+    "access-denied": "Another site sent this request. Open the preview itself and try again there.",
     "preview-not-found": "No such preview, or its token is another one.",
     "sandbox-frozen": "The sandbox is frozen. Thaw it, then load this page again.",
     "sandbox-failed": "The sandbox has failed. What ran in it is gone.",
