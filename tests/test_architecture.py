@@ -29,7 +29,7 @@ ALLOWED = {
     "workers": set(),
     "images": {"spec", "errors", "linux"},
     "runtime": {"wire", "spec", "network", "allow", "git_spec", "errors"},
-    "proxy": {"runtime", "errors"},
+    "proxy": {"runtime", "wire", "errors"},
     "metrics": {"runtime", "errors"},
     "previewing": {"runtime", "proxy", "config", "errors"},
     "api": {"runtime", "metrics", "wire", "spec", "network", "git_spec", "errors"},
@@ -66,7 +66,7 @@ LIBRARIES = {
     "dns": {"templates", "runtime"},
     "urllib3": {"templates"},
     "pyroute2": {"templates"},
-    "h11": {"proxy", "api"},
+    "h11": {"proxy", "api", "wire"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: Imported by every init's parent, so in the memory of every sandbox: nothing may be added without a thought.

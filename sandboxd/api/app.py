@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from quart_trio import QuartTrio
@@ -23,6 +24,24 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..runtime.manager import Manager
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Admission:
+    """What a request's head asks for, and whether its caller may have it.
+
+    Attributes:
+        route: None where there is no such route, which `missing` says.
+        refusal: why the caller is not let in; nothing of the request's body may be read then.
+        is_known: whether the caller has shown who it is. A route that is open to all asks nobody.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    route: Route | None
+    missing: HTTPException | None
+    refusal: SandboxdError | None
+    is_known: bool
 
 
 class Api(QuartTrio):
@@ -48,47 +67,52 @@ class Api(QuartTrio):
 
         self._adapter = self.url_map.bind("")
 
-    async def answer(self, call: Call, caller: Caller | None) -> TrioResponse:
-        """Check access and parameters, run the handler, and turn every error into a problem."""
-        path = call.request.path
+    def admit(self, call: Call, caller: Caller | None) -> Admission:
+        """Return what the head asks for and whether the caller may have it; reads nothing of the body."""
         name = "none"
         arguments: Mapping[str, Any] = {}
-        failure: HTTPException | None = None
+        missing: HTTPException | None = None
         try:
-            name, arguments = self._adapter.match(path, call.request.method)
+            name, arguments = self._adapter.match(call.request.path, call.request.method)
         except HTTPException as error:
-            failure = error
+            missing = error
+        route = self.routes.get(name)
+        refusal: SandboxdError | None = None
         try:
-            response = await self._dispatch(call, caller, self.routes.get(name), arguments, failure)
+            if caller is None:
+                raise AccessDenied("cannot let the request in: nobody knows who sent it")
+            self.policy.check(Level.CALLER, caller, call.request.headers)
+        except AccessDenied as error:
+            refusal = error
+        is_open = route is not None and route.access is Level.PUBLIC and caller is not None
+        return Admission(name, arguments, route, missing, None if is_open else refusal, refusal is None)
+
+    async def answer(self, call: Call, admission: Admission) -> TrioResponse:
+        """Check access and parameters, run the handler, and turn every error into a problem."""
+        path = call.request.path
+        try:
+            response = await self._dispatch(call, admission)
         except Exception as error:
             if cloudflare_problems.is_face(path):
                 response = cloudflare_problems.response(path, error)
             else:
                 response = problem_response(problems.known(error))
-        self.manager.counters.answers[name, response.status_code] += 1
+        self.manager.counters.answers[admission.name, response.status_code] += 1
         return response
 
-    async def _dispatch(
-        self,
-        call: Call,
-        caller: Caller | None,
-        route: Route | None,
-        arguments: Mapping[str, Any],
-        failure: HTTPException | None,
-    ) -> TrioResponse:
-        request = call.request
-        if caller is None:
-            raise AccessDenied("cannot let the request in: nobody knows who sent it")
-        self.policy.check(Level.CALLER if route is None else route.access, caller, request.headers)
-        if failure is not None:
-            raise _routing_error(failure, request)
+    async def _dispatch(self, call: Call, admission: Admission) -> TrioResponse:
+        request, route = call.request, admission.route
+        if admission.refusal is not None:
+            raise admission.refusal
+        if admission.missing is not None:
+            raise _routing_error(admission.missing, request)
         assert route is not None  # noqa: S101 - the map holds our rules only
         if route.websocket:
             raise InvalidRequest(f"cannot answer {request.path[:200]}: it is for WebSockets")
         call.check_query(route.query)
         if route.body is None:
             call.body.discard()
-        answer: TrioResponse = await route.handler(call, **arguments)
+        answer: TrioResponse = await route.handler(call, **admission.arguments)
         return answer
 
 

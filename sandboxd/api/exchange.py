@@ -46,7 +46,6 @@ class Exchange:
         self._api = api
         self._wire = wire
         self._protocol = protocol
-        self._caller = caller
         self._scope = trio.CancelScope()
         self._began = False
         self._answered = False
@@ -59,6 +58,7 @@ class Exchange:
             send_push_promise=functools.partial(_no_push),
         )
         self.call = Call(made, api.manager, api.facts, api.metrics)
+        self.admission = api.admit(self.call, caller)
         if not made.content_length and "Transfer-Encoding" not in headers:
             self.call.body.set_complete()  # it has none: do not wait for the event that says so
 
@@ -78,12 +78,18 @@ class Exchange:
             if not self._answered:
                 self._scope.cancel()
 
+    async def refuse(self) -> None:
+        """Answer who is not let in, and end the connection; not a byte of the body has been looked at."""
+        response = await self._api.answer(self.call, self.admission)
+        content = b"" if self.call.request.method == "HEAD" else await response.get_data(as_text=False)
+        await self._protocol.answer(response.status_code, content, dict(response.headers))
+
     async def run(self) -> None:
         """Serve it to its end."""
         try:
             with self._scope:
                 async with self.call.stack:
-                    await self._answer(await self._api.answer(self.call, self._caller))
+                    await self._answer(await self._api.answer(self.call, self.admission))
         except Exception:
             _log.exception("A request failed")
         finally:

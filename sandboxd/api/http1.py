@@ -2,6 +2,8 @@
 
 What differs from hypercorn's own protocol:
 
+- A head's lines are counted before h11 parses them, and between two events the other tasks get their turn.
+- Who is not let in is answered once its head has come, and its connection closed: no byte of a body is parsed.
 - A request that h11 refuses is answered with a problem, and what the client still sends is read for a moment:
   closing at once would reset the connection, and the client would never see why.
 - HTTP/2 is off, by prior knowledge and by upgrade: nothing here bounds its streams.
@@ -20,10 +22,15 @@ from typing import TYPE_CHECKING, Any, Final
 import h11
 import trio
 from h11._readers import ContentLengthReader
+from hypercorn.events import Closed, Updated
+from hypercorn.protocol.events import Body, EndBody
 from hypercorn.protocol.h11 import H11Protocol
 from werkzeug.datastructures import Headers
 
 from ..errors import HeaderTooLarge, InvalidRequest, RequestTimeout, SandboxdError
+from ..runtime.strangers import Lane, Turn
+from ..wire import http_heads
+from ..wire.http_heads import MAX_HEAD_BYTES
 from . import problems, websocket
 from .body import LINGER_BYTES, LINGER_S
 
@@ -33,11 +40,10 @@ if TYPE_CHECKING:
     from .body import BoundedBody
     from .exchange import Exchange
 
-#: Request line and headers together; 431 beyond it.
-MAX_HEADER_BYTES: Final = 64 * 1024
 #: What is read of the requests behind the one under way; the kernel's socket buffer holds the rest.
 MAX_READ_AHEAD: Final = 64 * 1024
 _RECEIVE_BYTES: Final = 64 * 1024
+_STREAM: Final = 1
 _ORIGIN = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
 
 
@@ -62,12 +68,47 @@ class Http1(H11Protocol):
         self,
         stream: trio.SocketStream,
         begin: Callable[[Http1, h11.Request, Headers], Exchange],
+        lane: Lane | None,
         **means: Any,  # noqa: ANN401 - hypercorn's own arguments
     ) -> None:
         super().__init__(**means)
         self._stream = stream
         self._begin = begin
+        self.turn = Turn(lane)
         self.can_read: Any = _Pause(self, stream)
+
+    async def _handle_events(self) -> None:
+        """Do what has come to be read: hypercorn's loop, with turns."""
+        self.turn.begin()
+        while True:
+            await self.turn.rest()
+            connection: Any = self.connection
+            if connection.they_are_waiting_for_100_continue:
+                await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
+            try:
+                if connection.their_state is h11.IDLE:
+                    http_heads.check(connection.trailing_data[0])
+                event = connection.next_event()
+            except (h11.RemoteProtocolError, SandboxdError) as error:
+                if connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+                    await self._refuse_head(error)
+                await self.send(Closed())
+                return
+            if isinstance(event, h11.Request):
+                http_heads.bound_trailer(connection)
+                await self.send(Updated(idle=False))
+                await self._check_protocol(event)
+                await self._create_stream(event)
+            elif event is h11.PAUSED:
+                await self.can_read.clear()
+                await self.can_read.wait()
+                self.turn.begin()
+            elif self.stream is None or event is h11.NEED_DATA or isinstance(event, h11.ConnectionClosed):
+                return
+            elif isinstance(event, h11.Data):
+                await self.stream.handle(Body(_STREAM, event.data))
+            elif isinstance(event, h11.EndOfMessage):
+                await self.stream.handle(EndBody(_STREAM))
 
     def direct_bytes(self, body: BoundedBody) -> int:
         """Return how many bytes of the body under way may go straight into it: all that come, but for the last.
@@ -104,10 +145,12 @@ class Http1(H11Protocol):
         with trio.move_on_after(LINGER_S):
             await self.refuse(RequestTimeout("cannot answer: the request did not come to its end in time"))
 
-    async def _send_error_response(self, status_code: int) -> None:
-        """Answer what h11 could not understand; `status_code` is its hint."""
-        if status_code == 431:
-            limit = MAX_HEADER_BYTES
+    async def _refuse_head(self, error: h11.RemoteProtocolError | SandboxdError) -> None:
+        """Answer what is no request."""
+        if isinstance(error, SandboxdError):
+            await self.refuse(error)
+        elif error.error_status_hint == 431:
+            limit = MAX_HEAD_BYTES
             await self.refuse(HeaderTooLarge(f"cannot take a header of over {limit} bytes", limit_bytes=limit))
         else:
             await self.refuse(InvalidRequest("cannot understand the request: it is not HTTP/1.1"))
@@ -118,10 +161,11 @@ class Http1(H11Protocol):
 
     async def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         """Answer in the place of a handler, and end the connection."""
-        headers = {**headers, "Content-Length": str(len(body)), "Connection": "close"}
-        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await self._send_h11_event(h11.Response(status_code=status, headers=raw))
-        await self._send_h11_event(h11.Data(data=body))
+        raw = {name.lower().encode(): value.encode() for name, value in headers.items()}
+        raw |= {b"content-length": b"%d" % len(body), b"connection": b"close"}
+        await self._send_h11_event(h11.Response(status_code=status, headers=list(raw.items())))
+        if body:
+            await self._send_h11_event(h11.Data(data=body))
         await self._send_h11_event(h11.EndOfMessage())
         await self._linger()
 
@@ -154,6 +198,9 @@ class Http1(H11Protocol):
         if websocket.wants(headers, request.method.decode("latin-1")):
             raise Upgrade(request.target, headers, bytes(self.connection.trailing_data[0]))
         exchange = self._begin(self, request, headers)
+        if exchange.admission.refusal is not None:
+            await exchange.refuse()
+            raise ClientGone
         self.stream: Any = exchange
         self.task_group.spawn(exchange.run)
         self.keep_alive_requests += 1

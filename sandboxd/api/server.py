@@ -2,6 +2,11 @@
 
 hypercorn's own listener over a unix socket tells nothing of the peer, so each accepted connection gets a
 `TCPServer` of its own with the caller's credentials in its state, which go with every request of the connection.
+
+Each listener has a bound and a list of who waits behind it: over TCP connections that have shown no token, over the
+unix socket those without a request under way. At the bound the one that has waited longest gives way to the newest,
+so strangers lock out nobody but each other. Who has shown no token also has little time for it, and shares one lane of
+the loop's time with the other strangers.
 """
 
 from __future__ import annotations
@@ -22,11 +27,13 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from ..runtime.strangers import Lane, share_of_descriptors
+from ..wire.http_heads import MAX_HEAD_BYTES
 from . import socket_call
 from .access import identify
 from .body import LINGER_S
 from .exchange import Exchange
-from .http1 import MAX_HEADER_BYTES, ClientGone, Http1, Upgrade
+from .http1 import ClientGone, Http1, Upgrade
 
 if TYPE_CHECKING:
     import h11
@@ -38,11 +45,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Connections at once; more wait in the kernel's backlog. Idle ones leave after the keep-alive time.
+#: Connections of one listener at once. Idle ones leave after the keep-alive time.
 MAX_CONNECTIONS: Final = 4096
+#: What one listener may have of the descriptors: a quarter, of which there are two listeners, and the previews'.
+DESCRIPTOR_PARTS: Final = 4
 BACKLOG: Final = 1024
 #: A connection that has no request under way (also one that sends its header slowly) is closed after this.
 KEEP_ALIVE_S: Final = 60
+#: The same for one over TCP that has shown no token yet, also while it asks what is open to all.
+STRANGER_S: Final = 10
 #: One read of a connection: h11 looks at the bounds of headers and chunks after each.
 READ_BYTES: Final = 64 * 1024
 #: One read of a large body. A unix socket holds about 208 KiB.
@@ -54,28 +65,99 @@ KEEP_ALIVE_PROBES: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
+class _Door:
+    """One listener: how many connections it has, and those that give way, who has waited longest first."""
+
+    def __init__(self, listener: trio.SocketListener) -> None:
+        self.listener = listener
+        self.is_unix = listener.socket.family == socket.AF_UNIX
+        self.bound = share_of_descriptors(MAX_CONNECTIONS, DESCRIPTOR_PARTS)
+        self.connections: set[_Idle] = set()
+        self.lane = Lane()
+        self._waiting: dict[_Idle, None] = {}
+        self._news = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<_Door {len(self.connections)} connections, {len(self._waiting)} waiting>"
+
+    async def room(self) -> None:
+        """Return when one more may be accepted: there is room, or somebody who gives way."""
+        while len(self.connections) >= self.bound and not self._waiting:
+            self._news = trio.Event()
+            await self._news.wait()
+
+    def enter(self, connection: _Idle) -> None:
+        """Count a connection that was accepted; where that is one too many, another ends."""
+        if len(self.connections) >= self.bound and self._waiting:
+            oldest = next(iter(self._waiting))
+            self.leave(oldest)
+            oldest.whole.cancel()
+        self.connections.add(connection)
+
+    def leave(self, connection: _Idle) -> None:
+        """Count it no more."""
+        self.connections.discard(connection)
+        self._waiting.pop(connection, None)
+        self._news.set()
+
+    def waits(self, connection: _Idle) -> None:
+        """It gives way from now on, after those who do already."""
+        self._waiting.pop(connection, None)
+        if connection in self.connections:
+            self._waiting[connection] = None
+            self._news.set()
+
+    def waits_no_more(self, connection: _Idle) -> None:
+        """It stays."""
+        self._waiting.pop(connection, None)
+
+
 class _Idle:
-    """When a connection without a request is closed: a deadline where hypercorn starts a task per request.
+    """How long a connection may wait: a deadline where hypercorn starts a task per request.
 
     It has the two methods of hypercorn's `TrioSingleTask` that `TCPServer` calls.
+
+    Attributes:
+        scope: cancelled when it has waited too long; what it asked for is answered.
+        whole: cancelled when it gives way to another.
+        is_known: whether it is a caller who was let in.
     """
 
-    def __init__(self, context: WorkerContext) -> None:
+    def __init__(self, context: WorkerContext, door: _Door, *, is_known: bool) -> None:
         self.scope = trio.CancelScope()
+        self.whole = trio.CancelScope()
+        self.is_known = is_known
         self._context = context
+        self._door = door
         self._idle = False
+
+    @property
+    def lane(self) -> Lane | None:
+        """Where it takes turns."""
+        return None if self.is_known else self._door.lane
 
     async def restart(self, *_: object) -> None:
         """Begin to count."""
         self._idle = True
-        self.scope.deadline = trio.current_time() + KEEP_ALIVE_S
+        self.scope.deadline = trio.current_time() + (KEEP_ALIVE_S if self.is_known else STRANGER_S)
+        if self._door.is_unix or not self.is_known:
+            self._door.waits(self)
         if self._context.terminated.is_set():
             self.scope.cancel()
 
     async def stop(self) -> None:
-        """A request is under way."""
+        """A request is under way. A stranger's is over soon: it is refused, or one that is open to all."""
         self._idle = False
+        if self.is_known:
+            self.stay()
+        else:
+            self.scope.deadline = trio.current_time() + STRANGER_S
+
+    def stay(self) -> None:
+        """It was let in: it takes the time that it needs, and gives way to nobody."""
+        self.is_known = True
         self.scope.deadline = math.inf
+        self._door.waits_no_more(self)
 
     def end(self) -> None:
         """Close the connection if nothing is under way on it."""
@@ -95,6 +177,7 @@ class Wire(TCPServer):
     async def serve(self, idle: _Idle) -> None:
         """Serve the connection to its end."""
         self._unsent: list[bytes] = []
+        self._idle = idle
         self.idle_task = idle  # type: ignore[assignment]
         try:
             async with TaskGroup() as tasks:
@@ -144,6 +227,7 @@ class Wire(TCPServer):
         self.protocol: Any = Http1(
             self.stream,  # type: ignore[arg-type]  # hypercorn's annotation knows TLS only
             self._begin,
+            idle.lane,
             app=self.app,
             config=self.config,
             context=self.context,
@@ -160,7 +244,7 @@ class Wire(TCPServer):
                 await self._read_data()
         except Upgrade as upgrade:
             caller = self.state["caller"]
-            await socket_call.serve(self.api, self.protocol, upgrade, caller, self.stream)  # type: ignore[arg-type]
+            await socket_call.serve(self.api, self.protocol, upgrade, caller, self.stream, idle.stay)  # type: ignore[arg-type]
             return
         if idle.scope.cancelled_caught and self.protocol.is_half_asked and not self.context.terminated.is_set():
             await self.protocol.time_out()
@@ -169,6 +253,9 @@ class Wire(TCPServer):
     def _begin(self, protocol: Http1, request: h11.Request, headers: Headers) -> Exchange:
         exchange = Exchange(self.api, self, protocol, self.state["caller"], request, headers)
         self.body = exchange.call.body
+        if exchange.admission.is_known:
+            self._idle.stay()
+            protocol.turn.lane = None
         return exchange
 
     def hold(self) -> None:
@@ -230,15 +317,12 @@ class Server:
 
     def __init__(self, app: Api, sockets: list[socket.socket]) -> None:
         self._api = app
-        self._listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
+        self._doors = [_Door(trio.SocketListener(trio.socket.from_stdlib_socket(sock))) for sock in sockets]
         self._context = WorkerContext(None)
-        self._limit = trio.Semaphore(MAX_CONNECTIONS)
-        self._open = 0
-        self._idles: set[_Idle] = set()
         self._accepting = trio.CancelScope()
         self.drained = trio.Event()
         self._config = HypercornConfig()
-        self._config.h11_max_incomplete_size = MAX_HEADER_BYTES
+        self._config.h11_max_incomplete_size = MAX_HEAD_BYTES
         self._config.keep_alive_timeout = KEEP_ALIVE_S
         self._config.keep_alive_max_requests = 1 << 30
         self._config.include_server_header = False
@@ -246,22 +330,22 @@ class Server:
         self._config.errorlog = logging.getLogger("sandboxd.http")
 
     def __repr__(self) -> str:
-        return f"<Server {len(self._listeners)} listeners, {self._open} connections>"
+        return f"<Server {len(self._doors)} listeners, {self.statistics()['connections']} connections>"
 
     def statistics(self) -> dict[str, int]:
         """Return how many connections are open."""
-        return {"connections": self._open}
+        return {"connections": sum(len(door.connections) for door in self._doors)}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Accept and serve until `stop`; then let what is under way end, for `DRAIN_S` at most; sets `drained`."""
         async with trio.open_nursery() as connections:
             with self._accepting:
                 async with trio.open_nursery() as loops:
-                    for listener in self._listeners:
-                        loops.start_soon(self._accept, listener, connections)
+                    for door in self._doors:
+                        loops.start_soon(self._accept, door, connections)
                     task_status.started()
             await self._context.terminated.set()
-            for idle in tuple(self._idles):
+            for idle in [idle for door in self._doors for idle in door.connections]:
                 idle.end()
             connections.cancel_scope.deadline = trio.current_time() + DRAIN_S
         self.drained.set()
@@ -270,46 +354,42 @@ class Server:
         """Accept no more."""
         self._accepting.cancel()
 
-    async def _accept(self, listener: trio.SocketListener, connections: trio.Nursery) -> None:
-        async with listener:
+    async def _accept(self, door: _Door, connections: trio.Nursery) -> None:
+        async with door.listener:
             while True:
-                await self._limit.acquire()
+                await door.room()
                 try:
-                    stream = await listener.accept()
+                    stream = await door.listener.accept()
                 except OSError as error:
-                    self._limit.release()
                     if error.errno not in _OUT_OF_RESOURCES:
                         raise
                     _log.warning("Cannot accept a connection: %s", error.strerror)
                     await trio.sleep(0.1)
                     continue
-                except BaseException:
-                    self._limit.release()
-                    raise
-                connections.start_soon(self._serve, stream)
+                self._take(stream, door, connections)
 
-    async def _serve(self, stream: trio.SocketStream) -> None:
-        self._open += 1
+    def _take(self, stream: trio.SocketStream, door: _Door, connections: trio.Nursery) -> None:
         try:
-            try:
-                _probe(stream)
-                caller = identify(stream.socket)  # type: ignore[arg-type]  # trio's socket has getsockopt and family
-            except OSError as error:
-                _log.warning("Cannot tell who connected: %s", error)
-                await stream.aclose()
-                return
-            state: dict[str, Any] = {"caller": caller}
-            wire = Wire(self._api, self._config, self._context, ConnectionState(state), stream)  # type: ignore[arg-type]
-            wire.api = self._api
-            idle = _Idle(self._context)
-            self._idles.add(idle)
-            try:
+            _probe(stream)
+            caller = identify(stream.socket)  # type: ignore[arg-type]  # trio's socket has getsockopt and family
+        except OSError as error:
+            _log.warning("Cannot tell who connected: %s", error)
+            stream.socket.close()
+            return
+        state: dict[str, Any] = {"caller": caller}
+        wire = Wire(self._api, self._config, self._context, ConnectionState(state), stream)  # type: ignore[arg-type]
+        wire.api = self._api
+        idle = _Idle(self._context, door, is_known=self._api.policy.admits(caller))
+        door.enter(idle)
+        connections.start_soon(self._serve, wire, idle, door)
+
+    @staticmethod
+    async def _serve(wire: Wire, idle: _Idle, door: _Door) -> None:
+        try:
+            with idle.whole:
                 await wire.serve(idle)
-            finally:
-                self._idles.discard(idle)
         except Exception:
             _log.exception("A connection failed")
         finally:
-            stream.socket.close()  # hypercorn's own close gives up when it is cancelled
-            self._open -= 1
-            self._limit.release()
+            wire.stream.socket.close()  # hypercorn's own close gives up when it is cancelled
+            door.leave(idle)

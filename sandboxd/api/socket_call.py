@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -19,6 +20,8 @@ from .cloudflare import tokens as cloudflare_tokens
 from .websocket import Gone, WebSocket, check_handshake
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     import trio
 
     from .access import Caller
@@ -38,36 +41,51 @@ class SocketCall(Call):
         self.caller = caller
 
 
-async def serve(api: Api, protocol: Http1, upgrade: Upgrade, caller: Caller | None, stream: trio.SocketStream) -> None:
-    """Serve a request for a WebSocket to its end; one that cannot be served is answered with a problem."""
+async def serve(
+    api: Api,
+    protocol: Http1,
+    upgrade: Upgrade,
+    caller: Caller | None,
+    stream: trio.SocketStream,
+    admitted: Callable[[], None],
+) -> None:
+    """Serve a request for a WebSocket to its end; one that cannot be served is answered with a problem.
+
+    `admitted` is called once the caller has been let in.
+    """
     path, _, query = upgrade.target.partition(b"?")
     request = Request("GET", "ws", None, "", unquote(path.decode("latin-1")), query, upgrade.headers, None)
-    socket: WebSocket | None = None
     try:
         route, arguments = _find(api, request, caller)
+        admitted()
         socket = WebSocket(stream, upgrade.early, check_handshake(upgrade.headers))
         call = SocketCall(request, api, socket, caller)
         call.check_query(route.query)
+        await socket.serve(functools.partial(_handle, call, route.handler, arguments))
+    except Exception as error:
+        await protocol.answer(*_told(request.path, error)[1])
+
+
+async def _handle(call: SocketCall, handler: Callable[..., Awaitable[None]], arguments: dict[str, Any]) -> None:
+    """Run a handler; what fails after the handshake is answered with a close code."""
+    try:
         async with call.stack:
-            await route.handler(call, **arguments)
+            await handler(call, **arguments)
     except Gone:
         return
     except Exception as error:
-        await _refuse(protocol, socket, request.path, error)
+        if not call.socket.is_accepted:
+            raise
+        await call.socket.close(1011, _told(call.request.path, error)[0])
 
 
-async def _refuse(protocol: Http1, socket: WebSocket | None, path: str, error: Exception) -> None:
+def _told(path: str, error: Exception) -> tuple[str, tuple[int, bytes, dict[str, str]]]:
+    """Return an error's kind and the answer that tells of it: status, body, headers."""
     if cloudflare_problems.is_face(path):
         status, shown = cloudflare_problems.tell(path, error)
-        kind = str(shown["code"])
-        answer = (status, msgspec.json.encode(shown, enc_hook=str), {"Content-Type": JSON_TYPE})
-    else:
-        problem = problems.known(error)
-        kind, answer = problem.kind, (problem.status, problems.to_json(problem), problems.headers(problem))
-    if socket is not None and socket.is_accepted:
-        await socket.close(1011, kind)
-    else:
-        await protocol.answer(*answer)
+        return str(shown["code"]), (status, msgspec.json.encode(shown, enc_hook=str), {"Content-Type": JSON_TYPE})
+    problem = problems.known(error)
+    return problem.kind, (problem.status, problems.to_json(problem), problems.headers(problem))
 
 
 def _find(api: Api, request: Request, caller: Caller | None) -> tuple[Any, dict[str, Any]]:

@@ -10,6 +10,7 @@ import h11
 import trio
 
 from ..errors import (
+    AccessDenied,
     HeaderTooLarge,
     InvalidRequest,
     PreviewGone,
@@ -19,8 +20,10 @@ from ..errors import (
     ServerBusy,
 )
 from ..runtime.site import LINK_PATH
-from . import heads, pages, plain
-from .exchange import MAX_HEAD_BYTES, Exchange
+from ..wire import http_heads
+from ..wire.http_heads import MAX_HEAD_BYTES
+from . import heads, origins, pages, plain
+from .exchange import Exchange
 from .wires import Wire, WireBroken
 
 if TYPE_CHECKING:
@@ -98,7 +101,7 @@ class Connection:
         try:
             with self.scope:
                 while await self._serve_one():
-                    pass
+                    await self.wire.turn.rest()
             if self._timed_out and self._half_asked:
                 error = RequestTimeout("cannot wait longer for the rest of the request")
                 self.wire.send_now(pages.answer(error, None, page=False, close=True))
@@ -127,6 +130,8 @@ class Connection:
             port = self._admit(asked, target)
             if port is None:
                 return await self._redeem(asked, target)
+            self._proxy.waits_no_more(self)
+            self.wire.turn.lane = port.lane
             if self._proxy.active[port.sandbox_id] >= MAX_ACTIVE:
                 raise ServerBusy(f"cannot take the request: {MAX_ACTIVE} are under way in that sandbox")
             exchange = Exchange(self, asked, port, self._proxy.previews)
@@ -160,19 +165,20 @@ class Connection:
         self._half_asked = bool(self.buffer)
         self.deadline = trio.current_time() + (HEAD_S if self.buffer else KEEP_ALIVE_S)
         self._proxy.waits(self)
+        self.wire.turn.lane = self._proxy.lane
         if not self.buffer:
             self.buffer = await self.wire.receive(soon=False)
             if not self.buffer:
                 return None
             self._half_asked = True
             self.deadline = trio.current_time() + HEAD_S
+        http_heads.check(self.buffer)
         head = plain.request(self.buffer)
         if head is not None:
             self.buffer = self.buffer[head.size :]
         else:
             head = await self._read_with_h11()
         self._half_asked = False
-        self._proxy.waits_no_more(self)
         return None if head is None else heads.read(head)
 
     async def _read_with_h11(self) -> Head | None:
@@ -184,6 +190,8 @@ class Connection:
                 if not data:
                     return None
                 reader.receive_data(data)
+                http_heads.check(reader.trailing_data[0])
+            http_heads.bound_trailer(reader)
         except h11.RemoteProtocolError as error:
             if error.error_status_hint == 431:
                 raise HeaderTooLarge(f"cannot take the request: its head is over {MAX_HEAD_BYTES} bytes") from None
@@ -202,6 +210,7 @@ class Connection:
 
         Raises:
             PreviewNotFound: there is none, or not for this one: the answer and its time are the same.
+        AccessDenied: another site's page made a browser ask that.
             PreviewGone: there was one.
         """
         found = None if target is None else self._proxy.previews.find(target.sandbox_id, target.port)
@@ -215,6 +224,9 @@ class Connection:
         admitted = spec.public if given is None else spec.admits_token(given)
         if not admitted and given is None and port is not None:
             admitted = any([port.admits_cookie(value) for value in heads.our_cookies(asked)])
+            # A browser sends the cookie along whatever page has it ask; a token only its holder knows.
+            if admitted and origins.is_foreign(asked, self.front, self._proxy.site):
+                raise AccessDenied("cannot take the request: a page of another origin sent it, and the cookie alone")
         if not admitted:
             raise _not_found()
         if port is None:
@@ -239,6 +251,7 @@ class Connection:
 
     async def _refuse(self, error: SandboxdError, asked: Asked | None, target: Target | None) -> bool:
         self._proxy.previews.counters.refusals[error.kind] += 1
+        self._proxy.waits(self)
         # After a request that was none, what follows is not to be read as one.
         again = asked is not None and asked.keep_alive and asked.length == 0 and not isinstance(error, InvalidRequest)
         page = asked is not None and asked.wants_page

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Final
 import h11
 import trio
 
-from ..errors import InvalidRequest, UpstreamBroken
+from ..errors import HeaderTooLarge, InvalidRequest, UpstreamBroken
+from ..wire import http_heads
+from ..wire.http_heads import MAX_HEAD_BYTES
 from . import heads, plain, upstream
 from .tunnel import tunnel
 from .wires import READ_BYTES, Wire, WireBroken, splice
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
     from .heads import Asked
     from .plain import Head
 
-#: A head larger than this is refused, from either side.
-MAX_HEAD_BYTES: Final = 64 * 1024
+#: Informational responses (RFC 9110, 15.2) before one answer; a service has a few to send.
+MAX_INFORMATIONAL: Final = 32
 #: Below this a body is copied: a splice has a pipe to fetch.
 SPLICE_BYTES: Final = 128 * 1024
 #: What h11 must have been told was asked, to read the answer to it; its bytes are never sent.
@@ -172,6 +174,7 @@ class Exchange:
             if isinstance(event, h11.Data):
                 pieces += (b"%x\r\n" % len(event.data), event.data, b"\r\n")
                 self._port.bytes_in += len(event.data)
+                await self._client.wire.turn.rest()
                 continue
             if isinstance(event, h11.EndOfMessage):
                 end = heads.last_chunk(event.headers.raw_items(), self._client.front.secret)
@@ -219,6 +222,7 @@ class Exchange:
     async def _read_head(self, wire: Wire, *, is_reused: bool) -> tuple[Head, bytes, h11.Connection | None]:
         """Return the response's head (or the one that switches protocols), what came after it, and h11 if it read."""
         data = await self._hear(wire, is_reused=is_reused)
+        self._check_head(data)
         head = plain.response(data) if self._asked.upgrade is None else None
         if head is not None:
             return head, data[head.size :], None
@@ -227,7 +231,10 @@ class Exchange:
         if self._asked.upgrade is not None:
             reader.send(_END)
         reader.receive_data(data)
+        informed = 0
         while True:
+            await wire.turn.rest()
+            self._check_head(reader.trailing_data[0])
             try:
                 event = reader.next_event()
             except h11.RemoteProtocolError as error:
@@ -235,12 +242,22 @@ class Exchange:
             if event is h11.NEED_DATA:
                 reader.receive_data(await self._hear(wire, is_reused=False))
             elif isinstance(event, h11.InformationalResponse) and event.status_code != 101:
+                informed += 1
+                if informed > MAX_INFORMATIONAL:
+                    raise self._broken(f"it sent over {MAX_INFORMATIONAL} informational responses")
                 if not self._asked.old:
                     await self._client.wire.send(heads.backward(heads.of_response(event), None, old=False, close=False))
             elif isinstance(event, h11.Response | h11.InformationalResponse):
+                http_heads.bound_trailer(reader)
                 return heads.of_response(event), reader.trailing_data[0], reader
             else:
                 raise self._broken("it ended before its answer began")
+
+    def _check_head(self, data: bytes) -> None:
+        try:
+            http_heads.check(data)
+        except (HeaderTooLarge, InvalidRequest) as error:
+            raise self._broken(f"its answer's head is refused ({error.message})") from None
 
     async def _hear(self, wire: Wire, *, is_reused: bool) -> bytes:
         """Return what the service says.
@@ -305,6 +322,7 @@ class Exchange:
             if isinstance(event, h11.Data):
                 pieces += (event.data,) if old else (b"%x\r\n" % len(event.data), event.data, b"\r\n")
                 self._passed_out(len(event.data))
+                await wire.turn.rest()
                 continue
             if isinstance(event, h11.EndOfMessage):
                 end = b"" if old else heads.last_chunk(event.headers.raw_items())
@@ -344,4 +362,4 @@ class _Refused(Exception):
         self.error = error
 
 
-__all__ = ["MAX_HEAD_BYTES", "Exchange"]
+__all__ = ["Exchange"]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ..runtime.site import Target
 
 _HINTS: Final = {
+    "access-denied": "Another site sent this request. Open the preview itself and try again there.",
     "preview-not-found": "No such preview, or its token is another one.",
     "sandbox-frozen": "The sandbox is frozen. Thaw it, then load this page again.",
     "sandbox-failed": "The sandbox has failed. What ran in it is gone.",

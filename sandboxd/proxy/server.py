@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from ..runtime.strangers import Lane, share_of_descriptors
 from . import upstream
 from .connection import Connection
 from .heads import Front
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Connections at once. Beyond, the one that has waited longest without a whole request gives way to a new one.
+#: Connections at once. Beyond, the one that has waited longest without a request under way gives way to a new one.
 MAX_CONNECTIONS: Final = 8192
+#: Its part of the descriptors: an eighth, since each may have another to a service.
+DESCRIPTOR_PARTS: Final = 8
 BACKLOG: Final = 4096
 SWEEP_S: Final = 1.0
 #: Nothing moved for this long: a client that has closed its side is taken for gone.
@@ -66,6 +69,8 @@ class Proxy:
         self._tls = tls
         self._secret = secret.encode() if secret else None
         self._trusted = [ipaddress.ip_network(network) for network in trusted]
+        self.lane = Lane()
+        self._bound = share_of_descriptors(MAX_CONNECTIONS, DESCRIPTOR_PARTS)
         self._connections: set[Connection] = set()
         self._waiting: dict[Connection, None] = {}
         self._accepting = trio.CancelScope()
@@ -107,7 +112,7 @@ class Proxy:
         self._waiting[connection] = None
 
     def waits_no_more(self, connection: Connection) -> None:
-        """It has one."""
+        """It has one that was let in."""
         self._waiting.pop(connection, None)
 
     def unlist(self, connection: Connection) -> None:
@@ -133,7 +138,7 @@ class Proxy:
                     await trio.sleep(0.1)
 
     def _take(self, sock: socket.socket, address: Any, nursery: trio.Nursery) -> None:  # noqa: ANN401 - a family's own
-        if len(self._connections) >= MAX_CONNECTIONS:
+        if len(self._connections) >= self._bound:
             victim = next(iter(self._waiting), None)
             if victim is None:
                 sock.close()
@@ -152,7 +157,7 @@ class Proxy:
             trusted=any(peer in network for network in self._trusted),
             secret=self._secret,
         )
-        wire = Wire(sock) if self._tls is None else TlsWire(sock, self._tls)
+        wire = Wire(sock, self.lane) if self._tls is None else TlsWire(sock, self.lane, self._tls)
         connection = Connection(self, wire, front)
         self._connections.add(connection)
         nursery.start_soon(self._serve, connection)

@@ -29,7 +29,7 @@ class ServiceWire(Wire):
     """A connection to a service, which its port counts while it is open."""
 
     def __init__(self, sock: socket.socket, port: Port) -> None:
-        super().__init__(sock)
+        super().__init__(sock, port.lane)
         self._port: Port | None = port
         port.dialled += 1
         port.connected += 1

@@ -1,7 +1,7 @@
 """Connections as bytes: plain sockets under trio without a stream's overhead, TLS, and splice(2) between two sockets.
 
-A read or write that the kernel can do at once costs no checkpoint, but for every `_TURNS`th: two busy peers must not
-keep the loop.
+A read or write that the kernel can do at once costs no checkpoint, but when the connection's turn is over: two busy
+peers must not keep the loop.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ..runtime.strangers import Turn
+
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterator
 
+    from ..runtime.strangers import Lane
+
 #: One read: what a socket on loopback usually holds at once.
 READ_BYTES: Final = 64 * 1024
-_TURNS: Final = 32
 #: A pipe between two sockets; a larger one was no faster, and the kernel bounds what one user's pipes may hold.
 PIPE_BYTES: Final = 256 * 1024
 _FREE_PIPES: Final = 16
@@ -33,13 +36,13 @@ class WireBroken(Exception):
 
 
 class Wire:
-    """A TCP connection; owns the socket."""
+    """A TCP connection; owns the socket. `turn` is the time of whoever is at its other end."""
 
     is_plain = True
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, lane: Lane) -> None:
         self.sock = sock
-        self._turns = 0
+        self.turn = Turn(lane)
 
     async def receive(self, size: int = READ_BYTES, *, soon: bool = True) -> bytes:
         """Return what has come, empty at the end. Not `soon` is for who knows that nothing can be here yet.
@@ -48,11 +51,8 @@ class Wire:
             WireBroken: the connection is gone.
         """
         if not soon:
-            await trio.lowlevel.wait_readable(self.sock)
-        self._turns += 1
-        if self._turns >= _TURNS:
-            self._turns = 0
-            await trio.lowlevel.checkpoint()
+            await self._wait_readable()
+        await self.turn.rest()
         while True:
             try:
                 return self.sock.recv(size)
@@ -60,7 +60,11 @@ class Wire:
                 pass
             except OSError as error:
                 raise WireBroken(str(error)) from None
-            await trio.lowlevel.wait_readable(self.sock)
+            await self._wait_readable()
+
+    async def _wait_readable(self) -> None:
+        await trio.lowlevel.wait_readable(self.sock)
+        self.turn.begin()
 
     async def send(self, data: bytes) -> None:
         """Send all of `data`.
@@ -112,17 +116,20 @@ class TlsWire(Wire):
 
     is_plain = False
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
-        super().__init__(sock)
+    def __init__(self, sock: socket.socket, lane: Lane, context: ssl.SSLContext) -> None:
+        super().__init__(sock, lane)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         self._stream = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
 
     async def receive(self, size: int = READ_BYTES, *, soon: bool = True) -> bytes:
         """See `Wire`."""
+        await self.turn.rest()
         try:
             return bytes(await self._stream.receive_some(size))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise WireBroken(str(error)) from None
+        finally:
+            self.turn.begin()
 
     async def send(self, data: bytes) -> None:
         """See `Wire`."""
@@ -189,13 +196,14 @@ async def splice(source: Wire, target: Wire, count: int, passed: Callable[[int],
     Raises:
         WireBroken: one of the two is gone.
     """
-    left, turns = count, 0
+    left, turn = count, source.turn
     with _pipe() as (read_end, write_end):
         while left:
             try:
                 size = os.splice(source.sock.fileno(), write_end, min(left, PIPE_BYTES), flags=_SPLICE)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(source.sock)
+                turn.begin()
                 continue
             except OSError as error:
                 raise WireBroken(str(error)) from None
@@ -204,9 +212,7 @@ async def splice(source: Wire, target: Wire, count: int, passed: Callable[[int],
             left -= size
             await _drain(read_end, target, size)
             passed(size)
-            turns += 1
-            if turns % _TURNS == 0:
-                await trio.lowlevel.checkpoint()
+            await turn.rest()
     return count - left
 
 

@@ -12,8 +12,8 @@ and late descriptors closed, and it counts against `MAX_CALLS` so that nobody ca
 
 Nothing that a peer passed is closed in the loop's thread, nor is its link: the last close of a TCP socket with
 SO_LINGER waits as long as its maker likes, and so does that of a unix socket in whose queue one lies. `discard`
-closes in threads of its own, few, which hold nobody else up. And no peer keeps the loop for long: what one
-receive found is handled in slices, and the other tasks run when they took more than `TURN_S`.
+closes in threads of its own, few, which hold nobody else up. And no peer keeps the loop for long: the
+messages of one receive are handled one by one, and the other tasks run when they took more than a `Turn`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ import math
 import os
 import socket
 import threading
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -37,6 +36,7 @@ from ..errors import LocalProtocolError, ProtocolError, RemoteProtocolError, San
 from ..wire.link import DEFAULT_WINDOW, LinkConnection, Role
 from ..wire.messages import Cancel, Credit, Event, Failure, Reply, Request
 from . import checks
+from .strangers import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -55,9 +55,6 @@ MAX_QUEUED: Final = 8 * 1024 * 1024
 #: Calls open on one connection, streams included.
 MAX_CALLS: Final = 512
 
-#: How long one peer's messages may keep the loop, and how many bytes of them are handled between two looks.
-TURN_S: Final = 0.005
-SLICE_BYTES: Final = 32 * 1024
 #: Events that one `next_batch` returns.
 MAX_BATCH: Final = 512
 #: Threads that close what peers passed.
@@ -189,6 +186,7 @@ class Peer:
         self._ended: SandboxdError | None = None
         self.blamed = False  # whether it ended because the peer broke a rule
         self._scope = trio.CancelScope()
+        self._turn = Turn()
         self._unwanted: list[int] = []  # late descriptors; the next read waits until they are closed
         self._post(self._wire.greet())
 
@@ -279,21 +277,11 @@ class Peer:
         if size == 0:
             self._unwanted += fds
             return False
-        data = _SCRATCH_VIEW[:size]
-        began = time.monotonic()
-        while len(data):
-            piece, data = data[:SLICE_BYTES], data[SLICE_BYTES:]
-            for message in self._wire.receive(piece, fds):
-                self._deliver(message)
-                if self._ended is not None:
-                    return True
-            fds = []
-            if len(data) and time.monotonic() - began > TURN_S:
-                data = memoryview(bytes(data))  # other peers use the scratch buffer meanwhile
-                await trio.lowlevel.checkpoint()
-                if self._ended is not None:
-                    return True
-                began = time.monotonic()
+        self._turn.begin()
+        self._wire.feed(_SCRATCH_VIEW[:size], fds)
+        while self._ended is None and (message := self._wire.next_message()) is not None:
+            self._deliver(message)
+            await self._turn.rest()
         return True
 
     def _deliver(self, message: Message) -> None:
@@ -478,6 +466,7 @@ class Stream:
         #: Events wait until there are this many bytes of them, or the last one: for readers who want all at once.
         self.patience = 0
         self._queued = 0
+        self._turn = Turn()
 
     def __repr__(self) -> str:
         return f"<Stream {self._op} of {self._peer.name}, {len(self._queue)} events queued>"
@@ -522,6 +511,8 @@ class Stream:
     async def __anext__(self) -> Event:
         if not self._queue:
             await self._wait()
+            self._turn.begin()
+        await self._turn.rest()
         if not self._queue:
             raise StopAsyncIteration
         event = self._queue.popleft()

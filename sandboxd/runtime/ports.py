@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import InvalidRequest, LimitExceeded, NameTaken, PortExposed, PortNotFound
 from ..spec import check_name
+from .strangers import Lane
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,9 +115,10 @@ class Port:
         users: requests and tunnels under way.
         idle: connections to the service that wait for another request, the last used at the end.
         family: the IP version that the service was last found at.
+        lane: where what its visitors and its service send takes turns, with that of the sandbox's other ports.
     """
 
-    def __init__(self, sandbox_id: str, spec: PortSpec) -> None:
+    def __init__(self, sandbox_id: str, spec: PortSpec, lane: Lane | None = None) -> None:
         self.sandbox_id = sandbox_id
         self.spec = spec
         self.requests = 0
@@ -127,6 +129,7 @@ class Port:
         self.users: set[Cancellable] = set()
         self.idle: collections.deque[Any] = collections.deque()
         self.family = 4
+        self.lane = lane or Lane()
         self.closed = False
         self._cookie = spec.cookie(sandbox_id).encode()
         self._links: dict[str, float] = {}
@@ -177,6 +180,7 @@ class Ports:
     def __init__(self, sandbox_id: str) -> None:
         self._sandbox_id = sandbox_id
         self._ports: dict[int, Port] = {}
+        self._lane = Lane()
 
     def __repr__(self) -> str:
         return f"<Ports {sorted(self._ports)}>"
@@ -217,7 +221,7 @@ class Ports:
             raise NameTaken(f"cannot name a port {spec.name!r}: another has that name", name=spec.name)
         if len(self._ports) >= MAX_PORTS:
             raise LimitExceeded(f"cannot expose another port: {MAX_PORTS} are exposed", bound=MAX_PORTS)
-        port = self._ports[spec.port] = Port(self._sandbox_id, spec)
+        port = self._ports[spec.port] = Port(self._sandbox_id, spec, self._lane)
         return port
 
     def remove(self, number: int) -> Port:

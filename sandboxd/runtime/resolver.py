@@ -39,6 +39,7 @@ import trio
 
 from ..allow import AllowList, forbidden
 from ..errors import SandboxdError
+from .strangers import Lane
 
 if TYPE_CHECKING:
     import socket
@@ -62,6 +63,11 @@ UPSTREAM_TIMEOUT_S: Final = 3.0
 TRIES: Final = 2
 #: How long a connection may be silent, and a question on it take to arrive.
 IDLE_TIMEOUT_S: Final = 10.0
+#: Records behind a question: EDNS, and a signature.
+MAX_ADDITIONAL: Final = 2
+#: Records of an answer that are read; whoever owns a zone can pack thousands into one, each worth 100 microseconds.
+MAX_RECORDS: Final = 128
+_COUNTS: Final = struct.Struct(">6H")
 _UDP_BYTES: Final = 1232  # what passes everywhere unfragmented (DNS flag day 2020)
 _MAX_ANSWER_BYTES: Final = 65_535
 _ADDRESSES: Final = (dns.rdatatype.A, dns.rdatatype.AAAA)
@@ -104,6 +110,7 @@ class Resolver:
         self._permit = permit
         self._denied = denied
         self._questions = trio.CapacityLimiter(MAX_QUESTIONS)
+        self._lane = Lane()
         self._connections = 0
 
     def update(self, policy: Policy) -> None:
@@ -135,6 +142,7 @@ class Resolver:
 
     async def _answer_datagram(self, data: bytes, sender: Any, token: object) -> None:  # noqa: ANN401 - an address
         try:
+            await self._lane.wait()  # one question a round of the loop, however many have come
             question = parse(data)
             if question is None:
                 return
@@ -157,6 +165,7 @@ class Resolver:
                 while True:
                     with trio.fail_after(IDLE_TIMEOUT_S):
                         data = await _receive_framed(stream, MAX_QUESTION_BYTES)
+                    await self._lane.wait()
                     question = parse(data) if data else None
                     if question is None:
                         return
@@ -250,9 +259,9 @@ class Resolver:
                 query.id = secrets.randbelow(1 << 16)
                 with trio.move_on_after(UPSTREAM_TIMEOUT_S):
                     try:
-                        answer = await _ask_by_datagram(query, upstream)
+                        answer = await _ask_by_datagram(query, upstream, self._lane)
                         if answer.flags & dns.flags.TC:
-                            answer = await _ask_by_stream(query, upstream)
+                            answer = await _ask_by_stream(query, upstream, self._lane)
                     except (OSError, dns.exception.DNSException, trio.BrokenResourceError, ValueError):
                         continue
                     if answer.rcode() in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
@@ -260,23 +269,27 @@ class Resolver:
         return None
 
 
-async def _ask_by_datagram(query: dns.message.Message, upstream: tuple[str, int]) -> dns.message.Message:
+async def _ask_by_datagram(query: dns.message.Message, upstream: tuple[str, int], lane: Lane) -> dns.message.Message:
     family = trio.socket.AF_INET6 if ":" in upstream[0] else trio.socket.AF_INET
     # Connected: the kernel takes datagrams of that server alone, and chooses a random port.
     with trio.socket.socket(family, trio.socket.SOCK_DGRAM) as link:
         await link.connect(upstream)
         await link.send(query.to_wire())
         while True:
-            answer = _sensible(query, await link.recv(_MAX_ANSWER_BYTES))
+            found = await link.recv(_MAX_ANSWER_BYTES)
+            await lane.wait()
+            answer = _sensible(query, found)
             if answer is not None:
                 return answer
 
 
-async def _ask_by_stream(query: dns.message.Message, upstream: tuple[str, int]) -> dns.message.Message:
+async def _ask_by_stream(query: dns.message.Message, upstream: tuple[str, int], lane: Lane) -> dns.message.Message:
     async with await trio.open_tcp_stream(*upstream) as stream:
         wire = query.to_wire()
         await stream.send_all(struct.pack(">H", len(wire)) + wire)
-        answer = _sensible(query, await _receive_framed(stream, _MAX_ANSWER_BYTES) or b"")
+        found = await _receive_framed(stream, _MAX_ANSWER_BYTES) or b""
+        await lane.wait()
+        answer = _sensible(query, found)
         if answer is None:
             raise ValueError("an answer to something else")
         return answer
@@ -285,10 +298,38 @@ async def _ask_by_stream(query: dns.message.Message, upstream: tuple[str, int]) 
 def _sensible(query: dns.message.Message, wire: bytes) -> dns.message.Message | None:
     """Return the answer if it is one to this query."""
     try:
-        answer = dns.message.from_wire(wire, ignore_trailing=True, raise_on_truncation=False)
-    except (dns.exception.DNSException, ValueError):
+        answer = dns.message.from_wire(_first_records(wire), ignore_trailing=True, raise_on_truncation=False)
+    except (dns.exception.DNSException, ValueError, IndexError, struct.error):
         return None
     return answer if query.is_response(answer) else None
+
+
+def _first_records(wire: bytes) -> bytes:
+    """Return the message with its first `MAX_RECORDS` records alone.
+
+    Raises:
+        ValueError, IndexError, struct.error: it is none.
+    """
+    counts = list(_COUNTS.unpack_from(wire))
+    if sum(counts[3:]) <= MAX_RECORDS:
+        return wire
+    if counts[2] != 1:
+        raise ValueError("an answer to more than one question")
+    at, left = _skip_name(wire, _COUNTS.size) + 4, MAX_RECORDS
+    for section in (3, 4, 5):
+        counts[section] = min(counts[section], left)
+        left -= counts[section]
+        for _ in range(counts[section]):
+            at = _skip_name(wire, at)
+            at += 10 + struct.unpack_from(">H", wire, at + 8)[0]  # type, class, TTL, the length of what follows
+    return _COUNTS.pack(*counts) + wire[_COUNTS.size : at]
+
+
+def _skip_name(wire: bytes, at: int) -> int:
+    """Return where a name ends (RFC 1035, 4.1.4)."""
+    while 0 < (size := wire[at]) < 0xC0:
+        at += 1 + size
+    return at + (2 if size else 1)
 
 
 async def _receive_framed(stream: trio.SocketStream, limit: int) -> bytes | None:
@@ -315,6 +356,8 @@ async def _receive_exactly(stream: trio.SocketStream, count: int) -> bytes | Non
 
 def parse(wire: bytes) -> dns.message.QueryMessage | None:
     """Return a question of one name of the internet; None for all else, which has no answer."""
+    if not _is_one_question(wire):
+        return None
     try:
         message = dns.message.from_wire(wire)
     except (dns.exception.DNSException, ValueError):
@@ -324,6 +367,14 @@ def parse(wire: bytes) -> dns.message.QueryMessage | None:
     if message.opcode() != dns.opcode.QUERY or len(message.question) != 1:
         return None
     return message if message.question[0].rdclass == dns.rdataclass.IN else None
+
+
+def _is_one_question(wire: bytes) -> bool:
+    """Look at the counts alone: dnspython reads all the records that a stranger packed into his question."""
+    if len(wire) < _COUNTS.size:
+        return False
+    _, flags, questions, answers, authority, additional = _COUNTS.unpack_from(wire)
+    return not flags & dns.flags.QR and (questions, answers, authority) == (1, 0, 0) and additional <= MAX_ADDITIONAL
 
 
 def pack(message: dns.message.Message, room: int) -> bytes:

@@ -17,6 +17,7 @@ from ..wire import worker as frames
 from . import checks
 from .execution import Exit, parse_exit
 from .rendezvous import MAX_LEAF_CHARS
+from .strangers import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -104,6 +105,7 @@ class Worker:
         self._link = link
         self._listener = listener
         self._decoder = frames.WorkerDecoder()
+        self._turn = Turn()
         self._rendezvous: Rendezvous | None = None
         self._begin: bytes | None = None
         self._last_offset = -1
@@ -124,8 +126,10 @@ class Worker:
             async with stream:
                 fds.clear()
                 while batch := await stream.next_batch():
+                    self._turn.begin()
                     for event in batch:
                         await self._take(event)
+                        await self._turn.rest()
             if self.exit is None:
                 raise RemoteProtocolError("the worker gave no exit event")
             await self._forget()
@@ -189,6 +193,7 @@ class Worker:
                     self.missing = frame.message
                 else:
                     self._listener.on_frame(frame)
+                await self._turn.rest()
         except RemoteProtocolError as error:
             # The user's code wrote to the worker's pipe: that interpreter cannot be understood any more.
             self.blame = str(error)

@@ -112,20 +112,42 @@ class LinkConnection:
         Raises:
             RemoteProtocolError: the peer broke the protocol; the connection is in ERROR.
         """
+        self.feed(data, fds)
+        found: list[Message] = []
+        while (message := self.next_message()) is not None:
+            found.append(message)
+        return found
+
+    def feed(self, data: bytes | memoryview, fds: Iterable[int] = ()) -> None:
+        """Take what one recvmsg gave; `next_message` returns what is whole, one at a time.
+
+        Raises:
+            RemoteProtocolError: the peer broke the protocol; the connection is in ERROR.
+        """
         if self._state is State.ERROR:
             raise LocalProtocolError("cannot receive: the connection is in error")
-        found: list[Message] = []
         try:
             self._decoder.feed(data, fds)
+        except RemoteProtocolError:
+            self._state = State.ERROR
+            raise
+
+    def next_message(self) -> Message | None:
+        """Return the next message of what was fed, or None: more must come.
+
+        Raises:
+            RemoteProtocolError: the peer broke the protocol; the connection is in ERROR.
+        """
+        try:
             while (array := self._decoder.next_message()) is not None:
                 message = messages.from_array(array)
                 self._check_received(message)
                 if not isinstance(message, Hello):
-                    found.append(message)
+                    return message
         except RemoteProtocolError:
             self._state = State.ERROR
             raise
-        return found
+        return None
 
     def _check_received(self, message: Message) -> None:
         if type(message) not in _TRANSITIONS[self._role, self._state]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from typing import Any, Final, TypeVar
 
 import msgpack
@@ -139,14 +140,16 @@ class WorkerDecoder:
     def __repr__(self) -> str:
         return f"<WorkerDecoder {len(self._buffer)} bytes>"
 
-    def feed(self, data: bytes) -> list[Frame]:
-        """Take bytes and return the frames that they complete.
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Take bytes and return the frames that they complete, each read when it is asked for.
 
         Raises:
-            RemoteProtocolError: a frame is malformed.
+            RemoteProtocolError: of the iterator, a frame is malformed.
         """
         self._buffer += data
-        found: list[Frame] = []
+        return self._frames()
+
+    def _frames(self) -> Iterator[Frame]:
         start = 0
         while len(self._buffer) - start >= HEADER.size:
             (size,) = HEADER.unpack_from(self._buffer, start)
@@ -157,9 +160,9 @@ class WorkerDecoder:
             begin = start + HEADER.size
             start = begin + size
             with memoryview(self._buffer) as whole, whole[begin:start] as body:
-                found.append(parse(_unpack(body)))
+                frame = parse(_unpack(body))
+            yield frame
         del self._buffer[:start]
-        return found
 
 
 def _unpack(body: memoryview) -> dict[str, Any]:

@@ -102,7 +102,7 @@ GOOD = [
 def test_frames(message: dict[str, Any], expected: worker.Frame) -> None:
     data = frame(message)
     decoder = worker.WorkerDecoder()
-    assert decoder.feed(data + data) == [expected, expected]
+    assert list(decoder.feed(data + data)) == [expected, expected]
     assert [found for byte in data for found in decoder.feed(bytes([byte]))] == [expected]
 
 
@@ -136,14 +136,14 @@ BAD = [
 @pytest.mark.parametrize("data", BAD)
 def test_frames_that_break_a_rule(data: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
-        worker.WorkerDecoder().feed(data)
+        list(worker.WorkerDecoder().feed(data))
 
 
 @given(data=st.binary(max_size=400))
 def test_any_bytes_are_frames_or_a_broken_rule(data: bytes) -> None:
     decoder = worker.WorkerDecoder()
     with contextlib.suppress(RemoteProtocolError):
-        decoder.feed(struct.pack(">I", max(1, len(data))) + data)
+        list(decoder.feed(struct.pack(">I", max(1, len(data))) + data))
 
 
 def test_a_large_result_passes() -> None:

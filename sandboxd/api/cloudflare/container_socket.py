@@ -109,7 +109,7 @@ class _Client:
         inner = Call(request, api.manager, api.facts, api.metrics)
         inner.body.load(body)
         async with inner.stack:
-            response = await api.answer(inner, self._call.caller)
+            response = await api.answer(inner, api.admit(inner, self._call.caller))
             if hasattr(response.response, "data"):
                 shown = {"type": "response", "id": name, "status": response.status_code, "done": True}
                 await self._call.socket.send_json({**shown, "body": _value(response.response.data)})
