@@ -16,6 +16,7 @@ PACKAGE = ROOT / "sandboxd"
 #: room -> the rooms it may import. A module right below sandboxd/ is a room of its own.
 ALLOWED = {
     "errors": set(),
+    "stdio": set(),
     "allow": {"errors"},
     "network": {"errors", "allow"},
     "spec": {"errors", "network"},
@@ -23,18 +24,18 @@ ALLOWED = {
     "config": {"errors", "spec", "network"},
     "wire": {"errors", "spec"},
     "linux": set(),
-    "launcher": {"linux", "wire", "spec", "network", "allow", "errors", "guest"},
+    "launcher": {"stdio", "linux", "wire", "spec", "network", "allow", "errors", "guest"},
     "guest": {"linux", "wire", "spec", "errors"},
-    "templates": {"linux", "wire", "errors"},
+    "templates": {"stdio", "linux", "wire", "errors"},
     "workers": set(),
-    "images": {"spec", "errors", "linux"},
+    "images": {"stdio", "spec", "errors", "linux"},
     "runtime": {"wire", "spec", "network", "allow", "git_spec", "errors"},
     "proxy": {"runtime", "wire", "errors"},
     "metrics": {"runtime", "errors"},
     "previewing": {"runtime", "proxy", "config", "errors"},
     "api": {"runtime", "metrics", "wire", "spec", "network", "git_spec", "errors"},
     "client": {"wire", "spec", "errors"},
-    "cli": {"client", "config", "errors", "spec"},
+    "cli": {"stdio", "client", "config", "errors", "spec"},
     "daemon": {"runtime", "metrics", "api", "proxy", "previewing", "config", "errors", "spec", "linux"},
     "__main__": {"cli"},
     "__init__": {"client", "errors", "spec"},
@@ -159,7 +160,7 @@ def test_the_launcher_loads_only_what_an_init_needs() -> None:
     assert foreign <= {"distutils-precedence"}, foreign
     ours = {name.split(".")[1] for name in loaded if name.startswith("sandboxd.")}
     assert "sandboxd.launcher.server" not in loaded
-    assert ours == {"launcher", "guest", "linux", "wire", "spec", "network", "errors"}
+    assert ours == {"stdio", "launcher", "guest", "linux", "wire", "spec", "network", "errors"}
     # urllib.parse comes with zipfile (through pathlib): 1 MiB that inits share with the launcher, none of it their own.
     assert not {"asyncio", "ssl", "http", "urllib.request", "subprocess", "ctypes.util"} & set(loaded)
 

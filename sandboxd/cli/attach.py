@@ -12,11 +12,11 @@ import os
 import select
 import signal
 import stat
-import sys
 import threading
 from typing import TYPE_CHECKING, Final, Self
 
 from sandboxd.cli.failure import TIMED_OUT
+from sandboxd.cli.output import say, write_all
 from sandboxd.errors import SandboxdError
 
 if TYPE_CHECKING:
@@ -29,16 +29,9 @@ _READ_BYTES: Final = 256 * 1024
 _JOIN_S: Final = 2.0
 
 
-class OutputClosed(Exception):
-    """Nobody reads our output any more, as in `sandboxd run … | head`."""
-
-
 def has_stdin() -> bool:
-    """Return whether standard input can hold anything: it is open, and is not /dev/null."""
-    try:
-        found = os.fstat(0)
-    except OSError:
-        return False
+    """Return whether standard input can hold anything: it is not /dev/null."""
+    found = os.fstat(0)
     return not (stat.S_ISCHR(found.st_mode) and found.st_rdev == os.makedev(1, 3))
 
 
@@ -46,7 +39,7 @@ def attach(stream: ExecStream, *, feed: bool) -> ExitStatus:
     """Join the streams until the command ends and return how it did.
 
     Raises:
-        OutputClosed: nobody reads our output.
+        OutputClosed, OutputFailed: our output cannot be written.
     """
     with _Feeder(stream) if feed else contextlib.nullcontext():
         for chunk in stream:
@@ -74,22 +67,9 @@ def signal_status(name: str) -> int:
 def explain(result: ExitStatus) -> None:
     """Say on stderr what an exit status alone does not."""
     if result.oom_killed:
-        print("sandboxd: the command was killed: it ran out of memory", file=sys.stderr)
+        say("sandboxd: the command was killed: it ran out of memory", err=True)
     elif result.timed_out:
-        print(f"sandboxd: the command was killed: its time was over after {result.duration_s:.1f} s", file=sys.stderr)
-
-
-def write_all(fd: int, data: bytes) -> None:
-    """Write all of `data` to one of our own streams, past Python's buffers."""
-    with memoryview(data) as view:
-        position = 0
-        while position < len(view):
-            try:
-                position += os.write(fd, view[position:])
-            except BlockingIOError:  # whoever gave us the descriptor made it non-blocking
-                select.select([], [fd], [])
-            except BrokenPipeError as error:
-                raise OutputClosed from error
+        say(f"sandboxd: the command was killed: its time was over after {result.duration_s:.1f} s", err=True)
 
 
 class _Feeder:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sandboxd.cli.failure import Interrupts
+from sandboxd.cli.output import say, shown
 from sandboxd.cli.params import client_of
 
 if TYPE_CHECKING:
@@ -84,7 +85,10 @@ def clone(  # noqa: PLR0913 - an option each
                 timeout=timeout,
                 on_progress=shown.take,
             )
-    click.echo(json.dumps(dataclasses.asdict(result), indent=2) if as_json else _line(result))
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(result), indent=2))
+    else:
+        say(_line(result))
 
 
 def _line(result: GitCheckout) -> str:
@@ -102,10 +106,15 @@ class _Shown:
         self._tasks: dict[tuple[str | None, str], Any] = {}
         if wanted:
             from rich.console import Console  # noqa: PLC0415 - who pipes its output needs none
-            from rich.progress import BarColumn, MofNCompleteColumn  # noqa: PLC0415
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn  # noqa: PLC0415
             from rich.progress import Progress as Bars  # noqa: PLC0415
 
-            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[size]}")
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[size]}"),
+            )
             self._bars = Bars(*columns, console=Console(stderr=True))
 
     def __enter__(self) -> _Shown:
@@ -123,7 +132,7 @@ class _Shown:
             return
         key = (told.submodule, told.phase)
         if key not in self._tasks:
-            about = f"{told.submodule}: " if told.submodule else ""
+            about = f"{shown(told.submodule)}: " if told.submodule else ""
             self._tasks[key] = self._bars.add_task(about + _PHASES.get(told.phase, told.phase), total=None, size="")
         size = f"{told.received_bytes / 1e6:.1f} MB" if told.phase == "receiving" else ""
         self._bars.update(self._tasks[key], completed=told.done, total=told.total or None, size=size)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sandboxd.cli.attach import OutputClosed, write_all
 from sandboxd.cli.failure import RUN_FAILED, TIMED_OUT, Interrupts, status
 from sandboxd.cli.ls import age
+from sandboxd.cli.output import say, write_all
 from sandboxd.cli.params import KeyValue, client_of
 from sandboxd.cli.table import print_table
 
@@ -71,14 +71,11 @@ def code(  # noqa: PLR0913 - an option each
         options: dict[str, Any] = {"context": context, "language": language, "env": dict(env), "timeout": timeout}
         if not as_json:
             options |= {"on_stdout": _out(1), "on_stderr": _out(2), "on_result": _Shown(save), "on_error": _show_error}
-        try:
-            result = found.run_code(text, **options)
-        except OutputClosed:
-            ctx.exit(128 + 13)
+        result = found.run_code(text, **options)
     if as_json:
         click.echo(json.dumps(_to_json(result), indent=2))
     elif result.status not in ("ok", "error"):
-        print(f"sandboxd: {result.status}{', the context was restarted' * result.restarted}", file=sys.stderr)
+        say(f"sandboxd: {result.status}{', the context was restarted' * result.restarted}", err=True)
     ctx.exit({"ok": 0, "error": 1, "timeout": TIMED_OUT}.get(result.status, RUN_FAILED))
 
 
@@ -105,7 +102,7 @@ class _Shown:
             if data is not None:
                 path = self._directory / f"{self._count}.{name}"
                 path.write_bytes(data if isinstance(data, bytes) else data.encode())
-                print(f"sandboxd: wrote {path}", file=sys.stderr)
+                say(f"sandboxd: wrote {path}", err=True)
 
 
 def _show_error(error: CodeError) -> None:
@@ -142,7 +139,7 @@ def create(
     ctx: click.Context, *, workdir: str | None, env: tuple[tuple[str, str], ...], sandbox: str, language: str
 ) -> None:
     """Start an interpreter for LANGUAGE (python, javascript, typescript) and print the context's id."""
-    click.echo(_sandbox(ctx, sandbox).create_code_context(language, cwd=workdir, env=dict(env)).id)
+    say(_sandbox(ctx, sandbox).create_code_context(language, cwd=workdir, env=dict(env)).id)
 
 
 @contexts.command("ls")
@@ -154,7 +151,7 @@ def list_(ctx: click.Context, *, quiet: bool, sandbox: str) -> None:
     found = _sandbox(ctx, sandbox).list_code_contexts()
     if quiet:
         for context in found:
-            click.echo(context.id)
+            say(context.id)
     else:
         print_table(("ID", "LANGUAGE", "STATE", "RUNS", "AGE", "INTERPRETER"), [_row(context) for context in found])
 
@@ -172,7 +169,7 @@ def _row(context: CodeContext) -> tuple[str, ...]:
 def interrupt(ctx: click.Context, *, sandbox: str, context: str) -> None:
     """Interrupt what runs in CONTEXT, and wait until it is over."""
     if not _sandbox(ctx, sandbox).interrupt_code_context(context):
-        print("sandboxd: nothing runs there", file=sys.stderr)
+        say("sandboxd: nothing runs there", err=True)
 
 
 @contexts.command("restart")

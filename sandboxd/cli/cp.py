@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Final, NamedTuple
 import click
 
 from sandboxd.cli.failure import Failure, Interrupts
+from sandboxd.cli.output import say, shown, write_all
 from sandboxd.cli.params import client_of
 from sandboxd.errors import FileNotFound, NotAFile
 
@@ -108,13 +109,7 @@ def download_folder(sandbox: Sandbox, path: str, target: str) -> None:
     except OSError as error:
         raise Failure(f"cannot write {error.filename or place}: {error.strerror or error}") from error
     for name in left_out:
-        click.echo(f"sandboxd: left out {path}/{_printable(name)}: it leads out of the copy, or is no file", err=True)
-
-
-def _printable(name: str) -> str:
-    """Return a name that a sandbox chose, without what a terminal would obey."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+        say(f"sandboxd: left out {path}/{shown(name)}: it leads out of the copy, or is no file", err=True)
 
 
 def parse(text: str) -> Remote | str:
@@ -181,11 +176,8 @@ def _umask() -> int:
 
 
 def _to_stdout(pieces: Iterable[bytes]) -> None:
-    from sandboxd.cli.attach import OutputClosed, write_all  # noqa: PLC0415 - beside httpx, loaded by now
-
-    with contextlib.suppress(OutputClosed):
-        for piece in pieces:
-            write_all(1, piece)
+    for piece in pieces:
+        write_all(1, piece)
 
 
 @contextlib.contextmanager
@@ -233,5 +225,5 @@ def _bar(label: str, size: int | None) -> Iterator[Callable[[int], None]]:
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(_printable(label), total=size)
+        task = bar.add_task(shown(label), total=size)
         yield lambda count: bar.advance(task, count)

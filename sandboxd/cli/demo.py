@@ -14,6 +14,7 @@ import click
 
 from sandboxd.cli import demo_program
 from sandboxd.cli.failure import Failure, Interrupts
+from sandboxd.cli.output import shown_line
 from sandboxd.cli.params import client_of
 from sandboxd.errors import SandboxNotFound
 
@@ -90,8 +91,8 @@ class Demo:
             self._took.append((title, time.perf_counter() - began))
 
     def say(self, text: str) -> None:
-        """Show a line, as it is."""
-        self._console.print(f"   {text}", markup=False)
+        """Show a line, without what a terminal would obey."""
+        self._console.print(f"   {shown_line(text)}", markup=False)
 
     def expect(self, holds: bool, otherwise: str) -> None:
         """Note `otherwise` if something is not as it should be."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sandboxd.cli.failure import Interrupts
+from sandboxd.cli.output import shown_line, write_all
 from sandboxd.cli.params import client_of
 
 if TYPE_CHECKING:
@@ -28,15 +29,10 @@ def events(
     The types are created, destroyed, failed, frozen, thawed and network-denied: a name or an address that a sandbox's
     network refused it. A line `dropped` says that events were lost before they could be read.
     """
-    from sandboxd.cli.attach import OutputClosed, write_all  # noqa: PLC0415 - `--help` needs none of it
-
-    try:
-        with Interrupts(), client_of(ctx).events(sandbox=sandbox, types=types or None, start=start) as stream:
-            for event in stream:
-                line = json.dumps(_as_json(event)) if as_json else _line(event)
-                write_all(1, line.encode() + b"\n")
-    except OutputClosed:
-        ctx.exit(128 + 13)
+    with Interrupts(), client_of(ctx).events(sandbox=sandbox, types=types or None, start=start) as stream:
+        for event in stream:
+            line = json.dumps(_as_json(event)) if as_json else _line(event)
+            write_all(1, line.encode() + b"\n")
 
 
 def _as_json(event: SandboxEvent) -> dict[str, object]:
@@ -45,7 +41,7 @@ def _as_json(event: SandboxEvent) -> dict[str, object]:
 
 
 def _line(event: SandboxEvent) -> str:
-    from sandboxd.cli.file_text import shown_line, utc  # noqa: PLC0415 - `--help` needs none of it
+    from sandboxd.cli.file_text import utc  # noqa: PLC0415 - `--help` needs none of it
 
     facts = [f"{key}={value}" for key, value in event.facts.items() if value is not None]
     whose = [] if event.sandbox is None else [event.sandbox_name or event.sandbox]

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from sandboxd.cli.failure import RUN_FAILED, Interrupts, status
+from sandboxd.cli.output import say
 from sandboxd.cli.params import client_of, command_of, command_options
 
 
@@ -47,7 +48,7 @@ def exec_(  # noqa: PLR0913 - an option each
             found = found.get_session(session)
         if detach:
             with found.exec_stream(_line(words, session), detach=True, **options) as stream:
-                click.echo(stream.process_id)
+                say(stream.process_id)
             return
         with Interrupts():
             code = run_attached(found, _line(words, session), options)

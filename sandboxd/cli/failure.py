@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 import signal
 import sys
 import threading
-from typing import IO, TYPE_CHECKING, Any, Final, Self
+from typing import IO, TYPE_CHECKING, Any, Final, NoReturn, Self, TextIO
 
 import click
 
+from sandboxd.cli import output
 from sandboxd.errors import SandboxdError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType, TracebackType
 
 #: sandboxd itself failed before or while it ran a command (as in docker run, chroot(1) and timeout(1)).
@@ -31,7 +34,7 @@ class Failure(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the sentence."""
-        click.echo(f"sandboxd: {self.message}", file=file or sys.stderr)
+        click.echo(output.shown_line(f"sandboxd: {self.message}"), file=file or sys.stderr)
 
 
 def one_sentence(error: SandboxdError) -> str:
@@ -51,6 +54,40 @@ def status(code: int) -> Iterator[None]:
         yield
     except SandboxdError as error:
         raise Failure(one_sentence(error), code) from error
+
+
+def guarded(program: Callable[[], object]) -> NoReturn:
+    """Run the command line, which ends by SystemExit; output that cannot be written is one sentence and status 125."""
+    sys.stdout, sys.stderr = _checked(1, sys.stdout, os.isatty(1)), _checked(2, sys.stderr, True)
+    try:
+        try:
+            program()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        sys.exit(0)
+    except output.OutputClosed:
+        _drop(1, 2)
+        sys.exit(128 + signal.SIGPIPE)
+    except output.OutputFailed as error:
+        _drop(error.fd)
+        with contextlib.suppress(OSError):
+            click.echo(f"sandboxd: {error}", err=True)
+        _drop(1, 2)
+        sys.exit(RUN_FAILED)
+
+
+def _checked(fd: int, stream: TextIO, by_line: bool) -> TextIO:
+    buffer = io.BufferedWriter(output.Output(fd))
+    return io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=by_line)
+
+
+def _drop(*fds: int) -> None:
+    """Let what is left in the buffers go nowhere: the interpreter flushes them at its end, and would tell."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for fd in fds:
+        os.dup2(null, fd)
+    os.close(null)
 
 
 class Interrupted(BaseException):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandboxd.cli.failure import Interrupts
-from sandboxd.cli.file_text import change_json, change_line, match_json, name_json, shown, shown_line
+from sandboxd.cli.file_text import change_json, change_line, match_json, name_json
+from sandboxd.cli.output import say, shown, shown_line, write_all
 from sandboxd.cli.params import sandbox_of, stack
 
 if TYPE_CHECKING:
@@ -88,13 +89,13 @@ def _show(result: SearchResult, *, as_json: bool) -> None:
         return
     for match in result.items:
         line = "" if match.line is None else f":{match.line}:{shown_line(match.text or '')}"
-        click.echo(shown(match.path) + line)
+        say(shown(match.path) + line)
     _tell_truncated(result.truncated)
 
 
 def _tell_truncated(truncated: str | None) -> None:
     if truncated is not None:
-        click.echo(f"sandboxd: this is not all: the {truncated} was reached", err=True)
+        say(f"sandboxd: this is not all: the {truncated} was reached", err=True)
 
 
 @click.command(short_help="Replace a text in files.")
@@ -130,7 +131,7 @@ def replace(
         click.echo(json.dumps({"items": items, "count": result.count, "truncated": result.truncated}, indent=2))
         return
     for name, count in result.items.items():
-        click.echo(f"{shown(name)}:{count}")
+        say(f"{shown(name)}:{count}")
     _tell_truncated(result.truncated)
 
 
@@ -155,19 +156,14 @@ def watch(ctx: click.Context, /, *, as_json: bool, sandbox: str, path: str | Non
     folder's ends with a slash. It has begun when stderr says so. Without PATH it is the folder where the sandbox's
     commands start.
     """
-    from sandboxd.cli.attach import OutputClosed, write_all  # noqa: PLC0415 - `--help` needs none of it
-
     found = sandbox_of(ctx, sandbox)
     path = path or found.info.cwd
-    try:
-        with Interrupts(), found.watch(path, **rules) as changes:
-            click.echo(f"sandboxd: watching {shown(path)}", err=True)
-            for change in changes:
-                line = json.dumps(change_json(change)) if as_json else change_line(change)
-                write_all(1, line.encode() + b"\n")
-    except OutputClosed:
-        ctx.exit(128 + 13)
-    click.echo(f"sandboxd: {shown(path)} is gone", err=True)
+    with Interrupts(), found.watch(path, **rules) as changes:
+        say(f"sandboxd: watching {shown(path)}", err=True)
+        for change in changes:
+            line = json.dumps(change_json(change)) if as_json else change_line(change)
+            write_all(1, line.encode() + b"\n")
+    say(f"sandboxd: {shown(path)} is gone", err=True)
 
 
 @click.command(short_help="Print a folder's version, or whether it changed since one.")
@@ -199,7 +195,7 @@ def changes(
         shown_result = {"version": result.version, "changed": result.changed, "entries": result.entries}
         click.echo(json.dumps(shown_result, indent=2))
     else:
-        click.echo(result.version)
+        say(result.version)
     ctx.exit(1 if result.changed else 0)
 
 
@@ -219,7 +215,7 @@ def backup(ctx: click.Context, /, *, sandbox: str, path: str, archive: str, **op
     found = sandbox_of(ctx, sandbox)
     with Interrupts():
         made = found.create_backup(path, archive, **options)
-    click.echo(f"{shown(made.archive)}: {made.entries} entries, {made.size} bytes")
+    say(f"{shown(made.archive)}: {made.entries} entries, {made.size} bytes")
 
 
 @click.command(short_help="Put an archive's content in a folder's place.")
@@ -235,4 +231,4 @@ def restore(ctx: click.Context, *, sandbox: str, archive: str, path: str) -> Non
     found = sandbox_of(ctx, sandbox)
     with Interrupts():
         done = found.restore_backup(path, archive)
-    click.echo(f"{shown(path)}: {done.entries} entries")
+    say(f"{shown(path)}: {done.entries} entries")

@@ -1,4 +1,4 @@
-"""Files of a sandbox as text and as JSON: names that no terminal obeys, and that a script can turn back."""
+"""Files of a sandbox as text and as JSON."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import datetime as dt
 import stat
 from typing import TYPE_CHECKING, Any, Final
 
+from sandboxd.cli.output import shown
 from sandboxd.spec import name_bytes
 
 if TYPE_CHECKING:
@@ -21,31 +22,6 @@ _KINDS: Final = {
     "character-device": stat.S_IFCHR,
     "block-device": stat.S_IFBLK,
 }
-_SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
-
-
-def shown(name: str) -> str:
-    r"""Return a name on one line: what is no UTF-8 and what a terminal would obey as `\xff`, a backslash doubled.
-
-    A shell's `$'…'` turns it back, where no quote is in it.
-    """
-    return "".join(_SHORT.get(char) or _printable(char) for char in name)
-
-
-def shown_line(text: str) -> str:
-    """Return a line of a file as it is, but for what a terminal would obey."""
-    return "".join(char if char == "\t" else _printable(char) for char in text)
-
-
-def _printable(char: str) -> str:
-    if char.isprintable():
-        return char
-    # Of a name's surrogates these are the bytes that they stand for; any other lone surrogate has no bytes at all.
-    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", _handler(char)))
-
-
-def _handler(char: str) -> str:
-    return "surrogateescape" if "\udc80" <= char <= "\udcff" else "surrogatepass"
 
 
 def utc(when: dt.datetime) -> str:

@@ -11,7 +11,8 @@ import click
 from sandboxd.cli.cp import remote_target
 from sandboxd.cli.failure import Failure, Interrupts, one_sentence
 from sandboxd.cli.file_searches import backup, changes, find, replace, restore, search, watch
-from sandboxd.cli.file_text import file_json, mode_text, shown, utc
+from sandboxd.cli.file_text import file_json, mode_text, utc
+from sandboxd.cli.output import say, shown, write_all
 from sandboxd.cli.params import sandbox_of
 from sandboxd.cli.table import print_table
 from sandboxd.errors import AccessDenied, Conflict, FileNotFound, NotAFile
@@ -77,14 +78,14 @@ def list_(
             _print_list(infos, base, as_json=as_json)
         else:
             for info in infos:
-                click.echo(_label(info, base))
+                say(_label(info, base))
     except NotAFile:
         # It comes with the first page, when nothing is printed yet.
         info = found.stat_file(path)
         if long or as_json:
             _print_list([info], "", as_json=as_json)
         else:
-            click.echo(shown(info.path))
+            say(shown(info.path))
 
 
 def _print_list(infos: Iterable[FileInfo], base: str, *, as_json: bool) -> None:
@@ -128,7 +129,7 @@ def _print_facts(info: FileInfo) -> None:
     if info.target is not None:
         facts["target"] = shown(info.target)
     for name, value in facts.items():
-        click.echo(f"{name:<10} {value}")
+        say(f"{name:<10} {value}")
 
 
 def _each(paths: tuple[str, ...], act: Callable[[str], object]) -> int:
@@ -149,8 +150,6 @@ def _each(paths: tuple[str, ...], act: Callable[[str], object]) -> int:
 @click.pass_context
 def cat(ctx: click.Context, *, sandbox: str, paths: tuple[str, ...]) -> None:
     """Write the bytes of each file PATH to standard output, one after the other."""
-    from sandboxd.cli.attach import OutputClosed, write_all  # noqa: PLC0415 - `--help` needs none of it
-
     found = sandbox_of(ctx, sandbox)
 
     def show(path: str) -> None:
@@ -158,11 +157,8 @@ def cat(ctx: click.Context, *, sandbox: str, paths: tuple[str, ...]) -> None:
             for piece in stream:
                 write_all(1, piece)
 
-    try:
-        with Interrupts():
-            failed = _each(paths, show)
-    except OutputClosed:
-        ctx.exit(128 + 13)
+    with Interrupts():
+        failed = _each(paths, show)
     ctx.exit(1 if failed else 0)
 
 

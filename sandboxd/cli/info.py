@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sandboxd.cli.output import say
 from sandboxd.cli.params import client_of
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def info(ctx: click.Context, *, as_json: bool, sandbox: str | None) -> None:
     lines = list(flat(found))
     width = max((len(key) for key, _ in lines), default=0)
     for key, value in lines:
-        click.echo(f"{key.ljust(width)}  {value}")
+        say(f"{key.ljust(width)}  {value}")
 
 
 def flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

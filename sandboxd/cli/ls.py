@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sandboxd.cli.output import say
 from sandboxd.cli.params import client_of
 from sandboxd.cli.table import print_table
 
@@ -28,7 +29,7 @@ def ls(ctx: click.Context, *, as_json: bool, quiet: bool) -> None:
         click.echo(json.dumps([info.raw for info in infos], indent=2))
     elif quiet:
         for info in infos:
-            click.echo(info.id)
+            say(info.id)
     else:
         print_table(("ID", "NAME", "STATE", "ROOTFS", "AGE", "LABELS"), [_row(info) for info in infos])
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sandboxd import __version__
-from sandboxd.cli.failure import Failure, Interrupted, one_sentence
+from sandboxd import __version__, stdio
+from sandboxd.cli import output
+from sandboxd.cli.failure import Failure, Interrupted, guarded, one_sentence
 from sandboxd.errors import SandboxdError
 
 if TYPE_CHECKING:
@@ -94,8 +95,14 @@ class LazyGroup(click.Group):
             raise Failure(one_sentence(error)) from error
         except Interrupted as signal:
             for note in getattr(signal, "__notes__", []):
-                click.echo(f"sandboxd: {note}", err=True)
+                output.say(f"sandboxd: {note}", err=True)
             ctx.exit(128 + signal.number)
+        except (output.OutputClosed, output.OutputFailed):
+            raise
+        except OSError as error:
+            # Our own input is a folder, say. What a verb opens for its user it explains itself.
+            what = f"{error.filename}: " if error.filename else ""
+            raise Failure(f"cannot go on: {what}{error.strerror or error}") from error
         except KeyboardInterrupt:
             ctx.exit(130)
 
@@ -115,7 +122,8 @@ def cli(ctx: click.Context, url: str | None, token: str | None) -> None:
 
 def main() -> None:
     """Run the command line and exit."""
-    cli(prog_name="sandboxd", obj={"own_process": True})
+    stdio.open_standard()
+    guarded(lambda: cli(prog_name="sandboxd", obj={"own_process": True}))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from sandboxd.cli.output import say
 from sandboxd.cli.params import client_of
 
 
@@ -12,4 +13,5 @@ from sandboxd.cli.params import client_of
 @click.pass_context
 def metrics(ctx: click.Context, *, sandboxes: bool) -> None:
     """Print what GET /v1/metrics gives: the Prometheus text format."""
-    click.echo(client_of(ctx).metrics(sandboxes=sandboxes), nl=False)
+    for line in client_of(ctx).metrics(sandboxes=sandboxes).splitlines():
+        say(line)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sandboxd.cli.output import say
 from sandboxd.cli.params import client_of
 from sandboxd.cli.table import print_table
 
@@ -38,10 +39,10 @@ def expose(
     """
     found = _connect(ctx, sandbox)
     if link and any(one.port == port for one in found.get_exposed_ports()):
-        click.echo(found.create_preview_link(port))
+        say(found.create_preview_link(port))
         return
     exposed = found.expose_port(port, name=name, token=token, public=public)
-    click.echo(found.create_preview_link(port) if link else exposed.url)
+    say(found.create_preview_link(port) if link else exposed.url)
 
 
 @click.command()

@@ -9,6 +9,7 @@ import click
 
 from sandboxd.cli.failure import TIMED_OUT, Failure, Interrupts, one_sentence
 from sandboxd.cli.ls import age
+from sandboxd.cli.output import say, write_all
 from sandboxd.cli.params import client_of, command_of, command_options
 from sandboxd.cli.table import print_table
 
@@ -53,7 +54,7 @@ def start(  # noqa: PLR0913 - an option each
     process = _connect(ctx, sandbox).start_process(
         words, id=process_id, restart="on-failure" if restart else None, **options
     )
-    click.echo(process.id)
+    say(process.id)
 
 
 @click.command()
@@ -69,7 +70,7 @@ def ps(ctx: click.Context, *, everything: bool, as_json: bool, quiet: bool, sand
         click.echo(json.dumps([info.raw for info in found], indent=2))
     elif quiet:
         for info in found:
-            click.echo(info.id)
+            say(info.id)
     else:
         print_table(("ID", "PID", "STATUS", "AGE", "COMMAND"), [_row(info) for info in found])
 
@@ -98,25 +99,20 @@ def logs(ctx: click.Context, *, follow: bool, tail: int | None, sandbox: str, pr
 
     Output that its log no longer has is told on stderr.
     """
-    from sandboxd.cli.attach import OutputClosed, write_all  # noqa: PLC0415
-
     found = _connect(ctx, sandbox)
-    try:
-        with Interrupts():
-            if follow:
-                with found.stream_process_logs(process, tail=tail) as stream:
-                    for chunk in stream:
-                        write_all(1 if chunk.stream == "stdout" else 2, chunk.data)
-                    dropped = stream.dropped_bytes
-            else:
-                log = found.get_process_logs(process, tail=tail)
-                write_all(1, log.stdout_bytes)
-                write_all(2, log.stderr_bytes)
-                dropped = log.dropped_bytes
-    except OutputClosed:
-        ctx.exit(128 + 13)
+    with Interrupts():
+        if follow:
+            with found.stream_process_logs(process, tail=tail) as stream:
+                for chunk in stream:
+                    write_all(1 if chunk.stream == "stdout" else 2, chunk.data)
+                dropped = stream.dropped_bytes
+        else:
+            log = found.get_process_logs(process, tail=tail)
+            write_all(1, log.stdout_bytes)
+            write_all(2, log.stderr_bytes)
+            dropped = log.dropped_bytes
     if dropped:
-        click.echo(f"sandboxd: {dropped} bytes of output are no longer in the log", err=True)
+        say(f"sandboxd: {dropped} bytes of output are no longer in the log", err=True)
 
 
 @click.command()
@@ -190,7 +186,7 @@ def wait(
         else:
             result = found.wait_for_exit(process or "", timeout=timeout)
     if result.line is not None:
-        click.echo(result.line)
+        say(result.line)
     ctx.exit(_status(result, "exit" if port is None and pattern is None else "other"))
 
 
@@ -200,7 +196,7 @@ def _status(result: WaitResult, what: Literal["exit", "other"]) -> int:
     if what == "other":
         if not result.met:
             how = result.signal or f"exit code {result.exit_code}"
-            click.echo(f"sandboxd: the process ended before: {how}", err=True)
+            say(f"sandboxd: the process ended before: {how}", err=True)
         return 0 if result.met else 1
     from sandboxd.cli.attach import signal_status  # noqa: PLC0415
 

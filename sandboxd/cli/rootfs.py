@@ -17,6 +17,7 @@ from rich.table import Table
 
 from sandboxd import images
 from sandboxd.cli.failure import Failure, Interrupted, Interrupts, one_sentence
+from sandboxd.cli.output import say, shown_line
 from sandboxd.cli.params import Size, client_of
 from sandboxd.errors import DaemonUnavailable, InvalidRequest, RootfsError, RootfsNotFound
 from sandboxd.images.importer import MAX_BYTES, Wanted, import_image
@@ -63,7 +64,7 @@ def build(ctx: click.Context, name: str, force: bool, state_dir: Path, rootfs_di
     with _failures(), _watcher() as watch:
         built = images.build(name, _place(state_dir, rootfs_dir), progress=watch, force=force, in_use=_asker(ctx))
     verb = f"built in {time.monotonic() - begun:.1f} s" if watch.called else "up to date"
-    click.echo(f"rootfs {built.name}: {verb}, {_megabytes(built.size_bytes)}, recipe {built.recipe_hash[:12]}")
+    say(f"rootfs {built.name}: {verb}, {_megabytes(built.size_bytes)}, recipe {built.recipe_hash[:12]}")
 
 
 @rootfs.command("import")
@@ -102,8 +103,8 @@ def import_(
             in_use=_asker(click.get_current_context()),
         )
     for note in done.notes:
-        click.echo(f"note: {note}", err=True)
-    click.echo(f"rootfs {name}: imported, {_megabytes(done.rootfs.size_bytes)}, image {done.rootfs.recipe_hash[:12]}")
+        say(f"note: {note}", err=True)
+    say(f"rootfs {name}: imported, {_megabytes(done.rootfs.size_bytes)}, image {done.rootfs.recipe_hash[:12]}")
 
 
 @rootfs.command("ls")
@@ -169,12 +170,12 @@ class _Watch:
             if progress.line is None:
                 self.end_step()
                 self._step_begun = time.monotonic()
-            self._bar.update(self._task, description=title, line=(progress.line or "")[:60])
+            self._bar.update(self._task, description=shown_line(title), line=shown_line(progress.line or "")[:60])
         elif progress.line is None:
-            click.echo(f"{time.monotonic() - self._begun:6.1f} s  {title}", err=True)
+            say(f"{time.monotonic() - self._begun:6.1f} s  {title}", err=True)
             self._echoed = time.monotonic()
         elif time.monotonic() - self._echoed >= _PLAIN_EVERY_S:
-            click.echo(f"          {progress.line}", err=True)
+            say(f"          {progress.line}", err=True)
             self._echoed = time.monotonic()
 
     def end_step(self) -> None:
@@ -218,7 +219,7 @@ def _failures() -> Iterator[None]:
         raise Failure(one_sentence(error), 2) from error
     except RootfsError as error:
         for line in str(error.facts.get("output", "")).splitlines():
-            click.echo(f"  {line}", err=True)
+            say(f"  {line}", err=True)
         raise
 
 

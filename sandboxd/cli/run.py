@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandboxd.cli.failure import RUN_FAILED, Interrupts, status
+from sandboxd.cli.output import say
 from sandboxd.cli.params import client_of, command_of, command_options, limits, network_of, sandbox_options
 
 if TYPE_CHECKING:
@@ -70,14 +71,11 @@ def run(  # noqa: PLR0913 - an option each
 
 def run_attached(sandbox: Sandbox | Session, words: str | list[str], options: dict[str, Any]) -> int:
     """Run the command with our standard streams and return the status to end with."""
-    from sandboxd.cli.attach import OutputClosed, attach, exit_code, explain, has_stdin  # noqa: PLC0415
+    from sandboxd.cli.attach import attach, exit_code, explain, has_stdin  # noqa: PLC0415
 
     feed = has_stdin()
-    try:
-        with sandbox.exec_stream(words, stdin=feed or None, **options) as stream:
-            result = attach(stream, feed=feed)
-    except OutputClosed:
-        return 128 + 13  # what SIGPIPE would have done to it here
+    with sandbox.exec_stream(words, stdin=feed or None, **options) as stream:
+        result = attach(stream, feed=feed)
     explain(result)
     return exit_code(result)
 
@@ -87,4 +85,4 @@ def _leave(sandbox: Sandbox, *, keep: bool) -> None:
         failure = sys.exception()
         sandbox.__exit__(type(failure) if failure else None, failure, None)
         return
-    print(f"sandboxd: kept the sandbox {sandbox.id}", file=sys.stderr)
+    say(f"sandboxd: kept the sandbox {sandbox.id}", err=True)

@@ -7,6 +7,7 @@ import json
 import click
 
 from sandboxd.cli.ls import age
+from sandboxd.cli.output import say
 from sandboxd.cli.params import KeyValue, sandbox_of
 from sandboxd.cli.table import print_table
 
@@ -47,7 +48,7 @@ def create(
 ) -> None:
     """Begin a session in SANDBOX (an id or a name), and print its id."""
     found = sandbox_of(ctx, sandbox)
-    click.echo(found.create_session(id=session_id, cwd=workdir, env=dict(env), user=user, shell=shell).id)
+    say(found.create_session(id=session_id, cwd=workdir, env=dict(env), user=user, shell=shell).id)
 
 
 @session.command()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import click
 
 from sandboxd.cli.failure import RUN_FAILED, status
+from sandboxd.cli.output import write_all
 from sandboxd.cli.params import KeyValue, client_of
 from sandboxd.errors import SandboxdError
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 _READ_BYTES: Final = 64 * 1024
 _END_OF_FILE: Final = b"\x04"
+#: How often an input that is at its end says so.
+_END_AGAIN_MS: Final = 500
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -104,11 +107,8 @@ def shell(  # noqa: PLR0913 - an option each
 
 
 def _show(pty: Pty) -> None:
-    from sandboxd.cli.attach import OutputClosed, write_all  # noqa: PLC0415
-
-    with contextlib.suppress(OutputClosed):
-        for data in pty:
-            write_all(1, data)
+    for data in pty:
+        write_all(1, data)
 
 
 def _size() -> tuple[int, int]:
@@ -165,10 +165,13 @@ class _Keyboard:
         poll = select.poll()
         poll.register(0, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
+        again: float | None = None
         # The terminal has ended or the connection has: the main thread meets that too.
         with contextlib.suppress(SandboxdError):
             while True:
-                ready = {fd for fd, _ in poll.poll()}
+                ready = {fd for fd, _ in poll.poll(again)}
+                if not ready:
+                    self._pty.write(_END_OF_FILE)
                 if self._wake_read in ready:
                     if b"q" in os.read(self._wake_read, 1024):
                         return
@@ -180,4 +183,7 @@ class _Keyboard:
                         data = b""
                     self._pty.write(data or _END_OF_FILE)
                     if not data:
+                        # There is nothing more for whoever reads next, either; and a shell that was just starting
+                        # loses what was typed before it took the terminal.
                         poll.unregister(0)
+                        again = _END_AGAIN_MS

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sandboxd.cli.output import shown_line
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; in a pipe each row is one line, whatever its width."""
+    """Print a table, its cells made harmless; in a pipe each row is one line, whatever its width."""
+    rows = [[shown_line(cell).replace("\t", " ") for cell in row] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console  # noqa: PLC0415 - 75 ms that pipes need not pay
         from rich.table import Table  # noqa: PLC0415

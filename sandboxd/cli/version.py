@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from sandboxd import __version__
+from sandboxd.cli.output import say
 from sandboxd.cli.params import client_of
 from sandboxd.errors import SandboxdError
 
@@ -13,9 +14,9 @@ from sandboxd.errors import SandboxdError
 @click.pass_context
 def version(ctx: click.Context) -> None:
     """Print the versions of this program and of the daemon."""
-    click.echo(f"client {__version__}")
+    say(f"client {__version__}")
     try:
         daemon = str(client_of(ctx).info().get("version", "unknown"))
     except SandboxdError:
         daemon = "not reachable"
-    click.echo(f"daemon {daemon}")
+    say(f"daemon {daemon}")

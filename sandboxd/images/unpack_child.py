@@ -16,6 +16,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 from typing import Any, Final
 
+from sandboxd import stdio
 from sandboxd.images import confine, packages
 from sandboxd.images.archive import Tape, names, shown
 from sandboxd.images.blobs import ArchiveBlobs, Blobs, FolderBlobs
@@ -216,6 +217,7 @@ _MACHINE: Final = platform.machine()
 
 def main() -> None:
     """Run as a program: argv is the socket's descriptor and what is wanted, as JSON."""
+    stdio.open_standard()
     run(Link(socket.socket(fileno=int(sys.argv[1]))), json.loads(sys.argv[2]))
 
 

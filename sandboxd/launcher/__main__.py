@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgpack
 import prctl
 
+from .. import stdio
 from ..errors import SandboxdError
 from ..guest import init
 from ..linux.kernel import Kernel
@@ -32,6 +33,7 @@ def _arguments(argv: list[str]) -> tuple[int, int]:
 
 def main() -> None:
     """Serve one daemon until it is gone."""
+    stdio.open_standard()
     fd, config_fd = _arguments(sys.argv[1:])
     with open(config_fd, "rb") as file:
         settings = Settings.from_message(msgpack.unpackb(file.read()))

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgpack
 
+from .. import stdio
 from . import base
 
 #: kind -> a module with `load()`, which imports all that it will need, and `work(given)`, which runs in the child.
@@ -16,6 +17,7 @@ KINDS: Final = {"git": "sandboxd.templates.git"}
 
 def main() -> None:
     """Load a kind, and serve the launcher."""
+    stdio.open_standard()
     module: Any = None
 
     def work(given: object) -> None:

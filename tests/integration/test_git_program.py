@@ -20,6 +20,7 @@ import pytest
 
 from bench import git_history
 from sandboxd import errors
+from sandboxd.templates.git import configfile
 from sandboxd.templates.git.clone import Order, clone
 from sandboxd.templates.git.intake import PackIntake
 from sandboxd.templates.git.transport import Login
@@ -548,6 +549,122 @@ def test_row_35_a_submodule_is_not_made_in_another_ones_folder(run, tmp_path, se
     with HttpServer(tmp_path) as server, pytest.raises(errors.GitRefused) as caught:
         run(f"{server.url}/outer.git", submodules=True)
     assert caught.value.reason == "submodule-name"
+
+
+# --- files of settings --------------------------------------------------------------------------------------
+
+CORPUS = [
+    b'[submodule "a b"]\n\tpath = x\n\turl = y\n',
+    b'[SubModule "A b"]\n\tPATH=x\n\tUrL   =   y z  \n',
+    b"[submodule.Name]path=x\n[a.B]c\n[a..b]c=1\n[.]c\n",
+    b'[include]\n\tpath = /dev/zero\n[includeIf "gitdir:/"]\n\tpath = /etc/passwd\n',
+    b'[s "a\\"b\\\\c\\d"]\npath = "a # b" ; c\nurl = "q"x"y z" # c\n',
+    b'[s]\npath = one \\\n  two \\\n three\nurl = a\\tb\\nc\\\\d\\"e\\b\n',
+    b"[s]\npath = x\npath = y\n[S]\nPATH = z\n",
+    b"\xef\xbb\xbf[s]\r\npath = x\r\nurl = \xc3\xa9\r\n",
+    b"# a\n  ; b\n[s] path = x\n[s] # c\n\turl\n",
+    b'[s]\npath = \nurl = ""\nlast = x',
+    b"alone = 1\n[s]\nb-1 = \\",
+    # What is no configuration:
+    b'[s]\npath = "open\nurl = x\n',
+    b"[s]\npath = a\\qb\n",
+    b"[s]\n1path = a\n",
+    b"[s]\npath : a\n",
+    b'[s "a" ]\npath = a\n',
+    b'[s"a"]\npath = a\n',
+    b'[s "a\n"]\npath = a\n',
+    b"[]\npath = a\n",
+    b"[s\npath = a\n",
+    b"[s]\n= a\n",
+]
+
+
+@pytest.mark.parametrize("data", CORPUS)
+def test_settings_are_read_as_c_git_reads_them(tmp_path, data):
+    (tmp_path / "f").write_bytes(data)
+    words = ["git", "config", "--no-includes", "-z", "-f", str(tmp_path / "f"), "--list"]
+    theirs = subprocess.run(words, capture_output=True, env=GIT_ENV, check=False)
+    if theirs.returncode:
+        with pytest.raises(errors.GitRefused) as caught:
+            list(configfile.parse(data, "f"))
+        assert caught.value.reason == "configuration"
+        return
+    ours = b""
+    for section, sub, name, value in configfile.parse(data, "f"):
+        key = b".".join(part for part in (section or None, sub, name) if part is not None)
+        ours += key + (b"" if value is None else b"\n" + value) + b"\0"
+    assert ours == theirs.stdout
+
+
+def declaring(root, served, gitmodules, mode="100644"):
+    """Make outer.git, with this .gitmodules and a submodule at libs/history."""
+    shutil.copytree(served / "history.git", root / "history.git")
+    commit = git(root / "history.git", "rev-parse", "v1.2^{commit}")
+    write_repository(root / "outer.git", {".gitmodules": (mode, gitmodules), "libs/history": ("160000", commit)})
+    return commit
+
+
+GOOD = b'[submodule "h"]\n\tpath = libs/history\n\turl = ../history.git\n'
+
+
+@pytest.mark.parametrize(
+    "gitmodules",
+    [
+        b"[include]\n\tpath = /dev/zero\n" + GOOD,
+        GOOD + b"[include]\n\tpath = FIFO\n",
+        GOOD + b'[includeIf "gitdir:/"]\n\tpath = OTHER\n[Include]\n\tPath = OTHER\n',
+        GOOD.replace(b"submodule", b"SubModule").replace(b"path", b"PATH").replace(b"url", b"Url"),
+        b"# a comment\n" * 700_000 + GOOD,
+        GOOD.replace(b"../history.git", b"/etc") + GOOD,
+    ],
+    ids=["dev-zero", "fifo", "another-file", "capitals", "8-MB", "twice"],
+)
+def test_gitmodules_include_nothing_and_lose_nothing(run, tmp_path, served, gitmodules):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "other").write_bytes(GOOD.replace(b"../history.git", b"http://127.0.0.1:9/else"))
+    gitmodules = gitmodules.replace(b"FIFO", bytes(tmp_path / "fifo")).replace(b"OTHER", bytes(tmp_path / "other"))
+    commit = declaring(tmp_path, served, gitmodules)
+    with HttpServer(tmp_path) as server:
+        _, folder = run(f"{server.url}/outer.git", submodules=True, depth=1)
+    assert git(folder / "libs/history", "rev-parse", "HEAD") == commit
+
+
+@pytest.mark.parametrize(
+    ("gitmodules", "mode", "reason"),
+    [
+        (GOOD.replace(b"\turl = ../history.git\n", b""), "100644", "submodule-address"),
+        (GOOD.replace(b" = ../history.git", b""), "100644", "configuration"),
+        (GOOD + b"nonsense here\n", "100644", "configuration"),
+        (GOOD + b"#" * (configfile.MAX_BYTES + 1), "100644", "configuration"),
+        (b"own.txt", "120000", "configuration"),
+        (b"/dev/zero", "120000", "configuration"),
+    ],
+    ids=["no-url", "bare-url", "bad-line", "too-long", "link", "link-to-dev-zero"],
+)
+def test_gitmodules_that_cannot_be_heeded_are_an_error(run, tmp_path, served, gitmodules, mode, reason):
+    declaring(tmp_path, served, gitmodules, mode)
+    with HttpServer(tmp_path) as server, pytest.raises(errors.GitRefused) as caught:
+        run(f"{server.url}/outer.git", submodules=True, depth=1)
+    assert caught.value.reason == reason
+
+
+def test_a_repository_on_disk_opens_nothing_else(run, tmp_path, served):
+    source = tmp_path / "own.git"
+    shutil.copytree(served / "history.git", source)
+    with (source / "config").open("a") as config:
+        config.write("[include]\n\tpath = /dev/zero\n")
+    result, _ = run(str(source))
+    assert result["commit"] == git(served / "history.git", "rev-parse", "HEAD")
+    for name, make in (
+        ("refs/heads/fifo", os.mkfifo),
+        ("shallow", os.mkfifo),
+        ("objects/info/alternates", lambda path: os.symlink("/dev/zero", path)),
+    ):
+        make(source / name)
+        with pytest.raises(errors.GitRefused) as caught:
+            run(str(source), target="other")
+        assert caught.value.reason == "configuration"
+        (source / name).unlink()
 
 
 # --- packs --------------------------------------------------------------------------------------------------

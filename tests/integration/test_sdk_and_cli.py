@@ -71,3 +71,38 @@ def test_the_demo_runs(daemon: Daemon, tmp_path: pathlib.Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
     with daemon.client() as client:
         assert not [s for s in Sandbox.list(client=client) if s.info.name == "demo"]
+
+
+@pytest.mark.slow
+def test_a_daemon_that_was_started_without_standard_streams(tmp_path: pathlib.Path) -> None:
+    class Bare(Daemon):
+        def command(self) -> list[str]:
+            return ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *super().command()]
+
+    daemon = Bare(tmp_path)
+    daemon.start()
+    try:
+        assert cli(daemon, "run", "--", "sh", "-c", "echo out; echo err >&2").stdout == b"out\n"
+        for pid in (daemon.process.pid, daemon.launcher_pid()):
+            assert [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (0, 1, 2)] == ["/dev/null"] * 3
+    finally:
+        daemon.close()
+
+
+def test_closed_streams_of_the_terminal_and_of_code(daemon: Daemon, sandbox: Sandbox) -> None:
+    def redirected(how: str, *words: str) -> tuple[int, bytes]:
+        line = ["/bin/sh", "-c", f'exec "$@" {how}', "sh", PROGRAM, *words]
+        env = {**os.environ, "SANDBOXD_URL": daemon.url}
+        done = subprocess.run(line, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False)
+        return done.returncode, done.stderr
+
+    refused = b"sandboxd: cannot write to standard output: Bad file descriptor\n"
+    assert redirected("<&-", "shell", sandbox.id) == (0, b"")
+    assert redirected("", "shell", sandbox.id, "sh", "-c", "cat; cat; exit 5") == (
+        5,
+        b"",
+    )  # at its end for each that reads
+    assert redirected(">&-", "shell", sandbox.id) == (125, refused)
+    assert redirected("<&-", "code", sandbox.id, "-") == (0, b"")
+    assert redirected(">&-", "code", sandbox.id, "-c", "print(1)") == (125, refused)
+    assert redirected("2>/dev/full", "code", sandbox.id, "-c", "1/0") == (125, b"")

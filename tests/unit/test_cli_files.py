@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from sandboxd import errors
 from sandboxd.cli import file_text, main
 from sandboxd.cli.files import files as group
+from sandboxd.cli.output import shown, shown_line
 from sandboxd.client.file_calls import FileChange
 from tests.support.fake_api import FakeDaemon, Handler
 
@@ -89,11 +90,11 @@ def asked(daemon: FakeDaemon) -> tuple[str, str, dict[str, str], Any]:
     ],
 )
 def test_names_are_shown_on_one_line(name: str, expected: str):
-    assert file_text.shown(name) == expected
+    assert shown(name) == expected
 
 
 def test_lines_keep_tabs_and_backslashes():
-    assert file_text.shown_line("a\t\\n\x1bé") == "a\t\\n\\x1bé"
+    assert shown_line("a\t\\n\x1bé") == "a\t\\n\\x1bé"
 
 
 def test_a_change_as_a_line():
@@ -136,10 +137,10 @@ def test_ls_of_a_file_and_of_nothing(daemon: FakeDaemon):
 
 def test_stat(daemon: FakeDaemon):
     daemon.answers["GET", "stat"] = STRANGE
-    shown = dict(line.split(maxsplit=1) for line in files("stat", "-L", "a", RAW_TEXT).stdout.splitlines())
+    facts = dict(line.split(maxsplit=1) for line in files("stat", "-L", "a", RAW_TEXT).stdout.splitlines())
     assert asked(daemon) == ("GET", "/stat", {"path_b64": B64, "follow": "true"}, b"")
-    assert shown["path"] == "/workspace/caf\\xe9\\x1b[31m"
-    assert (shown["mode"], shown["owner"], shown["size"], shown["type"]) == ("0644", "7:8", "4", "file")
+    assert facts["path"] == "/workspace/caf\\xe9\\x1b[31m"
+    assert (facts["mode"], facts["owner"], facts["size"], facts["type"]) == ("0644", "7:8", "4", "file")
     assert json.loads(files("stat", "--json", "a", "/x").stdout) == [STRANGE]
     del daemon.answers["GET", "stat"]
     missing = files("stat", "--json", "a", "/x", "/y")

@@ -7,17 +7,14 @@ nothing of it becomes an option of a command (there is none), and there is an en
 
 from __future__ import annotations
 
-import io
 import os
 import posixpath
 import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from dulwich.config import ConfigFile
-
-from ...errors import GitProtocolError, GitRefused, SandboxdError
-from . import layout, transport
+from ...errors import GitRefused, SandboxdError
+from . import configfile, layout, transport
 from .checkout import is_safe
 
 if TYPE_CHECKING:
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
 
 MAX_LEVELS: Final = 8
 MAX_SUBMODULES: Final = 200
-_MAX_FILE_BYTES: Final = 1024 * 1024
 
 
 def clone_all(
@@ -49,10 +45,13 @@ def clone_all(
     for path, commit in gitlinks:
         if path not in declared:
             continue  # a bare link: C git passes over it as well
-        name, url = declared[path]
+        name, written = declared[path]
         shown = path.decode("utf-8", "replace")
         if not _is_inside(name) or not _is_inside(path):
             raise GitRefused(f"cannot clone submodule {shown!r}: it may not have that name", reason="submodule-name")
+        if written is None:
+            raise GitRefused(f"cannot clone submodule {shown!r}: it has no url", reason="submodule-address")
+        url = written.decode("utf-8", "surrogateescape")
         made += _clone_one(cloning, _absolute(address, url, shown), files, git, (path, name), commit)
     return made
 
@@ -96,26 +95,21 @@ def _clone_one(
     return int(found["files"])
 
 
-def _declared(files: Path) -> dict[bytes, tuple[bytes, str]]:
-    """Return what .gitmodules says: path to (name, address)."""
-    file = files / ".gitmodules"
-    if file.is_symlink() or not file.is_file():
-        return {}
-    with file.open("rb") as opened:
-        data = opened.read(_MAX_FILE_BYTES)
-    try:
-        config = ConfigFile.from_file(io.BytesIO(data))
-    except (ValueError, KeyError, IndexError) as error:
-        raise GitProtocolError(f"cannot read .gitmodules: {error}", reason="gitmodules") from None
-    found = {}
-    for section in config.sections():
-        if len(section) == 2 and section[0] == b"submodule":
-            try:
-                path, url = config.get(section, b"path"), config.get(section, b"url")
-                found[path] = (section[1], url.decode("utf-8"))
-            except (KeyError, UnicodeDecodeError):
-                continue
-    return found
+def _declared(files: Path) -> dict[bytes, tuple[bytes, bytes | None]]:
+    """Return what .gitmodules says: path to (name, address). As in C git, of two that say the same the last holds."""
+    data = configfile.read(files / ".gitmodules", ".gitmodules")
+    paths: dict[bytes, bytes] = {}
+    urls: dict[bytes, bytes] = {}
+    for section, name, variable, value in configfile.parse(data or b"", ".gitmodules"):
+        if section != b"submodule" or name is None or variable not in (b"path", b"url"):
+            continue
+        shown = name.decode("utf-8", "replace")
+        if value is None:
+            raise GitRefused(
+                f"cannot clone submodule {shown!r}: its {variable.decode()} has no value", reason="configuration"
+            )
+        (paths if variable == b"path" else urls)[name] = value
+    return {path: (name, urls.get(name)) for name, path in paths.items()}
 
 
 def _is_inside(name: bytes) -> bool:
@@ -128,7 +122,7 @@ def _absolute(address: transport.Address, url: str, shown: str) -> transport.Add
         path = posixpath.normpath(posixpath.join(address.path.rstrip("/"), url))
         parts = urllib.parse.urlsplit(address.url)
         url = f"{parts.scheme}://{parts.netloc}{path}"
-    if any(ord(character) <= 32 or ord(character) == 127 for character in url):
+    if any(ord(character) <= 32 or ord(character) == 127 or "\udc80" <= character <= "\udcff" for character in url):
         raise GitRefused(f"cannot clone submodule {shown!r}: its address is no URL", reason="submodule-address")
     try:
         parsed = transport.parse(url)

@@ -34,7 +34,7 @@ from ...errors import (
     GitUnreachable,
     SandboxdError,
 )
-from . import names
+from . import local, names
 
 SCHEMES: Final = ("https", "http", "git")
 #: What a server may say of its references, before the pack: some million names.
@@ -187,7 +187,7 @@ class Transport:
 
     def _client(self, address: Address) -> tuple[Any, str]:
         if not address.scheme:
-            return dulwich_client.LocalGitClient(thin_packs=False), address.path
+            return local.LocalClient(thin_packs=False), address.path
         if address.scheme == "git":
             return _TcpClient(address.host, port=address.port, thin_packs=False, include_tags=True), address.path
         login = self._login if (address.scheme, address.host, address.port) == self._origin else None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 
+from ... import stdio
 from .server import SOCKET_FD, Server
 
 
 def main() -> None:
     """Say that everything is loaded, and serve."""
+    stdio.open_standard()
     connection = socket.socket(fileno=SOCKET_FD)
     connection.send(b"ready")
     Server(connection).run()
