@@ -40,6 +40,11 @@ _SOCKETS: Final = {
     "MCTP": 45, "LLC": 26, "PHONET": 35, "unspecified": 0, "above all": 46,
 }  # fmt: skip
 
+#: FS_IOC_… and BTRFS_IOC_…: compression, and verifying on each read
+_LABOURS: Final = {
+    "SETFLAGS": 0x40086602, "SETFLAGS 32": 0x40046602, "FSSETXATTR": 0x401C5820, "ENABLE_VERITY": 0x40806685,
+    "DEFRAG": 0x50009402, "DEFRAG_RANGE": 0x40309410, "ENCODED_WRITE": 0x40809440, "ENCODED_WRITE 32": 0x40689440,
+}  # fmt: skip
 _TERMINALS: Final = {"STI": 0x5412, "LINUX": 0x541C, "CONS": 0x541D, "SETD": 0x5423}
 
 FAMILIES: Final[dict[str, tuple[Row, ...]]] = {
@@ -154,6 +159,12 @@ FAMILIES: Final[dict[str, tuple[Row, ...]]] = {
         *((name, 16, (-1, request, BAD)) for name, request in _TERMINALS.items()),
         *((f"{n} high", 16, (-1, HIGH | r, BAD)) for n, r in _TERMINALS.items()),
     ) + _same(KERNEL, ("GWINSZ", 16, (-1, 0x5413, BAD))),
+    "what the kernel's own threads work for": _same(
+        "ENOTSUP",  # the other name of EOPNOTSUPP
+        *((f"{name}{high}", 16, (-1, bits | request, BAD)) for high, bits in (("", 0), (" high", HIGH))
+          for name, request in _LABOURS.items()),
+    ) + _same(KERNEL, ("GETFLAGS", 16, (-1, 0x80086601, BAD)), ("FICLONE", 16, (-1, 0x40049409, -1)),
+              ("FIEMAP", 16, (-1, 0xC020660B, BAD))),
     "core dumps": _same(
         "allowed",  # told so, and not done
         ("setrlimit", 160, (4, BAD)), ("setrlimit high", 160, (4 | HIGH, BAD)), ("prlimit64", 302, (0, 4, BAD, 0)),
