@@ -25,8 +25,9 @@ def events(
 ) -> None:
     """Print what the daemon still knows to have happened to sandboxes, then what happens, until Ctrl-C.
 
-    The types are created, destroyed, failed, frozen, thawed and network-denied: a name or an address that a sandbox's
-    network refused it. A line `dropped` says that events were lost before they could be read.
+    The types are created, destroyed, failed, frozen, thawed, degraded (something of it does not work, or again) and
+    network-denied: a name or an address that a sandbox's network refused it. A line `dropped` says that events were
+    lost before they could be read.
     """
     from sandboxd.cli.attach import OutputClosed, write_all  # noqa: PLC0415 - `--help` needs none of it
 
