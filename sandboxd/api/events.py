@@ -38,7 +38,7 @@ class EventOut(msgspec.Struct, kw_only=True, omit_defaults=True):
     type: str
     sandbox: str
     sandbox_name: str | None
-    reason: str | msgspec.UnsetType = msgspec.UNSET
+    reason: str | msgspec.UnsetType | None = msgspec.UNSET
     name: str | msgspec.UnsetType = msgspec.UNSET
     address: str | msgspec.UnsetType = msgspec.UNSET
     protocol: str | msgspec.UnsetType = msgspec.UNSET

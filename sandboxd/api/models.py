@@ -154,6 +154,7 @@ class SandboxOut(msgspec.Struct, frozen=True, kw_only=True):
     unenforced: list[str]
     created_at: str
     reason: str | msgspec.UnsetType | None = msgspec.UNSET
+    degraded: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class SandboxList(msgspec.Struct, frozen=True):
@@ -397,4 +398,5 @@ def sandbox_out(sandbox: Sandbox) -> SandboxOut:
         unenforced=list(sandbox.unenforced),
         created_at=rfc3339(sandbox.created_at),
         reason=sandbox.reason if sandbox.reason is not None else msgspec.UNSET,
+        degraded=[f"names: {sandbox.names_lost}"] if sandbox.names_lost is not None else msgspec.UNSET,
     )

@@ -26,8 +26,9 @@ def events(
 ) -> None:
     """Print what the daemon still knows to have happened to sandboxes, then what happens, until Ctrl-C.
 
-    The types are created, destroyed, failed, frozen, thawed and network-denied: a name or an address that a sandbox's
-    network refused it. A line `dropped` says that events were lost before they could be read.
+    The types are created, destroyed, failed, frozen, thawed, degraded (something of it does not work, or again) and
+    network-denied: a name or an address that a sandbox's network refused it. A line `dropped` says that events were
+    lost before they could be read.
     """
     with Interrupts(), client_of(ctx).events(sandbox=sandbox, types=types or None, start=start) as stream:
         for event in stream:

@@ -75,7 +75,7 @@ class AsyncClient:
         """Return what happened to sandboxes, from offset `start` or the oldest that is kept on, and what happens.
 
         `sandbox` is an id or a name; `types` is one type or several: created, destroyed, failed, frozen, thawed,
-        network-denied.
+        degraded, network-denied.
         """
         return AsyncEventStream(self, event_calls.events(sandbox=sandbox, types=types, start=start), start)
 

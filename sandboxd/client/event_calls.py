@@ -27,13 +27,14 @@ class SandboxEvent:
     """What happened to a sandbox.
 
     Attributes:
-        type: created, destroyed, failed, frozen, thawed, network-denied; or dropped, where events were lost before
-            they were read: `facts["count"]` of them, None after a restart of the daemon. It is of no sandbox.
+        type: created, destroyed, failed, frozen, thawed, degraded, network-denied; or dropped, where events were lost
+            before they were read: `facts["count"]` of them, None after a restart of the daemon. It is of no sandbox.
         time: when.
         offset: its number; a stream from `offset + 1` goes on behind it.
         sandbox: the sandbox's id; `sandbox_name` is its name then, None where it had none.
-        facts: what the type has of its own: `reason` of failed; of network-denied `name` and `reason`, or `address`,
-            `protocol` and `port`, and `suppressed` where so many more before it were not kept.
+        facts: what the type has of its own: `reason` of failed; of degraded, None where all works again; of
+            network-denied `name` and `reason`, or `address`, `protocol` and `port`, and `suppressed` where so many
+            more before it were not kept.
     """
 
     type: str

@@ -144,6 +144,7 @@ class SandboxInfo:
         unenforced: limits that this host cannot enforce.
         created_at: when, with a time zone.
         reason: why it is failed; None while it is not.
+        degraded: what of it does not work at present, and why.
         raw: the daemon's object with every field, also those that this version does not know.
     """
 
@@ -161,6 +162,7 @@ class SandboxInfo:
     unenforced: tuple[str, ...]
     created_at: dt.datetime
     reason: str | None
+    degraded: tuple[str, ...]
     raw: dict[str, Any] = dataclasses.field(repr=False, compare=False)
 
 
@@ -195,6 +197,7 @@ def parse_sandbox(value: Json) -> SandboxInfo:
         unenforced=tuple(value.get("unenforced") or ()),
         created_at=parse_time(value["created_at"]),
         reason=value.get("reason"),
+        degraded=tuple(value.get("degraded") or ()),
         raw=dict(value),
     )
 

@@ -13,7 +13,7 @@ from sandboxd.images import packages, store
 from sandboxd.images.progress import Progress, ProgressCallback, silent
 from sandboxd.images.recipe import Recipe, find_recipe
 from sandboxd.images.steps import Site, plan
-from sandboxd.images.tree import disk_usage, fsync_folder, remove_tree
+from sandboxd.images.tree import disk_usage, fsync_folder, make_root, remove_tree
 
 __all__ = ["build"]
 
@@ -99,8 +99,7 @@ def _fill(recipe: Recipe, scratch: Path, progress: ProgressCallback) -> store.Ro
     private, work = scratch / "private", scratch / "work"
     private.mkdir(mode=0o700)
     work.mkdir(mode=0o700)
-    (private / "tree").mkdir()
-    (private / "tree").chmod(0o755)
+    make_root(private / "tree")
     steps = plan(recipe)
     for number, step in enumerate(steps, 1):
         here = Progress(number, len(steps) + 1, step.describe())

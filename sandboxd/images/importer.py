@@ -22,7 +22,7 @@ from sandboxd import spec
 from sandboxd.errors import Conflict, RootfsError
 from sandboxd.images import store
 from sandboxd.images.progress import Progress, ProgressCallback, silent
-from sandboxd.images.tree import disk_usage, fsync_folder, remove_tree
+from sandboxd.images.tree import disk_usage, fsync_folder, make_root, remove_tree
 from sandboxd.images.unpack_process import MAX_BYTES, UnpackProcess, Wanted, broken
 
 __all__ = ["MAX_BYTES", "Imported", "Wanted", "import_image"]
@@ -116,8 +116,7 @@ def _import(name: str, rootfs_dir: Path, child: UnpackProcess) -> Imported:
         scratch.mkdir(mode=0o700)
         private = scratch / "private"
         private.mkdir(mode=0o700)
-        (private / "tree").mkdir()
-        (private / "tree").chmod(0o755)
+        make_root(private / "tree")
         result = child.run(private / "tree", scratch)
         child.progress(Progress(0, 0, "Write it to disk"))
         imported = _record(name, result, private)

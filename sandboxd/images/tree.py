@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import stat
 from pathlib import Path
 
-__all__ = ["disk_usage", "empty", "fsync_folder", "mounts_below", "remove_tree"]
+__all__ = ["disk_usage", "empty", "fsync_folder", "make_root", "mounts_below", "remove_tree"]
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def make_root(path: Path) -> None:
+    """Make the folder that a rootfs is unpacked in, without the folder above's wish that btrfs compress all below it.
+
+    Each file would carry it, and could not be copied to where a sandbox writes: nothing is compressed there.
+    """
+    path.mkdir()
+    path.chmod(0o755)
+    with contextlib.suppress(OSError):  # there is none, or this is no btrfs
+        os.removexattr(path, "btrfs.compression")
 
 
 def mounts_below(path: Path, mountinfo: str | None = None) -> list[str]:

@@ -25,7 +25,7 @@ from ..linux import procfs
 from ..linux.kernel import Kernel
 from ..network import NetworkSpec
 from ..spec import Limits
-from . import birth, limits
+from . import birth, buffers, limits
 from .cgroups import SandboxCgroups
 from .idranges import IdRange, RangeAllocator
 from .links import Links
@@ -101,6 +101,7 @@ class Births:
     def __init__(self, selector: selectors.BaseSelector, means: Means) -> None:
         self._selector = selector
         self._means = means
+        self._buffers = buffers.of_host()
         self._active: dict[str, _Birth] = {}
         self._ending: list[int] = []
 
@@ -221,6 +222,7 @@ class Births:
                 processes=limits.processes_of(limits_, means.cgroups.controllers),
                 seccomp=seccomp,
                 range_base=range_.base,
+                **self._buffers._asdict(),
             )
             fds = birth.Fds(
                 listener=listener.fileno(),

@@ -34,6 +34,7 @@ class NewbornSpec:
         processes: RLIMIT_NPROC of each of its users.
         seccomp: the profile's name.
         range_base: the first host id of its range.
+        tcp_rmem, tcp_wmem: what a TCP socket of its network namespace may hold (buffers.py).
     """
 
     id: str
@@ -41,6 +42,8 @@ class NewbornSpec:
     processes: int
     seccomp: str
     range_base: int
+    tcp_rmem: str
+    tcp_wmem: str
 
     def order(self) -> bytes:
         """Return what the zygote is sent: an `Order`."""
@@ -107,7 +110,7 @@ def plan_newborn(spec: NewbornSpec) -> tuple[Step, ...]:
         filesystem.MountProc(),
         filesystem.MountSys(),
         filesystem.MountDev(tty_gid=spec.range_base + 5),
-        privilege.ConfigureNetwork(first_gid=spec.range_base),
+        privilege.ConfigureNetwork(first_gid=spec.range_base, tcp_rmem=spec.tcp_rmem, tcp_wmem=spec.tcp_wmem),
         filesystem.RestrictProc(),
         privilege.NameHost(hostname=spec.id),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import resource
@@ -56,14 +57,17 @@ class AdjustOomScore(Named):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConfigureNetwork(Named):
-    """The loopback, and two rights that come from a network namespace which is the host's, not the sandbox's."""
+    """The loopback, two rights that come from a network namespace which is the host's, and what a socket may hold."""
 
     first_gid: int
+    tcp_rmem: str
+    tcp_wmem: str
 
     def describe(self) -> str:
         """Say what it does."""
         last = self.first_gid + ID_RANGE_WIDTH - 1
-        return f"lo up, ip_unprivileged_port_start 0, ping_group_range {self.first_gid} {last}"
+        sizes = f"tcp_rmem {self.tcp_rmem}, tcp_wmem {self.tcp_wmem}"
+        return f"lo up, ip_unprivileged_port_start 0, ping_group_range {self.first_gid} {last}, {sizes}"
 
     def run(self, kernel: Kernel, birth: Birth) -> None:
         """Do it."""
@@ -72,8 +76,15 @@ class ConfigureNetwork(Named):
         except OSError as error:
             raise SyscallError(error.errno or 0, "ioctl", "SIOCSIFFLAGS lo") from None
         last = self.first_gid + ID_RANGE_WIDTH - 1
-        for name, value in (("ip_unprivileged_port_start", "0"), ("ping_group_range", f"{self.first_gid} {last}")):
+        for name, value in (
+            ("ip_unprivileged_port_start", "0"),
+            ("ping_group_range", f"{self.first_gid} {last}"),
+            ("tcp_rmem", self.tcp_rmem),
+            ("tcp_wmem", self.tcp_wmem),
+        ):
             write_proc(kernel, birth.proc_writable, f"sys/net/ipv4/{name}", value)
+        with contextlib.suppress(FileNotFoundError):  # before Linux 6.19
+            write_proc(kernel, birth.proc_writable, "sys/net/core/bypass_prot_mem", "1")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -16,11 +16,11 @@ from ..spec import check_profile
 #: capabilities would make of ioctl(2) and madvise(2), and with setns.
 _TEMPLATE_BASE: Final = "default"
 #: ioctl(2) of a template and its children, as (mask, value): terminals, pipes and sockets by their type (0x54, 0x89);
-#: files' own by their number (flags, extents, clones, project). The rest of a filesystem's would freeze, trim, shut
+#: files' own by their number (flags, extents, clones). The rest of a filesystem's would freeze, trim, shut
 #: down or search the host's disk for whoever has CAP_SYS_ADMIN, and a read-only folder of it is enough to ask.
 _IOCTLS: Final = (
     *((0xFFFFFF00, kind << 8) for kind in (0x54, 0x89)),
-    *((0xFFFFFFFF, number) for number in (0x2, 0x80086601, 0x40086602, 0xC020660B, 0x801C581F, 0x401C5820)),
+    *((0xFFFFFFFF, number) for number in (0x2, 0x80086601, 0xC020660B, 0x801C581F)),
     *((0xFFFFFFFF, number) for number in (0x40049409, 0x4020940D, 0xC0189436, 0x80045200)),
 )
 #: MADV_HWPOISON and MADV_SOFT_OFFLINE take a page of the host's memory out of use.

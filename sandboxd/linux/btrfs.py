@@ -36,6 +36,10 @@ _QGROUP_CREATE: Final = _request(_WRITE, 42, 16)
 _QGROUP_LIMIT: Final = _request(_READ, 43, 48)
 _QUOTA_RESCAN_WAIT: Final = _request(0, 46, 0)
 
+#: include/uapi/linux/fs.h
+_SETFLAGS: Final = 0x40086602
+_NOCOW: Final = 0x00800000
+
 _QUOTA_ENABLE: Final = 1
 _QUOTA_ENABLE_SIMPLE: Final = 4
 _SUBVOL_QGROUP_INHERIT: Final = 1 << 2
@@ -77,6 +81,18 @@ def grow(kernel: Kernel, fd: int) -> None:
     """Let the filesystem fill a device that has grown."""
     buffer = bytearray(struct.pack("=q4088s", 0, b"max"))
     kernel.ioctl(fd, _RESIZE, buffer, "BTRFS_IOC_RESIZE")
+
+
+def write_in_place(kernel: Kernel, fd: int) -> None:
+    """Have an empty file, or all that is made in a directory from now on, written in place and so never compressed.
+
+    The kernel then refuses `btrfs.compression` there, and ignores compression by mount options; only FS_IOC_SETFLAGS on
+    an empty file takes it back.
+
+    Raises:
+        SyscallError: EOPNOTSUPP, ENOTTY or EINVAL where a filesystem has no such flag.
+    """
+    kernel.ioctl(fd, _SETFLAGS, bytearray(struct.pack("=q", _NOCOW)), "FS_IOC_SETFLAGS")
 
 
 # --- subvolumes ---

@@ -44,7 +44,9 @@ _DATA_ARGUMENTS: Final = 16
 _PR_SET_SECCOMP: Final = 22
 _SECCOMP_MODE_FILTER: Final = 2
 _SECCOMP_SET_MODE_FILTER: Final = 1
-_SYS_PRCTL, _SYS_SECCOMP = (167, 277) if os.uname().machine == "aarch64" else (157, 317)
+_AF_NETLINK: Final = 16
+_NETLINK_SOCK_DIAG: Final = 4
+_SYS_PRCTL, _SYS_SECCOMP, _SYS_SOCKET = (167, 277, 198) if os.uname().machine == "aarch64" else (157, 317, 41)
 
 
 def _instruction(code: int, k: int, if_true: int = 0, if_false: int = 0) -> bytes:
@@ -57,22 +59,30 @@ def _instruction(code: int, k: int, if_true: int = 0, if_false: int = 0) -> byte
 #:   budget of the whole host (net.core.bpf_jit_limit) that no cgroup counts: 7 filters of 4,096 instructions, 0.55 MB
 #:   of machine code for each process, so the processes of one sandbox could use it up, and then no sandbox on the
 #:   host is born and none starts a command.
+#: - sock_diag, which tells init of ports: EPROTONOSUPPORT. The kernel loads a module for each family that anybody asks
+#:   it about, those that the profile denies too (sctp, vsock, tipc …); `ss` then reads /proc/net.
 COMMAND_FILTER: Final = b"".join(
     (
         _instruction(_BPF_LD_W_ABS, _DATA_NUMBER),
-        _instruction(_BPF_JEQ, _SYS_CLONE3, if_true=10),
-        _instruction(_BPF_JEQ, _SYS_SECCOMP, if_true=2),
-        _instruction(_BPF_JEQ, _SYS_PRCTL, if_true=3),
+        _instruction(_BPF_JEQ, _SYS_CLONE3, if_true=15),
+        _instruction(_BPF_JEQ, _SYS_SECCOMP, if_true=3),
+        _instruction(_BPF_JEQ, _SYS_PRCTL, if_true=4),
+        _instruction(_BPF_JEQ, _SYS_SOCKET, if_true=7),
         _instruction(_BPF_RET, _RET_ALLOW),
         _instruction(_BPF_LD_W_ABS, _DATA_ARGUMENTS),
-        _instruction(_BPF_JEQ, _SECCOMP_SET_MODE_FILTER, if_true=6, if_false=4),
+        _instruction(_BPF_JEQ, _SECCOMP_SET_MODE_FILTER, if_true=10, if_false=8),
         _instruction(_BPF_LD_W_ABS, _DATA_ARGUMENTS),
-        _instruction(_BPF_JEQ, _PR_SET_SECCOMP, if_false=2),
+        _instruction(_BPF_JEQ, _PR_SET_SECCOMP, if_false=6),
         _instruction(_BPF_LD_W_ABS, _DATA_ARGUMENTS + 8),
-        _instruction(_BPF_JEQ, _SECCOMP_MODE_FILTER, if_true=2),
+        _instruction(_BPF_JEQ, _SECCOMP_MODE_FILTER, if_true=6, if_false=4),
+        _instruction(_BPF_LD_W_ABS, _DATA_ARGUMENTS),
+        _instruction(_BPF_JEQ, _AF_NETLINK, if_false=2),
+        _instruction(_BPF_LD_W_ABS, _DATA_ARGUMENTS + 16),
+        _instruction(_BPF_JEQ, _NETLINK_SOCK_DIAG, if_true=3),
         _instruction(_BPF_RET, _RET_ALLOW),
         _instruction(_BPF_RET, _RET_ERRNO | errno.ENOSYS),
         _instruction(_BPF_RET, _RET_ERRNO | errno.EINVAL),
+        _instruction(_BPF_RET, _RET_ERRNO | errno.EPROTONOSUPPORT),
     )
 )
 #: What a profile must leave to init, which the filter above then takes from every command.

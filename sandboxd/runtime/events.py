@@ -24,7 +24,7 @@ from ..errors import ServerBusy
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-TYPES: Final = ("created", "destroyed", "failed", "frozen", "thawed", "network-denied")
+TYPES: Final = ("created", "destroyed", "failed", "frozen", "thawed", "degraded", "network-denied")
 #: Events that are kept, a few hundred bytes each.
 MAX_EVENTS: Final = 8192
 #: Those of one sandbox that the network refused something.

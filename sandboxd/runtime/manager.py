@@ -79,7 +79,7 @@ class Manager:
         self.control = Control(launcher, self.registry, self._store, self.join, self.events)
         self.previews = Previews(launcher, self.registry, self._store, self.control, Graves(graves))
         self.previews.counters = self.counters
-        self._names = Names(launcher, nameservers, self._denied)
+        self._names = Names(launcher, nameservers, self._denied, self._degraded)
         self._creates = trio.Semaphore(CONCURRENT_CREATES)
         self._waiting = 0
         self._prepared: str | None = None  # the id that the launcher holds a newborn for
@@ -197,7 +197,7 @@ class Manager:
         try:
             with trio.fail_after(CREATE_TIMEOUT_S):
                 await self._launch(sandbox)
-                await self._answer_for_names(sandbox)
+                await self._answer_for_names(sandbox, is_new=True)
                 if sandbox.spec.has_own_place:
                     await self.join(sandbox)  # only init can tell whether there are such a folder and user
                 else:
@@ -299,12 +299,6 @@ class Manager:
         if sandbox.broke(reason):
             self.counters.losses += 1
             _log.warning("Sandbox %s failed: %s (%s)", sandbox.id, reason, error)
-        if peer.blamed:
-            # Whoever speaks for it is not its init any more: nothing of it may run on unseen.
-            try:
-                await self.launcher.kill(sandbox.id)
-            except SandboxdError as failure:
-                _log.warning("Cannot kill sandbox %s: %s", sandbox.id, failure)
 
     def _init_ended(self, sandbox_id: str, reason: str) -> None:
         sandbox = self.registry.get(sandbox_id)
@@ -313,11 +307,31 @@ class Manager:
             _log.warning("Sandbox %s failed: %s", sandbox_id, reason)
 
     def _tell_end(self, sandbox: Sandbox) -> None:
-        """Note an event where a move means that a sandbox has come to an end."""
+        """Note an event where a move means that a sandbox has come to an end; what failed is killed."""
         if sandbox.state is State.FAILED:
             self.events.add("failed", sandbox.id, sandbox.spec.name, reason=sandbox.reason or "unknown")
+            if self._nursery is not None:
+                self._nursery.start_soon(self._kill, sandbox.id)
         elif sandbox.state is State.DESTROYED:
             self.events.add("destroyed", sandbox.id, sandbox.spec.name)
+
+    async def _kill(self, sandbox_id: str) -> None:
+        """End what a failed sandbox runs: nobody can ask it anything, and it must not go on unseen."""
+        try:
+            await self.launcher.kill(sandbox_id)
+        except SandboxdError as error:
+            _log.warning("Cannot kill sandbox %s: %s", sandbox_id, error)
+
+    def _degraded(self, sandbox: Sandbox, why: str | None) -> None:
+        """Note that a sandbox has nobody to ask for names, or has again."""
+        if why == sandbox.names_lost:
+            return
+        sandbox.names_lost = why
+        self.events.add("degraded", sandbox.id, sandbox.spec.name, reason=why and f"names: {why}")
+        if why is None:
+            _log.info("Sandbox %s has names again", sandbox.id)
+        else:
+            _log.warning("Sandbox %s has no names: %s", sandbox.id, why)
 
     def _denied(self, sandbox_id: str, facts: dict[str, Any]) -> None:
         """Note that a sandbox wanted to go where it may not."""
@@ -327,9 +341,10 @@ class Manager:
             self.events.deny(sandbox_id, sandbox.spec.name, facts)
         _log.debug("Sandbox %s was refused: %s", sandbox_id, facts)
 
-    async def _answer_for_names(self, sandbox: Sandbox) -> None:
+    async def _answer_for_names(self, sandbox: Sandbox, *, is_new: bool) -> None:
         if sandbox.network.has_link:
-            await self._equip(sandbox).start(self._names.serve, sandbox)
+            serve = functools.partial(self._names.serve, is_new=is_new)
+            await self._equip(sandbox).start(serve, sandbox)
 
     # --- end --------------------------------------------------------------------------------------------
 
@@ -434,12 +449,12 @@ class Manager:
         self.registry.add(sandbox)
         if launched.frozen:
             sandbox.move(State.FROZEN)  # its init can answer nobody: it is reached when it is thawed
-            await self._answer_for_names(sandbox)
+            await self._answer_for_names(sandbox, is_new=False)
             _log.info("Found sandbox %s again, frozen", sandbox.id)
             return
         try:
             async with limiter:
-                await self._answer_for_names(sandbox)
+                await self._answer_for_names(sandbox, is_new=False)
                 await self.join(sandbox)
             sandbox.move(State.RUNNING)
             await sandbox.contexts.recover()

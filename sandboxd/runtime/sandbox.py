@@ -91,6 +91,8 @@ class Sandbox:
         self.settled = trio.Event()
         #: Called when its network has other rules; whoever answers for names sets it.
         self.network_changed: Callable[[], None] = lambda: None
+        #: Why nobody answers its questions about names; None while somebody does, or it has no network.
+        self.names_lost: str | None = None
         #: Set, and another one, whenever the state changes.
         self.moved = trio.Event()
         self._tell_move = moved

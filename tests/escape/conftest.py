@@ -39,6 +39,8 @@ HOST_VALUES = (
     "/proc/sys/kernel/randomize_va_space",
     "/proc/sys/user/max_user_namespaces",
     "/proc/sys/net/ipv4/ip_unprivileged_port_start",
+    "/proc/sys/net/ipv4/tcp_rmem",
+    "/proc/sys/net/ipv4/tcp_wmem",
     "/proc/sys/vm/overcommit_memory",
     "/etc/passwd",
     "/etc/shadow",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from sandboxd import Client, InvalidRequest, QuotaExceeded, Sandbox
 from tests.escape.conftest import Stalls
 from tests.support.daemon import Daemon
-from tests.support.pool import loops
+from tests.support.pool import kernel_seconds, loops
 
 pytestmark = pytest.mark.real
 
@@ -52,12 +53,71 @@ try:
 except OSError as error:
     print(errno.errorcode[error.errno], made)
 """
+#: Asks for compression by every door that a program has, in folders and files of each origin, and writes below them;
+#: prints what was granted, and which files the filesystem keeps encoded (FIEMAP_EXTENT_ENCODED).
+COMPRESS = """
+import errno, fcntl, os, shutil, struct
+data, granted, encoded = b''.join(b'%d %d\\n' % (i, i * i) for i in range(20000)), [], []
+def attribute(name, value):
+    return lambda fd: os.setxattr(fd, name, value)
+def ioctl(request, argument):
+    return lambda fd: fcntl.ioctl(fd, request, argument)
+zlib, undone = attribute('btrfs.compression', b'zlib'), ioctl(0x40086602, struct.pack('q', 0))
+doors = {
+    **{f'{n} {v}': [attribute(n, v)] for n in ('btrfs.compression', 'trusted.btrfs.compression')
+       for v in (b'zlib', b'zlib:9', b'lzo', b'zstd', b'zstd:15')},
+    'flags': [ioctl(0x40086602, struct.pack('q', 4))], 'flags 32': [ioctl(0x40046602, struct.pack('i', 4))],
+    'undone': [undone, zlib], 'undone by xattr': [ioctl(0x401C5820, struct.pack('I24x', 0)), zlib],
+    'defrag': [ioctl(0x50009402, bytearray(4096))],
+    'defrag range': [ioctl(0x40309410, struct.pack('QQQIIIIII', 0, 1 << 40, 1, 0, 1, 0, 0, 0, 0))],
+    'verity': [ioctl(0x40806685, struct.pack('IIII', 1, 1, 4096, 0) + bytes(112))],
+}
+def apply(name, fd, path):
+    for door in doors[name]:
+        try:
+            door(fd)
+            granted.append(f'{name} on {path}')
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM):
+                granted.append(f'{name} on {path}: {error}')
+def is_encoded(fd):
+    found = bytearray(struct.pack('QQIIII', 0, 1 << 40, 1, 0, 1, 0) + bytes(56))
+    fcntl.ioctl(fd, 0xC020660B, found)
+    return struct.unpack_from('I', found, 20)[0] == 0 or struct.unpack_from('I', found, 32 + 40)[0] & 8
+os.makedirs('/workspace/made/below'); os.makedirs('/workspace/to move'); os.rename('/workspace/to move', '/tmp/moved')
+size = 0
+for place in ('/workspace/made/below', '/tmp/moved', '/usr/local', '/etc', '/'):
+    for name in doors:
+        folder = os.path.join(place, 'tried')
+        os.mkdir(folder)
+        fd = os.open(folder, os.O_RDONLY)
+        apply(name, fd, folder)
+        os.close(fd)
+        with open(folder + '/file', 'w+b', buffering=0) as file:
+            apply(name, file.fileno(), file.name)
+            file.write(data)
+            os.fsync(file.fileno())
+            apply(name, file.fileno(), file.name)
+            if is_encoded(file.fileno()):
+                encoded.append(f'{name} in {place}')
+            size += len(data)
+        shutil.rmtree(folder)
+print(granted, encoded, size)
+"""
 REFUSED = ("EDQUOT", "ENOSPC")
 
 
 def own_bytes(daemon: Daemon) -> int:
     """What the pool takes of the host's disk."""
     return (daemon.state_dir / "pool.btrfs").stat().st_blocks * 512
+
+
+def zlib_seconds(size: int) -> float:
+    """What compressing so many bytes of COMPRESS's takes here."""
+    data = b"".join(b"%d %d\n" % (i, i * i) for i in range(40_000))
+    began = time.process_time()
+    zlib.compress(data, 3)
+    return (time.process_time() - began) * size / len(data)
 
 
 @pytest.fixture
@@ -104,6 +164,26 @@ def test_row_24_sparse_files_and_attributes(small: Sandbox) -> None:
     assert refused in REFUSED
     assert int(made) * 8 * 1500 < 64 * MIB
     assert small.exec("echo alive").stdout == "alive\n"
+
+
+@pytest.mark.parametrize("user", ["root", 1000])
+@pytest.mark.parametrize("profile", ["default", "strict"])
+def test_row_24_nothing_is_compressed_by_the_kernels_own_threads(client: Client, profile: str, user: str | int) -> None:
+    """Their time is nobody's: it is above every limit. What a program sets costs them no more than plain writing."""
+    with Sandbox.create(client=client, seccomp=profile) as sandbox:
+        assert "disk_bytes" not in sandbox.info.unenforced
+        if user != "root":
+            sandbox.exec("chmod 777 / /workspace /usr/local /etc").check()
+        costs = []
+        for _ in range(3):  # other work has them busy too
+            before = kernel_seconds()
+            *answers, size = sandbox.exec(["python3", "-c", COMPRESS], user=user).check().stdout.rsplit(" ", 1)
+            costs.append(kernel_seconds() - before)
+            assert answers == ["[] []"]
+            sandbox.exec("rm -r /workspace/made /tmp/moved").check()
+            if costs[-1] < zlib_seconds(int(size)) / 2:
+                return
+    raise AssertionError(f"the kernel's threads took {costs} s")
 
 
 @pytest.mark.slow

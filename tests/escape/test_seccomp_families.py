@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import platform
 import subprocess
 import sys
@@ -21,6 +22,7 @@ pytestmark = [
 ]
 
 SOURCE = (PROBES / "answers.py").read_text()
+LOADING = (PROBES / "load_modules.py").read_text()
 CALLS = json.dumps(
     {f"{family}: {row.name}": [row.number, *row.arguments] for family, rows in FAMILIES.items() for row in rows}
 )
@@ -91,3 +93,47 @@ def test_nothing_of_the_table_did_anything_unfiltered(control: Answers) -> None:
         "what acts on neighbours",
         "memory policy and LSM",  # modify_ldt reads
     }
+
+
+# --- the host's modules --------------------------------------------------------------------------------------
+
+DIAG = """
+import errno, socket
+try:
+    print('opened', socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4))
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+
+
+@pytest.mark.parametrize("profile", ["default", "strict"])
+def test_what_runs_in_a_sandbox_loads_no_module_by_sock_diag(daemon: Daemon, profile: str) -> None:
+    """By whatever door it came; init itself, which tells of ports, has it still."""
+    with daemon.client() as client, Sandbox.create(client=client, seccomp=profile) as sandbox:
+        said = [sandbox.exec(["python3", "-c", DIAG], user=user).stdout for user in ("root", 1000)]
+        with sandbox.create_session() as session:
+            said.append(session.exec(["python3", "-c", DIAG]).stdout)
+        said.append(sandbox.run_code(DIAG).stdout)
+        said += [sandbox.run_code(DIAG, context=sandbox.create_code_context("python")).stdout for _ in range(2)]
+        process = sandbox.start_process(["python3", "-c", DIAG])
+        sandbox.wait_for_exit(process)
+        said.append(sandbox.get_process_logs(process).stdout)
+        assert said == ["EPROTONOSUPPORT\n"] * len(said)
+        server = sandbox.start_process("python3 -m http.server 8000")
+        assert sandbox.wait_for_port(server, 8000, timeout=20)
+        shown = sandbox.exec("ss -tln; ss -tlnp")
+        assert shown.stdout.count(":8000") == 2, shown.stderr  # from /proc/net
+
+
+def test_modules_of_the_host_are_as_they_were(daemon: Daemon, control: Answers) -> None:
+    """Every call of the table, tried under both profiles, on a kernel that has modules and on one that has none."""
+
+    def loaded() -> set[str]:
+        return {path.name for path in pathlib.Path("/sys/module").iterdir()}
+
+    before = loaded()
+    for profile in ("default", "strict"):
+        with daemon.client() as client, Sandbox.create(client=client, seccomp=profile) as sandbox:
+            sandbox.exec(["python3", "-c", SOURCE], stdin=CALLS).check()
+            sandbox.exec(["python3", "-c", LOADING]).check()
+    assert loaded() == before

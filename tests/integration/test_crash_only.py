@@ -274,6 +274,29 @@ def test_what_runs_in_a_sandbox_whose_init_is_killed_ends_by_name(own_daemon: Da
         until(lambda: not footprint.sandboxed(own_daemon), client)
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["running", "frozen"])
+def test_what_runs_in_a_sandbox_that_a_daemon_cannot_reach_ends(own_daemon: Daemon, frozen: bool) -> None:
+    """It is failed, so nobody can ask it anything: it does not go on unseen."""
+    with own_daemon.client() as client:
+        sandbox = Sandbox.create(client=client)
+        sandbox.start_process("sleep 100000")
+        if frozen:
+            sandbox.freeze()
+    own_daemon.stop()
+    assert footprint.sandboxed(own_daemon)
+    (own_daemon.runtime_dir / "links" / f"{sandbox.id}.sock").unlink()
+    own_daemon.start()
+    with own_daemon.client() as client:
+        again = Sandbox.connect(sandbox.id, client=client)
+        if frozen:
+            with pytest.raises(SandboxFailed):
+                again.thaw()
+        shown = again.refresh()
+        assert (shown.state, (shown.reason or "").partition(":")[0]) == ("failed", "its init cannot be reached")
+        until(lambda: not footprint.sandboxed(own_daemon, own_daemon.newborn() or "none"), client)
+        again.destroy()
+
+
 def test_a_destruction_ends_what_runs_by_name(own_daemon: Daemon) -> None:
     with own_daemon.client() as client:
         sandbox = Sandbox.create(client=client)

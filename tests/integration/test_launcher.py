@@ -37,7 +37,9 @@ def create(launcher: LauncherProcess, sandbox_id: str = ID, **changes: object) -
 
 
 def step_names() -> set[str]:
-    newborn = NewbornSpec(id=ID, stage="/x", processes=9, seccomp="default", range_base=1)
+    newborn = NewbornSpec(
+        id=ID, stage="/x", processes=9, seccomp="default", range_base=1, tcp_rmem="1 1 1", tcp_wmem="1 1 1"
+    )
     rest = LaunchSpec(id=ID, rootfs="x", tree="/x", disk="/x", limits=DEFAULT_LIMITS, machine_id="0")
     return {step.name for step in (*plan_newborn(newborn), *plan_builder(rest), *INIT_PLAN)}
 

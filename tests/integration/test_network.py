@@ -169,6 +169,58 @@ def test_a_daemon_that_is_killed_leaves_networks_that_go_on(daemon):
         again.destroy()
 
 
+SQUAT = """
+import os, socket, time
+taken = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+while True:
+    try:
+        taken.bind(("127.0.0.53", 53))
+        break
+    except OSError:
+        time.sleep(0.01)
+open("/workspace/taken", "w").close()
+while not os.path.exists("/workspace/let go"):
+    time.sleep(0.01)
+taken.close()
+open("/workspace/done", "w").close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [False, True], ids=["running", "frozen"])
+def test_who_takes_the_resolvers_place_loses_names_and_nothing_else(daemon, frozen):
+    """While no daemon holds it, anybody in the sandbox may."""
+    with daemon.client() as client:
+        sandbox = Sandbox.create(network="internet", client=client)
+        squatter = sandbox.start_process(["python3", "-c", SQUAT])
+        assert sandbox.info.degraded == ()
+    pid, taken = init_of(daemon, sandbox.id), ""
+    daemon.stop()
+    while not taken:
+        taken = "taken" in os.listdir(f"/proc/{pid}/root/workspace")
+    if frozen:
+        (daemon.cgroup() / sandbox.id / "cgroup.freeze").write_text("1")
+    daemon.start()
+    with daemon.client() as client:
+        again = Sandbox.connect(sandbox.id, client=client)
+        assert (again.info.state, len(again.info.degraded)) == ("frozen" if frozen else "running", 1)
+        assert again.info.degraded[0].startswith("names: cannot make sockets")
+        if frozen:
+            again.thaw()
+        assert again.get_process(squatter).is_running
+        assert reaches(again, SITE)[0]
+        asked = ["getent", "hosts", "site.example"]
+        assert again.exec(asked, env={"RES_OPTIONS": "timeout:1 attempts:1"}).exit_code == 2
+        again.exec("touch '/workspace/let go'; until test -e /workspace/done; do :; done").check()
+        with client.events(sandbox=again.id, types="degraded") as stream:
+            told = iter(stream)
+            reasons = [next(told).facts["reason"] for _ in range(2)]
+        assert (bool(reasons[0]), reasons[1]) == (True, None)
+        assert again.refresh().degraded == ()
+        assert reaches(again, "site.example")[0]
+        again.destroy()
+
+
 def init_of(daemon, sandbox_id):
     return msgpack.unpackb(pathlib.Path(daemon.state_dir, "records", sandbox_id).read_bytes())["pid"]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import pathlib
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 from sandboxd.errors import AlreadyRunning, ConfigError, HostUnsupported, StorageFull
+from sandboxd.images.tree import make_root
 from sandboxd.launcher.idranges import DISK_FIRST_ID
 from sandboxd.launcher.storage import image
 from sandboxd.launcher.storage.btrfs import BtrfsDriver
@@ -105,6 +108,50 @@ def test_bytes_are_limited_at_once_and_freed_at_once(pool: pathlib.Path) -> None
     assert found["neighbour"] == (MIB, "")
     assert found["lowered"] == (0, "EDQUOT")
     assert found["freed"] == (4 * MIB, "")
+
+
+def compressible(say: Say, pool: pathlib.Path) -> list[tuple[str, bool]]:
+    """In a sandbox's layers and, for a control, in a folder beside them: what a wish to compress comes to."""
+    storage = opened(pool)
+    path = storage.create(ID, 64 * MIB)
+    os.mkdir(f"{path}/control")
+    found = []
+    for name in ("control", "upper", "work"):
+        os.mkdir(f"{path}/{name}/below")
+        try:
+            os.setxattr(f"{path}/{name}/below", "btrfs.compression", b"zlib")
+            answer = "granted"
+        except OSError as error:
+            answer = errno.errorcode[error.errno or 0]
+        with open(f"{path}/{name}/below/f", "w+b", buffering=0) as file:
+            file.write(bytes(MIB))
+            os.fsync(file.fileno())
+            extents = bytearray(struct.pack("QQIIII", 0, 1 << 40, 1, 0, 1, 0) + bytes(56))
+            fcntl.ioctl(file, 0xC020660B, extents)  # FS_IOC_FIEMAP
+        assert struct.unpack_from("I", extents, 20)[0] == 1
+        found.append((answer, bool(struct.unpack_from("I", extents, 32 + 40)[0] & 8)))
+    return found
+
+
+def test_a_sandboxs_files_are_never_compressed(pool: pathlib.Path) -> None:
+    assert Apart(compressible, pool).result() == [("granted", True), ("EINVAL", False), ("EINVAL", False)]
+
+
+def roots(say: Say, pool: pathlib.Path) -> list[list[str]]:
+    storage = opened(pool)
+    path = pathlib.Path(storage.create(ID, 64 * MIB))
+    above = path / "above"
+    above.mkdir()
+    os.setxattr(above, "btrfs.compression", b"zstd")
+    make_root(above / "tree")
+    (above / "tree/file").touch()
+    (above / "control").touch()
+    return [os.listxattr(above / name) for name in ("control", "tree", "tree/file")]
+
+
+def test_a_rootfs_takes_no_wish_to_compress_from_the_folder_above(pool: pathlib.Path) -> None:
+    """Its files could not be copied up."""
+    assert Apart(roots, pool).result() == [["btrfs.compression"], [], []]
 
 
 def metadata(say: Say, pool: pathlib.Path) -> tuple[int, int | None, str, int]:

@@ -81,6 +81,19 @@ def opened(directory: pathlib.Path, kernel: Kernel | None = None, **changes: Any
     return open_storage(kernel or Kernel(), settings(directory, **changes))
 
 
+def kernel_seconds() -> float:
+    """Return the processor time that the kernel's own worker threads have taken."""
+    ticks = 0
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, fields = path.read_text().rpartition(")")
+        except OSError:  # it has ended meanwhile
+            continue
+        if "(kworker/" in name:
+            ticks += sum(int(field) for field in fields.split()[11:13])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def loops(path: pathlib.Path | str) -> list[str]:
     """Return the loop devices that are attached to the file `path`."""
     found = []

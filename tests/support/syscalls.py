@@ -40,6 +40,18 @@ _SOCKETS: Final = {
     "MCTP": 45, "LLC": 26, "PHONET": 35, "unspecified": 0, "above all": 46,
 }  # fmt: skip
 
+#: FS_IOC_… and BTRFS_IOC_…: compression, and verifying on each read
+_LABOURS: Final = {
+    "SETFLAGS": 0x40086602, "SETFLAGS 32": 0x40046602, "FSSETXATTR": 0x401C5820, "ENABLE_VERITY": 0x40806685,
+    "DEFRAG": 0x50009402, "DEFRAG_RANGE": 0x40309410, "ENCODED_WRITE": 0x40809440, "ENCODED_WRITE 32": 0x40689440,
+}  # fmt: skip
+#: Protocols of the internet families that programs have: any, ICMP, TCP, UDP, ICMPv6.
+_PROTOCOLS: Final = frozenset({0, 1, 6, 17, 58})
+#: SIOC…: bridge, 8021q and dlci, which the kernel loads for anybody's socket.
+_LOADING: Final = {
+    "GIFBR": 0x8940, "SIFBR": 0x8941, "BRADDBR": 0x89A0, "BRDELBR": 0x89A1, "GIFVLAN": 0x8982, "SIFVLAN": 0x8983,
+    "ADDDLCI": 0x8980, "DELDLCI": 0x8981,
+}  # fmt: skip
 _TERMINALS: Final = {"STI": 0x5412, "LINUX": 0x541C, "CONS": 0x541D, "SETD": 0x5423}
 
 FAMILIES: Final[dict[str, tuple[Row, ...]]] = {
@@ -124,17 +136,38 @@ FAMILIES: Final[dict[str, tuple[Row, ...]]] = {
                                  ("connector", 11), ("rdma", 20), ("crypto", 21), ("selinux", 7))),
         Row("netfilter high", 41, (16 | HIGH, _TYPE, 12 | HIGH), "EPROTONOSUPPORT", "EPROTONOSUPPORT"),
         Row("route", 41, (16, _TYPE, 0), KERNEL, "EAFNOSUPPORT"),
-        Row("sock_diag", 41, (16, _TYPE, 4), KERNEL, "EAFNOSUPPORT"),
+        *_same("EPROTONOSUPPORT", ("sock_diag", 41, (16, _TYPE, 4)), ("sock_diag high", 41, (16, _TYPE, 4 | HIGH))),
     ),
     "protocols that load modules": _same(
         "EPROTONOSUPPORT",
         *((f"{name} over {family}", 41, (family, _TYPE, protocol)) for family in (2, 10) for name, protocol in
           (("SCTP", 132), ("DCCP", 33), ("L2TP", 115), ("UDP-Lite", 136), ("SMC", 256), ("MPTCP", 262), ("raw", 255))),
         ("SCTP high", 41, (2, _TYPE, 132 | HIGH)),
+        *((f"{protocol} over {family}", 41, (family, _TYPE, protocol)) for family in (2, 10)
+          for protocol in sorted({*range(59)} - _PROTOCOLS)),
     ) + _same(
         "ESOCKTNOSUPPORT",
-        ("SEQPACKET", 41, (2, 0x105, 0)), ("SEQPACKET over 10", 41, (10, 0x105, 0)), ("DCCP", 41, (2, 0x106, 0)),
-        ("PACKET", 41, (2, 0x10A, 0)), ("SEQPACKET with high bits", 41, (2, 0x105 | HIGH, 0)),
+        *((f"type {kind} over {family}", 41, (family, 0x100 | kind, 0)) for family in (2, 10)
+          for kind in (0, *range(4, 16))),
+        ("SEQPACKET with high bits", 41, (2, 0x105 | HIGH, 0)), ("PACKET of UNIX", 41, (1, 0x10A, 0)),
+    ) + _same(
+        KERNEL,
+        *((f"{protocol} over {family}, type {kind}", 41, (family, 0x100 | kind, protocol)) for family in (2, 10)
+          for protocol in sorted(_PROTOCOLS) for kind in (1, 2, 3)),
+        *((f"type {kind} of UNIX", 41, (1, 0x100 | kind, 0)) for kind in (1, 2, 3, 5)),
+    ),
+    "socket options and ioctls that load modules": _same(
+        "ENOPROTOOPT",
+        *((name, 54, (-1, 6, option, BAD, 0)) for name, option in
+          (("TCP_MD5SIG", 14), ("TCP_MD5SIG_EXT", 32), ("TCP_AO_ADD_KEY", 38))),
+        ("TCP_AO_ADD_KEY high", 54, (-1, 6 | HIGH, 38 | HIGH, BAD, 0)),
+    ) + _same(
+        "ENOTTY",
+        *((f"{name}{high}", 16, (-1, bits | request, BAD)) for high, bits in (("", 0), (" high", HIGH))
+          for name, request in _LOADING.items()),
+    ) + _same(
+        KERNEL, ("TCP_NODELAY", 54, (-1, 6, 1, BAD, 0)), ("GIFCONF", 16, (-1, 0x8912, BAD)),
+        ("GIFFLAGS", 16, (-1, 0x8913, BAD)), ("INQ", 16, (-1, 0x541B, BAD)),
     ),
     "socket filters": _same(
         "EPERM",
@@ -154,6 +187,12 @@ FAMILIES: Final[dict[str, tuple[Row, ...]]] = {
         *((name, 16, (-1, request, BAD)) for name, request in _TERMINALS.items()),
         *((f"{n} high", 16, (-1, HIGH | r, BAD)) for n, r in _TERMINALS.items()),
     ) + _same(KERNEL, ("GWINSZ", 16, (-1, 0x5413, BAD))),
+    "what the kernel's own threads work for": _same(
+        "ENOTSUP",  # the other name of EOPNOTSUPP
+        *((f"{name}{high}", 16, (-1, bits | request, BAD)) for high, bits in (("", 0), (" high", HIGH))
+          for name, request in _LABOURS.items()),
+    ) + _same(KERNEL, ("GETFLAGS", 16, (-1, 0x80086601, BAD)), ("FICLONE", 16, (-1, 0x40049409, -1)),
+              ("FIEMAP", 16, (-1, 0xC020660B, BAD))),
     "core dumps": _same(
         "allowed",  # told so, and not done
         ("setrlimit", 160, (4, BAD)), ("setrlimit high", 160, (4 | HIGH, BAD)), ("prlimit64", 302, (0, 4, BAD, 0)),

@@ -33,15 +33,20 @@ SWITCHES = {
     "net.ipv4.ip_forward": "1",
     "fs.inotify.max_user_instances": "128",
     "fs.inotify.max_user_watches": "65536",
+    "net.ipv4.tcp_mem": "6000 6000 6000",
+    "net.ipv4.udp_mem": "6000\t7000\t8000",
     "kernel.dmesg_restrict": "1",
     "kernel.perf_event_paranoid": "2",
     "vm.unprivileged_userfaultfd": "0",
 }
 
 
+PAGES = 6000
+
+
 def switched(release: str = "6.12.1", machine: str = "x86_64", **changes: str) -> list[Feature]:
     values = SWITCHES | {name.replace("__", "."): value for name, value in changes.items()}
-    return sysctls.evaluate(sysctls.Facts(release, machine, values))
+    return sysctls.evaluate(sysctls.Facts(release, machine, values, PAGES))
 
 
 def test_a_good_kernel():
@@ -85,6 +90,17 @@ def test_counters_that_one_sandbox_could_use_up():
     assert one(switched(kernel__pid_max="x"), "counters").status is Status.UNKNOWN
 
 
+def test_a_budget_of_sockets_that_one_sandbox_could_use_up():
+    low = one(switched(net__ipv4__tcp_mem="2000 3000\t4000"), "socket-memory")
+    assert low.status is Status.DEGRADED
+    assert low.found == "net.ipv4.tcp_mem=2000 3000 4000, net.ipv4.udp_mem=6000 7000 8000"
+    assert low.remedy
+    assert low.remedy.startswith('sysctl -w net.ipv4.tcp_mem="6000 6000 6000" (')
+    bypassed = switched(net__ipv4__tcp_mem="2000 3000 4000", net__core__bypass_prot_mem="0")
+    assert one(bypassed, "socket-memory").status is Status.OK
+    assert one(switched(net__ipv4__udp_mem="x"), "socket-memory").status is Status.UNKNOWN
+
+
 def test_switches_that_are_open_or_low():
     found = switched(fs__inotify__max_user_instances="12", kernel__dmesg_restrict="0", vm__unprivileged_userfaultfd="1")
     assert one(found, "inotify").remedy == "sysctl -w fs.inotify.max_user_instances=128"
@@ -101,7 +117,7 @@ def test_switches_that_cannot_be_read():
 
 @given(st.text(), st.dictionaries(st.sampled_from(sorted(SWITCHES)), st.text()))
 def test_switches_may_say_anything(release, values):
-    assert len(sysctls.evaluate(sysctls.Facts(release, "x86_64", values))) == 6
+    assert len(sysctls.evaluate(sysctls.Facts(release, "x86_64", values, 9))) == 7
 
 
 # --- users and the way to the interpreter -------------------------------------------------------------------

@@ -36,6 +36,8 @@ NEWBORN = NewbornSpec(
     processes=9,
     seccomp="default",
     range_base=idranges.base_of(7),
+    tcp_rmem="4096 131072 262144",
+    tcp_wmem="4096 16384 262144",
 )
 SPEC = LaunchSpec(
     id="a" * 20,

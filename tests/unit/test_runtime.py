@@ -17,6 +17,7 @@ from sandboxd.errors import (
     LaunchFailed,
     NameTaken,
     RootfsNotFound,
+    SandboxdError,
     SandboxFailed,
     SandboxGone,
     SandboxNotFound,
@@ -336,6 +337,56 @@ async def test_a_link_that_closes_without_a_word_fails_the_sandbox(
         mock_clock.jump(5)
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert (sandbox.state, sandbox.reason) == (State.FAILED, "init closed its link")
+        assert fake.killed == [sandbox.id]
+
+
+async def never(talk: Conversation, request: Request) -> None:
+    await trio.sleep_forever()
+
+
+async def refused(talk: Conversation, request: Request) -> None:
+    raise LaunchFailed("cannot", step="x")
+
+
+@pytest.mark.parametrize("door", ["no socket", "no answer", "frozen", "first request", "configure", "destroy"])
+async def test_what_failed_is_killed_whatever_made_it_fail(
+    tmp_path: Path, door: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can ask it anything any more, so nothing of it may run on unseen."""
+    for module in ("sandbox", "manager"):
+        monkeypatch.setattr(f"sandboxd.runtime.{module}.REASON_TIMEOUT_S", 0.01)
+        monkeypatch.setattr(f"sandboxd.runtime.{module}.CONNECT_TIMEOUT_S", 0.05)
+    fake = FakeLauncher(tmp_path / "links", tmp_path / "trees")
+    for name in ("trees", "links", "registry"):
+        (tmp_path / name).mkdir()
+    if door in ("no answer", "configure"):
+        fake.prepare = lambda init: init.answers.update(configure=never)
+    if found := door in ("no socket", "no answer", "frozen"):
+        one = record(new_id())
+        Store(tmp_path / "registry").save(one)
+        fake.frozen = {one.id} if door == "frozen" else set()
+        fake.rows = [fake.row(one.id)]
+
+    async def listed(talk: Conversation, request: Request) -> None:
+        if door == "no answer":
+            await fake.start_init(one.id)
+        await fake.op_list(talk, request)
+
+    fake.answers |= {"list": listed} | ({"destroy": refused} if door == "destroy" else {})
+    async with manager_of(tmp_path, fake) as (_, manager):
+        sandbox = manager.registry.find(one.id) if found else await manager.create(SandboxSpec())
+        with contextlib.suppress(SandboxdError):
+            if door == "frozen":
+                await manager.control.thaw(one.id)
+            elif door == "destroy":
+                await manager.destroy(sandbox.id)
+            elif door == "first request":
+                fake.inits[sandbox.id].path.unlink()
+                await sandbox.ping()
+            elif door == "configure":
+                await sandbox.ping()
+        await eventually(lambda: bool(fake.killed))
+        assert (sandbox.state, fake.killed) == (State.FAILED, [sandbox.id])
 
 
 async def test_destruction_ends_what_runs(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
+from ...linux import btrfs
 from ...linux.kernel import Kernel
 from ..idranges import DISK_FIRST_ID
 
@@ -71,9 +73,20 @@ class StorageDriver(Protocol):
 
 
 def make_layers(kernel: Kernel, path: str) -> None:
-    """Give a sandbox's folder to the on-disk range, and make `upper` and `work` in it."""
+    """Give a sandbox's folder to the on-disk range, and make `upper` and `work` in it, where nothing is compressed.
+
+    btrfs compresses in the kernel's own threads, which no sandbox's CPU limit reaches; whoever may write to a file or
+    folder may ask for it (an attribute `btrfs.compression`), through an overlay too. The profiles refuse the ioctls
+    that would undo this.
+    """
     # All three: through the idmapped mount an id outside the range is nobody whom a capability could help.
     kernel.chown(path, DISK_FIRST_ID, DISK_FIRST_ID)
     for name in ("upper", "work"):
         kernel.mkdir(f"{path}/{name}", 0o755)
         kernel.chown(f"{path}/{name}", DISK_FIRST_ID, DISK_FIRST_ID)
+        fd = kernel.open(f"{path}/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            if btrfs.is_btrfs(kernel, fd):
+                btrfs.write_in_place(kernel, fd)
+        finally:
+            os.close(fd)

@@ -20,7 +20,6 @@ import errno
 import fcntl
 import os
 import select
-import struct
 import time
 from collections.abc import Callable
 from typing import Final
@@ -36,9 +35,6 @@ _MKFS: Final = ("/usr/sbin/mkfs.btrfs", "/sbin/mkfs.btrfs", "/usr/bin/mkfs.btrfs
 LOCK_S: Final = 15.0
 #: A filesystem whose last mount has just gone may take this long to write itself out.
 MOUNT_S: Final = 30.0
-#: include/uapi/linux/fs.h
-_SETFLAGS: Final = 0x40086602
-_NOCOW: Final = 0x00800000
 _RETRY_S: Final = 0.05
 #: Above the bound, so that the quota is met before the filesystem runs out of room for its own trees.
 _SLACK_BYTES: Final = 1 << 30
@@ -141,7 +137,7 @@ class PoolImage:
             try:
                 with contextlib.suppress(OSError):
                     # On btrfs a file that is written in place; elsewhere there is no such flag, and no need of it.
-                    kernel.ioctl(fd, _SETFLAGS, bytearray(struct.pack("=i", _NOCOW)), "FS_IOC_SETFLAGS")
+                    btrfs.write_in_place(kernel, fd)
                 kernel.ftruncate(fd, size)
             finally:
                 os.close(fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
 import re
 from collections.abc import Mapping
@@ -27,8 +28,13 @@ HARDENING: Final[Mapping[str, tuple[int, str]]] = {
 }
 #: Of these a lower value is the stricter one.
 _LOWER_IS_STRICTER: Final = frozenset({"vm.unprivileged_userfaultfd"})
+#: What all sockets of the host hold together, in pages: the middle number is where everybody's buffers shrink.
+SOCKET_MEMORY: Final = ("net.ipv4.tcp_mem", "net.ipv4.udp_mem")
+_BYPASS: Final = "net.core.bypass_prot_mem"
 _READ: Final = (
     "kernel.core_pattern",
+    *SOCKET_MEMORY,
+    _BYPASS,
     *COUNTERS,
     "net.ipv4.ip_forward",
     *(f"fs.inotify.{name}" for name in INOTIFY),
@@ -38,18 +44,19 @@ _READ: Final = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Facts:
-    """The kernel's release, its machine, and the sysctls that can be read."""
+    """The kernel's release, its machine, the sysctls that can be read, and the host's memory in pages (0: unknown)."""
 
     release: str
     machine: str
     values: Mapping[str, str]
+    memory_pages: int = 0
 
 
 def gather() -> Facts:
     """Read them; needs no root."""
     read = {name: read_text("/proc/sys/" + name.replace(".", "/")) for name in _READ}
     values = {name: value for name, value in read.items() if value is not None}
-    return Facts(platform.release(), platform.machine(), values)
+    return Facts(platform.release(), platform.machine(), values, os.sysconf("SC_PHYS_PAGES"))
 
 
 def evaluate(facts: Facts) -> list[Feature]:
@@ -58,6 +65,7 @@ def evaluate(facts: Facts) -> list[Feature]:
         _kernel(facts),
         _core_pattern(facts),
         _counters(facts),
+        _socket_memory(facts),
         _inotify(facts),
         _hardening(facts),
         _forwarding(facts),
@@ -120,6 +128,30 @@ def _counters(facts: Facts) -> Feature:
         )
     status = Status.OK if len(known) == len(COUNTERS) else Status.UNKNOWN
     return Feature(name="counters", status=status, found=found, means="limits of memory and pids come first")
+
+
+def _socket_memory(facts: Facts) -> Feature:
+    found, low = [], []
+    for name in SOCKET_MEMORY:
+        words = facts.values.get(name, "").split()
+        if len(words) == 3 and all(word.isascii() and word.isdigit() for word in words):
+            found.append(f"{name}={' '.join(words)}")
+            if int(words[1]) < facts.memory_pages:
+                low.append(f'{name}="{" ".join([str(facts.memory_pages)] * 3)}"')
+    text = ", ".join(found) or "cannot be read"
+    if _BYPASS in facts.values:
+        means = "what a sandbox's sockets hold counts against its own memory alone"
+        return Feature(name="socket-memory", status=Status.OK, found=_BYPASS, means=means)
+    if low and facts.memory_pages:
+        return Feature(
+            name="socket-memory",
+            status=Status.DEGRADED,
+            found=text,
+            means="a sandbox within its memory can fill the sockets' one budget, and slow every connection of the host",
+            remedy=f"sysctl -w {' '.join(low)} (all memory: sandboxes are held by their own limits), or Linux 6.19",
+        )
+    status = Status.OK if len(found) == len(SOCKET_MEMORY) and facts.memory_pages else Status.UNKNOWN
+    return Feature(name="socket-memory", status=status, found=text, means="limits of memory come first")
 
 
 def _inotify(facts: Facts) -> Feature:
