@@ -30,12 +30,14 @@ from .api.call import Facts
 from .api.server import BACKLOG, Server
 from .config import GROUP, USER, Config, launcher_settings
 from .errors import AlreadyRunning, ConfigError, HostUnsupported, LauncherGone
+from .linux import malloc
 from .linux.kernel import Kernel
 from .metrics import Metrics
 from .metrics.families import connections
 from .previewing import PreviewListeners, make_proxy
 from .runtime.launcher import Launcher
 from .runtime.manager import Manager
+from .runtime.trimming import Trimmer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,6 +63,7 @@ def run(config: Config) -> int:
     identity = Identity()
     _preflight(config)
     _raise_file_limit()
+    malloc.set_up()
     _make_directories(config, identity)
     lock = _lock(config)
     sockets = _listen(config, identity)
@@ -305,6 +308,7 @@ async def _serve(config: Config, identity: Identity, token: str | None, sockets:
         async with trio.open_nursery() as nursery:
             await nursery.start(manager.run)
             nursery.start_soon(metrics.run)
+            nursery.start_soon(Trimmer(manager.budget, malloc.trim).run)
             await nursery.start(server.run)
             _log.info("Listening on %s", " and ".join(_describe(sock) for sock in sockets.api))
             if proxy is not None:

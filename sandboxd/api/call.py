@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from quart.wrappers.response import ResponseBody
 
     from ..metrics import Metrics
+    from ..runtime.budget import Hold
     from ..runtime.manager import Manager
+    from ..runtime.sandbox import Sandbox
     from .body import ApiRequest, BoundedBody
 
 _T = TypeVar("_T", bound=models._In)
@@ -49,6 +51,10 @@ class Call:
 
     def __repr__(self) -> str:
         return f"<Call {self.request.method} {self.request.path}>"
+
+    def hold(self, sandbox: Sandbox) -> Hold:
+        """Return a hold on what the daemon keeps for this sandbox' callers, until the answer was sent or given up."""
+        return self.stack.enter_context(sandbox.share.hold())
 
     @property
     def body(self) -> BoundedBody:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..spec import check_process_id
 from . import models, streams
-from .call import answer, nothing, streamed
+from .call import nothing, streamed
 
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
@@ -27,7 +27,7 @@ async def execute(call: Call, ref: str) -> TrioResponse:
     )
     headers = {PROCESS_HEADER: execution.process_id}
     if form == "json":
-        return answer(await streams.collect(execution, model.encoding), headers=headers)
+        return await streams.answer_at_end(execution, model.encoding, call.hold(sandbox), headers)
     headers["Cache-Control"] = "no-store"
     if form == "sse":
         headers["Content-Type"] = "text/event-stream; charset=utf-8"

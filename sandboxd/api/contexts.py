@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -18,9 +19,11 @@ from . import context_models as models
 from . import problems
 from .call import answer, nothing, streamed
 from .models import rfc3339
+from .pieces import Joiner, Text, answer_in_pieces, encode_object, fields_of
 from .streams import KEEP_ALIVE_S
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from quart_trio.wrappers import TrioResponse
@@ -62,7 +65,7 @@ async def create(call: Call, ref: str) -> TrioResponse:
 
 async def show_all(call: Call, ref: str) -> TrioResponse:
     """List the contexts, the oldest first."""
-    return answer(models.ContextList([_shown(context) for context in _contexts(call, ref).all()], None))
+    return answer_in_pieces(models.ContextList([_shown(context) for context in _contexts(call, ref).all()], None))
 
 
 async def show(call: Call, ref: str, context: str) -> TrioResponse:
@@ -161,8 +164,9 @@ async def _run(call: Call, context: Context, one: Run) -> TrioResponse:
 
 async def _answer(call: Call, context: Context, one: Run, start: int) -> TrioResponse:
     headers = {RUN_HEADER: one.id, CONTEXT_HEADER: context.id}
+    call.stack.enter_context(one.following())
     if call.accepts() != "sse":
-        return answer(await collect(context.id, one), headers=headers)
+        return answer_in_pieces(await collect(context.id, one), headers=headers)
     headers |= {"Cache-Control": "no-store", "Content-Type": "text/event-stream; charset=utf-8"}
     return streamed(RunBody(one, start), 200, headers)
 
@@ -210,8 +214,8 @@ class _Shown:
         self.results = []
 
 
-async def collect(context_id: str, one: Run) -> models.RunOut:
-    """Wait for a run's end and return all of it."""
+async def collect(context_id: str, one: Run) -> dict[str, Any]:
+    """Wait for a run's end and return all of it, for `pieces.encode`."""
     shown = _Shown()
     position = 0
     while batch := await one.next_batch(position):
@@ -219,19 +223,24 @@ async def collect(context_id: str, one: Run) -> models.RunOut:
             shown.take(event)
         position = batch[-1].offset + 1
     error = one.error
-    return models.RunOut(
+    shown_run = models.RunOut(
         id=one.id,
         context=context_id,
         status=one.status or "exited",
         restarted=one.restarted,
         execution_count=one.execution_count,
-        stdout=b"".join(shown.output["stdout"]).decode("utf-8", "replace"),
-        stderr=b"".join(shown.output["stderr"]).decode("utf-8", "replace"),
-        results=[to_result(result) for result in shown.results],
+        stdout="",
+        stderr="",
+        results=[],
         error=None if error is None else models.ErrorOut(**error),
         duration_s=one.duration_s,
         truncated=one.truncated,
     )
+    return {
+        **msgspec.structs.asdict(shown_run),
+        **{name: Text(parts) for name, parts in shown.output.items()},
+        "results": map(to_result, shown.results),
+    }
 
 
 def to_result(result: frames.Result) -> models.ResultOut:
@@ -278,6 +287,8 @@ class RunBody(ResponseBody):
     def __init__(self, one: Run, start: int) -> None:
         self._run = one
         self._position = start
+        self._joiner = Joiner()
+        self._is_last = False
         make = codecs.getincrementaldecoder("utf-8")
         self._decoders = {"stdout": make("replace"), "stderr": make("replace")}
         #: Whether nothing comes after the piece that was given last.
@@ -295,43 +306,49 @@ class RunBody(ResponseBody):
         return self
 
     async def __anext__(self) -> bytes:
-        while not self.is_over:
+        while True:
+            data = self._joiner.take()
+            if data:
+                self.is_over = self._is_last and self._joiner.is_empty
+                return data
+            if self._is_last:
+                self.is_over = True
+                raise StopAsyncIteration
             batch: list[RunEvent] | None = None
             try:
                 with trio.move_on_after(KEEP_ALIVE_S):
                     batch = await self._run.next_batch(self._position)
             except SandboxdError as error:
-                self.is_over = True
+                self.is_over = self._is_last = True
                 return sse.encode(problems.to_json(error), event="problem")
             if batch is None:
                 return sse.KEEP_ALIVE
-            if not batch:
-                break
-            self._position = batch[-1].offset + 1
-            self.is_over = batch[-1].type == "end"
-            data = b"".join(part for event in batch for part in self._parts(event))
-            if data:
-                return data
-        raise StopAsyncIteration
+            self._is_last = not batch or batch[-1].type == "end"
+            if batch:
+                self._position = batch[-1].offset + 1
+                self._joiner.put(part for event in batch for part in self._parts(event))
 
-    def _parts(self, event: RunEvent) -> list[bytes]:
+    def _parts(self, event: RunEvent) -> Iterator[bytes]:
         if isinstance(event.data, bytes):
             text = self._decoders[event.type].decode(event.data)
-            return [_event(event, event.type, {"text": text})] if text else []
+            if text:
+                yield from _event(event, event.type, {"text": text})
+            return
         if isinstance(event.data, frames.Result):
-            return [_event(event, "result", to_result(event.data))]
-        rest = []
+            yield from _event(event, "result", to_result(event.data))
+            return
         if event.type == "end":
             for name, decoder in self._decoders.items():
                 text = decoder.decode(b"", final=True)
                 if text:  # without an id: whoever resumes after it must not miss the end
                     data = {"offset": event.offset, "time": event.time, "text": text}
-                    rest.append(sse.encode(msgspec.json.encode(data), event=name))
-        return [*rest, _event(event, event.type, event.data)]
+                    yield sse.encode(msgspec.json.encode(data), event=name)
+        yield from _event(event, event.type, event.data)
 
 
-def _event(event: RunEvent, name: str, fields: dict[str, Any] | models.ResultOut) -> bytes:
-    head = msgspec.json.encode({"offset": event.offset, "time": event.time})
-    body = msgspec.json.encode(fields)
-    data = head[:-1] + (b"," + body[1:] if len(body) > 2 else b"}")
-    return sse.encode(data, event=name, id=event.offset)
+def _event(event: RunEvent, name: str, fields: dict[str, Any] | models.ResultOut) -> Iterator[bytes]:
+    """Yield the parts of an event: its JSON is one line."""
+    shown = itertools.chain((("offset", event.offset), ("time", event.time)), fields_of(fields))
+    yield b"id: %d\nevent: %s\ndata: " % (event.offset, name.encode())
+    yield from encode_object(shown)
+    yield b"\n\n"

@@ -20,6 +20,7 @@ from . import problems
 from .body import UPLOAD_IDLE_S
 from .call import answer, streamed
 from .filetree import query_path
+from .pieces import answer_in_pieces
 from .streams import KEEP_ALIVE_S
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ MAX_PATTERN_BYTES: Final = 10_000
 MAX_REPLACEMENT_BYTES: Final = 1024 * 1024
 #: What init lets a match's text be, each character up to four bytes.
 _MAX_TEXT: Final = 4096
+#: What a match holds beside its texts.
+_ROW_BYTES: Final = 512
 MEDIA_TYPES: Final = {"tar": "application/x-tar", "tar.gz": "application/gzip", "zip": "application/zip"}
 _EVENTS: Final = frozenset({"ready", "create", "write", "chmod", "remove", "rename", "overflow"})
 
@@ -78,12 +81,15 @@ async def search(call: Call, ref: str) -> TrioResponse:
         await call.stack.enter_async_context(errand)
         return _sse(_MatchBody(errand))
     items: list[models.Match] = []
+    hold = call.hold(sandbox)
     async with errand:
         while rows := await errand.next_rows():
-            items += [_match(row) for row in rows]
+            found = [_match(row) for row in rows]
+            hold.take(sum(_ROW_BYTES + len(one.path) + 4 * len(one.text or "") for one in found), "search")
+            items += found
             if len(items) > model.limit:
                 raise RemoteProtocolError("cannot take more matches than were asked for")
-        return answer(models.Found(items, *_search_end(errand)))
+        return answer_in_pieces(models.Found(items, *_search_end(errand)))
 
 
 def _search_end(errand: Errand) -> tuple[str | None, int]:
@@ -131,7 +137,7 @@ async def replace(call: Call, ref: str) -> TrioResponse:
             if len(items) > model.limit:
                 raise RemoteProtocolError("cannot take more files than were asked for")
         result = errand.result or {}
-        return answer(models.Replaced(items, checks.integer(result, "count"), _truncated(result)))
+        return answer_in_pieces(models.Replaced(items, checks.integer(result, "count"), _truncated(result)))
 
 
 # --- watches ---

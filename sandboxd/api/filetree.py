@@ -10,6 +10,7 @@ from ..runtime import checks, filefacts
 from ..spec import check_file_path, check_mode, name_bytes
 from . import file_models as models
 from .call import answer, nothing
+from .pieces import answer_in_pieces
 
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
@@ -46,7 +47,7 @@ async def listing(call: Call, ref: str) -> TrioResponse:
         result = errand.result or {}
         following = None if result.get("next") is None else filefacts.name(result, "next")
     cursor = None if following is None else base64.urlsafe_b64encode(name_bytes(following)).decode()
-    return answer(models.FileList(items[:limit], cursor))
+    return answer_in_pieces(models.FileList(items[:limit], cursor))
 
 
 async def stat(call: Call, ref: str) -> TrioResponse:

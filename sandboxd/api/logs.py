@@ -12,7 +12,8 @@ from ..errors import InvalidRequest
 from ..runtime import logs
 from ..spec import check_process_id
 from ..wire import raw
-from .call import answer, streamed
+from .call import streamed
+from .pieces import answer_in_pieces
 from .process_models import LogsOut
 from .streams import RawBody, SseBody, StreamBody, event_facts
 
@@ -47,11 +48,12 @@ async def show(call: Call, ref: str, process: str) -> TrioResponse:
         raise InvalidRequest(f"cannot accept query parameter 'tail': it is over {MAX_TAIL}", field="tail")
     form = _form(call, follow=follow)
     if not follow:
-        return await _snapshot(processes, process, _Wanted(start, seen, tail, encoding), form)
+        return await _snapshot(call, processes, process, _Wanted(start, seen, tail, encoding), form)
     await processes.get(process)  # one that does not exist is a 404, not the end of a stream
     source: Source
     if tail >= 0:
-        found = await logs.read(processes, process, start, seen_bytes=seen)
+        hold = call.hold(processes.sandbox)
+        found = await logs.read(processes, process, start, seen_bytes=seen, hold=hold)
         source = await _Tail(found, tail, process).open(call.stack, processes, seen)
     else:
         source = await call.stack.enter_async_context(processes.follow(process, start, seen_bytes=seen))
@@ -81,8 +83,9 @@ class _Wanted:
         self.encoding = encoding
 
 
-async def _snapshot(processes: Processes, process: str, wanted: _Wanted, form: str) -> TrioResponse:
-    found = await logs.read(processes, process, wanted.start, seen_bytes=wanted.seen_bytes)
+async def _snapshot(call: Call, processes: Processes, process: str, wanted: _Wanted, form: str) -> TrioResponse:
+    hold = call.hold(processes.sandbox)
+    found = await logs.read(processes, process, wanted.start, seen_bytes=wanted.seen_bytes, hold=hold)
     events = found.events if wanted.tail < 0 else logs.last_lines(found.events, wanted.tail)
     headers = {
         "Sandboxd-Next-Offset": str(found.next_offset),
@@ -102,7 +105,8 @@ async def _snapshot(processes: Processes, process: str, wanted: _Wanted, form: s
             texts[name] = base64.b64encode(b"".join(data)).decode()
         else:
             texts[name] = _text(carried, name, data, is_over=not found.running)
-    return answer(LogsOut(texts["stdout"], texts["stderr"], found.next_offset, found.dropped_bytes), headers=headers)
+    shown = LogsOut(texts["stdout"], texts["stderr"], found.next_offset, found.dropped_bytes)
+    return answer_in_pieces(shown, headers=headers)
 
 
 def _text(decoder: TextDecoder, stream: str, pieces: list[bytes], *, is_over: bool) -> str:

@@ -92,8 +92,16 @@ class Usage(msgspec.Struct, frozen=True):
     memory_peak_bytes: int | None
 
 
+class Gap(msgspec.Struct, frozen=True):
+    """Output that is not here: behind the first `offset` bytes of a stream, `dropped_bytes` of it."""
+
+    stream: str
+    offset: int
+    dropped_bytes: int
+
+
 class ExecOut(msgspec.Struct, frozen=True, kw_only=True):
-    """How a command ended, with its output."""
+    """How a command ended, with its output: all of it, or its beginning and its end, and the gaps between."""
 
     id: str
     exit_code: int | None
@@ -104,6 +112,8 @@ class ExecOut(msgspec.Struct, frozen=True, kw_only=True):
     timed_out: bool
     oom_killed: bool
     truncated: bool
+    dropped_bytes: int
+    gaps: list[Gap]
     usage: Usage
     reason: str
 

@@ -9,6 +9,7 @@ from ..runtime import waiting
 from ..runtime.processes import MAX_PAGE
 from ..spec import check_process_id, check_signal
 from .call import answer, nothing
+from .pieces import answer_in_pieces
 from .process_models import ProcessIn, ProcessList, SignalIn, WaitIn, WaitOut, process_out, to_process
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ async def start(call: Call, ref: str) -> TrioResponse:
 async def show_all(call: Call, ref: str) -> TrioResponse:
     """List processes in the order of their start: all that run, and those ended ones that are still known."""
     page, cursor = await _of(call, ref).page(call.query("cursor"), call.query_int("limit", MAX_PAGE))
-    return answer(ProcessList([process_out(info) for info in page], cursor))
+    return answer_in_pieces(ProcessList([process_out(info) for info in page], cursor))
 
 
 async def show(call: Call, ref: str, process: str) -> TrioResponse:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..runtime.registry import DEFAULT_PAGE
 from . import models, patch
 from .call import answer, nothing
+from .pieces import answer_in_pieces
 
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
@@ -24,7 +25,7 @@ async def create(call: Call) -> TrioResponse:
 async def show_all(call: Call) -> TrioResponse:
     """List sandboxes, the oldest first."""
     page, cursor = call.manager.registry.page(call.query("cursor"), call.query_int("limit", DEFAULT_PAGE))
-    return answer(models.SandboxList([models.sandbox_out(sandbox) for sandbox in page], cursor))
+    return answer_in_pieces(models.SandboxList([models.sandbox_out(sandbox) for sandbox in page], cursor))
 
 
 async def show(call: Call, ref: str) -> TrioResponse:

@@ -9,6 +9,7 @@ import msgspec
 from ..spec import SessionSpec, check_session_id
 from .call import answer, nothing
 from .models import _In, rfc3339
+from .pieces import answer_in_pieces
 
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
@@ -76,7 +77,7 @@ async def create(call: Call, ref: str) -> TrioResponse:
 
 async def show_all(call: Call, ref: str) -> TrioResponse:
     """List sessions, the oldest first."""
-    return answer(SessionList([session_out(info) for info in await _of(call, ref).all()], None))
+    return answer_in_pieces(SessionList([session_out(info) for info in await _of(call, ref).all()], None))
 
 
 async def show(call: Call, ref: str, session: str) -> TrioResponse:

@@ -10,18 +10,25 @@ import trio
 from quart.wrappers.response import ResponseBody
 
 from ..errors import SandboxdError
+from ..runtime.headtail import Collected, collect
 from ..runtime.logs import STREAMS, TextDecoder
 from ..wire import raw, sse
 from . import problems
-from .models import ExecOut, Usage
+from .call import answer
+from .models import ExecOut, Gap, Usage
+from .pieces import STEP, Joiner, Text, answer_in_pieces
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
+    from quart_trio.wrappers import TrioResponse
+
+    from ..runtime.budget import Hold
     from ..runtime.execution import Execution, Exit
     from ..wire.messages import Event
 
-#: What a JSON answer keeps of each stream; the rest is read and dropped, and `truncated` says so.
+#: What a JSON answer keeps of each stream: half of it from the beginning, half from the end; `gaps` tell the rest.
 MAX_JSON_OUTPUT_BYTES: Final = 8 * 1024 * 1024
 #: Proxies close streams that say nothing for 30 to 60 seconds.
 KEEP_ALIVE_S: Final = 15.0
@@ -43,39 +50,38 @@ class Source(Protocol):
         """Return the events that are here, waiting for the first; an empty list is the end."""
 
 
-async def collect(execution: Execution, encoding: str) -> ExecOut:
-    """Read a command to its end and return it with its output."""
-    kept = {"stdout": bytearray(), "stderr": bytearray()}
-    truncated = False
-    while batch := await execution.next_batch():
-        for event in batch:
-            if isinstance(event.data, bytes):
-                into = kept[event.type]
-                room = MAX_JSON_OUTPUT_BYTES - len(into)
-                into += event.data if len(event.data) <= room else event.data[:room]
-                truncated = truncated or len(event.data) > room
-            elif event.type == "truncated":
-                truncated = True
-    ended = execution.exit
-    assert ended is not None  # noqa: S101 - next_batch ends only after the exit event
-    texts = {name: _text(data, encoding) for name, data in kept.items()}
-    return ExecOut(
+async def answer_at_end(execution: Execution, encoding: str, hold: Hold, headers: dict[str, str]) -> TrioResponse:
+    """Read a command to its end and answer with its output; `hold` must last until the answer is sent."""
+    found = await collect(execution, MAX_JSON_OUTPUT_BYTES, hold)
+    texts = {name: Text(stream.parts, encoding) for name, stream in found.output.items()}
+    is_small = found.size <= STEP
+    ended = found.exit
+    shown = ExecOut(
         id=execution.process_id,
         exit_code=ended.exit_code,
         signal=ended.signal,
-        stdout=texts["stdout"],
-        stderr=texts["stderr"],
+        stdout=str(texts["stdout"]) if is_small else "",
+        stderr=str(texts["stderr"]) if is_small else "",
         duration_s=ended.duration_s,
         timed_out=ended.timed_out,
         oom_killed=ended.oom_killed,
-        truncated=truncated,
+        truncated=found.dropped_bytes > 0,
+        dropped_bytes=found.dropped_bytes,
+        gaps=_gaps(found),
         usage=Usage(ended.cpu_s, ended.memory_peak_bytes),
         reason=ended.reason,
     )
+    if is_small:
+        return answer(shown, headers=headers)
+    return answer_in_pieces({**msgspec.structs.asdict(shown), **texts}, headers=headers)
 
 
-def _text(data: bytearray, encoding: str) -> str:
-    return base64.b64encode(data).decode() if encoding == "base64" else data.decode("utf-8", "replace")
+def _gaps(found: Collected) -> list[Gap]:
+    return [
+        Gap(name, len(stream.parts[0]), stream.dropped_bytes)
+        for name, stream in found.output.items()
+        if stream.dropped_bytes
+    ]
 
 
 class StreamBody(ResponseBody):
@@ -83,6 +89,8 @@ class StreamBody(ResponseBody):
 
     def __init__(self, source: Source) -> None:
         self._source = source
+        self._joiner = Joiner()
+        self._is_last = False
         #: Whether nothing comes after the piece that was given last.
         self.is_over = False
 
@@ -98,21 +106,29 @@ class StreamBody(ResponseBody):
         return self
 
     async def __anext__(self) -> bytes:
-        while not self.is_over:
+        while True:
+            data = self._joiner.take()
+            if data:
+                self.is_over = self._is_last and self._joiner.is_empty
+                return data
+            if self._is_last:
+                self.is_over = True
+                raise StopAsyncIteration
             try:
                 batch = await self._next()
             except SandboxdError as error:
-                self.is_over = True
+                self.is_over = self._is_last = True
                 return self._problem(error)
             if batch is None:
                 return self._idle()
-            self.is_over = not batch or batch[-1].type == "exit"
-            data = self._encode(batch)
-            if self.is_over:
-                data += self._end()
-            if data:
-                return data
-        raise StopAsyncIteration
+            self._is_last = not batch or batch[-1].type == "exit"
+            self._joiner.put(self._pieces(batch))
+
+    def _pieces(self, batch: list[Event]) -> Iterable[bytes]:
+        """Yield what goes out of a batch, in parts that are cheap to make."""
+        yield self._encode(batch)
+        if self._is_last:
+            yield self._end()
 
     async def _next(self) -> list[Event] | None:
         """Return the next events, or None when it is time for a sign of life."""
@@ -174,8 +190,9 @@ class SseBody(StreamBody):
     def _idle(self) -> bytes:
         return sse.KEEP_ALIVE
 
-    def _encode(self, batch: list[Event]) -> bytes:
-        return b"".join(part for event in batch for part in self._parts(event))
+    def _pieces(self, batch: list[Event]) -> Iterable[bytes]:
+        for event in batch:
+            yield from self._parts(event)
 
     def _parts(self, event: Event) -> list[bytes]:
         if isinstance(event.data, bytes):

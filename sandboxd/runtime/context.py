@@ -34,6 +34,9 @@ from ..errors import (
     ServerBusy,
 )
 from ..wire import worker as frames
+from .budget import UNBOUNDED, Share
+from .kept_runs import KeptRuns
+from .questions import Question
 from .runs import Run
 from .worker import Link, Worker
 
@@ -57,9 +60,6 @@ KILL_TIMEOUT_S: Final = 10.0
 SEND_TIMEOUT_S: Final = 30.0
 #: Runs that may wait in one context.
 MAX_WAITING: Final = 64
-#: Ended runs whose journals are kept for those who come again, and their bytes together.
-MAX_KEPT_RUNS: Final = 16
-MAX_KEPT_BYTES: Final = 24 * 1024 * 1024
 #: What is printed between two runs (threads, processes in the background) and shown with the next one.
 MAX_STRAY_BYTES: Final = 64 * 1024
 
@@ -75,35 +75,18 @@ class State(enum.Enum):
     GONE = "gone"
 
 
-class Question:
-    """A completion or inspection that waits for its answer (a JSON value's text)."""
-
-    def __init__(self, message: dict[str, Any]) -> None:
-        self.message = message
-        self.answer: str | None = None
-        self.failure: Exception | None = None
-        self.done = trio.Event()
-        self.on_stop: Callable[[], None] | None = None
-
-    @property
-    def wants_stop(self) -> bool:
-        """Whether nobody waits for the answer."""
-        return self.failure is not None
-
-    def give_up(self, error: Exception) -> None:
-        """Say that there will be no answer, or that nobody waits for it."""
-        if not self.done.is_set():
-            self.failure = error
-            self.done.set()
-            if self.on_stop is not None:
-                self.on_stop()
-
-
 class Context:
     """One context. Made by `Contexts`, which runs `serve`."""
 
     def __init__(
-        self, context_id: str, spec: ContextSpec, link: Link, program: Callable[[], dict[str, Any]], *, is_default: bool
+        self,
+        context_id: str,
+        spec: ContextSpec,
+        link: Link,
+        program: Callable[[], dict[str, Any]],
+        *,
+        is_default: bool,
+        share: Share = UNBOUNDED,
     ) -> None:
         self.id = context_id
         self.spec = spec
@@ -113,7 +96,8 @@ class Context:
         self.execution_count = 0
         self.version = ""
         self.started = trio.Event()
-        self.runs: dict[str, Run] = {}
+        self.runs = KeptRuns(share)
+        self._share = share
         self._link = link
         self._program = program
         self._worker: Worker | None = None
@@ -163,9 +147,13 @@ class Context:
             ContextExited, ContextRestarting: it cannot run code now.
             ServerBusy: too many wait.
         """
-        self._put(run)
-        self._forget_old()
-        self.runs[run.id] = run
+        self.runs.charge(run)
+        try:
+            self._put(run)
+        except SandboxdError:
+            run.hold.close()
+            raise
+        self.runs.add(run)
 
     async def ask(self, message: dict[str, Any]) -> str:
         """Ask the interpreter between two runs and return the JSON text that it answers.
@@ -233,14 +221,6 @@ class Context:
             with trio.move_on_after(KILL_TIMEOUT_S):
                 await worker.gone.wait()
 
-    def _forget_old(self) -> None:
-        ended = [run for run in self.runs.values() if run.finished.is_set()]
-        size = sum(run.size for run in ended)
-        while ended and (len(ended) >= MAX_KEPT_RUNS or size > MAX_KEPT_BYTES):
-            gone = ended.pop(0)
-            size -= gone.size
-            del self.runs[gone.id]
-
     def take_over(self, name: str, generation: int) -> None:
         """Say which worker of an earlier daemon is this context's; then `serve` with `adopt`."""
         self._adopted = name
@@ -261,6 +241,7 @@ class Context:
         finally:
             self.state = State.GONE
             self.started.set()
+            self.runs.clear()
             gone = self.start_failure or SandboxGone(f"cannot go on in context {self.id}: it is gone")
             if self._present is not None:
                 self._present.give_up(gone)
@@ -300,7 +281,7 @@ class Context:
         if adopt:
             self.generation -= 1
         name = self._adopted if adopt else f"{self.id}.{self.generation}"
-        self._worker = worker = Worker(self._link, name, self)
+        self._worker = worker = Worker(self._link, name, self, self._share.hold())
         if adopt:
             # Its run, if it was in one, was for a daemon that is gone.
             self._nursery.start_soon(worker.serve, "context_follow", {})
@@ -316,7 +297,7 @@ class Context:
             await self._end_worker()
             self._stray, self._stray_bytes = [], 0
             self.generation += 1
-            self._worker = worker = Worker(self._link, f"{self.id}.{self.generation}", self)
+            self._worker = worker = Worker(self._link, f"{self.id}.{self.generation}", self, self._share.hold())
             self._nursery.start_soon(worker.serve, "context_start", {**self._program(), "spare": None})
             await self._wait_until_ready(worker)
         if worker.ready.is_set() and not worker.gone.is_set():
@@ -498,6 +479,9 @@ class Context:
     def on_frame(self, frame: frames.Frame) -> None:
         """Take what it said; what is of another run than the present one came too late and is dropped."""
         present = self._present
+        if isinstance(frame, frames.Dropped):
+            self._take_dropped(present)
+            return
         if isinstance(frame, frames.Ready | frames.Failed) or frame.run != self._number or self._end is not None:
             return
         if isinstance(present, Run):
@@ -506,6 +490,13 @@ class Context:
             present.answer = frame.value
             present.done.set()
             self._ended.set()
+
+    def _take_dropped(self, present: Run | Question | None) -> None:
+        """Tell that there was no room for a frame: a result that is missing, or no answer."""
+        if isinstance(present, Run):
+            present.drop_result()
+        elif isinstance(present, Question):
+            present.give_up(ServerBusy(f"cannot take the answer of context {self.id}: the daemon has no room for it"))
 
     def _take(self, run: Run, frame: frames.Frame) -> None:
         if isinstance(frame, frames.Result):

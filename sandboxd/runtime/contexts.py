@@ -194,7 +194,7 @@ class Contexts:
         if len(self._contexts) >= MAX_CONTEXTS:
             raise LimitExceeded(f"cannot create a context: the sandbox has {MAX_CONTEXTS}", bound=MAX_CONTEXTS)
         context_id = "c-" + "".join(_LETTERS[byte & 31] for byte in secrets.token_bytes(10))
-        context = Context(context_id, spec, self, lambda: self._start_params(context), is_default=is_default)
+        context = self._new(context_id, spec, is_default=is_default)
         self._contexts[context_id] = context
         try:
             # Not beside each other: init takes a program once.
@@ -228,6 +228,15 @@ class Contexts:
         with trio.CancelScope(shield=True):
             await context.delete()
         self._contexts.pop(context_id, None)
+
+    def _new(self, context_id: str, spec: ContextSpec, *, is_default: bool) -> Context:
+        share = self._sandbox.share
+
+        def params() -> dict[str, Any]:
+            return self._start_params(context)
+
+        context = Context(context_id, spec, self, params, is_default=is_default, share=share)
+        return context
 
     def _start(self, context: Context, *, adopt: bool = False) -> None:
         assert self.start_soon is not None  # noqa: S101 - set before the sandbox runs
@@ -316,9 +325,7 @@ class Contexts:
             raise RemoteProtocolError(f"cannot take over a context: {error}") from error
         if context_id in self._contexts:
             raise RemoteProtocolError(f"cannot take over context {context_id} twice")
-        context = Context(
-            context_id, spec, self, lambda: self._start_params(context), is_default=checks.flag(note, "is_default")
-        )
+        context = self._new(context_id, spec, is_default=checks.flag(note, "is_default"))
         context.take_over(name, checks.integer(note, "generation", high=1 << 31))
         self._contexts[context_id] = context
         self._start(context, adopt=True)

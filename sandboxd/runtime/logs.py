@@ -10,11 +10,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..wire.messages import Event
+    from .budget import Hold
     from .processes import Processes
 
 STREAMS: Final = ("stdout", "stderr")
 #: How far back the beginning of a character is looked for that a reader's position cuts.
 CARRY_EVENTS: Final = 64
+#: Bytes in which line ends are looked for one by one.
+_SHORT: Final = 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,16 +38,21 @@ class Snapshot:
     modes: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-async def read(processes: Processes, process: str, start: int = 0, *, seen_bytes: int = 0) -> Snapshot:
-    """Return what the log has from offset `start` on.
+async def read(
+    processes: Processes, process: str, start: int = 0, *, seen_bytes: int = 0, hold: Hold | None = None
+) -> Snapshot:
+    """Return what the log has from offset `start` on, which `hold` is charged with.
 
     Raises:
         ProcessNotFound: there is no such process.
+        ServerBusy: there is no room for it.
     """
     events: list[Event] = []
     dropped = 0
     async with processes.follow(process, start, snapshot=True, seen_bytes=seen_bytes) as follow:
         while batch := await follow.next_batch():
+            if hold is not None:
+                hold.take(sum(event.cost for event in batch), f"read the log of process {process}")
             for event in batch:
                 if event.type == "truncated" and isinstance(event.data, dict):
                     dropped += event.data["dropped_bytes"]
@@ -71,20 +79,32 @@ def last_lines(events: Sequence[Event], count: int) -> tuple[Event, ...]:
         # The line end at the very end of the output ends the last line, and begins none.
         end = len(data) - 1 if is_last and data.endswith(b"\n") else len(data)
         is_last = False
-        position = end
-        while left > 0:
-            position = data.rfind(b"\n", 0, position)
-            if position < 0:
-                break
-            left -= 1
-        if left > 0 or position < 0:
+        found = data.count(b"\n", 0, end)
+        if found < left:
+            left -= found
             kept.append(event)
             continue
-        rest = data[position + 1 :]
+        rest = data[_line_end(data, end, left) + 1 :]
         if rest:
             kept.append(dataclasses.replace(event, data=rest))
         break
     return tuple(event for event in reversed(kept))
+
+
+def _line_end(data: bytes, end: int, count: int) -> int:
+    """Return where the `count`th last line end before `end` is; there are as many. Takes halves, not one by one."""
+    start = 0
+    while end - start > _SHORT:
+        middle = (start + end) // 2
+        behind = data.count(b"\n", middle, end)
+        if behind >= count:
+            start = middle
+        else:
+            count -= behind
+            end = middle
+    for _ in range(count):
+        end = data.rfind(b"\n", start, end)
+    return end
 
 
 class TextDecoder:

@@ -25,6 +25,7 @@ from ..errors import (
 )
 from ..spec import new_id
 from . import recovery
+from .budget import Budget
 from .control import Control
 from .counters import Counters
 from .events import Events
@@ -74,6 +75,7 @@ class Manager:
         self.registry = Registry()
         self.counters = Counters()
         self.events = Events()
+        self.budget = Budget()
         self._store = Store(registry_dir)
         self._links = links_dir
         self.control = Control(launcher, self.registry, self._store, self.join, self.events)
@@ -171,7 +173,8 @@ class Manager:
             raise ServerBusy(f"cannot create a sandbox: {QUEUED_CREATES} births wait", bound=QUEUED_CREATES)
         check_room()
         prepared, self._prepared = self._prepared, None
-        sandbox = Sandbox(prepared or new_id(), spec, time.time(), self.counters, self._tell_end)
+        share = self.budget.share()
+        sandbox = Sandbox(prepared or new_id(), spec, time.time(), self.counters, self._tell_end, share)
         self.registry.add(sandbox)
         self._waiting += 1
         try:
@@ -442,7 +445,8 @@ class Manager:
                 nursery.start_soon(self._adopt, record, one, limiter)
 
     async def _adopt(self, record: Record, launched: Launched, limiter: trio.CapacityLimiter) -> None:
-        sandbox = Sandbox(record.id, record.spec, record.created_at, self.counters, self._tell_end)
+        share = self.budget.share()
+        sandbox = Sandbox(record.id, record.spec, record.created_at, self.counters, self._tell_end, share)
         sandbox.adopt(launched)
         for port in record.ports:
             sandbox.ports.add(port)

@@ -101,7 +101,7 @@ class Processes:
     """What can be asked of a sandbox' processes; made by it. Every method may raise `SandboxFailed`, `SandboxGone`."""
 
     def __init__(self, sandbox: Sandbox) -> None:
-        self._sandbox = sandbox
+        self.sandbox = sandbox
 
     async def start(self, command: CommandSpec, process_id: str | None = None) -> ProcessInfo:
         """Start a process that nobody has to follow.
@@ -123,13 +123,13 @@ class Processes:
         return await self._info("info", process=process)
 
     async def _info(self, op: str, **params: Any) -> ProcessInfo:  # noqa: ANN401 - the link's parameters
-        data = await self._sandbox.ask(op, **params)
+        data = await self.sandbox.ask(op, **params)
         try:
             info = parse_info(data)
             if info.id != params["process"]:
                 raise RemoteProtocolError(f"cannot take process {info.id} for {params['process']}")
         except RemoteProtocolError as error:
-            raise await self._sandbox.why_broken(error) from error
+            raise await self.sandbox.why_broken(error) from error
         return info
 
     async def page(self, cursor: str | None, limit: int) -> tuple[list[ProcessInfo], str | None]:
@@ -142,12 +142,12 @@ class Processes:
             raise InvalidRequest("cannot accept cursor: it is not one that a list gave", field="cursor")
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidRequest(f"cannot accept limit: it must be 1 to {MAX_PAGE}", field="limit")
-        data = await self._sandbox.ask("list", after=int(cursor or 0), limit=limit)
+        data = await self.sandbox.ask("list", after=int(cursor or 0), limit=limit)
         try:
             found = [parse_info(item) for item in checks.items(data, "items", dict, limit=limit)]
             following = None if data.get("next") is None else str(checks.integer(data, "next"))
         except RemoteProtocolError as error:
-            raise await self._sandbox.why_broken(error) from error
+            raise await self.sandbox.why_broken(error) from error
         return found, following
 
     async def remove(self, process: str) -> None:
@@ -156,11 +156,11 @@ class Processes:
         Raises:
             ProcessNotFound: there is none with that id.
         """
-        await self._sandbox.ask("remove", process=process)
+        await self.sandbox.ask("remove", process=process)
 
     async def remove_all(self) -> None:
         """End every process and drop every log."""
-        await self._sandbox.ask("remove_all")
+        await self.sandbox.ask("remove_all")
 
     async def signal(self, process: str, number: int) -> None:
         """Send a signal to a process' group.
@@ -168,7 +168,7 @@ class Processes:
         Raises:
             ProcessNotFound, ProcessNotRunning: as their names say.
         """
-        await self._sandbox.ask("signal", process=process, signal=number)
+        await self.sandbox.ask("signal", process=process, signal=number)
 
     async def resize(self, process: str, cols: int, rows: int) -> None:
         """Give a process' terminal another size.
@@ -176,7 +176,7 @@ class Processes:
         Raises:
             ProcessNotFound, ProcessNotRunning: as their names say.
         """
-        await self._sandbox.ask("resize", process=process, cols=cols, rows=rows)
+        await self.sandbox.ask("resize", process=process, cols=cols, rows=rows)
 
     async def redraw(self, process: str) -> None:
         """Let what runs in a terminal's foreground paint it anew.
@@ -184,7 +184,7 @@ class Processes:
         Raises:
             ProcessNotFound, ProcessNotRunning: as their names say.
         """
-        await self._sandbox.ask("redraw", process=process)
+        await self.sandbox.ask("redraw", process=process)
 
     def follow(self, process: str, start: int = 0, *, snapshot: bool = False, seen_bytes: int = 0) -> Follow:
         """Return the events from offset `start` on, to the process' end or, as a snapshot, those that are there.
@@ -192,7 +192,7 @@ class Processes:
         `seen_bytes` is the output that the reader had before `start`, so that a gap can be told to the byte.
         """
         params = {"process": process, "from": start, "snapshot": snapshot, "seen_bytes": seen_bytes}
-        return Follow(self._sandbox, self._sandbox.open_stream("follow", params), process)
+        return Follow(self.sandbox, self.sandbox.open_stream("follow", params), process)
 
     def view(self, process: str, start: int) -> Follow:
         """Return a terminal's events from `start` on; it is not hung up while somebody views it.
@@ -201,4 +201,4 @@ class Processes:
             InvalidRequest: the process has no terminal.
         """
         params = {"process": process, "from": start}
-        return Follow(self._sandbox, self._sandbox.open_stream("view", params, window=VIEW_WINDOW), process)
+        return Follow(self.sandbox, self.sandbox.open_stream("view", params, window=VIEW_WINDOW), process)

@@ -1,11 +1,16 @@
 """One run of code: what came of it, as a bounded journal that anybody may follow from any offset.
 
 The journal keeps its beginning: what is over a bound is dropped and told (`truncated`), so a flood costs the daemon
-no more than the bound, whoever reads.
+no more than the bound, whoever reads. All of it is charged to what the daemon may hold for the sandbox (`budget.py`);
+once the run is over and nobody follows it, it is the first to go.
+
+What a program prints in many small pieces is one event as long as nobody has read it: `_open` is the last one, which
+may still grow. Readers get only what is closed, and never see an event change.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import secrets
 import time
@@ -13,17 +18,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from .budget import UNBOUNDED
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ..wire import worker as frames
+    from .budget import Hold
 
 #: Output of one run that is kept, both streams together.
 MAX_OUTPUT_BYTES: Final = 16 * 1024 * 1024
+#: Up to which size neighbours of one stream are joined.
+JOIN_BYTES: Final = 64 * 1024
+#: Events after which readers of a running one get what comes in this long at once: what each costs adds up.
+MANY_EVENTS: Final = 16_384
+GATHER_S: Final = 0.05
 #: Results of one run: their bytes together, and how many.
 MAX_RESULT_BYTES: Final = 32 * 1024 * 1024
 MAX_RESULTS: Final = 1000
-#: What an event counts beside its data, so that a flood of small ones is bounded too.
+#: What an event holds beside its data.
 EVENT_OVERHEAD: Final = 256
 #: Events that one `next_batch` returns, and about how many bytes.
 MAX_BATCH: Final = 256
@@ -48,10 +61,28 @@ class RunEvent:
 
     @property
     def size(self) -> int:
-        """What it counts against a bound."""
+        """Bytes that it holds, about."""
         if isinstance(self.data, bytes):
             return EVENT_OVERHEAD + len(self.data)
-        return EVENT_OVERHEAD + (0 if isinstance(self.data, dict) else self.data.size)
+        return EVENT_OVERHEAD + (_length(self.data) if isinstance(self.data, dict) else self.data.size)
+
+
+def _length(value: object) -> int:
+    """Return how long the texts in a map are, those of its lists too."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_length, value.values()))
+    return sum(map(_length, value)) if isinstance(value, list) else 0
+
+
+@dataclasses.dataclass(slots=True)
+class _Open:
+    """The last event, while it may grow: output that nobody has read."""
+
+    stream: str
+    time: float
+    data: bytearray
 
 
 class Run:
@@ -84,9 +115,16 @@ class Run:
         self.wants_stop = False
         #: What its context does when it is to stop, while it is the present one.
         self.on_stop: Callable[[], None] | None = None
-        self.size = 0
+        #: What it holds in memory; the context that runs it gives one of its sandbox'.
+        self.hold: Hold = UNBOUNDED.hold()
+        #: Called when others need its room: whoever keeps it forgets it.
+        self.on_drop: Callable[[], None] = _nothing
         self.events: list[RunEvent] = []
+        self._open: _Open | None = None
+        self._followers = 0
+        self._is_forgotten = False
         self._began: float | None = None
+        self._is_full = False  # whether output was dropped: what comes behind a gap is too
         self._output_bytes = 0
         self._result_bytes = 0
         self._results = 0
@@ -102,9 +140,14 @@ class Run:
         return self._began is not None
 
     @property
+    def size(self) -> int:
+        """Bytes that it holds."""
+        return self.hold.size
+
+    @property
     def is_flooded(self) -> bool:
         """Whether no more output is kept."""
-        return self._output_bytes >= MAX_OUTPUT_BYTES
+        return self._is_full or self._output_bytes >= MAX_OUTPUT_BYTES
 
     @property
     def truncated(self) -> bool:
@@ -122,47 +165,76 @@ class Run:
         if self.is_flooded:
             self.dropped_bytes += len(data)
             return
-        room = MAX_OUTPUT_BYTES - self._output_bytes
-        if len(data) > room:
-            self.dropped_bytes += len(data) - room
-            data = data[:room]
-        self._output_bytes += len(data) + EVENT_OVERHEAD
-        self._append(stream, data)
+        last = self._open
+        is_joined = last is not None and last.stream == stream and len(last.data) + len(data) <= JOIN_BYTES
+        overhead = 0 if is_joined else EVENT_OVERHEAD
+        room = self.hold.grow_some(min(len(data), MAX_OUTPUT_BYTES - self._output_bytes) + overhead) - overhead
+        if room < len(data):
+            self._is_full = True
+            self.dropped_bytes += len(data) - max(0, room)
+            data = data[: max(0, room)]
+        if not data:
+            return
+        self._output_bytes += len(data)
+        self._keep(stream, data, is_joined=is_joined)
+
+    def _keep(self, stream: str, data: bytes, *, is_joined: bool) -> None:
+        if is_joined and self._open is not None:
+            self._open.data += data
+        else:
+            self._close_open()
+            if len(data) > JOIN_BYTES:  # not worth a copy
+                self.events.append(RunEvent(len(self.events), time.time(), stream, data))
+            else:
+                self._open = _Open(stream, time.time(), bytearray(data))
+        self._changed.set()
+
+    def _close_open(self) -> None:
+        """Let the last event grow no more."""
+        if self._open is not None:
+            last, self._open = self._open, None
+            self.events.append(RunEvent(len(self.events), last.time, last.stream, bytes(last.data)))
 
     def add_result(self, result: frames.Result) -> None:
         """Take a value that it shows; one that is over the run's bound is dropped and told at the end."""
         size = result.size + EVENT_OVERHEAD
-        if self._results >= MAX_RESULTS or self._result_bytes + size > MAX_RESULT_BYTES:
+        if self._results >= MAX_RESULTS or self._result_bytes + size > MAX_RESULT_BYTES or not self.hold.grow(size):
             self._dropped_results += 1
             return
         self._results += 1
         self._result_bytes += size
         self._append("result", result)
 
+    def drop_result(self) -> None:
+        """Take note of a value that there was no room for."""
+        self._dropped_results += 1
+
     def add_clear(self, *, wait: bool) -> None:
         """Take note that what was shown is to go."""
         if self._results < MAX_RESULTS:
             self._results += 1
-            self._append("clear", {"wait": wait})
+            self._append("clear", {"wait": wait}, is_charged=False)
 
     def add_error(self, error: dict[str, Any]) -> None:
         """Take the exception that ended it; the first stands."""
         if self.error is None:
             self.error = error
-            self._append("error", error)
+            self._append("error", error, is_charged=False)
 
     def finish(self, status: str, *, restarted: bool = False, execution_count: int = 0) -> None:
         """Say how it ended."""
         if self.status is not None:
             return
         if self.truncated:
-            self._append("truncated", {"dropped_bytes": self.dropped_bytes, "dropped_results": self._dropped_results})
+            dropped = {"dropped_bytes": self.dropped_bytes, "dropped_results": self._dropped_results}
+            self._append("truncated", dropped, is_charged=False)
         self.status = status
         self.restarted = restarted
         self.execution_count = execution_count
         self.duration_s = 0.0 if self._began is None else round(time.monotonic() - self._began, 6)
-        self._append("end", self.summary())
+        self._append("end", self.summary(), is_charged=False)
         self.finished.set()
+        self._settle()
 
     def give_up(self, error: Exception) -> None:
         """End it before it began."""
@@ -170,6 +242,7 @@ class Run:
             self.failure = error
             self.finished.set()
             self._changed.set()
+            self._settle()
 
     def summary(self) -> dict[str, Any]:
         """Return the `end` event's fields."""
@@ -181,10 +254,12 @@ class Run:
             "truncated": self.truncated,
         }
 
-    def _append(self, kind: str, data: bytes | frames.Result | dict[str, Any]) -> None:
+    def _append(self, kind: str, data: frames.Result | dict[str, Any], *, is_charged: bool = True) -> None:
+        self._close_open()
         event = RunEvent(len(self.events), time.time(), kind, data)
+        if not is_charged:
+            self.hold.force(event.size)  # there are few, and they are told whatever happens
         self.events.append(event)
-        self.size += event.size
         self._changed.set()
 
     # --- who follows ---
@@ -195,6 +270,34 @@ class Run:
         if self.on_stop is not None:
             self.on_stop()
 
+    @contextlib.contextmanager
+    def following(self) -> Iterator[None]:
+        """Keep it while somebody reads it."""
+        self._followers += 1
+        self.hold.make_needed()
+        try:
+            yield
+        finally:
+            self._followers -= 1
+            self._settle()
+
+    def forget(self) -> None:
+        """Say that nobody can ask for it again."""
+        self._is_forgotten = True
+        self._settle()
+
+    def _settle(self) -> None:
+        """Say whether what it holds is needed."""
+        if self._followers or not self.finished.is_set():
+            return
+        if self._is_forgotten:
+            # Not when the collector comes by: there is much of it, and what it is told is in a cycle with it.
+            self.events.clear()
+            self.on_drop = _nothing
+            self.hold.close()
+        else:
+            self.hold.make_spare(self.on_drop)
+
     async def next_batch(self, position: int) -> list[RunEvent]:
         """Return events from `position` on, waiting for the first; none are left when it is over.
 
@@ -202,6 +305,9 @@ class Run:
             SandboxdError: it was given up before it began.
         """
         while position >= len(self.events):
+            if self._open is not None:
+                await self._gather()
+                break
             if self.failure is not None:
                 raise self.failure
             if self.finished.is_set():
@@ -218,3 +324,14 @@ class Run:
             batch.append(event)
         await trio.lowlevel.checkpoint()
         return batch
+
+    async def _gather(self) -> None:
+        """Close the last event for a reader who has all before it."""
+        if len(self.events) >= MANY_EVENTS and not self.finished.is_set():
+            with trio.move_on_after(GATHER_S):
+                await self.finished.wait()
+        self._close_open()
+
+
+def _nothing() -> None:
+    pass

@@ -25,6 +25,7 @@ from ..errors import (
 from ..spec import name_bytes
 from ..wire.link import DEFAULT_WINDOW
 from . import checks, files
+from .budget import UNBOUNDED, Share
 from .clone import Clone
 from .contexts import Contexts
 from .counters import Counters
@@ -73,11 +74,14 @@ class Sandbox:
         created_at: float,
         counters: Counters | None = None,
         moved: Callable[[Sandbox], None] = lambda _: None,
+        share: Share = UNBOUNDED,
     ) -> None:
         self.id = sandbox_id
         self.spec = spec
         self.created_at = created_at
         self.counters = counters or Counters()
+        #: What the daemon may hold in memory for its callers.
+        self.share = share
         self.state = State.CREATING
         self.reason: str | None = None
         self.limits: Limits = spec.limits

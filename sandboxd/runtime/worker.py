@@ -91,7 +91,7 @@ class Worker:
         was_spare: whether that process waited before for a context to come.
     """
 
-    def __init__(self, link: Link, name: str, listener: Listener) -> None:
+    def __init__(self, link: Link, name: str, listener: Listener, room: frames.Room | None = None) -> None:
         self.name = name
         self.version = ""
         self.ready = trio.Event()
@@ -104,7 +104,7 @@ class Worker:
         self.missing: str | None = None
         self._link = link
         self._listener = listener
-        self._decoder = frames.WorkerDecoder()
+        self._decoder = frames.WorkerDecoder(room)
         self._turn = Turn()
         self._rendezvous: Rendezvous | None = None
         self._begin: bytes | None = None
@@ -142,6 +142,7 @@ class Worker:
                 os.close(fd)
             if rendezvous is not None:
                 rendezvous.close()
+            self._decoder.close()
             self.seen.set()
             self.ready.set()
             self.gone.set()

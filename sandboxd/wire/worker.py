@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import msgpack
 
@@ -116,7 +116,28 @@ class Answer:
     value: str
 
 
-Frame = Ready | Failed | Result | Clear | Error | End | Answer
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dropped:
+    """A frame of `size` bytes that its reader had no room for: never sent, made by the decoder."""
+
+    size: int
+
+
+Frame = Ready | Failed | Result | Clear | Error | End | Answer | Dropped
+
+
+class Room(Protocol):
+    """Where a decoder asks for room for a large frame (`runtime/budget.py`)."""
+
+    def grow(self, size: int) -> bool:
+        """Return whether there is room for so many bytes more."""
+
+    def close(self) -> None:
+        """Take all of it back."""
+
+
+#: Frames up to this size need no room of their own.
+SMALL_BYTES: Final = 256 * 1024
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -132,10 +153,16 @@ def encode(message: dict[str, Any]) -> bytes:
 
 
 class WorkerDecoder:
-    """Turns what came through a worker's pipe into frames; a hostile one costs at most `MAX_FRAME_BYTES`."""
+    """Turns what came through a worker's pipe into frames; a hostile one costs at most `MAX_FRAME_BYTES`.
 
-    def __init__(self) -> None:
+    `room` is asked before a large frame is kept; one that it has no room for is passed over, and told as `Dropped`.
+    """
+
+    def __init__(self, room: Room | None = None) -> None:
         self._buffer = bytearray()
+        self._room = room
+        self._has_room = False
+        self._skipping = 0
 
     def __repr__(self) -> str:
         return f"<WorkerDecoder {len(self._buffer)} bytes>"
@@ -146,6 +173,10 @@ class WorkerDecoder:
         Raises:
             RemoteProtocolError: of the iterator, a frame is malformed.
         """
+        if self._skipping:
+            gone = min(self._skipping, len(data))
+            self._skipping -= gone
+            data = data[gone:]
         self._buffer += data
         return self._frames()
 
@@ -155,14 +186,34 @@ class WorkerDecoder:
             (size,) = HEADER.unpack_from(self._buffer, start)
             if not 0 < size <= MAX_FRAME_BYTES:
                 raise RemoteProtocolError(f"cannot take a frame of {size} bytes: the bound is {MAX_FRAME_BYTES}")
+            if size > SMALL_BYTES and not self._has_room:
+                self._has_room = self._room is None or self._room.grow(size)
+                if not self._has_room:
+                    gone = min(HEADER.size + size, len(self._buffer) - start)
+                    self._skipping = HEADER.size + size - gone
+                    start += gone
+                    yield Dropped(size)
+                    continue
             if len(self._buffer) - start < HEADER.size + size:
                 break
             begin = start + HEADER.size
             start = begin + size
             with memoryview(self._buffer) as whole, whole[begin:start] as body:
                 frame = parse(_unpack(body))
+            if self._has_room:
+                self._give_back()
             yield frame
         del self._buffer[:start]
+
+    def close(self) -> None:
+        """Let go of what is unfinished."""
+        self._buffer = bytearray()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        self._has_room = False
+        if self._room is not None:
+            self._room.close()
 
 
 def _unpack(body: memoryview) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -100,13 +101,102 @@ async def test_json_carries_any_bytes(daemon: FakeDaemon) -> None:
     assert (await run(daemon))["stdout"] == data.decode("utf-8", "replace")
 
 
-async def test_json_keeps_the_first_8_mib_and_reads_on(daemon: FakeDaemon) -> None:
+async def test_json_keeps_the_beginning_and_the_end_and_tells_the_gap(daemon: FakeDaemon) -> None:
+    half = streams.MAX_JSON_OUTPUT_BYTES // 2
     pieces = [os.urandom(200_000) for _ in range(60)]
     daemon.init.script = [("stdout", piece) for piece in pieces] + [("stderr", b"end")]
     found = await run(daemon, encoding="base64")
-    assert base64.b64decode(found["stdout"]) == b"".join(pieces)[: streams.MAX_JSON_OUTPUT_BYTES]
+    sent, shown = b"".join(pieces), base64.b64decode(found["stdout"])
+    (gap,) = found["gaps"]
+    assert gap["stream"] == "stdout"
+    assert gap["dropped_bytes"] == found["dropped_bytes"] == len(sent) - len(shown)
+    assert half - 4 <= gap["offset"] <= half
+    assert shown[: gap["offset"]] == sent[: gap["offset"]]
+    assert shown[gap["offset"] :] == sent[-(len(shown) - gap["offset"]) :]
+    assert streams.MAX_JSON_OUTPUT_BYTES - 8 <= len(shown) <= streams.MAX_JSON_OUTPUT_BYTES
     assert base64.b64decode(found["stderr"]) == b"end"
     assert found["truncated"] is True
+    daemon.init.script = [("stdout", b"x" * 100)]
+    assert (await run(daemon))["gaps"] == []
+
+
+async def test_no_side_of_a_gap_cuts_a_character(daemon: FakeDaemon) -> None:
+    data = ("a" + "\u20ac" * 4_000_000).encode()
+    daemon.init.script = [("stderr", data[start : start + 250_000]) for start in range(0, len(data), 250_000)]
+    found = await run(daemon)
+    assert "\ufffd" not in found["stderr"]
+    assert set(found["stderr"]) == {"a", "\u20ac"}
+    assert len(found["stderr"].encode()) + found["dropped_bytes"] == len(data)
+
+
+async def test_a_full_budget_makes_the_gap_larger_and_refuses_nothing(daemon: FakeDaemon) -> None:
+    (sandbox,) = daemon.manager.registry
+    with sandbox.share.hold() as other:
+        other.take(daemon.manager.budget.each - 100_000, "test")
+        daemon.init.script = [("stdout", b"%07d\n" % number * 1000) for number in range(500)]
+        found = await run(daemon)
+        assert found["stdout"].startswith("0000000\n")
+        assert found["stdout"].endswith("0000499\n")
+        assert found["truncated"] is True
+        assert len(found["stdout"]) + found["dropped_bytes"] == 4_000_000
+        daemon.init.script = [("stdout", b"small")]
+        assert (await run(daemon))["stdout"] == "small"
+    assert sandbox.share.held == daemon.manager.budget.held == 0
+
+
+class Steps(trio.abc.Instrument):
+    """The CPU time of the loop's thread that the longest step of any task takes, in seconds."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._began = time.thread_time()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._began = time.thread_time()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.longest = max(self.longest, time.thread_time() - self._began)
+
+
+async def _read_raw(daemon: FakeDaemon, path: str, body: dict[str, Any], accept: str) -> int:
+    """Ask, and count what comes without looking at it: the client is in the same loop."""
+    stream = await daemon.raw_connection()
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\nContent-Length: {len(data)}\r\n"
+    async with stream:
+        await stream.send_all(head.encode() + b"Content-Type: application/json\r\nConnection: close\r\n\r\n" + data)
+        size = 0
+        while piece := await stream.receive_some(1 << 18):
+            size += len(piece)
+    return size
+
+
+@pytest.mark.parametrize(
+    ("path", "accept"),
+    [
+        (EXEC, "application/json"),
+        (EXEC, "text/event-stream"),
+        ("/cloudflare/sandboxes/box/api/execute", "application/json"),
+        ("/cloudflare/sandboxes/box/api/execute/stream", "text/event-stream"),
+    ],
+)
+async def test_a_large_answer_never_holds_the_loop(daemon: FakeDaemon, path: str, accept: str) -> None:
+    async def there(talk: Conversation, request: Request) -> None:
+        await talk.reply(request, path=b"/bin/bash", type="file", size=1, mode=0o755, uid=0, gid=0, mtime=1.0)
+
+    daemon.init.answers["stat"] = there
+    piece = b"\x01" * 250_000
+    daemon.init.script = [("stdout", piece)] * 32 + [("stderr", piece)] * 32
+    body = {"command": "x"}
+    await _read_raw(daemon, path, body, accept)  # what is made at the first use
+    steps = Steps()
+    trio.lowlevel.add_instrument(steps)
+    try:
+        assert await _read_raw(daemon, path, body, accept) > 6 * 16_000_000
+    finally:
+        trio.lowlevel.remove_instrument(steps)
+    assert steps.longest < 0.05
+    assert daemon.manager.budget.held == 0
 
 
 async def test_sse_tells_every_event(daemon: FakeDaemon) -> None:

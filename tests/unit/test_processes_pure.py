@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import socket
+import time
 
 import pytest
 from hypothesis import given
@@ -103,6 +104,18 @@ def test_the_last_lines_are_those_of_tail(pieces: list[bytes], count: int) -> No
     found = b"".join(e.data for e in last_lines(output(*pieces), count) if isinstance(e.data, bytes))
     lines = b"".join(pieces).splitlines(keepends=True)
     assert found == b"".join(lines[len(lines) - min(count, len(lines)) :])
+
+
+@pytest.mark.parametrize("piece", [1_000_000, 100_000, 1])
+def test_very_many_lines_are_counted_not_gone_through(piece: int) -> None:
+    """Each line alone was 150 ms of the daemon's loop; counted by CPU time, so that a busy machine tells the same."""
+    events = output(*[b"\n" * piece] * (1_000_000 // max(piece, 200)))
+    total = sum(len(event.data) for event in events)
+    began = time.thread_time()
+    for count in (total // 2, total - 1, total):
+        found = last_lines(events, count)
+        assert sum(len(event.data) for event in found) == count
+    assert time.thread_time() - began < 0.15
 
 
 @given(st.text(max_size=20), st.lists(st.integers(0, 80), max_size=5))

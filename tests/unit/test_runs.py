@@ -93,3 +93,55 @@ async def test_one_that_is_given_up_tells_why() -> None:
     with pytest.raises(ContextRestarting):
         await run.next_batch(0)
     assert run.status is None
+
+
+async def test_neighbours_of_one_stream_are_one_event_until_somebody_reads_them() -> None:
+    run = make()
+    for number in range(10):
+        run.add_output("stdout", b"%d\n" % number)
+    run.add_output("stderr", b"e")
+    run.add_output("stdout", b"x")
+    (out, err), (rest,) = await run.next_batch(0), await run.next_batch(2)
+    assert (out.data, err.data, rest.data) == (b"".join(b"%d\n" % n for n in range(10)), b"e", b"x")
+    run.add_output("stdout", b"y")
+    run.finish("ok")
+    assert [event.data for event in (await run.next_batch(2))[:2]] == [b"x", b"y"], "what was read stays as it was"
+
+
+@pytest.mark.parametrize("line", [b"y\n", b"a line of some twenty\n"])
+async def test_short_lines_are_kept_up_to_the_bound_as_long_ones_are(line: bytes) -> None:
+    run = make()
+    count = 2_000_000 // len(line)
+    for number in range(count):
+        run.add_output("stdout", line)
+        if number % 50 == 0 and len(run.events) < 500:
+            await run.next_batch(len(run.events))  # somebody follows it
+    assert not run.truncated
+    run.finish("ok")
+    data = b"".join(event.data for event in run.events if isinstance(event.data, bytes))
+    assert data == line * count
+    assert len(run.events) < 1000
+
+
+async def test_a_reader_of_very_many_pieces_gets_them_in_larger_ones(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    monkeypatch.setattr(runs, "MANY_EVENTS", 10)
+    run = make()
+    seen: list[bytes] = []
+
+    async def follow() -> None:
+        position = 0
+        while batch := await run.next_batch(position):
+            seen.extend(event.data for event in batch if isinstance(event.data, bytes))
+            position = batch[-1].offset + 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follow)
+        for _ in range(1000):
+            run.add_output("stdout", b"z")
+            await trio.sleep(0.001)
+        run.finish("ok")
+    assert b"".join(seen) == b"z" * 1000
+    assert seen[:10] == [b"z"] * 10
+    assert len(seen) < 40

@@ -151,3 +151,36 @@ def test_a_large_result_passes() -> None:
     (found,) = worker.WorkerDecoder().feed(frame(result(formats={"png": picture})))
     assert isinstance(found, worker.Result)
     assert found.formats["png"] == picture
+
+
+class Room:
+    """Where there is room for one frame of up to `size` bytes."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.held = 0
+
+    def grow(self, size: int) -> bool:
+        if size > self.size:
+            return False
+        self.held += size
+        return True
+
+    def close(self) -> None:
+        self.held = 0
+
+
+@pytest.mark.parametrize("step", [1000, 300_001, 10**7])
+def test_a_large_frame_that_there_is_no_room_for_is_passed_over(step: int) -> None:
+    room = Room(400_000)
+    decoder = worker.WorkerDecoder(room)
+    sizes = (10, 350_000, 500_000, 20, 600_000, 700_000, 300_000)
+    data = b"".join(frame(result(formats={"text": "x" * size})) for size in sizes)
+    found = [one for start in range(0, len(data), step) for one in decoder.feed(data[start : start + step])]
+    shown = [len(str(one.formats["text"])) if isinstance(one, worker.Result) else None for one in found]
+    assert shown == [10, 350_000, None, 20, None, None, 300_000]
+    assert room.held == 0
+    decoder.feed(frame(result(formats={"text": "x" * 350_000}))[:-1])
+    assert room.held > 350_000
+    decoder.close()
+    assert room.held == 0

@@ -16,6 +16,7 @@ from ...errors import FileNotFound, InvalidRequest, NotAFile, SandboxdError
 from ...spec import MAX_JSON_BODY_BYTES
 from ...wire import sse
 from ..call import streamed
+from ..pieces import Joiner
 from ..streams import KEEP_ALIVE_S
 from . import names, problems
 from .problems import Refusal
@@ -181,14 +182,22 @@ def stream(body: ResponseBody) -> TrioResponse:
 class Events(ResponseBody):
     """An answer of server-sent events; the call's stack owns what it follows.
 
-    `_next` gives the next bytes, none of them where there is nothing to tell, None at the end. It may be cancelled.
-
-    Attributes:
-        is_over: whether nothing comes after the piece that was given last; `_next` sets it where it knows.
+    `_next` gives the next bytes, none of them where there is nothing to tell, None at the end; or it puts what may be
+    much into `_joiner`, in parts, and gives none. It may be cancelled.
     """
 
     def __init__(self) -> None:
-        self.is_over = False
+        self._joiner = Joiner()
+        self._is_last = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing comes after the piece that was given last; `_next` sets it where it knows."""
+        return self._is_last and self._joiner.is_empty
+
+    @is_over.setter
+    def is_over(self, value: bool) -> None:
+        self._is_last = value
 
     async def __aenter__(self) -> Events:
         return self
@@ -202,7 +211,12 @@ class Events(ResponseBody):
         return self
 
     async def __anext__(self) -> bytes:
-        while not self.is_over:
+        while True:
+            data = self._joiner.take()
+            if data:
+                return data
+            if self.is_over:
+                break
             found: bytes | None = None
             try:
                 with trio.move_on_after(KEEP_ALIVE_S) as scope:

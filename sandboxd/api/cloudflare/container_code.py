@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import json
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+import trio
 
 from ...errors import ContextNotFound, InvalidRequest, SandboxdError
 from ...runtime.context import State
@@ -19,11 +18,14 @@ from ...wire import worker as frames
 from ..call import answer
 from ..contexts import to_result
 from ..models import rfc3339
+from ..pieces import ascii_only, encode
 from . import charts, container, problems
 from .container import Body, Events, about
 from .problems import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.context import Context
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 #: Their formats by name; what else a result has goes into `data` by media type.
 _FORMATS: Final = ("text", "html", "png", "jpeg", "svg", "latex", "markdown", "javascript", "json")
-_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]")
 
 
 class ContextIn(Body, frozen=True, rename=None):
@@ -137,6 +138,7 @@ async def run(call: Call, name: str) -> TrioResponse:
             await context.restart()
         context.submit(one)
     call.stack.callback(one.stop)
+    call.stack.enter_context(one.following())
     return container.stream(_Run(one))
 
 
@@ -159,49 +161,59 @@ class _Run(Events):
             return None
         self._position = batch[-1].offset + 1
         self.is_over = batch[-1].type == "end"
-        return b"".join(part for event in batch for part in self._parts(event))
+        formats = {
+            one.offset: await trio.to_thread.run_sync(_formats, one.data)  # a large chart takes a while to be theirs
+            for one in batch
+            if isinstance(one.data, frames.Result)
+        }
+        self._joiner.put(part for one in batch for part in self._parts(one, formats))
+        return b""
 
-    def _parts(self, event: RunEvent) -> list[bytes]:
+    def _parts(self, event: RunEvent, formats: dict[int, dict[str, Any]]) -> Iterator[bytes]:
         if isinstance(event.data, bytes):
             text = self._decoders[event.type].decode(event.data)
-            return [_event(event.type, event, text=text)] if text else []
-        if isinstance(event.data, frames.Result):
-            return [_event("result", event, **_formats(event.data))]
-        if event.type == "error":
-            return [_error(event, event.data["ename"], event.data["evalue"], event.data["traceback"])]
-        if event.type == "truncated":
+            if text:
+                yield from _event(event.type, event, text=text)
+        elif isinstance(event.data, frames.Result):
+            yield from _event("result", event, **formats[event.offset])
+        elif event.type == "error":
+            yield from _error(event, event.data["ename"], event.data["evalue"], event.data["traceback"])
+        elif event.type == "truncated":
             note = "{dropped_bytes} bytes of output and {dropped_results} results were dropped\n".format_map(event.data)
-            return [_event("stderr", event, text=note)]
-        return self._end(event) if event.type == "end" else []
+            yield from _event("stderr", event, text=note)
+        elif event.type == "end":
+            yield from self._end(event)
 
-    def _end(self, event: RunEvent) -> list[bytes]:
-        rest = [(stream, decoder.decode(b"", final=True)) for stream, decoder in self._decoders.items()]
-        found = [_event(stream, event, text=text) for stream, text in rest if text]
+    def _end(self, event: RunEvent) -> Iterator[bytes]:
+        for stream, decoder in self._decoders.items():
+            text = decoder.decode(b"", final=True)
+            if text:
+                yield from _event(stream, event, text=text)
         one = self._run
         if one.status == "timeout":  # after the KeyboardInterrupt by which it ended: the last error stands
             traceback = [] if one.error is None else one.error["traceback"]
-            found.append(_error(event, "TimeoutError", f"the run took over {one.timeout_s:g} s", traceback))
+            yield from _error(event, "TimeoutError", f"the run took over {one.timeout_s:g} s", traceback)
         elif one.error is None and one.status != "ok":
-            found.append(_error(event, "InterpreterExited", f"the interpreter has ended: {one.status}", []))
-        return [*found, _event("execution_complete", event, execution_count=one.execution_count, status=one.status)]
+            yield from _error(event, "InterpreterExited", f"the interpreter has ended: {one.status}", [])
+        yield from _event("execution_complete", event, execution_count=one.execution_count, status=one.status)
 
     def _failed(self, error: SandboxdError | Refusal) -> bytes:
-        return _ascii({"type": "error", "ename": "ExecutionError", "evalue": error.message, "traceback": []})
+        shown = {"type": "error", "ename": "ExecutionError", "evalue": error.message, "traceback": []}
+        return b"".join(_data(shown))
 
 
-def _error(event: RunEvent, ename: str, evalue: str, traceback: list[str]) -> bytes:
+def _error(event: RunEvent, ename: str, evalue: str, traceback: list[str]) -> Iterator[bytes]:
     return _event("error", event, ename=ename, evalue=evalue, traceback=traceback)
 
 
-def _event(kind: str, event: RunEvent, /, **fields: Any) -> bytes:  # noqa: ANN401 - any JSON value
-    return _ascii({"type": kind, **fields, "timestamp": round(event.time * 1000)})
+def _event(kind: str, event: RunEvent, /, **fields: Any) -> Iterator[bytes]:  # noqa: ANN401 - any JSON value
+    return _data({"type": kind, **fields, "timestamp": round(event.time * 1000)})
 
 
-def _ascii(fields: dict[str, Any]) -> bytes:
-    text = msgspec.json.encode(fields).decode()
-    if not text.isascii():
-        text = _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
-    return b"data: " + text.encode() + b"\n\n"
+def _data(fields: dict[str, Any]) -> Iterator[bytes]:
+    yield b"data: "
+    yield from ascii_only(encode(fields))
+    yield b"\n\n"
 
 
 def _formats(result: frames.Result) -> dict[str, Any]:

@@ -7,9 +7,10 @@ import signal
 from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import InvalidRequest
+from ...runtime.headtail import collect
 from ...runtime.logs import STREAMS, TextDecoder
 from ...spec import CommandSpec
-from ..call import answer
+from ..pieces import Text, answer_in_pieces
 from . import container, problems
 from . import container_sessions as sessions
 from .container import Body, Events, event
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.execution import Execution, Exit
+    from ...runtime.headtail import Collected, HeadTail
     from ...runtime.sandbox import Sandbox
     from ...wire.messages import Event
     from ..call import Call
 
-#: What one answer keeps of each stream; more is read and dropped, and `truncated` says so.
+#: What one answer keeps of each stream, half of it from the beginning, half from the end; a line tells the gap.
 MAX_OUTPUT_BYTES: Final = 32 * 1024 * 1024
 #: Theirs for a command whose time is over, as coreutils' timeout has it.
 TIMED_OUT: Final = 124
@@ -70,15 +72,13 @@ async def execute(call: Call, name: str) -> TrioResponse:
     try:
         async with contextlib.AsyncExitStack() as stack:
             execution = await sessions.begin(stack, sandbox, command, patient=True)
-            shown |= await _collect(execution, command.timeout_s)
+            shown |= _shown(await collect(execution, MAX_OUTPUT_BYTES, call.hold(sandbox)), command)
             _check_time(execution, command, model)
     except InvalidRequest as error:
         if error.facts.get("field") != "cwd":
             raise
-        shown |= no_folder(model.cwd)
-    if command.session is not None:  # theirs is read by lines: the last one's end is not kept
-        shown |= {stream: shown[stream].removesuffix("\n") for stream in STREAMS}
-    return answer({"success": shown["exitCode"] == 0, **shown})
+        shown |= no_folder(model.cwd, in_session=command.session is not None)
+    return answer_in_pieces({"success": shown["exitCode"] == 0, **shown})
 
 
 def _check_time(execution: Execution, command: CommandSpec, model: ExecIn) -> None:
@@ -88,23 +88,29 @@ def _check_time(execution: Execution, command: CommandSpec, model: ExecIn) -> No
         raise Refusal("COMMAND_EXECUTION_ERROR", why, command=model.command, sessionId=command.session)
 
 
-async def _collect(execution: Execution, timeout_s: float | None) -> dict[str, Any]:
-    """Read a command to its end and return its output and how it ended."""
-    kept = {name: bytearray() for name in STREAMS}
-    truncated = False
-    while batch := await execution.next_batch():
-        for one in batch:
-            if isinstance(one.data, bytes):
-                into = kept[one.type]
-                room = MAX_OUTPUT_BYTES - len(into)
-                into += one.data if len(one.data) <= room else one.data[:room]
-                truncated = truncated or len(one.data) > room
-    ended = execution.exit
-    assert ended is not None  # noqa: S101 - next_batch ends only after the exit event
-    shown: dict[str, Any] = {name: data.decode("utf-8", "replace") for name, data in kept.items()}
-    shown["stderr"] += note_of(ended, timeout_s)
-    shown |= {"exitCode": code_of(ended), "duration": round(1000 * ended.duration_s)}
-    return {**shown, "truncated": True} if truncated else shown
+def _shown(found: Collected, command: CommandSpec) -> dict[str, Any]:
+    """Return a command's output and how it ended, for `pieces.encode`."""
+    output = {name: _told(stream) for name, stream in found.output.items()}
+    output["stderr"].append(note_of(found.exit, command.timeout_s).encode())
+    if command.session is not None:  # theirs is read by lines: the last one's end is not kept
+        output = {name: _without_line_end(parts) for name, parts in output.items()}
+    shown: dict[str, Any] = {name: Text(parts) for name, parts in output.items()}
+    shown |= {"exitCode": code_of(found.exit), "duration": round(1000 * found.exit.duration_s)}
+    return {**shown, "truncated": True} if found.dropped_bytes else shown
+
+
+def _told(stream: HeadTail) -> list[bytes | bytearray]:
+    """Return what is kept of a stream; their clients show its text alone, so that tells the gap."""
+    parts: list[bytes | bytearray] = list(stream.parts)
+    if stream.dropped_bytes:
+        parts.insert(1, f"\n[{stream.dropped_bytes} bytes of output were dropped here]\n".encode())
+    return parts
+
+
+def _without_line_end(parts: list[bytes | bytearray]) -> list[bytes | bytearray]:
+    while parts and not parts[-1]:
+        del parts[-1]
+    return [*parts[:-1], parts[-1].removesuffix(b"\n")] if parts else parts
 
 
 def code_of(ended: Exit) -> int:
@@ -127,9 +133,10 @@ def note_of(ended: Exit, timeout_s: float | None) -> str:
     return "Killed: out of memory\n" if ended.oom_killed else ""
 
 
-def no_folder(cwd: str | None) -> dict[str, Any]:
+def no_folder(cwd: str | None, *, in_session: bool) -> dict[str, Any]:
     """Return the end of a command whose working folder does not exist."""
-    return {"exitCode": 1, "stdout": "", "stderr": f"Failed to change directory to '{cwd}'\n", "duration": 0}
+    why = f"Failed to change directory to '{cwd}'" + ("" if in_session else "\n")
+    return {"exitCode": 1, "stdout": "", "stderr": why, "duration": 0}
 
 
 async def stream(call: Call, name: str) -> TrioResponse:
@@ -160,7 +167,10 @@ class _Output(Events):
     async def _next(self) -> bytes | None:
         batch = await self._execution.next_batch()
         self.is_over = self._execution.exit is not None
-        return b"".join(part for one in batch for part in self._parts(one)) if batch else None
+        if not batch:
+            return None
+        self._joiner.put(part for one in batch for part in self._parts(one))
+        return b""
 
     def _parts(self, one: Event) -> list[bytes]:
         if isinstance(one.data, bytes):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import mimetypes
 import stat
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from ...errors import FileNotFound, NotAFile
 from ...runtime import checks, filefacts
 from ...runtime.files import PIECE_BYTES
+from ...runtime.headtail import whole_length
 from ...spec import name_bytes
 from ..call import answer
 from ..models import rfc3339
+from ..pieces import Text, answer_in_pieces
 from . import container, problems
 from . import container_sessions as sessions
 from .container import Body, Events, about, event
@@ -38,6 +43,8 @@ _HEAD_BYTES: Final = 8192
 _PAGE: Final = 1000
 #: Entries of one list: about 60 MB of JSON.
 MAX_LISTED: Final = 200_000
+#: What an entry holds beside its JSON.
+_ROW_BYTES: Final = 64
 _TYPES: Final = frozenset({"file", "directory", "symlink"})
 
 
@@ -139,11 +146,11 @@ async def read(call: Call, name: str) -> TrioResponse:
                     f"cannot read {model.path} in one piece: it has {reader.size} bytes, the bound is {MAX_FILE_BYTES}"
                 )
                 raise Refusal("FILE_TOO_LARGE", why, fileSize=reader.size, maxSize=MAX_FILE_BYTES)
-            data = await _whole(reader)
-    is_binary = _is_binary(data, is_whole=True)
+            call.hold(sandbox).take(reader.size, f"read {model.path} in one piece")
+            parts, is_binary = await _whole(reader)
     encoding = wanted or ("base64" if is_binary else "utf-8")
-    content = base64.b64encode(data).decode() if encoding == "base64" else data.decode("utf-8", "replace")
-    return answer(
+    content = Text(parts, encoding)
+    return answer_in_pieces(
         {
             "success": True,
             "path": model.path,
@@ -152,16 +159,29 @@ async def read(call: Call, name: str) -> TrioResponse:
             "encoding": encoding,
             "isBinary": is_binary,
             "mimeType": _mime(path, is_binary=is_binary),
-            "size": len(data),
+            "size": content.size,
         }
     )
 
 
-async def _whole(reader: FileReader) -> bytes:
-    found = bytearray()
-    while len(found) < reader.size and (piece := await reader.read(len(found), PIECE_BYTES)):
-        found += piece
-    return bytes(found)
+async def _whole(reader: FileReader) -> tuple[list[bytes], bool]:
+    """Return a file's bytes, and whether they are no text."""
+    parts: list[bytes] = []
+    size, is_binary = 0, False
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    while size < reader.size and (piece := await reader.read(size, min(PIECE_BYTES, reader.size - size))):
+        parts.append(piece)
+        size += len(piece)
+        is_binary = is_binary or b"\0" in piece or not _is_utf8(decoder, piece, is_whole=size >= reader.size)
+    return parts, is_binary
+
+
+def _is_utf8(decoder: codecs.IncrementalDecoder, piece: bytes, *, is_whole: bool) -> bool:
+    try:
+        decoder.decode(piece, final=is_whole)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 async def read_stream(call: Call, name: str) -> TrioResponse:
@@ -204,20 +224,9 @@ class _Content(Events):
         if self._is_binary:
             self._at += len(data)
             return event("chunk", data=base64.b64encode(data).decode())
-        cut = _cut(data) if self._at + len(data) < self._reader.size else len(data)
+        cut = whole_length(data) if self._at + len(data) < self._reader.size else len(data)
         self._at += cut
         return event("chunk", data=data[:cut].decode("utf-8", "replace"))
-
-
-def _cut(data: bytes) -> int:
-    """Return where the last whole character of `data` ends."""
-    for back in range(1, min(4, len(data))):
-        if data[-back] >= 0xC0:  # the first byte of a character of several
-            size = 2 if data[-back] < 0xE0 else 3 if data[-back] < 0xF0 else 4
-            return len(data) if size <= back else len(data) - back
-        if data[-back] < 0x80:
-            break
-    return len(data)
 
 
 # --- writing ---
@@ -333,17 +342,21 @@ async def list_files(call: Call, name: str) -> TrioResponse:
     model = await container.read(call, ListIn)
     options = model.options or ListOptions()
     root = await _resolve(sandbox, model.path, model.session_id)
-    files: list[dict[str, Any]] = []
+    files: list[msgspec.Raw] = []  # as JSON at once: two hundred thousand objects would take five times as much
+    hold = call.hold(sandbox)
     after: str | None = None
     with about(path=model.path):
         while True:
             page, after = await _page(sandbox, root, options, after)
-            files += [_shown(root, one) for one in page]
+            rows = [msgspec.Raw(msgspec.json.encode(_shown(root, one))) for one in page]
+            hold.take(sum(_ROW_BYTES + len(memoryview(row)) for row in rows), f"list {model.path}")
+            files += rows
             if after is None:
                 break
             if len(files) > MAX_LISTED:
                 raise Refusal("TOO_MANY_FILES", f"cannot list {model.path}: it has over {MAX_LISTED} entries")
-    return _done(path=model.path, files=files, count=len(files))
+    shown = {"success": True, "path": model.path, "files": files, "count": len(files)}
+    return answer_in_pieces({**shown, "timestamp": problems.timestamp()})
 
 
 async def _page(

@@ -14,6 +14,7 @@ from ...runtime.processes import MAX_PAGE
 from ...spec import CommandSpec, check_process_id, check_signal
 from ..call import answer
 from ..models import rfc3339
+from ..pieces import Text, answer_in_pieces
 from . import container, problems
 from . import container_sessions as sessions
 from .container import Body, Events, event
@@ -129,7 +130,7 @@ async def show_all(call: Call, name: str) -> TrioResponse:
         raise Refusal("VALIDATION_FAILED", f"cannot accept status: it is one of {', '.join(STATUSES)}", field="status")
     found = [_shown(info) for info in await _all(await container.reach(call, name))]
     shown = [item for item in found if wanted in (None, item["status"])]
-    return answer({"success": True, "processes": shown, "timestamp": problems.timestamp()})
+    return answer_in_pieces({"success": True, "processes": shown, "timestamp": problems.timestamp()})
 
 
 async def show(call: Call, name: str, process: str) -> TrioResponse:
@@ -191,13 +192,12 @@ async def show_logs(call: Call, name: str, process: str) -> TrioResponse:
     """Show what a process has printed."""
     sandbox = await container.reach(call, name)
     with container.about(processId=process):
-        found = await logs.read(sandbox.processes, _check_id(process))
-    texts = {
-        stream: b"".join(one.data for one in found.events if one.type == stream and isinstance(one.data, bytes))
+        found = await logs.read(sandbox.processes, _check_id(process), hold=call.hold(sandbox))
+    shown = {
+        stream: Text([one.data for one in found.events if one.type == stream and isinstance(one.data, bytes)])
         for stream in logs.STREAMS
     }
-    shown = {stream: data.decode("utf-8", "replace") for stream, data in texts.items()}
-    return answer({"success": True, "processId": process, **shown, "timestamp": problems.timestamp()})
+    return answer_in_pieces({"success": True, "processId": process, **shown, "timestamp": problems.timestamp()})
 
 
 async def stream_logs(call: Call, name: str, process: str) -> TrioResponse:
@@ -225,7 +225,10 @@ class _Log(Events):
             info = self._info
             return event("process_info", processId=info.id, command=info.argv[-1], status=_status(info))
         batch = await self._follow.next_batch()
-        return b"".join(part for one in batch for part in self._parts(one)) if batch else None
+        if not batch:
+            return None
+        self._joiner.put(part for one in batch for part in self._parts(one))
+        return b""
 
     def _parts(self, one: Event) -> list[bytes]:
         process = self._info.id
