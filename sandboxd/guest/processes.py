@@ -27,7 +27,7 @@ from typing import Any, Final
 from ..errors import LimitExceeded, ProcessNotRunning
 from ..linux.kernel import Kernel
 from ..spec import STOP_GRACE_S, CommandSpec
-from . import endings, spawn, terminals
+from . import endings, spawn, terminals, users
 from .feed import Done, Feed
 from .leaves import KILLED_S, POLL_S, Leaf, Leaves
 from .loop import Loop, Timer
@@ -218,8 +218,8 @@ class Process:
             return theirs, theirs, theirs
         with contextlib.ExitStack() as undo:
             made: list[int] = []
-            for make in (self._stdin_pipe, lambda: self.output.pipe("stdout"), lambda: self.output.pipe("stderr")):
-                made.append(make())
+            for name in ("stdin", "stdout", "stderr"):
+                made.append(self._stdin_pipe() if name == "stdin" else self.output.pipe(name, self._user))
                 undo.callback(os.close, made[-1])
             undo.pop_all()
         return made[0], made[1], made[2]
@@ -227,7 +227,7 @@ class Process:
     def _stdin_pipe(self) -> int:
         if self.spec.stdin is None or self.spec.stdin is False:
             return os.dup(self._means.null_fd)  # never by its path, which the sandbox may have made a FIFO
-        theirs, ours = os.pipe2(os.O_CLOEXEC)
+        theirs, ours = users.pipe_of(self._user)
         self._feed = Feed(self._loop, self.id, ours, close_after=self.spec.stdin is not True)
         return theirs
 
