@@ -56,7 +56,7 @@ async def remove_all(call: Call, ref: str) -> TrioResponse:
 
 
 async def signal(call: Call, ref: str, process: str) -> TrioResponse:
-    """Send a signal to a process' group; KILL goes to all that it started."""
+    """Send a signal to a process' group; TERM and KILL go to all that it started."""
     processes = _of(call, ref)
     check_process_id(process, "process")
     number = check_signal((await call.read(SignalIn)).signal)

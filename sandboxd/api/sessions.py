@@ -86,6 +86,6 @@ async def show(call: Call, ref: str, session: str) -> TrioResponse:
 
 
 async def destroy(call: Call, ref: str, session: str) -> TrioResponse:
-    """End a session, with the command that runs in it and what earlier ones left in the background."""
+    """End a session with all that runs in it or with its state, and what its commands left in the background."""
     await _of(call, ref).delete(check_session_id(session))
     return nothing()

@@ -125,8 +125,9 @@ def logs(ctx: click.Context, *, follow: bool, tail: int | None, sandbox: str, pr
 def kill(
     ctx: click.Context, *, signal: str, everything: bool, remove: bool, sandbox: str, processes: tuple[str, ...]
 ) -> None:
-    """Send a signal to each PROCESS in SANDBOX and to what it started in its group.
+    """Send a signal to each PROCESS in SANDBOX and to what it started in its group; TERM and KILL go to all of it.
 
+    After TERM what a process started has 5 s to end once the process itself has; what is left then is killed.
     One that does not exist or has ended is told, and the others get theirs.
     """
     if bool(processes) == everything:

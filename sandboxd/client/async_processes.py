@@ -236,7 +236,7 @@ class AsyncProcessPart:
         return await self.client.send(process_calls.get(self.id, process))
 
     async def kill_process(self, process: str | ProcessInfo, signal: str | int = "TERM") -> None:
-        """Send a signal, TERM if not said otherwise, to a process' group; KILL goes to all that it started.
+        """Send a signal, TERM if not said otherwise, to a process' group; TERM and KILL go to all that it started.
 
         Raises:
             ProcessNotFound, ProcessNotRunning: as their names say.

@@ -191,7 +191,7 @@ class AsyncSession:
         return AsyncPty(self._sandbox.client.address, wire, on_gap)
 
     async def delete(self) -> None:
-        """End the session: the command that runs is killed, and what earlier ones left in the background.
+        """End the session: all that runs with its state is killed, and what its commands left in the background.
 
         Raises:
             SessionNotFound: it is deleted already.
@@ -253,7 +253,7 @@ class AsyncSessionPart:
         return [AsyncSession(self, info) for info in await self.client.send(session_calls.show_all(self.id))]
 
     async def delete_session(self, session: str) -> None:
-        """End a session: the command that runs is killed, and what earlier ones left in the background.
+        """End a session: all that runs with its state is killed, and what its commands left in the background.
 
         Raises:
             SessionNotFound: there is none.

@@ -181,7 +181,7 @@ class Session:
         return Pty(self._sandbox.client.address, self._sandbox.id, query, on_gap)
 
     def delete(self) -> None:
-        """End the session: the command that runs is killed, and what earlier ones left in the background.
+        """End the session: all that runs with its state is killed, and what its commands left in the background.
 
         Raises:
             SessionNotFound: it is deleted already.
@@ -243,7 +243,7 @@ class SessionPart:
         return [Session(self, info) for info in self.client.send(session_calls.show_all(self.id))]
 
     def delete_session(self, session: str) -> None:
-        """End a session: the command that runs is killed, and what earlier ones left in the background.
+        """End a session: all that runs with its state is killed, and what its commands left in the background.
 
         Raises:
             SessionNotFound: there is none.

@@ -17,6 +17,7 @@ could block it.
     feed.py        its standard input
     terminals.py   its terminal, where it has one
     leaves.py      its cgroup leaf
+    endings.py     who of its tree was asked to end, and until when
     contexts.py    the operations on code contexts; worker.py: one interpreter, its pipes and their order
     spawn.py       the child's side of a start; standby.py: a child that waits to become the next command
     files.py       opens files for the daemon, which does the reading and writing

@@ -7,7 +7,7 @@ run by `exec` go first, since nobody is likely to ask for them again.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from ..errors import InvalidRequest, NameTaken, ProcessNotFound, SandboxdError, ServerBusy
@@ -15,6 +15,7 @@ from ..spec import CommandSpec, check_port, check_probe_path, check_process_id, 
 from ..wire.journal import DEFAULT_CAPACITY
 from . import users
 from .followers import Follower
+from .leaves import Leaf
 from .peer import Peer
 from .processes import Means, Process, Shell
 from .sessions import Sessions, Waiting
@@ -363,14 +364,21 @@ class Commands:
         self._end_and_forget(list(self._processes.values()), lambda: peer.reply(request, {}))
 
     def _end_and_forget(self, processes: list[Process], done: Callable[[], None]) -> None:
-        """Kill what runs; when all have ended, drop them with their logs."""
-        left = len(processes)
-        if not left:
+        """End processes with what they have left behind; then drop them with their logs."""
+
+        def ended() -> None:
+            for process in processes:
+                self._forget(process)
             done()
 
-        def one_ended(process: Process) -> None:
+        self.end(processes, [], ended)
+
+    def end(self, processes: Sequence[Process], trees: Sequence[Sequence[Leaf]], done: Callable[[], None]) -> None:
+        """Kill processes, what earlier runs of theirs have left, and `trees`; call back when all of it has ended."""
+        left = len(processes) + 1
+
+        def one_ended() -> None:
             nonlocal left
-            self._forget(process)
             left -= 1
             if not left:
                 done()
@@ -378,7 +386,9 @@ class Commands:
         for process in processes:
             process.kill("killed")
         for process in processes:
-            process.when_ended(lambda process=process: one_ended(process))  # type: ignore[misc]
+            process.when_ended(one_ended)
+        trees = [*trees, *(process.leaves for process in processes)]
+        self._means.leaves.end([leaf for tree in trees for leaf in tree], one_ended)
 
     def _forget(self, process: Process) -> None:
         if self._processes.get(process.id) is process:

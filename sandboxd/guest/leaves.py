@@ -13,6 +13,8 @@ import contextlib
 import errno
 import os
 import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from .loop import Loop
@@ -20,6 +22,10 @@ from .loop import Loop
 _READ_BYTES: Final = 4096
 #: How long until a leaf that was not empty is tried again; a reaped orphan tries at once.
 _RETRY_S: Final = 0.02
+#: How often a leaf is looked at until it is empty; nothing tells pid 1 of a process that another one reaps.
+POLL_S: Final = 0.01
+#: How long what was killed may take to be gone: the kernel may be in the middle of something for one of them.
+KILLED_S: Final = 2.0
 
 
 class Leaves:
@@ -58,6 +64,20 @@ class Leaves:
         self._dropped.append((leaf, keep_orphans))
         self._loop.call_later(_RETRY_S, self.retry)
 
+    def end(self, leaves: Sequence[Leaf], done: Callable[[], None]) -> None:
+        """Kill all that is in `leaves`; call back when they are empty, or would be if the kernel let them."""
+        for leaf in leaves:
+            leaf.kill()
+        until = time.monotonic() + KILLED_S
+
+        def look() -> None:
+            if time.monotonic() >= until or not any(leaf.is_populated() for leaf in leaves):
+                done()
+            else:
+                self._loop.call_later(POLL_S, look)
+
+        look()
+
     def retry(self) -> None:
         """Remove what has become empty."""
         if not self._dropped:
@@ -94,6 +114,15 @@ class Leaf:
         """SIGKILL all that is in it."""
         if not self.is_gone:  # another leaf may have the name by now
             self._write("cgroup.kill", b"1")
+
+    def pids(self) -> list[int]:
+        """Return who is in it."""
+        found = b"" if self.is_gone else _read_all(self._work_fd, f"{self.name}/cgroup.procs")
+        return [int(word) for word in found.split()]
+
+    def is_populated(self) -> bool:
+        """Return whether anybody is in it; a process that has ended is not, whoever may still have to reap it."""
+        return not self.is_gone and "populated 1" in self._read("cgroup.events")
 
     def remove(self) -> bool:
         """Remove it; False while something is in it."""
@@ -138,13 +167,25 @@ class Leaf:
 
 
 def _read(dir_fd: int, path: str) -> str:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
-    except OSError:
-        return ""
-    try:
+    """Return a file of facts, which is short."""
+    with contextlib.suppress(OSError), _opened(dir_fd, path) as fd:
         return os.read(fd, _READ_BYTES).decode()
-    except OSError:
-        return ""
+    return ""
+
+
+def _read_all(dir_fd: int, path: str) -> bytes:
+    """Return a file whose length has no bound but that of the sandbox's processes."""
+    parts: list[bytes] = []
+    with contextlib.suppress(OSError), _opened(dir_fd, path) as fd:
+        while data := os.read(fd, _READ_BYTES):
+            parts.append(data)
+    return b"".join(parts)
+
+
+@contextlib.contextmanager
+def _opened(dir_fd: int, path: str) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        yield fd
     finally:
         os.close(fd)

@@ -17,8 +17,10 @@ from typing import Any, Final
 
 from ..wire.journal import Entry, Journal
 from ..wire.modes import Modes
+from . import users
 from .followers import Follower
 from .loop import READ, Loop
+from .users import User
 
 #: One read, and so one event, at most: it fits a frame, and is large enough for 1 GB/s.
 READ_BYTES: Final = 256 * 1024
@@ -56,9 +58,9 @@ class Output:
 
     # --- sources ---
 
-    def pipe(self, name: str) -> int:
+    def pipe(self, name: str, owner: User) -> int:
         """Attach a new pipe as `name` and return the program's end; the caller closes it."""
-        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        ours, theirs = users.pipe_of(owner)
         with contextlib.suppress(OSError):  # over the user's pipe budget: the default size serves too
             fcntl.fcntl(ours, _F_SETPIPE_SZ, _PIPE_BYTES)
         self.attach(ours, name)

@@ -2,8 +2,9 @@
 
 A command is a process in a cgroup leaf of its own, so that its whole tree can be counted and killed. It ends when
 its main process has exited and its output gave end-of-file, or a grace after that exit; what the leaf still holds
-is then killed, unless the caller keeps orphans. One that is to be restarted on failure starts again in the same leaf
-and goes on with the same journal; its `exit` event comes once, at the last end.
+is then killed, unless the caller keeps orphans. One that was asked to end by a signal ends when its tree is empty, or
+is killed when the time for that is up (`endings.py`). One that is to be restarted on failure starts again and goes on
+with the same journal; its `exit` event comes once, at the last end.
 
     RUNNING --the end, to be restarted--> RESTING --after the delay--> RUNNING
        |                                     |
@@ -25,10 +26,10 @@ from typing import Any, Final
 
 from ..errors import LimitExceeded, ProcessNotRunning
 from ..linux.kernel import Kernel
-from ..spec import CommandSpec
-from . import spawn, terminals
+from ..spec import STOP_GRACE_S, CommandSpec
+from . import endings, spawn, terminals, users
 from .feed import Done, Feed
-from .leaves import Leaves
+from .leaves import KILLED_S, POLL_S, Leaf, Leaves
 from .loop import Loop, Timer
 from .output import Output
 from .standby import Standby
@@ -76,12 +77,13 @@ class Means:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shell:
-    """A session's shell for one command: its words, and the descriptors that it gets from `first_fd` on.
+    """A session's shell for one command: its words and variables, and the descriptors that it gets from `first_fd` on.
 
     `fds` are the prelude, the state (whose owner closes it) and the next state.
     """
 
     argv: tuple[str, ...]
+    env: dict[str, str]
     fds: tuple[int, int, int]
     first_fd: int
     user: User
@@ -122,6 +124,8 @@ class Process:
         self.viewers = 0
         self.output = Output(means.loop, self._maybe_finish, is_terminal=spec.terminal is not None)
         self.leaf = means.leaves.new(process_id)
+        #: This run's, and those of earlier ones in which something may go on.
+        self.leaves: list[Leaf] = []
         self._means = means
         self._loop = means.loop
         self._env = env
@@ -138,6 +142,7 @@ class Process:
         self._timed_out = False
         self._kill_reason: str | None = None
         self._stopping = False
+        self._ending: endings.Ending | None = None
         self._restarts = 0
         self._restarts_in_a_row = 0
         self._earlier: dict[str, Any] = {"cpu_s": 0.0, "memory_peak_bytes": None}
@@ -169,6 +174,7 @@ class Process:
                 raise
             why = f"the sandbox is at its limit of {limit}"
             raise LimitExceeded(f"cannot start a process: {why}", limit=limit) from None
+        self.leaves[:] = [*(leaf for leaf in self.leaves if not leaf.is_gone), self.leaf]
         self.output.append("start", {"id": self.id, "pid": self.pid})
         self.output.start()
         if self._feed is not None and isinstance(self.spec.stdin, bytes):
@@ -199,7 +205,7 @@ class Process:
         if shell is None:
             return spawn.Order(self.spec.argv, self._env, self._cwd, *ids, terminal), stdio
         # Its environment and working folder are the state's: the shell takes them on by itself.
-        return spawn.Order(shell.argv, {}, "/", *ids, terminal, shell.first_fd), (*stdio, *shell.fds)
+        return spawn.Order(shell.argv, shell.env, "/", *ids, terminal, shell.first_fd), (*stdio, *shell.fds)
 
     def _stdio(self) -> tuple[int, int, int]:
         """Open our sides, and return the program's."""
@@ -212,8 +218,8 @@ class Process:
             return theirs, theirs, theirs
         with contextlib.ExitStack() as undo:
             made: list[int] = []
-            for make in (self._stdin_pipe, lambda: self.output.pipe("stdout"), lambda: self.output.pipe("stderr")):
-                made.append(make())
+            for name in ("stdin", "stdout", "stderr"):
+                made.append(self._stdin_pipe() if name == "stdin" else self.output.pipe(name, self._user))
                 undo.callback(os.close, made[-1])
             undo.pop_all()
         return made[0], made[1], made[2]
@@ -221,7 +227,7 @@ class Process:
     def _stdin_pipe(self) -> int:
         if self.spec.stdin is None or self.spec.stdin is False:
             return os.dup(self._means.null_fd)  # never by its path, which the sandbox may have made a FIFO
-        theirs, ours = os.pipe2(os.O_CLOEXEC)
+        theirs, ours = users.pipe_of(self._user)
         self._feed = Feed(self._loop, self.id, ours, close_after=self.spec.stdin is not True)
         return theirs
 
@@ -286,19 +292,24 @@ class Process:
         if self._state is State.RUNNING and self._status is None:
             self._stopping = True
             self._kill_reason = self._kill_reason or "hangup"
+            if not self.spec.keep_orphans:
+                self._ending = endings.Ending(self.leaf, HANGUP_GRACE_S)
             for number in (signal.SIGHUP, signal.SIGCONT):
-                self._send(number)
+                endings.signal_led(self.pid, number)
             self._hangup = self._loop.call_later(HANGUP_GRACE_S, lambda: self.kill("hangup"))
 
     # --- signals ---
 
     def signal(self, number: int) -> None:
-        """Send a signal to the command's process group; SIGKILL goes to its whole tree.
+        """Send a signal to the command's process group; SIGTERM and SIGKILL go to its whole tree.
+
+        After one that asks it to end the command is over when those who got it are gone, STOP_GRACE_S later at most.
 
         Raises:
             ProcessNotRunning: it has ended.
         """
-        if self._state is State.ENDED or (self._status is not None and self._state is State.RUNNING):
+        has_exited = self._status is not None and self._state is State.RUNNING
+        if self._state is State.ENDED or (has_exited and not self._is_awaited()):
             raise ProcessNotRunning(f"cannot signal process {self.id}: it has ended", id=self.id)
         if number in _ENDING:
             self._stopping = True
@@ -308,15 +319,15 @@ class Process:
         elif number == signal.SIGKILL:
             self.kill("killed")
         else:
-            self._send(number)
-
-    def _send(self, number: int) -> None:
-        try:
-            os.killpg(self.pid, number)
-        except ProcessLookupError:
-            # Not yet the leader of its group: it is between clone3 and setsid.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+            if number in _ENDING and (self._ending is None or not self._ending.is_whole):
+                group = None if number == signal.SIGTERM else self.pid
+                self._ending = endings.Ending(self.leaf, STOP_GRACE_S, group)
+            if number == signal.SIGTERM:
+                endings.signal_tree(self.leaf, number, None if has_exited else self.pid)
+            elif has_exited:
+                endings.signal_group(self.leaf, number, self.pid)
+            else:
+                endings.signal_led(self.pid, number)
 
     def kill(self, reason: str) -> None:
         """SIGKILL the whole tree; `reason` names the end."""
@@ -329,12 +340,13 @@ class Process:
                 self._kill_tree()
 
     def _kill_tree(self) -> None:
-        """Kill until the main process is reaped.
+        """Kill until the main process is reaped, and wait a while for the rest.
 
         The kernel keeps a dead process from its parent until a tracer of it has looked; a program of the sandbox
         that traces all others and never looks would hold every command, its timeout too.
         """
         self.leaf.kill()
+        self._ending = endings.Ending(self.leaf, KILLED_S, is_kill=True)
         self._cancel("_unreaped")
         self._unreaped = self._loop.call_later(TRACED_GRACE_S, self._kill_tracer)
 
@@ -372,19 +384,36 @@ class Process:
         self._rusage = rusage
         if self._feed is not None:
             self._feed.close()
-        self._grace = self._loop.call_later(ORPHAN_GRACE_S, self._end_grace)
+        if self._ending is not None and self._ending.is_late:
+            self._ending = None  # it did not heed the signal then, and goes by itself now
+        grace = ORPHAN_GRACE_S if self._ending is None else POLL_S
+        self._grace = self._loop.call_later(grace, self._end_grace)
         self.output.read_what_is_there()
         self._maybe_finish()
 
     def _end_grace(self) -> None:
         self._grace = None
-        if not self.spec.keep_orphans:
+        if self._is_awaited():
+            self._grace = self._loop.call_later(POLL_S, self._end_grace)
+            return
+        if self._ending is not None and self._ending.leaves_some_to_kill():
+            self._kill_tree()
+            self._grace = self._loop.call_later(POLL_S, self._end_grace)
+            return
+        if not self._keeps_orphans():
             self.leaf.kill()
-        self.output.end_sources(keep_reading=self.spec.keep_orphans)
+        self.output.end_sources(keep_reading=self._keeps_orphans())
         self._maybe_finish()
 
+    def _is_awaited(self) -> bool:
+        """Return whether those who were told to end are waited for."""
+        return self._ending is not None and not self._ending.is_late and self._ending.has_members()
+
+    def _keeps_orphans(self) -> bool:
+        return self.spec.keep_orphans and (self._ending is None or not self._ending.is_whole)
+
     def _maybe_finish(self) -> None:
-        if self._status is None or self.output.is_open or self._state is not State.RUNNING:
+        if self._status is None or self.output.is_open or self._state is not State.RUNNING or self._is_awaited():
             return
         self._cancel("_grace")
         self._terminal = None
@@ -412,7 +441,7 @@ class Process:
         self._on_end(self)
 
     def _drop_leaf(self) -> None:
-        self._means.leaves.drop(self.leaf, keep_orphans=self.spec.keep_orphans)
+        self._means.leaves.drop(self.leaf, keep_orphans=self._keeps_orphans())
 
     def _cancel(self, name: str) -> None:
         timer: Timer | None = getattr(self, name)

@@ -120,6 +120,14 @@ _MAIN: Final = (
     '. /proc/self/fd/60 2>/dev/null; eval " $_sandboxd_command"; { eval "$_sandboxd_save"; } 2>/dev/null; '
     'exit "$_sandboxd_status"'
 )
+#: Around the prelude of a command that leaves no state. bash takes it from BASH_ENV, so that the command is all that
+#: it was started with: it counts its lines, and becomes its last program, as it would outside of a session.
+_BASH_BESIDE: Final = "exec 59>&2 2>/dev/null; unset -v BASH_ENV; BASH_ARGV0=bash\n"
+_BASH_BESIDE_END: Final = '_sandboxd_set; exec 2>&59 59>&-; unset -f _sandboxd_set; eval "$_sandboxd_command"\n'
+_SH_BESIDE: Final = '. /proc/self/fd/60 2>/dev/null; eval " $_sandboxd_command"\n'
+_SH_END_BESIDE: Final = (
+    '_sandboxd_set; unset -f _sandboxd_set\ncase $- in *x*) set +x; _sandboxd_command="set -x;" ;; esac\n'
+)
 
 
 def quote(text: str) -> str:
@@ -138,6 +146,17 @@ def argv(shell: str, line: str) -> tuple[str, ...]:
     return (shell, *options, "-c", _MAIN, shell.rpartition("/")[2], line)
 
 
+def beside(shell: str, line: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the words and the environment that run a command with a session's state, to which it leaves none.
+
+    The line is the shell's own program: where that ends in a program the shell becomes it, which so gets the signals
+    that ask it to end, and whose end is the process'.
+    """
+    if is_bash(shell):
+        return (shell, "--norc", "--noprofile", "-c", line), {"BASH_ENV": "/proc/self/fd/60"}
+    return (shell, "-c", _SH_BESIDE + line, shell.rpartition("/")[2]), {}
+
+
 def first_state(shell: str, env: dict[str, str], cwd: str) -> str:
     """Return the state of a session that has not run anything: exported variables and a working folder."""
     options = "shopt -s expand_aliases" if is_bash(shell) else ":"
@@ -145,7 +164,7 @@ def first_state(shell: str, env: dict[str, str], cwd: str) -> str:
     return f"_sandboxd_set() {{ {options}; }}\n{exports}_sandboxd_at={quote(cwd)} _sandboxd_back=\n#cwd {cwd}\n#end\n"
 
 
-def prelude(shell: str, env: dict[str, str], cwd: str | None, home: str) -> str:
+def prelude(shell: str, env: dict[str, str], cwd: str | None, home: str, *, saves: bool = True) -> str:
     """Return what a shell runs before a command.
 
     Args:
@@ -153,6 +172,7 @@ def prelude(shell: str, env: dict[str, str], cwd: str | None, home: str) -> str:
         env: variables for this command alone.
         cwd: a working folder for this command alone.
         home: where the session goes on when its working folder is gone.
+        saves: whether the command leaves its state to the session.
     """
     bash = is_bash(shell)
     parts = [_BASH_PRELUDE if bash else _SH_PRELUDE]
@@ -161,8 +181,13 @@ def prelude(shell: str, env: dict[str, str], cwd: str | None, home: str) -> str:
     else:
         parts.append(_OWN_CWD % (quote(cwd), quote(cwd)))
     parts.append(_bash_overlay(env) if bash else _sh_overlay(env))
-    parts.append(f"_sandboxd_save={quote(_BASH_SAVE if bash else _SH_SAVE)}\n")
-    parts.append(_BASH_END if bash else _SH_END)
+    if saves:
+        parts.append(f"_sandboxd_save={quote(_BASH_SAVE if bash else _SH_SAVE)}\n")
+        parts.append(_BASH_END if bash else _SH_END)
+    elif bash:
+        parts = [_BASH_BESIDE, *parts, _BASH_BESIDE_END]
+    else:
+        parts.append(_SH_END_BESIDE)
     return "".join(parts)
 
 

@@ -48,8 +48,10 @@ class Session:
     commands: int = 0
     running: Process | None = None
     waiting: collections.deque[Waiting] = dataclasses.field(default_factory=collections.deque)
-    #: Where its commands ran: something of them may go on in the background.
-    leaves: list[Leaf] = dataclasses.field(default_factory=list)
+    #: What runs with its state beside its commands: processes in the background, terminals.
+    beside: list[Process] = dataclasses.field(default_factory=list)
+    #: Where those ran that have ended: something of them may go on.
+    trees: list[list[Leaf]] = dataclasses.field(default_factory=list)
 
     def info(self) -> dict[str, Any]:
         """Return what a list shows of it."""
@@ -122,25 +124,20 @@ class Sessions:
         peer.reply(request, {"items": [session.info() for session in self._sessions.values()]})
 
     def _delete(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
-        """End a session: the command that runs is killed, and what earlier ones left in the background."""
+        """End a session: what runs in it or beside its commands is killed, and what earlier ones have left."""
         session = self.find(params)
         del self._sessions[session.id]
         gone = SessionNotFound(f"cannot run in session {session.id}: it was deleted", session=session.id)
         for waiting in session.waiting:
             waiting.refuse(gone)
         session.waiting.clear()
-        for leaf in session.leaves:
-            leaf.kill()
 
         def ended() -> None:
             os.close(session.state)
             peer.reply(request, {})
 
-        if session.running is None:
-            ended()
-        else:
-            session.running.kill("killed")
-            session.running.when_ended(ended)
+        running = [*session.beside, *([session.running] if session.running else [])]
+        self._commands.end(running, session.trees, ended)
 
     # --- commands ---
 
@@ -169,31 +166,34 @@ class Sessions:
         session = self.find(params)
         state = os.dup(session.state)
         try:
-            shell = self._shell(session, spec, state)
+            shell = self._shell(session, spec, state, saves=False)
             process = start(shell)  # closes the shell's own files where it fails
         except BaseException:
             os.close(state)
             raise
 
+        session.beside.append(process)
+
         def ended() -> None:
             shell.close()
             os.close(state)
+            session.beside.remove(process)
+            self._keep_tree(session, process)
 
         process.when_ended(ended)
         return process
 
     def _run(self, session: Session, waiting: Waiting) -> None:
-        self._prune(session)
         shell = self._shell(session, waiting.spec, session.state)
         process = waiting.start(shell)
         session.running = process
         session.commands += 1
-        session.leaves.append(process.leaf)
-        process.when_ended(lambda: self._on_end(session, shell))
+        process.when_ended(lambda: self._on_end(session, process, shell))
 
-    def _on_end(self, session: Session, shell: Shell) -> None:
+    def _on_end(self, session: Session, process: Process, shell: Shell) -> None:
         """Take over the state that the command has left, if it is whole, and let the next one begin."""
         session.running = None
+        self._keep_tree(session, process)
         new = shell.fds[2]
         with contextlib.suppress(OSError):
             size = os.fstat(new).st_size
@@ -216,22 +216,25 @@ class Sessions:
             except OSError as error:
                 waiting.refuse(InternalError(f"cannot run in session {session.id}: {error}"))
 
-    def _shell(self, session: Session, spec: CommandSpec, state: int) -> Shell:
+    def _shell(self, session: Session, spec: CommandSpec, state: int, *, saves: bool = True) -> Shell:
         if spec.user is not None:
             raise InvalidRequest("cannot accept user: a session has its own", field="user")
         env = {"TERM": "xterm-256color", **spec.env} if spec.terminal is not None else spec.env
-        prelude = memory_file(shells.prelude(session.shell, env, spec.cwd, self._commands.cwd))
+        prelude = memory_file(shells.prelude(session.shell, env, spec.cwd, self._commands.cwd, saves=saves))
         try:
             new = memory_file("")
         except BaseException:
             os.close(prelude)
             raise
         line = spec.argv[-1]
-        return Shell(shells.argv(session.shell, line), (prelude, state, new), shells.FIRST_FD, session.user)
+        argv, variables = (shells.argv(session.shell, line), {}) if saves else shells.beside(session.shell, line)
+        return Shell(argv, variables, (prelude, state, new), shells.FIRST_FD, session.user)
 
     @staticmethod
-    def _prune(session: Session) -> None:
-        session.leaves = [leaf for leaf in session.leaves if not leaf.is_gone]
+    def _keep_tree(session: Session, process: Process) -> None:
+        """Remember where a process ran, for as long as something may be there."""
+        trees = (*session.trees, process.leaves)
+        session.trees = [tree for tree in trees if any(not leaf.is_gone for leaf in tree)]
 
 
 def find_shell(wanted: str | None) -> str:

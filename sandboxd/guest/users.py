@@ -5,6 +5,7 @@ Never `pwd` or `grp`: they go through nss, which loads libraries that the rootfs
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import stat
@@ -114,3 +115,16 @@ def _read(path: str) -> str:
         return ""
     finally:
         os.close(fd)
+
+
+def pipe_of(user: User) -> tuple[int, int]:
+    """Return the two ends of a pipe that a user's program may open by name too, as `> /dev/stdout` does.
+
+    That name leads to the descriptor's own file, and the kernel asks whose that is. It opens it for nobody new: a
+    process finds only its own descriptors there, and those of whom it may trace.
+    """
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    if user.uid:
+        with contextlib.suppress(OSError):  # a profile of the operator's own may deny it: all else works without
+            os.fchown(write_end, user.uid, user.gid)
+    return read_end, write_end

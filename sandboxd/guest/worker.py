@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from ..errors import ProcessNotRunning
 from ..wire.messages import EVENT_OVERHEAD, Event
-from . import spawn
+from . import spawn, users
 from .entrants import Entrant, Entrants
 from .feed import Done, Feed
 from .loop import READ, Timer
@@ -168,9 +168,9 @@ class Worker:
         theirs = self._theirs
         theirs.append(os.dup(self._means.null_fd))
         for name in _OUTPUTS:
-            theirs.append(self._output_pipe(name))
+            theirs.append(self._output_pipe(name, *users.pipe_of(self._user)))
         theirs.append(self._control_pipe())
-        theirs.append(self._output_pipe("frame"))
+        theirs.append(self._output_pipe("frame", *os.pipe2(os.O_CLOEXEC)))
         for name in ("_tick", "_interrupts"):
             read_end, write_end = self._tick_pipe()
             theirs.append(read_end)
@@ -246,8 +246,7 @@ class Worker:
         os.set_blocking(ours, False)
         return theirs, ours
 
-    def _output_pipe(self, name: str) -> int:
-        ours, theirs = os.pipe2(os.O_CLOEXEC)
+    def _output_pipe(self, name: str, ours: int, theirs: int) -> int:
         os.set_blocking(ours, False)
         with contextlib.suppress(OSError):  # over the user's pipe budget: the default size serves too
             fcntl.fcntl(ours, _F_SETPIPE_SZ, READ_BYTES)

@@ -163,7 +163,7 @@ class Processes:
         await self.sandbox.ask("remove_all")
 
     async def signal(self, process: str, number: int) -> None:
-        """Send a signal to a process' group.
+        """Send a signal to a process' group; SIGTERM and SIGKILL go to its whole tree.
 
         Raises:
             ProcessNotFound, ProcessNotRunning: as their names say.

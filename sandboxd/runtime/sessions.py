@@ -111,7 +111,7 @@ class Sessions:
             raise await self._sandbox.why_broken(error) from error
 
     async def delete(self, session: str) -> None:
-        """End a session, with the command that runs in it and what earlier ones left in the background.
+        """End a session with all that runs in it or with its state, and what earlier commands left in the background.
 
         Raises:
             SessionNotFound: there is none with that id.

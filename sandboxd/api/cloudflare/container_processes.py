@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +12,7 @@ import trio
 from ...errors import InvalidRequest, ProcessNotFound, ProcessNotRunning
 from ...runtime import logs, waiting
 from ...runtime.processes import MAX_PAGE
-from ...spec import CommandSpec, check_process_id, check_signal
+from ...spec import STOP_GRACE_S, CommandSpec, check_process_id, check_signal
 from ..call import answer
 from ..models import rfc3339
 from ..pieces import Text, answer_in_pieces
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from ...wire.messages import Event
     from ..call import Call
 
-#: How long a process may take to end after SIGTERM.
-TERM_TIMEOUT_S: Final = 5.0
 KILL_TIMEOUT_S: Final = 10.0
 _TERM: Final = 15
 _KILL: Final = 9
@@ -160,8 +159,9 @@ async def kill(call: Call, name: str, process: str) -> TrioResponse:
 
 async def _end(sandbox: Sandbox, process: str) -> None:
     await sandbox.processes.signal(process, _TERM)
-    if not (await waiting.for_exit(sandbox, process, TERM_TIMEOUT_S)).met:
-        await sandbox.processes.signal(process, _KILL)
+    if not (await waiting.for_exit(sandbox, process, STOP_GRACE_S)).met:
+        with contextlib.suppress(ProcessNotRunning):  # in the same moment
+            await sandbox.processes.signal(process, _KILL)
         await waiting.for_exit(sandbox, process, KILL_TIMEOUT_S)
 
 
