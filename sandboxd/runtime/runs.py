@@ -59,6 +59,7 @@ class Run:
 
     Attributes:
         wants_json: whether the value of the last expression is wanted as JSON too, where it is a dict or list.
+        restarted: whether the state is lost: the interpreter began anew for this run, or was killed to end it.
         status: None until it is over; then ok, error, timeout, exited or oom.
         finished: set when it is over.
         failure: why it was given up before it began, if so.
@@ -158,7 +159,7 @@ class Run:
         if self.truncated:
             self._append("truncated", {"dropped_bytes": self.dropped_bytes, "dropped_results": self._dropped_results})
         self.status = status
-        self.restarted = restarted
+        self.restarted = self.restarted or restarted
         self.execution_count = execution_count
         self.duration_s = 0.0 if self._began is None else round(time.monotonic() - self._began, 6)
         self._append("end", self.summary())
