@@ -74,7 +74,7 @@ def code(  # noqa: PLR0913 - an option each
         result = found.run_code(text, **options)
     if as_json:
         click.echo(json.dumps(_to_json(result), indent=2))
-    elif result.status not in ("ok", "error"):
+    elif result.restarted or result.status not in ("ok", "error"):
         say(f"sandboxd: {result.status}{', the context was restarted' * result.restarted}", err=True)
     ctx.exit({"ok": 0, "error": 1, "timeout": TIMED_OUT}.get(result.status, RUN_FAILED))
 

@@ -109,7 +109,8 @@ class CodeResult:
         error: the exception that ended it, or None.
         execution_count: which run of its context it was.
         duration_s: seconds from its begin to its end.
-        restarted: whether the context was started anew, because the code did not heed an interrupt.
+        restarted: whether the state was lost: the context was started anew because the code did not heed an
+            interrupt, or, a default one, before the code, because its interpreter had ended.
         truncated: whether output or results over the bounds were dropped.
     """
 

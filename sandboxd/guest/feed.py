@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import collections
+import fcntl
 import os
+import sys
+import termios
 from collections.abc import Callable
 from typing import Final
 
@@ -30,6 +33,14 @@ class Feed:
     def is_open(self) -> bool:
         """Whether more may be written."""
         return self._fd is not None and not self._close_after
+
+    @property
+    def unread(self) -> int:
+        """Bytes in the pipe that nobody has read; 0 where it is closed."""
+        if self._fd is None:
+            return 0
+        found = fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4))
+        return int.from_bytes(found, sys.byteorder)
 
     def put(self, data: bytes) -> None:
         """Queue the first piece, which nobody waits for."""

@@ -148,6 +148,8 @@ class Worker:
         self._result: dict[str, Any] = {}
         self._tick = self._interrupts = -1
         self._feed: Feed | None = None
+        #: Whether it ended without having read all that it was sent: its last message did nothing, then.
+        self._is_unread = False
         try:
             self._open_pipes(source_fd)
             if rendezvous is None:
@@ -464,6 +466,7 @@ class Worker:
         self._status = status
         self._rusage = rusage
         if self._feed is not None:
+            self._is_unread = self._feed.unread > 0
             self._feed.close()
             self._feed = None
         self._timers.append(self._loop.call_later(ORPHAN_GRACE_S, self._end_grace))
@@ -512,6 +515,7 @@ class Worker:
             "timed_out": False,
             "oom_killed": oom,
             "usage": self.leaf.usage(self._rusage),
+            "unread": self._is_unread,
             "reason": "oom" if oom else self._reason or ("signal" if signalled else "exit"),
         }
 

@@ -77,8 +77,10 @@ SOURCES: Final = {
     "program": "templates/python_program.py",
     "base": "templates/base.py",
     "worker": "workers/python_worker.py",
+    "errors": "workers/python_errors.py",
     "shell": "workers/python_shell.py",
     "charts": "workers/python_charts.py",
+    "specs": "workers/python_specs.py",
 }
 
 

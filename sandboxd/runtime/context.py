@@ -8,10 +8,11 @@ their journals; one that goes away changes nothing else.
     STARTING --ready--> IDLE --a run--> BUSY --its end--> IDLE
         |                 |               |  \-- does not heed an interrupt --> RESTARTING --ready--> IDLE
         +--- it ends -----+---------------+--> EXITED --restart--> RESTARTING
+                                                 \-- a run, if it is a default context --> STARTING
 
-An end that is late: a run whose time is over, or that is to stop, is interrupted; if that does not end it within
-`INTERRUPT_GRACE_S`, the worker is killed and another one started, without the state. Runs that waited meanwhile are
-given up, since they were meant for the state that is gone.
+An end that is late: a run whose time is over, or that is to stop, is interrupted, and again every
+`INTERRUPT_AGAIN_S`; if that does not end it within `INTERRUPT_GRACE_S`, the worker is killed and another one started,
+without the state. Runs that waited meanwhile are given up, since they were meant for the state that is gone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import trio
 
 from ..errors import (
     ContextExited,
+    ContextNotFound,
     ContextRestarting,
     InterpreterMissing,
     ProcessNotRunning,
@@ -54,6 +56,8 @@ SPARE_TIMEOUT_S: Final = 5.0
 #: How long an interrupted run may go on before its interpreter is killed; on a busy machine the first traceback,
 #: with all that it imports, takes a second or two.
 INTERRUPT_GRACE_S: Final = 5.0
+#: When it is interrupted again: the first may have been swallowed, by an `except` of the code or in a `__str__`.
+INTERRUPT_AGAIN_S: Final = 2.0
 #: How long a killed worker may take to be gone.
 KILL_TIMEOUT_S: Final = 10.0
 #: How long a worker may take to accept a frame.
@@ -116,6 +120,10 @@ class Context:
         self._stray: list[tuple[str, bytes]] = []
         self._stray_bytes = 0
         self._muted = False
+        # Whether the interpreter has begun anew without anybody having asked for it, and no run was told yet.
+        self._is_anew = False
+        # Whether the worker has taken the message of the present run.
+        self._is_taken = False
         self.start_failure: SandboxdError | None = None
         self._nursery: trio.Nursery | None = None
 
@@ -125,8 +133,8 @@ class Context:
     # --- what callers do --------------------------------------------------------------------------------
 
     def check_usable(self) -> None:
-        """Raise why no code can be run now, if so."""
-        if self.state is State.EXITED:
+        """Raise why no code can be run now, if so; a default context that has ended begins anew for the next run."""
+        if self.state is State.EXITED and not self.is_default:
             raise self._exited("cannot run code in")
         if self.state is State.RESTARTING:
             raise ContextRestarting(f"cannot run code in context {self.id}: it is being restarted", context=self.id)
@@ -161,6 +169,8 @@ class Context:
         Raises:
             ContextExited, ContextRestarting, ServerBusy: as of `submit`.
         """
+        if self.state is State.EXITED:
+            raise self._exited("cannot ask")
         question = Question(message)
         self._put(question)
         try:
@@ -172,6 +182,7 @@ class Context:
         return question.answer or "null"
 
     def _put(self, item: Run | Question) -> None:
+        self._note_exit()
         self.check_usable()
         if len(self._queue) >= MAX_WAITING:
             raise ServerBusy(f"cannot run code in context {self.id}: {MAX_WAITING} runs wait", bound=MAX_WAITING)
@@ -261,9 +272,11 @@ class Context:
             elif self._worker is not None and self._worker.gone.is_set():
                 if self._worker.failure is not None:
                     raise self._worker.failure  # the sandbox itself is gone
-                self.state = State.EXITED
-                self._give_up_waiting(self._exited("cannot run code in"))
-                await self._work.wait()
+                self._note_exit()
+                if self._queue:
+                    await self._begin_anew()
+                else:
+                    await self._work.wait()
             elif self._queue:
                 await self._do(self._queue.popleft())
             else:
@@ -271,6 +284,23 @@ class Context:
                 await self._work.wait()
         if self._worker is not None and not self._worker.gone.is_set():
             await self._end_worker()
+
+    def _note_exit(self) -> None:
+        """Give up what waits for an interpreter that has ended; what comes from now on is for the next one."""
+        worker = self._worker
+        is_running = self.state in (State.IDLE, State.BUSY)
+        if is_running and worker is not None and worker.gone.is_set() and worker.failure is None:
+            self.state = State.EXITED
+            self._give_up_waiting(self._exited("cannot run code in"))
+
+    async def _begin_anew(self) -> None:
+        """Start the next interpreter of a default context for the runs that wait."""
+        self.state = State.STARTING
+        await self._start_worker()
+        self._is_anew = self.start_failure is None
+        if self.start_failure is not None:
+            self.state = State.EXITED
+            self._give_up_waiting(self.start_failure)
 
     async def _start_worker(self, *, adopt: bool = False) -> None:
         """Start an interpreter and wait until it takes code; how it failed is in `start_failure`."""
@@ -333,6 +363,7 @@ class Context:
         if self._worker is not None and not self._worker.gone.is_set():
             await self._end_worker()
         await self._start_worker()
+        self._is_anew = False
         asked, self._restart = self._restart, None
         if asked is not None:
             asked.set()
@@ -364,6 +395,7 @@ class Context:
     async def _run(self, run: Run) -> None:
         assert self._worker is not None  # noqa: S101 - _live looked
         self.state = State.BUSY
+        run.restarted, self._is_anew = run.restarted or self._is_anew, False
         message = {"op": "run", "code": run.code, "env": run.env}
         await self._hand_over(run, {**message, "json": True} if run.wants_json else message)
         timed_out = False
@@ -382,6 +414,9 @@ class Context:
             self._finish(run, end)
         elif self._worker.failure is not None:
             run.give_up(self._worker.failure)  # the sandbox itself is gone, or the daemon stops
+        elif self._worker.gone.is_set() and self._is_for_the_next(run):
+            self._note_exit()
+            self._queue.appendleft(run)
         elif self._worker.gone.is_set():
             self._finish_dead(run, restarted=self._restart is not None)
         else:
@@ -391,6 +426,11 @@ class Context:
             run.add_error(_error("Interrupted", "the code did not heed an interrupt; its interpreter was restarted"))
             await self._restart_worker()
             run.finish("timeout" if timed_out else "error", restarted=True)
+
+    def _is_for_the_next(self, run: Run) -> bool:
+        """Whether an interpreter that has ended never began with a run of a default context; once for each run."""
+        taken = self._is_taken and self._worker is not None and not self._worker.left_unread
+        return self.is_default and not (taken or run.restarted or self._restart is not None)
 
     async def _ask(self, question: Question) -> None:
         self.state = State.BUSY
@@ -405,7 +445,7 @@ class Context:
         assert self._worker is not None  # noqa: S101 - _live looked
         self._number += 1
         self._end = None
-        self._timed_out = False
+        self._timed_out = self._is_taken = False
         self._ended = trio.Event()
         self._present = item
         item.on_stop = self._wake_to_stop
@@ -418,7 +458,8 @@ class Context:
         with trio.move_on_after(SEND_TIMEOUT_S):
             try:
                 await self._worker.send({**message, "run": self._number})
-            except ProcessNotRunning:
+                self._is_taken = True
+            except (ProcessNotRunning, ContextNotFound):  # it has ended, or init has forgotten it since
                 await self._worker.gone.wait()
                 self._ended.set()
 
@@ -450,9 +491,12 @@ class Context:
             await self._worker.interrupt(self._number)
         with trio.move_on_after(INTERRUPT_GRACE_S):
             while not self._is_over():
-                if self._ended.is_set():
+                with trio.move_on_after(INTERRUPT_AGAIN_S) as again:
+                    await self._ended.wait()
+                if again.cancelled_caught:
+                    await self._worker.interrupt(self._number)
+                elif not self._is_over():
                     self._ended = trio.Event()
-                await self._ended.wait()
 
     # --- what the worker says ---------------------------------------------------------------------------
 
@@ -513,6 +557,8 @@ class Context:
                 }
             )
         elif isinstance(frame, frames.End):
+            if frame.status == "error" and run.error is None:
+                run.add_error(_error("Error", "the code failed, and its interpreter did not say how"))
             self._end = frame
             self._ended.set()
             if not self._muted:
@@ -544,24 +590,10 @@ class Context:
     # --- how it ended -----------------------------------------------------------------------------------
 
     def _reason(self) -> str:
-        worker = self._worker
-        if worker is None:
-            return "never started"
-        if worker.blame is not None:
-            return "protocol error"
-        return worker.exit.reason if worker.exit is not None else "gone"
+        return "never started" if self._worker is None else self._worker.reason
 
     def _how(self) -> str:
-        worker = self._worker
-        if worker is not None and worker.blame is not None:
-            return f"its interpreter broke the protocol and was ended ({worker.blame})"
-        ended = worker.exit if worker is not None else None
-        if ended is None:
-            return "its interpreter is gone"
-        if ended.oom_killed:
-            return "its interpreter ran out of memory"
-        how = f"exit code {ended.exit_code}" if ended.signal is None else ended.signal
-        return f"its interpreter has ended ({how}{'' if ended.reason in ('exit', 'signal') else ', ' + ended.reason})"
+        return "its interpreter is gone" if self._worker is None else self._worker.how_it_ended()
 
     def _finish_dead(self, run: Run, *, restarted: bool) -> None:
         worker = self._worker

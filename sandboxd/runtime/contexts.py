@@ -58,7 +58,7 @@ _FILES_AT_START: Final = ("NODE_", "LD_", "GLIBC_", "GCONV_", "OPENSSL_", "SSL_"
 #: How long init may take to drop a spare interpreter.
 SPARE_DROP_S: Final = 2.0
 #: Files that a Python worker compiles when it needs them.
-_PYTHON_PARTS: Final = ("shell", "charts")
+_PYTHON_PARTS: Final = ("errors", "shell", "charts", "specs")
 #: CommonJS modules of the Node worker, each before those that require it; the last is the program.
 _NODE_PARTS: Final = ("codec", "frames", "values", "repl", "questions", "worker")
 

@@ -1,4 +1,4 @@
-"""What is asked of a code context beside runs."""
+"""What is asked of an interpreter between two runs: a completion or an inspection."""
 
 from __future__ import annotations
 

@@ -90,6 +90,7 @@ class Run:
 
     Attributes:
         wants_json: whether the value of the last expression is wanted as JSON too, where it is a dict or list.
+        restarted: whether the state is lost: the interpreter began anew for this run, or was killed to end it.
         status: None until it is over; then ok, error, timeout, exited or oom.
         finished: set when it is over.
         failure: why it was given up before it began, if so.
@@ -229,7 +230,7 @@ class Run:
             dropped = {"dropped_bytes": self.dropped_bytes, "dropped_results": self._dropped_results}
             self._append("truncated", dropped, is_charged=False)
         self.status = status
-        self.restarted = restarted
+        self.restarted = self.restarted or restarted
         self.execution_count = execution_count
         self.duration_s = 0.0 if self._began is None else round(time.monotonic() - self._began, 6)
         self._append("end", self.summary(), is_charged=False)

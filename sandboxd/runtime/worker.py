@@ -87,6 +87,7 @@ class Worker:
         failure: why the sandbox can tell nothing of it.
         blame: which rule of frames it broke.
         missing: what it said that it lacks.
+        left_unread: whether it ended before it had read its last message.
         seen: set when init has said which process it is, or it is gone.
         was_spare: whether that process waited before for a context to come.
     """
@@ -102,6 +103,7 @@ class Worker:
         self.failure: SandboxdError | None = None
         self.blame: str | None = None
         self.missing: str | None = None
+        self.left_unread = False
         self._link = link
         self._listener = listener
         self._decoder = frames.WorkerDecoder(room)
@@ -112,6 +114,25 @@ class Worker:
 
     def __repr__(self) -> str:
         return f"<Worker {self.name} {'gone' if self.gone.is_set() else self.version or 'starting'}>"
+
+    @property
+    def reason(self) -> str:
+        """Why it has ended, in a word or two."""
+        if self.blame is not None:
+            return "protocol error"
+        return self.exit.reason if self.exit is not None else "gone"
+
+    def how_it_ended(self) -> str:
+        """Return how it has ended, in words."""
+        if self.blame is not None:
+            return f"its interpreter broke the protocol and was ended ({self.blame})"
+        ended = self.exit
+        if ended is None:
+            return "its interpreter is gone"
+        if ended.oom_killed:
+            return "its interpreter ran out of memory"
+        how = f"exit code {ended.exit_code}" if ended.signal is None else ended.signal
+        return f"its interpreter has ended ({how}{'' if ended.reason in ('exit', 'signal') else ', ' + ended.reason})"
 
     async def serve(self, op: str, params: dict[str, Any], rendezvous: Rendezvous | None = None) -> None:
         """Follow it to its end. With `rendezvous`, a template's child may be it. Never raises but Cancelled."""
@@ -167,6 +188,7 @@ class Worker:
                 self._listener.on_output(event.type, event.data)
         elif event.type == "exit":
             self.exit = parse_exit(event.data)
+            self.left_unread = event.data.get("unread") is True  # an init of an older version does not say
         elif event.type == "expecting" and self._rendezvous is not None:
             rendezvous, self._rendezvous = self._rendezvous, None
             self._link.bring(rendezvous, checks.text(event.data, "leaf", limit=MAX_LEAF_CHARS))

@@ -27,7 +27,8 @@ def run(name, **more):
 
 
 BASE = run("base")
-WORKER = run("worker", _SOURCES={name: _SOURCES[name] for name in ("shell", "charts")})
+_NOT_ITS_PARTS = ("program", "base", "worker")
+WORKER = run("worker", _SOURCES={name: text for name, text in _SOURCES.items() if name not in _NOT_ITS_PARTS})
 Declined = BASE["Declined"]
 
 #: Imported if they are there, in this order. A context cannot be without the first.

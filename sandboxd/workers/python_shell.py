@@ -3,11 +3,14 @@
 import base64
 import builtins
 import collections
+import contextlib
 import itertools
 import json
 import os
+import re
 import sys
-import types
+
+text_of = load("errors")["text_of"]  # noqa: F821 - the worker's own, given to each of its files
 
 #: The media types that have a name of their own.
 NAMES = {
@@ -37,7 +40,8 @@ FLOAT_CHARS = 25
 #: Rows of a table that go along as data.
 MAX_ROWS = 1000
 CHART, DATA = "application/vnd.sandboxd.chart+json", "application/vnd.sandboxd.data+json"
-PLOTLY = "application/vnd.plotly.v1+json"
+#: What the daemon takes as the name of a format that has none of its own.
+MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,99}/[a-z0-9!#$&^_.+-]{1,100}\Z")
 #: Not a format, but what is to be said of the others.
 NOTE = "text/vnd.sandboxd.note"
 
@@ -46,13 +50,15 @@ def to_formats(bundle):
     """Return the formats of a mimebundle, and a note on what was left out."""
     formats, notes = {}, [bundle[NOTE]] if NOTE in bundle else []
     for media_type, value in bundle.items():
-        name = NAMES.get(media_type, media_type.lower())
         if value is None or media_type == NOTE:
             continue
+        name = NAMES.get(media_type) or str(media_type).lower()
         try:
+            if name not in NAMES.values() and not MEDIA_TYPE.match(name):
+                raise ValueError("left out, it is no media type")
             formats[name] = _value(name, value)
         except Exception as error:
-            notes.append("%s: %s" % (name, str(error)[:200]))
+            notes.append("%s: %s" % (name[:100], text_of(error)[:200]))
     _add_charts(formats)
     text = formats.get("text")
     if text is not None and len(text) > MAX_TEXT_CHARS:
@@ -157,7 +163,7 @@ def make_shell(base, session):
     from IPython.core.displaypub import DisplayPublisher
     from traitlets import default
 
-    class Shell(base):
+    class Shell(load("errors")["Telling"], base):  # noqa: F821 - the worker's own
         """A shell without a terminal; its folders below the user's home are made when somebody asks for them."""
 
         displayhook_class = _make_hook(DisplayHook, session)
@@ -181,13 +187,9 @@ def make_shell(base, session):
 
             return ProfileDir.create_profile_dir_by_name(self.ipython_dir, "default")
 
-        def _showtraceback(self, etype, evalue, stb):
-            lines = list(stb) if isinstance(stb, (list, tuple)) else [str(stb)]
-            session.send_error(etype.__name__, str(evalue), "\n".join(lines).split("\n"))
-
-        def _get_exc_info(self, exc_tuple=None):
-            etype, value, trace = super()._get_exc_info(exc_tuple)
-            return etype, value, _without_ours(trace)
+        def _tee(self, channel):
+            # IPython's own keeps all that is printed, for a notebook, and runs nothing once there is no such stream.
+            return contextlib.nullcontext()
 
         def system(self, cmd):
             # IPython's own runs it on a terminal, which mixes its two outputs, and swallows an interrupt.
@@ -236,6 +238,28 @@ def _make_hook(base, session):
     return Hook
 
 
+def guard_formats(formatter, session):
+    """Let what fails while a value is displayed be printed, and the rest of it shown."""
+    format_all = formatter.format
+
+    def guarded(value, *args, **kwargs):
+        failures = session.failures
+        before = failures.printed
+        try:
+            found, metadata = format_all(value, *args, **kwargs)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            failures.print(failures.describe(error))
+            found, metadata = {}, {}
+        if not found and failures.printed > before:
+            found = {"text/plain": object.__repr__(value)}  # its own has failed
+        # A bundle of the value's own making may be of a class that fails later.
+        return dict.copy(found), metadata
+
+    formatter.format = guarded
+
+
 def _make_publisher(base, session):
     class Publisher(base):
         """What `display` shows."""
@@ -254,22 +278,13 @@ def _make_publisher(base, session):
     return Publisher
 
 
-def _without_ours(trace):
-    """Return a traceback without the worker's own frames."""
-    entries = []
-    while trace is not None:
-        if not trace.tb_frame.f_code.co_filename.startswith("<sandboxd"):
-            entries.append(trace)
-        trace = trace.tb_next
-    following = None
-    for entry in reversed(entries):
-        following = types.TracebackType(following, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
-    return following
-
-
 def set_up(shell, session):
     """Teach the shell the formats, refuse what needs a terminal, and watch for matplotlib."""
     builtins.input = _no_input
+    shell.set_hook("show_in_pager", _page, 0)
+    guard_formats(shell.display_formatter, session)
+    for formatter in (shell.InteractiveTB, shell.SyntaxTB):  # the shell itself has no colours
+        (getattr(formatter, "set_theme_name", None) or formatter.set_colors)("linux")
     sys.stdin = open(os.devnull)  # noqa: SIM115 - as long as the program
     bundles = shell.display_formatter.mimebundle_formatter
     for module in ("pandas", "pandas.core.frame"):
@@ -278,12 +293,13 @@ def set_up(shell, session):
     bundles.for_type_by_name("matplotlib.figure", "Figure", lambda figure, **_: _figure(session, figure))
     for version in ("v5", "v6"):
         bundles.for_type_by_name("altair.vegalite.%s.api" % version, "TopLevelMixin", _altair)
+    bundles.for_type_by_name("altair.jupyter.jupyter_chart", "JupyterChart", lambda widget, **_: _altair(widget.chart))
     # Pillow offers every picture as JPEG as well: twice the work, and not the picture.
     shell.display_formatter.formatters["image/jpeg"].for_type_by_name("PIL.Image", "Image", _jpeg_only)
     session.shown_figures = set()
     patches = {
         "matplotlib.pyplot": lambda module: patch_pyplot(module, session),
-        "plotly.basedatatypes": lambda module: patch_plotly(module, session),
+        **load("specs")["patches"](session),  # noqa: F821 - the worker's own
     }
     for name, patch in patches.items():
         if name in sys.modules:  # a template has imported it ahead
@@ -296,6 +312,12 @@ def _no_input(prompt="", *_):
         "input() has nobody to ask: a code context has no terminal; put the value into the code, or run the program "
         "with exec and stdin"
     )
+
+
+def _page(shell, data, start=0, screen_lines=0, pager_cmd=None):
+    """Print what a terminal's pager would show."""
+    text = data.get("text/plain", "") if isinstance(data, dict) else str(data)
+    print(strip("\n".join(text.split("\n")[start:])))
 
 
 # --- tables, specifications ---
@@ -358,23 +380,13 @@ class ImportWatch:
         return spec
 
 
-def patch_plotly(module, session):
-    """Show plotly's figures as their specification; its own way needs nbformat, to check it against its own schema."""
-
-    def bundle(self, *_, **__):
-        return {"text/plain": "%s(…)" % type(self).__name__, PLOTLY: self.to_json()}
-
-    figure = module.BaseFigure
-    figure._ipython_display_ = None
-    figure._repr_mimebundle_ = bundle
-    figure.show = lambda self, *_, **__: session.shell.display_pub.publish(bundle(self))
-
-
 def patch_pyplot(pyplot, session):
     """Make show() show every open figure here."""
 
     def show(*_, **__):
         flush_figures(session)
+        # `%run` would draw the current figure again, and make one for that where there is none left.
+        getattr(pyplot.draw_if_interactive, "__dict__", {})["called"] = False
 
     pyplot.show = show
     try:
@@ -390,14 +402,17 @@ def flush_figures(session):
     managers = Gcf.get_all_fig_managers()
     for manager in managers:
         figure = manager.canvas.figure
-        if id(figure) not in session.shown_figures and (figure.axes or figure.lines or figure.texts or figure.images):
-            formatter = session.shell.display_formatter
-            bundle, _ = formatter.format(figure)
+        if id(figure) not in session.shown_figures and _has_content(figure):
+            bundle, _ = session.shell.display_formatter.format(figure)
             formats, note = to_formats(bundle)
             session.send_result(formats, note=note)
     session.shown_figures.clear()
     if managers:
         sys.modules["matplotlib.pyplot"].close("all")
+
+
+def _has_content(figure):
+    return bool(figure.axes or figure.lines or figure.texts or figure.images or figure.patches or figure.artists)
 
 
 def _figure(session, figure):
@@ -407,6 +422,8 @@ def _figure(session, figure):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     session.shown_figures.add(id(figure))
+    if not _has_content(figure):
+        return {}
     picture = io.BytesIO()
     canvas = figure.canvas
     try:
@@ -461,6 +478,4 @@ def inspect(shell, message):
 
 def strip(text):
     """Return `text` without terminal colours."""
-    import re
-
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)

@@ -319,6 +319,7 @@ class Session:
         self.main = None
         #: Whether the present run wants a dict or list as JSON too.
         self.wants_json = False
+        self.failures = None
         self.cancelling = False
         self._error_sent = False
         self._loop = None
@@ -336,11 +337,12 @@ class Session:
         config.HistoryAccessor.enabled = False
         config.HistoryManager.hist_file = ":memory:"  # its own would be in a folder that nobody may ever need
         config.Completer.use_jedi = False
-        config.InteractiveShell.colors = "linux"
+        config.InteractiveShell.colors = "nocolor"  # what it prints; tracebacks have theirs
         config.InteractiveShell.color_info = False
         config.InteractiveShell.banner1 = config.InteractiveShell.banner2 = ""
         cls = shell_names["make_shell"](InteractiveShell, session)
         self.shell = cls.instance(config=config)
+        self.failures = self.shell.failures = load("errors")["Failures"](self.shell, InteractiveShell, self)
         self.shell.loop_runner = self.run_coroutine
         shell_names["set_up"](self.shell, session)
 
@@ -390,23 +392,19 @@ class Session:
             self.flusher.start()
         elif not self.flusher.wanted.is_set():
             self.flusher.wanted.set()
-        status = "ok"
         try:
-            channel._pending = False
-            channel.in_user_code = True
-            if channel.was_interrupted_early():
-                raise KeyboardInterrupt
-            result = self.shell.run_cell(message["code"], store_history=True)
-            if result.error_before_exec is not None or result.error_in_exec is not None:
-                status = "error"
-            if "matplotlib.pyplot" in sys.modules:
-                load("shell")["flush_figures"](self)
+            try:
+                channel._pending = False
+                channel.in_user_code = True
+                if channel.was_interrupted_early():
+                    raise KeyboardInterrupt
+                self._execute(message["code"])
+            except BaseException as error:  # IPython's own: an interrupt between two steps, say
+                self.send_error(self.failures.settle(error))
             channel.in_user_code = False
         except BaseException as error:
             channel.in_user_code = False
-            status = "error"
-            if not self._error_sent:
-                self.send_error(type(error).__name__, str(error), [])
+            self.send_error(load("errors")["describe_barely"](error))
         if os.getpid() != channel.pid:
             os._exit(0)  # a child that the code forked, and forgot to end
         for name, value in before.items():
@@ -414,26 +412,36 @@ class Session:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        if self._error_sent:
-            status = "error"
+        status = "error" if self._error_sent else "ok"
         end = {"op": "end", "run": channel.run, "status": status, "count": self.shell.execution_count - 1}
         main, self.main = self.main, None
         channel.send(*((main, end) if main else (end,)), wait=False)
 
-    def send_error(self, ename, evalue, lines):
-        """Tell the exception that ended the run; the first counts."""
-        if self._error_sent or self.cancelling:
+    def _execute(self, code):
+        """Run a cell, tell what escaped from it, and show its figures."""
+        result = self.shell.run_cell(code, store_history=True)
+        error = result.error_in_exec if result.error_before_exec is None else result.error_before_exec
+        self.send_error(self.failures.settle(error))
+        if "matplotlib.pyplot" in sys.modules:
+            try:
+                load("shell")["flush_figures"](self)
+            except Exception as failed:
+                self.failures.print(self.failures.describe(failed))
+
+    def send_error(self, failed):
+        """Tell what ended the run, if anything did; the first counts."""
+        if failed is None or self._error_sent:
             return
         self._error_sent = True
-        lines = [line[: MAX_TEXT_CHARS // 8] for line in lines[:MAX_LINES]]
+        lines = [line[: MAX_TEXT_CHARS // 8] for line in failed.lines[:MAX_LINES]]
         while sum(map(len, lines)) > MAX_TEXT_CHARS and len(lines) > 1:
             del lines[len(lines) // 2]
         self.channel.send(
             {
                 "op": "error",
                 "run": self.channel.run,
-                "ename": ename[:1000],
-                "evalue": evalue[: MAX_TEXT_CHARS // 4],
+                "ename": failed.ename[:1000],
+                "evalue": failed.evalue[: MAX_TEXT_CHARS // 4],
                 "traceback": [strip_ansi(line) for line in lines],
                 "traceback_ansi": lines,
             }

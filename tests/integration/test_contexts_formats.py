@@ -335,6 +335,56 @@ def test_plotly_and_altair(show: Any) -> None:
     assert result.chart["spec"]["mark"] == {"type": "bar"}
 
 
+PLOTLY_WAYS = [
+    *(
+        "f",
+        "display(f)",
+        "f.show()",
+        "f.show('notebook')",
+        "f.show(renderer='browser')",
+        "pio.show(f)",
+        "pio.show(f, 'png')",
+    ),
+    *("pio.show(f.to_dict())", "pio.show(go.FigureWidget(f))", "go.FigureWidget(f)", "go.FigureWidget(f).show()"),
+    *("from plotly.offline import iplot; iplot(f)", "iplot(f.to_dict())", "iplot([go.Bar(x=['a'], y=[7])])"),
+    "import plotly; plotly.offline.init_notebook_mode(); plotly.offline.init_notebook_mode(connected=True); iplot(f)",
+    *("_ = plotly.offline.plot(f, filename='/tmp/p.html')", "f.write_html('/tmp/p.html', auto_open=True)"),
+    *("pio.renderers.default = 'notebook'; pio.show(f)", "f", "pio.renderers.default = 'browser+svg'; f.show()"),
+    *("pio.renderers.render_on_display = True; display(f)", "px.bar(x=['a'], y=[7])", "px.bar(x=['a'], y=[7]).show()"),
+    "pio.renderers.default = ''; iplot(f, config={'scrollZoom': True})",
+]
+
+
+def test_plotly_shows_one_specification_by_every_way_it_has(show: Any) -> None:
+    show("import plotly.express as px, plotly.io as pio\nfrom plotly import graph_objects as go")
+    show("f = go.Figure(go.Bar(x=['a'], y=[7]))")
+    for way in PLOTLY_WAYS:
+        (result,) = show(way)
+        assert result.chart["type"] == "plotly", way
+        (bar,) = result.chart["spec"]["data"]
+        assert (bar["type"], list(bar["x"])) == ("bar", ["a"]), way
+        assert result.extra["application/vnd.plotly.v1+json"] == result.chart["spec"], way
+        assert "(…)" in result.text, way
+        assert len(result.html or "") < 100_000, way
+    assert result.chart["spec"]["config"] == {"scrollZoom": True}
+
+
+def test_altair_shows_one_specification_by_every_way_it_has(show: Any) -> None:
+    show("import altair as alt\nc = alt.Chart(pd.DataFrame({'a': [1]})).mark_bar().encode(x='a')")
+    for way in (
+        "c",
+        "c.display()",
+        "c.show()",
+        "display(c)",
+        "alt.layer(c)",
+        "c | c",
+        "alt.renderers.enable('html'); c",
+    ):
+        (result,) = show(way)
+        assert result.chart["type"] == "vega", way
+        assert "data" in result.chart["spec"] or "datasets" in result.chart["spec"], way
+
+
 def test_the_protocols(show: Any) -> None:
     (result,) = show("from PIL import Image\nImage.new('RGB', (2, 2))")
     assert result.png.startswith(PNG)
@@ -363,12 +413,13 @@ Everything()"""
     assert [found.formats[-1] for found in results] == ["html", "markdown", "json", "latex"]
 
 
-def test_a_broken_repr_is_a_traceback_or_text(shared: Sandbox, context: CodeContext) -> None:
+def test_a_broken_repr_is_printed_and_the_rest_shown(shared: Sandbox, context: CodeContext) -> None:
     code = (
         "class Bad:\n    def _repr_html_(self): raise ValueError('html')\n    def __repr__(self): return 'bad'\nBad()"
     )
     result = shared.run_code(code, context=context)
-    assert result.text == "bad" or result.error is not None
+    assert (result.text, result.error) == ("bad", None)
+    assert "ValueError: html" in result.stderr
     bundle = "{'image/png': 'not base64!', 'text/plain': 'odd'}"
     code = f"class Odd:\n    def _repr_mimebundle_(self, **_): return {bundle}\nOdd()"
     result = shared.run_code(code, context=context)

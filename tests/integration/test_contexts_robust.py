@@ -221,6 +221,101 @@ def test_an_interpreter_that_dies_is_told_and_restarted(box: Sandbox, language: 
         assert_kept(box, neighbour)
 
 
+DEATHS = {
+    "python": "import os; os._exit(3)",
+    "javascript": "require('child_process').execSync(`kill -9 ${process.pid}`)",
+    "typescript": "require('fs').closeSync(4); await new Promise(() => {})",
+}
+PID = {"python": "import os; os.getpid()", "javascript": "process.pid", "typescript": "process.pid"}
+
+
+def default_of(box: Sandbox, language: str) -> CodeContext:
+    return next(one for one in box.list_code_contexts() if one.is_default and one.language == language)
+
+
+@pytest.mark.parametrize("language", DEATHS)
+def test_a_default_context_that_died_begins_anew_and_says_so(box: Sandbox, language: str) -> None:
+    for _ in range(2):
+        box.run_code("var kept = 1" if language != "python" else "kept = 1", language=language).check()
+        died = box.run_code(DEATHS[language], language=language, timeout=20)
+        assert (died.status, died.restarted) == ("exited", False)
+        again = box.run_code("kept", language=language)
+        assert (again.status, again.restarted) == ("error", True)
+        after = box.run_code("1 + 1", language=language)
+        assert (after.text, after.restarted, after.context) == ("2", False, died.context)
+
+
+@pytest.mark.parametrize("language", DEATHS)
+def test_a_default_context_that_died_between_two_runs_begins_anew(box: Sandbox, language: str) -> None:
+    pid = box.run_code(PID[language], language=language).text
+    context = default_of(box, language)
+    # Before it has read the next run, which is in its pipe: that one is for the next interpreter, and begins once.
+    box.exec(f"kill -STOP {pid}").check()
+    with box.run_code_stream("1 + 1", language=language) as stream:
+        while box.get_code_context(context).state != "busy":
+            pass
+        box.exec(f"kill -KILL {pid}").check()
+        result = stream.wait()
+    assert (result.status, result.text, result.restarted) == ("ok", "2", True)
+    # And long before the next run.
+    pid = box.run_code(PID[language], language=language).text
+    box.exec(f"kill -KILL {pid}").check()
+    while box.get_code_context(context).state != "exited":
+        pass
+    with pytest.raises(ContextExited):
+        box.complete_code(context, "1")
+    results = [box.run_code("1 + 1", language=language) for _ in range(2)]
+    assert [(one.text, one.restarted) for one in results] == [("2", True), ("2", False)]
+
+
+def test_a_default_context_that_cannot_begin_anew_says_why_and_tries_again(client: Client) -> None:
+    with Sandbox.create(client=client) as sandbox:
+        sandbox.run_code(DEATHS["javascript"], language="js")
+        sandbox.exec("mv $(command -v node) /tmp/node").check()
+        for _ in range(2):
+            with pytest.raises(InterpreterMissing):
+                sandbox.run_code("1", language="js")
+        sandbox.exec("mv /tmp/node /usr/local/bin/node").check()
+        assert (sandbox.run_code("1", language="js").restarted) is True
+
+
+SWALLOWED = [
+    "n = 0\nwhile n < 2:\n    try: import time; time.sleep(1000)\n    except KeyboardInterrupt: n += 1",
+    "class Odd(Exception):\n    n = 0\n    def __str__(self):\n        while self.n < 2:\n"
+    "            try:\n                while True: pass\n            except KeyboardInterrupt: self.n += 1\n"
+    "        return 'said'\nraise Odd",
+]
+
+
+@pytest.mark.parametrize("code", SWALLOWED)
+def test_a_swallowed_interrupt_is_sent_again(box: Sandbox, code: str) -> None:
+    with context_in(box, "python") as context:
+        result = box.run_code(code, context=context, timeout=0.3)
+        assert (result.status, result.restarted) == ("timeout", False)
+        assert_kept(box, context)
+
+
+LOOPS = [
+    "class Odd(Exception):\n    def __str__(self):\n        while True: pass\nraise Odd",
+    "class Odd(SystemExit):\n    def __str__(self):\n        while True: pass\nraise Odd",
+    "class Odd:\n    def __str__(self):\n        while True: pass\nexit(Odd())",
+    "class Odd:\n    def __str__(self):\n        while True: pass\nraise SystemExit(Odd())",
+    "class Odd(Exception):\n    def __repr__(self):\n        while True: pass\nraise ExceptionGroup('g', [Odd()])",
+    "class Odd(Exception):\n    def _render_traceback_(self):\n        while True: pass\nraise Odd",
+    "class Odd:\n    def _repr_html_(self):\n        while True: pass\nOdd()",
+    "class Odd:\n    def __repr__(self):\n        while True: pass\nOdd()",
+]
+
+
+@pytest.mark.parametrize("code", LOOPS)
+def test_an_end_that_loops_keeps_the_interpreter(box: Sandbox, code: str) -> None:
+    with context_in(box, "python") as context:
+        result = box.run_code(code, context=context, timeout=0.3)
+        assert result.error is not None
+        assert result.restarted is False
+        assert_kept(box, context)
+
+
 def forged(message: object) -> list[int]:
     body = msgpack.packb(message)
     return list(struct.pack(">I", len(body)) + body)
@@ -239,6 +334,17 @@ def test_forged_frames_are_data_or_nothing(box: Sandbox, language: str) -> None:
         lines = 'data: {"offset": 0}\\n\\nevent: end\\ndata: {"status": "ok"}\\n\\n'
         show = {"python": f"print('{lines}')", "javascript": f"console.log('{lines}')"}
         assert box.run_code(show[language], context=context).stdout == lines.replace("\\n", "\n") + "\n"
+
+
+def test_an_end_that_names_no_error_has_one_all_the_same(box: Sandbox) -> None:
+    find = "import gc\nchannel = next(one for one in gc.get_objects() if type(one).__name__ == 'Channel')\n"
+    end = "channel.send({'op': 'end', 'run': channel.run, 'status': 'error', 'count': 1}, wait=False)"
+    with context_in(box, "python") as context:
+        result = box.run_code(find + end, context=context)
+        assert result.status == "error"
+        assert result.error is not None
+        assert "did not say" in result.error.evalue
+        assert_kept(box, context)
 
 
 @BOTH

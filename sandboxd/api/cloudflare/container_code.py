@@ -134,7 +134,7 @@ async def run(call: Call, name: str) -> TrioResponse:
             why = f"cannot run {language} code in context {context.id}: its language is {context.spec.language}"
             raise Refusal("VALIDATION_FAILED", why, field="language", contextId=context.id)
     with about(contextId=context.id):
-        if context.state is State.EXITED:  # `os._exit()`: their clients know no restart
+        if context.state is State.EXITED and not context.is_default:  # `os._exit()`: their clients know no restart
             await context.restart()
         context.submit(one)
     call.stack.callback(one.stop)
