@@ -11,7 +11,7 @@ from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
 from ..errors import AccessDenied, InvalidRequest, MethodNotAllowed, RouteNotFound, SandboxdError
 from ..metrics import Metrics
-from . import problems
+from . import problems, target
 from .access import Caller, Level, Policy
 from .body import ApiRequest
 from .call import Call, Facts
@@ -80,6 +80,7 @@ class Api(QuartTrio):
         if caller is None:
             raise AccessDenied("cannot let the request in: nobody knows who sent it")
         self.policy.check(Level.CALLER if route is None else route.access, caller, request.headers)
+        target.check(request.path, request.query_string)
         if failure is not None:
             raise _routing_error(failure, request)
         assert route is not None  # noqa: S101 - the map holds our rules only

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
-import msgspec
 from werkzeug.exceptions import HTTPException
 from werkzeug.sansio.request import Request
 
 from ..errors import AccessDenied, InvalidRequest, RouteNotFound, SandboxdError
-from . import problems
+from . import jsontext, problems, target
 from .access import Level
 from .call import JSON_TYPE, Call
 from .cloudflare import problems as cloudflare_problems
@@ -40,8 +38,8 @@ class SocketCall(Call):
 
 async def serve(api: Api, protocol: Http1, upgrade: Upgrade, caller: Caller | None, stream: trio.SocketStream) -> None:
     """Serve a request for a WebSocket to its end; one that cannot be served is answered with a problem."""
-    path, _, query = upgrade.target.partition(b"?")
-    request = Request("GET", "ws", None, "", unquote(path.decode("latin-1")), query, upgrade.headers, None)
+    path, query = target.split(upgrade.target)
+    request = Request("GET", "ws", None, "", path, query, upgrade.headers, None)
     socket: WebSocket | None = None
     try:
         route, arguments = _find(api, request, caller)
@@ -60,7 +58,7 @@ async def _refuse(protocol: Http1, socket: WebSocket | None, path: str, error: E
     if cloudflare_problems.is_face(path):
         status, shown = cloudflare_problems.tell(path, error)
         kind = str(shown["code"])
-        answer = (status, msgspec.json.encode(shown, enc_hook=str), {"Content-Type": JSON_TYPE})
+        answer = (status, jsontext.encode(shown), {"Content-Type": JSON_TYPE})
     else:
         problem = problems.known(error)
         kind, answer = problem.kind, (problems.status_of(problem), problems.to_json(problem), problems.headers(problem))
@@ -87,6 +85,7 @@ def _find(api: Api, request: Request, caller: Caller | None) -> tuple[Any, dict[
     except HTTPException:
         failure = RouteNotFound(f"cannot find {request.path[:200]}: there is no such route", path=request.path[:200])
     api.policy.check(Level.CALLER if route is None else route.access, caller, cloudflare_tokens.headers_of(request))
+    target.check(request.path, request.query_string)
     if failure is not None:
         raise failure
     if route is None or not route.websocket:

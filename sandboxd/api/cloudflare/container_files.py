@@ -12,8 +12,8 @@ from ...errors import FileNotFound, NotAFile
 from ...runtime import checks, filefacts
 from ...runtime.files import PIECE_BYTES
 from ...spec import name_bytes
+from ...wire.times import rfc3339
 from ..call import answer
-from ..models import rfc3339
 from . import container, problems
 from . import container_sessions as sessions
 from .container import Body, Events, about, event
