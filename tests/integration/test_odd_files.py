@@ -12,9 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from sandboxd import Sandbox
+from sandboxd import ArchiveRefused, Sandbox
 from sandboxd.client import Client
 from tests.support.daemon import Daemon
+from tests.support.zips import raw_zip
 
 pytestmark = pytest.mark.real
 
@@ -105,3 +106,14 @@ def test_names_that_are_no_utf_8_are_told_by_every_list(client: Client, http: ht
             assert sandbox.stat_file(f"/workspace/d/{name}").type == "file"
         found = http.post(f"/v1/sandboxes/{sandbox.id}/files/search", json={"path": "/workspace/d", "name": "*"})
         assert len(found.json()["items"]) == 2
+
+
+def test_a_zip_of_any_maker_is_unpacked_under_its_own_names(sandbox: Sandbox) -> None:
+    old = raw_zip("\u00e9.txt".encode("cp437"), system=0)
+    for data in (raw_zip("\u65e5\u672c.txt".encode(), system=3), old, raw_zip(b"a\\b", system=10)):
+        sandbox.write_archive("/workspace/z", data)
+    found = [file.path for file in sandbox.list_files("/workspace/z", recursive=True)]
+    assert found == [f"/workspace/z/{name}" for name in ("a", "a/b", "\u00e9.txt", "\u65e5\u672c.txt")]
+    for data in (raw_zip(b"", system=3), raw_zip(b"..\\evil", system=0), raw_zip(b"\xff", system=3, flags=0x800)):
+        with pytest.raises(ArchiveRefused):
+            sandbox.write_archive("/workspace/z", data)
