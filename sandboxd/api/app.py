@@ -12,7 +12,7 @@ from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
 from ..errors import AccessDenied, InvalidRequest, MethodNotAllowed, RouteNotFound, SandboxdError
 from ..metrics import Metrics
-from . import problems
+from . import problems, target
 from .access import Caller, Level, Policy
 from .body import ApiRequest
 from .call import Call, Facts
@@ -104,6 +104,7 @@ class Api(QuartTrio):
         request, route = call.request, admission.route
         if admission.refusal is not None:
             raise admission.refusal
+        target.check(request.path, request.query_string)
         if admission.missing is not None:
             raise _routing_error(admission.missing, request)
         assert route is not None  # noqa: S101 - the map holds our rules only

@@ -6,11 +6,10 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import msgspec
 from quart_trio.wrappers import TrioResponse
 
 from ..errors import InvalidRequest, UnknownField
-from . import models
+from . import jsontext, models
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -119,7 +118,7 @@ class Call:
 
 def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> TrioResponse:  # noqa: ANN401 - anything that JSON holds
     """Return a JSON answer."""
-    return TrioResponse(msgspec.json.encode(value), status, headers, content_type=JSON_TYPE)
+    return TrioResponse(jsontext.encode(value, None), status, headers, content_type=JSON_TYPE)
 
 
 def nothing() -> TrioResponse:

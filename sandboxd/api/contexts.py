@@ -15,10 +15,10 @@ from ..runtime.runs import Run
 from ..spec import ContextSpec, check_code, check_env, check_seconds
 from ..wire import sse
 from ..wire import worker as frames
+from ..wire.times import rfc3339
 from . import context_models as models
 from . import problems
 from .call import answer, nothing, streamed
-from .models import rfc3339
 from .pieces import Joiner, Text, answer_in_pieces, encode_object, fields_of
 from .streams import KEEP_ALIVE_S
 

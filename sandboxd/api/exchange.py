@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 import logging
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote
 
 import trio
 from hypercorn.protocol.events import Body, EndBody, Response, StreamClosed
 
 from ..errors import SandboxdError
+from . import target
 from .call import Call
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ class Exchange:
         self._began = False
         self._answered = False
         self._closed = False
-        path, _, query = request.target.partition(b"?")
+        path, query = target.split(request.target)
         method = request.method.decode("ascii").upper()
         scope: Any = {"type": "http"}
         made: Any = api.request_class(
-            *(method, "http", unquote(path.decode("ascii")), query, headers, "", request.http_version.decode(), scope),
+            *(method, "http", path, query, headers, "", request.http_version.decode(), scope),
             send_push_promise=functools.partial(_no_push),
         )
         self.call = Call(made, api.manager, api.facts, api.metrics)

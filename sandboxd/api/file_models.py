@@ -10,7 +10,8 @@ import msgspec
 
 from ..errors import InvalidRequest
 from ..spec import MAX_PATH_BYTES, check_file_path, check_text, name_bytes
-from .models import _In, rfc3339
+from ..wire.times import rfc3339
+from .models import _In
 
 if TYPE_CHECKING:
     from ..runtime.filefacts import FileFacts

@@ -12,6 +12,7 @@ from quart.wrappers.response import ResponseBody
 from ..errors import InternalError, InvalidRequest, RangeNotSatisfiable
 from ..runtime.files import PIECE_BYTES
 from ..spec import check_mode
+from ..wire.times import calendar
 from .body import UPLOAD_IDLE_S
 from .call import answer, streamed
 from .file_models import FileOut, shown, spelled
@@ -37,7 +38,7 @@ async def read(call: Call, ref: str) -> TrioResponse:
     headers = {
         "Content-Type": mimetypes.guess_type(path)[0] or "application/octet-stream",
         "Accept-Ranges": "bytes",
-        "Last-Modified": email.utils.formatdate(max(0.0, reader.mtime), usegmt=True),
+        "Last-Modified": email.utils.format_datetime(calendar(max(0.0, reader.mtime)), usegmt=True),
         # A file is whatever a program in a sandbox wrote: no browser may guess it to be a page of ours.
         "X-Content-Type-Options": "nosniff",
     }

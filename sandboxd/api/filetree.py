@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import FileNotFound, NotAFile
 from ..runtime import checks, filefacts
-from ..spec import check_file_path, check_mode, name_bytes
+from ..spec import check_file_path, check_mode, check_user, name_bytes
 from . import file_models as models
 from .call import answer, nothing
 from .pieces import answer_in_pieces
@@ -134,8 +134,8 @@ async def chown(call: Call, ref: str) -> TrioResponse:
     model = await call.read(models.ChownIn)
     params = {
         "path": name_bytes(models.path_of(model)),
-        "user": model.user,
-        "group": model.group,
+        "user": None if model.user is None else check_user(model.user),
+        "group": None if model.group is None else check_user(model.group, "group"),
         "recursive": model.recursive,
     }
     return _changed(await sandbox.run_errand("chown", params))

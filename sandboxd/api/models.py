@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-import datetime
-import json
 import re
 import shlex
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import msgspec
 
 from ..errors import InvalidRequest, NotAvailable, UnknownField
 from ..network import NetworkSpec
 from ..spec import CommandSpec, Limits, SandboxSpec
+from ..wire.times import rfc3339
+from . import jsontext
 
 if TYPE_CHECKING:
     from ..runtime.sandbox import Sandbox
@@ -260,26 +260,9 @@ def parse(body: bytes, model: type[_T]) -> _T:
         UnknownField, InvalidRequest: with the fact `field` where one can be named.
     """
     try:
-        data = json.loads(body or b"{}", object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except RecursionError:
-        raise InvalidRequest("cannot read the body: it is nested too deep") from None
-    except ValueError as error:
-        raise InvalidRequest(f"cannot read the body as JSON: {str(error)[:200]}") from None
-    try:
-        return msgspec.convert(data, model)
+        return msgspec.convert(jsontext.parse(body or b"{}", unique=True), model)
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from None
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("an object has the same key twice")
-    return found
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _explain(text: str) -> InvalidRequest:
@@ -366,12 +349,6 @@ def _stdin(value: str | bool | None, encoding: str) -> bytes | bool | None:
         return value.encode()
     except UnicodeEncodeError:
         raise InvalidRequest("cannot accept stdin: it has a lone surrogate", field="stdin") from None
-
-
-def rfc3339(seconds: float) -> str:
-    """Return a time since the epoch as text, in UTC."""
-    when = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def stats_out(sandbox: Sandbox, stats: dict[str, Any]) -> StatsOut:

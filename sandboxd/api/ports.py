@@ -9,8 +9,9 @@ import msgspec
 from ..errors import InvalidRequest, NotAvailable
 from ..runtime import waiting
 from ..spec import check_process_id
+from ..wire.times import rfc3339
 from .call import answer, nothing
-from .models import _In, rfc3339
+from .models import _In
 
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse

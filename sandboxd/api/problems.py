@@ -6,9 +6,8 @@ import logging
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from .. import errors
+from . import jsontext
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,8 +48,8 @@ def to_dict(error: errors.SandboxdError) -> dict[str, Any]:
 
 
 def to_json(error: errors.SandboxdError) -> bytes:
-    """Return the problem object as JSON; a fact that JSON has no form for becomes its text."""
-    return msgspec.json.encode(to_dict(error), enc_hook=str)
+    """Return the problem object as JSON, whatever is in its facts."""
+    return jsontext.encode(to_dict(error))
 
 
 def headers(error: errors.SandboxdError) -> dict[str, str]:

@@ -9,7 +9,8 @@ import msgspec
 
 from ..errors import InvalidRequest
 from ..spec import CommandSpec, check_size
-from .models import ExecIn, Usage, _In, rfc3339, to_command
+from ..wire.times import rfc3339
+from .models import ExecIn, Usage, _In, to_command
 
 if TYPE_CHECKING:
     from ..runtime.processes import ProcessInfo

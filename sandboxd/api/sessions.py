@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..spec import SessionSpec, check_session_id
+from ..wire.times import rfc3339
 from .call import answer, nothing
-from .models import _In, rfc3339
+from .models import _In
 from .pieces import answer_in_pieces
 
 if TYPE_CHECKING:

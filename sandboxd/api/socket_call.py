@@ -5,14 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
-import msgspec
 from werkzeug.exceptions import HTTPException
 from werkzeug.sansio.request import Request
 
 from ..errors import AccessDenied, InvalidRequest, RouteNotFound, SandboxdError
-from . import problems
+from . import jsontext, problems, target
 from .access import Level
 from .call import JSON_TYPE, Call
 from .cloudflare import problems as cloudflare_problems
@@ -53,8 +51,8 @@ async def serve(
 
     `admitted` is called once the caller has been let in.
     """
-    path, _, query = upgrade.target.partition(b"?")
-    request = Request("GET", "ws", None, "", unquote(path.decode("latin-1")), query, upgrade.headers, None)
+    path, query = target.split(upgrade.target)
+    request = Request("GET", "ws", None, "", path, query, upgrade.headers, None)
     try:
         route, arguments = _find(api, request, caller)
         admitted()
@@ -83,7 +81,7 @@ def _told(path: str, error: Exception) -> tuple[str, tuple[int, bytes, dict[str,
     """Return an error's kind and the answer that tells of it: status, body, headers."""
     if cloudflare_problems.is_face(path):
         status, shown = cloudflare_problems.tell(path, error)
-        return str(shown["code"]), (status, msgspec.json.encode(shown, enc_hook=str), {"Content-Type": JSON_TYPE})
+        return str(shown["code"]), (status, jsontext.encode(shown), {"Content-Type": JSON_TYPE})
     problem = problems.known(error)
     return problem.kind, (problem.status, problems.to_json(problem), problems.headers(problem))
 
@@ -105,6 +103,7 @@ def _find(api: Api, request: Request, caller: Caller | None) -> tuple[Any, dict[
     except HTTPException:
         failure = RouteNotFound(f"cannot find {request.path[:200]}: there is no such route", path=request.path[:200])
     api.policy.check(Level.CALLER if route is None else route.access, caller, cloudflare_tokens.headers_of(request))
+    target.check(request.path, request.query_string)
     if failure is not None:
         raise failure
     if route is None or not route.websocket:

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import json
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 import trio
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Message, Ping, TextMessage
@@ -26,7 +24,7 @@ from wsproto.utilities import LocalProtocolError, generate_accept_token
 
 from ..errors import InvalidRequest
 from ..runtime.strangers import Turn
-from . import problems
+from . import jsontext, problems
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -221,7 +219,7 @@ class WebSocket:
 
     async def send_json(self, value: dict[str, Any]) -> None:
         """Send an object as a text message."""
-        await self._send(TextMessage(data=msgspec.json.encode(value, enc_hook=str).decode()))
+        await self._send(TextMessage(data=jsontext.encode(value).decode()))
 
     async def send_problem(self, error: SandboxdError) -> None:
         """Tell the client of an error that does not end the connection."""
@@ -276,10 +274,7 @@ def parse_json(text: str) -> dict[str, Any]:
     Raises:
         InvalidRequest: it holds none.
     """
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        raise InvalidRequest("cannot understand the message: a text message is a JSON object") from None
+    value = jsontext.parse(text, what="the message")
     if not isinstance(value, dict):
         raise InvalidRequest("cannot understand the message: a text message is a JSON object")
     return value

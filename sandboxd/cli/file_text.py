@@ -26,7 +26,7 @@ _KINDS: Final = {
 
 def utc(when: dt.datetime) -> str:
     """Return a moment to the second, as 2026-01-02T03:04:05Z."""
-    return when.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return when.astimezone(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def mode_text(info: FileInfo) -> str:

@@ -12,7 +12,7 @@ from sandboxd.wire.sse import SseDecoder
 
 from .calls import StreamCall
 from .failures import from_problem
-from .models import Json, read
+from .models import Json, parse_time, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -89,7 +89,7 @@ def _parse(kind: str, value: Json) -> SandboxEvent:
     facts = {key: item for key, item in value.items() if key not in _COMMON}
     return SandboxEvent(
         type=kind,
-        time=dt.datetime.fromtimestamp(value["time"], dt.UTC),
+        time=parse_time(value["time"]),
         offset=int(value["offset"]),
         sandbox=None if kind == "dropped" else str(value["sandbox"]),
         sandbox_name=value.get("sandbox_name"),

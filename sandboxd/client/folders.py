@@ -7,6 +7,7 @@ Names and links that lead outside, devices and what has no business in a copy ar
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import tarfile
@@ -148,7 +149,8 @@ def _place(archive: tarfile.TarFile, member: tarfile.TarInfo, root: Path, links:
             left -= len(piece)
             file.write(piece)
     path.chmod(member.mode & 0o755 | 0o600)
-    os.utime(path, (member.mtime, member.mtime))
+    with contextlib.suppress(OSError, OverflowError, ValueError):  # a time that this machine has no word for
+        os.utime(path, (member.mtime, member.mtime))
     return True
 
 

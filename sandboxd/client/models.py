@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar
 
 from sandboxd.errors import InvalidRequest, RemoteProtocolError
 from sandboxd.spec import Limits
+from sandboxd.wire.times import calendar
 
 from .failures import CommandFailed
 from .text import decode_between
@@ -234,6 +235,6 @@ def _text(value: Json) -> str:
 def parse_time(value: Json) -> dt.datetime:
     """Read an ISO 8601 time or seconds since 1970."""
     if isinstance(value, int | float):
-        return dt.datetime.fromtimestamp(value, dt.UTC)
+        return calendar(value)
     found = dt.datetime.fromisoformat(value)
     return found if found.tzinfo else found.replace(tzinfo=dt.UTC)

@@ -12,6 +12,7 @@ import codecs
 import datetime
 import os
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -26,6 +27,7 @@ from .picking import Ignores, Picker
 from .placing import Placer, refuse
 from .tree import Entry, walk
 from .verbs import followed
+from .zipnames import Member, name_of
 
 FORMATS: Final = ("tar", "tar.gz", "zip")
 _PIECE: Final = 256 * 1024
@@ -41,6 +43,12 @@ _ZIP_MAGIC: Final = (b"PK\x03\x04", b"PK\x05\x06")
 _NOT_TAKEN: Final = (b"\xfd7zX", b"\x28\xb5\x2f\xfd")
 #: zip's flag of an encrypted member.
 _ENCRYPTED: Final = 1
+#: What the libraries raise for an archive that is none. The last line is what they did not think of: offsets and
+#: lengths that no file has, names that are not in their encoding.
+_DAMAGED: Final = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError),
+    *(ValueError, OverflowError, IndexError, struct.error),
+)
 
 
 class _Sink(Protocol):
@@ -186,13 +194,12 @@ def _pack_zip(entries: Iterator[Entry], sink: _Sink) -> dict[str, Any]:
 
 
 def _add_zip(archive: zipfile.ZipFile, info: tarfile.TarInfo, fd: int) -> None:
-    """Add one member. zip's names are UTF-8: what is none becomes U+FFFD."""
+    """Add one member."""
     when = datetime.datetime.fromtimestamp(max(0, min(info.mtime, 1 << 32)), datetime.UTC)
     year = min(max(when.year, _ZIP_YEARS[0]), _ZIP_YEARS[1])
-    name = os.fsencode(info.name).decode("utf-8", "replace")
     kinds = {tarfile.DIRTYPE: stat.S_IFDIR, tarfile.SYMTYPE: stat.S_IFLNK}
-    member = zipfile.ZipInfo(
-        name + ("/" if info.isdir() else ""), (year, when.month, when.day, when.hour, when.minute, when.second)
+    member = Member(
+        info.name + ("/" if info.isdir() else ""), (year, when.month, when.day, when.hour, when.minute, when.second)
     )
     member.create_system = 3  # Unix: the attributes below are a mode
     member.external_attr = (kinds.get(info.type, stat.S_IFREG) | info.mode) << 16
@@ -233,7 +240,7 @@ def unpack(means: Means, params: dict[str, Any]) -> dict[str, Any]:
                 _unpack_tar(_Gunzip(source) if name == "tar.gz" else source, placer)
                 while source.read(_PIECE):
                     pass  # what follows a tar's end is nothing, but the sender must be rid of it
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        except _DAMAGED as error:
             raise ArchiveRefused(f"cannot unpack: the archive is damaged ({error})", reason="damaged") from None
         except NotImplementedError as error:
             raise ArchiveRefused(f"cannot unpack: {error}", reason="method") from None
@@ -363,21 +370,22 @@ def _spooled(folder: int, source: _Source, placer: Placer) -> IO[bytes]:
 def _unpack_zip(file: IO[bytes], placer: Placer) -> None:
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
+            name = name_of(member)
             mode = member.external_attr >> 16
             kind = stat.S_IFMT(mode) if member.create_system == 3 else 0
             if member.flag_bits & _ENCRYPTED:
-                raise refuse(member.filename, "encrypted", "is encrypted")
+                raise refuse(name, "encrypted", "is encrypted")
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
-                raise refuse(member.filename, "kind", "is a device, a FIFO or a socket")
-            if member.is_dir():
-                placer.folder(member.filename)
+                raise refuse(name, "kind", "is a device, a FIFO or a socket")
+            if name.endswith("/") or kind == stat.S_IFDIR:
+                placer.folder(name)
                 continue
             with archive.open(member) as content:
                 if kind == stat.S_IFLNK:
-                    placer.link(member.filename, os.fsdecode(content.read(4096)))
+                    placer.link(name, os.fsdecode(content.read(4096)))
                 else:
                     mode = stat.S_IMODE(mode) if kind else 0o644
-                    placer.file(member.filename, mode, _zip_time(member), iter(lambda: content.read(_PIECE), b""))
+                    placer.file(name, mode, _zip_time(member), iter(lambda: content.read(_PIECE), b""))
 
 
 def _zip_time(member: zipfile.ZipInfo) -> float:

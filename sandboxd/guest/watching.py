@@ -13,7 +13,10 @@ good here:
 - When the kernel's queue is full, events are lost: an `overflow` event says so, and the folders are read again, so
   that what comes after it is whole. A reader who sees it must list what it wants to know.
 
-Names of writes under way (`TEMPORARY`) are outside: their rename into place is a `create`.
+- What comes in by a rename from outside may take the place of a file, and the kernel does not say so. The names in
+  each watched folder are remembered, by the number of its watch, so that this is a `write` and not a `create`.
+
+Names of writes under way (`TEMPORARY`) are outside: their rename into place is such a `write`, or a `create`.
 """
 
 from __future__ import annotations
@@ -38,6 +41,8 @@ from .verbs import followed
 
 #: Folders of one watch: each costs the kernel about 1 KiB. The sandbox's own bound (a sysctl) may be lower.
 MAX_FOLDERS: Final = 100_000
+#: Names of one watch that are remembered: about 30 MiB. What comes in the place of one that is not is a `create`.
+MAX_NAMES: Final = 250_000
 #: How long the second half of a rename may take; the kernel queues both at once, almost always.
 _PAIR_S: Final = 0.05
 #: Folders that may be missing at once. The kernel queues 16,384 events by default: what more of them wait for is lost.
@@ -87,6 +92,8 @@ class _Watcher:
         self._inotify = Inotify()
         self._paths: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
+        self._names: dict[int, set[bytes]] = {}
+        self._named = 0
         #: What reading a new folder has told already.
         self._told: set[str] = set()
         self._written: set[str] = set()
@@ -147,17 +154,20 @@ class _Watcher:
         path = f"{folder}/{os.fsdecode(happening.name)}"
         if self._moved and not (mask & inotify.IN_MOVED_TO and happening.cookie == self._moved[0].cookie):
             self._settle_moved()
+            if happening.watch not in self._paths:
+                return  # it lies in what has just left
         if not self._is_folder and path != self._root:
             self._settle_moved()
             return
         is_folder = bool(mask & inotify.IN_ISDIR)
+        was_there = self._keep_names(happening)
         if mask & inotify.IN_MOVED_FROM:
             self._untell(path, is_folder)
             if not is_folder:
                 self._vacate(path)
             self._moved = (happening, path, time.monotonic())
         elif mask & inotify.IN_MOVED_TO:
-            self._take_moved_to(path, is_folder)
+            self._take_moved_to(path, is_folder, was_there)
         elif mask & inotify.IN_CREATE:
             self._created(path, is_folder)
         else:
@@ -203,10 +213,15 @@ class _Watcher:
             self._forget(self._numbers[path])
             self._untell(path, True)
 
-    def _take_moved_to(self, path: str, is_folder: bool) -> None:
+    def _take_moved_to(self, path: str, is_folder: bool, was_there: bool) -> None:
         moved, self._moved = self._moved, None
         if moved is None:
-            self._created(path, is_folder)
+            if was_there and is_folder:
+                self._vacate(path)  # an empty folder, and the kernel's word that it is gone comes behind this
+            if was_there and not is_folder and path not in self._told:
+                self._tell("write", path, is_folder)
+            else:
+                self._created(path, is_folder)
             return
         self._tell("rename", path, is_folder, moved[1])
         if is_folder:
@@ -243,6 +258,8 @@ class _Watcher:
                 self._inotify.unwatch(number)
             self._paths.clear()
             self._numbers.clear()
+            self._names.clear()
+            self._named = 0
             self._add(self._root, tell=False)
 
     # --- watches ---
@@ -259,10 +276,19 @@ class _Watcher:
             return
         try:
             self._watch(fd, path)
+            if not self._is_folder:
+                self._know(self._numbers[path], os.fsencode(self._root.rpartition("/")[2]))
+                return
             if not self._recursive:
+                with os.scandir(fd) as names:
+                    for one in names:
+                        self._know(self._numbers[path], os.fsencode(one.name))
                 return
             for entry in tree.walk(fd):
                 below = f"{path}/{entry.path}"
+                folder = self._numbers.get(below.rpartition("/")[0])
+                if folder is not None:
+                    self._know(folder, os.fsencode(entry.name))
                 if entry.is_folder and (self._is_left_out(below) or not self._watch_entry(entry, below)):
                     entry.descend = False
                 if tell and below not in self._told:
@@ -308,8 +334,32 @@ class _Watcher:
 
     def _forget(self, number: int) -> None:
         path = self._paths.pop(number, None)
+        self._named -= len(self._names.pop(number, ()))
         if path is not None and self._numbers.get(path) == number:
             del self._numbers[path]
+
+    # --- names ---
+
+    def _know(self, number: int, name: bytes) -> bool:
+        """Remember a name in a watched folder; return whether it was known."""
+        names = self._names.setdefault(number, set())
+        if name in names:
+            return True
+        if self._named < MAX_NAMES:
+            names.add(name)
+            self._named += 1
+        return False
+
+    def _keep_names(self, happening: Happening) -> bool:
+        """Keep the names of a folder as an event says they are; return whether the event's name was known."""
+        if happening.mask & (inotify.IN_CREATE | inotify.IN_MOVED_TO):
+            return self._know(happening.watch, happening.name)
+        names = self._names.get(happening.watch, set())
+        was_there = happening.name in names
+        if was_there and happening.mask & (inotify.IN_DELETE | inotify.IN_MOVED_FROM):
+            names.discard(happening.name)
+            self._named -= 1
+        return was_there
 
     def _rebase(self, old: str, new: str) -> None:
         """A folder has a new name: so have the paths of its watches."""

@@ -132,9 +132,12 @@ async def restore(sandbox: Sandbox, path: str, archive: str) -> Backup:
     try:
         found = await _unpack(sandbox, beside, archive)
         await sandbox.run_errand("mkdir", {"path": name_bytes(path), "parents": True, "mode": None})
-        for name in await _names(sandbox, path):
-            await sandbox.run_errand("delete", {"path": name_bytes(f"{path}/{name}"), "recursive": True})
-        for name in await _names(sandbox, beside):
+        old, new = await _types(sandbox, path), await _types(sandbox, beside)
+        for name, kind in old.items():
+            # A file takes a file's place in one step: nobody finds it missing, and a watch tells a write.
+            if "directory" in (kind, new.get(name, "directory")):
+                await sandbox.run_errand("delete", {"path": name_bytes(f"{path}/{name}"), "recursive": True})
+        for name in new:
             params = {"path": name_bytes(f"{beside}/{name}"), "new_path": name_bytes(f"{path}/{name}")}
             await sandbox.run_errand("rename", {**params, "overwrite": True})
     finally:
@@ -164,16 +167,16 @@ async def _unpack(sandbox: Sandbox, path: str, archive: str) -> Backup:
     return Backup(at, checks.integer(result, "entries"))
 
 
-async def _names(sandbox: Sandbox, folder: str) -> list[str]:
-    """Return the names in a folder."""
-    names: list[str] = []
+async def _types(sandbox: Sandbox, folder: str) -> dict[str, str]:
+    """Return the names in a folder, each with its type."""
+    found: dict[str, str] = {}
     after: bytes | None = None
     while True:
         params = {"path": name_bytes(folder), "recursive": False, "hidden": True, "limit": _PAGE, "after": after}
         async with sandbox.errand("list", params) as errand:
             while rows := await errand.next_rows():
-                names += [filefacts.parse(row).path.rpartition("/")[2] for row in rows]
+                found |= {one.path.rpartition("/")[2]: one.type for one in map(filefacts.parse, rows)}
             following = (errand.result or {}).get("next")
         if following is None:
-            return names
+            return found
         after = name_bytes(filefacts.name({"next": following}, "next"))

@@ -278,6 +278,41 @@ def test_writes_of_the_api_are_seen_as_one(daemon: Daemon, sandbox: Sandbox) -> 
     assert watched.told() == ["create /workspace/api"]
 
 
+def test_a_file_that_is_replaced_is_written_whoever_does_it(daemon: Daemon, sandbox: Sandbox) -> None:
+    names = ("put", "copy", "replace", "tar", "zip", "mv", "rename", "backup", "api-mv")
+    sandbox.exec(f"touch {' '.join(names)} /tmp/a /tmp/b; echo old > replace; mkdir /tmp/t").check()
+    for name in ("tar", "zip"):
+        sandbox.write_file(f"/tmp/t/{name}/{name}", "new")
+    sandbox.write_file("/workspace/restored/file", "kept")
+    sandbox.create_backup("/workspace/restored", "/tmp/kept")
+    sandbox.exec("mkdir -p restored/gone").check()
+    with Watched(daemon, sandbox) as watched:
+        sandbox.write_file("/workspace/put", "x")
+        sandbox.copy_file("/tmp/a", "/workspace/copy")
+        sandbox.replace_in_files("/workspace", "old", "new")
+        for form in ("tar", "zip"):
+            with sandbox.read_archive(f"/tmp/t/{form}", format=form) as stream:
+                archive = b"".join(stream)
+            sandbox.write_archive("/workspace", archive)
+        sandbox.exec("mv /tmp/b mv; echo > tmp; mv tmp rename").check()
+        sandbox.create_backup("/tmp/t", "/workspace/backup")
+        sandbox.restore_backup("/workspace/restored", "/tmp/kept")
+        sandbox.rename_file("/tmp/a", "/workspace/api-mv")
+        sandbox.write_file("/workspace/END", "x")
+    told = [told.replace("/workspace/", "") for told in watched.told()]
+    assert [one for one in told if one.split()[-1] != "tmp" or "<-" in one] == [
+        "write put", "write copy", "write replace", "write tar", "write zip", "write mv", "rename rename <- tmp",
+        "write backup", "remove restored/gone", "write restored/file", "write api-mv",
+    ]  # fmt: skip
+
+
+def test_what_has_left_is_not_told_of(daemon: Daemon, sandbox: Sandbox) -> None:
+    sandbox.exec("mkdir -p z/b").check()
+    with Watched(daemon, sandbox) as watched:
+        sandbox.exec("mv z /tmp/z0; touch /tmp/z0/b/x /tmp/z0/y; mkdir /tmp/z0/b/d; touch END").check()
+    assert watched.told() == ["remove /workspace/z"]
+
+
 def test_a_flat_watch_and_one_of_a_file(daemon: Daemon, sandbox: Sandbox) -> None:
     sandbox.exec("mkdir d; echo x > d/f").check()
     with Watched(daemon, sandbox, recursive=False) as watched:
@@ -290,7 +325,7 @@ def test_a_flat_watch_and_one_of_a_file(daemon: Daemon, sandbox: Sandbox) -> Non
             changes.append(change.type)
             if change.type == "remove":
                 break
-    assert changes == ["write", "create", "remove"]
+    assert changes == ["write", "write", "remove"]
 
 
 def test_a_watch_ends_when_its_folder_is_gone(sandbox: Sandbox) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sandboxd.guest import watching
+from sandboxd.guest.paths import TEMPORARY
 from sandboxd.guest.picking import Picker
 from sandboxd.linux.inotify import Inotify
 
@@ -44,6 +45,13 @@ NAMES_TAKEN_AGAIN: list[Operation] = [
 MOVE_INTO_WHAT_IS_NEW: list[Operation] = [
     ("mkdir", "a"), ("write", "a/f"), ("mkdir", "a/b"), ("mkdir", "new"), ("rename", "a", "new/a"),
     ("write", "new/a/h"), ("write", "new/a/b/i"),
+]  # fmt: skip
+#: What happens in a folder that has left the tree is nobody's business here.
+MOVE_OUT: list[Operation] = [
+    ("mkdir", "z"), ("mkdir", "z/b"), ("write", "z/b/f"), ("rename", "z", "../out"), ("write", "../out/b/x"),
+    ("rename", "../out/b", "../out/c"), ("mkdir", "../out/d"), ("write", "y"),
+    ("delete", "../out/c/f"), ("delete", "../out/c/x"), ("rmdir", "../out/c"), ("rmdir", "../out/d"),
+    ("rmdir", "../out"),
 ]  # fmt: skip
 
 
@@ -195,6 +203,7 @@ def theatre(tmp_path: pathlib.Path) -> Iterator[Theatre]:
         pytest.param(MAKE_FOLDER_OF_FILE, False, False, id="folder-of-file"),
         pytest.param(NAMES_TAKEN_AGAIN, True, False, id="names-taken-again"),
         pytest.param(MOVE_INTO_WHAT_IS_NEW, False, False, id="move-into-new"),
+        pytest.param(MOVE_OUT, False, False, id="move-out"),
     ],
 )
 def test_whatever_happens_between_two_steps_is_told(
@@ -220,3 +229,92 @@ def test_whatever_happens_between_two_steps_is_told(
                     break
     assert not wrong, (len(wrong), plays, wrong[:12])
     assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+class Watched:
+    """A folder with a watcher, whose rows are taken after each operation."""
+
+    def __init__(self, root: pathlib.Path, *, target: pathlib.Path | None = None, recursive: bool = True) -> None:
+        self.root = root
+        self.rows = Rows()
+        is_folder = target is None
+        path = str(root if target is None else target)
+        self.watcher = watching._Watcher(path, is_folder, recursive, self.rows, Picker({}))  # type: ignore[arg-type]
+        self.watcher.start()
+        self.rows.rows.clear()
+
+    def after(self, *operation: str) -> list[tuple[str, str]]:
+        """Do something and return what is told of it: kinds and paths."""
+        name, *paths = operation
+        DEEDS[name](*(f"{self.root}/{path}" for path in paths))
+        inotify = self.watcher._inotify
+        while select.select([inotify.fd], [], [], 0)[0]:
+            for happening in inotify.read():
+                self.watcher._take(happening)
+        self.watcher._settle_moved()
+        self.watcher._caught_up()
+        found = [(row["type"], os.fsdecode(row["path"]).removeprefix(f"{self.root}/")) for row in self.rows.rows]
+        self.rows.rows.clear()
+        return found
+
+    def close(self) -> None:
+        os.close(self.watcher._inotify.fd)
+
+
+@pytest.fixture
+def tree(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    root = tmp_path / "root"
+    (root / "d" / "e").mkdir(parents=True)
+    for name in ("f", "d/f", "d/e/f", "../in", "../in2", f"{TEMPORARY}0", f"d/e/{TEMPORARY}1", f"{TEMPORARY}2"):
+        (root / name).write_text("x")
+    return root
+
+
+def test_what_takes_the_place_of_a_file_is_a_write(tree: pathlib.Path) -> None:
+    watched = Watched(tree)
+    assert watched.after("rename", f"{TEMPORARY}0", "f") == [("write", "f")]
+    assert watched.after("rename", f"d/e/{TEMPORARY}1", "d/e/f") == [("write", "d/e/f")]
+    assert watched.after("rename", "../in", "d/f") == [("write", "d/f")]
+    assert watched.after("rename", f"{TEMPORARY}2", "new") == [("create", "new")]
+    # Names go with their folders, and go away with what had them.
+    assert watched.after("rename", "d", "moved") == [("rename", "moved")]
+    assert watched.after("rename", "../in2", "moved/e/f") == [("write", "moved/e/f")]
+    assert watched.after("rename", "moved/e/f", "../in") == [("remove", "moved/e/f")]
+    assert watched.after("rename", "../in", "moved/e/f") == [("create", "moved/e/f")]
+    assert watched.after("delete", "new") == [("remove", "new")]
+    assert watched.after("rename", "moved/e/f", "new") == [("rename", "new")]
+    assert watched.after("rename", "f", "new") == [("rename", "new")]
+    watched.close()
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+def test_so_it_is_of_one_file_and_of_one_level(tree: pathlib.Path, *, recursive: bool) -> None:
+    level, one = Watched(tree, recursive=False), Watched(tree, target=tree / "f", recursive=recursive)
+    DEEDS["rename"](tree / f"{TEMPORARY}0", tree / "f")
+    assert [watched.after("delete", "../in2" if watched is one else "../in") for watched in (level, one)] == [
+        [("write", "f")],
+        [("write", "f")],
+    ]
+    assert level.after("rename", f"{TEMPORARY}2", "new") == [("create", "new")]
+    level.close()
+    one.close()
+
+
+def test_a_folder_that_takes_anothers_place_is_watched(tree: pathlib.Path) -> None:
+    (tree / "empty").mkdir()
+    (tree / "../full").mkdir()
+    (tree / "../full/a").write_text("x")
+    watched = Watched(tree)
+    assert watched.after("rename", "../full", "empty") == [("create", "empty"), ("create", "empty/a")]
+    assert watched.after("write", "empty/b")[0] == ("create", "empty/b")
+    watched.close()
+
+
+def test_names_beyond_the_bound_are_forgotten_well(tree: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "MAX_NAMES", 1)
+    watched = Watched(tree)
+    told = {watched.after("rename", source, target)[0][0] for source, target in (("../in", "f"), ("../in2", "d/f"))}
+    assert told <= {"create", "write"}
+    assert "create" in told
+    assert watched.watcher._named <= 1
+    watched.close()

@@ -30,6 +30,7 @@ from ...errors import (
 from ...runtime.lifecycle import ALIVE
 from ...spec import CommandSpec, SessionSpec, check_session_id, name_bytes
 from ...wire import sse
+from .. import jsontext
 from ..call import answer, nothing, streamed
 from ..filedata import PackBody, unpack_body
 from ..files import FileBody, write_body
@@ -85,8 +86,8 @@ async def _read(call: Call, model: type[_T]) -> _T:
     """Return the body as a model; fields that it does not have are ignored, as there."""
     body = await call.body.read_json()
     try:
-        return msgspec.json.decode(body or b"{}", type=model)
-    except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
+        return msgspec.convert(jsontext.parse(body or b"{}"), model)
+    except (msgspec.ValidationError, InvalidRequest) as error:
         raise Refusal("invalid_request", f"invalid JSON body: {str(error)[:200]}") from None
 
 
@@ -232,7 +233,7 @@ class _ExecBody(SseBody):
 
     def _problem(self, error: SandboxdError) -> bytes:
         shown = {"error": error.message, "code": "exec_transport_error"}
-        return sse.encode(msgspec.json.encode(shown), event="error")
+        return sse.encode(jsontext.encode(shown), event="error")
 
 
 def _output(stream: str, data: bytes) -> bytes:

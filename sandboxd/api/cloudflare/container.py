@@ -15,6 +15,7 @@ from quart.wrappers.response import ResponseBody
 from ...errors import FileNotFound, InvalidRequest, NotAFile, SandboxdError
 from ...spec import MAX_JSON_BODY_BYTES
 from ...wire import sse
+from .. import jsontext
 from ..call import streamed
 from ..pieces import Joiner
 from ..streams import KEEP_ALIVE_S
@@ -62,12 +63,12 @@ async def read(call: Call, model: type[_T], *, limit: int = MAX_JSON_BODY_BYTES)
     """
     body = await call.body.read_json(limit)
     try:
-        return msgspec.json.decode(body or b"{}", type=model)
+        return msgspec.convert(jsontext.parse(body or b"{}"), model)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at ")
         raise Refusal("VALIDATION_FAILED", f"cannot accept the request: {what}", field=where.strip("`$.")) from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise Refusal("VALIDATION_FAILED", f"cannot read the body as JSON: {str(error)[:200]}") from None
+    except InvalidRequest as error:
+        raise invalid(error) from None
 
 
 def check_words(value: str, field: str, limit: int) -> str:
@@ -170,7 +171,7 @@ def named(operation: str, handler: Callable[..., Awaitable[_T]]) -> Callable[...
 def event(kind: str, /, **fields: Any) -> bytes:  # noqa: ANN401 - any JSON value
     """Return one server-sent event in their form: all of it in `data`, without an event's name."""
     shown = {"type": kind, **fields, "timestamp": problems.timestamp()}
-    return b"data: " + msgspec.json.encode(shown, enc_hook=str) + b"\n\n"
+    return b"data: " + jsontext.encode(shown) + b"\n\n"
 
 
 def stream(body: ResponseBody) -> TrioResponse:

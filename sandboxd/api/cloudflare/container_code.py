@@ -15,9 +15,9 @@ from ...runtime.logs import STREAMS
 from ...runtime.runs import Run
 from ...spec import ContextSpec, check_code, check_env, check_language
 from ...wire import worker as frames
+from ...wire.times import rfc3339
 from ..call import answer
 from ..contexts import to_result
-from ..models import rfc3339
 from ..pieces import ascii_only, encode
 from . import charts, container, problems
 from .container import Body, Events, about

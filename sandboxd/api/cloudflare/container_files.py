@@ -16,8 +16,8 @@ from ...runtime import checks, filefacts
 from ...runtime.files import PIECE_BYTES
 from ...runtime.headtail import whole_length
 from ...spec import name_bytes
+from ...wire.times import rfc3339
 from ..call import answer
-from ..models import rfc3339
 from ..pieces import Text, answer_in_pieces
 from . import container, problems
 from . import container_sessions as sessions

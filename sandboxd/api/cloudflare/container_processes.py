@@ -13,8 +13,8 @@ from ...errors import InvalidRequest, ProcessNotFound, ProcessNotRunning
 from ...runtime import logs, waiting
 from ...runtime.processes import MAX_PAGE
 from ...spec import STOP_GRACE_S, CommandSpec, check_process_id, check_signal
+from ...wire.times import rfc3339
 from ..call import answer
-from ..models import rfc3339
 from ..pieces import Text, answer_in_pieces
 from . import container, problems
 from . import container_sessions as sessions
@@ -150,7 +150,7 @@ async def kill(call: Call, name: str, process: str) -> TrioResponse:
             if wanted is None:
                 await _end(sandbox, process)
             else:
-                number = check_signal(int(wanted) if wanted.isascii() and wanted.isdigit() else wanted)
+                number = check_signal(wanted)
                 await sandbox.processes.signal(process, number)
         except ProcessNotRunning:
             raise Refusal("PROCESS_NOT_FOUND", f"cannot kill process {process}: it has ended") from None

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import InvalidRequest, NameTaken, SessionNotFound
 from ...spec import CommandSpec, SessionSpec, check_session_id
+from ...wire.times import rfc3339
 from ..call import answer
-from ..models import rfc3339
 from . import container, problems
 from .container import Body, about
 from .problems import Refusal

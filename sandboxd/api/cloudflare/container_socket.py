@@ -18,6 +18,7 @@ from werkzeug.datastructures import Headers
 
 from ...errors import InvalidRequest
 from ...wire.sse import SseDecoder
+from .. import jsontext, target
 from .. import problems as native
 from ..call import JSON_TYPE, Call
 from ..websocket import Gone, parse_json
@@ -85,13 +86,14 @@ class _Client:
             raise Refusal("VALIDATION_FAILED", "cannot understand the message: it is no request")
         if name in self._running or len(self._running) >= MAX_REQUESTS:
             raise Refusal("VALIDATION_FAILED", "cannot take the request: its id is in use, or too many are under way")
+        body = b"" if given.get("body") is None else _body(given["body"])
         self._running[name] = trio.CancelScope()
-        self._nursery.start_soon(self._serve, name, method, path, given)
+        self._nursery.start_soon(self._serve, name, method, path, body)
 
-    async def _serve(self, name: str, method: str, path: str, given: dict[str, Any]) -> None:
+    async def _serve(self, name: str, method: str, path: str, body: bytes) -> None:
         try:
             with self._running[name]:
-                await self._answer(name, method, path, given)
+                await self._answer(name, method, path, body)
         except Gone:
             self._nursery.cancel_scope.cancel()
         except Exception as error:  # after the answer began: over HTTP the connection would be cut
@@ -102,9 +104,8 @@ class _Client:
         finally:
             del self._running[name]
 
-    async def _answer(self, name: str, method: str, path: str, given: dict[str, Any]) -> None:
+    async def _answer(self, name: str, method: str, path: str, body: bytes) -> None:
         api: Any = self._call.api
-        body = b"" if given.get("body") is None else msgspec.json.encode(given["body"])
         request = self._request(api, method, path, body)
         inner = Call(request, api.manager, api.facts, api.metrics)
         inner.body.load(body)
@@ -123,7 +124,7 @@ class _Client:
 
     def _request(self, api: Api, method: str, path: str, body: bytes) -> Any:  # noqa: ANN401 - Quart's own class
         """Return the request that the message stands for; who sends it was asked at the handshake."""
-        target, _, query = path.partition("?")
+        inner, query = target.split(path.encode())
         outer: Any = self._call.request
         headers = Headers([("Content-Type", JSON_TYPE), ("Content-Length", str(len(body)))])
         authorization = tokens.headers_of(outer).get("Authorization")
@@ -131,13 +132,20 @@ class _Client:
             headers["Authorization"] = authorization
         scope: Any = {"type": "http"}
         return api.request_class(
-            *(method, "http", self._prefix + target, query.encode(), headers, "", "1.1", scope),
+            *(method, "http", self._prefix + inner, query, headers, "", "1.1", scope),
             send_push_promise=functools.partial(_no_push),
         )
 
 
 async def _no_push(path: str, headers: Headers) -> None:
     """Nothing: there is nowhere to push to."""
+
+
+def _body(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
+    try:
+        return jsontext.encode(value)
+    except RecursionError:
+        raise InvalidRequest("cannot take the request: its body is nested too deep") from None
 
 
 def _value(data: bytes) -> Any:  # noqa: ANN401 - any JSON value

@@ -10,10 +10,10 @@ from __future__ import annotations
 import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 from quart_trio.wrappers import TrioResponse
 
 from ...errors import SandboxdError
+from .. import jsontext
 from .. import problems as native
 from ..call import JSON_TYPE
 
@@ -233,7 +233,7 @@ def response(path: str, error: Exception) -> TrioResponse:
     headers = {}
     if isinstance(error, SandboxdError):
         headers = {name: value for name, value in native.headers(error).items() if name != "Content-Type"}
-    return TrioResponse(msgspec.json.encode(shown, enc_hook=str), status, headers, content_type=JSON_TYPE)
+    return TrioResponse(jsontext.encode(shown), status, headers, content_type=JSON_TYPE)
 
 
 def _bridge(error: Refusal | SandboxdError) -> tuple[int, dict[str, Any]]:

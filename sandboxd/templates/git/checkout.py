@@ -2,48 +2,44 @@
 
 **What a hostile tree could do, and why it does not.** Its names are checked one by one with dulwich's rules for every
 file system (`.git` in all the spellings that NTFS and HFS+ take for it, `.`, `..`, slashes, NUL); a folder holds each
-name once; everything is made new, with O_EXCL, through the descriptor of a folder that was itself made here and opened
-with O_NOFOLLOW. So no entry can be reached through another entry that is a symbolic link. Filters, hooks and line
-endings are not applied: what the repository holds is what the files hold. A tree that repeats itself into billions of
-files ("git bomb") is counted before the first is made: each distinct tree is looked at once.
+name once (of two files that have it the later one is meant, as in C git; anything else is refused); everything is made
+new, with O_EXCL, through the descriptor of a folder that was itself made here and opened with O_NOFOLLOW. So no entry
+can be reached through another entry that is a symbolic link. Filters, hooks and line endings are not applied: what the
+repository holds is what the files hold. A tree that repeats itself into billions of files ("git bomb") is counted
+before the first is made: each distinct tree is looked at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import stat
 import struct
 from collections.abc import Callable, Iterator
 from hashlib import sha1
 from pathlib import Path
 from typing import Final
 
-from dulwich.errors import ObjectFormatException
 from dulwich.index import (
     validate_path_element_default,
     validate_path_element_hfs,
     validate_path_element_ntfs,
 )
-from dulwich.objects import parse_tree
 
-from ...errors import GitProtocolError, GitRefused
+from ...errors import GitRefused
+from .objects import DIRECTORY, EXECUTABLE, FILE, GITLINK, SYMLINK, entries_of
 from .pack import BLOB, TREE, Pack
 
 MAX_FILES: Final = 2_000_000
 MAX_PATH_BYTES: Final = 3900  # below PATH_MAX, with room for the target before it
 MAX_DEPTH: Final = 400  # a descriptor a level, and two calls: Python's own bound is 1000
 MAX_LINK_BYTES: Final = 4095
-_DIRECTORY: Final = 0o040000
-_SYMLINK: Final = 0o120000
-GITLINK: Final = 0o160000
-_EXECUTABLE: Final = 0o100
 _SKIP_WORKTREE: Final = 0x4000
 _EXTENDED: Final = 0x4000
 _ENTRY: Final = struct.Struct(">10I20sH")
 _OPEN_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _TELL_EVERY: Final = 64
+_FILES: Final = frozenset((FILE, EXECUTABLE))
 
 _Entry = tuple[bytes, int, bytes]
 
@@ -92,23 +88,23 @@ class Trees:
         """
         kind, data = self._pack.get(name)
         if kind != TREE:
-            raise GitProtocolError(f"cannot check out {path!r}: it should be a tree", reason="not-a-tree")
+            raise _refused(path, "it should be a tree", "not-a-tree")
         found: list[_Entry] = []
-        seen: set[bytes] = set()
-        try:
-            parsed = parse_tree(data, 20)
-        except (ObjectFormatException, ValueError) as error:
-            raise GitProtocolError(f"cannot read tree {name.hex()}: {error}", reason="not-a-tree") from None
-        for element, mode, sha in parsed:
+        seen: dict[bytes, int] = {}
+        for element, mode, child in entries_of(data, name):
             whole = path + b"/" + element if path else element
             if not is_safe(element):
                 raise _refused(whole, "such a name is not made", "name")
             if element in seen:
-                raise _refused(whole, "its folder has the name twice", "name")
+                before = found[seen[element]]
+                if before[1:] != (mode, child) and not {before[1], mode} <= _FILES:
+                    raise _refused(whole, "its folder has the name twice", "name")
+                found[seen[element]] = (element, mode, child)  # of two files the later one, as in C git's index
+                continue
             if len(whole) > MAX_PATH_BYTES:
                 raise _refused(whole, "the path is too long", "path-too-long")
-            seen.add(element)
-            found.append((element, mode, bytes.fromhex(sha.decode("ascii"))))
+            seen[element] = len(found)
+            found.append((element, mode, child))
         return found
 
     def count(self, name: bytes) -> int:
@@ -127,7 +123,7 @@ class Trees:
             raise _refused(path, f"it is more than {MAX_DEPTH} folders deep", "too-deep")
         total = 0
         for element, mode, child in self.entries(name, path):
-            if stat.S_IFMT(mode) == _DIRECTORY:
+            if mode == DIRECTORY:
                 total += self._count(child, path + b"/" + element if path else element, depth + 1)
             else:
                 total += 1
@@ -203,22 +199,23 @@ class Checkout:
         files_wanted = not skipped and (self._sparse is None or self._sparse.takes_file(path))
         for element, mode, name in self._trees.entries(tree, path):
             whole = path + b"/" + element if path else element
-            kind = stat.S_IFMT(mode)
-            if kind == _DIRECTORY:
+            if mode == DIRECTORY:
                 self._down(name, folder, element, whole, skipped=skipped)
-            elif kind == GITLINK:
+            elif mode == GITLINK:
                 self.gitlinks.append((whole, name))
                 if not skipped:
                     os.mkdir(element, 0o777, dir_fd=folder)
                 self._row(whole, None, GITLINK, name, skip=False)
             elif not files_wanted:
-                self._row(whole, None, _mode(mode), name, skip=True)
-            elif kind == _SYMLINK:
+                self._row(whole, None, mode, name, skip=True)
+            elif mode == SYMLINK:
                 self._link(folder, element, whole, name)
             else:
                 self._file(folder, element, whole, mode, name)
 
     def _down(self, tree: bytes, folder: int, element: bytes, whole: bytes, *, skipped: bool) -> None:
+        if not self._trees.count(tree):
+            return  # an index holds no folders, and C git makes none that is empty
         if skipped or not (self._sparse is None or self._sparse.takes_file(whole)):
             self._folder(tree, folder, whole, skipped=True)
             return
@@ -232,15 +229,15 @@ class Checkout:
     def _file(self, folder: int, element: bytes, whole: bytes, mode: int, name: bytes) -> None:
         kind, pieces = self._pack.pieces(name)
         if kind != BLOB:
-            raise GitProtocolError(f"cannot check out {whole!r}: it should be a file", reason="not-a-file")
-        fd = os.open(element, _NEW_FILE, 0o777 if mode & _EXECUTABLE else 0o666, dir_fd=folder)
+            raise _refused(whole, "it should be a file", "not-a-file")
+        fd = os.open(element, _NEW_FILE, 0o777 if mode == EXECUTABLE else 0o666, dir_fd=folder)
         try:
             for piece in pieces:
                 _write(fd, piece)
             facts = os.fstat(fd)
         finally:
             os.close(fd)
-        self._row(whole, facts, _mode(mode), name, skip=False)
+        self._row(whole, facts, mode, name, skip=False)
         self._tell()
 
     def _link(self, folder: int, element: bytes, whole: bytes, name: bytes) -> None:
@@ -248,7 +245,7 @@ class Checkout:
         if kind != BLOB or not 0 < len(target) <= MAX_LINK_BYTES or b"\0" in target:
             raise _refused(whole, "it is no symbolic link that can be made", "symlink")
         os.symlink(target, element, dir_fd=folder)
-        self._row(whole, os.lstat(element, dir_fd=folder), _SYMLINK, name, skip=False)
+        self._row(whole, os.lstat(element, dir_fd=folder), SYMLINK, name, skip=False)
         self._tell()
 
     def _tell(self) -> None:
@@ -296,13 +293,6 @@ class Checkout:
     def _parts(self) -> Iterator[bytes]:
         yield struct.pack(">4sII", b"DIRC", 3 if self._is_sparse else 2, len(self._index))
         yield b"".join([row for _, row in self._index])
-
-
-def _mode(mode: int) -> int:
-    """Return the mode that an index has: git knows two kinds of files."""
-    if stat.S_IFMT(mode) == _SYMLINK:
-        return _SYMLINK
-    return 0o100755 if mode & _EXECUTABLE else 0o100644
 
 
 def _write(fd: int, data: bytes) -> None:

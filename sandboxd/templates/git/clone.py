@@ -39,6 +39,7 @@ from ...errors import (
 from . import layout, submodules, transport
 from .checkout import Checkout, Sparse
 from .intake import PackIntake
+from .objects import links_of, target_of
 from .pack import COMMIT, MAX_OBJECT_BYTES, TAG, Pack
 from .progress import Progress
 
@@ -396,21 +397,19 @@ def _is_in(pack: Pack, sha: bytes) -> bool:
 def _peel(pack: Pack, sha: bytes) -> tuple[int, bytes]:
     """Return (kind, hex) of what a tag stands for; of anything else, its own."""
     for _ in range(_MAX_TAGS):
-        kind, data = pack.get(bytes.fromhex(sha.decode()))
+        name = bytes.fromhex(sha.decode())
+        kind, data = pack.get(name)
         if kind != TAG:
             return kind, sha
-        found = re.match(rb"object ([0-9a-f]{40})\n", data)
-        if found is None:
-            break
-        sha = found[1]
-    raise GitProtocolError(f"cannot read tag {sha.decode()}: it stands for nothing", reason="damaged-tag")
+        sha = target_of(data, name).hex().encode()
+    raise GitRefused(f"cannot read tag {sha.decode()}: it is one of too many tags", reason="damaged-tag")
 
 
 def _peel_tags(pack: Pack, refs: transport.Refs) -> dict[bytes, bytes]:
     peeled = {}
     for name, sha in refs.items():
         if name.startswith(layout.TAGS) and _is_in(pack, sha):
-            with contextlib.suppress(GitProtocolError):  # what it stands for did not come
+            with contextlib.suppress(GitProtocolError, GitRefused):  # what it stands for did not come, or is nothing
                 target = _peel(pack, sha)[1]
                 if target != sha:
                     peeled[sha] = target
@@ -431,8 +430,5 @@ def _commit_of(pack: Pack, tip: bytes | None, order: Order) -> bytes | None:
 
 
 def _tree_of(pack: Pack, commit: bytes) -> bytes:
-    _, data = pack.get(bytes.fromhex(commit.decode()))
-    found = re.match(rb"tree ([0-9a-f]{40})\n", data)
-    if found is None:
-        raise GitProtocolError(f"cannot read commit {commit.decode()}: it has no tree", reason="damaged-commit")
-    return bytes.fromhex(found[1].decode())
+    name = bytes.fromhex(commit.decode())
+    return links_of(pack.get(name)[1], name)[0]

@@ -1,8 +1,9 @@
 """Fetching a pack: dulwich's clients, bounded, and their failures by name.
 
-The protocols are dulwich's (smart HTTP with version 2, git://, a repository on disk). Here are the addresses that are
-taken, redirections (as in C git: only of the first request), credentials (dulwich sends them to the origin that they
-were given for and to no other; they are in memory alone), timeouts, and what a server may make us keep.
+The protocols are dulwich's (smart HTTP with version 2, git://; local.py takes a repository from the disk). Here are the
+addresses that are taken, redirections (as in C git: only of the first request), credentials (dulwich sends them to the
+origin that they were given for and to no other; they are in memory alone), timeouts, and what a server may make us
+keep.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from ...errors import (
     SandboxdError,
 )
 from . import local, names
+from .objects import check_format
 
 SCHEMES: Final = ("https", "http", "git")
 #: What a server may say of its references, before the pack: some million names.
@@ -160,12 +162,16 @@ class Transport:
         """
         walker = _Walker()
         seen: dict[bytes, bytes] = {}
-        client, path = self._client(address)
 
         def wants(refs: Refs, depth: int | None = None) -> list[bytes]:
             seen.update({name: value for name, value in refs.items() if not name.endswith(b"^{}")})
             return choose(seen)
 
+        if not address.scheme:
+            with self._named(address):
+                symrefs, ends = local.fetch(address.path, wants, sink, progress, depth)
+            return Fetched(seen, symrefs, ends)
+        client, path = self._client(address)
         with self._named(address):
             done = client.fetch_pack(
                 path,
@@ -178,16 +184,11 @@ class Transport:
                 # git:// has no way to ask for small deltas in version 2 (dulwich does not send the argument)
                 protocol_version=0 if address.scheme == "git" else None,
             )
-        if done.object_format not in (None, "sha1"):
-            raise GitRefused(
-                f"cannot clone a repository whose objects are named by {done.object_format}", reason="object-format"
-            )
+        check_format(done.object_format)
         shallow = sorted({*walker.shallow, *(done.new_shallow or ())})
         return Fetched(seen, dict(done.symrefs or {}), shallow)
 
     def _client(self, address: Address) -> tuple[Any, str]:
-        if not address.scheme:
-            return local.LocalClient(thin_packs=False), address.path
         if address.scheme == "git":
             return _TcpClient(address.host, port=address.port, thin_packs=False, include_tags=True), address.path
         login = self._login if (address.scheme, address.host, address.port) == self._origin else None
@@ -238,6 +239,11 @@ class Transport:
             return not_found(where)
         if isinstance(error, HangupException | urllib3.exceptions.ProtocolError):
             return GitUnreachable(f"cannot clone {where}: the server hung up", host=address.host, reason="hung-up")
+        if not address.scheme:
+            return GitRefused(
+                f"cannot clone {where}: the repository is damaged ({type(error).__name__}: {text:.200})",
+                reason="damaged",
+            )
         return GitProtocolError(
             f"cannot clone {where}: the server does not speak git ({type(error).__name__}: {text:.200})",
             reason="no-such-object" if _NO_OBJECT.search(text) else "protocol",
