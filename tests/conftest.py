@@ -33,11 +33,17 @@ restore_signals()
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give asynchronous tests a deadline of trio's own, a little before pytest-timeout's.
 
-    The stack of a loop that waits says nothing of the task that hangs; a cancelled test shows the line it waits at.
+    The stack of a loop that waits says nothing of the task that hangs; a cancelled test shows the line it waits at. A
+    clock of the test's own would jump to that deadline.
     """
     limit = 0.9 * float(os.environ.get("PYTEST_TIMEOUT") or config.getini("timeout"))
     for item in items:
-        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+        clocks = {"autojump_clock", "mock_clock"}
+        if (
+            isinstance(item, pytest.Function)
+            and inspect.iscoroutinefunction(item.obj)
+            and clocks.isdisjoint(item.fixturenames)
+        ):
             item.obj = _within(limit, item.obj)
 
 
