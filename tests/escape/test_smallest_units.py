@@ -174,7 +174,7 @@ async def test_a_websocket(fake: FakeDaemon, name: str, frame: bytes, count: int
         nursery.start_soon(read)
         with watched() as steps, trio.fail_after(60):
             await client.stream.send_all(first + frame * count + last)
-            while not terminal.typed.endswith(b"last"):
+            while not terminal.typed.endswith(b"last"):  # noqa: ASYNC110 - nothing tells of it
                 await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
     check(steps)
@@ -398,7 +398,7 @@ async def test_what_a_clone_tells() -> None:
             nursery.start_soon(clone.finish)
             await out.send_all(b"".join(struct.pack(">I", len(body)) + body for body in frames))
             with trio.fail_after(30):
-                while clone.result is None:
+                while clone.result is None:  # noqa: ASYNC110 - nothing tells of it
                     await trio.sleep(0.01)
     check(steps)
 
