@@ -6,7 +6,6 @@ longer than the design allows between two checkpoints, nor a round of the loop w
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import os
 import socket
@@ -22,24 +21,21 @@ import pytest
 import trio
 
 from sandboxd.git_spec import CloneSpec
-from sandboxd.proxy.server import Proxy
 from sandboxd.runtime.clone import Clone
-from sandboxd.runtime.ports import Port, PortSpec
-from sandboxd.runtime.site import Site
 from sandboxd.runtime.worker import Worker
 from sandboxd.wire import worker as worker_frames
 from sandboxd.wire.http_heads import MAX_FIELDS
 from sandboxd.wire.messages import Event, Reply, Request
 from tests.support.fake_daemon import TOKEN, FakeDaemon, daemon_in
 from tests.support.fake_peer import Conversation, exit_data
+from tests.support.previews.local import previews
 from tests.support.steps import MAX_STEP_S, Steps, watched
 from tests.unit.test_resolver import resolving
 from tests.unit.test_websocket import PTY, Client, Terminal
 
 #: Connections that do the same at once.
 MANY = 20
-ID = "abcdefghij0123456789"
-CHUNKS = b"1\r\nx\r\n" * 20_000
+CHUNKS = b"1\r\nx\r\n" * 12_000
 FIELDS = b"a:b\r\n" * 12_800
 FOLDED = b"a: b\r\n" + b" c\r\n" * 12_800
 AUTHORIZED = f"Authorization: Bearer {TOKEN}\r\nConnection: close\r\n".encode()
@@ -184,28 +180,6 @@ async def test_a_websocket(fake: FakeDaemon, name: str, frame: bytes, count: int
 # --- previews ---------------------------------------------------------------------------------------------------
 
 
-class FakePreviews:
-    """One public port on this host's own loopback."""
-
-    def __init__(self, number: int) -> None:
-        self.port = Port(ID, PortSpec(port=number, token=None))
-        self.counters = SimpleNamespace(refusals=collections.Counter[str]())
-
-    def ports(self) -> list[Port]:
-        return [self.port]
-
-    def find(self, sandbox_id: str, number: int) -> tuple[PortSpec, Port] | None:
-        return (self.port.spec, self.port) if (sandbox_id, number) == (ID, self.port.spec.port) else None
-
-    async def sandbox_of(self, port: Port) -> Any:
-        return SimpleNamespace(id=ID, spec=SimpleNamespace(name=None))
-
-    async def socket(self, sandbox: Any, family: int) -> socket.socket:
-        sock = socket.socket()
-        sock.setblocking(False)
-        return sock
-
-
 #: What the service says once it has read something; and the status that its visitors see.
 OK = b"HTTP/1.1 200 OK\r\n"
 SERVICES: dict[str, tuple[bytes, int | None]] = {
@@ -219,39 +193,6 @@ SERVICES: dict[str, tuple[bytes, int | None]] = {
     "bytes to the end": (OK + b"\r\n" + bytes(1 << 20), 200),
     "a length": (OK + b"Content-Length: 1048576\r\n\r\n" + bytes(1 << 20), 200),
 }
-
-
-@contextlib.asynccontextmanager
-async def previews(said: bytes) -> AsyncIterator[tuple[tuple[str, int], bytes]]:
-    """Run the proxy before a service that says that at the end of a request; yield its address and the Host row."""
-
-    async def serve(stream: trio.SocketStream) -> None:
-        async with stream:
-            head = b""
-            with contextlib.suppress(trio.BrokenResourceError):
-                while b"\r\n\r\n" not in head:
-                    head += await stream.receive_some(65536) or b"\r\n\r\n"
-                while b"chunked" in head.lower() and not head.endswith(b"0\r\n\r\n"):
-                    piece = await stream.receive_some(65536)
-                    if not piece:
-                        return
-                    head = (head + piece)[-100:] if b"chunked" not in piece.lower() else head + piece
-                    head = b"chunked" + head
-                await stream.send_all(said)
-
-    listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-    listener.setblocking(False)
-    address = listener.getsockname()
-    async with trio.open_nursery() as nursery:
-        services = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        number = services[0].socket.getsockname()[1]
-        nursery.start_soon(trio.serve_listeners, serve, services)
-        service: Any = FakePreviews(number)
-        proxy = Proxy(service, Site("http", "localhost", address[1]), [listener])
-        await nursery.start(proxy.run)
-        yield address, f"Host: {number}-{ID}.localhost\r\n".encode()
-        nursery.cancel_scope.cancel()
-    service.port.close()
 
 
 @pytest.mark.slow
