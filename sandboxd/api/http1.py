@@ -80,8 +80,10 @@ class Http1(H11Protocol):
     async def _handle_events(self) -> None:
         """Do what has come to be read: hypercorn's loop, with turns."""
         self.turn.begin()
+        event: Any = None
         while True:
-            await self.turn.rest()
+            if not isinstance(event, h11.Request):  # its end must be seen before its answer can be: h11 says it apart
+                await self.turn.rest()
             connection: Any = self.connection
             if connection.they_are_waiting_for_100_continue:
                 await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))

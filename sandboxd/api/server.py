@@ -249,6 +249,8 @@ class Wire(TCPServer):
         if idle.scope.cancelled_caught and self.protocol.is_half_asked and not self.context.terminated.is_set():
             await self.protocol.time_out()
         await self.protocol.handle(Closed())
+        if idle.scope.cancelled_caught and not idle.is_known:
+            idle.whole.cancel()  # an answer under way, too: a stranger may never read it
 
     def _begin(self, protocol: Http1, request: h11.Request, headers: Headers) -> Exchange:
         exchange = Exchange(self.api, self, protocol, self.state["caller"], request, headers)

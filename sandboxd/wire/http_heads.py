@@ -1,4 +1,4 @@
-"""Bounds of HTTP/1.1 heads, held before anybody parses them: how many bytes, how many fields, no folded lines.
+"""Bounds of HTTP/1.1 heads, held before anybody parses them: how many bytes and fields, no folded lines, no NUL.
 
 Every head of a stranger's goes through here, a caller's of the API and both sides' of the previews: h11 reads a field
 in about 5 microseconds, so 64 KiB of the shortest would keep a thread for a tenth of a second. A folded line (RFC 9112,
@@ -24,6 +24,8 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_FIELDS: Final = 100
 #: A head's end as h11 sees it.
 _END: Final = re.compile(rb"\n\r?\n")
+#: What h11 refuses too, but after a time that grows with the square of the white space before it.
+_CONTROL: Final = re.compile(rb"[\x00\x0b\x0c]|\r(?!\n|\Z)")
 
 
 def check(data: bytes, *, is_trailer: bool = False) -> None:
@@ -31,7 +33,7 @@ def check(data: bytes, *, is_trailer: bool = False) -> None:
 
     Raises:
         HeaderTooLarge: it has too many bytes or fields.
-        InvalidRequest: it has a folded line.
+        InvalidRequest: it has a folded line, or a character that no head has.
     """
     if is_trailer and data.startswith((b"\r\n", b"\n")):
         return
@@ -39,11 +41,13 @@ def check(data: bytes, *, is_trailer: bool = False) -> None:
     end = len(data) if match is None else match.end()
     if end > MAX_HEAD_BYTES:
         raise HeaderTooLarge(f"cannot take a head of over {MAX_HEAD_BYTES} bytes", limit_bytes=MAX_HEAD_BYTES)
+    if _CONTROL.search(data, 0, end):
+        raise InvalidRequest("cannot take a head with control characters")
+    if data.find(b"\n ", 0, end) >= 0 or data.find(b"\n\t", 0, end) >= 0:
+        raise InvalidRequest("cannot take a head with folded lines")
     others = (0 if is_trailer else 1) + (match is not None)  # the first line, and the empty one
     if data.count(b"\n", 0, end) - others > MAX_FIELDS:
         raise HeaderTooLarge(f"cannot take a head of over {MAX_FIELDS} fields", limit_fields=MAX_FIELDS)
-    if data.find(b"\n ", 0, end) >= 0 or data.find(b"\n\t", 0, end) >= 0:
-        raise InvalidRequest("cannot take a head with folded lines")
 
 
 def bound_trailer(connection: h11.Connection) -> None:

@@ -38,8 +38,10 @@ class Rude:
 
     def __init__(self, address: str | tuple[str, int]) -> None:
         self.socket = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+        if not isinstance(address, str):
+            self.socket.settimeout(TIMEOUT_S)
+        self.socket.connect(address)  # over the unix socket without a timeout: with one, a full backlog is an error
         self.socket.settimeout(TIMEOUT_S)
-        self.socket.connect(address)
         self._received = b""
 
     def __enter__(self) -> Self:

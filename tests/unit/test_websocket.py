@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 import trio
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping, Pong, Request, TextMessage
+from wsproto.frame_protocol import CloseReason
 
 from sandboxd.api import terminals, websocket
 from sandboxd.errors import RemoteProtocolError
 from sandboxd.wire.messages import Event, Reply
 from tests.support.fake_daemon import TOKEN, FakeDaemon, daemon_in, eventually
-from tests.support.fake_peer import Conversation
+from tests.support.fake_peer import Conversation, exit_data
 
 PTY = "/v1/sandboxes/box/pty"
 CLIENTS: list[Client] = []
@@ -362,3 +364,144 @@ async def test_an_init_that_lies_about_a_terminal_is_dropped(daemon: FakeDaemon)
     status, problem = await answer_to(await daemon.raw_connection(), PTY + "?process=p")
     assert (status, problem["kind"]) == (409, "sandbox-failed")
     assert issubclass(RemoteProtocolError, Exception)
+
+
+# --- the client's goodbye (RFC 6455, 5.5.1) -------------------------------------------------------------------------
+
+
+async def goodbye(client: Client, close: CloseConnection) -> CloseConnection:
+    """Send a goodbye and return the answer, whatever comes before it; the connection must end after it."""
+    await client.send(close)
+    with trio.fail_after(10):
+        while not isinstance(event := await client.next(), CloseConnection):
+            assert event is not None, "the connection ended without a goodbye"
+        with contextlib.suppress(trio.BrokenResourceError):
+            assert not await client.stream.receive_some(1)
+    return event
+
+
+async def opened(daemon: FakeDaemon, terminal: Terminal) -> Client:
+    client = await Client(await daemon.raw_connection()).open()
+    await client.told()
+    await client.next()
+    await eventually(lambda: bool(terminal.views))
+    return client
+
+
+@pytest.mark.parametrize(
+    ("close", "code"),
+    [
+        (CloseConnection(code=1000), 1000),
+        (CloseConnection(code=1000, reason="bye"), 1000),
+        (CloseConnection(code=4321, reason="x" * 123), 4321),
+        (CloseConnection(code=CloseReason.NO_STATUS_RCVD), 1005),
+    ],
+)
+async def test_a_goodbye_is_answered_with_its_code(daemon: FakeDaemon, close: CloseConnection, code: int) -> None:
+    terminal = Terminal(daemon)
+    client = await opened(daemon, terminal)
+    assert (await goodbye(client, close)).code == code
+    ((talk, request),) = terminal.views
+    await eventually(talk.cancelled[request.id].is_set)
+
+
+@pytest.mark.parametrize("size", [1, websocket.MAX_MESSAGE_BYTES, 3 * websocket.MAX_MESSAGE_BYTES])
+async def test_a_goodbye_behind_a_paste_that_nobody_reads_is_answered(
+    daemon: FakeDaemon, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT_S", 0.2)
+    terminal = Terminal(daemon)
+    terminal.reads = False
+    client = await opened(daemon, terminal)
+    for _ in range(0, size, websocket.MAX_MESSAGE_BYTES):
+        await client.send(BytesMessage(data=b"x" * min(size, websocket.MAX_MESSAGE_BYTES)))
+    await client.send(Ping(b"there?"))
+    with trio.fail_after(10):
+        assert isinstance(await client.next(), Pong)
+    await goodbye(client, CloseConnection(code=1000))
+    ((talk, request),) = terminal.views
+    await eventually(talk.cancelled[request.id].is_set, 10)  # its viewer is gone, though its program has not read
+
+
+async def test_what_came_before_a_goodbye_is_typed(daemon: FakeDaemon) -> None:
+    terminal = Terminal(daemon)
+    client = await opened(daemon, terminal)
+    messages = b"".join(client.wire.send(BytesMessage(data=b"%03d" % number)) for number in range(300))
+    await client.stream.send_all(messages)
+    await goodbye(client, CloseConnection(code=1000))
+    await eventually(lambda: terminal.typed == b"".join(b"%03d" % number for number in range(300)))
+
+
+async def test_a_goodbye_in_the_middle_of_a_message_is_answered(daemon: FakeDaemon) -> None:
+    client = await opened(daemon, Terminal(daemon))
+    await client.send(BytesMessage(data=b"x", message_finished=False))
+    await goodbye(client, CloseConnection(code=1000))
+
+
+async def test_a_goodbye_under_a_flood_is_answered(daemon: FakeDaemon) -> None:
+    """The client takes nothing until it has said goodbye: the handler waits in the middle of a frame."""
+    terminal = Terminal(daemon)
+    client = await opened(daemon, terminal)
+    talk, request = terminal.views[0]
+    async with trio.open_nursery() as nursery:
+
+        async def flood() -> None:
+            for offset in range(2, 200):
+                await talk.event(request, offset, "stdout", bytes(256 * 1024))
+
+        nursery.start_soon(flood)
+        stuck = 0
+        while stuck != (stuck := talk.sent_bytes) or not stuck:  # noqa: ASYNC110 - nothing tells that all buffers are full
+            await trio.sleep(0.05)
+        assert isinstance(await goodbye(client, CloseConnection(code=1000)), CloseConnection)
+        nursery.cancel_scope.cancel()
+    await eventually(talk.cancelled[request.id].is_set)
+
+
+@pytest.mark.parametrize("number", range(8))
+async def test_goodbyes_that_cross_leave_a_whole_connection(daemon: FakeDaemon, number: int) -> None:
+    """The program ends while the client says goodbye, and while it pings: each side hears one goodbye."""
+    terminal = Terminal(daemon)
+    client = await opened(daemon, terminal)
+    talk, request = terminal.views[0]
+    exited = Event(request.id, 2, 1.0, "exit", exit_data())
+    frames = client.wire.send(Ping(b"x" * 100)) * number + client.wire.send(CloseConnection(code=1000))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(talk.send, exited)
+        nursery.start_soon(client.stream.send_all, frames)
+    closes = 0
+    with trio.fail_after(10):
+        while (event := await client.next()) is not None:
+            if isinstance(event, CloseConnection):
+                closes += event.code == 1000
+                break
+    assert closes == 1
+    await trio.aclose_forcefully(client.stream)
+
+
+async def test_a_message_over_the_bound_leaves_time_for_a_goodbye(daemon: FakeDaemon) -> None:
+    """What is on its way behind it must not reset the connection under our goodbye."""
+    client = await opened(daemon, Terminal(daemon))
+    await client.send(BytesMessage(data=b"x" * websocket.MAX_MESSAGE_BYTES, message_finished=False))
+    for _ in range(64):
+        await client.send(BytesMessage(data=b"x" * 65536, message_finished=False))
+    event = await client.next()
+    assert isinstance(event, CloseConnection)
+    assert event.code == 1009
+    await client.send(event.response())
+    with trio.fail_after(10):
+        assert not await client.stream.receive_some(1)
+
+
+async def test_the_containers_socket_answers_a_goodbye_under_its_requests(daemon: FakeDaemon) -> None:
+    """Cloudflare's /ws, while one of its requests waits for an init that says nothing."""
+
+    async def silent(talk: Conversation, request: Any) -> None:
+        await trio.sleep_forever()
+
+    daemon.init.answers["stat"] = silent
+    client = await Client(await daemon.raw_connection()).open("/cloudflare/sandboxes/box/ws")
+    asked = {"type": "request", "id": "1", "method": "POST", "path": "/api/execute", "body": {"command": "x"}}
+    await client.send(TextMessage(data=json.dumps(asked)))
+    await eventually(lambda: bool(daemon.init.requests))
+    assert (await goodbye(client, CloseConnection(code=1001))).code == 1001
