@@ -10,12 +10,12 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from ..errors import AccessDenied, Unauthenticated
+from ..linux.peers import peer_groups
 
 if TYPE_CHECKING:
     from werkzeug.datastructures import Headers
 
 _UCRED: Final = struct.Struct("iII")
-_SO_PEERGROUPS: Final = 59  # asm-generic/socket.h; Python has no name for it
 
 
 class Level(enum.Enum):
@@ -39,8 +39,7 @@ def identify(sock: socket.socket) -> Caller:
     if sock.family != socket.AF_UNIX:
         return Caller()
     _, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 256)
-    return Caller(uid, gid, frozenset(memoryview(raw).cast("I")))
+    return Caller(uid, gid, peer_groups(sock.fileno()))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from sandboxd.cli.failure import TIMED_OUT
 from sandboxd.cli.output import say, write_all
+from sandboxd.cli.passing import Passing
 from sandboxd.errors import SandboxdError
 
 if TYPE_CHECKING:
@@ -36,12 +37,13 @@ def has_stdin() -> bool:
 
 
 def attach(stream: ExecStream, *, feed: bool) -> ExitStatus:
-    """Join the streams until the command ends and return how it did.
+    """Join the streams, and pass signals on, until the command ends and return how it did.
 
     Raises:
         OutputClosed, OutputFailed: our output cannot be written.
+        Interrupted: a second signal came, or the command did not end after the first.
     """
-    with _Feeder(stream) if feed else contextlib.nullcontext():
+    with Passing(stream.send_signal), _Feeder(stream) if feed else contextlib.nullcontext():
         for chunk in stream:
             write_all(1 if chunk.stream == "stdout" else 2, chunk.data)
         return stream.wait()

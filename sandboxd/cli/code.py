@@ -13,6 +13,7 @@ from sandboxd.cli.failure import RUN_FAILED, TIMED_OUT, Interrupts, status
 from sandboxd.cli.ls import age
 from sandboxd.cli.output import say, write_all
 from sandboxd.cli.params import KeyValue, client_of
+from sandboxd.cli.passing import Passing
 from sandboxd.cli.table import print_table
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def code(  # noqa: PLR0913 - an option each
     """Run code from FILE (- is standard input) in SANDBOX, in an interpreter that keeps its state between runs.
 
     What the code prints is printed as it comes, and then each result as text. The status is 0 when the code ran to
-    its end, 1 when it raised, 124 when --timeout ended it, 125 when sandboxd or the interpreter failed.
+    its end, 1 when it raised, 124 when --timeout ended it, 125 when sandboxd or the interpreter failed. Ctrl-C, TERM,
+    HUP and QUIT interrupt the code, and the status is 128+N; a second one does not wait for it, nor do 10 seconds.
     """
     if (code is None) == (file is None):
         raise click.UsageError("give the code by a FILE (- is standard input), or by --code")
@@ -71,10 +73,16 @@ def code(  # noqa: PLR0913 - an option each
         options: dict[str, Any] = {"context": context, "language": language, "env": dict(env), "timeout": timeout}
         if not as_json:
             options |= {"on_stdout": _out(1), "on_stderr": _out(2), "on_result": _Shown(save), "on_error": _show_error}
-        result = found.run_code(text, **options)
+        with (
+            found.run_code_stream(text, **options) as stream,
+            Passing(lambda _: found.interrupt_code_context(stream.context_id)) as passing,
+        ):
+            result = stream.wait()
     if as_json:
         click.echo(json.dumps(_to_json(result), indent=2))
-    elif result.restarted or result.status not in ("ok", "error"):
+    if passing.first is not None and result.status != "ok":
+        ctx.exit(128 + passing.first)
+    if not as_json and (result.restarted or result.status not in ("ok", "error")):
         say(f"sandboxd: {result.status}{', the context was restarted' * result.restarted}", err=True)
     ctx.exit({"ok": 0, "error": 1, "timeout": TIMED_OUT}.get(result.status, RUN_FAILED))
 

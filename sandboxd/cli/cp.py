@@ -14,7 +14,7 @@ import click
 
 from sandboxd.cli.failure import Failure, Interrupts
 from sandboxd.cli.output import say, shown, write_all
-from sandboxd.cli.params import client_of
+from sandboxd.cli.params import Size, client_of
 from sandboxd.errors import FileNotFound, NotAFile
 
 if TYPE_CHECKING:
@@ -33,16 +33,20 @@ class Remote(NamedTuple):
 
 
 @click.command()
+@click.option(
+    "--max", "max_bytes", type=Size(), default="64G", metavar="SIZE", help="Copy no more out than that.  [default: 64G]"
+)
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
 @click.pass_context
-def cp(ctx: click.Context, *, source: str, target: str) -> None:
+def cp(ctx: click.Context, *, max_bytes: int, source: str, target: str) -> None:
     """Copy a file, or a folder with all that is in it, from SRC to DST.
 
     One of them is SANDBOX:/path, the other a path of this machine, or - for standard input or output (a folder goes
     out as a tar). Where DST is a folder, the copy lies in it under SRC's name; else it is DST. A file appears under
     its name only when it is whole. Links are copied as links; those that lead out of a folder that comes from a
-    sandbox are left out.
+    sandbox are left out. What else is left out (what cannot be read, sockets, FIFOs, devices) is told, and the status
+    is 1. Holes of files that come out stay holes.
     """
     here, there = parse(source), parse(target)
     if isinstance(here, Remote) == isinstance(there, Remote):
@@ -53,16 +57,15 @@ def cp(ctx: click.Context, *, source: str, target: str) -> None:
         if isinstance(here, Remote):
             sandbox = Sandbox.connect(here.sandbox, client=client_of(ctx))
             try:
-                download(sandbox, here.path, str(there))
+                download(sandbox, here.path, str(there), max_bytes)
             except NotAFile as error:
                 if error.facts.get("file_type") != "directory":
                     raise
-                download_folder(sandbox, here.path, str(there))
+                download_folder(sandbox, here.path, str(there), max_bytes)
         elif isinstance(there, Remote):
             if here != "-" and Path(here).is_dir():
                 sandbox = Sandbox.connect(there.sandbox, client=client_of(ctx))
-                upload_folder(sandbox, Path(here), there.path)
-                return
+                ctx.exit(1 if upload_folder(sandbox, Path(here), there.path) else 0)
             with _source(here) as (file, size):
                 sandbox = Sandbox.connect(there.sandbox, client=client_of(ctx))
                 upload(sandbox, file, size, remote_target(sandbox, there.path, here))
@@ -81,19 +84,25 @@ def _is_remote_folder(sandbox: Sandbox, path: str) -> bool:
         return False
 
 
-def upload_folder(sandbox: Sandbox, folder: Path, path: str) -> None:
-    """Copy a folder of this machine into the sandbox."""
+def upload_folder(sandbox: Sandbox, folder: Path, path: str) -> int:
+    """Copy a folder of this machine into the sandbox; tell what was left out, and return how much that is."""
     from sandboxd.client import folders  # noqa: PLC0415 - beside httpx, loaded by now
 
     target = remote_target(sandbox, path, str(folder.resolve()))
+    left_out: list[tuple[str, str]] = []
     try:
         with _bar(target, folders.size(folder)) as advance:
-            sandbox.copy_in(folder, target, on_bytes=advance)
+            sandbox.copy_in(
+                folder, target, on_bytes=advance, on_left_out=lambda name, why: left_out.append((name, why))
+            )
     except OSError as error:
         raise Failure(f"cannot read {error.filename or folder}: {error.strerror or error}") from error
+    for name, why in left_out:
+        say(f"sandboxd: left out {shown(os.path.join(folder, name))}: {why}", err=True)
+    return len(left_out)
 
 
-def download_folder(sandbox: Sandbox, path: str, target: str) -> None:
+def download_folder(sandbox: Sandbox, path: str, target: str, max_bytes: int) -> None:
     """Copy a folder of the sandbox to this machine, or as a tar to standard output for `-`."""
     if target == "-":
         with sandbox.read_archive(path) as stream, _progress(path, None) as seen:
@@ -105,7 +114,7 @@ def download_folder(sandbox: Sandbox, path: str, target: str) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with _bar(path, None) as advance:
-            left_out = sandbox.copy_out(path, place, on_bytes=advance)
+            left_out = sandbox.copy_out(path, place, on_bytes=advance, max_bytes=max_bytes)
     except OSError as error:
         raise Failure(f"cannot write {error.filename or place}: {error.strerror or error}") from error
     for name in left_out:
@@ -129,7 +138,7 @@ def upload(sandbox: Sandbox, file: IO[bytes], size: int | None, path: str) -> No
         sandbox.write_file(path, seen(pieces))
 
 
-def download(sandbox: Sandbox, path: str, target: str) -> None:
+def download(sandbox: Sandbox, path: str, target: str, max_bytes: int) -> None:
     """Write the sandbox's file to a path here, or to standard output for `-`."""
     if target != "-" and (target.endswith("/") or Path(target).is_dir()):
         target = str(Path(target) / path.rsplit("/", 1)[-1])
@@ -137,26 +146,30 @@ def download(sandbox: Sandbox, path: str, target: str) -> None:
         if target == "-":
             _to_stdout(seen(stream))
         else:
-            save(Path(target), seen(stream))
+            save(Path(target), seen(stream), stream.size, max_bytes)
 
 
-def save(target: Path, pieces: Iterable[bytes]) -> None:
+def save(target: Path, pieces: Iterable[bytes], size: int | None = None, max_bytes: int | None = None) -> None:
     """Write a file so that it is there whole or not at all; a device or a pipe is written as it is.
 
     Raises:
         Failure: this machine refuses it.
+        ArchiveRefused: it is over `max_bytes`.
     """
+    from sandboxd.client import folders  # noqa: PLC0415 - beside httpx, loaded by now
+
     try:
         if target.exists() and not target.is_file():
             with target.open("wb") as file:
                 file.writelines(pieces)
             return
+        budget = folders.Budget(target.absolute().parent, max_bytes)
+        budget.member(size or 0)
         target = target.resolve()  # a symlink is followed, not replaced
         mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask()
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:200]}.", delete=False) as file:
             try:
-                for piece in pieces:
-                    file.write(piece)
+                folders.write_sparse(file, pieces, budget)
                 os.fchmod(file.fileno(), mode)
                 file.flush()
                 Path(file.name).replace(target)

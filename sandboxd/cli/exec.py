@@ -34,6 +34,9 @@ def exec_(  # noqa: PLR0913 - an option each
 
     Standard input, output and error and the exit status are the command's, as with `sandboxd run`. With --session a
     COMMAND of one word is a line of the session's shell: sandboxd exec -s work NAME 'cd /tmp && export A=1'
+
+    Ctrl-C, TERM, HUP and QUIT are passed on to it; a second one kills it, and so do 10 seconds in which it does not
+    end.
     """
     words = command_of(command)
     options: dict[str, Any] = {"cwd": workdir, "env": dict(env), "user": user, "timeout": timeout}

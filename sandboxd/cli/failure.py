@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 RUN_FAILED: Final = 125
 #: The command's time was over (as in timeout(1)).
 TIMED_OUT: Final = 124
+#: What asks a program to end: by a key, by kill(1), by a terminal that goes.
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class Failure(click.ClickException):
@@ -99,13 +101,11 @@ class Interrupted(BaseException):
 
 
 class Interrupts:
-    """While it is entered, SIGINT, SIGTERM and SIGHUP raise `Interrupted` in the main thread.
+    """While it is entered, `SIGNALS` raise `Interrupted` in the main thread.
 
     In a `held` block (a sandbox is being made or destroyed, which takes milliseconds) the first signal waits for
     the block's end, so that no sandbox is left over; a second one does not wait.
     """
-
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
         self._held = False
@@ -114,7 +114,7 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in self._SIGNALS:
+            for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) and a shell's & leave them
                     self._before[number] = signal.signal(number, self._arrived)
         return self

@@ -43,7 +43,8 @@ def run(  # noqa: PLR0913 - an option each
     """Create a sandbox, run COMMAND in it, destroy it.
 
     Standard input, output and error and the exit status are the command's: 128+N when signal N ended it, 127 when
-    it was not found, 124 when --timeout ended it, 125 when sandboxd itself failed.
+    it was not found, 124 when --timeout ended it, 125 when sandboxd itself failed. Ctrl-C, TERM, HUP and QUIT are
+    passed on to it; a second one kills it, and so do 10 seconds in which it does not end.
     """
     words = command_of(command)
     options = {"cwd": workdir, "env": dict(env), "user": user, "timeout": timeout}

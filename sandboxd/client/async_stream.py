@@ -12,7 +12,7 @@ import httpx
 
 from sandboxd.errors import LocalProtocolError, ProcessNotRunning
 
-from . import calls
+from . import calls, process_calls
 from .failures import mapped
 from .file_calls import ChangeReader
 from .stream import closed_stream, process_of, size_of
@@ -144,6 +144,14 @@ class AsyncExecStream:
         data = data.encode() if isinstance(data, str) else data
         for call in calls.write_stdin(self._sandbox_id, self.process_id, data):
             await self._client.send(call)
+
+    async def send_signal(self, number: str | int) -> None:
+        """Send a signal, a name or a number, to the command's process group; KILL goes to all that it started.
+
+        Raises:
+            ProcessNotRunning: the command has ended.
+        """
+        await self._client.send(process_calls.signal(self._sandbox_id, self.process_id, number))
 
     async def close_stdin(self) -> None:
         """Close the command's standard input: it reads an end of file. One that has ended is no error."""

@@ -307,13 +307,20 @@ class FilesPart:
         path: SandboxPath,
         *,
         on_bytes: Callable[[int], object] = lambda count: None,
+        on_left_out: Callable[[str, str], object] | None = None,
     ) -> int:
         """Copy what is in a folder of this machine into a folder of the sandbox; returns how many entries.
 
+        Links stay as they are: inside they lead to the sandbox's own files. What cannot be read, and sockets, FIFOs
+        and devices, are left out and told to `on_left_out` (name, why); the rest is copied.
+
         Raises:
-            OSError: this machine cannot read it.
+            OSError: this machine cannot read the folder, or something in it and there is no `on_left_out`.
         """
-        return self.write_archive(path, folders.pack(Path(local), on_bytes), format="tar")
+        packing = folders.Packing(Path(local), on_bytes, on_left_out)
+        count = self.write_archive(path, packing, format="tar")
+        packing.check()
+        return count
 
     def copy_out(
         self,
@@ -321,16 +328,19 @@ class FilesPart:
         local: str | os.PathLike[str],
         *,
         on_bytes: Callable[[int], object] = lambda count: None,
+        max_bytes: int | None = None,
     ) -> list[str]:
         """Copy what is in a folder of the sandbox into a folder of this machine; returns what was left out.
 
         Left out are devices and links that lead out of the copy: nothing in a sandbox can make one that harms here.
+        Holes of files stay holes.
 
         Raises:
-            OSError: this machine refuses it.
+            ArchiveRefused: it is larger than `max_bytes`, which is 64 GiB if not given.
+            OSError: this machine refuses it; nothing was copied.
         """
         with self.read_archive(path) as stream:
-            return folders.unpack(stream, Path(local), on_bytes)
+            return folders.unpack(stream, Path(local), on_bytes, max_bytes)
 
 
 class WatchStream:

@@ -1,62 +1,151 @@
 """Folders of this machine as tar streams, both ways.
 
+Into a sandbox goes all that can be read; what cannot, and what a copy has no place for, is left out and told, so that
+a copy never stops half-way. Links go as they are: inside they lead to the sandbox's own files.
+
 What comes out of a sandbox may have been made by whoever took it over, so it is unpacked as a stranger's: into a new
 folder where nothing is yet, the links last of all, so that no name can lead anywhere else; then moved into its place.
-Names and links that lead outside, devices and what has no business in a copy are left out and told.
+Names and links that lead outside, devices and what has no business in a copy are left out and told. It is bounded, and
+its holes stay holes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import IO, Final, cast
 
 from sandboxd.errors import ArchiveRefused
 
 _PIECE: Final = 256 * 1024
+#: What comes out of a sandbox at most, its holes counted, where nobody says more.
+MAX_BYTES: Final = 64 * 1024**3
+#: Members of an archive that comes out: each costs an inode.
+_MAX_MEMBERS: Final = 1_000_000
+#: Before a member: a long name is a few KiB.
+_MAX_HEADERS: Final = 64 * 1024**2
+#: A run of zeros of this length is a hole.
+_HOLE: Final = 4096
+#: The part of a disk that a copy leaves to others.
+_RESERVE: Final = 0.05
+_OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_KINDS: Final = {stat.S_IFSOCK: "socket", stat.S_IFIFO: "FIFO", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+
+#: Takes the name of what was left out, from the folder on, and why.
+LeftOut = Callable[[str, str], object]
 
 
-def pack(folder: Path, on_bytes: Callable[[int], object] = lambda count: None) -> Iterator[bytes]:
-    """Give a tar of what is in `folder`; links stay links, sockets, FIFOs and devices are left out.
+class Packing:
+    """A tar of what is in a folder: iterate over it once for its bytes.
 
-    Raises:
-        OSError: something cannot be read.
+    What cannot be read, and sockets, FIFOs and devices, are told to `on_left_out`. Several names of one file stay that.
     """
-    for path in _walk(folder):
+
+    def __init__(
+        self, folder: Path, on_bytes: Callable[[int], object] = lambda count: None, on_left_out: LeftOut | None = None
+    ) -> None:
+        self._folder = folder
+        self._on_bytes = on_bytes
+        self._on_left_out = on_left_out
+        self._failure: OSError | None = None
+        self._seen: dict[tuple[int, int], str] = {}
+
+    def __iter__(self) -> Iterator[bytes]:
+        for path in _walk(self._folder, self._failed):
+            try:
+                yield from self._member(path)
+            except OSError as error:
+                self._failed(error, path)
+        yield bytes(2 * tarfile.BLOCKSIZE)
+
+    def check(self) -> None:
+        """Raise the first error of what could not be read, where nobody was told of it.
+
+        Raises:
+            OSError: something was left out.
+        """
+        if self._failure is not None:
+            raise self._failure
+
+    def _failed(self, error: OSError, path: Path) -> None:
+        if self._on_left_out is None:
+            self._failure = self._failure or error
+        else:
+            self._on_left_out(self._name(path), error.strerror or str(error))
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self._folder))
+
+    def _member(self, path: Path) -> Iterator[bytes]:
         facts = path.lstat()
-        info = tarfile.TarInfo(str(path.relative_to(folder)))
+        info = tarfile.TarInfo(self._name(path))
         info.mode, info.mtime = stat.S_IMODE(facts.st_mode), int(facts.st_mtime)
-        if stat.S_ISLNK(facts.st_mode):
+        if stat.S_ISREG(facts.st_mode):
+            yield from self._file(path, info)
+        elif stat.S_ISLNK(facts.st_mode):
             info.type, info.linkname = tarfile.SYMTYPE, os.readlink(path)
+            yield _header(info)
         elif stat.S_ISDIR(facts.st_mode):
             info.type = tarfile.DIRTYPE
-        elif not stat.S_ISREG(facts.st_mode):
-            continue
-        if not info.isreg():
             yield _header(info)
-            continue
-        with path.open("rb") as file:
-            info.size = left = os.fstat(file.fileno()).st_size
+        else:
+            self._leave_out(path, facts)
+
+    def _leave_out(self, path: Path, facts: os.stat_result) -> None:
+        if self._on_left_out is not None:
+            self._on_left_out(self._name(path), f"it is a {_KINDS.get(stat.S_IFMT(facts.st_mode), 'special file')}")
+
+    def _file(self, path: Path, info: tarfile.TarInfo) -> Iterator[bytes]:
+        with open(os.open(path, _OPEN), "rb") as file:
+            facts = os.fstat(file.fileno())
+            if not stat.S_ISREG(facts.st_mode):  # it was one a moment ago
+                self._leave_out(path, facts)
+                return
+            key = facts.st_dev, facts.st_ino
+            if key in self._seen:
+                info.type, info.linkname = tarfile.LNKTYPE, self._seen[key]
+                yield _header(info)
+                return
+            info.size = facts.st_size
             yield _header(info)
-            while left:
-                # What the header said, whatever becomes of the file meanwhile.
-                piece = file.read(min(_PIECE, left)) or bytes(min(_PIECE, left))
-                left -= len(piece)
-                on_bytes(len(piece))
-                yield piece
-            yield bytes(-info.size % tarfile.BLOCKSIZE)
-    yield bytes(2 * tarfile.BLOCKSIZE)
+            yield from self._content(path, file, info.size)
+            if facts.st_nlink > 1:
+                self._seen[key] = info.name
+
+    def _content(self, path: Path, file: IO[bytes], size: int) -> Iterator[bytes]:
+        """Give as many bytes as the header said, whatever becomes of the file meanwhile."""
+        left = size
+        while left:
+            try:
+                piece = file.read(min(_PIECE, left))
+            except OSError as error:
+                self._failed(error, path)
+                piece = b""
+            piece = piece or bytes(min(_PIECE, left))
+            left -= len(piece)
+            self._on_bytes(len(piece))
+            yield piece
+        yield bytes(-size % tarfile.BLOCKSIZE)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, failed: Callable[[OSError, Path], object] = lambda error, path: None) -> Iterator[Path]:
     pending = [folder]
     while pending:
-        for entry in sorted(os.scandir(pending.pop()), key=lambda entry: entry.name):
+        place = pending.pop()
+        try:
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError as error:
+            if place == folder:
+                raise
+            failed(error, place)
+            continue
+        for entry in entries:
             path = Path(entry.path)
             yield path
             if entry.is_dir(follow_symlinks=False):
@@ -68,35 +157,124 @@ def _header(info: tarfile.TarInfo) -> bytes:
 
 
 def size(folder: Path) -> int:
-    """Return how many bytes of content `pack` will give."""
-    return sum(facts.st_size for path in _walk(folder) if stat.S_ISREG((facts := path.lstat()).st_mode))
+    """Return how many bytes of content a `Packing` will give, as far as can be told."""
+    total = 0
+    for path in _walk(folder):
+        with contextlib.suppress(OSError):
+            facts = path.lstat()
+            total += facts.st_size if stat.S_ISREG(facts.st_mode) else 0
+    return total
 
 
-def unpack(pieces: Iterable[bytes], target: Path, on_bytes: Callable[[int], object] = lambda count: None) -> list[str]:
+class Budget:
+    """Bounds a copy out of a sandbox: what comes, and what it takes of this machine's disk."""
+
+    def __init__(self, place: Path, max_bytes: int | None = None) -> None:
+        self._max_bytes = MAX_BYTES if max_bytes is None else max_bytes
+        disk = os.statvfs(place)
+        self._room = int((disk.f_bavail - disk.f_blocks * _RESERVE) * disk.f_frsize)
+        self._came = 0
+        self._members = 0
+
+    def came(self, count: int) -> None:
+        """Count bytes that came, holes too.
+
+        Raises:
+            ArchiveRefused: they are too many.
+        """
+        self._came += count
+        if self._came > self._max_bytes:
+            raise too_large(self._max_bytes)
+
+    def member(self, size: int) -> None:
+        """Count one name, and look at the size that is announced for it.
+
+        Raises:
+            ArchiveRefused: they are too many.
+        """
+        self._members += 1
+        if self._came + size > self._max_bytes:
+            raise too_large(self._max_bytes)
+        if self._members > _MAX_MEMBERS:
+            raise ArchiveRefused(
+                f"cannot copy it: it has over {_MAX_MEMBERS} names", reason="too-large", limit=_MAX_MEMBERS
+            )
+
+    def written(self, count: int) -> None:
+        """Count bytes that take room on the disk.
+
+        Raises:
+            OSError: the disk would be too full (ENOSPC).
+        """
+        self._room -= count
+        if self._room < 0:
+            raise OSError(errno.ENOSPC, f"it would leave less than {_RESERVE:.0%} of the disk free")
+
+
+def too_large(max_bytes: int) -> ArchiveRefused:
+    """Return the error of what is larger than it may be."""
+    return ArchiveRefused(
+        f"cannot copy it: it is over {max_bytes} bytes", reason="too-large", limit=max_bytes, hint="raise the bound"
+    )
+
+
+def write_sparse(file: IO[bytes], pieces: Iterable[bytes], budget: Budget) -> None:
+    """Write a new regular file in which runs of zeros take no room.
+
+    Raises:
+        OSError: this machine refuses it.
+        ArchiveRefused: it is larger than it may be.
+    """
+    for piece in pieces:
+        budget.came(len(piece))
+        step = _HOLE if piece.count(0) >= _HOLE else len(piece)
+        for start in range(0, len(piece), step or 1):
+            block = piece[start : start + step]
+            if block.count(0) == len(block):
+                file.seek(len(block), os.SEEK_CUR)
+            else:
+                budget.written(len(block))
+                file.write(block)
+    file.truncate()
+
+
+def unpack(
+    pieces: Iterable[bytes],
+    target: Path,
+    on_bytes: Callable[[int], object] = lambda count: None,
+    max_bytes: int | None = None,
+) -> list[str]:
     """Put a sandbox's tar at `target`, merged into the folder that may be there; return what was left out.
 
     Raises:
-        ArchiveRefused: the stream is damaged.
-        OSError: this machine refuses it.
+        ArchiveRefused: the stream is damaged, or larger than `max_bytes` (`MAX_BYTES` if not given).
+        OSError: this machine refuses it; nothing was moved into the target then.
     """
     target = target.absolute()
     left_out: list[str] = []
+    budget = Budget(target.parent, max_bytes)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name[:100]}.") as name:
         root = Path(name) / "new"
         root.mkdir()
         links: list[tuple[Path, str]] = []
-        source: Any = _Reader(pieces, on_bytes)
+
+        source = _Reader(pieces, on_bytes)
         try:
-            with tarfile.open(fileobj=source, mode="r|", encoding="utf-8", errors="surrogateescape") as archive:
+            with tarfile.open(
+                fileobj=cast("IO[bytes]", source), mode="r|", encoding="utf-8", errors="surrogateescape"
+            ) as archive:
                 while (member := archive.next()) is not None:
                     archive.members = []  # type: ignore[attr-defined]  # it would keep every one of them
-                    if not _place(archive, member, root, links):
+                    budget.member(member.size)
+                    source.allow(member.size)
+                    if not _place(archive, member, root, links, budget):
                         left_out.append(member.name)
         except tarfile.TarError as error:
             raise ArchiveRefused(f"cannot unpack what came: {error}", reason="damaged") from error
         for path, link in links:
             path.unlink(missing_ok=True)
             path.symlink_to(link)
+        _check_merge(root, target)
         _merge(root, target)
     return left_out
 
@@ -108,6 +286,11 @@ class _Reader:
         self._pieces = iter(pieces)
         self._on_bytes = on_bytes
         self._rest = b""
+        self._allowed = _MAX_HEADERS
+
+    def allow(self, size: int) -> None:
+        """Let that many bytes of content and the headers behind them through, which tarfile keeps in memory."""
+        self._allowed = size + _MAX_HEADERS
 
     def read(self, size: int, /) -> bytes:
         found = bytearray(self._rest)
@@ -116,12 +299,17 @@ class _Reader:
             if not piece:
                 break
             self._on_bytes(len(piece))
+            self._allowed -= len(piece)
+            if self._allowed < 0:
+                raise tarfile.ReadError("its headers are too long")
             found += piece
         self._rest = bytes(found[size:])
         return bytes(found[:size])
 
 
-def _place(archive: tarfile.TarFile, member: tarfile.TarInfo, root: Path, links: list[tuple[Path, str]]) -> bool:
+def _place(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, root: Path, links: list[tuple[Path, str]], budget: Budget
+) -> bool:
     """Put one member below the new folder; False for one that is left out."""
     name = PurePosixPath(member.name.lstrip("/"))
     if ".." in name.parts or not name.parts or "\0" in member.name:
@@ -140,18 +328,23 @@ def _place(archive: tarfile.TarFile, member: tarfile.TarInfo, root: Path, links:
     if content is None or member.size < 0:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    left = member.size
-    with path.open("wb") as file:
-        while left:
-            piece = content.read(min(_PIECE, left))
-            if not piece:
-                raise tarfile.ReadError("it ends too early")
-            left -= len(piece)
-            file.write(piece)
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
+        write_sparse(file, _content(content, member.size), budget)
     path.chmod(member.mode & 0o755 | 0o600)
-    with contextlib.suppress(OSError, OverflowError, ValueError):  # a time that this machine has no word for
+    with contextlib.suppress(OSError, OverflowError, ValueError):  # a time that no calendar has
         os.utime(path, (member.mtime, member.mtime))
     return True
+
+
+def _content(file: IO[bytes], size: int) -> Iterator[bytes]:
+    left = size
+    while left:
+        piece = file.read(min(_PIECE, left))
+        if not piece:
+            raise tarfile.ReadError("it ends too early")
+        left -= len(piece)
+        yield piece
 
 
 def _stays(name: PurePosixPath, link: str) -> bool:
@@ -167,11 +360,27 @@ def _stays(name: PurePosixPath, link: str) -> bool:
     )
 
 
+def _check_merge(source: Path, target: Path) -> None:
+    """Look ahead at what `_merge` will do, so that it does not end in the middle.
+
+    Raises:
+        FileExistsError: a folder is in the way of a file, or the other way round.
+    """
+    if not os.path.lexists(target):
+        return
+    if target.is_symlink() or not target.is_dir():
+        raise FileExistsError(errno.EEXIST, "it is there and is no folder", str(target))
+    for entry in list(os.scandir(source)):
+        below = target / entry.name
+        if entry.is_dir(follow_symlinks=False):
+            _check_merge(Path(entry.path), below)
+        elif below.is_dir() and not below.is_symlink():
+            raise FileExistsError(errno.EEXIST, "it is there and is a folder", str(below))
+
+
 def _merge(source: Path, target: Path) -> None:
     """Move a tree to where another may be: folders are joined, the rest is replaced."""
-    if not target.is_dir() or target.is_symlink():
-        if target.is_symlink() or target.exists():
-            raise FileExistsError(f"{target} is there and is no folder")
+    if not target.is_dir():
         source.rename(target)
         return
     for entry in list(os.scandir(source)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from sandboxd.errors import LocalProtocolError, ProcessNotRunning, RemoteProtocolError
 
-from . import calls
+from . import calls, process_calls
 from .failures import mapped
 
 if TYPE_CHECKING:
@@ -121,6 +121,14 @@ class ExecStream:
         data = data.encode() if isinstance(data, str) else data
         for call in calls.write_stdin(self._sandbox_id, self.process_id, data):
             self._client.send(call)
+
+    def send_signal(self, number: str | int) -> None:
+        """Send a signal, a name or a number, to the command's process group; KILL goes to all that it started.
+
+        Raises:
+            ProcessNotRunning: the command has ended.
+        """
+        self._client.send(process_calls.signal(self._sandbox_id, self.process_id, number))
 
     def close_stdin(self) -> None:
         """Close the command's standard input: it reads an end of file. One that has ended is no error."""

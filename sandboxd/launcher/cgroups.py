@@ -214,13 +214,16 @@ class SandboxCgroups:
         """SIGKILL everything inside."""
         cgroupfs.kill(self.path(sandbox_id))
 
-    def remove(self, sandbox_id: str) -> bool:
-        """Remove a sandbox's groups; False while something is still leaving."""
+    def remove(self, sandbox_id: str, budget: int) -> tuple[bool, int]:
+        """Remove a sandbox's groups, at most `budget`; returns whether all are gone, and how many were removed.
+
+        They are not while something is still leaving, or there are more.
+        """
         try:
-            cgroupfs.remove_tree(self.path(sandbox_id))
+            removed = cgroupfs.remove_tree(self.path(sandbox_id), budget)
         except OSError:
-            return False
-        return True
+            return False, 0
+        return removed < budget, removed
 
     def present(self) -> list[str]:
         """Return the ids that have a group; a template's (templates.py) has a dash in its name."""

@@ -28,6 +28,8 @@ log = logging.getLogger("sandboxd.launcher")
 
 #: How soon a killed cgroup that is not empty yet is looked at again.
 RETRY_S: Final = 0.002
+#: How many cgroups are removed in one turn of the loop, of all sandboxes together: 5 ms. A sandbox may have 4,096.
+GROUPS_A_TURN: Final = 64
 #: How soon one is tried again that the host refused: no descriptors, a disk that fails.
 AGAIN_S: Final = 1.0
 #: Called at the end of a removal, with why something had to be left.
@@ -119,23 +121,33 @@ class Removals:
 
     def advance(self) -> None:
         """Go on wherever something can."""
+        budget = GROUPS_A_TURN
         for removal in list(self._active.values()):
-            self._advance(removal)
-
-    def _advance(self, removal: _Removal) -> None:
-        if removal.helper or removal.detaching or removal.pidfd >= 0:
-            return
-        if removal.error and time.monotonic() < removal.again_at:
-            return
-        try:
-            if not self._cgroups.remove(removal.id) or not self._detached(removal) or not self._take_away(removal):
+            budget -= self._advance(removal, budget)
+            if budget <= 0:
+                # The others first at the next turn.
+                if removal.id in self._active:
+                    self._active[removal.id] = self._active.pop(removal.id)
                 return
+
+    def _advance(self, removal: _Removal, budget: int = GROUPS_A_TURN) -> int:
+        """Go on with one, for at most `budget` cgroups; returns how many it removed."""
+        if removal.helper or removal.detaching or removal.pidfd >= 0:
+            return 0
+        if removal.error and time.monotonic() < removal.again_at:
+            return 0
+        removed = 0
+        try:
+            gone, removed = self._cgroups.remove(removal.id, budget)
+            if not gone or not self._detached(removal) or not self._take_away(removal):
+                return removed
         except OSError as failure:
             self._postpone(removal, failure)
-            return
+            return removed
         del self._active[removal.id]
         for callback in removal.done:
             callback(None)
+        return removed
 
     def _detached(self, removal: _Removal) -> bool:
         """Give back its link, once nothing runs that could use it; return whether it has none any more."""

@@ -53,9 +53,23 @@ REG, LNK = stat.S_IFREG | 0o644, stat.S_IFLNK | 0o777
 REFUSED = {
     "dot-dot": tar(member("../evil")),
     "dot-dot inside": tar(member("a/../../evil")),
-    "a link to an absolute path": tar(member("l", tarfile.SYMTYPE, "/")),
-    "a link that leads outside": tar(member("a/l", tarfile.SYMTYPE, "../../outside")),
-    "a link with a tail of dots": tar(member("l", tarfile.SYMTYPE, "a/../..")),
+    "a file through an absolute link": tar(member("l", tarfile.SYMTYPE, "/outside"), member("l/evil")),
+    "a file through a link that leads up": tar(member("a/l", tarfile.SYMTYPE, "../../outside"), member("a/l/evil")),
+    "a file through a tail of dots": tar(
+        member("a/x"), member("l", tarfile.SYMTYPE, "a/../../outside"), member("l/evil")
+    ),
+    "a folder through an absolute link": tar(
+        member("l", tarfile.SYMTYPE, "/outside"), member("l/evil", tarfile.DIRTYPE)
+    ),
+    "a link through an absolute link": tar(
+        member("l", tarfile.SYMTYPE, "/outside"), member("l/evil", tarfile.SYMTYPE, "x")
+    ),
+    "a hard link through an absolute link": tar(
+        member("l", tarfile.SYMTYPE, "/etc"), member("evil", tarfile.LNKTYPE, "l/passwd")
+    ),
+    "a hard link into an absolute link": tar(
+        member("f"), member("l", tarfile.SYMTYPE, "/outside"), member("l/evil", tarfile.LNKTYPE, "f")
+    ),
     "a hard link to an absolute path": tar(member("l", tarfile.LNKTYPE, "/etc/shadow")),
     "a hard link that leads outside": tar(member("l", tarfile.LNKTYPE, "../../etc/shadow")),
     "a hard link through a link": tar(
@@ -70,8 +84,8 @@ REFUSED = {
     "the folder itself": tar(member("./")),
     "a name over PATH_MAX": tar(member("x/" * 3000 + "evil")),
     "zip: dot-dot": as_zip(("../evil", b"evil", REG)),
-    "zip: an absolute link": as_zip(("l", b"/etc", LNK)),
-    "zip: a link that leads outside": as_zip(("a/l", b"../../outside", LNK)),
+    "zip: a file through an absolute link": as_zip(("l", b"/outside", LNK), ("l/evil", b"evil", REG)),
+    "zip: a file through a link that leads up": as_zip(("a/l", b"../../outside", LNK), ("a/l/evil", b"evil", REG)),
     "zip: link, then file through it": as_zip(("l", b"..", LNK), ("l/evil", b"evil", REG)),
     "zip: a file through a link that was there": as_zip(("out/evil", b"evil", REG)),
     "zip: a device": as_zip(("dev", b"", stat.S_IFCHR | 0o666)),
@@ -100,6 +114,23 @@ def test_row_35_what_is_contained_is_taken(sandbox: Sandbox) -> None:
     sandbox.write_archive("/workspace/in", tar(member("p"), member("inside/x")))  # the link is replaced, not followed
     assert sandbox.read_file("/etc/passwd") == before
     assert sandbox.exec("cat in/p in/d/x").stdout == "evilevil"
+
+
+@pytest.mark.parametrize("form", ["tar", "zip"])
+def test_row_35_links_stay_and_lead_to_the_sandboxs_own(sandbox: Sandbox, form: str) -> None:
+    """As in tar(1) and docker cp; the members that follow them are all there."""
+    links = {"venv/python": "/usr/bin/python3", "up": "../../../../etc/hostname", "tail": "a/../..", "none": "/no/such"}
+    if form == "tar":
+        data = tar(*[member(name, tarfile.SYMTYPE, target) for name, target in links.items()], member("last"))
+    else:
+        data = as_zip(*[(name, target.encode(), LNK) for name, target in links.items()], ("last", b"evil", REG))
+    assert sandbox.write_archive("/workspace/in", data) == 6  # and the folder venv
+    for name, target in links.items():
+        assert sandbox.exec(["readlink", f"in/{name}"]).stdout == f"{target}\n"
+    assert sandbox.exec("in/venv/python -c 'print(40+2)'; cat in/last").stdout == "42\nevil"
+    sandbox.write_archive("/workspace/in", tar(member("up"), member("venv/python")))  # the links are replaced
+    assert sandbox.exec("cat in/up in/venv/python; wc -c </etc/hostname").stdout.startswith("evilevil")
+    assert sandbox.exec("head -c4 /usr/bin/python3 | tail -c3").stdout == "ELF"
 
 
 def test_row_35_a_folder_that_is_swapped_while_it_is_unpacked_to(daemon: Daemon, sandbox: Sandbox) -> None:

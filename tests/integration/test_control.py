@@ -263,3 +263,13 @@ def test_a_cgroup_namespace_made_ahead_is_rooted_where_it_should_be() -> None:
         os.close(read)
         os.close(write)
         cgroupfs.remove_tree(group)
+
+
+def test_a_sandbox_of_many_cgroups_is_destroyed_whole(daemon: Daemon, client: Client) -> None:
+    """The launcher removes them in pieces (tests/unit/test_removals.py)."""
+    sandbox = Sandbox.create(client=client)
+    group = daemon.cgroup() / sandbox.id
+    for number in range(500):
+        (group / "work" / f"many-{number}").mkdir()
+    sandbox.destroy()
+    assert not group.exists()

@@ -78,3 +78,41 @@ def test_a_terminal_sees_how_far_it_is(daemon: Daemon, sandbox: Sandbox, tmp_pat
     assert process.returncode == 0
     assert b"/workspace/f" in seen
     assert b"30.0" in seen
+
+
+def test_a_project_with_a_virtual_environment_goes_in_whole(
+    daemon: Daemon, sandbox: Sandbox, tmp_path: pathlib.Path
+) -> None:
+    project = tmp_path / "project"
+    (project / ".venv/bin").mkdir(parents=True)
+    (project / ".venv/bin/python").symlink_to("/usr/bin/python3")
+    (project / ".venv/lib64").symlink_to("lib")
+    (project / "up").symlink_to("../../../../../etc/hostname")
+    (project / "data").write_text("once")
+    (project / "same").hardlink_to(project / "data")
+    (project / "zz.py").write_text("print(6 * 7)\n")
+    done = cli(daemon, "cp", str(project), f"{sandbox.id}:/workspace")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert sandbox.exec("cd project && .venv/bin/python zz.py && readlink up .venv/lib64").stdout == (
+        "42\n../../../../../etc/hostname\nlib\n"
+    )
+    assert sandbox.exec("cat project/same; stat -c %h project/same").stdout == "once2\n"
+    os.mkfifo(project / "a\x1b[31mfifo")
+    done = cli(daemon, "cp", str(project), f"{sandbox.id}:/workspace/again")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"sandboxd: left out {project}/a\\x1b[31mfifo: it is a FIFO\n".encode(),
+    )
+    assert sandbox.exec("cat again/zz.py").stdout == "print(6 * 7)\n"
+
+
+def test_a_sparse_file_takes_no_room_here(daemon: Daemon, sandbox: Sandbox, tmp_path: pathlib.Path) -> None:
+    sandbox.exec("mkdir d && truncate -s 100M d/sparse && echo end >>d/sparse && truncate -s 1T d/huge").check()
+    assert cli(daemon, "cp", f"{sandbox.id}:/workspace/d/sparse", str(tmp_path / "one")).returncode == 0
+    assert (tmp_path / "one").stat().st_size == 100 * 1024**2 + 4
+    assert (tmp_path / "one").stat().st_blocks <= 64
+    for words in ([f"{sandbox.id}:/workspace/d/huge", str(tmp_path / "two")], [f"{sandbox.id}:/workspace/d", "three"]):
+        done = cli(daemon, "cp", words[0], str(tmp_path / words[1]))
+        assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+        assert b"it is over" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]

@@ -665,6 +665,13 @@ def test_a_repository_on_disk_opens_nothing_else(run, tmp_path, served):
             run(str(source), target="other")
         assert caught.value.reason == "configuration"
         (source / name).unlink()
+    lender = tmp_path / "lender/objects"
+    (lender / "pack").mkdir(parents=True)
+    (source / "objects/info/alternates").write_text(f"{lender}\n")
+    assert run(str(source), target="borrowing")[0]["commit"] == result["commit"]
+    os.mkfifo(lender / "pack/pack-1.idx")
+    with pytest.raises(errors.GitRefused):
+        run(str(source), target="other")
 
 
 # --- packs --------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -106,3 +107,76 @@ def test_closed_streams_of_the_terminal_and_of_code(daemon: Daemon, sandbox: San
     assert redirected("<&-", "code", sandbox.id, "-") == (0, b"")
     assert redirected(">&-", "code", sandbox.id, "-c", "print(1)") == (125, refused)
     assert redirected("2>/dev/full", "code", sandbox.id, "-c", "1/0") == (125, b"")
+
+
+def started(daemon: Daemon, *words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [PROGRAM, *words],
+        env={**os.environ, "SANDBOXD_URL": daemon.url},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+#: Cleans up at the named signal, and tells that it listens.
+CLEANS = """trap 'echo cleaned up; exit 3' {}; python3 -c '
+import signal
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+print("ready", flush=True)
+signal.pause()'"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_a_signal_reaches_what_runs_inside(daemon: Daemon, sandbox: Sandbox, number: int) -> None:
+    line = CLEANS.format(signal.Signals(number).name.removeprefix("SIG"))
+    with started(daemon, "exec", sandbox.id, "sh", "-c", line) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        assert process.stdout.read() == b"cleaned up\n"
+        assert process.wait(30) == 3
+
+
+def test_signals_to_run_and_to_a_session(daemon: Daemon, sandbox: Sandbox) -> None:
+    session = sandbox.create_session()
+    for words in (["run", "--", "sh", "-c"], ["exec", "-s", session.id, sandbox.id, "sh", "-c"]):
+        with started(daemon, *words, CLEANS.format("INT")) as process:
+            assert process.stdout.readline() == b"ready\n"
+            process.send_signal(signal.SIGINT)
+            assert process.stdout.read() == b"cleaned up\n", words
+            assert process.wait(30) == 3, words
+    session.exec("A=1").check()  # it goes on
+    with daemon.client() as client:
+        assert [one.id for one in Sandbox.list(client=client)] == [sandbox.id]
+
+
+def test_a_second_signal_kills_what_runs_inside(daemon: Daemon, sandbox: Sandbox) -> None:
+    code = """import os, signal
+for number in (2, 15): signal.signal(number, lambda *_: os.write(1, b"told\\n"))
+os.write(1, b"ready\\n")
+while True: signal.pause()"""
+    with started(daemon, "exec", sandbox.id, "python3", "-c", code) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == b"told\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 143
+    assert not [one for one in sandbox.list_processes() if one.is_running]
+
+
+def test_ctrl_c_interrupts_code(daemon: Daemon, sandbox: Sandbox) -> None:
+    code = "kept = 1\nprint('ready', flush=True)\nwhile True: pass"
+    with started(daemon, "code", sandbox.id, "-c", code) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        assert b"KeyboardInterrupt" in process.stderr.read()
+        assert process.wait(30) == 130
+    assert cli(daemon, "code", sandbox.id, "-c", "kept").stdout == b"1\n"
+    code = (
+        "import time\ntry:\n    print('ready', flush=True)\n    time.sleep(600)\nexcept KeyboardInterrupt: print('bye')"
+    )
+    with started(daemon, "code", sandbox.id, "-c", code) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == b"bye\n"
+        assert process.wait(30) == 0

@@ -228,10 +228,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def stdin(self, process: str, rest: list[str]) -> None:
         found = self.server.processes.get(process)
-        if found is None or found.stdin is None or found.poll() is not None:
+        if found is None or (found.stdin is None and rest != ["signal"]) or found.poll() is not None:
             raise errors.ProcessNotRunning("cannot write to the process: it has ended", id=process)
         try:
-            if rest == ["stdin", "close"]:
+            if rest == ["signal"]:
+                os.killpg(found.pid, json.loads(self.body)["signal"])
+            elif rest == ["stdin", "close"]:
                 found.stdin.close()
             else:
                 found.stdin.write(self.body)

@@ -129,15 +129,82 @@ def test_a_reader_that_has_enough_ends_it_cleanly(daemon: FakeDaemon):
     assert not daemon.sandboxes
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_ends_the_command_and_leaves_nothing(daemon: FakeDaemon, number: int, status: int):
-    with start("run", "--", "sh", "-c", "echo ready; sleep 600", stdin=subprocess.DEVNULL) as process:
+#: A child that tells of a signal; it cannot come too early, for "ready" says that it is awaited.
+TOLD = (
+    "import os, signal, sys; "
+    'signal.signal(int(sys.argv[1]), lambda *_: (os.write(1, b"child told\\n"), os._exit(0))); '
+    'os.write(1, b"ready\\n"); signal.pause()'
+)
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
+
+
+@pytest.mark.parametrize(
+    ("verb", "number"), [*((("run", "--"), number) for number in SIGNALS), (("exec", "a"), signal.SIGINT)]
+)
+def test_a_signal_goes_to_the_command(daemon: FakeDaemon, verb: tuple[str, ...], number: int):
+    """To all of its group, as from a terminal: the shell's trap runs because its child ended."""
+    sandboxd("create", "--name", "a")
+    name = signal.Signals(number).name.removeprefix("SIG")
+    line = f"trap 'echo cleaned up; exit 3' {name}; {sys.executable} -c '{TOLD}' {number:d}"
+    with start(*verb, "sh", "-c", line, stdin=subprocess.DEVNULL) as process:
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(number)
+        assert process.stdout.read() == b"child told\ncleaned up\n"
+        assert process.wait(30) == 3
+    assert not daemon.ended.get(timeout=10)[1]
+    assert [found["name"] for found in daemon.sandboxes.values()] == ["a"]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_command_that_heeds_no_signal_ends_by_it(daemon: FakeDaemon, number: int):
+    with start("run", "--", "sh", "-c", "ulimit -c 0; echo ready; exec sleep 600", stdin=subprocess.DEVNULL) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        assert process.communicate(timeout=30) == (b"", b"")
+        assert process.returncode == 128 + number
+    assert not daemon.sandboxes
+
+
+@pytest.mark.parametrize("verb", [("run", "--"), ("exec", "a")], ids=["run", "exec"])
+def test_a_second_signal_kills(daemon: FakeDaemon, verb: tuple[str, ...]):
+    sandboxd("create", "--name", "a")
+    line = "trap 'echo told' INT TERM; echo ready; while :; do sleep 0.1; done"
+    with start(*verb, "sh", "-c", line, stdin=subprocess.DEVNULL) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == b"told\n"
+        process.send_signal(signal.SIGTERM)
         assert process.stderr.read() == b""
-        assert process.wait(30) == status
+        assert process.wait(30) == 143
+    assert daemon.ended.get(timeout=10)[1]
+    assert [found["name"] for found in daemon.sandboxes.values()] == ["a"]
+
+
+def test_a_command_that_does_not_end_in_time_is_killed(daemon: FakeDaemon):
+    program = (
+        "import sys; from sandboxd.cli import passing; passing.GRACE_S = 0.3\n"
+        "sys.argv = ['sandboxd', 'run', '--', 'sh', '-c', 'trap \"\" INT; echo ready; exec sleep 600']\n"
+        "from sandboxd.cli.main import main; main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
     assert daemon.ended.get(timeout=10)[1]
     assert not daemon.sandboxes
+
+
+def test_a_signal_that_timeout_sends_twice_is_one(daemon: FakeDaemon):
+    """timeout(1) signals its child and then its whole group."""
+    line = f"trap 'sleep 0.5; echo cleaned up; exit 3' TERM; {sys.executable} -c '{TOLD}' 15"
+    with start("run", "--", "sh", "-c", line, stdin=subprocess.DEVNULL) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == b"child told\ncleaned up\n"
+        assert process.wait(30) == 3
 
 
 def test_a_signal_while_the_sandbox_is_made_leaves_nothing(daemon: FakeDaemon):
@@ -157,16 +224,6 @@ def test_exec(daemon: FakeDaemon):
     assert daemon.ended.get(timeout=10)
     assert detached.stdout.decode().strip() in daemon.processes
     assert key in daemon.sandboxes
-
-
-def test_interrupting_exec_kills_the_command_and_keeps_the_sandbox(daemon: FakeDaemon):
-    sandboxd("create", "--name", "a")
-    with start("exec", "a", "sh", "-c", "echo ready; sleep 600", stdin=subprocess.DEVNULL) as process:
-        assert process.stdout.readline() == b"ready\n"
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
-    assert daemon.ended.get(timeout=10)[1]
-    assert daemon.sandboxes
 
 
 def test_cp_through_pipes(daemon: FakeDaemon):

@@ -19,12 +19,12 @@ from ...errors import GitRefused
 from . import configfile
 
 #: What dulwich reads whole, but for references and packs, which are bounded by the objects that they name.
-_SMALL: Final = ("config", "config.worktree", "HEAD", "commondir", "shallow", "info/grafts", "objects/info/alternates")
+_SMALL: Final = ("config", "config.worktree", "HEAD", "shallow", "info/grafts")
 #: Of all its references in one file: some million names.
 _MAX_REFS_BYTES: Final = 128 * 1024 * 1024
-#: Where every file is opened by its name.
-_FOLDERS: Final = ("refs", "objects/pack", "objects/info", "reftable")
 _MAX_FILES: Final = 2_000_000
+#: How deep repositories borrow objects from others, as in C git.
+_MAX_ALTERNATES: Final = 5
 
 
 def open_repository(path: str) -> Repo:
@@ -61,25 +61,51 @@ def check(root: Path) -> None:
     """Look at what a reader of the repository opens.
 
     Raises:
-        GitRefused: something is no regular file, or is larger than it may be.
+        GitRefused: something is no regular file, or is larger than it may be, or they are too many.
     """
     git = root / ".git"
     _check_file(git, configfile.MAX_BYTES)
     if os.path.isfile(git):  # of a worktree or a submodule: it says where the folder is
-        git = root / os.fsdecode((configfile.read(git, ".git", follow=True) or b"").removeprefix(b"gitdir:").strip())
+        git = root / _words(git, ".git").removeprefix("gitdir:").strip()
     elif not os.path.exists(git):
         git = root
-    for name in _SMALL:
-        _check_file(git / name, configfile.MAX_BYTES)
-    _check_file(git / "packed-refs", _MAX_REFS_BYTES)
-    count = 0
-    for name in _FOLDERS:
-        for folder, _, files in os.walk(git / name):
-            for file in files:
-                _check_file(Path(folder) / file, None)
-                count += 1
-                if count > _MAX_FILES:
-                    raise _refused(git / name, f"it has over {_MAX_FILES} files")
+    places = [git]
+    _check_file(git / "commondir", configfile.MAX_BYTES)
+    if os.path.isfile(git / "commondir"):  # of a worktree: what it shares with the others is there
+        places.append(git / _words(git / "commondir", "commondir").strip())
+    for place in places:
+        for name in _SMALL:
+            _check_file(place / name, configfile.MAX_BYTES)
+        _check_file(place / "packed-refs", _MAX_REFS_BYTES)
+        for name in ("refs", "reftable"):
+            _check_folder(place / name, 0)
+        _check_objects(place / "objects", 0, 0)
+
+
+def _check_objects(objects: Path, count: int, level: int) -> int:
+    """Look at the objects, and at those of the repositories that this one borrows from; returns how many files."""
+    count = _check_folder(objects, count)
+    borrowed = objects / "info/alternates"
+    if os.path.isfile(borrowed) and level < _MAX_ALTERNATES:
+        _check_file(borrowed, configfile.MAX_BYTES)
+        for line in _words(borrowed, "alternates").splitlines():
+            if line and not line.startswith("#"):
+                count = _check_objects(objects / line, count, level + 1)
+    return count
+
+
+def _words(path: Path, shown: str) -> str:
+    return os.fsdecode(configfile.read(path, shown, follow=True) or b"").replace("\0", "")
+
+
+def _check_folder(top: Path, count: int) -> int:
+    for folder, _, files in os.walk(top):
+        for file in files:
+            _check_file(Path(folder) / file, None)
+            count += 1
+            if count > _MAX_FILES:
+                raise _refused(top, f"it has over {_MAX_FILES} files")
+    return count
 
 
 def _check_file(path: Path, limit: int | None) -> None:
