@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Iterable
 from typing import Final
 
 from ..linux.kernel import (
@@ -38,7 +39,7 @@ SAFE: Final = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 _OVERLAY_CAPABILITIES: Final = sum(1 << number for number in (0, 1, 2, 3, 4, 6, 7, 21, 27, 31))
 
 #: /proc entries that reach beyond the sandbox's namespaces: the directories are made read-only, the files empty.
-PROC_READ_ONLY: Final = ("sys", "irq", "bus", "sysrq-trigger", "fs", "asound", "acpi", "scsi", "mtrr")
+PROC_READ_ONLY: Final = ("sys", "sysrq-trigger", "mtrr")
 PROC_MASKED: Final = (
     "kcore",
     "cmdline",
@@ -62,17 +63,26 @@ PROC_MASKED: Final = (
     "iomem",
     "ioports",
     "modules",
+    "mdstat",
 )
-#: Directories of host-wide facts: pressure tells the host's load, and anyone may arm triggers in it.
-PROC_EMPTIED: Final = ("pressure",)
-SYS_MASKED: Final = (
-    "firmware",
-    "power",
-    "kernel/security",
-    "kernel/debug",
-    "kernel/tracing",
-    "devices/virtual/powercap",
+#: Directories of host-wide facts: pressure tells the host's load, and anyone may arm triggers in it; the others tell of
+#: its disks and devices.
+PROC_EMPTIED: Final = ("pressure", "fs", "irq", "bus", "asound", "acpi", "scsi", "driver")
+#: All that is seen of /sys: the sandbox's own network devices, and what libraries size their threads and pages by. The
+#: rest tells of the host and of neighbours: their disks' figures, what the loop devices hold, btrfs' quota groups.
+SYS_SHOWN: Final = (
+    "class/net",
+    "devices/virtual/net",
+    "devices/system/cpu",
+    "devices/system/node",
+    *(f"kernel/mm/transparent_hugepage/{name}" for name in ("enabled", "defrag", "shmem_enabled", "hpage_pmd_size")),
 )
+#: Where programs look for what there may be (psutil, lspci, lsblk): there is nothing.
+SYS_EMPTY: Final = (
+    *("block", "bus/pci/devices", "bus/usb/devices", "dev/block", "dev/char", "firmware", "module"),
+    *(f"class/{name}" for name in ("block", "drm", "hwmon", "power_supply", "thermal")),
+)
+_CGROUP: Final = "fs/cgroup"
 #: Device nodes of our own: a bound host node would share flock, leases and inotify with the host (ATTACKS 46).
 DEVICES: Final = (
     ("null", 1, 3),
@@ -84,6 +94,8 @@ DEVICES: Final = (
 )
 #: Made on the stage, and moved into the root when there is one.
 ATTACHED: Final = ("proc", "sys", "dev")
+#: The stage's place of the whole sysfs, which goes with the stage.
+_WHOLE_SYS: Final = "sysfs"
 #: The host's pty.max is one number for all; a sandbox must not take it whole.
 MAX_TERMINALS: Final = 256
 DEV_LINKS: Final = (
@@ -114,7 +126,7 @@ class IsolateMounts(Named):
         kernel.mount("none", "/", None, MS_REC | MS_SLAVE)
         kernel.mount("stage", self.stage, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=16k,nr_inodes=16,mode=755")
         os.chdir(self.stage)
-        for name in ("lower", "disk", "merged", *ATTACHED):
+        for name in ("lower", "disk", "merged", _WHOLE_SYS, *ATTACHED):
             kernel.mkdir(name)
 
 
@@ -207,26 +219,57 @@ class MountProc(Named):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MountSys(Named):
-    """/sys of the sandbox's network namespace, read-only, with the sandbox's own cgroup in it."""
+    """A /sys of stated parts, read-only: the network namespace's own, and the sandbox's own cgroup.
+
+    A list of what is hidden would never be whole: every module and device of the host adds to sysfs.
+    """
 
     def describe(self) -> str:
         """Say what it does."""
-        return f"sysfs at /sys, read-only; {', '.join(SYS_MASKED)} masked; cgroup2 at /sys/fs/cgroup, read-only"
+        return f"tmpfs at /sys with {', '.join(SYS_SHOWN)} of sysfs; cgroup2 at /sys/{_CGROUP}; all read-only"
 
     def run(self, kernel: Kernel, birth: Birth) -> None:
         """Do it."""
-        sysfs = birth.sys = kernel.fsmount("sysfs", {}, SAFE | MOUNT_ATTR_RDONLY)
-        kernel.move_mount(sysfs, AT_FDCWD, "sys")
-        empty = kernel.fsmount("tmpfs", {"size": "4k", "mode": "0555"}, SAFE | MOUNT_ATTR_RDONLY)
-        cover(kernel, sysfs, SYS_MASKED, empty)
+        whole = kernel.fsmount("sysfs", {}, SAFE | MOUNT_ATTR_RDONLY)
+        kernel.move_mount(whole, AT_FDCWD, _WHOLE_SYS)  # before Linux 6.15 only what is attached can be copied
+        view = birth.sys = kernel.fsmount("tmpfs", {"size": "64k", "nr_inodes": "128", "mode": "0755"}, SAFE)
+        kernel.move_mount(view, AT_FDCWD, "sys")
+        _make_folders(kernel, view, (*SYS_EMPTY, _CGROUP, *(os.path.dirname(path) for path in SYS_SHOWN)))
+        for path in SYS_SHOWN:
+            with contextlib.suppress(FileNotFoundError):  # a kernel without NUMA or huge pages
+                _show(kernel, whole, path, view)
+        os.close(whole)
         birth.cgroup = kernel.fsmount("cgroup2", {}, SAFE)
-        view = kernel.fsmount("cgroup2", {}, SAFE | MOUNT_ATTR_RDONLY)
-        with contextlib.suppress(FileNotFoundError):
-            at = kernel.openat2(sysfs, "fs/cgroup", os.O_PATH | os.O_DIRECTORY, STRICT)
-            kernel.move_mount(view, at)
-            os.close(at)
-        for fd in (view, empty):
-            os.close(fd)
+        own = kernel.fsmount("cgroup2", {}, SAFE | MOUNT_ATTR_RDONLY)
+        kernel.move_mount(own, view, _CGROUP)
+        os.close(own)
+        kernel.mount_setattr(view, MOUNT_ATTR_RDONLY | SAFE)
+
+
+def _make_folders(kernel: Kernel, root: int, paths: Iterable[str]) -> None:
+    """Make each of `paths` and what is above it in a filesystem of our own."""
+    made: set[str] = set()
+    for path in paths:
+        parts = path.split("/")
+        for folder in ("/".join(parts[: count + 1]) for count in range(len(parts))):
+            if folder not in made:
+                kernel.mkdir(folder, dirfd=root)
+                made.add(folder)
+
+
+def _show(kernel: Kernel, source: int, path: str, target: int) -> None:
+    """Attach a copy of what is at `path` of the mount `source` at the same path of `target`, where its folder is."""
+    at = kernel.openat2(source, path, os.O_PATH, STRICT)
+    try:
+        copy = kernel.open_tree(at, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
+        if stat.S_ISDIR(os.fstat(at).st_mode):
+            kernel.mkdir(path, dirfd=target)
+        else:
+            os.close(kernel.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444, dirfd=target))
+        kernel.move_mount(copy, target, path)
+        os.close(copy)
+    finally:
+        os.close(at)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ..errors import SandboxdError
+from .nearby import Nearby
 from .resolver import Policy, Resolver, host_nameservers
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Names:
         self._upstreams = tuple(upstreams)
         self._denied = denied
         self._degraded = degraded
+        self._nearby = Nearby()
         self._served: set[str] = set()
 
     def __repr__(self) -> str:
@@ -108,6 +110,7 @@ class Names:
             self._upstreams or host_nameservers(),
             functools.partial(self._launcher.permit, sandbox.id),
             lambda name, why: self._denied(sandbox.id, {"name": name, "reason": why}),
+            self._nearby.why,
         )
         sandbox.network_changed = lambda: resolver.update(policy_of(sandbox))
         return resolver

@@ -5,12 +5,13 @@ of the host has to be reachable for it, and nobody but that sandbox can ask.
 
     question ──▶ parsed (dnspython) ──▶ may it be asked? ──▶ upstream ──▶ may it be answered? ──▶ permit ──▶ answer
 
-**What may be asked**: in the mode internet, everything. With an allow list, A and AAAA of listed names; another type of
-a listed name has no data, and every other name is refused without a word to anybody, so that no name carries data out.
+**What may be asked**: in the mode internet, records of the types that answering.py lists. With an allow list, A and
+AAAA of listed names; another type of a listed name has no data, and every other name is refused without a word to
+anybody, so that no name carries data out.
 
-**What may be answered**: no address of the host's, a private network's or a neighbour's, whatever the name (DNS
-rebinding), but where a listed network has it. With an allow list each address is let through the rules for as long as
-the answer lives before the sandbox hears of it.
+**What may be answered**: what hangs on the name that was asked for, and no address of the host's, a private network's
+or a neighbour's, whatever the name (DNS rebinding), but where a listed network has it. With an allow list each address
+is let through the rules for as long as the answer lives before the sandbox hears of it.
 
 Everything of a sandbox is bounded: questions under way, connections, and how long each may take. What does not parse
 is dropped. The questions that go out have random ids, come from a random port each, and only an answer from the server
@@ -33,18 +34,19 @@ import dns.name
 import dns.opcode
 import dns.rcode
 import dns.rdataclass
-import dns.rdatatype
 import dns.rrset
 import trio
 
 from ..allow import AllowList, forbidden
 from ..errors import SandboxdError
+from .answering import ADDRESSES, chain, rows_in_reach, why_not_asked
 from .strangers import Lane
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable, Sequence
 
+    from ..allow import Address
     from .launcher import Permit
 
 _log = logging.getLogger(__name__)
@@ -70,8 +72,6 @@ MAX_RECORDS: Final = 128
 _COUNTS: Final = struct.Struct(">6H")
 _UDP_BYTES: Final = 1232  # what passes everywhere unfragmented (DNS flag day 2020)
 _MAX_ANSWER_BYTES: Final = 65_535
-_ADDRESSES: Final = (dns.rdatatype.A, dns.rdatatype.AAAA)
-_CHAIN: Final = (*_ADDRESSES, dns.rdatatype.CNAME)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,6 +92,7 @@ class Resolver:
         upstreams: whom to ask, as addresses and ports.
         permit: lets addresses be reached; a `SandboxdError` of it keeps the answer back.
         denied: told of a name that was refused, and why.
+        near: why an address is the host's or its neighbours', or None.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Resolver:
         upstreams: Sequence[tuple[str, int]],
         permit: Callable[[list[Permit]], Awaitable[None]],
         denied: Callable[[str, str], None],
+        near: Callable[[Address], str | None] = lambda _: None,
     ) -> None:
         self._datagrams = trio.socket.from_stdlib_socket(datagrams)
         self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
@@ -109,6 +111,7 @@ class Resolver:
         self._upstreams = tuple(upstreams)
         self._permit = permit
         self._denied = denied
+        self._near = near
         self._questions = trio.CapacityLimiter(MAX_QUESTIONS)
         self._lane = Lane()
         self._connections = 0
@@ -197,9 +200,13 @@ class Resolver:
             if found is None:
                 self._denied(name, "it is not on the allow list")
                 return _reply(question, dns.rcode.REFUSED)
-            if asked.rdtype not in _ADDRESSES:
+            if asked.rdtype not in ADDRESSES:
                 return _reply(question, dns.rcode.NOERROR)
             ports = found
+        elif (why := why_not_asked(asked.name, asked.rdtype, self._out_of_reach(policy))) is not None:
+            if why:
+                self._denied(name, why)
+            return _reply(question, dns.rcode.NOERROR)
         answer = await self._ask(asked)
         if answer is None:
             return _reply(question, dns.rcode.SERVFAIL)
@@ -216,38 +223,25 @@ class Resolver:
                 return _reply(question, dns.rcode.SERVFAIL)
         reply = _reply(question, answer.rcode())
         reply.answer = sections
-        if policy.mode == "internet" and not sections:
-            reply.authority = answer.authority[:1]
         return reply
 
     def _judged(
         self, name: str, asked: dns.rrset.RRset, answer: dns.message.Message, policy: Policy
     ) -> list[dns.rrset.RRset]:
         """Return the answer's records that the sandbox may have, their time clamped."""
-        kept: list[dns.rrset.RRset] = []
-        count, refused = 0, ""
-        for rrset in answer.answer:
-            if asked.rdtype in _ADDRESSES and rrset.rdtype not in _CHAIN:
-                continue
-            rows = []
-            for row in rrset:
-                if not _is_address(rrset):
-                    rows.append(row)
-                    continue
-                address = ipaddress.ip_address(row.address)
-                why = forbidden(address)
-                if why and not policy.allow.lists(address):
-                    refused = why
-                elif count < MAX_ADDRESSES:
-                    count += 1
-                    rows.append(row)
-            if rows:
-                ttl = min(MAX_TTL_S, max(MIN_TTL_S, rrset.ttl))
-                kept.append(dns.rrset.from_rdata_list(rrset.name, ttl, rows))
-        if refused and not count:
+        kept, refused = rows_in_reach(chain(asked, answer.answer), self._out_of_reach(policy), MAX_ADDRESSES)
+        if refused and not kept:
             self._denied(name, refused)
-            return []
-        return kept
+        return [
+            dns.rrset.from_rdata_list(rrset.name, min(MAX_TTL_S, max(MIN_TTL_S, rrset.ttl)), rows)
+            for rrset, rows in kept
+        ]
+
+    def _out_of_reach(self, policy: Policy) -> Callable[[Address], str | None]:
+        def why(address: Address) -> str | None:
+            return None if policy.allow.lists(address) else forbidden(address) or self._near(address)
+
+        return why
 
     # --- upstream ---------------------------------------------------------------------------------------
 
@@ -412,4 +406,4 @@ def _reply(question: dns.message.Message, code: dns.rcode.Rcode) -> dns.message.
 
 
 def _is_address(rrset: dns.rrset.RRset) -> bool:
-    return rrset.rdtype in _ADDRESSES
+    return rrset.rdtype in ADDRESSES

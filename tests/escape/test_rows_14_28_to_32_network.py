@@ -143,7 +143,7 @@ def test_row_29_names_that_look_alike(world, listed):  # noqa: F811
     assert reaches(listed, "SITE.Example")[0]
 
 
-@pytest.mark.parametrize("name", ["rebind.example", "meta.example", "loop.example"])
+@pytest.mark.parametrize("name", ["rebind.example", "meta.example", "loop.example", "host.example", "near.example"])
 def test_row_30_a_listed_name_that_leads_inside(client, name):
     with Sandbox.create(network={"mode": "allowlist", "allow": [name, "mixed.example"]}, client=client) as sandbox:
         assert not reaches(sandbox, name)[0]

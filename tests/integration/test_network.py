@@ -86,7 +86,7 @@ def test_private_host_and_neighbour_addresses_are_not(internet, address):
     assert reaches(internet, address) == (False, "refused [Errno 113] No route to host")
 
 
-@pytest.mark.parametrize("name", ["rebind.example", "meta.example", "loop.example"])
+@pytest.mark.parametrize("name", ["rebind.example", "meta.example", "loop.example", "host.example", "near.example"])
 def test_a_name_does_not_lead_to_a_private_address(internet, name):
     found = internet.exec(["python3", "-c", f"import socket; print(socket.gethostbyname('{name}'))"])
     assert found.exit_code == 1

@@ -212,6 +212,13 @@ FAMILIES: Final[dict[str, tuple[Row, ...]]] = {
     "what acts on neighbours": _same(
         "EINVAL", ("MADV_MERGEABLE", 28, (0, 0, 12)), ("MADV_MERGEABLE high", 28, (0, 0, 12 | HIGH)),
     ),
+    "what is in the page cache": (
+        Row("mincore", 27, (BAD, 1, BAD), KERNEL, "ENOSYS"),
+        Row("cachestat", 451, (-1, BAD, BAD, 0), KERNEL, "ENOSYS"),
+        Row("RWF_NOWAIT", 327, (-1, BAD, 1, 0, 0, 8), KERNEL, "ENOTSUP"),
+        Row("RWF_NOWAIT high", 327, (-1, BAD, 1, 0, 0, 8 | HIGH), KERNEL, "ENOTSUP"),
+        *_same(KERNEL, ("another preadv2", 327, (-1, BAD, 1, 0, 0, 1)), ("readahead", 187, (-1, 0, 1))),
+    ),
     "personalities": (
         *_same("ENOSYS", ("READ_IMPLIES_EXEC", 135, (0x400000,)), ("MMAP_PAGE_ZERO", 135, (0x100000,)),
                ("READ_IMPLIES_EXEC high", 135, (0x400000 | HIGH,)), ("UNAME26 and more", 135, (0x420000,))),

@@ -27,6 +27,8 @@ NAMES = {
     "rebind.example.": ["10.9.9.9"],
     "meta.example.": ["169.254.169.254"],
     "loop.example.": ["127.0.0.1"],
+    "host.example.": ["203.0.113.1"],
+    "near.example.": ["203.0.113.2"],
     "mixed.example.": ["198.18.0.10", "10.9.9.9"],
     "many.example.": [f"198.18.{i // 250}.{i % 250 + 1}" for i in range(1000)],
     "short.example.": ["198.18.0.11"],

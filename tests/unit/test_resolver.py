@@ -366,6 +366,55 @@ async def test_an_answer_lives_as_long_as_its_addresses_may_be_reached(ttl: int,
         assert under.permitted == [("198.51.100.7", ((1, 65535),), float(lives))]
 
 
+async def test_what_the_internet_would_not_say_is_not_told() -> None:
+    """The nameservers are the host's, and may know a whole private network."""
+
+    def chatty(query: Query) -> list[bytes]:
+        rows = {"HTTPS": ("1 . alpn=h2 ipv4hint=10.0.0.1",), "SRV": ("0 0 443 db.internal.", "0 0 443 b.example.")}
+        kind = dns.rdatatype.to_text(query.question[0].rdtype)
+        reply = say(query, *rows.get(kind, ("198.51.100.7", "203.0.113.9")), kind=kind)
+        reply.answer.insert(0, dns.rrset.from_text("other.example.", 60, "IN", "A", "203.0.113.66"))
+        reply.authority.append(dns.rrset.from_text("corp.", 60, "IN", "SOA", "ns.corp. root.corp. 1 2 3 4 5"))
+        reply.additional.append(dns.rrset.from_text("ns.corp.", 60, "IN", "A", "10.0.0.53"))
+        return [reply.to_wire()]
+
+    async with resolving() as under:
+        under.resolver._near = lambda address: "the host's own" if str(address) == "203.0.113.9" else None
+        under.upstream.lie = chatty
+        for kind, told in (
+            ("A", "a.example. 60 IN A 198.51.100.7"),
+            ("HTTPS", 'a.example. 60 IN HTTPS 1 . alpn="h2"'),
+            ("SRV", "a.example. 60 IN SRV 0 0 443 b.example."),
+        ):
+            answer = await under.ask("a.example", kind)
+            assert [rrset.to_text() for rrset in answer.answer] == [told]
+            assert (answer.authority, answer.additional) == ([], [])
+        asked = len(under.upstream.asked)
+        for name, kind in (
+            ("1.0.0.10.in-addr.arpa", "PTR"),
+            ("9.113.0.203.in-addr.arpa", "PTR"),  # the host's own
+            ("_ldap._tcp.corp", "SRV"),
+            ("a.internal", "TXT"),
+            ("a.example", "ANY"),
+            ("a.example", "SOA"),
+        ):
+            answer = await under.ask(name, kind)
+            assert (answer.rcode(), answer.answer, answer.authority) == (dns.rcode.NOERROR, [], [])
+        assert len(under.upstream.asked) == asked
+
+
+async def test_a_name_of_the_hosts_own_address_has_none() -> None:
+    for policy in (INTERNET, allowing("a.example"), allowing("a.example", "198.51.100.0/24")):
+        async with resolving(policy) as under:
+            under.resolver._near = lambda address: f"{address} is the host's own"
+            assert not (await under.ask("a.example")).answer
+            assert under.denied == [("a.example", "198.51.100.7 is the host's own")]
+            assert not under.permitted
+    async with resolving(allowing("a.example", "198.51.100.7")) as under:
+        under.resolver._near = lambda address: f"{address} is the host's own"
+        assert addresses(await under.ask("a.example")) == ["198.51.100.7"]
+
+
 async def test_an_address_that_cannot_be_let_through_is_not_told() -> None:
     async def fail() -> None:
         raise LaunchFailed("no", step="network")
