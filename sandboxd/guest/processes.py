@@ -26,7 +26,7 @@ from typing import Any, Final
 from ..errors import LimitExceeded, ProcessNotRunning
 from ..linux.kernel import Kernel
 from ..spec import CommandSpec
-from . import spawn, terminals
+from . import lines, spawn, terminals
 from .feed import Done, Feed
 from .leaves import Leaves
 from .loop import Loop, Timer
@@ -180,7 +180,7 @@ class Process:
             stdio = self._stdio()
             for fd in set(stdio):
                 undo.callback(os.close, fd)
-            order, fds = self._order(stdio)
+            order, fds = self._order(stdio, undo)
             ready = self._means.standby.take(order, fds)
             if ready is not None:
                 self.pid, self.leaf = ready
@@ -194,8 +194,13 @@ class Process:
             undo.callback(os.close, pidfd)
             self.pid = pid
 
-    def _order(self, stdio: tuple[int, int, int]) -> tuple[spawn.Order, tuple[int, ...]]:
+    def _order(self, stdio: tuple[int, int, int], undo: contextlib.ExitStack) -> tuple[spawn.Order, tuple[int, ...]]:
         terminal, shell, ids = self.spec.terminal is not None, self._shell, self._user.ids
+        if shell is None and (line := self.spec.long_line) is not None:
+            source = lines.open_line(line)
+            undo.callback(os.close, source)
+            argv = lines.argv(self.spec.argv)
+            return spawn.Order(argv, self._env, self._cwd, *ids, terminal, lines.LINE_FD), (*stdio, source)
         if shell is None:
             return spawn.Order(self.spec.argv, self._env, self._cwd, *ids, terminal), stdio
         # Its environment and working folder are the state's: the shell takes them on by itself.
@@ -397,6 +402,8 @@ class Process:
     def _finish(self) -> None:
         self._state = State.ENDED
         self.ended_at = time.time()
+        if self.spec.long_line is not None:  # megabytes, which nobody needs any more
+            self.spec = dataclasses.replace(self.spec, argv=tuple(_shown(self.spec.argv)), session=None)
         for name in ("_rest", "_timeout", "_hangup", "_unreaped"):
             self._cancel(name)
         self.output.append("exit", self.result or {})

@@ -145,7 +145,7 @@ def first_state(shell: str, env: dict[str, str], cwd: str) -> str:
     return f"_sandboxd_set() {{ {options}; }}\n{exports}_sandboxd_at={quote(cwd)} _sandboxd_back=\n#cwd {cwd}\n#end\n"
 
 
-def prelude(shell: str, env: dict[str, str], cwd: str | None, home: str) -> str:
+def prelude(shell: str, env: dict[str, str], cwd: str | None, home: str, line: str | None = None) -> str:
     """Return what a shell runs before a command.
 
     Args:
@@ -153,9 +153,12 @@ def prelude(shell: str, env: dict[str, str], cwd: str | None, home: str) -> str:
         env: variables for this command alone.
         cwd: a working folder for this command alone.
         home: where the session goes on when its working folder is gone.
+        line: the command, where it is too long to be the shell's argument.
     """
     bash = is_bash(shell)
     parts = [_BASH_PRELUDE if bash else _SH_PRELUDE]
+    if line is not None:
+        parts[0] = parts[0].replace("$1", quote(line), 1)
     if cwd is None:
         parts.append(_LOST_CWD % quote(home))
     else:

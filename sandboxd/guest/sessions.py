@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from ..errors import InternalError, InvalidRequest, LimitExceeded, NameTaken, SandboxdError, ServerBusy, SessionNotFound
 from ..spec import CommandSpec, check_env, check_path, check_session_id, check_user
+from . import lines, users
 from . import session_shells as shells
-from . import users
 from .leaves import Leaf
 from .peer import Peer
 from .processes import Process, Shell
@@ -113,7 +113,7 @@ class Sessions:
             raise InvalidRequest(f"cannot begin a session in {cwd}: no such directory in the sandbox", field="cwd")
         spec = CommandSpec(argv=("sh",), env=check_env(params["env"]))
         shell = find_shell(params.get("shell"))
-        state = memory_file(shells.first_state(shell, self._commands.environment(spec, user), cwd))
+        state = lines.memory_file(shells.first_state(shell, self._commands.environment(spec, user), cwd))
         session = self._sessions[name] = Session(name, shell, user, state, cwd)
         peer.reply(request, session.info())
 
@@ -220,13 +220,15 @@ class Sessions:
         if spec.user is not None:
             raise InvalidRequest("cannot accept user: a session has its own", field="user")
         env = {"TERM": "xterm-256color", **spec.env} if spec.terminal is not None else spec.env
-        prelude = memory_file(shells.prelude(session.shell, env, spec.cwd, self._commands.cwd))
+        line, long_line = spec.argv[-1], spec.long_line
+        if long_line is not None:
+            line = lines.beginning(long_line)
+        prelude = lines.memory_file(shells.prelude(session.shell, env, spec.cwd, self._commands.cwd, long_line))
         try:
-            new = memory_file("")
+            new = lines.memory_file("")
         except BaseException:
             os.close(prelude)
             raise
-        line = spec.argv[-1]
         return Shell(shells.argv(session.shell, line), (prelude, state, new), shells.FIRST_FD, session.user)
 
     @staticmethod
@@ -249,16 +251,3 @@ def find_shell(wanted: str | None) -> str:
         if wanted == "bash":
             raise InvalidRequest("cannot begin a session with bash: the rootfs has none", field="shell")
     return "/bin/sh"
-
-
-def memory_file(text: str) -> int:
-    """Return a descriptor of a memory file that holds `text`."""
-    fd = os.memfd_create("sandboxd-session", os.MFD_CLOEXEC)
-    try:
-        left = memoryview(text.encode())
-        while left:
-            left = left[os.write(fd, left) :]
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
