@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
-import errno
 import os
 import resource
 import signal
@@ -23,9 +22,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import LimitExceeded, ProcessNotRunning
+from ..errors import ProcessNotRunning
 from ..linux.kernel import Kernel
 from ..spec import CommandSpec
+from ..wire.exhausted import limit_error
 from . import lines, spawn, terminals
 from .feed import Done, Feed
 from .leaves import Leaves
@@ -47,9 +47,6 @@ HANGUP_GRACE_S: Final = 2.0
 TRACED_GRACE_S: Final = 0.5
 #: Signals that ask a program to end: after one of them it is not restarted.
 _ENDING: Final = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGKILL})
-#: Why the kernel starts no further command, and the limit that says so: pids.max, RLIMIT_NPROC and work/'s
-#: cgroup.max.descendants; memory.max, which what a process is made of counts against; init's own descriptors.
-_AT_LIMIT: Final = {errno.EAGAIN: "pids", errno.ENOMEM: "memory_bytes", errno.EMFILE: "open files"}
 #: What `info` shows of a command: a reply is a frame, and a list has many.
 _SHOWN_WORDS: Final = 256
 _SHOWN_BYTES: Final = 16 * 1024
@@ -164,11 +161,10 @@ class Process:
             if self._feed is not None:
                 self._feed.close()
             self._drop_leaf()
-            limit = _AT_LIMIT.get(error.errno or 0) if isinstance(error, OSError) else None
+            limit = limit_error(error, "start a process")
             if limit is None:
                 raise
-            why = f"the sandbox is at its limit of {limit}"
-            raise LimitExceeded(f"cannot start a process: {why}", limit=limit) from None
+            raise limit from None
         self.output.append("start", {"id": self.id, "pid": self.pid})
         self.output.start()
         if self._feed is not None and isinstance(self.spec.stdin, bytes):

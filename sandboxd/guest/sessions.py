@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import InternalError, InvalidRequest, LimitExceeded, NameTaken, SandboxdError, ServerBusy, SessionNotFound
+from ..errors import InvalidRequest, LimitExceeded, NameTaken, SandboxdError, ServerBusy, SessionNotFound
 from ..spec import CommandSpec, check_env, check_path, check_session_id, check_user
+from ..wire.exhausted import known
 from . import lines, users
 from . import session_shells as shells
 from .leaves import Leaf
@@ -213,8 +214,8 @@ class Sessions:
                 self._run(session, waiting)
             except SandboxdError as error:
                 waiting.refuse(error)
-            except OSError as error:
-                waiting.refuse(InternalError(f"cannot run in session {session.id}: {error}"))
+            except (OSError, MemoryError) as error:
+                waiting.refuse(known(error, f"run in session {session.id}"))
 
     def _shell(self, session: Session, spec: CommandSpec, state: int) -> Shell:
         if spec.user is not None:

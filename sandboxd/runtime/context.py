@@ -305,8 +305,8 @@ class Context:
             return
         if not worker.gone.is_set():
             await self._end_worker()
-        if worker.failure is not None:
-            self.start_failure = worker.failure
+        if worker.failure is not None or worker.refusal is not None:
+            self.start_failure = worker.failure or worker.refusal
         elif worker.missing is not None or (worker.exit is not None and worker.exit.exit_code in (126, 127)):
             lacks = worker.missing or self._stray_text() or "the rootfs has no such interpreter"
             self.start_failure = InterpreterMissing(
