@@ -21,6 +21,10 @@ MAX_ARG_BYTES: Final = 131_072
 #: execve(2) allows a quarter of the stack limit (8 MiB here) for arguments and environment together.
 MAX_ARGS_TOTAL_BYTES: Final = 2 * 1024 * 1024 - 65_536
 MAX_JSON_BODY_BYTES: Final = 4 * 1024 * 1024
+#: A line for a shell: as long as a request may be. One that no argument can hold is read from a file (guest/lines.py).
+MAX_LINE_BYTES: Final = MAX_JSON_BODY_BYTES
+#: Whose lines may be that long.
+_SHELLS: Final = ("/bin/sh", "/bin/bash")
 MAX_PATH_BYTES: Final = 4095  # PATH_MAX without the NUL
 MAX_ENV_ENTRIES: Final = 1024
 #: One run of a code context; what is longer belongs in a file.
@@ -444,6 +448,17 @@ class SessionSpec:
             raise _fail("shell", "it is bash or sh")
 
 
+def _check_argument(value: str) -> str:
+    size = len(value.encode("utf-8", "surrogatepass")) if len(value) * 4 >= MAX_ARG_BYTES else 0
+    if size >= MAX_ARG_BYTES:
+        why = (
+            f"an argument is {size} bytes, and the kernel takes {MAX_ARG_BYTES - 1}: give the command as one string, "
+            "which a shell runs whatever its length, or the data on stdin or in a file"
+        )
+        raise InvalidRequest(f"cannot accept command: {why}", field="command", limit_bytes=MAX_ARG_BYTES - 1)
+    return check_text(value, "command")
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CommandSpec:
     """One command to run: what exec and processes share.
@@ -479,8 +494,8 @@ class CommandSpec:
         if not self.argv or not self.argv[0]:
             raise _fail("command", "it is empty")
         total = 0
-        for argument in self.argv:
-            total += len(check_text(argument, "command")) + 1
+        for argument in self.argv if self.long_line is None else self.argv[:-1]:
+            total += len(_check_argument(argument)) + 1
         if total > MAX_ARGS_TOTAL_BYTES:
             raise _fail("command", f"all arguments together are over {MAX_ARGS_TOTAL_BYTES} bytes")
         check_env(self.env)
@@ -498,6 +513,17 @@ class CommandSpec:
                 raise _fail("user", "a session has its own")
             if self.argv[:-1] != self.shell("")[:-1]:
                 raise _fail("command", "a session's commands are lines of its shell")
+
+    @property
+    def long_line(self) -> str | None:
+        """The line that a shell is to run, where it is too long for an argument; None where it is none, or is not."""
+        if len(self.argv) != 4 or self.argv[0] not in _SHELLS or self.argv[1:3] != ("-c", "--"):
+            return None
+        line = self.argv[3]
+        # No character is over four bytes: a short line needs no encoding.
+        if len(line) * 4 < MAX_ARG_BYTES or len(line.encode("utf-8", "surrogatepass")) < MAX_ARG_BYTES:
+            return None
+        return check_text(line, "command", limit=MAX_LINE_BYTES)
 
     @classmethod
     def shell(cls, line: str) -> tuple[str, ...]:

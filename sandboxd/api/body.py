@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 from quart_trio.wrappers.request import TrioRequest
 
 from ..errors import BodyTooLarge, RequestTimeout
 from ..spec import MAX_JSON_BODY_BYTES
+
+if TYPE_CHECKING:
+    from ..runtime.budget import Hold
 
 #: What one request holds of a body that its handler has not read yet; beyond it the client's writes wait.
 HIGH_WATER: Final = 1024 * 1024
@@ -106,11 +109,12 @@ class BoundedBody:
         self._room.set()
         return piece
 
-    async def read_json(self, limit: int = MAX_JSON_BODY_BYTES) -> bytes:
-        """Return the whole body.
+    async def read_json(self, limit: int = MAX_JSON_BODY_BYTES, hold: Hold | None = None) -> bytes:
+        """Return the whole body, which `hold` is charged with.
 
         Raises:
             BodyTooLarge: it is over `limit` bytes; the rest is not read.
+            ServerBusy: there is no room for it.
         """
         if self.expected is not None and self.expected > limit:
             raise BodyTooLarge(f"cannot take a JSON body of over {limit} bytes", limit_bytes=limit)
@@ -118,6 +122,8 @@ class BoundedBody:
             return bytes(await self.next_piece())
         found = bytearray()
         while piece := await self.next_piece(idle_s=JSON_IDLE_S):
+            if hold is not None:
+                hold.take(len(piece), "take the body")
             found += piece
             if len(found) > limit:
                 raise BodyTooLarge(f"cannot take a JSON body of over {limit} bytes", limit_bytes=limit)

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import InternalError, LimitExceeded, SandboxdError, ServerBusy
+from ..linux.kernel import Kernel
+from ..wire import exhausted
 from ..wire.messages import Event
 from .commands import Commands
 from .entrants import Entrant, Entrants
@@ -34,8 +36,9 @@ TIDY_S: Final = 5.0
 class Clones:
     """Every clone under way."""
 
-    def __init__(self, loop: Loop, leaves: Leaves, entrants: Entrants, commands: Commands) -> None:
+    def __init__(self, loop: Loop, kernel: Kernel, leaves: Leaves, entrants: Entrants, commands: Commands) -> None:
         self._loop = loop
+        self._kernel = kernel
         self._leaves = leaves
         self._entrants = entrants
         self._commands = commands
@@ -66,7 +69,7 @@ class Clones:
             os.close(rendezvous)
             os.close(pipe)
             if isinstance(error, OSError):
-                raise LimitExceeded(f"cannot clone: the sandbox has no room for a process ({error.strerror})") from None
+                raise exhausted.known(error, "clone") from None
             raise
         self._next += 1
         self._clones[name] = clone = _Clone(self, peer, request, leaf, pipe, params["order"])
@@ -102,6 +105,14 @@ class Clones:
         self._commands.children[pid] = clone.on_exit
         assert clone.entrant is not None  # noqa: S101 - it is what calls
         clone.entrant.send(self._commands.user, "/", {}, [clone.pipe], clone.order)
+
+    def full(self, leaf: Leaf) -> SandboxdError | None:
+        """Return the limit for which no process can begin in a leaf now; None where one can."""
+        try:
+            leaf.try_out(self._kernel)
+        except OSError as error:
+            return exhausted.limit_error(error, "clone")
+        return None
 
     def later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Run something later."""
@@ -150,7 +161,7 @@ class _Clone:
             self.leaf.kill()  # its status ends the request
             self._why = self._why or why
         else:
-            self._finish(InternalError(f"cannot clone: no process came ({why})"))
+            self._finish(self._clones.full(self.leaf) or InternalError(f"cannot clone: no process came ({why})"))
 
     def end(self, why: str) -> None:
         """End it: it may remove what it made, then it is killed."""
@@ -183,7 +194,8 @@ class _Clone:
         elif self._why is not None:
             self._finish(InternalError(f"cannot clone: {self._why}"))
         elif self.leaf.oom_kills():
-            self._finish(LimitExceeded("cannot clone: the sandbox is out of memory", oom_killed=True))
+            why = "cannot clone: the sandbox is out of memory"
+            self._finish(LimitExceeded(why, limit="memory_bytes", oom_killed=True))
         else:
             self._finish(InternalError(f"cannot clone: its process ended with status {status:#x}"))
 

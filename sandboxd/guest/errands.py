@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import gc
 import os
 import resource
@@ -27,6 +26,7 @@ from typing import Any, Final
 
 from ..errors import InternalError, InvalidRequest, LimitExceeded, SandboxdError, ServerBusy
 from ..linux.kernel import Kernel
+from ..wire import exhausted
 from .leaves import Leaf, Leaves
 from .loop import Loop, Timer
 from .outlet import Inlet, Outlet
@@ -97,10 +97,7 @@ class Errands:
                 raise ServerBusy(f"cannot {name}: {MAX_ERRANDS} operations on files are under way")
             errand = self._fork(peer, request, name, given, owner, fds)
         except OSError as error:
-            raise LimitExceeded(
-                f"cannot {name}: the sandbox has no room for a process ({error.strerror})",
-                errno=errno.errorcode.get(error.errno or 0),
-            ) from error
+            raise exhausted.known(error, name) from error
         finally:
             for fd in fds:
                 os.close(fd)
@@ -165,7 +162,8 @@ class Errands:
 
     def _why(self, errand: _Errand, status: int) -> SandboxdError:
         if errand.leaf.oom_kills():
-            return LimitExceeded(f"cannot {errand.name}: the sandbox is out of memory", oom_killed=True)
+            why = f"cannot {errand.name}: the sandbox is out of memory"
+            return LimitExceeded(why, limit="memory_bytes", oom_killed=True)
         return InternalError(f"cannot {errand.name}: it ended with status {status:#x}")
 
 
@@ -237,7 +235,7 @@ def _known(error: Exception, name: str) -> SandboxdError:
     if isinstance(error, SandboxdError):
         return error
     if isinstance(error, MemoryError):
-        return LimitExceeded(f"cannot {name}: it needs over {MAX_MEMORY_BYTES} bytes of memory")
+        return LimitExceeded(f"cannot {name}: it needs over {MAX_MEMORY_BYTES} bytes of memory", limit="memory_bytes")
     if isinstance(error, OSError):
         where = error.filename if isinstance(error.filename, str | bytes) else "the file"
         return file_error(error, os.fsdecode(where), name)

@@ -14,6 +14,7 @@ import prctl
 from ..errors import InternalError, InvalidRequest, SandboxdError
 from ..linux.kernel import Kernel
 from ..spec import check_env, check_mode, check_path, check_user
+from ..wire import exhausted
 from ..wire.messages import Cancel, Credit, Message, Request
 from . import archives, changes, search, users, verbs, watching
 from .clones import Clones
@@ -31,6 +32,8 @@ from .standby import Children, Standby
 
 #: Daemons that may be connected at once: the present one, and an old one that is on its way out.
 MAX_PEERS: Final = 4
+#: What a caller reads of operations whose names say less.
+_VERBS: Final = {"context_start": "start an interpreter", "start": "start a process", "exec": "start a process"}
 #: What runs in a process of its own.
 ERRANDS: Final = {
     **verbs.FUNCTIONS,
@@ -62,7 +65,7 @@ class Init:
         entrants = Entrants(self._loop)
         self._commands.before_unknown = entrants.drain
         self._contexts = Contexts(means, self._commands, entrants)
-        self._clones = Clones(self._loop, leaves, entrants, self._commands)
+        self._clones = Clones(self._loop, self._kernel, leaves, entrants, self._commands)
         self._files = Files(self._kernel)
         self._peers: list[Peer] = []
         self._operations: dict[str, Callable[[Peer, int, dict[str, Any]], None]] = {
@@ -156,8 +159,8 @@ class Init:
             peer.fail(message.id, error)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             peer.fail(message.id, InternalError(f"cannot {message.op}: bad parameters ({error!r})"))
-        except OSError as error:
-            peer.fail(message.id, InternalError(f"cannot {message.op}: {error}"))
+        except (OSError, MemoryError) as error:
+            peer.fail(message.id, exhausted.known(error, _VERBS.get(message.op, message.op)))
 
     # --- operations ---
 

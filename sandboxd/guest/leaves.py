@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
+from ..linux.kernel import Kernel
 from .loop import Loop
 
 _READ_BYTES: Final = 4096
@@ -109,6 +110,21 @@ class Leaf:
         except OSError:
             self.remove()
             raise
+
+    def try_out(self, kernel: Kernel) -> None:
+        """Begin a process in it, which ends at once; the reaper takes its status.
+
+        Raises:
+            OSError: none can begin.
+        """
+        leaf = os.open(self.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._work_fd)
+        try:
+            pid, pidfd = kernel.clone3(0, cgroup_fd=leaf)
+        finally:
+            os.close(leaf)
+        if pid == 0:
+            os._exit(0)
+        os.close(pidfd)
 
     def kill(self) -> None:
         """SIGKILL all that is in it."""

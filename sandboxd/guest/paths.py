@@ -22,12 +22,11 @@ from ..errors import (
     FilePermissionDenied,
     InvalidRequest,
     NotAFile,
-    QuotaExceeded,
     SandboxdError,
-    ServerBusy,
 )
 from ..linux.kernel import AT_FDCWD, RESOLVE_NO_MAGICLINKS, Kernel
 from ..spec import check_file_path
+from ..wire.exhausted import limit_error
 from .users import User
 
 #: How many links one path may go through, as in the kernel (MAXSYMLINKS).
@@ -46,9 +45,6 @@ TYPES: Final = {
 }
 _BY_ERRNO: Final[dict[int, type[SandboxdError]]] = {
     errno.ENOENT: FileNotFound,
-    errno.ENOSPC: QuotaExceeded,
-    errno.EDQUOT: QuotaExceeded,
-    errno.EFBIG: QuotaExceeded,
     errno.EACCES: FilePermissionDenied,
     errno.EPERM: FilePermissionDenied,
     errno.EROFS: FilePermissionDenied,
@@ -57,9 +53,6 @@ _BY_ERRNO: Final[dict[int, type[SandboxdError]]] = {
     errno.EAGAIN: Conflict,
     errno.EBUSY: Conflict,
     errno.ETXTBSY: Conflict,
-    errno.EMFILE: ServerBusy,
-    errno.ENFILE: ServerBusy,
-    errno.ENOMEM: ServerBusy,
 }
 _NO_FILE: Final = {
     errno.EISDIR: "directory",
@@ -88,8 +81,11 @@ def file_error(error: OSError, path: str, verb: str) -> SandboxdError:
     path = shown(path)
     why = f"cannot {verb} {path}: {os.strerror(number).lower()}"
     code = errno.errorcode.get(number, str(number))
-    if number in _BY_ERRNO:
+    if number in _BY_ERRNO:  # first: of a file, EAGAIN is a lock's
         return _BY_ERRNO[number](why, path=path, errno=code)
+    limit = limit_error(error, verb, path)
+    if limit is not None:
+        return limit
     if number in _NO_FILE:
         return NotAFile(why, path=path, file_type=_NO_FILE[number])
     return InvalidRequest(why, field="path", errno=code)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
-import errno
 import os
 import resource
 import signal
@@ -24,10 +23,11 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import LimitExceeded, ProcessNotRunning
+from ..errors import ProcessNotRunning
 from ..linux.kernel import Kernel
 from ..spec import STOP_GRACE_S, CommandSpec
-from . import endings, spawn, terminals, users
+from ..wire.exhausted import limit_error
+from . import endings, lines, spawn, terminals, users
 from .feed import Done, Feed
 from .leaves import KILLED_S, POLL_S, Leaf, Leaves
 from .loop import Loop, Timer
@@ -48,9 +48,6 @@ HANGUP_GRACE_S: Final = 2.0
 TRACED_GRACE_S: Final = 0.5
 #: Signals that ask a program to end: after one of them it is not restarted.
 _ENDING: Final = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGKILL})
-#: Why the kernel starts no further command, and the limit that says so: pids.max, RLIMIT_NPROC and work/'s
-#: cgroup.max.descendants; memory.max, which what a process is made of counts against; init's own descriptors.
-_AT_LIMIT: Final = {errno.EAGAIN: "pids", errno.ENOMEM: "memory_bytes", errno.EMFILE: "open files"}
 #: What `info` shows of a command: a reply is a frame, and a list has many.
 _SHOWN_WORDS: Final = 256
 _SHOWN_BYTES: Final = 16 * 1024
@@ -169,11 +166,10 @@ class Process:
             if self._feed is not None:
                 self._feed.close()
             self._drop_leaf()
-            limit = _AT_LIMIT.get(error.errno or 0) if isinstance(error, OSError) else None
+            limit = limit_error(error, "start a process")
             if limit is None:
                 raise
-            why = f"the sandbox is at its limit of {limit}"
-            raise LimitExceeded(f"cannot start a process: {why}", limit=limit) from None
+            raise limit from None
         self.leaves[:] = [*(leaf for leaf in self.leaves if not leaf.is_gone), self.leaf]
         self.output.append("start", {"id": self.id, "pid": self.pid})
         self.output.start()
@@ -186,7 +182,7 @@ class Process:
             stdio = self._stdio()
             for fd in set(stdio):
                 undo.callback(os.close, fd)
-            order, fds = self._order(stdio)
+            order, fds = self._order(stdio, undo)
             ready = self._means.standby.take(order, fds)
             if ready is not None:
                 self.pid, self.leaf = ready
@@ -200,8 +196,13 @@ class Process:
             undo.callback(os.close, pidfd)
             self.pid = pid
 
-    def _order(self, stdio: tuple[int, int, int]) -> tuple[spawn.Order, tuple[int, ...]]:
+    def _order(self, stdio: tuple[int, int, int], undo: contextlib.ExitStack) -> tuple[spawn.Order, tuple[int, ...]]:
         terminal, shell, ids = self.spec.terminal is not None, self._shell, self._user.ids
+        if shell is None and (line := self.spec.long_line) is not None:
+            source = lines.open_line(line)
+            undo.callback(os.close, source)
+            argv = lines.argv(self.spec.argv)
+            return spawn.Order(argv, self._env, self._cwd, *ids, terminal, lines.LINE_FD), (*stdio, source)
         if shell is None:
             return spawn.Order(self.spec.argv, self._env, self._cwd, *ids, terminal), stdio
         # Its environment and working folder are the state's: the shell takes them on by itself.
@@ -426,6 +427,8 @@ class Process:
     def _finish(self) -> None:
         self._state = State.ENDED
         self.ended_at = time.time()
+        if self.spec.long_line is not None:  # megabytes, which nobody needs any more
+            self.spec = dataclasses.replace(self.spec, argv=tuple(_shown(self.spec.argv)), session=None)
         for name in ("_rest", "_timeout", "_hangup", "_unreaped"):
             self._cancel(name)
         self.output.append("exit", self.result or {})

@@ -164,7 +164,9 @@ def first_state(shell: str, env: dict[str, str], cwd: str) -> str:
     return f"_sandboxd_set() {{ {options}; }}\n{exports}_sandboxd_at={quote(cwd)} _sandboxd_back=\n#cwd {cwd}\n#end\n"
 
 
-def prelude(shell: str, env: dict[str, str], cwd: str | None, home: str, *, saves: bool = True) -> str:
+def prelude(
+    shell: str, env: dict[str, str], cwd: str | None, home: str, *, saves: bool = True, line: str | None = None
+) -> str:
     """Return what a shell runs before a command.
 
     Args:
@@ -173,9 +175,12 @@ def prelude(shell: str, env: dict[str, str], cwd: str | None, home: str, *, save
         cwd: a working folder for this command alone.
         home: where the session goes on when its working folder is gone.
         saves: whether the command leaves its state to the session.
+        line: the command, where it is too long to be the shell's argument.
     """
     bash = is_bash(shell)
     parts = [_BASH_PRELUDE if bash else _SH_PRELUDE]
+    if line is not None and saves:
+        parts[0] = parts[0].replace("$1", quote(line), 1)
     if cwd is None:
         parts.append(_LOST_CWD % quote(home))
     else:
@@ -188,6 +193,8 @@ def prelude(shell: str, env: dict[str, str], cwd: str | None, home: str, *, save
         parts = [_BASH_BESIDE, *parts, _BASH_BESIDE_END]
     else:
         parts.append(_SH_END_BESIDE)
+    if line is not None and not saves:
+        parts.append(f"_sandboxd_command={quote(line)}\n")
     return "".join(parts)
 
 

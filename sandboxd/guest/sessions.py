@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import InternalError, InvalidRequest, LimitExceeded, NameTaken, SandboxdError, ServerBusy, SessionNotFound
+from ..errors import InvalidRequest, LimitExceeded, NameTaken, SandboxdError, ServerBusy, SessionNotFound
 from ..spec import CommandSpec, check_env, check_path, check_session_id, check_user
+from ..wire.exhausted import known
+from . import lines, users
 from . import session_shells as shells
-from . import users
 from .leaves import Leaf
 from .peer import Peer
 from .processes import Process, Shell
@@ -115,7 +116,7 @@ class Sessions:
             raise InvalidRequest(f"cannot begin a session in {cwd}: no such directory in the sandbox", field="cwd")
         spec = CommandSpec(argv=("sh",), env=check_env(params["env"]))
         shell = find_shell(params.get("shell"))
-        state = memory_file(shells.first_state(shell, self._commands.environment(spec, user), cwd))
+        state = lines.memory_file(shells.first_state(shell, self._commands.environment(spec, user), cwd))
         session = self._sessions[name] = Session(name, shell, user, state, cwd)
         peer.reply(request, session.info())
 
@@ -213,20 +214,23 @@ class Sessions:
                 self._run(session, waiting)
             except SandboxdError as error:
                 waiting.refuse(error)
-            except OSError as error:
-                waiting.refuse(InternalError(f"cannot run in session {session.id}: {error}"))
+            except (OSError, MemoryError) as error:
+                waiting.refuse(known(error, f"run in session {session.id}"))
 
     def _shell(self, session: Session, spec: CommandSpec, state: int, *, saves: bool = True) -> Shell:
         if spec.user is not None:
             raise InvalidRequest("cannot accept user: a session has its own", field="user")
         env = {"TERM": "xterm-256color", **spec.env} if spec.terminal is not None else spec.env
-        prelude = memory_file(shells.prelude(session.shell, env, spec.cwd, self._commands.cwd, saves=saves))
+        line, long_line = spec.argv[-1], spec.long_line
+        if long_line is not None:
+            line = lines.beginning(long_line) if saves else lines.EVAL + lines.beginning(long_line)
+        text = shells.prelude(session.shell, env, spec.cwd, self._commands.cwd, saves=saves, line=long_line)
+        prelude = lines.memory_file(text)
         try:
-            new = memory_file("")
+            new = lines.memory_file("")
         except BaseException:
             os.close(prelude)
             raise
-        line = spec.argv[-1]
         argv, variables = (shells.argv(session.shell, line), {}) if saves else shells.beside(session.shell, line)
         return Shell(argv, variables, (prelude, state, new), shells.FIRST_FD, session.user)
 
@@ -252,16 +256,3 @@ def find_shell(wanted: str | None) -> str:
         if wanted == "bash":
             raise InvalidRequest("cannot begin a session with bash: the rootfs has none", field="shell")
     return "/bin/sh"
-
-
-def memory_file(text: str) -> int:
-    """Return a descriptor of a memory file that holds `text`."""
-    fd = os.memfd_create("sandboxd-session", os.MFD_CLOEXEC)
-    try:
-        left = memoryview(text.encode())
-        while left:
-            left = left[os.write(fd, left) :]
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd

@@ -17,6 +17,7 @@ from typing import Final
 
 from ..errors import LimitExceeded, NotAvailable
 from ..linux.kernel import RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, Kernel
+from ..wire.exhausted import limit_error
 from .users import User
 
 _PTMX: Final = os.makedev(5, 2)
@@ -35,8 +36,11 @@ def open_terminal(kernel: Kernel, cols: int, rows: int, owner: User) -> tuple[in
         flags = os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
         master = kernel.openat2(-100, "/dev/pts/ptmx", flags, RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EMFILE, errno.ENFILE):
-            raise LimitExceeded("cannot open a terminal: the sandbox has as many as it may") from None
+        if error.errno == errno.ENOSPC:
+            why = "cannot open a terminal: the sandbox has as many as it may"
+            raise LimitExceeded(why, limit="terminals") from None
+        if (limit := limit_error(error, "open a terminal")) is not None:
+            raise limit from None
         raise NotAvailable(f"cannot open a terminal: {os.strerror(error.errno or 0).lower()}") from None
     try:
         _check(master)

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import ProcessNotRunning
+from ..wire.exhausted import known
 from ..wire.messages import EVENT_OVERHEAD, Event
 from . import spawn, users
 from .entrants import Entrant, Entrants
@@ -231,10 +232,12 @@ class Worker:
         try:
             self._start()
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.write(self._theirs[2], f"sandboxd: cannot start it: {error.strerror}\n".encode())
+            follower, self._follower = self._follower, None
+            if follower is not None:
+                follower[0].fail(follower[1], known(error, "start an interpreter"))
             self._close_theirs()
             self.on_exit(spawn.NOT_EXECUTABLE << 8, None)
+            self._end_grace()  # nobody has its pipes
 
     def _control_pipe(self) -> int:
         theirs, ours = os.pipe2(os.O_CLOEXEC)

@@ -66,6 +66,7 @@ def daemon(snapshot: Snapshot) -> Iterator[Metric]:
     for (route, status), count in counts.answers.items():
         answers.add_metric([route, str(status)], count)
     yield answers
+    yield gauge("sandboxd_held_bytes", "Bytes held in memory for callers", snapshot.manager.budget.held)
 
 
 def sandboxes(snapshot: Snapshot) -> Iterator[Metric]:

@@ -22,6 +22,7 @@ from ..errors import (
     GitTimeout,
     InternalError,
     LaunchFailed,
+    LimitExceeded,
     NotAFile,
     Origin,
     ProtocolError,
@@ -168,7 +169,18 @@ class Clone:
             leaf = checks.text(batch[0].data, "leaf", limit=MAX_LEAF_CHARS)
             why = await rendezvous.bring("git", leaf, wait=True)
         if why is not None:
-            raise LaunchFailed(f"cannot clone: {why}", step="template")
+            raise await self._why_nobody(why)
+
+    async def _why_nobody(self, why: str) -> SandboxdError:
+        """Return why no child came: init knows whether it was for want of room."""
+        try:
+            with trio.move_on_after(STOP_TIMEOUT_S):
+                await self._events()
+        except LimitExceeded as error:
+            return error
+        except SandboxdError:
+            pass  # it says the same in fewer words
+        return LaunchFailed(f"cannot clone: {why}", step="template")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

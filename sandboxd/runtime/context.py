@@ -30,6 +30,7 @@ from ..errors import (
     ContextNotFound,
     ContextRestarting,
     InterpreterMissing,
+    LimitExceeded,
     ProcessNotRunning,
     SandboxdError,
     SandboxGone,
@@ -335,8 +336,11 @@ class Context:
             return
         if not worker.gone.is_set():
             await self._end_worker()
-        if worker.failure is not None:
-            self.start_failure = worker.failure
+        if worker.failure is not None or worker.refusal is not None:
+            self.start_failure = worker.failure or worker.refusal
+        elif worker.exit is not None and worker.exit.oom_killed:
+            why = f"cannot start a {self.spec.language} context: {self._how()}"
+            self.start_failure = LimitExceeded(why, limit="memory_bytes", oom_killed=True)
         elif worker.missing is not None or (worker.exit is not None and worker.exit.exit_code in (126, 127)):
             lacks = worker.missing or self._stray_text() or "the rootfs has no such interpreter"
             self.start_failure = InterpreterMissing(

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
-from ..errors import ContextNotFound, ProcessNotRunning, ProtocolError, RemoteProtocolError, SandboxdError
+from ..errors import (
+    ContextNotFound,
+    LimitExceeded,
+    ProcessNotRunning,
+    ProtocolError,
+    RemoteProtocolError,
+    SandboxdError,
+)
 from ..wire import worker as frames
 from . import checks
 from .execution import Exit, parse_exit
@@ -85,6 +92,7 @@ class Worker:
         gone: set when it has ended, or its sandbox has.
         exit: how it ended, where init could say.
         failure: why the sandbox can tell nothing of it.
+        refusal: which limit of the sandbox' let it not begin.
         blame: which rule of frames it broke.
         missing: what it said that it lacks.
         left_unread: whether it ended before it had read its last message.
@@ -101,6 +109,7 @@ class Worker:
         self.was_spare = False
         self.exit: Exit | None = None
         self.failure: SandboxdError | None = None
+        self.refusal: LimitExceeded | None = None
         self.blame: str | None = None
         self.missing: str | None = None
         self.left_unread = False
@@ -156,6 +165,9 @@ class Worker:
             await self._forget()
         except ProtocolError as error:
             self.failure = await self._link.why_broken(error)
+        except LimitExceeded as error:
+            self.refusal = error  # the sandbox has no room for it, and goes on
+            await self._forget()
         except SandboxdError as error:
             self.failure = error
         finally:

@@ -37,6 +37,8 @@ MAX_TEXT_CHARS = 1024 * 1024
 MAX_DEPTH = 200
 #: What a float's digits take at most.
 FLOAT_CHARS = 25
+#: The kernel's MAX_ARG_STRLEN: what a shell's line may take as an argument.
+MAX_ARGUMENT_BYTES = 131_072
 #: Rows of a table that go along as data.
 MAX_ROWS = 1000
 CHART, DATA = "application/vnd.sandboxd.chart+json", "application/vnd.sandboxd.data+json"
@@ -163,7 +165,7 @@ def make_shell(base, session):
     from IPython.core.displaypub import DisplayPublisher
     from traitlets import default
 
-    class Shell(load("errors")["Telling"], base):  # noqa: F821 - the worker's own
+    class Shell(load("errors")["Telling"], _make_commands(base, session)):  # noqa: F821 - the worker's own
         """A shell without a terminal; its folders below the user's home are made when somebody asks for them."""
 
         displayhook_class = _make_hook(DisplayHook, session)
@@ -191,15 +193,6 @@ def make_shell(base, session):
             # IPython's own keeps all that is printed, for a notebook, and runs nothing once there is no such stream.
             return contextlib.nullcontext()
 
-        def system(self, cmd):
-            # IPython's own runs it on a terminal, which mixes its two outputs, and swallows an interrupt.
-            import subprocess
-
-            command = self.var_expand(cmd, depth=1)
-            session.channel.flush()
-            shell = os.environ.get("SHELL") or None
-            self.user_ns["_exit_code"] = subprocess.call(command, shell=True, executable=shell)
-
         def ask_exit(self):
             raise SystemExit("a code context is not ended by exit(): delete it, or call os._exit")
 
@@ -207,6 +200,83 @@ def make_shell(base, session):
             pass
 
     return Shell
+
+
+def _make_commands(base, session):
+    """Return a shell's class that runs commands of the system."""
+    from IPython.utils.process import getoutput
+    from IPython.utils.text import DollarFormatter, LSString, SList
+
+    expander = _make_expander(DollarFormatter)
+
+    class Commands(base):
+        """`!command`, and what is made of it."""
+
+        def system(self, cmd):
+            # IPython's own runs it on a terminal, which mixes its two outputs, and swallows an interrupt.
+            import subprocess
+
+            session.channel.flush()
+            shell = os.environ.get("SHELL") or None
+            with fitting(self.var_expand(cmd, depth=1)) as command:
+                self.user_ns["_exit_code"] = subprocess.call(command, shell=True, executable=shell)
+
+        def getoutput(self, cmd, split=True, depth=0):
+            if cmd.rstrip().endswith("&"):
+                raise OSError("Background processes not supported.")
+            with fitting(self.var_expand(cmd, depth=depth + 1)) as command:
+                out = getoutput(command)
+            return SList(out.splitlines()) if split else LSString(out)
+
+        def var_expand(self, cmd, depth=0, formatter=None):
+            return super().var_expand(cmd, depth + 1, formatter or expander)
+
+    return Commands
+
+
+def _make_expander(base):
+    """Return what puts variables into a line; IPython's own takes time by the square of its length."""
+    import re
+    import string
+
+    dollar = re.compile(r"\$(\$?[\w.]+)")
+
+    class Expander(base):
+        """`$name` (not within single quotes), `$$name` for `$name` itself, and `{expression}`, as IPython has them."""
+
+        def parse(self, fmt_string):
+            for text, field, spec, conversion in string.Formatter.parse(self, fmt_string):
+                done, literal = 0, ""
+                quotes, counted = text.count("'"), 0
+                for found in dollar.finditer(text):
+                    quotes -= text.count("'", counted, found.end())
+                    counted = found.end()
+                    if quotes % 2:
+                        continue  # an odd number of quotes behind it: within some
+                    if found[1].startswith("$"):
+                        literal += text[done : found.start()] + found[1]
+                    else:
+                        yield literal + text[done : found.start()], found[1], "", None
+                        literal = ""
+                    done = found.end()
+                yield literal + text[done:], field, spec, conversion
+
+    return Expander()
+
+
+@contextlib.contextmanager
+def fitting(command):
+    """Give a command as one that fits an argument: a longer one lies in a file meanwhile."""
+    data = command.encode("utf-8", "surrogateescape")
+    if len(data) < MAX_ARGUMENT_BYTES:
+        yield command
+        return
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(prefix="sandboxd-") as file:
+        file.write(data + b"\n")
+        file.flush()
+        yield ". " + file.name
 
 
 def _make_hook(base, session):

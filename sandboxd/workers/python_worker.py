@@ -377,6 +377,16 @@ class Session:
                 self.cancelling = False
             raise
 
+    def _begin_to_flush(self):
+        if not self.flusher.is_alive():
+            try:
+                self.flusher.start()
+            except RuntimeError:
+                # The sandbox is at its limit of pids: what is printed is shown at the end, and the next run tries anew.
+                self.flusher = Flusher()
+        elif not self.flusher.wanted.is_set():
+            self.flusher.wanted.set()
+
     def run(self, message):
         """Run one piece of code to its end, and say so."""
         channel = self.channel
@@ -388,10 +398,7 @@ class Session:
         env, message["env"] = message.get("env") or {}, None
         before = {name: os.environ.get(name) for name in env}
         os.environ.update(env)
-        if not self.flusher.is_alive():
-            self.flusher.start()
-        elif not self.flusher.wanted.is_set():
-            self.flusher.wanted.set()
+        self._begin_to_flush()
         try:
             try:
                 channel._pending = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import textwrap
 
 import pytest
 
@@ -214,3 +216,50 @@ def test_json_answers_are_the_same(shared: Sandbox, context: CodeContext) -> Non
     assert http.post(path, json={"code": "a\0"}).json()["field"] == "code"
     assert http.post(path, json={"code": "#" * (1024 * 1024 + 1)}).json()["field"] == "code"
     assert http.post(path, content=b"x" * 10_000_000).json()["kind"] == "body-too-large"
+
+
+#: The CPU time of putting variables into a command, in seconds, for two lengths of which one is eight times the other.
+_EXPAND = """
+import time
+def took(size):
+    line, began = "echo " + {unit!r} * (size // len({unit!r})), time.process_time()
+    get_ipython().var_expand(line)
+    return time.process_time() - began
+x = 1
+took(1000)
+(min(took(20_000) for _ in range(3)), min(took(160_000) for _ in range(3)))
+"""
+
+
+@pytest.mark.parametrize("unit", ["word ", ".", "'", "it's ", "$$x ", "'$x' ", "{{", "\\u20ac"])
+def test_what_a_command_costs_grows_with_its_length_alone(shared: Sandbox, context: CodeContext, unit: str) -> None:
+    result = shared.run_code(_EXPAND.format(unit=unit), context=context).check()
+    short, long = ast.literal_eval(result.text or "")
+    assert long < 24 * max(short, 0.001)  # by the square it was 64 times as much, and seconds
+
+
+def test_variables_in_commands_are_ipythons_own(shared: Sandbox, context: CodeContext) -> None:
+    code = """
+    import random
+    from IPython.utils.text import DollarFormatter
+    rng, names = random.Random(1), {"x": 5, "a": "A B", "o": random}
+    shell = get_ipython()
+    shell.user_ns.update(names)
+    pieces = ["$x", "$$x", "'", '"', " ", "{x+1}", "{{", "}}", "$a", "$", "\\u20ac", "$o.__name__", "{a!r}", "{x:1}"]
+    for _ in range(3000):
+        line = "".join(rng.choice(pieces) for _ in range(rng.randrange(9)))
+        assert shell.var_expand(line) == shell.var_expand(line, 0, DollarFormatter()), line
+    """
+    shared.run_code(textwrap.dedent(code), context=context).check()
+    local = "def f(deep):\n    !echo $deep {deep}\n    return get_ipython().getoutput('echo $deep')\nf(7)"
+    result = shared.run_code(local, context=context)
+    assert (result.stdout, result.text) == ("7 7\n", "['7']")
+
+
+def test_a_command_may_be_longer_than_an_argument(shared: Sandbox, context: CodeContext) -> None:
+    code = "y = 'q' * 200_000\n!printf %s {y} | wc -c\nfound = !echo {y}\nprint(len(found[0]))\n%sx echo {y} | wc -c"
+    result = shared.run_code(code, context=context).check()
+    assert (result.stdout, result.text) == ("200000\n200000\n", "['200001']")
+    result = shared.run_code("!echo " + "w " * 100_000 + "; exit 3\n_exit_code", context=context)
+    assert (len(result.stdout), result.text) == (200_000, "3")
+    assert shared.exec("ls /tmp | grep -c ^sandboxd-").stdout == "0\n"

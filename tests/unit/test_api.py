@@ -148,7 +148,7 @@ BAD_COMMANDS: list[tuple[Any, int, str, str]] = [
     ({"command": ["a", 1]}, 400, "invalid-request", "command"),
     ({"command": 7}, 400, "invalid-request", "command"),
     ({"command": "a\u0000b"}, 400, "invalid-request", "command"),
-    ({"command": LONG}, 400, "invalid-request", "command"),
+    ({"command": ["x", LONG]}, 400, "invalid-request", "command"),
     ({"command": ["x" * 100_000] * 25}, 400, "invalid-request", "command"),
     ({"command": "x", "cwd": "../x"}, 400, "invalid-request", "cwd"),
     ({"command": "x", "timeout_s": -1}, 400, "invalid-request", "timeout_s"),

@@ -15,6 +15,7 @@ import trio
 import trio.testing
 
 from sandboxd.api import streams
+from sandboxd.api.cloudflare import container_exec
 from sandboxd.errors import InvalidRequest
 from sandboxd.spec import CommandSpec
 from sandboxd.wire import raw
@@ -33,7 +34,13 @@ RAW = {"Accept": "application/octet-stream"}
 async def daemon(tmp_path: Path) -> AsyncIterator[FakeDaemon]:
     async with daemon_in(tmp_path) as found:
         await found.create(name="box")
+        await eventually(lambda: bool(found.fake.inits))
+        found.init.answers["stat"] = _bash  # Cloudflare's face looks for its shell
         yield found
+
+
+async def _bash(talk: Conversation, request: Request) -> None:
+    await talk.reply(request, path=b"/bin/bash", type="file", size=1, mode=0o755, uid=0, gid=0, mtime=1.0)
 
 
 async def run(daemon: FakeDaemon, **fields: Any) -> dict[str, Any]:
@@ -141,7 +148,27 @@ async def test_a_full_budget_makes_the_gap_larger_and_refuses_nothing(daemon: Fa
         assert len(found["stdout"]) + found["dropped_bytes"] == 4_000_000
         daemon.init.script = [("stdout", b"small")]
         assert (await run(daemon))["stdout"] == "small"
-    assert sandbox.share.held == daemon.manager.budget.held == 0
+    await eventually(lambda: sandbox.share.held == daemon.manager.budget.held == 0)
+
+
+CF_EXECUTE = "/cloudflare/sandboxes/box/api/execute"
+
+
+async def test_cloudflares_face_tells_the_gap_in_the_text(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container_exec, "MAX_OUTPUT_BYTES", 1_000_000)
+    text = "begin" + "\u20ac" * 1_000_000 + "end\n"
+    data = text.encode()
+    daemon.init.script = [("stdout", data[at : at + 200_000]) for at in range(0, len(data), 200_000)]
+    found = (await daemon.client.post(CF_EXECUTE, json={"command": "x"})).json()
+    assert found["truncated"] is True
+    head, rest = found["stdout"].split("\n[")
+    dropped, tail = rest.split(" bytes of output were dropped here]\n")
+    assert text.startswith(head)
+    assert text.endswith(tail)
+    assert len((head + tail).encode()) + int(dropped) == len(data)
+    daemon.init.script = [("stdout", b"a\n"), ("stderr", b"\n"), ("stdout", b"b\n")]
+    found = (await daemon.client.post(CF_EXECUTE, json={"command": "x"})).json()
+    assert (found["stdout"], found["stderr"], "truncated" in found) == ("a\nb\n", "\n", False)
 
 
 class Steps(trio.abc.Instrument):
@@ -176,23 +203,19 @@ async def _read_raw(daemon: FakeDaemon, path: str, body: dict[str, Any], accept:
     [
         (EXEC, "application/json"),
         (EXEC, "text/event-stream"),
-        ("/cloudflare/sandboxes/box/api/execute", "application/json"),
-        ("/cloudflare/sandboxes/box/api/execute/stream", "text/event-stream"),
+        (CF_EXECUTE, "application/json"),
+        (f"{CF_EXECUTE}/stream", "text/event-stream"),
     ],
 )
 async def test_a_large_answer_never_holds_the_loop(daemon: FakeDaemon, path: str, accept: str) -> None:
-    async def there(talk: Conversation, request: Request) -> None:
-        await talk.reply(request, path=b"/bin/bash", type="file", size=1, mode=0o755, uid=0, gid=0, mtime=1.0)
-
-    daemon.init.answers["stat"] = there
     piece = b"\x01" * 250_000
-    daemon.init.script = [("stdout", piece)] * 32 + [("stderr", piece)] * 32
+    daemon.init.script = [("stdout", piece)] * 16 + [("stderr", piece)] * 16
     body = {"command": "x"}
     await _read_raw(daemon, path, body, accept)  # what is made at the first use
     steps = Steps()
     trio.lowlevel.add_instrument(steps)
     try:
-        assert await _read_raw(daemon, path, body, accept) > 6 * 16_000_000
+        assert await _read_raw(daemon, path, body, accept) > 6 * 8_000_000
     finally:
         trio.lowlevel.remove_instrument(steps)
     assert steps.longest < 0.05

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import random
+import time
 from typing import Any
 
 import msgspec
@@ -13,7 +14,8 @@ import pytest
 import trio
 import trio.testing
 
-from sandboxd.api import pieces
+from sandboxd.api import contexts, pieces
+from sandboxd.api.cloudflare import container_code
 from sandboxd.errors import ServerBusy
 from sandboxd.runtime import budget as budgets
 from sandboxd.runtime.budget import Budget, Hold
@@ -221,6 +223,40 @@ def test_what_a_run_has_no_room_for_is_told() -> None:
     run = a_run(kept, 5 * MIB)
     assert run.truncated
     assert [event.type for event in run.events] == ["truncated", "end"]
+
+
+RICH = Result(
+    1,
+    True,
+    {"text": "\x01" * (5 * MIB), "png": b"\0" * (2 * MIB), "json": "[" + "1," * (2 * MIB - 2) + "1]"},
+    None,
+    None,
+    False,
+)
+
+
+@pytest.mark.parametrize("form", ["json", "sse", "cloudflare"])
+async def test_a_rich_run_is_shown_in_short_steps(form: str) -> None:
+    run = Run("1", None, {}, detach=False)
+    run.begin()
+    for _ in range(3):
+        run.add_result(RICH)
+    run.add_output("stdout", "\u20ac".encode() * MIB)
+    run.finish("ok")
+    if form == "json":
+        body: Any = pieces.JsonBody(pieces.encode(await contexts.collect("c", run)))
+    else:
+        body = contexts.RunBody(run, 0) if form == "sse" else container_code._Run(run)
+    longest, size, over = 0.0, 0, False
+    while not over:
+        began = time.thread_time()  # the loop's own: what is done in threads does not count, nor what others do
+        try:
+            size += len(await anext(body))
+        except StopAsyncIteration:
+            over = True
+        longest = max(longest, time.thread_time() - began)
+    assert size > 2 * 6 * 5 * MIB  # the third is over the bound of a run
+    assert longest < 0.1
 
 
 async def test_memory_is_given_back_once_for_much_that_was_let_go_of(autojump_clock: trio.testing.MockClock) -> None:

@@ -58,6 +58,7 @@ async def test_a_daemon_without_sandboxes(daemon: FakeDaemon) -> None:
     assert at(found, "sandboxd_sandboxes", state="running") == 0
     assert at(found, "sandboxd_create_seconds_count") == 0
     assert at(found, "sandboxd_links") == 0
+    assert at(found, "sandboxd_held_bytes") == 0
     assert at(found, "process_open_fds") == pytest.approx(len(os.listdir("/proc/self/fd")), abs=20)
     assert at(found, "process_cpu_seconds_total") is not None
     again = await scrape(daemon)

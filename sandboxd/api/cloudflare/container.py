@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from quart_trio.wrappers import TrioResponse
 
+    from ...runtime.budget import Hold
     from ...runtime.sandbox import Sandbox
     from ..call import Call
 
@@ -54,14 +55,14 @@ async def reach(call: Call, name: str) -> Sandbox:
     return await names.reach(call.manager, names.check_container_id(name))
 
 
-async def read(call: Call, model: type[_T], *, limit: int = MAX_JSON_BODY_BYTES) -> _T:
-    """Return the body as a model.
+async def read(call: Call, model: type[_T], *, limit: int = MAX_JSON_BODY_BYTES, hold: Hold | None = None) -> _T:
+    """Return the body as a model; a large one is charged to `hold`.
 
     Raises:
         Refusal: it is none.
         BodyTooLarge: it is over `limit` bytes.
     """
-    body = await call.body.read_json(limit)
+    body = await call.body.read_json(limit, hold)
     try:
         return msgspec.convert(jsontext.parse(body or b"{}"), model)
     except msgspec.ValidationError as error:

@@ -235,7 +235,7 @@ class _Content(Events):
 async def write(call: Call, name: str) -> TrioResponse:
     """Put a text, or what base64 stands for, in a file's place; folders above it are made."""
     sandbox = await container.reach(call, name)
-    model = await container.read(call, WriteIn, limit=MAX_WRITE_BODY)
+    model = await container.read(call, WriteIn, limit=MAX_WRITE_BODY, hold=call.hold(sandbox))
     if _encoding(model.encoding) == "base64":
         try:
             data = base64.b64decode("".join(model.content.split()), validate=True)

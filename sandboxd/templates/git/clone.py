@@ -32,10 +32,9 @@ from ...errors import (
     GitRefused,
     InternalError,
     InvalidRequest,
-    LimitExceeded,
-    QuotaExceeded,
     SandboxdError,
 )
+from ...wire.exhausted import limit_error
 from . import layout, submodules, transport
 from .checkout import Checkout, Sparse
 from .intake import PackIntake
@@ -46,7 +45,6 @@ from .progress import Progress
 _HEX: Final = re.compile(rb"[0-9a-f]{40}\Z")
 #: What the kernel says of the target, and what that is to the caller.
 _OS_ERRORS: Final = (
-    ((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), QuotaExceeded),
     ((errno.EACCES, errno.EPERM, errno.EROFS), FilePermissionDenied),
     ((errno.ENOTDIR, errno.ELOOP, errno.EEXIST), FileExists),
     ((errno.ENAMETOOLONG,), InvalidRequest),
@@ -109,8 +107,9 @@ def _known(error: BaseException, order: Order) -> SandboxdError | None:
     """Return what to tell of a failure; None for what is no error (an end from outside)."""
     if isinstance(error, SandboxdError):
         return error
-    if isinstance(error, MemoryError):
-        return LimitExceeded(f"cannot clone {_shown(order)}: it needs more memory than there is", limit="memory_bytes")
+    limit = limit_error(error, "clone into", order.target)
+    if limit is not None:
+        return limit
     if isinstance(error, RecursionError):
         return GitRefused(f"cannot clone {_shown(order)}: its folders are too deep", reason="too-deep")
     if isinstance(error, OSError):

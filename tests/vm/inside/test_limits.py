@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import pytest
 
 from sandboxd import Sandbox
 from sandboxd.client import Client
-from tests.vm.inside.support import Service, group_of, keyed, value
+from tests.support import operations
+from tests.vm.inside.support import URL, Service, group_of, keyed, value
 
 MIB = 1 << 20
 
@@ -72,3 +75,46 @@ def test_limits_that_cannot_be_are_refused(client: Client, limits: dict[str, obj
     with pytest.raises(SandboxdError) as caught:
         Sandbox.create(client=client, limits=limits)
     assert caught.value.kind.startswith("invalid")
+
+
+SOCKET = pathlib.Path(URL.removeprefix("unix://"))
+#: Takes what there is of it, and says so.
+HOGS = {
+    "pids": """
+import os, time
+while True:
+    try:
+        if os.fork() == 0:
+            time.sleep(600)
+            os._exit(0)
+    except OSError:
+        print("full", flush=True)
+        time.sleep(0.005)
+""",
+    # Memory that is a file's: the kernel kills whoever asks for more, and has nothing of it to take back.
+    "memory_bytes": """
+import os, time
+size = int(open("/sys/fs/cgroup/work/memory.max").read()) - int(open("/sys/fs/cgroup/work/memory.current").read())
+fd = os.memfd_create("hog")
+for _ in range(max(0, size - (LEFT << 10)) >> 16):
+    os.write(fd, bytes(1 << 16))
+print("full", flush=True)
+time.sleep(600)
+""",
+}
+
+
+@pytest.mark.parametrize(("limit", "left_kib"), [("pids", 0), ("memory_bytes", 64), ("memory_bytes", 2048)])
+def test_every_operation_at_a_limit_is_done_or_names_it(client: Client, limit: str, left_kib: int) -> None:
+    limits = {"pids": 60, "memory_bytes": 512 * MIB}
+    with Sandbox.create(client=client, limits=limits) as sandbox:
+        contexts = operations.prepare(sandbox, SOCKET)
+        hog = HOGS[limit].replace("LEFT", str(left_kib))
+        sandbox.start_process(["python3", "-c", hog], id=operations.HOG)
+        assert sandbox.wait_for_log(operations.HOG, "full", timeout=120).met
+        found = operations.ask_all(sandbox, SOCKET, contexts)
+        if limit == "pids":
+            named = {name for name, answer in found.items() if answer.body.get("limit") == limit}
+            assert {"exec", "a javascript context", "a python context", "a search"} <= named
+        sandbox.remove_process(operations.HOG)
+        assert sandbox.exec("echo on").stdout == "on\n"
