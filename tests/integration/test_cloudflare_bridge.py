@@ -249,7 +249,7 @@ class Terminal:
         raise AssertionError(f"no {kind}: {shown!r}")
 
 
-def test_terminals(served: tuple[Daemon, str], box: str) -> None:
+def test_terminals(served: tuple[Daemon, str], http: httpx.Client, box: str) -> None:
     path = f"/cloudflare/v1{box}/pty"
     first = Terminal(served[1], f"{path}?cols=100&rows=30")
     first.until("ready")
@@ -261,9 +261,12 @@ def test_terminals(served: tuple[Daemon, str], box: str) -> None:
     own.until("ready")
     own.send(Message(data=b'echo "[$X]"; exit\n'))
     assert b"[]" in own.until("exit")[0]  # each has its own, where no session is named
-    shared = [Terminal(served[1], f"{path}?session=together") for _ in range(2)]
-    for one in shared:
-        one.until("ready")
+    shared = [Terminal(served[1], f"{path}?session=together")]
+    shared[0].until("ready")
+    shared[0].send(Message(data=b"echo $((40+2))before; touch /tmp/before\n"))
+    assert run(http, box, "sh", "-c", "until [ -e /tmp/before ]; do sleep 0.02; done")[2] == 0
+    shared.append(Terminal(served[1], f"{path}?session=together"))
+    assert b"42before" in shared[1].until("ready")[0]  # what was there comes first
     shared[0].send(Message(data=b"echo $((40+2))together; exit\n"))
     for one in shared:
         assert b"42together" in one.until("exit")[0]
