@@ -11,7 +11,7 @@ from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
 from ..errors import AccessDenied, InvalidRequest, MethodNotAllowed, RouteNotFound, SandboxdError
 from ..metrics import Metrics
-from . import problems
+from . import paths, problems
 from .access import Caller, Level, Policy
 from .body import ApiRequest
 from .call import Call, Facts
@@ -40,6 +40,7 @@ class Api(QuartTrio):
         self.routes: dict[str, Route] = {}
         self.url_map.strict_slashes = False
         self.url_map.merge_slashes = False
+        self.url_map.converters["path"] = paths.AnyPath
         for route in (*ROUTES, *cloudflare_routes.ROUTES):
             self.routes[route.name] = route
             self.add_url_rule(
@@ -55,7 +56,8 @@ class Api(QuartTrio):
         arguments: Mapping[str, Any] = {}
         failure: HTTPException | None = None
         try:
-            name, arguments = self._adapter.match(path, call.request.method)
+            name, found = self._adapter.match(call.routed, call.request.method)
+            arguments = paths.arguments(found)
         except HTTPException as error:
             failure = error
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -10,6 +9,7 @@ import trio
 from quart.wrappers.response import ResponseBody
 
 from ..errors import InvalidRequest, SandboxdError
+from ..runtime.logs import CARRY_EVENTS, STREAMS, TextDecoder
 from ..runtime.runs import Run
 from ..spec import ContextSpec, check_code, check_env, check_seconds
 from ..wire import sse
@@ -278,8 +278,9 @@ class RunBody(ResponseBody):
     def __init__(self, one: Run, start: int) -> None:
         self._run = one
         self._position = start
-        make = codecs.getincrementaldecoder("utf-8")
-        self._decoders = {"stdout": make("replace"), "stderr": make("replace")}
+        self._decoder = TextDecoder()
+        # One that begins in the middle of a character has read its beginning.
+        self._decoder.prime(one.events[max(0, start - CARRY_EVENTS) : start])
         #: Whether nothing comes after the piece that was given last.
         self.is_over = False
 
@@ -316,14 +317,14 @@ class RunBody(ResponseBody):
 
     def _parts(self, event: RunEvent) -> list[bytes]:
         if isinstance(event.data, bytes):
-            text = self._decoders[event.type].decode(event.data)
+            text = self._decoder.decode(event.type, event.data)
             return [_event(event, event.type, {"text": text})] if text else []
         if isinstance(event.data, frames.Result):
             return [_event(event, "result", to_result(event.data))]
         rest = []
         if event.type == "end":
-            for name, decoder in self._decoders.items():
-                text = decoder.decode(b"", final=True)
+            for name in STREAMS:
+                text = self._decoder.rest(name)
                 if text:  # without an id: whoever resumes after it must not miss the end
                     data = {"offset": event.offset, "time": event.time, "text": text}
                     rest.append(sse.encode(msgspec.json.encode(data), event=name))

@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 import logging
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote
 
 import trio
 from hypercorn.protocol.events import Body, EndBody, Response, StreamClosed
 
 from ..errors import SandboxdError
+from . import paths
 from .call import Call
 
 if TYPE_CHECKING:
@@ -54,11 +54,12 @@ class Exchange:
         path, _, query = request.target.partition(b"?")
         method = request.method.decode("ascii").upper()
         scope: Any = {"type": "http"}
+        routed = paths.routed(path.decode("ascii"))
         made: Any = api.request_class(
-            *(method, "http", unquote(path.decode("ascii")), query, headers, "", request.http_version.decode(), scope),
+            *(method, "http", paths.plain(routed), query, headers, "", request.http_version.decode(), scope),
             send_push_promise=functools.partial(_no_push),
         )
-        self.call = Call(made, api.manager, api.facts, api.metrics)
+        self.call = Call(made, api.manager, api.facts, api.metrics, routed)
         if not made.content_length and "Transfer-Encoding" not in headers:
             self.call.body.set_complete()  # it has none: do not wait for the event that says so
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 import msgspec
 from werkzeug.exceptions import HTTPException
 from werkzeug.sansio.request import Request
 
 from ..errors import AccessDenied, InvalidRequest, RouteNotFound, SandboxdError
-from . import problems
+from . import paths, problems
 from .access import Level
 from .call import JSON_TYPE, Call
 from .cloudflare import problems as cloudflare_problems
@@ -41,10 +40,11 @@ class SocketCall(Call):
 async def serve(api: Api, protocol: Http1, upgrade: Upgrade, caller: Caller | None, stream: trio.SocketStream) -> None:
     """Serve a request for a WebSocket to its end; one that cannot be served is answered with a problem."""
     path, _, query = upgrade.target.partition(b"?")
-    request = Request("GET", "ws", None, "", unquote(path.decode("latin-1")), query, upgrade.headers, None)
+    routed = paths.routed(path.decode("latin-1"))
+    request = Request("GET", "ws", None, "", paths.plain(routed), query, upgrade.headers, None)
     socket: WebSocket | None = None
     try:
-        route, arguments = _find(api, request, caller)
+        route, arguments = _find(api, request, routed, caller)
         socket = WebSocket(stream, upgrade.early, check_handshake(upgrade.headers))
         call = SocketCall(request, api, socket, caller)
         call.check_query(route.query)
@@ -70,7 +70,7 @@ async def _refuse(protocol: Http1, socket: WebSocket | None, path: str, error: E
         await protocol.answer(*answer)
 
 
-def _find(api: Api, request: Request, caller: Caller | None) -> tuple[Any, dict[str, Any]]:
+def _find(api: Api, request: Request, routed: str, caller: Caller | None) -> tuple[Any, dict[str, Any]]:
     """Return the route and its arguments, once the caller may have it.
 
     Raises:
@@ -82,7 +82,7 @@ def _find(api: Api, request: Request, caller: Caller | None) -> tuple[Any, dict[
     route = None
     arguments: Any = {}
     try:
-        name, arguments = api.url_map.bind("").match(request.path, "GET")
+        name, arguments = api.url_map.bind("").match(routed, "GET")
         route = api.routes[name]
     except HTTPException:
         failure = RouteNotFound(f"cannot find {request.path[:200]}: there is no such route", path=request.path[:200])
@@ -91,4 +91,4 @@ def _find(api: Api, request: Request, caller: Caller | None) -> tuple[Any, dict[
         raise failure
     if route is None or not route.websocket:
         raise InvalidRequest(f"cannot open a WebSocket at {request.path[:200]}: it is none")
-    return route, dict(arguments)
+    return route, paths.arguments(arguments)

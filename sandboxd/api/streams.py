@@ -11,7 +11,7 @@ from quart.wrappers.response import ResponseBody
 
 from ..errors import SandboxdError
 from ..runtime.logs import STREAMS, TextDecoder
-from ..wire import raw, sse
+from ..wire import raw, sse, utf8
 from . import problems
 from .models import ExecOut, Usage
 
@@ -46,6 +46,7 @@ class Source(Protocol):
 async def collect(execution: Execution, encoding: str) -> ExecOut:
     """Read a command to its end and return it with its output."""
     kept = {"stdout": bytearray(), "stderr": bytearray()}
+    cut: set[str] = set()
     truncated = False
     while batch := await execution.next_batch():
         for event in batch:
@@ -53,12 +54,13 @@ async def collect(execution: Execution, encoding: str) -> ExecOut:
                 into = kept[event.type]
                 room = MAX_JSON_OUTPUT_BYTES - len(into)
                 into += event.data if len(event.data) <= room else event.data[:room]
-                truncated = truncated or len(event.data) > room
+                if len(event.data) > room:
+                    cut.add(event.type)
             elif event.type == "truncated":
                 truncated = True
     ended = execution.exit
     assert ended is not None  # noqa: S101 - next_batch ends only after the exit event
-    texts = {name: _text(data, encoding) for name, data in kept.items()}
+    texts = {name: _text(bytes(data), encoding, is_cut=name in cut) for name, data in kept.items()}
     return ExecOut(
         id=execution.process_id,
         exit_code=ended.exit_code,
@@ -68,14 +70,16 @@ async def collect(execution: Execution, encoding: str) -> ExecOut:
         duration_s=ended.duration_s,
         timed_out=ended.timed_out,
         oom_killed=ended.oom_killed,
-        truncated=truncated,
+        truncated=truncated or bool(cut),
         usage=Usage(ended.cpu_s, ended.memory_peak_bytes),
         reason=ended.reason,
     )
 
 
-def _text(data: bytearray, encoding: str) -> str:
-    return base64.b64encode(data).decode() if encoding == "base64" else data.decode("utf-8", "replace")
+def _text(data: bytes, encoding: str, *, is_cut: bool) -> str:
+    if encoding == "base64":
+        return base64.b64encode(data).decode()
+    return (utf8.whole(data) if is_cut else data).decode("utf-8", "replace")
 
 
 class StreamBody(ResponseBody):

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from ..wire import utf8
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -124,8 +126,10 @@ class Run:
             return
         room = MAX_OUTPUT_BYTES - self._output_bytes
         if len(data) > room:
-            self.dropped_bytes += len(data) - room
-            data = data[:room]
+            kept = utf8.head(data, room)
+            self.dropped_bytes += len(data) - len(kept)
+            self._output_bytes = MAX_OUTPUT_BYTES  # what is cut off by itself may have left some room
+            data = kept
         self._output_bytes += len(data) + EVENT_OVERHEAD
         self._append(stream, data)
 

@@ -203,6 +203,56 @@ def test_the_rest(http: httpx.Client, box: str) -> None:
     assert "/cloudflare/v1/sandbox/{name}/exec" in http.get("/openapi.html").text
 
 
+#: What is no id of anything, as it is sent: control characters, slashes that are a name's, what is no UTF-8, too long.
+NO_IDS = (
+    "a%0A",
+    "%0Aa",
+    "a%0D",
+    "a%00b",
+    "a%1Bb",
+    "a%7F",
+    "a%2Fb",
+    "%2F",
+    "a%2fexec",
+    "%C3%28",
+    "%E6%97%A5",
+    "a%20b",
+    "x" * 999,
+)
+
+
+@pytest.mark.parametrize("wrong", NO_IDS)
+def test_what_is_no_id_is_refused_as_one(http: httpx.Client, served: tuple[Daemon, str], box: str, wrong: str) -> None:
+    """In a word about ids, and not as if there were no such route."""
+    for method, path in (
+        ("GET", f"/sandbox/{wrong}/running"),
+        ("DELETE", f"/sandbox/{wrong}"),
+        ("POST", f"/sandbox/{wrong}/exec"),
+        ("DELETE", f"{box}/session/{wrong}"),
+        ("DELETE", f"{box}/tunnel/{wrong}"),
+    ):
+        assert refused(http.request(method, path)) == (400, "invalid_request"), path
+    terminal = Terminal(served[1], f"/cloudflare/v1/sandbox/{wrong}/pty")
+    terminal.socket.close()
+    assert terminal.status == 400
+    for path in (f"/cloudflare/sandboxes/{wrong}/api/ping", f"/cloudflare/sandboxes/ok/api/process/{wrong}"):
+        answer = http.get(served[1] + path)
+        assert (answer.status_code, answer.json()["code"]) == (400, "VALIDATION_FAILED"), path
+    for kind, status in (("processes", 400), ("sessions", 400), ("contexts", 404)):
+        answer = http.get(f"{served[1]}/v1{box.replace('sandbox', 'sandboxes', 1)}/{kind}/{wrong}")
+        assert answer.status_code == status
+        assert answer.json()["kind"] != "route-not-found"
+    assert http.get(f"{served[1]}/v1/sandboxes/{wrong}").json()["kind"] == "sandbox-not-found"
+
+
+@pytest.mark.parametrize("name", ["a%0A", "%0Aa", "a%0Ab", "in%0A/a%2Fb%0D", "%20a%7F"])
+def test_a_files_name_may_have_a_line_end(http: httpx.Client, box: str, name: str) -> None:
+    path = f"{box}/file/workspace/{name}"
+    assert http.put(path, content=b"found").status_code == 200
+    assert http.get(path).content == b"found"
+    assert run(http, box, "cat", httpx.URL(f"http://x/{name}").path.removeprefix("/"))[0] == b"found"
+
+
 def test_it_works_over_the_unix_socket_too(daemon: Daemon) -> None:
     path = pathlib.Path(daemon.url.removeprefix("unix://"))
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://x/cloudflare/v1") as http:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import json
 import re
@@ -12,7 +11,7 @@ import msgspec
 
 from ...errors import ContextNotFound, InvalidRequest, SandboxdError
 from ...runtime.context import State
-from ...runtime.logs import STREAMS
+from ...runtime.logs import STREAMS, TextDecoder
 from ...runtime.runs import Run
 from ...spec import ContextSpec, check_code, check_env, check_language
 from ...wire import worker as frames
@@ -150,8 +149,7 @@ class _Run(Events):
         super().__init__()
         self._run = one
         self._position = 0
-        make = codecs.getincrementaldecoder("utf-8")
-        self._decoders = {stream: make("replace") for stream in STREAMS}
+        self._decoder = TextDecoder()
 
     async def _next(self) -> bytes | None:
         batch = await self._run.next_batch(self._position)
@@ -163,7 +161,7 @@ class _Run(Events):
 
     def _parts(self, event: RunEvent) -> list[bytes]:
         if isinstance(event.data, bytes):
-            text = self._decoders[event.type].decode(event.data)
+            text = self._decoder.decode(event.type, event.data)
             return [_event(event.type, event, text=text)] if text else []
         if isinstance(event.data, frames.Result):
             return [_event("result", event, **_formats(event.data))]
@@ -175,7 +173,7 @@ class _Run(Events):
         return self._end(event) if event.type == "end" else []
 
     def _end(self, event: RunEvent) -> list[bytes]:
-        rest = [(stream, decoder.decode(b"", final=True)) for stream, decoder in self._decoders.items()]
+        rest = [(stream, self._decoder.rest(stream)) for stream in STREAMS]
         found = [_event(stream, event, text=text) for stream, text in rest if text]
         one = self._run
         if one.status == "timeout":  # after the KeyboardInterrupt by which it ended: the last error stands

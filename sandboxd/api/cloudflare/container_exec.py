@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ...errors import InvalidRequest
 from ...runtime.logs import STREAMS, TextDecoder
 from ...spec import CommandSpec
+from ...wire import utf8
 from ..call import answer
 from . import container, problems
 from . import container_sessions as sessions
@@ -91,20 +92,24 @@ def _check_time(execution: Execution, command: CommandSpec, model: ExecIn) -> No
 async def _collect(execution: Execution, timeout_s: float | None) -> dict[str, Any]:
     """Read a command to its end and return its output and how it ended."""
     kept = {name: bytearray() for name in STREAMS}
-    truncated = False
+    cut: set[str] = set()
     while batch := await execution.next_batch():
         for one in batch:
             if isinstance(one.data, bytes):
                 into = kept[one.type]
                 room = MAX_OUTPUT_BYTES - len(into)
                 into += one.data if len(one.data) <= room else one.data[:room]
-                truncated = truncated or len(one.data) > room
+                if len(one.data) > room:
+                    cut.add(one.type)
     ended = execution.exit
     assert ended is not None  # noqa: S101 - next_batch ends only after the exit event
-    shown: dict[str, Any] = {name: data.decode("utf-8", "replace") for name, data in kept.items()}
+    shown: dict[str, Any] = {
+        name: (utf8.whole(bytes(data)) if name in cut else data).decode("utf-8", "replace")
+        for name, data in kept.items()
+    }
     shown["stderr"] += note_of(ended, timeout_s)
     shown |= {"exitCode": code_of(ended), "duration": round(1000 * ended.duration_s)}
-    return {**shown, "truncated": True} if truncated else shown
+    return {**shown, "truncated": True} if cut else shown
 
 
 def code_of(ended: Exit) -> int:

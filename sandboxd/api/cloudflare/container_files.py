@@ -12,6 +12,7 @@ from ...errors import FileNotFound, NotAFile
 from ...runtime import checks, filefacts
 from ...runtime.files import PIECE_BYTES
 from ...spec import name_bytes
+from ...wire import utf8
 from ..call import answer
 from ..models import rfc3339
 from . import container, problems
@@ -204,20 +205,9 @@ class _Content(Events):
         if self._is_binary:
             self._at += len(data)
             return event("chunk", data=base64.b64encode(data).decode())
-        cut = _cut(data) if self._at + len(data) < self._reader.size else len(data)
+        cut = len(utf8.whole(data)) if self._at + len(data) < self._reader.size else len(data)
         self._at += cut
         return event("chunk", data=data[:cut].decode("utf-8", "replace"))
-
-
-def _cut(data: bytes) -> int:
-    """Return where the last whole character of `data` ends."""
-    for back in range(1, min(4, len(data))):
-        if data[-back] >= 0xC0:  # the first byte of a character of several
-            size = 2 if data[-back] < 0xE0 else 3 if data[-back] < 0xF0 else 4
-            return len(data) if size <= back else len(data) - back
-        if data[-back] < 0x80:
-            break
-    return len(data)
 
 
 # --- writing ---

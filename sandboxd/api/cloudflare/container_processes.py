@@ -13,6 +13,7 @@ from ...errors import InvalidRequest, ProcessNotFound, ProcessNotRunning
 from ...runtime import logs, waiting
 from ...runtime.processes import MAX_PAGE
 from ...spec import STOP_GRACE_S, CommandSpec, check_process_id, check_signal
+from ...wire import utf8
 from ..call import answer
 from ..models import rfc3339
 from . import container, problems
@@ -196,7 +197,10 @@ async def show_logs(call: Call, name: str, process: str) -> TrioResponse:
         stream: b"".join(one.data for one in found.events if one.type == stream and isinstance(one.data, bytes))
         for stream in logs.STREAMS
     }
-    shown = {stream: data.decode("utf-8", "replace") for stream, data in texts.items()}
+    shown = {  # of one that runs the rest of a character is still to come
+        stream: (utf8.whole(data) if found.running else data).decode("utf-8", "replace")
+        for stream, data in texts.items()
+    }
     return answer({"success": True, "processId": process, **shown, "timestamp": problems.timestamp()})
 
 

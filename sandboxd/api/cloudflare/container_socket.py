@@ -18,6 +18,7 @@ from werkzeug.datastructures import Headers
 
 from ...errors import InvalidRequest
 from ...wire.sse import SseDecoder
+from .. import paths
 from .. import problems as native
 from ..call import JSON_TYPE, Call
 from ..websocket import Gone, parse_json
@@ -106,7 +107,7 @@ class _Client:
         api: Any = self._call.api
         body = b"" if given.get("body") is None else msgspec.json.encode(given["body"])
         request = self._request(api, method, path, body)
-        inner = Call(request, api.manager, api.facts, api.metrics)
+        inner = Call(request, api.manager, api.facts, api.metrics, self._routed(path))
         inner.body.load(body)
         async with inner.stack:
             response = await api.answer(inner, self._call.caller)
@@ -121,9 +122,12 @@ class _Client:
                         await self._call.socket.send_json({"type": "stream", "id": name, "data": event.data})
             await self._call.socket.send_json({"type": "response", "id": name, "status": _OK, "done": True})
 
+    def _routed(self, path: str) -> str:
+        return self._prefix + paths.routed(path.partition("?")[0])
+
     def _request(self, api: Api, method: str, path: str, body: bytes) -> Any:  # noqa: ANN401 - Quart's own class
         """Return the request that the message stands for; who sends it was asked at the handshake."""
-        target, _, query = path.partition("?")
+        query = path.partition("?")[2]
         outer: Any = self._call.request
         headers = Headers([("Content-Type", JSON_TYPE), ("Content-Length", str(len(body)))])
         authorization = tokens.headers_of(outer).get("Authorization")
@@ -131,7 +135,7 @@ class _Client:
             headers["Authorization"] = authorization
         scope: Any = {"type": "http"}
         return api.request_class(
-            *(method, "http", self._prefix + target, query.encode(), headers, "", "1.1", scope),
+            *(method, "http", paths.plain(self._routed(path)), query.encode(), headers, "", "1.1", scope),
             send_push_promise=functools.partial(_no_push),
         )
 
