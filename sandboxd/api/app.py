@@ -59,6 +59,7 @@ class Api(QuartTrio):
         self.routes: dict[str, Route] = {}
         self.url_map.strict_slashes = False
         self.url_map.merge_slashes = False
+        self.url_map.converters["path"] = target.AnyPath
         for route in (*ROUTES, *cloudflare_routes.ROUTES):
             self.routes[route.name] = route
             self.add_url_rule(
@@ -73,7 +74,8 @@ class Api(QuartTrio):
         arguments: Mapping[str, Any] = {}
         missing: HTTPException | None = None
         try:
-            name, arguments = self._adapter.match(call.request.path, call.request.method)
+            name, found = self._adapter.match(call.routed, call.request.method)
+            arguments = target.arguments(found)
         except HTTPException as error:
             missing = error
         route = self.routes.get(name)

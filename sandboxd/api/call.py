@@ -38,11 +38,15 @@ class Call:
     """One request under way.
 
     Attributes:
+        routed: its path as the router takes it (paths.py).
         stack: closed after the answer was sent or given up, whichever way the request ends.
     """
 
-    def __init__(self, request: ApiRequest, manager: Manager, facts: Facts, metrics: Metrics) -> None:
+    def __init__(
+        self, request: ApiRequest, manager: Manager, facts: Facts, metrics: Metrics, routed: str | None = None
+    ) -> None:
         self.request = request
+        self.routed = request.path if routed is None else routed
         self.manager = manager
         self.facts = facts
         self.metrics = metrics

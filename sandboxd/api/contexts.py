@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import itertools
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,6 +10,7 @@ import trio
 from quart.wrappers.response import ResponseBody
 
 from ..errors import InvalidRequest, SandboxdError
+from ..runtime.logs import CARRY_EVENTS, STREAMS, TextDecoder
 from ..runtime.runs import Run
 from ..spec import ContextSpec, check_code, check_env, check_seconds
 from ..wire import sse
@@ -289,8 +289,9 @@ class RunBody(ResponseBody):
         self._position = start
         self._joiner = Joiner()
         self._is_last = False
-        make = codecs.getincrementaldecoder("utf-8")
-        self._decoders = {"stdout": make("replace"), "stderr": make("replace")}
+        self._decoder = TextDecoder()
+        # One that begins in the middle of a character has read its beginning.
+        self._decoder.prime(one.events[max(0, start - CARRY_EVENTS) : start])
         #: Whether nothing comes after the piece that was given last.
         self.is_over = False
 
@@ -330,7 +331,7 @@ class RunBody(ResponseBody):
 
     def _parts(self, event: RunEvent) -> Iterator[bytes]:
         if isinstance(event.data, bytes):
-            text = self._decoders[event.type].decode(event.data)
+            text = self._decoder.decode(event.type, event.data)
             if text:
                 yield from _event(event, event.type, {"text": text})
             return
@@ -338,8 +339,8 @@ class RunBody(ResponseBody):
             yield from _event(event, "result", to_result(event.data))
             return
         if event.type == "end":
-            for name, decoder in self._decoders.items():
-                text = decoder.decode(b"", final=True)
+            for name in STREAMS:
+                text = self._decoder.rest(name)
                 if text:  # without an id: whoever resumes after it must not miss the end
                     data = {"offset": event.offset, "time": event.time, "text": text}
                     yield sse.encode(msgspec.json.encode(data), event=name)

@@ -50,14 +50,14 @@ class Exchange:
         self._began = False
         self._answered = False
         self._closed = False
-        path, query = target.split(request.target)
+        routed, query = target.split(request.target)
         method = request.method.decode("ascii").upper()
         scope: Any = {"type": "http"}
         made: Any = api.request_class(
-            *(method, "http", path, query, headers, "", request.http_version.decode(), scope),
+            *(method, "http", target.plain(routed), query, headers, "", request.http_version.decode(), scope),
             send_push_promise=functools.partial(_no_push),
         )
-        self.call = Call(made, api.manager, api.facts, api.metrics)
+        self.call = Call(made, api.manager, api.facts, api.metrics, routed)
         self.admission = api.admit(self.call, caller)
         if not made.content_length and "Transfer-Encoding" not in headers:
             self.call.body.set_complete()  # it has none: do not wait for the event that says so

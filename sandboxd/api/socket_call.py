@@ -51,10 +51,10 @@ async def serve(
 
     `admitted` is called once the caller has been let in.
     """
-    path, query = target.split(upgrade.target)
-    request = Request("GET", "ws", None, "", path, query, upgrade.headers, None)
+    routed, query = target.split(upgrade.target)
+    request = Request("GET", "ws", None, "", target.plain(routed), query, upgrade.headers, None)
     try:
-        route, arguments = _find(api, request, caller)
+        route, arguments = _find(api, request, routed, caller)
         admitted()
         socket = WebSocket(stream, upgrade.early, check_handshake(upgrade.headers))
         call = SocketCall(request, api, socket, caller)
@@ -86,7 +86,7 @@ def _told(path: str, error: Exception) -> tuple[str, tuple[int, bytes, dict[str,
     return problem.kind, (problem.status, problems.to_json(problem), problems.headers(problem))
 
 
-def _find(api: Api, request: Request, caller: Caller | None) -> tuple[Any, dict[str, Any]]:
+def _find(api: Api, request: Request, routed: str, caller: Caller | None) -> tuple[Any, dict[str, Any]]:
     """Return the route and its arguments, once the caller may have it.
 
     Raises:
@@ -98,7 +98,7 @@ def _find(api: Api, request: Request, caller: Caller | None) -> tuple[Any, dict[
     route = None
     arguments: Any = {}
     try:
-        name, arguments = api.url_map.bind("").match(request.path, "GET")
+        name, arguments = api.url_map.bind("").match(routed, "GET")
         route = api.routes[name]
     except HTTPException:
         failure = RouteNotFound(f"cannot find {request.path[:200]}: there is no such route", path=request.path[:200])
@@ -108,4 +108,4 @@ def _find(api: Api, request: Request, caller: Caller | None) -> tuple[Any, dict[
         raise failure
     if route is None or not route.websocket:
         raise InvalidRequest(f"cannot open a WebSocket at {request.path[:200]}: it is none")
-    return route, dict(arguments)
+    return route, target.arguments(arguments)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from ..errors import InvalidRequest, ProcessNotRunning, SandboxdError, ServerBusy
 from ..runtime import logs, replay
+from ..runtime.sandbox import STDIN_PIECE_BYTES
 from ..spec import CommandSpec, check_process_id, check_size
 from .websocket import Gone, WebSocket, parse_json
 
@@ -24,7 +26,10 @@ QUERY: Final = ("cols", "rows", "command", "cwd", "user", "id", "linger_s", "orp
 DEFAULT_COMMAND: Final = 'exec "${SHELL:-/bin/sh}"'
 #: How long a terminal without a viewer goes on.
 DEFAULT_LINGER_S: Final = 300.0
-#: A program that takes no input for this long has its viewer dropped, who may come back.
+#: What of a viewer's input waits for the program to read it; with more it is not listened to until there is room.
+MAX_UNREAD_BYTES: Final = 4 * 1024 * 1024
+_PIECE_OVERHEAD: Final = 256  # single keys are small
+#: A viewer that is not listened to for this long is dropped, and may come back: nobody would notice that it has left.
 INPUT_TIMEOUT_S: Final = 60.0
 _MAX_LINGER_S: Final = 86_400.0 * 365
 #: Close codes of our own begin at 4000: the HTTP status of what happened is added.
@@ -91,6 +96,46 @@ def _linger(text: str | None) -> float:
     return value
 
 
+class Typed:
+    """What a viewer has typed and its program has not read yet: in order, and bounded by whoever waits for room."""
+
+    def __init__(self) -> None:
+        self._waiting, self._next = trio.open_memory_channel[bytes](math.inf)
+        self._size = 0
+        self._changed = trio.Event()
+
+    def put(self, data: bytes) -> None:
+        """Take input."""
+        for start in range(0, len(data), STDIN_PIECE_BYTES):
+            piece = data[start : start + STDIN_PIECE_BYTES]
+            self._size += len(piece) + _PIECE_OVERHEAD
+            self._waiting.send_nowait(piece)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether no more waits than may."""
+        return self._size <= MAX_UNREAD_BYTES
+
+    async def wait_for_room(self) -> bool:
+        """Return when there is room; False when the program has long read nothing."""
+        while not self.has_room:
+            with trio.move_on_after(INPUT_TIMEOUT_S) as scope:
+                await self._changed.wait()
+            if scope.cancelled_caught:
+                return False
+        return True
+
+    async def get(self) -> bytes:
+        """Return the next piece; it counts until it is `done`."""
+        return await self._next.receive()
+
+    def done(self, piece: bytes) -> None:
+        """Say that a piece was read, or never will be."""
+        self._size -= len(piece) + _PIECE_OVERHEAD
+        self._changed.set()
+        self._changed = trio.Event()
+
+
 @dataclasses.dataclass(slots=True)
 class Viewer:
     """One client at one terminal. The `say_…` methods are the form of what it hears beside bytes."""
@@ -100,6 +145,7 @@ class Viewer:
     info: ProcessInfo
     size: tuple[int, int] | None
     is_fresh: bool
+    typed: Typed = dataclasses.field(default_factory=Typed)
 
     async def run(self) -> None:
         """Show and feed the terminal until it ends or the client leaves, then close the connection."""
@@ -115,10 +161,14 @@ class Viewer:
     async def _show(self) -> tuple[int, str]:
         try:
             await self._start()
+            is_ready = False
             while True:
                 found = await logs.read(self.sandbox.processes, self.info.id)
                 async with self.sandbox.processes.view(self.info.id, found.next_offset) as follow:
                     await self._replay(found)
+                    if not is_ready:
+                        is_ready = True
+                        await self.say_ready()
                     if await self._follow(follow):
                         break
             return await self._end()
@@ -131,7 +181,7 @@ class Viewer:
         if self.size is not None:
             with contextlib.suppress(ProcessNotRunning):  # what it showed last is still there
                 await self.sandbox.processes.resize(self.info.id, *self.size)
-        await self.say_ready()
+        await self.say_start()
 
     async def _replay(self, found: logs.Snapshot) -> None:
         if self.is_fresh and not found.dropped_bytes:
@@ -167,9 +217,12 @@ class Viewer:
 
     # --- what it hears ---
 
-    async def say_ready(self) -> None:
-        """Say that the terminal is there."""
+    async def say_start(self) -> None:
+        """Say which terminal it is, before anything else."""
         await self.socket.send_json({"type": "start", "id": self.info.id, "pid": self.info.pid})
+
+    async def say_ready(self) -> None:
+        """Nothing: what it showed before was sent, and what follows is new."""
 
     async def say_truncated(self, dropped_bytes: int) -> None:
         """Say that the client was too slow for so many bytes."""
@@ -188,15 +241,17 @@ class Viewer:
 
     async def _read_client(self, whole: trio.CancelScope) -> None:
         try:
-            while True:
-                await self._take(await self.socket.receive())
-        except Gone:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._feed)
+                while True:
+                    await self._take(await self.socket.receive())
+        except* Gone:
             whole.cancel()
 
     async def _take(self, message: bytes | str) -> None:
         try:
             if isinstance(message, bytes):
-                await self._feed(message)
+                await self._type(message)
             else:
                 await self._obey(parse_json(message))
         except ProcessNotRunning:
@@ -204,12 +259,24 @@ class Viewer:
         except SandboxdError as error:
             await self.say_error(error)
 
-    async def _feed(self, data: bytes) -> None:
-        with trio.move_on_after(INPUT_TIMEOUT_S) as scope:
-            await self.sandbox.write_stdin(self.info.id, data)
-        if scope.cancelled_caught:
+    async def _type(self, data: bytes) -> None:
+        """Have input wait for the program, so that what comes behind it need not: a size, a goodbye."""
+        self.typed.put(data)
+        if not await self.typed.wait_for_room():
             await self.socket.close(1013, "the program reads no input")
             raise Gone
+
+    async def _feed(self) -> None:
+        """Give the program what was typed, as it reads."""
+        while True:
+            data = await self.typed.get()
+            try:
+                await self.sandbox.write_stdin(self.info.id, data)
+            except ProcessNotRunning:
+                pass  # its end is on its way to the client
+            except SandboxdError as error:
+                await self.say_error(error)
+            self.typed.done(data)
 
     async def _obey(self, message: dict[str, Any]) -> None:
         if message.get("type") != "resize":

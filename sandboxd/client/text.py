@@ -6,17 +6,7 @@ decodes far slower than it arrives. A cut before an unfinished character gives t
 
 from __future__ import annotations
 
-
-def unfinished(data: bytes) -> int:
-    """Return how many bytes at the end of `data` begin a UTF-8 character that is not complete (0 to 3)."""
-    for back in range(1, min(3, len(data)) + 1):
-        byte = data[-back]
-        if byte < 0x80:
-            return 0
-        if byte >= 0xC0:
-            needed = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return back if needed > back else 0
-    return 0
+from sandboxd.wire.utf8 import unfinished
 
 
 def decode_between(carried: bytes, data: bytes, held: int) -> str:

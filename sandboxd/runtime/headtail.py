@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Final, Protocol
 
+from ..wire import utf8
 from .logs import STREAMS
 
 if TYPE_CHECKING:
@@ -75,22 +76,11 @@ class HeadTail:
         """Say that nothing more comes, and return itself."""
         if self._tail is not None:
             self._cut()
-            head, first = whole_length(self._head), _first_whole(self._tail)
+            head, first = len(self._head) - utf8.unfinished(self._head), _first_whole(self._tail)
             self.dropped_bytes += len(self._head) - head + first
             del self._head[head:]
             del self._tail[:first]
         return self
-
-
-def whole_length(data: bytes | bytearray) -> int:
-    """Return where the last whole character of UTF-8 `data` ends; bytes that are no UTF-8 are whole."""
-    for back in range(1, min(4, len(data) + 1)):
-        if data[-back] >= 0xC0:  # the first byte of a character of several
-            size = 2 if data[-back] < 0xE0 else 3 if data[-back] < 0xF0 else 4
-            return len(data) if size <= back else len(data) - back
-        if data[-back] < 0x80:
-            break
-    return len(data)
 
 
 def _first_whole(data: bytearray) -> int:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ..wire.messages import Event
     from .budget import Hold
     from .processes import Processes
+    from .runs import RunEvent
 
 STREAMS: Final = ("stdout", "stderr")
 #: How far back the beginning of a character is looked for that a reader's position cuts.
@@ -114,7 +115,7 @@ class TextDecoder:
         make = codecs.getincrementaldecoder("utf-8")
         self._decoders = {name: make("replace") for name in STREAMS}
 
-    def prime(self, events: Sequence[Event]) -> None:
+    def prime(self, events: Sequence[Event | RunEvent]) -> None:
         """Take note of the characters that the output before a position leaves unfinished."""
         for event in events:
             if isinstance(event.data, bytes):

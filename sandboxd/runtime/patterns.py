@@ -13,6 +13,7 @@ from typing import Final
 import re2
 
 from ..errors import InvalidRequest, LimitExceeded
+from ..wire import utf8
 
 MAX_PATTERN_CHARS: Final = 1024
 #: Instructions of a compiled pattern. RE2's slowest way costs about 15 ns for each and a byte of text.
@@ -112,7 +113,7 @@ class LineSearch:
             start = text.rfind(b"\n", 0, match.start()) + 1
             end = text.find(b"\n", match.end())
             line = text[start : end if end >= 0 else len(text)]
-            return line.removesuffix(b"\r")[:MAX_SHOWN_BYTES].decode("utf-8", "replace")
+            return utf8.head(line.removesuffix(b"\r"), MAX_SHOWN_BYTES).decode("utf-8", "replace")
         if self._spent > MAX_SECONDS:
             raise LimitExceeded(f"cannot search on: the pattern has taken {MAX_SECONDS:g} s", field="pattern")
         return None

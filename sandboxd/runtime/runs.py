@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from ..wire import utf8
 from .budget import UNBOUNDED
 
 if TYPE_CHECKING:
@@ -172,8 +173,9 @@ class Run:
         room = self.hold.grow_some(min(len(data), MAX_OUTPUT_BYTES - self._output_bytes) + overhead) - overhead
         if room < len(data):
             self._is_full = True
-            self.dropped_bytes += len(data) - max(0, room)
-            data = data[: max(0, room)]
+            kept = utf8.head(data, max(0, room))
+            self.dropped_bytes += len(data) - len(kept)
+            data = kept
         if not data:
             return
         self._output_bytes += len(data)

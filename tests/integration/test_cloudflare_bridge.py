@@ -203,6 +203,56 @@ def test_the_rest(http: httpx.Client, box: str) -> None:
     assert "/cloudflare/v1/sandbox/{name}/exec" in http.get("/openapi.html").text
 
 
+#: What is no id of anything, as it is sent: control characters, slashes that are a name's, what is no UTF-8, too long.
+NO_IDS = (
+    "a%0A",
+    "%0Aa",
+    "a%0D",
+    "a%00b",
+    "a%1Bb",
+    "a%7F",
+    "a%2Fb",
+    "%2F",
+    "a%2fexec",
+    "%C3%28",
+    "%E6%97%A5",
+    "a%20b",
+    "x" * 999,
+)
+
+
+@pytest.mark.parametrize("wrong", NO_IDS)
+def test_what_is_no_id_is_refused_as_one(http: httpx.Client, served: tuple[Daemon, str], box: str, wrong: str) -> None:
+    """In a word about ids, and not as if there were no such route."""
+    for method, path in (
+        ("GET", f"/sandbox/{wrong}/running"),
+        ("DELETE", f"/sandbox/{wrong}"),
+        ("POST", f"/sandbox/{wrong}/exec"),
+        ("DELETE", f"{box}/session/{wrong}"),
+        ("DELETE", f"{box}/tunnel/{wrong}"),
+    ):
+        assert refused(http.request(method, path)) == (400, "invalid_request"), path
+    terminal = Terminal(served[1], f"/cloudflare/v1/sandbox/{wrong}/pty")
+    terminal.socket.close()
+    assert terminal.status == 400
+    for path in (f"/cloudflare/sandboxes/{wrong}/api/ping", f"/cloudflare/sandboxes/ok/api/process/{wrong}"):
+        answer = http.get(served[1] + path)
+        assert (answer.status_code, answer.json()["code"]) == (400, "VALIDATION_FAILED"), path
+    for kind, status in (("processes", 400), ("sessions", 400), ("contexts", 404)):
+        answer = http.get(f"{served[1]}/v1{box.replace('sandbox', 'sandboxes', 1)}/{kind}/{wrong}")
+        assert answer.status_code == status
+        assert answer.json()["kind"] != "route-not-found"
+    assert http.get(f"{served[1]}/v1/sandboxes/{wrong}").json()["kind"] == "sandbox-not-found"
+
+
+@pytest.mark.parametrize("name", ["a%0A", "%0Aa", "a%0Ab", "in%0A/a%2Fb%0D", "%20a%7F"])
+def test_a_files_name_may_have_a_line_end(http: httpx.Client, box: str, name: str) -> None:
+    path = f"{box}/file/workspace/{name}"
+    assert http.put(path, content=b"found").status_code == 200
+    assert http.get(path).content == b"found"
+    assert run(http, box, "cat", httpx.URL(f"http://x/{name}").path.removeprefix("/"))[0] == b"found"
+
+
 def test_it_works_over_the_unix_socket_too(daemon: Daemon) -> None:
     path = pathlib.Path(daemon.url.removeprefix("unix://"))
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://x/cloudflare/v1") as http:
@@ -249,7 +299,7 @@ class Terminal:
         raise AssertionError(f"no {kind}: {shown!r}")
 
 
-def test_terminals(served: tuple[Daemon, str], box: str) -> None:
+def test_terminals(served: tuple[Daemon, str], http: httpx.Client, box: str) -> None:
     path = f"/cloudflare/v1{box}/pty"
     first = Terminal(served[1], f"{path}?cols=100&rows=30")
     first.until("ready")
@@ -261,9 +311,12 @@ def test_terminals(served: tuple[Daemon, str], box: str) -> None:
     own.until("ready")
     own.send(Message(data=b'echo "[$X]"; exit\n'))
     assert b"[]" in own.until("exit")[0]  # each has its own, where no session is named
-    shared = [Terminal(served[1], f"{path}?session=together") for _ in range(2)]
-    for one in shared:
-        one.until("ready")
+    shared = [Terminal(served[1], f"{path}?session=together")]
+    shared[0].until("ready")
+    shared[0].send(Message(data=b"echo $((40+2))before; touch /tmp/before\n"))
+    assert run(http, box, "sh", "-c", "until [ -e /tmp/before ]; do sleep 0.02; done")[2] == 0
+    shared.append(Terminal(served[1], f"{path}?session=together"))
+    assert b"42before" in shared[1].until("ready")[0]  # what was there comes first
     shared[0].send(Message(data=b"echo $((40+2))together; exit\n"))
     for one in shared:
         assert b"42together" in one.until("exit")[0]

@@ -41,7 +41,9 @@ def test_a_terminal_is_its_sessions_and_shared(cf: Driver) -> None:
     line = "echo $MARK $PWD; KEPT=still; echo first-$((40+2))\n"
     pty(cf, "t2", {"send": line}, {"until": "of-the-session /usr/share"}, {"until": "first-42"})
     again = pty(cf, "t2", {"until": "first-42"}, {"send": "echo $KEPT-here\n"}, {"until": "still-here"})
-    assert "of-the-session /usr/share" in again["output"]
+    assert "of-the-session /usr/share" in again["before"]  # what was there, then `ready`, then what is new
+    assert "still-here" not in again["before"]
+    assert again["texts"] == [{"type": "ready"}]
     both = cf.ask(
         "all",
         requests=[
@@ -57,6 +59,23 @@ def test_a_terminal_is_its_sessions_and_shared(cf: Driver) -> None:
     assert [one["ok"]["left"] for one in both] == [0, 0]
     assert pty(cf, "t2", {"send": "exit\n"}, stay=True)["texts"][-1]["type"] == "exit"
     assert pty(cf, "t2", {"send": "echo new-$((1+2))\n"}, {"until": "new-3"})["texts"][0] == {"type": "ready"}
+
+
+def test_a_size_is_not_behind_what_nobody_reads(cf: Driver) -> None:
+    deaf = "stty raw -echo; trap 'stty size' WINCH; echo up-$((1+1)); while :; do sleep 0.05; done"
+    shown = pty(
+        cf,
+        "t4",
+        {"send": f'exec sh -c "{deaf}"\n'},
+        {"until": "up-2"},
+        {"send": "x" * 900_000},
+        {"text": {"type": "resize", "cols": 101, "rows": 33}},
+        {"until": "33 101"},
+        {"send": "x" * 900_000},
+        {"text": {"type": "resize", "cols": 102, "rows": 34}},
+        {"until": "34 102"},
+    )
+    assert [one["type"] for one in shown["texts"]] == ["ready"]
 
 
 def test_a_terminals_shell_and_its_size(cf: Driver) -> None:

@@ -124,7 +124,7 @@ def test_another_signal_that_ends_is_its_groups(box: Sandbox) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("begin", [from_plain, from_keeping, from_session, from_restarting])
+@pytest.mark.parametrize("begin", [from_plain, from_session])
 def test_what_does_not_heed_it_is_killed(box: Sandbox, begin: Callable[[Sandbox, str], ProcessInfo]) -> None:
     process = up(box, begin(box, "true; (setsid bash deaf.sh &); sleep 1000"))
     began = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ async def test_bad_commands_reach_no_sandbox(daemon: FakeDaemon) -> None:
         ("GET", "/v1/sandboxes/box/files?path=/a%00b", 400, "invalid-request"),
         ("GET", "/v1/sandboxes/box/files?path=/none", 404, "file-not-found"),
         ("PUT", "/v1/sandboxes/box/files?path=..", 400, "invalid-request"),
-        ("POST", "/v1/sandboxes/box/processes/..%2f/stdin", 404, "route-not-found"),
+        ("POST", "/v1/sandboxes/box/processes/..%2f/stdin", 400, "invalid-request"),
         ("POST", "/v1/sandboxes/box/processes/-a/stdin/close", 400, "invalid-request"),
     ],
 )
@@ -372,6 +373,14 @@ async def test_the_document_names_every_route(daemon: FakeDaemon) -> None:
     assert set(document["components"]["schemas"]["Problem"]["properties"]["kind"]["enum"]) == set(errors.kinds())
     refs = {ref for ref in msgspec.json.encode(document).decode().split('"') if ref.startswith("#/components/schemas/")}
     assert {ref.rsplit("/", 1)[1] for ref in refs} <= set(document["components"]["schemas"])
+
+
+@pytest.mark.parametrize("path", ["/v1/openapi.json", "/cloudflare/v1/openapi.json"])
+async def test_every_operation_of_a_document_has_an_id_of_its_own(daemon: FakeDaemon, path: str) -> None:
+    document = (await daemon.client.get(path)).json()
+    ids = [operation["operationId"] for row in document["paths"].values() for operation in row.values()]
+    assert len(set(ids)) == len(ids) > 10
+    assert all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_.]*", one) for one in ids)  # what generators make names of
 
 
 async def test_the_daemon_tells_about_itself(daemon: FakeDaemon) -> None:

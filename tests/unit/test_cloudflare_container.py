@@ -6,7 +6,7 @@ import pytest
 
 from sandboxd.api.cloudflare import charts, container, container_routes
 from sandboxd.api.cloudflare.problems import Refusal
-from sandboxd.runtime.headtail import whole_length
+from sandboxd.wire import utf8
 
 #: The reference's, of which the last but one is refused.
 THEIRS = """
@@ -57,10 +57,12 @@ def test_a_piece_of_text_ends_with_a_whole_character() -> None:
     text = "a\u00e9\u20ac\U0001f600"
     raw = text.encode()
     for cut in range(1, len(raw)):
-        whole = whole_length(raw[:cut])
+        whole = cut - utf8.unfinished(raw[:cut])
         assert text.startswith(raw[:whole].decode())
         assert cut - whole < 4
-    assert whole_length(b"\xff\xff\xff\xff") > 0
+    assert utf8.unfinished(b"\xff\xff\xff\xff") == 0
+    halves = [raw[:3], raw[3:5], raw[5:9]]
+    assert b"".join(utf8.whole_parts(halves)) == raw[:6]
 
 
 def test_charts_in_their_shape() -> None:

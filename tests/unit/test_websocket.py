@@ -321,10 +321,25 @@ async def test_a_program_that_reads_no_input_holds_its_viewer_for_a_while(
     client = await Client(await daemon.raw_connection()).open()
     await client.told()
     await client.next()
+    await client.send(BytesMessage(data=b"x" * 100_000))
+    for cols in (90, 91):
+        await client.send(TextMessage(data=json.dumps({"type": "resize", "cols": cols, "rows": 30})))
+        await eventually(lambda cols=cols: terminal.sizes[-1:] == [(cols, 30)])  # type: ignore[misc]
+    monkeypatch.setattr(terminals, "MAX_UNREAD_BYTES", 50_000)
     await client.send(BytesMessage(data=b"x"))
     event = await client.next()
     assert isinstance(event, CloseConnection)
     assert event.code == 1013
+
+
+def test_keys_are_bounded_as_a_paste_is() -> None:
+    """Each costs the daemon more than its byte."""
+    typed = terminals.Typed()
+    count = 0
+    while typed.has_room:
+        typed.put(b"x")
+        count += 1
+    assert count < terminals.MAX_UNREAD_BYTES / 200
 
 
 async def test_a_slow_viewer_is_told_of_its_gap_and_shown_the_screen_anew(daemon: FakeDaemon) -> None:

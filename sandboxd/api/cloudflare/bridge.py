@@ -28,8 +28,9 @@ from ...errors import (
     SessionNotFound,
 )
 from ...runtime.lifecycle import ALIVE
+from ...runtime.logs import STREAMS
 from ...spec import CommandSpec, SessionSpec, check_session_id, name_bytes
-from ...wire import sse
+from ...wire import sse, utf8
 from .. import jsontext
 from ..call import answer, nothing, streamed
 from ..filedata import PackBody, unpack_body
@@ -211,18 +212,25 @@ async def _ensure_session(sandbox: Sandbox, session: str) -> None:
 
 
 class _ExecBody(SseBody):
-    """A command's output as their events: base64 of the very bytes, then its exit code."""
+    """A command's output as their events: base64 of the very bytes, each ending at a character; then its exit code."""
 
     def __init__(self, execution: Execution, timeout_s: float | None) -> None:
         super().__init__(execution, "base64")
         self._timeout_s = timeout_s
+        self._characters = utf8.Pieces(STREAMS)
 
     def _parts(self, event: Event) -> list[bytes]:
         if isinstance(event.data, bytes):
-            return [_output(event.type, event.data)]
+            data = self._characters.feed(event.type, event.data)
+            return [_output(event.type, data)] if data else []
         if event.type == "exit" and self._source.exit is not None:
-            return self._exit(self._source.exit)
+            return [*self._left(), *self._exit(self._source.exit)]
         return []
+
+    def _left(self) -> list[bytes]:
+        """Return what was held back as the beginning of a character, and was none."""
+        rest = [(name, self._characters.rest(name)) for name in STREAMS]
+        return [_output(name, data) for name, data in rest if data]
 
     def _exit(self, ended: Exit) -> list[bytes]:
         shown = sse.encode(msgspec.json.encode({"exit_code": exit_code(ended)}), event="exit")
@@ -233,7 +241,7 @@ class _ExecBody(SseBody):
 
     def _problem(self, error: SandboxdError) -> bytes:
         shown = {"error": error.message, "code": "exec_transport_error"}
-        return sse.encode(jsontext.encode(shown), event="error")
+        return b"".join(self._left()) + sse.encode(jsontext.encode(shown), event="error")
 
 
 def _output(stream: str, data: bytes) -> bytes:

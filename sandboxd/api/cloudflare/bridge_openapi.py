@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 #: Filled by `bridge_routes`, whose handlers use this module.
 ROUTES: Final[list[Route]] = []
 _ARGUMENT: Final = re.compile(r"<(?:path:)?([a-z]+)>")
+_NO_WORD: Final = re.compile("[^a-z0-9]+")
 _DESCRIPTIONS: Final = {
     "name": "a sandbox' id: 1 to 63 of a-z and 2-7; the sandbox comes to be at its first use",
     "path": "a file's path, in /workspace",
@@ -38,7 +39,7 @@ def document(version: str) -> dict[str, Any]:
     """Return the OpenAPI document."""
     paths: dict[str, Any] = {}
     for route in ROUTES:
-        paths.setdefault(_path(route).removeprefix("/cloudflare"), {})[route.method.lower()] = _operation(route)
+        paths.setdefault(_shown_path(route), {})[route.method.lower()] = _operation(route)
     return {
         "openapi": "3.1.0",
         "info": {"title": "sandboxd: Cloudflare's sandbox bridge", "version": version},
@@ -66,6 +67,11 @@ def _path(route: Route) -> str:
     return _ARGUMENT.sub(r"{\1}", route.path)
 
 
+def _shown_path(route: Route) -> str:
+    """Return the path below the server's address."""
+    return _path(route).removeprefix("/cloudflare")
+
+
 def _summary(route: Route) -> str:
     return (route.handler.__doc__ or "").strip().splitlines()[0]
 
@@ -73,7 +79,7 @@ def _summary(route: Route) -> str:
 def _operation(route: Route) -> dict[str, Any]:
     arguments = [(name, "path") for name in _ARGUMENT.findall(route.path)]
     operation: dict[str, Any] = {
-        "operationId": f"{route.name}.{len(arguments)}",
+        "operationId": f"{route.method.lower()}_{_NO_WORD.sub('_', _shown_path(route)).strip('_')}",
         "summary": _summary(route),
         "parameters": [
             {

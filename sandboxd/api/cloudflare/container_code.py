@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +10,7 @@ import trio
 
 from ...errors import ContextNotFound, InvalidRequest, SandboxdError
 from ...runtime.context import State
-from ...runtime.logs import STREAMS
+from ...runtime.logs import STREAMS, TextDecoder
 from ...runtime.runs import Run
 from ...spec import ContextSpec, check_code, check_env, check_language
 from ...wire import worker as frames
@@ -152,8 +151,7 @@ class _Run(Events):
         super().__init__()
         self._run = one
         self._position = 0
-        make = codecs.getincrementaldecoder("utf-8")
-        self._decoders = {stream: make("replace") for stream in STREAMS}
+        self._decoder = TextDecoder()
 
     async def _next(self) -> bytes | None:
         batch = await self._run.next_batch(self._position)
@@ -171,7 +169,7 @@ class _Run(Events):
 
     def _parts(self, event: RunEvent, formats: dict[int, dict[str, Any]]) -> Iterator[bytes]:
         if isinstance(event.data, bytes):
-            text = self._decoders[event.type].decode(event.data)
+            text = self._decoder.decode(event.type, event.data)
             if text:
                 yield from _event(event.type, event, text=text)
         elif isinstance(event.data, frames.Result):
@@ -185,8 +183,8 @@ class _Run(Events):
             yield from self._end(event)
 
     def _end(self, event: RunEvent) -> Iterator[bytes]:
-        for stream, decoder in self._decoders.items():
-            text = decoder.decode(b"", final=True)
+        for stream in STREAMS:
+            text = self._decoder.rest(stream)
             if text:
                 yield from _event(stream, event, text=text)
         one = self._run

@@ -14,8 +14,8 @@ import msgspec
 from ...errors import FileNotFound, NotAFile
 from ...runtime import checks, filefacts
 from ...runtime.files import PIECE_BYTES
-from ...runtime.headtail import whole_length
 from ...spec import name_bytes
+from ...wire import utf8
 from ...wire.times import rfc3339
 from ..call import answer
 from ..pieces import Text, answer_in_pieces
@@ -224,7 +224,7 @@ class _Content(Events):
         if self._is_binary:
             self._at += len(data)
             return event("chunk", data=base64.b64encode(data).decode())
-        cut = whole_length(data) if self._at + len(data) < self._reader.size else len(data)
+        cut = len(utf8.whole(data)) if self._at + len(data) < self._reader.size else len(data)
         self._at += cut
         return event("chunk", data=data[:cut].decode("utf-8", "replace"))
 

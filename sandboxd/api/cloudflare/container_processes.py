@@ -13,6 +13,7 @@ from ...errors import InvalidRequest, ProcessNotFound, ProcessNotRunning
 from ...runtime import logs, waiting
 from ...runtime.processes import MAX_PAGE
 from ...spec import STOP_GRACE_S, CommandSpec, check_process_id, check_signal
+from ...wire import utf8
 from ...wire.times import rfc3339
 from ..call import answer
 from ..pieces import Text, answer_in_pieces
@@ -193,10 +194,11 @@ async def show_logs(call: Call, name: str, process: str) -> TrioResponse:
     sandbox = await container.reach(call, name)
     with container.about(processId=process):
         found = await logs.read(sandbox.processes, _check_id(process), hold=call.hold(sandbox))
-    shown = {
-        stream: Text([one.data for one in found.events if one.type == stream and isinstance(one.data, bytes)])
-        for stream in logs.STREAMS
-    }
+    shown = {}
+    for stream in logs.STREAMS:
+        parts = [one.data for one in found.events if one.type == stream and isinstance(one.data, bytes)]
+        # Of one that runs the rest of a character is still to come.
+        shown[stream] = Text(utf8.whole_parts(parts) if found.running else parts)
     return answer_in_pieces({"success": True, "processId": process, **shown, "timestamp": problems.timestamp()})
 
 

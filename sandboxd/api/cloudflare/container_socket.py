@@ -107,7 +107,7 @@ class _Client:
     async def _answer(self, name: str, method: str, path: str, body: bytes) -> None:
         api: Any = self._call.api
         request = self._request(api, method, path, body)
-        inner = Call(request, api.manager, api.facts, api.metrics)
+        inner = Call(request, api.manager, api.facts, api.metrics, self._split(path)[0])
         inner.body.load(body)
         async with inner.stack:
             response = await api.answer(inner, api.admit(inner, self._call.caller))
@@ -122,9 +122,13 @@ class _Client:
                         await self._call.socket.send_json({"type": "stream", "id": name, "data": event.data})
             await self._call.socket.send_json({"type": "response", "id": name, "status": _OK, "done": True})
 
+    def _split(self, path: str) -> tuple[str, bytes]:
+        routed, query = target.split(path.encode())
+        return self._prefix + routed, query
+
     def _request(self, api: Api, method: str, path: str, body: bytes) -> Any:  # noqa: ANN401 - Quart's own class
         """Return the request that the message stands for; who sends it was asked at the handshake."""
-        inner, query = target.split(path.encode())
+        routed, query = self._split(path)
         outer: Any = self._call.request
         headers = Headers([("Content-Type", JSON_TYPE), ("Content-Length", str(len(body)))])
         authorization = tokens.headers_of(outer).get("Authorization")
@@ -132,7 +136,7 @@ class _Client:
             headers["Authorization"] = authorization
         scope: Any = {"type": "http"}
         return api.request_class(
-            *(method, "http", self._prefix + inner, query, headers, "", "1.1", scope),
+            *(method, "http", target.plain(routed), query, headers, "", "1.1", scope),
             send_push_promise=functools.partial(_no_push),
         )
 

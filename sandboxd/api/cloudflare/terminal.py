@@ -91,8 +91,11 @@ async def _reach(sandbox: Sandbox, session: str, size: tuple[int, int], shell: s
 class _Viewer(Viewer):
     """What a client hears, in their words."""
 
+    async def say_start(self) -> None:
+        """Nothing: in their form the first word comes behind what was there."""
+
     async def say_ready(self) -> None:
-        """Say that the terminal is there."""
+        """Say that the client has seen what was there."""
         await self.socket.send_json({"type": "ready"})
 
     async def say_truncated(self, dropped_bytes: int) -> None:

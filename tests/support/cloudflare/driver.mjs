@@ -102,6 +102,7 @@ function pty(request) {
     socket.onmessage = ({ data }) => {
       if (typeof data === 'string') {
         found.texts.push(JSON.parse(data));
+        if (found.texts.at(-1).type === 'ready') found.before = found.output; // what was shown until then
         if (request.path) found.output += data;
       }
       else found.output += decoder.decode(data, { stream: true });
