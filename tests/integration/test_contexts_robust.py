@@ -187,10 +187,8 @@ EXITS = {
         ("import os; os.write(4, b'\\0\\0\\0\\2\\xc1\\xc1'); import time; time.sleep(1000)", "broke the protocol"),
     ],
     "javascript": [
-        ("process.exit(3)", "exit code 3"),
-        ("process.kill(process.pid, 'SIGKILL')", "SIGKILL"),
-        ("process.abort()", "SIGABRT"),
-        ("process.kill(process.pid, 'SIGCONT')", "exit code 70"),
+        ("require('child_process').execSync(`kill -9 ${process.pid}`)", "SIGKILL"),
+        ("require('child_process').execSync(`kill -ABRT ${process.pid}; sleep 1000`)", "SIGABRT"),
         ("require('fs').closeSync(4); await new Promise(() => {})", "closed its pipes"),
         ("require('fs').writeSync(4, Buffer.alloc(8, 255)); await new Promise(() => {})", "protocol"),
         (
