@@ -225,8 +225,9 @@ function answer(message) {
   let value;
   try {
     value = message.op === 'complete' ? complete(message) : inspect(message);
-  } catch (error) {
-    value = { error: String(error).slice(0, 1000) };
+  } catch { // of an object that the code has made
+    const { cursor } = message;
+    value = message.op === 'complete' ? { matches: [], start: cursor, end: cursor } : { found: false, name: '', text: null };
   }
   send([{ op: 'reply', run: message.run, value: JSON.stringify(value).slice(0, MAX_JSON_CHARS) }], false);
 }

@@ -183,7 +183,9 @@ class _Run(Events):
             found.append(_error(event, "TimeoutError", f"the run took over {one.timeout_s:g} s", traceback))
         elif one.error is None and one.status != "ok":
             found.append(_error(event, "InterpreterExited", f"the interpreter has ended: {one.status}", []))
-        return [*found, _event("execution_complete", event, execution_count=one.execution_count, status=one.status)]
+        more = {"restarted": True} if one.restarted else {}
+        done = {"execution_count": one.execution_count, "status": one.status, **more}
+        return [*found, _event("execution_complete", event, **done)]
 
     def _failed(self, error: SandboxdError | Refusal) -> bytes:
         return _ascii({"type": "error", "ename": "ExecutionError", "evalue": error.message, "traceback": []})
