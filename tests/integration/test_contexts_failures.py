@@ -140,6 +140,13 @@ def test_whatever_escapes_is_told(run: Run, code: str, ename: str, evalue: str) 
     assert run("40 + 2").text == "42"
 
 
+def test_a_handler_that_shows_what_it_was_given_shows_the_runs_error(run: Run) -> None:
+    handler = "lambda shell, kind, value, trace, tb_offset=None: shell.showtraceback((kind, value, trace))"
+    result = run(f"get_ipython().set_custom_exc((OSError,), {handler})\nraise OSError('said')")
+    run("get_ipython().set_custom_exc((), None)").check()
+    assert (result.error.ename, result.error.evalue, result.stderr) == ("OSError", "said", "")
+
+
 REPR = "class Odd:\n    def %s: %s\n    def __repr__(self): return 'odd'\n"
 SHOWN = [
     ("try: 1/0\nexcept Exception: get_ipython().showtraceback()\n40+2", "42", "ZeroDivisionError"),
