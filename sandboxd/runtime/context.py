@@ -561,8 +561,6 @@ class Context:
                 }
             )
         elif isinstance(frame, frames.End):
-            if frame.status == "error" and run.error is None:
-                run.add_error(_error("Error", "the code failed, and its interpreter did not say how"))
             self._end = frame
             self._ended.set()
             if not self._muted:
@@ -576,6 +574,12 @@ class Context:
 
     def _finish(self, run: Run, end: frames.End) -> None:
         self.execution_count = end.count
+        if self._timed_out and run.error is None:
+            run.add_error(
+                _error("TimeoutError", f"the run took over {run.timeout_s:g} s, and its interrupt was caught")
+            )
+        elif end.status == "error" and run.error is None:
+            run.add_error(_error("Error", "the code failed, and its interpreter did not say how"))
         run.finish("timeout" if self._timed_out else end.status, execution_count=end.count)
 
     def _show_stray(self, run: Run) -> None:

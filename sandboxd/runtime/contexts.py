@@ -60,7 +60,7 @@ SPARE_DROP_S: Final = 2.0
 #: Files that a Python worker compiles when it needs them.
 _PYTHON_PARTS: Final = ("errors", "shell", "charts", "specs")
 #: CommonJS modules of the Node worker, each before those that require it; the last is the program.
-_NODE_PARTS: Final = ("codec", "frames", "values", "repl", "questions", "worker")
+_NODE_PARTS: Final = ("ends", "errors", "codec", "frames", "values", "repl", "questions", "worker")
 
 
 def interpreter_of(language: str) -> str:

@@ -3,6 +3,7 @@
 
 const fs = require('node:fs');
 const { pack } = require('./node_codec.cjs');
+const { end } = require('./node_ends.cjs');
 
 const OUT = 4, TICKS = 5;
 const tickBuffer = Buffer.alloc(4096);
@@ -33,7 +34,7 @@ function send(messages, wait = true) {
   sent += messages.length;
   while (wait && taken < sent) {
     const count = fs.readSync(TICKS, tickBuffer);
-    if (!count) process.reallyExit(0);
+    if (!count) end(0);
     taken += count;
   }
 }

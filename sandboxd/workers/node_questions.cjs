@@ -1,9 +1,8 @@
 'use strict';
 // Completion and inspection of what is there, without running anything that could change it.
 
-const util = require('node:util');
 const { post } = require('./node_repl.cjs');
-const { MAX_TEXT_CHARS } = require('./node_values.cjs');
+const { MAX_TEXT_CHARS, show } = require('./node_errors.cjs');
 
 /** Return the value of an expression that changes nothing, or undefined. */
 function peek(expression) {
@@ -45,7 +44,7 @@ function inspect({ code, cursor, detail }) {
   const value = name ? peek(name) : undefined;
   if (value === undefined) return { found: false, name, text: null };
   const source = typeof value === 'function' && detail ? `\n${value}` : '';
-  return { found: true, name, text: (util.inspect(value) + source).slice(0, MAX_TEXT_CHARS / 4) };
+  return { found: true, name, text: (show(value) + source).slice(0, MAX_TEXT_CHARS / 4) };
 }
 
 module.exports = { complete, inspect };

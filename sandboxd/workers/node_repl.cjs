@@ -5,8 +5,9 @@ const inspector = require('node:inspector');
 const nodeModule = require('node:module');
 const { promiseHooks } = require('node:v8');
 const vm = require('node:vm');
+const { end } = require('./node_ends.cjs');
+const { syntaxError } = require('./node_errors.cjs');
 const { writeAll } = require('./node_frames.cjs');
-const { syntaxError } = require('./node_values.cjs');
 
 /** Places of one piece of code that are rewritten; each costs V8 a look at the code. */
 const MAX_REPAIRS = 500;
@@ -170,9 +171,9 @@ function evaluateHere(source, name) {
       stop();
     }
     if (/find context/.test(answer?.error?.message)) {
-      // process.kill() of the own process runs Node's at-exit hooks, whatever the signal: V8's inspector is gone for good.
+      // Signalling the own process (from a worker thread) runs Node's at-exit hooks: V8's inspector is gone for good.
       writeAll(2, Buffer.from('The interpreter has to end: Node closed its inspector when the code signalled its own process\n'));
-      process.reallyExit(70);
+      end(70);
     }
     if (answer?.error) return { interrupted: true };
     const details = answer?.result?.exceptionDetails;

@@ -27,11 +27,13 @@ const process = require('node:process');
 const vm = require('node:vm');
 const { Worker } = require('node:worker_threads');
 const { unpack } = require('./node_codec.cjs');
+const { end, guardEnds } = require('./node_ends.cjs');
+const { INTERRUPTED, MAX_TEXT_CHARS, cleanStacks, cut, describe } = require('./node_errors.cjs');
 const { send, writeAll } = require('./node_frames.cjs');
 const { complete, inspect } = require('./node_questions.cjs');
 const { IMPORT, META, canStripTypes, evaluateHere, mayBeTypeScript, post, session, toJavaScript, typeScriptError } =
   require('./node_repl.cjs');
-const { INTERRUPTED, MAX_JSON_CHARS, bundleOf, cut, describe, toFormats, MAX_TEXT_CHARS } = require('./node_values.cjs');
+const { MAX_JSON_CHARS, bundleOf, toFormats } = require('./node_values.cjs');
 
 const IN = 3, INTERRUPTS = 6;
 /** How long an interrupted program may take to come back to the event loop by itself. */
@@ -40,7 +42,7 @@ const HEED_MS = 100;
 // --- what a run shows ----------------------------------------------------------------------------------------
 
 async function resultOf(value, fields) {
-  const [formats, note] = toFormats(await bundleOf(value));
+  const [formats, note] = toFormats(await bundleOf(value, printError));
   return { op: 'result', run: current.run, main: false, formats, note, display_id: null, update: false, ...fields };
 }
 
@@ -51,6 +53,11 @@ async function display(value, options = {}) {
     const [formats, note] = toFormats(value);
     send([{ op: 'result', run: current.run, main: false, formats, note, ...fields }]);
   } else send([await resultOf(value, fields)]);
+}
+
+/** Print an error that does not end the run. */
+function printError(error) {
+  writeAll(2, Buffer.from(`${cut(describe(error).lines).join('\n')}\n`));
 }
 
 function sendError(error) {
@@ -115,7 +122,34 @@ function settle() {
 
 const SETTLE = Symbol.for('sandboxd.settle');
 
-function onSigint() {} // the programs that the code has started take it, and we live on
+/** Listeners that stay, by name: SIGINT is taken by the programs that the code has started, and we live on. Node's own
+ *  come first: without them no listener hears of a signal. */
+const LISTENERS = [
+  ...['newListener', 'removeListener'].flatMap((name) => process.listeners(name).map((listener) => [name, listener])),
+  ['removeListener', onRemoved], ['SIGINT', () => {}], ['unhandledRejection', onStray], ['uncaughtException', onStray],
+];
+
+function isOurs(listener) {
+  return LISTENERS.some(([, ours]) => ours === listener);
+}
+
+function onStray(error, origin) {
+  const kind = typeof origin === 'string' ? 'uncaughtException' : 'unhandledRejection';
+  if (process.listeners(kind).some((listener) => !isOurs(listener))) return;
+  if (current.interrupt) sendError(describe(error));
+  else writeAll(2, Buffer.from(`Uncaught ${cut(describe(error).lines).join('\n')}\n`));
+}
+
+/** Listen (again), before the code's own: it may have removed all listeners. */
+function listen() {
+  for (const [name, listener] of LISTENERS) {
+    if (!process.listeners(name).includes(listener)) process.prependListener(name, listener);
+  }
+}
+
+function onRemoved(name, listener) {
+  if (isOurs(listener)) queueMicrotask(listen);
+}
 
 async function run(message) {
   const before = {};
@@ -128,7 +162,7 @@ async function run(message) {
   let interrupt;
   const interrupted = new Promise((resolve) => { interrupt = () => resolve(INTERRUPTED); });
   current = { run: message.run, name: `cell-${count}.${extension}`, failed: false, interrupt };
-  if (!process.listeners('SIGINT').includes(onSigint)) process.on('SIGINT', onSigint);
+  listen();
   active[0] = message.run;
   if (toInterrupt[0] === message.run) interrupt();
   const results = [];
@@ -191,8 +225,9 @@ function answer(message) {
   let value;
   try {
     value = message.op === 'complete' ? complete(message) : inspect(message);
-  } catch (error) {
-    value = { error: String(error).slice(0, 1000) };
+  } catch { // of an object that the code has made
+    const { cursor } = message;
+    value = message.op === 'complete' ? { matches: [], start: cursor, end: cursor } : { found: false, name: '', text: null };
   }
   send([{ op: 'reply', run: message.run, value: JSON.stringify(value).slice(0, MAX_JSON_CHARS) }], false);
 }
@@ -243,13 +278,9 @@ function setUpProcess() {
       process.seteuid(0);
     } catch {} // eslint-disable-line no-empty
   }
-  process.on('SIGINT', onSigint);
-  const onStray = (error) => {
-    if (current.interrupt) sendError(describe(error));
-    else writeAll(2, Buffer.from(`Uncaught ${describe(error).lines.join('\n')}\n`));
-  };
-  process.on('unhandledRejection', onStray);
-  process.on('uncaughtException', onStray);
+  guardEnds(isOurs);
+  cleanStacks();
+  listen();
 }
 
 function serve() {
@@ -282,8 +313,8 @@ function serve() {
     }
     next();
   });
-  input.on('end', () => process.reallyExit(0));
-  input.on('error', () => process.reallyExit(0));
+  input.on('end', () => end(0));
+  input.on('error', () => end(0));
 }
 
 /** Be the interpreter of a context. */
@@ -291,7 +322,7 @@ function begin(message) {
   language = message.language;
   if (language === 'typescript' && !canStripTypes) {
     send([{ op: 'failed', message: `TypeScript needs Node 22.13 or newer, and this is ${process.version}` }], false);
-    process.reallyExit(1);
+    end(1);
   }
   send([{ op: 'ready', version: `Node.js ${process.version}` }], false);
   if (!hasWatchdog) setImmediate(startWatchdog);

@@ -146,15 +146,23 @@ class Failures:
         return shell.InteractiveTB.structured_traceback(kind, value, trace, tb_offset=0)
 
     def show(self, value, trace, caller, **how):
-        """Take what the code `caller` of the shell shows: keep what escapes from the run, print the rest."""
+        """Take what the frame `caller` has the shell show: keep what escapes from the run, print the rest."""
         if self._session.cancelling:
             return
-        if caller in self._ends and self.depth <= 1:
+        escapes = caller.f_code in self._ends or self._is_escaping(value, caller)
+        if escapes and self.depth <= 1:
             self._escaped.append(self.describe(value, trace, **how))
-        elif caller in self._ends and self.in_program:
+        elif escapes and self.in_program:
             return
-        elif caller is not self._outermost or self.depth > 1:
+        elif caller.f_code is not self._outermost or self.depth > 1:
             self.print(self.describe(value, trace, **how))
+
+    def _is_escaping(self, value, frame):
+        """Tell whether a handler of the user's (`set_custom_exc`) shows what it was given."""
+        while frame is not None and frame.f_code not in self._ends:
+            frame = frame.f_back
+        result = frame.f_locals.get("result") if frame is not None else None
+        return getattr(result, "error_in_exec", None) is value
 
     def program_failed(self, value):
         """Take what escaped from a program that a magic has run: its failure is the run's, unless another follows."""
@@ -203,14 +211,14 @@ class Telling:
             print("No traceback available to show.", file=sys.stderr)
             return
         how = {"only": exception_only, "with_stack": running_compiled_code}
-        self.failures.show(value, trace, sys._getframe(1).f_code, **how)
+        self.failures.show(value, trace, sys._getframe(1), **how)
         if self.call_pdb:
             self.debugger(force=True)
 
     def showsyntaxerror(self, filename=None, running_compiled_code=False):
         _, value, trace = self._get_exc_info()
         how = {"as_syntax": True, "with_stack": running_compiled_code}
-        self.failures.show(value, trace, sys._getframe(1).f_code, **how)
+        self.failures.show(value, trace, sys._getframe(1), **how)
 
     def _showtraceback(self, etype, evalue, stb):
         text = stb if isinstance(stb, str) else "\n".join(map(str, stb))

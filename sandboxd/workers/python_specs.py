@@ -24,6 +24,7 @@ def patches(session):
         "plotly.basedatatypes": lambda module: _bundle_by(module.BaseFigure),
         "plotly.basewidget": lambda module: _bundle_by(module.BaseFigureWidget),
         "plotly.missing_anywidget": _do_without_widgets,
+        "plotly.missing_ipywidgets": _do_without_widgets,  # before plotly 6
         "plotly.io._renderers": lambda module: _show_by(module, publish),
         "plotly.io._html": lambda module: _open_by(module, publish),
         "plotly.io._base_renderers": _load_nothing,
@@ -41,7 +42,7 @@ def _bundle_by(figure_class):
 
 
 def _do_without_widgets(module):
-    """Let a FigureWidget be a figure where anywidget is not installed: there is no notebook that would move it."""
+    """Let a FigureWidget be a figure where what it needs is not installed: there is no notebook that would move it."""
     from plotly.graph_objs._figure import Figure
 
     module.FigureWidget = type("FigureWidget", (Figure,), {"__module__": module.__name__})

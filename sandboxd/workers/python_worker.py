@@ -487,9 +487,11 @@ class Session:
             self.channel.in_user_code = True
             value = load("shell")[message["op"]](self.shell, message)
             self.channel.in_user_code = False
-        except BaseException as error:
+        except BaseException:  # of an object that the user's code has made
             self.channel.in_user_code = False
-            value = {"error": repr(error)[:1000]}
+            value = {"matches": [], "start": message["cursor"], "end": message["cursor"]}
+            if message["op"] == "inspect":
+                value = {"found": False, "name": "", "text": None}
         import json
 
         text = json.dumps(value)

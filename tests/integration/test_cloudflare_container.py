@@ -388,7 +388,10 @@ def test_runs_are_counted(cf: Driver, context: str) -> None:
 
 @pytest.mark.parametrize(
     ("code", "name"),
-    [("1 +", "SyntaxError"), ("1/0", "ZeroDivisionError"), ("input()", "EOFError"), ("nope", "NameError")],
+    [
+        *[("1 +", "SyntaxError"), ("1/0", "ZeroDivisionError"), ("input()", "EOFError"), ("nope", "NameError")],
+        *[("raise ExceptionGroup('g', [ValueError('a')])", "ExceptionGroup"), ("%nosuchmagic", "UsageError")],
+    ],
 )
 def test_errors_are_errors(cf: Driver, context: str, code: str, name: str) -> None:
     error = cf.code(code, context=context)["error"]
@@ -410,6 +413,12 @@ def test_descriptors_and_exits_corrupt_nothing(cf: Driver, context: str) -> None
     assert found["results"][0]["text"] == "{'a': nan}"
     assert cf.code("os._exit(3)", context=context)["error"]["name"] == "ContextExited"
     assert cf.code("1 + 1", context=context)["results"][0]["text"] == "2"
+
+
+def test_a_default_context_that_died_begins_anew_and_says_so(cf: Driver) -> None:
+    assert cf.stream("interpreter.streamCode", None, "import os; os._exit(3)", "python")[-1]["status"] == "exited"
+    ends = [cf.stream("interpreter.streamCode", None, "1 + 1", "python")[-1] for _ in range(2)]
+    assert [(one["status"], one.get("restarted")) for one in ends] == [("ok", True), ("ok", None)]
 
 
 @pytest.fixture(scope="module", params=[{}, {"PYTHONSAFE": "1"}], ids=["template", "plain"])

@@ -43,7 +43,10 @@ def test_code(daemon: Daemon, sandbox: Sandbox, tmp_path: pathlib.Path) -> None:
     assert (found["status"], found["results"][0]["text"]) == ("ok", "'1'")
     assert run(daemon, "code", sandbox.id).returncode == 2
     assert run(daemon, "code", sandbox.id, "-c", "import os; os._exit(1)").returncode == 125
-    assert "context-exited" not in run(daemon, "code", sandbox.id, "-c", "1").stdout
+    done = run(daemon, "code", sandbox.id, "-c", "1")
+    assert (done.returncode, done.stdout) == (0, "1\n")
+    assert "the context was restarted" in done.stderr
+    assert run(daemon, "code", sandbox.id, "-c", "1").stderr == ""
 
 
 def test_contexts(daemon: Daemon, sandbox: Sandbox) -> None:

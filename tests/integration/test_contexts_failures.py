@@ -140,6 +140,13 @@ def test_whatever_escapes_is_told(run: Run, code: str, ename: str, evalue: str) 
     assert run("40 + 2").text == "42"
 
 
+def test_a_handler_that_shows_what_it_was_given_shows_the_runs_error(run: Run) -> None:
+    handler = "lambda shell, kind, value, trace, tb_offset=None: shell.showtraceback((kind, value, trace))"
+    result = run(f"get_ipython().set_custom_exc((OSError,), {handler})\nraise OSError('said')")
+    run("get_ipython().set_custom_exc((), None)").check()
+    assert (result.error.ename, result.error.evalue, result.stderr) == ("OSError", "said", "")
+
+
 REPR = "class Odd:\n    def %s: %s\n    def __repr__(self): return 'odd'\n"
 SHOWN = [
     ("try: 1/0\nexcept Exception: get_ipython().showtraceback()\n40+2", "42", "ZeroDivisionError"),
@@ -265,3 +272,15 @@ def test_a_program_run_after_matplotlib_inline_shows_its_picture_alone(shared: S
         shown = run("%matplotlib inline\n%run drawing.py").results
         assert [one.png is not None for one in shown if one.png] == [True] * pictures, end
         assert [one.text for one in shown if one.png is None] in ([], ["<Figure size 640x480 with 0 Axes>"]), end
+
+
+def test_what_cannot_be_asked_about_is_not_found(shared: Sandbox, context: CodeContext, run: Run) -> None:
+    """What fails while an object is looked at costs nobody an interpreter, whatever is raised."""
+    run(
+        "class Worse(BaseException):\n    def __repr__(self): raise SystemExit\n    __str__ = __repr__\n"
+        "class Bad:\n    def __repr__(self): raise Worse\n    def __getattr__(self, name): raise Worse\n"
+        "    def __dir__(self): raise Worse\n    __doc__ = property(__repr__)\nbad = Bad()"
+    ).check()
+    assert shared.inspect_code(context, "bad")["found"] is False
+    assert shared.complete_code(context, "bad.x") == {"matches": [], "start": 5, "end": 5}
+    assert run("40 + 2").text == "42"

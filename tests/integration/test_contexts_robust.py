@@ -187,10 +187,8 @@ EXITS = {
         ("import os; os.write(4, b'\\0\\0\\0\\2\\xc1\\xc1'); import time; time.sleep(1000)", "broke the protocol"),
     ],
     "javascript": [
-        ("process.exit(3)", "exit code 3"),
-        ("process.kill(process.pid, 'SIGKILL')", "SIGKILL"),
-        ("process.abort()", "SIGABRT"),
-        ("process.kill(process.pid, 'SIGCONT')", "exit code 70"),
+        ("require('child_process').execSync(`kill -9 ${process.pid}`)", "SIGKILL"),
+        ("require('child_process').execSync(`kill -ABRT ${process.pid}; sleep 1000`)", "SIGABRT"),
         ("require('fs').closeSync(4); await new Promise(() => {})", "closed its pipes"),
         ("require('fs').writeSync(4, Buffer.alloc(8, 255)); await new Promise(() => {})", "protocol"),
         (
@@ -292,9 +290,21 @@ def test_a_swallowed_interrupt_is_sent_again(box: Sandbox, code: str) -> None:
     with context_in(box, "python") as context:
         result = box.run_code(code, context=context, timeout=0.3)
         assert (result.status, result.restarted) == ("timeout", False)
+        assert result.error is not None
         assert_kept(box, context)
 
 
+JS_LOOP = "[require('util').inspect.custom]() { while (true) {} }"
+JS_LOOPS = [
+    f"({{ {JS_LOOP} }})",
+    f"throw {{ {JS_LOOP} }}",
+    f"Promise.reject({{ {JS_LOOP} }}); 1",
+    f"setTimeout(() => {{ throw {{ {JS_LOOP} }} }}); await new Promise(() => {{}})",
+    "({ [Symbol.for('Jupyter.display')]() { while (true) {} } })",
+    "({ [Symbol.for('Jupyter.display')]: () => new Promise(() => {}) })",
+    "({ [Symbol.for('Jupyter.display')]: () => ({ 'text/html': { toJSON() { while (true) {} } } }) })",
+    "try { process.exit() } finally { while (true) {} }",
+]
 LOOPS = [
     "class Odd(Exception):\n    def __str__(self):\n        while True: pass\nraise Odd",
     "class Odd(SystemExit):\n    def __str__(self):\n        while True: pass\nraise Odd",
@@ -307,9 +317,11 @@ LOOPS = [
 ]
 
 
-@pytest.mark.parametrize("code", LOOPS)
-def test_an_end_that_loops_keeps_the_interpreter(box: Sandbox, code: str) -> None:
-    with context_in(box, "python") as context:
+@pytest.mark.parametrize(
+    ("language", "code"), [("python", code) for code in LOOPS] + [("javascript", code) for code in JS_LOOPS]
+)
+def test_an_end_that_loops_keeps_the_interpreter(box: Sandbox, language: str, code: str) -> None:
+    with context_in(box, language) as context:
         result = box.run_code(code, context=context, timeout=0.3)
         assert result.error is not None
         assert result.restarted is False

@@ -193,7 +193,9 @@ class _Run(Events):
             yield from _error(event, "TimeoutError", f"the run took over {one.timeout_s:g} s", traceback)
         elif one.error is None and one.status != "ok":
             yield from _error(event, "InterpreterExited", f"the interpreter has ended: {one.status}", [])
-        yield from _event("execution_complete", event, execution_count=one.execution_count, status=one.status)
+        more = {"restarted": True} if one.restarted else {}
+        done = {"execution_count": one.execution_count, "status": one.status, **more}
+        yield from _event("execution_complete", event, **done)
 
     def _failed(self, error: SandboxdError | Refusal) -> bytes:
         shown = {"type": "error", "ename": "ExecutionError", "evalue": error.message, "traceback": []}
