@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import mimetypes
 import stat
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +12,7 @@ from ...runtime import checks, filefacts
 from ...runtime.files import PIECE_BYTES
 from ...spec import name_bytes
 from ...wire.times import rfc3339
+from .. import mime
 from ..call import answer
 from . import container, problems
 from . import container_sessions as sessions
@@ -33,8 +33,6 @@ MAX_FILE_BYTES: Final = 32 * 1024 * 1024
 MAX_WRITE_BODY: Final = 2 * MAX_FILE_BYTES + 64 * 1024
 #: One piece of a stream: a multiple of three, so that pieces in base64 can be put together as text.
 _STREAM_BYTES: Final = 48 * 1024
-#: What is looked at to tell text from other data.
-_HEAD_BYTES: Final = 8192
 _PAGE: Final = 1000
 #: Entries of one list: about 60 MB of JSON.
 MAX_LISTED: Final = 200_000
@@ -106,26 +104,6 @@ def _encoding(value: str | None) -> str | None:
     raise Refusal("VALIDATION_FAILED", "cannot accept encoding: it is utf-8 or base64", field="encoding")
 
 
-def _mime(path: str, *, is_binary: bool) -> str:
-    guess = mimetypes.guess_type(path)[0]
-    if is_binary:
-        return guess or "application/octet-stream"
-    if guess is None or guess.partition("/")[0] in ("video", "audio", "font") or guess == "application/octet-stream":
-        return "text/plain"  # a .ts of text is no film
-    return guess
-
-
-def _is_binary(head: bytes, *, is_whole: bool) -> bool:
-    """Return whether bytes are no text: they have a NUL, or are no UTF-8 (a character that the end cuts is)."""
-    if b"\0" in head:
-        return True
-    try:
-        head.decode()
-    except UnicodeDecodeError as error:
-        return is_whole or error.start < len(head) - 3
-    return False
-
-
 async def read(call: Call, name: str) -> TrioResponse:
     """Give a file's content, as text or, where it is none, in base64."""
     sandbox = await container.reach(call, name)
@@ -138,10 +116,10 @@ async def read(call: Call, name: str) -> TrioResponse:
                 why = (
                     f"cannot read {model.path} in one piece: it has {reader.size} bytes, the bound is {MAX_FILE_BYTES}"
                 )
-                raise Refusal("FILE_TOO_LARGE", why, fileSize=reader.size, maxSize=MAX_FILE_BYTES)
+                raise Refusal("FILE_TOO_LARGE", why, actualSize=reader.size, maxSize=MAX_FILE_BYTES)
             data = await _whole(reader)
-    is_binary = _is_binary(data, is_whole=True)
-    encoding = wanted or ("base64" if is_binary else "utf-8")
+    kind = mime.kind_of(path, data, is_whole=True)
+    encoding = wanted or ("base64" if kind.is_binary else "utf-8")
     content = base64.b64encode(data).decode() if encoding == "base64" else data.decode("utf-8", "replace")
     return answer(
         {
@@ -150,8 +128,8 @@ async def read(call: Call, name: str) -> TrioResponse:
             "content": content,
             "timestamp": problems.timestamp(),
             "encoding": encoding,
-            "isBinary": is_binary,
-            "mimeType": _mime(path, is_binary=is_binary),
+            "isBinary": encoding == "base64",  # as theirs: what is in `content`
+            "mimeType": kind.type,
             "size": len(data),
         }
     )
@@ -171,19 +149,17 @@ async def read_stream(call: Call, name: str) -> TrioResponse:
     path = await _resolve(sandbox, model.path, model.session_id)
     with about(path=model.path):
         reader = await call.stack.enter_async_context(await sandbox.open_read(path))
-        head = await reader.read(0, _HEAD_BYTES)
-    is_binary = _is_binary(head, is_whole=len(head) == reader.size)
-    return container.stream(_Content(reader, path, is_binary))
+        head = await reader.read(0, mime.HEAD_BYTES)
+    return container.stream(_Content(reader, mime.kind_of(path, head, is_whole=len(head) == reader.size)))
 
 
 class _Content(Events):
     """A file as their events; text goes out at character ends, other data in base64."""
 
-    def __init__(self, reader: FileReader, path: str, is_binary: bool) -> None:
+    def __init__(self, reader: FileReader, kind: mime.Kind) -> None:
         super().__init__()
         self._reader = reader
-        self._path = path
-        self._is_binary = is_binary
+        self._type, self._is_binary = kind
         self._at = -1
         self._done = False
 
@@ -191,9 +167,8 @@ class _Content(Events):
         if self._at < 0:
             self._at = 0
             encoding = "base64" if self._is_binary else "utf-8"
-            mime = _mime(self._path, is_binary=self._is_binary)
-            facts = {"mimeType": mime, "size": self._reader.size, "isBinary": self._is_binary, "encoding": encoding}
-            return event("metadata", **facts)
+            facts = {"mimeType": self._type, "isBinary": self._is_binary, "encoding": encoding}
+            return event("metadata", size=self._reader.size, **facts)
         if self._done:
             return None
         limit = min(_STREAM_BYTES, self._reader.size - self._at)
