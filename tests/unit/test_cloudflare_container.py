@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sandboxd.api.cloudflare import charts, container, container_files, container_routes
+from sandboxd.api.cloudflare import charts, container, container_routes, container_write
 from sandboxd.api.cloudflare.problems import Refusal
 
 #: The reference's, of which the last but one is refused.
@@ -56,10 +56,10 @@ def test_a_piece_of_text_ends_with_a_whole_character() -> None:
     text = "a\u00e9\u20ac\U0001f600"
     raw = text.encode()
     for cut in range(1, len(raw)):
-        whole = container_files._cut(raw[:cut])
+        whole = container_write.whole_characters(raw[:cut])
         assert text.startswith(raw[:whole].decode())
         assert cut - whole < 4
-    assert container_files._cut(b"\xff\xff\xff\xff") > 0
+    assert container_write.whole_characters(b"\xff\xff\xff\xff") > 0
 
 
 def test_charts_in_their_shape() -> None:

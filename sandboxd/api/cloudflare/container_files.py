@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import stat
 from typing import TYPE_CHECKING, Any, Final
 
-from ...errors import FileNotFound, NotAFile
+from ...errors import FileNotFound, InvalidRequest, NotAFile
 from ...runtime import checks, filefacts
 from ...runtime.files import PIECE_BYTES
 from ...spec import name_bytes
 from ...wire.times import rfc3339
 from .. import mime
+from ..body import UPLOAD_IDLE_S
 from ..call import answer
 from . import container, problems
 from . import container_sessions as sessions
 from .container import Body, Events, about, event
+from .container_write import ContentSplitter, Upload, whole_characters
 from .problems import Refusal
 
 if TYPE_CHECKING:
@@ -27,10 +28,8 @@ if TYPE_CHECKING:
     from ...runtime.sandbox import Sandbox
     from ..call import Call
 
-#: Theirs for what is read or written in one piece.
+#: Theirs for what is read in one piece; what is written may be larger (`container_write`).
 MAX_FILE_BYTES: Final = 32 * 1024 * 1024
-#: As base64, or with each character escaped by JSON in two.
-MAX_WRITE_BODY: Final = 2 * MAX_FILE_BYTES + 64 * 1024
 #: One piece of a stream: a multiple of three, so that pieces in base64 can be put together as text.
 _STREAM_BYTES: Final = 48 * 1024
 _PAGE: Final = 1000
@@ -179,20 +178,9 @@ class _Content(Events):
         if self._is_binary:
             self._at += len(data)
             return event("chunk", data=base64.b64encode(data).decode())
-        cut = _cut(data) if self._at + len(data) < self._reader.size else len(data)
+        cut = (whole_characters(data) or len(data)) if self._at + len(data) < self._reader.size else len(data)
         self._at += cut
         return event("chunk", data=data[:cut].decode("utf-8", "replace"))
-
-
-def _cut(data: bytes) -> int:
-    """Return where the last whole character of `data` ends."""
-    for back in range(1, min(4, len(data))):
-        if data[-back] >= 0xC0:  # the first byte of a character of several
-            size = 2 if data[-back] < 0xE0 else 3 if data[-back] < 0xF0 else 4
-            return len(data) if size <= back else len(data) - back
-        if data[-back] < 0x80:
-            break
-    return len(data)
 
 
 # --- writing ---
@@ -201,26 +189,28 @@ def _cut(data: bytes) -> int:
 async def write(call: Call, name: str) -> TrioResponse:
     """Put a text, or what base64 stands for, in a file's place; folders above it are made."""
     sandbox = await container.reach(call, name)
-    model = await container.read(call, WriteIn, limit=MAX_WRITE_BODY)
-    if _encoding(model.encoding) == "base64":
-        try:
-            data = base64.b64decode("".join(model.content.split()), validate=True)
-        except (binascii.Error, ValueError):
-            why = f"cannot write {model.path}: the content is no base64"
-            raise Refusal("VALIDATION_FAILED", why, path=model.path, field="content") from None
-    else:
-        data = model.content.encode()
-    if len(data) > MAX_FILE_BYTES:
-        why = f"cannot write {model.path} in one piece: the bound is {MAX_FILE_BYTES} bytes"
-        raise Refusal("FILE_TOO_LARGE", why, path=model.path, maxSize=MAX_FILE_BYTES)
-    path = await _resolve(sandbox, model.path, model.session_id)
-    with about(path=model.path):
-        if model.path.endswith("/"):
-            raise Refusal("IS_DIRECTORY", f"cannot write {model.path}: a file's path does not end with a slash")
-        async with await sandbox.open_write(path) as writer:
-            await writer.write(data)
-            await writer.commit()
+    async with Upload(sandbox) as upload:
+        model = container.parse(await _receive(call, upload), WriteIn)
+        encoding = _encoding(model.encoding) or "utf-8"
+        path = await _resolve(sandbox, model.path, model.session_id)
+        with about(path=model.path):
+            if model.path.endswith("/"):
+                raise Refusal("IS_DIRECTORY", f"cannot write {model.path}: a file's path does not end with a slash")
+            await upload.commit(path, encoding)
     return _done(path=model.path)
+
+
+async def _receive(call: Call, upload: Upload) -> bytes:
+    """Give the content of a body to `upload` as it comes, and return what is beside it."""
+    splitter = ContentSplitter()
+    try:
+        while piece := await call.body.next_piece(idle_s=UPLOAD_IDLE_S, at_least=PIECE_BYTES):
+            for start in range(0, len(piece), PIECE_BYTES):
+                for text in splitter.feed(piece[start : start + PIECE_BYTES]):
+                    await upload.take(text, splitter)
+    except InvalidRequest as error:
+        raise container.invalid(error) from None
+    return splitter.finish()
 
 
 def _done(**facts: Any) -> TrioResponse:  # noqa: ANN401 - any JSON value
