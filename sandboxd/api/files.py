@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import email.utils
-import mimetypes
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +12,7 @@ from ..errors import InternalError, InvalidRequest, RangeNotSatisfiable
 from ..runtime.files import PIECE_BYTES
 from ..spec import check_mode
 from ..wire.times import calendar
+from . import mime
 from .body import UPLOAD_IDLE_S
 from .call import answer, streamed
 from .file_models import FileOut, shown, spelled
@@ -35,8 +35,9 @@ async def read(call: Call, ref: str) -> TrioResponse:
     sandbox = call.manager.registry.find(ref)
     path = query_path(call)
     reader = await call.stack.enter_async_context(await sandbox.open_read(path))
+    head = await reader.read(0, mime.HEAD_BYTES)
     headers = {
-        "Content-Type": mimetypes.guess_type(path)[0] or "application/octet-stream",
+        "Content-Type": mime.kind_of(path, head, is_whole=len(head) == reader.size).type,
         "Accept-Ranges": "bytes",
         "Last-Modified": email.utils.format_datetime(calendar(max(0.0, reader.mtime)), usegmt=True),
         # A file is whatever a program in a sandbox wrote: no browser may guess it to be a page of ours.

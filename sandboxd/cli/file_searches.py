@@ -20,7 +20,7 @@ _case_option = click.option("-i", "--ignore-case", is_flag=True, help="Do not te
 #: What `search`, `find` and `replace` share.
 _walk_options = stack(
     click.option("-a", "--all", "hidden", is_flag=True, help="Look at names that begin with a dot too."),
-    click.option("--gitignore", is_flag=True, help="Leave out what .gitignore files name."),
+    click.option("--gitignore", is_flag=True, help="Leave out what git ignores there."),
     click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after so many; 1000 if not given."),
     click.option("--timeout", type=float, metavar="SECONDS", help="Stop after that long; 30 if not given."),
     click.option("--json", "as_json", is_flag=True, help="Print the whole answer as one JSON object."),
@@ -202,7 +202,7 @@ def changes(
 @click.command(short_help="Keep a folder as an archive in the sandbox.")
 @click.option("--format", type=click.Choice(["tar", "tar.gz", "zip"]), default="tar.gz", show_default=True)
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Not what has such a name, nor what is below it.")
-@click.option("--gitignore", is_flag=True, help="Leave out what .gitignore files name.")
+@click.option("--gitignore", is_flag=True, help="Leave out what git ignores there.")
 @click.argument("sandbox")
 @click.argument("path")
 @click.argument("archive")

@@ -181,7 +181,7 @@ class FilesPart:
             name: a pattern as in gitignore(5), such as "*.py" or "src/**/test_*".
             content: a regular expression of Python's, matched against lines.
             ignore_case: whether `content` does not tell A from a.
-            gitignore: whether what .gitignore files name is left out.
+            gitignore: whether what git ignores there is left out.
             hidden: whether names that begin with a dot are looked at.
             limit: how many matches at most; 1000 if not given.
             timeout: seconds; what was found until then is returned. 30 if not given.
@@ -274,7 +274,7 @@ class FilesPart:
     ) -> Backup:
         """Keep what is in a folder as an archive in the sandbox: the file `archive`, replaced when it is whole.
 
-        `exclude` are patterns as in gitignore(5); with `gitignore`, what .gitignore files name is left out too.
+        `exclude` are patterns as in gitignore(5); with `gitignore`, what git ignores there is left out too.
         """
         fields = {"format": format, "exclude": list(exclude), "gitignore": gitignore}
         return self.client.send(file_calls.backup(self.id, path, archive=archive, **fields))

@@ -62,7 +62,7 @@ def pack(means: Means, params: dict[str, Any]) -> dict[str, Any]:
     """Give the bytes of an archive of `path`: what is in a folder, or the one file. Links stay links.
 
     Sockets, FIFOs and devices are left out; the result counts them (`skipped`) and the `entries`. `exclude` are
-    patterns of what else is, and with `gitignore` what .gitignore files name.
+    patterns of what else is, and with `gitignore` what git ignores there.
     """
     path = path_of(params)
     with mapped(path, "pack"):

@@ -164,12 +164,19 @@ def parse_ignore(text: str) -> list[Pattern]:
     return found
 
 
-def is_ignored(stack: list[tuple[str, list[Pattern]]], path: str, *, is_folder: bool) -> bool:
-    """Tell whether `path` is ignored by the files above it, outermost first: (folder, its slash included; patterns).
+#: The rules above a place, outermost first: (folder, its slash included; patterns). None in the place of patterns is
+#: where a repository begins: what is said above it does not count.
+Rules = list[tuple[str, list[Pattern] | None]]
+
+
+def is_ignored(stack: Rules, path: str, *, is_folder: bool) -> bool:
+    """Tell whether `path` is ignored by the files above it.
 
     The last pattern that matches decides. What is below an ignored folder is ignored too: walks do not enter it.
     """
     for folder, patterns in reversed(stack):
+        if patterns is None:
+            return False
         if not path.startswith(folder):
             continue
         below = path[len(folder) :]

@@ -7,6 +7,7 @@ name alone, so a walk looks into folders whose own name is not kept.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from .tree import Entry
 
 #: A .gitignore over this is not read.
 _MAX_IGNORE_BYTES: Final = 1024 * 1024
-_OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_OPEN: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -53,11 +54,32 @@ class Picker:
 
 
 class Ignores:
-    """The .gitignore files above the present place of a walk of `root`, which is in order."""
+    """The rules of git above the present place of a walk of `root`, which is in order.
+
+    They are those of every .gitignore from there up to the folder with `.git`, and of that one's info/exclude. Where no
+    folder above has a `.git` they begin at `root`. Paths here count from where the rules begin.
+    """
 
     def __init__(self, root: int) -> None:
-        self._stack: list[tuple[str, list[globs.Pattern]]] = []
-        self._read(root, "")
+        self._rules: globs.Rules = []
+        parts = _parts_below_repository(root)
+        self._base = "".join(part + "/" for part in parts)
+        self._is_all_ignored = False
+        prefix, folder = "", os.open("/".join([".."] * len(parts)) or ".", _FOLDER, dir_fd=root)
+        try:
+            self._enter(folder, prefix)
+            for part in parts:
+                if part == ".git" or globs.is_ignored(self._rules, prefix + part, is_folder=True):
+                    self._is_all_ignored = True
+                    break
+                prefix += part + "/"
+                above, folder = folder, os.open(part, _FOLDER, dir_fd=folder)
+                os.close(above)
+                self._enter(folder, prefix)
+        except OSError:
+            return  # it is being moved: what was found so far holds
+        finally:
+            os.close(folder)
 
     def pick(self, entries: Iterator[Entry]) -> Iterator[Entry]:
         """Give what is not ignored of a walk; nor is `.git` itself."""
@@ -68,27 +90,74 @@ class Ignores:
                 entry.descend = False
 
     def passes(self, entry: Entry) -> bool:
-        """Tell whether the walk's next entry is not ignored; a folder's own file is read."""
-        while self._stack and not entry.path.startswith(self._stack[-1][0]):
-            self._stack.pop()
-        if entry.name == ".git" or globs.is_ignored(self._stack, entry.path, is_folder=entry.is_folder):
+        """Tell whether the walk's next entry is not ignored; a folder's own files are read."""
+        path = self._base + entry.path
+        while self._rules and not path.startswith(self._rules[-1][0]):
+            self._rules.pop()
+        if self._is_all_ignored or entry.name == ".git":
+            return False
+        if globs.is_ignored(self._rules, path, is_folder=entry.is_folder):
             return False
         if entry.is_folder:
             with contextlib.suppress(OSError):
                 fd = os.open(entry.name, _FOLDER, dir_fd=entry.folder)
                 try:
-                    self._read(fd, entry.path + "/")
+                    self._enter(fd, path + "/")
                 finally:
                     os.close(fd)
         return True
 
-    def _read(self, folder: int, prefix: str) -> None:
+    def _enter(self, folder: int, prefix: str) -> None:
+        """Take the rules that a folder adds; they go with it, since all of them have its prefix."""
+        if _is_there(".git", folder):
+            self._rules.append((prefix, None))
+            with contextlib.suppress(OSError):
+                self._read(f"{_git_folder(folder)}/info/exclude", folder, prefix)
         with contextlib.suppress(OSError):
-            fd = os.open(".gitignore", _OPEN, dir_fd=folder)
-            try:
-                facts = os.fstat(fd)
-                if stat.S_ISREG(facts.st_mode) and facts.st_size <= _MAX_IGNORE_BYTES:
-                    text = os.read(fd, _MAX_IGNORE_BYTES).decode("utf-8", "surrogateescape")
-                    self._stack.append((prefix, globs.parse_ignore(text)))
-            finally:
-                os.close(fd)
+            self._read(".gitignore", folder, prefix, os.O_NOFOLLOW)
+
+    def _read(self, name: str, folder: int, prefix: str, flags: int = 0) -> None:
+        self._rules.append((prefix, globs.parse_ignore(_text(name, folder, flags))))
+
+
+def _parts_below_repository(root: int) -> list[str]:
+    """Return the names of the folders from the repository's that `root` is in (without it) down to `root`."""
+    parts = [part for part in os.readlink(f"/proc/self/fd/{root}").split("/") if part]
+    for count in range(len(parts) + 1):
+        if _is_there("/".join([*[".."] * count, ".git"]), root):
+            return parts[len(parts) - count :]
+    return []
+
+
+def _is_there(name: str, folder: int) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def _git_folder(folder: int) -> str:
+    """Return where a repository's own files are: `.git`, or what that file names (gitrepository-layout(5))."""
+    if stat.S_ISDIR(os.stat(".git", dir_fd=folder).st_mode):
+        return ".git"
+    named = _text(".git", folder).removeprefix("gitdir:").strip()
+    with contextlib.suppress(OSError):
+        return os.path.join(named, _text(f"{named}/commondir", folder).strip())  # of a worktree
+    return named
+
+
+def _text(name: str, folder: int, flags: int = 0) -> str:
+    """Return what is in a small file.
+
+    Raises:
+        OSError: there is none.
+    """
+    fd = os.open(name, _OPEN | flags, dir_fd=folder)
+    try:
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > _MAX_IGNORE_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        return os.read(fd, _MAX_IGNORE_BYTES).decode("utf-8", "surrogateescape")
+    finally:
+        os.close(fd)

@@ -200,7 +200,9 @@ def test_the_rest(http: httpx.Client, box: str) -> None:
     assert {"/v1/sandbox/{name}/exec", "/v1/sandbox/{name}/file/{path}", "/health"} <= set(document["paths"])
     body = document["paths"]["/v1/sandbox/{name}/exec"]["post"]["requestBody"]
     assert body["content"]["application/json"]["schema"]["required"] == ["argv"]
-    assert "/cloudflare/v1/sandbox/{name}/exec" in http.get("/openapi.html").text
+    page = http.get("/openapi.html")
+    assert "/cloudflare/v1/sandbox/{name}/exec" in page.text
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
 
 
 #: What is no id of anything, as it is sent: control characters, slashes that are a name's, what is no UTF-8, too long.

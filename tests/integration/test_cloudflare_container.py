@@ -293,6 +293,7 @@ def test_files_that_are_none_or_too_large(cf: Driver) -> None:
     cf.call("commands.execute", "truncate -s 40M /workspace/large", None)
     error = refused(cf, "files.readFile", "large", None)
     assert (error.name, error.status) == ("FileTooLargeError", 413)
+    assert (error.context["actualSize"], error.context["maxSize"]) == (40 << 20, 32 << 20)
     assert refused(cf, "files.writeFile", "x", "%%%", None, {"encoding": "base64"}).code == "VALIDATION_FAILED"
     assert refused(cf, "files.writeFile", "", "x", None).code == "VALIDATION_FAILED"
     assert refused(cf, "files.writeFile", "a\0b", "x", None).code == "VALIDATION_FAILED"
@@ -305,6 +306,8 @@ def test_a_large_file_is_written_in_one_piece(cf: Driver) -> None:
     text = base64.b64encode(os.urandom(9_000_000)).decode()
     cf.call("files.writeFile", "twelve.txt", text, None)
     assert cf.call("files.readFile", "twelve.txt", None)["content"] == text
+    cf.call("files.writeFile", "/workspace/forty", text * 3 + "x" * 6_000_000, None)
+    assert cf.call("commands.execute", "wc -c < forty", None)["stdout"].strip() == "42000000"
 
 
 def test_folders(cf: Driver) -> None:

@@ -137,6 +137,20 @@ def test_what_a_backup_leaves_out(shared: Sandbox, folder: str, form: str) -> No
     ]
 
 
+def test_below_a_repositorys_root_its_rules_hold(shared: Sandbox, folder: str) -> None:
+    shared.exec(
+        "mkdir -p .git/info; echo secret > .git/info/exclude; echo x > src/secret; echo x > src/y.log", cwd=folder
+    )
+    shared.create_backup(folder + "/src", "/tmp/below.tar", format="tar", gitignore=True)
+    shared.restore_backup(folder + "/out", "/tmp/below.tar")
+    assert "secret" not in (kept := shared.exec("ls -A", cwd=folder + "/out").stdout.split())
+    assert "y.log" not in kept
+    found = shared.search_files(folder + "/src", content="x|a", gitignore=True)
+    assert {match.path.rpartition("/")[2] for match in found.items} == {"a.ts"}
+    changed = shared.replace_in_files(folder + "/src", "x", "z", gitignore=True)
+    assert not changed.items
+
+
 def test_a_damaged_backup_changes_nothing(shared: Sandbox, folder: str) -> None:
     shared.create_backup(folder, "/tmp/whole.tar.gz")
     shared.exec("head -c 150 /tmp/whole.tar.gz > /tmp/cut.tar.gz")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
+import json
 import os
 import subprocess
 import sys
@@ -117,3 +119,35 @@ def test_a_zip_of_any_maker_is_unpacked_under_its_own_names(sandbox: Sandbox) ->
     for data in (raw_zip(b"", system=3), raw_zip(b"..\\evil", system=0), raw_zip(b"\xff", system=3, flags=0x800)):
         with pytest.raises(ArchiveRefused):
             sandbox.write_archive("/workspace/z", data)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wanted"),
+    [
+        ("x.ts", b"let a: number\n", ("text/typescript", False)),
+        ("film.ts", b"\x47\0\xff", ("video/mp2t", True)),
+        ("x.parquet", b"PAR1", ("application/vnd.apache.parquet", True)),
+        ("x.tar.gz", b"\x1f\x8b", ("application/gzip", True)),
+        ("Makefile", b"all:\n", ("text/plain", False)),
+        ("x.py", b"\xe9\n", ("application/octet-stream", True)),
+        ("core", b"\x7fELF\0", ("application/octet-stream", True)),
+        ("x.svg", b"<svg/>", ("image/svg+xml", False)),
+    ],
+)
+def test_type_encoding_and_content_agree_in_every_face(
+    sandbox: Sandbox, http: httpx.Client, name: str, content: bytes, wanted: tuple[str, bool]
+) -> None:
+    path = f"/workspace/{name}"
+    sandbox.write_file(path, content)
+    assert http.get(f"/v1/sandboxes/{sandbox.id}/files", params={"path": path}).headers["content-type"] == wanted[0]
+    box = f"/cloudflare/sandboxes/{sandbox.id}/api"
+    whole = http.post(f"{box}/read", json={"path": path}).json()
+    events = http.post(f"{box}/read/stream", json={"path": path}).text.split("\n\n")
+    head, piece = (json.loads(event.removeprefix("data: ")) for event in events[:2])
+    for told, data in ((whole, whole["content"]), (head, piece["data"])):
+        assert (told["mimeType"], told["isBinary"]) == wanted
+        assert told["encoding"] == ("base64" if wanted[1] else "utf-8")
+        assert (base64.b64decode(data) if wanted[1] else data.encode()) == content
+    for encoding in ("utf-8", "base64"):
+        told = http.post(f"{box}/read", json={"path": path, "encoding": encoding}).json()
+        assert (told["encoding"], told["isBinary"], told["mimeType"]) == (encoding, encoding == "base64", wanted[0])

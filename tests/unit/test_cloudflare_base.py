@@ -151,3 +151,34 @@ async def test_nobody_without_the_token_comes_in_over_tcp(daemon: FakeDaemon) ->
         assert re.fullmatch(r"[a-z2-7]{26}", made.json()["id"])
         gone = await client.delete(f"/cloudflare/v1/sandbox/{made.json()['id']}", headers=token)
         assert gone.status_code == 204
+
+
+async def test_the_bridges_page_is_a_page(daemon: FakeDaemon) -> None:
+    page = await daemon.client.get("/cloudflare/v1/openapi.html")
+    assert (page.status_code, page.headers.get_list("content-type")) == (200, ["text/html; charset=utf-8"])
+    assert page.text.startswith("<!doctype html>")
+    assert page.headers["content-security-policy"] == "default-src 'none'"
+    assert (await daemon.client.get("/cloudflare/v1/openapi.json")).headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("way", ["handshake", "GET"])
+async def test_the_transport_that_is_not_built_is_refused_once_and_for_all(daemon: FakeDaemon, way: str) -> None:
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    answer = await daemon.client.request(
+        "GET",
+        "/cloudflare/sandboxes/box/rpc?access_token=x",
+        headers=upgrade if way == "handshake" else {},
+    )
+    # Their client tries 500, 502, 503 and 504 again, and tells what a 404 is by another error.
+    assert answer.status_code == 400
+    shown = answer.json()
+    assert (shown["code"], shown["httpStatus"]) == ("VALIDATION_FAILED", 400)
+    if way == "handshake":
+        assert "http or websocket" in shown["message"]
+        assert shown["context"] == {"transport": "rpc", "transports": ["http", "websocket"]}
+    assert len(daemon.manager.registry) == 0

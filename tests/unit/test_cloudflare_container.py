@@ -27,7 +27,7 @@ def test_every_route_of_theirs_is_there() -> None:
         f"{route.method} {route.path.removeprefix('/cloudflare/sandboxes/<name>')}" for route in container_routes.ROUTES
     }
     assert len(theirs) == 37
-    assert ours - theirs == {"GET /ws", "GET /ws/pty"}
+    assert ours - theirs == {"GET /ws", "GET /ws/pty", "GET /rpc"}
     assert not theirs - ours
 
 

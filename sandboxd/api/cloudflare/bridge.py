@@ -15,6 +15,7 @@ import signal
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
+from quart_trio.wrappers import TrioResponse
 
 from ...errors import (
     FileNotFound,
@@ -41,8 +42,6 @@ from .problems import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from quart_trio.wrappers import TrioResponse
 
     from ...runtime.execution import Execution, Exit
     from ...runtime.ports import Port
@@ -158,10 +157,8 @@ async def openapi(call: Call) -> TrioResponse:
 async def openapi_page(call: Call) -> TrioResponse:
     """Describe these routes as a page."""
     page = bridge_openapi.page(call.facts.version)
-    headers = {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": "default-src 'none'"}
-    response = answer(None, 200, headers)
-    response.set_data(page)
-    return response
+    headers = {"Content-Security-Policy": "default-src 'none'", "X-Content-Type-Options": "nosniff"}
+    return TrioResponse(page, 200, headers, content_type="text/html; charset=utf-8")
 
 
 # --- commands ---

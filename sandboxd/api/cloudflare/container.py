@@ -62,7 +62,15 @@ async def read(call: Call, model: type[_T], *, limit: int = MAX_JSON_BODY_BYTES,
         Refusal: it is none.
         BodyTooLarge: it is over `limit` bytes.
     """
-    body = await call.body.read_json(limit, hold)
+    return parse(await call.body.read_json(limit, hold), model)
+
+
+def parse(body: bytes, model: type[_T]) -> _T:
+    """Return a body that has come as a model.
+
+    Raises:
+        Refusal: it is none.
+    """
     try:
         return msgspec.convert(jsontext.parse(body or b"{}"), model)
     except msgspec.ValidationError as error:

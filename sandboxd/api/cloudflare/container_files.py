@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import codecs
-import mimetypes
 import stat
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from ...errors import FileNotFound, NotAFile
+from ...errors import FileNotFound, InvalidRequest, NotAFile
 from ...runtime import checks, filefacts
 from ...runtime.files import PIECE_BYTES
 from ...spec import name_bytes
 from ...wire import utf8
 from ...wire.times import rfc3339
+from .. import mime
+from ..body import UPLOAD_IDLE_S
 from ..call import answer
 from ..pieces import Text, answer_in_pieces
 from . import container, problems
 from . import container_sessions as sessions
 from .container import Body, Events, about, event
+from .container_write import ContentSplitter, Upload
 from .problems import Refusal
 
 if TYPE_CHECKING:
@@ -32,14 +33,10 @@ if TYPE_CHECKING:
     from ...runtime.sandbox import Sandbox
     from ..call import Call
 
-#: Theirs for what is read or written in one piece.
+#: Theirs for what is read in one piece; what is written may be larger (`container_write`).
 MAX_FILE_BYTES: Final = 32 * 1024 * 1024
-#: As base64, or with each character escaped by JSON in two.
-MAX_WRITE_BODY: Final = 2 * MAX_FILE_BYTES + 64 * 1024
 #: One piece of a stream: a multiple of three, so that pieces in base64 can be put together as text.
 _STREAM_BYTES: Final = 48 * 1024
-#: What is looked at to tell text from other data.
-_HEAD_BYTES: Final = 8192
 _PAGE: Final = 1000
 #: Entries of one list: about 60 MB of JSON.
 MAX_LISTED: Final = 200_000
@@ -113,26 +110,6 @@ def _encoding(value: str | None) -> str | None:
     raise Refusal("VALIDATION_FAILED", "cannot accept encoding: it is utf-8 or base64", field="encoding")
 
 
-def _mime(path: str, *, is_binary: bool) -> str:
-    guess = mimetypes.guess_type(path)[0]
-    if is_binary:
-        return guess or "application/octet-stream"
-    if guess is None or guess.partition("/")[0] in ("video", "audio", "font") or guess == "application/octet-stream":
-        return "text/plain"  # a .ts of text is no film
-    return guess
-
-
-def _is_binary(head: bytes, *, is_whole: bool) -> bool:
-    """Return whether bytes are no text: they have a NUL, or are no UTF-8 (a character that the end cuts is)."""
-    if b"\0" in head:
-        return True
-    try:
-        head.decode()
-    except UnicodeDecodeError as error:
-        return is_whole or error.start < len(head) - 3
-    return False
-
-
 async def read(call: Call, name: str) -> TrioResponse:
     """Give a file's content, as text or, where it is none, in base64."""
     sandbox = await container.reach(call, name)
@@ -145,10 +122,11 @@ async def read(call: Call, name: str) -> TrioResponse:
                 why = (
                     f"cannot read {model.path} in one piece: it has {reader.size} bytes, the bound is {MAX_FILE_BYTES}"
                 )
-                raise Refusal("FILE_TOO_LARGE", why, fileSize=reader.size, maxSize=MAX_FILE_BYTES)
+                raise Refusal("FILE_TOO_LARGE", why, actualSize=reader.size, maxSize=MAX_FILE_BYTES)
             call.hold(sandbox).take(reader.size, f"read {model.path} in one piece")
             parts, is_binary = await _whole(reader)
-    encoding = wanted or ("base64" if is_binary else "utf-8")
+    kind = mime.kind_by(path, is_binary=is_binary)
+    encoding = wanted or ("base64" if kind.is_binary else "utf-8")
     content = Text(parts, encoding)
     return answer_in_pieces(
         {
@@ -157,8 +135,8 @@ async def read(call: Call, name: str) -> TrioResponse:
             "content": content,
             "timestamp": problems.timestamp(),
             "encoding": encoding,
-            "isBinary": is_binary,
-            "mimeType": _mime(path, is_binary=is_binary),
+            "isBinary": encoding == "base64",  # as theirs: what is in `content`
+            "mimeType": kind.type,
             "size": content.size,
         }
     )
@@ -191,19 +169,17 @@ async def read_stream(call: Call, name: str) -> TrioResponse:
     path = await _resolve(sandbox, model.path, model.session_id)
     with about(path=model.path):
         reader = await call.stack.enter_async_context(await sandbox.open_read(path))
-        head = await reader.read(0, _HEAD_BYTES)
-    is_binary = _is_binary(head, is_whole=len(head) == reader.size)
-    return container.stream(_Content(reader, path, is_binary))
+        head = await reader.read(0, mime.HEAD_BYTES)
+    return container.stream(_Content(reader, mime.kind_of(path, head, is_whole=len(head) == reader.size)))
 
 
 class _Content(Events):
     """A file as their events; text goes out at character ends, other data in base64."""
 
-    def __init__(self, reader: FileReader, path: str, is_binary: bool) -> None:
+    def __init__(self, reader: FileReader, kind: mime.Kind) -> None:
         super().__init__()
         self._reader = reader
-        self._path = path
-        self._is_binary = is_binary
+        self._type, self._is_binary = kind
         self._at = -1
         self._done = False
 
@@ -211,9 +187,8 @@ class _Content(Events):
         if self._at < 0:
             self._at = 0
             encoding = "base64" if self._is_binary else "utf-8"
-            mime = _mime(self._path, is_binary=self._is_binary)
-            facts = {"mimeType": mime, "size": self._reader.size, "isBinary": self._is_binary, "encoding": encoding}
-            return event("metadata", **facts)
+            facts = {"mimeType": self._type, "isBinary": self._is_binary, "encoding": encoding}
+            return event("metadata", size=self._reader.size, **facts)
         if self._done:
             return None
         limit = min(_STREAM_BYTES, self._reader.size - self._at)
@@ -224,7 +199,7 @@ class _Content(Events):
         if self._is_binary:
             self._at += len(data)
             return event("chunk", data=base64.b64encode(data).decode())
-        cut = len(utf8.whole(data)) if self._at + len(data) < self._reader.size else len(data)
+        cut = (len(utf8.whole(data)) or len(data)) if self._at + len(data) < self._reader.size else len(data)
         self._at += cut
         return event("chunk", data=data[:cut].decode("utf-8", "replace"))
 
@@ -235,26 +210,28 @@ class _Content(Events):
 async def write(call: Call, name: str) -> TrioResponse:
     """Put a text, or what base64 stands for, in a file's place; folders above it are made."""
     sandbox = await container.reach(call, name)
-    model = await container.read(call, WriteIn, limit=MAX_WRITE_BODY, hold=call.hold(sandbox))
-    if _encoding(model.encoding) == "base64":
-        try:
-            data = base64.b64decode("".join(model.content.split()), validate=True)
-        except (binascii.Error, ValueError):
-            why = f"cannot write {model.path}: the content is no base64"
-            raise Refusal("VALIDATION_FAILED", why, path=model.path, field="content") from None
-    else:
-        data = model.content.encode()
-    if len(data) > MAX_FILE_BYTES:
-        why = f"cannot write {model.path} in one piece: the bound is {MAX_FILE_BYTES} bytes"
-        raise Refusal("FILE_TOO_LARGE", why, path=model.path, maxSize=MAX_FILE_BYTES)
-    path = await _resolve(sandbox, model.path, model.session_id)
-    with about(path=model.path):
-        if model.path.endswith("/"):
-            raise Refusal("IS_DIRECTORY", f"cannot write {model.path}: a file's path does not end with a slash")
-        async with await sandbox.open_write(path) as writer:
-            await writer.write(data)
-            await writer.commit()
+    async with Upload(sandbox, call.hold(sandbox)) as upload:
+        model = container.parse(await _receive(call, upload), WriteIn)
+        encoding = _encoding(model.encoding) or "utf-8"
+        path = await _resolve(sandbox, model.path, model.session_id)
+        with about(path=model.path):
+            if model.path.endswith("/"):
+                raise Refusal("IS_DIRECTORY", f"cannot write {model.path}: a file's path does not end with a slash")
+            await upload.commit(path, encoding)
     return _done(path=model.path)
+
+
+async def _receive(call: Call, upload: Upload) -> bytes:
+    """Give the content of a body to `upload` as it comes, and return what is beside it."""
+    splitter = ContentSplitter()
+    try:
+        while piece := await call.body.next_piece(idle_s=UPLOAD_IDLE_S, at_least=PIECE_BYTES):
+            for start in range(0, len(piece), PIECE_BYTES):
+                for text in splitter.feed(piece[start : start + PIECE_BYTES]):
+                    await upload.take(text, splitter)
+    except InvalidRequest as error:
+        raise container.invalid(error) from None
+    return splitter.finish()
 
 
 def _done(**facts: Any) -> TrioResponse:  # noqa: ANN401 - any JSON value

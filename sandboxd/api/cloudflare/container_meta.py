@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from quart_trio.wrappers import TrioResponse
 
@@ -10,12 +10,15 @@ from ...runtime.logs import STREAMS
 from ...spec import CommandSpec
 from ..call import answer
 from . import container, names, problems
+from .problems import Refusal
 
 if TYPE_CHECKING:
     from ..call import Call
 
 #: The version of theirs that is spoken here: their clients compare it with their own, and warn.
 SPOKEN: Final = "0.12.10"
+#: What their client's `transport` may be here.
+TRANSPORTS: Final = ("http", "websocket")
 #: The names of all programs in PATH.
 _PROGRAMS: Final = (
     'IFS=:; for folder in $PATH; do for file in "$folder"/*; do [ -x "$file" ] && echo "${file##*/}"; done; done'
@@ -27,6 +30,19 @@ async def root(call: Call, name: str) -> TrioResponse:
     """Say who answers."""
     names.check_container_id(name)
     return TrioResponse(f"sandboxd {call.facts.version}\n", content_type="text/plain; charset=utf-8")
+
+
+async def rpc(call: Call, name: str) -> NoReturn:
+    """Refuse the transport rpc, by a status after which their client does not try again by itself."""
+    del call
+    names.check_container_id(name)
+    raise Refusal(
+        "VALIDATION_FAILED",
+        f"cannot speak the transport rpc: use {' or '.join(TRANSPORTS)} (SandboxOptions.transport, or the variable "
+        "SANDBOX_TRANSPORT)",
+        transport="rpc",
+        transports=list(TRANSPORTS),
+    )
 
 
 async def ping(call: Call, name: str) -> TrioResponse:

@@ -42,6 +42,15 @@ def _route(
 ROUTES: Final[tuple[Route, ...]] = (
     Route(method="GET", path=f"{_SANDBOX}/", handler=meta.root),
     Route(method="GET", path=f"{_SANDBOX}/ws", handler=socket.serve, query=socket.QUERY, status=101, websocket=True),
+    # Not built yet: a sentence instead of "no such route", which their client takes for a fault of the network.
+    Route(
+        method="GET",
+        path=f"{_SANDBOX}/rpc",
+        handler=named("rpc", meta.rpc),
+        query=socket.QUERY,
+        status=101,
+        websocket=True,
+    ),
     Route(
         method="GET",
         path=f"{_SANDBOX}/ws/pty",

@@ -23,7 +23,7 @@ from .. import problems as native
 from ..call import JSON_TYPE, Call
 from ..websocket import Gone, parse_json
 from . import names, problems, tokens
-from .container_files import MAX_WRITE_BODY
+from .container_write import MAX_HELD
 from .problems import Refusal
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 QUERY: Final = (tokens.PARAMETER,)
 #: Requests that one connection may have under way.
 MAX_REQUESTS: Final = 64
+#: One message, which is held as a whole: a file of 40 MiB in base64, and a request around it.
+MAX_MESSAGE_BYTES: Final = MAX_HELD + 64 * 1024
 _METHODS: Final = frozenset(("GET", "POST", "DELETE", "PUT", "PATCH"))
 _OK: Final = 200
 
@@ -40,7 +42,7 @@ _OK: Final = 200
 async def serve(call: SocketCall, name: str) -> None:
     """Serve requests until the client leaves."""
     names.check_container_id(name)
-    call.socket.max_message_bytes = MAX_WRITE_BODY
+    call.socket.max_message_bytes = MAX_MESSAGE_BYTES
     await call.socket.accept()
     async with trio.open_nursery() as nursery:
         client = _Client(call, name, nursery)
