@@ -189,8 +189,10 @@ def test_row_28_a_source_that_is_not_its_own(internet):
 
 
 def test_row_28_no_neighbours_on_the_link(daemon, internet):  # noqa: F811
-    shown = subprocess.run(["ip", "-d", "link"], capture_output=True, text=True, check=True).stdout
-    ours = [line for line in shown.splitlines() if ": sd" in line]
-    assert ours
-    assert all("NOARP" in line for line in ours)
+    enter = ["nsenter", f"--net={daemon.runtime_dir / 'router'}"]
+    for words, name in (([], ": sd"), (enter, ": sd"), (enter, ": uplink")):
+        shown = subprocess.run([*words, "ip", "-d", "link"], capture_output=True, text=True, check=True).stdout
+        ours = [line for line in shown.splitlines() if name in line]
+        assert ours
+        assert all("NOARP" in line for line in ours)
     assert internet.exec("cat /proc/net/arp").check().stdout.count("\n") <= 2
