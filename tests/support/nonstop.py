@@ -42,25 +42,10 @@ class Counter:
         """Watch what comes in on devices called so (a pattern of fnmatch) in the namespace behind that path."""
         self.seen: dict[str, int] = {}
         self._devices = devices
-        self._link = self._open(namespace)
+        self._link = socket_in(namespace, socket.SOCK_DGRAM, _ETH_P_ALL)
+        self._link.settimeout(0.2)
         self._thread = threading.Thread(target=self._count, daemon=True)
         self._thread.start()
-
-    @staticmethod
-    def _open(namespace: str) -> socket.socket:
-        made: list[socket.socket] = []
-
-        def enter() -> None:  # the namespace is this thread's alone
-            fd = os.open(namespace, os.O_RDONLY)
-            Kernel().setns(fd, CLONE_NEWNET)
-            os.close(fd)
-            made.append(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL)))
-
-        thread = threading.Thread(target=enter)
-        thread.start()
-        thread.join()
-        made[0].settimeout(0.2)
-        return made[0]
 
     def _count(self) -> None:
         while True:
@@ -80,6 +65,40 @@ class Counter:
         self._link.close()
         self._thread.join()
         return self.seen
+
+
+def socket_in(namespace: str, kind: int, protocol: int) -> socket.socket:
+    """Return a packet socket of the network namespace behind a path."""
+    made: list[socket.socket] = []
+
+    def enter() -> None:  # the namespace is this thread's alone
+        fd = os.open(namespace, os.O_RDONLY)
+        Kernel().setns(fd, CLONE_NEWNET)
+        os.close(fd)
+        made.append(socket.socket(socket.AF_PACKET, kind, socket.htons(protocol)))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    return made[0]
+
+
+def frame(macs: tuple[str, str], source: str, to: str, options: bytes = b"", vlan: int = 0) -> bytes:
+    """Return an Ethernet frame (to, from) with a datagram to PORT; `options` are IPv4's, `vlan` tags it."""
+    six = ":" in to
+    tag = struct.pack(">HH", 0x8100, vlan) if vlan else b""
+    ethernet = b"".join(bytes.fromhex(mac.replace(":", "")) for mac in macs) + tag + (b"\x86\xdd" if six else b"\x08\0")
+    datagram = struct.pack(">HHHH", PORT, PORT, 15, 0) + b"nonstop"
+    if six:
+        addresses = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, to)
+        return ethernet + struct.pack(">IHBB", 6 << 28, len(datagram), 17, 64) + addresses + datagram
+    words = 5 + len(options) // 4
+    head = struct.pack(">BBHHHBBH", 4 << 4 | words, 0, words * 4 + len(datagram), 1, 0, 64, 17, 0)
+    head += socket.inet_aton(source) + socket.inet_aton(to) + options
+    total = sum(struct.unpack(f">{words * 2}H", head))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ethernet + head[:10] + struct.pack(">H", ~total & 0xFFFF) + head[12:] + datagram
 
 
 def destination(packet: bytes) -> str | None:
