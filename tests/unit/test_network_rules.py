@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxd.allow import FORBIDDEN_4, FORBIDDEN_6, parse_allow
@@ -151,34 +151,35 @@ def entries_4(draw: st.DrawFn) -> tuple[str, int, int]:
     return str(network), low, high
 
 
-def matches(entries: list[tuple[str, int, int]], address: int, port: int) -> bool:
-    """Say plainly whether a list names an address and a port."""
-    return any(
-        ipaddress.ip_address(address) in ipaddress.ip_network(network) and low <= port <= high
-        for network, low, high in entries
-    )
+#: The first and the last address, the first and the last port.
+Plain = tuple[int, int, int, int]
 
 
-@given(st.lists(entries_4(), max_size=25), st.lists(st.tuples(ADDRESSES_4, st.integers(1, 42)), max_size=20))
+def plain(network: str, low: int, high: int) -> Plain:
+    found = ipaddress.ip_network(network)
+    return int(found[0]), int(found[-1]), low, high
+
+
+def holding(boxes: list[Plain], address: int, port: int) -> int:
+    """Count those that an address and a port are in."""
+    return sum(first <= address <= last and low <= port <= high for first, last, low, high in boxes)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(entries_4(), max_size=20), st.lists(st.tuples(ADDRESSES_4, st.integers(1, 42)), max_size=20))
 def test_disjoint_boxes_name_what_the_list_names(
     entries: list[tuple[str, int, int]], probes: list[tuple[int, int]]
 ) -> None:
     sets = boxes.disjoint(entries)
-    edges = [int(ipaddress.ip_network(network)[at]) for network, _, _ in entries for at in (0, -1)]
-    ports = sorted(
-        {port + by for _, *both in entries for port in both for by in (-1, 0, 1) if 1 <= port + by <= 65_535}
-    )
-    for address, port in [*probes, *((edge, port) for edge in edges for port in ports)]:
-        found = [
-            sum(
-                ipaddress.ip_address(address) in ipaddress.ip_network(network) and low <= port <= high
-                for network, (low, high) in chosen
-            )
-            for chosen in sets
-        ]
-        assert bool(sum(found)) is matches(entries, address, port)
-        assert max(found, default=0) <= 1  # a set refuses elements that overlap
     assert sum(map(len, sets)) <= len(entries)
+    listed = [plain(*entry) for entry in entries]
+    made = [[plain(network, *ports) for network, ports in chosen] for chosen in sets]
+    edges = {address for first, last, _, _ in listed for address in (first, last)}
+    ports = {port + by for *_, low, high in listed for port in (low, high) for by in (-1, 0, 1)}
+    for address, port in [*probes, *((edge, port) for edge in edges for port in ports)]:
+        found = [holding(chosen, address, port) for chosen in made]
+        assert any(found) is bool(holding(listed, address, port))
+        assert max(found, default=0) <= 1  # a set refuses elements that overlap
 
 
 def test_lists_that_overlap_on_purpose_stay_small() -> None:
