@@ -1,4 +1,4 @@
-"""`python -m bench.network`: a sandbox's link beside a plain veth pair with NAT, interleaved in one run.
+"""`python -m bench.network`: a sandbox's link beside a plain veth pair with NAT, interleaved in one run; and adoption.
 
 All of it is in network namespaces of the benchmark's own: the machine's rules and links are not touched. A server in
 one stands for the internet; this process is the host between.
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.daemon import Daemon
+from bench.network import adoption
 from bench.workspace import Workspace
 from sandboxd import Sandbox
 from sandboxd.config import Config
@@ -98,9 +99,21 @@ def main() -> int:
             done = subprocess.run([*enter, *words], check=True, capture_output=True, text=True, env={"PATH": _PATH})
             gather(samples["veth and NAT"], json.loads(done.stdout))
     show(samples)
+    samples["adoption s"] = adopt()
     if chosen.json:
         chosen.json.write_text(json.dumps(samples, indent=2))
     return 0
+
+
+def adopt() -> dict[str, list[float]]:
+    """Print and return how long it takes until many links are filtered, after a start of what does so."""
+    found = {}
+    for count, entries, links in ((0, 0, False), (1000, 5, True), (130, 200, False)):
+        name = f"{count} sandboxes with {entries} entries"
+        found[name] = list(adoption.measure(count, entries, links=links).values())
+        first, again = found[name]
+        Console(width=120).print(f"{name}: all filtered after {first:.2f} s, after a kill {again:.2f} s")
+    return found
 
 
 def gather(samples: dict[str, list[float]], found: dict[str, float]) -> None:

@@ -1,17 +1,16 @@
-"""Sandboxes' networks: the process that makes links and rules (templates/network), its orders and its ends.
+"""Sandboxes' networks: which addresses each has, what its rules say, and when its link comes and goes.
 
 The launcher decides: which addresses a sandbox has (by the number of its range, which nothing else on the host has),
-and what its rules say. It holds the whole state, so a process that ends is started anew and told everything again; the
-rules in the kernel stay meanwhile, and what they do not let pass does not pass. It opens a sandbox's network namespace
-and makes the one socket of rtnetlink in it that the process needs: that holds CAP_NET_ADMIN, and nothing to enter with.
+and what its rules say. It holds the whole state; two processes of its own make links and rules (network_process.py),
+and links end in a network namespace that outlives all of them (router.py). It opens a sandbox's network namespace and
+makes the one socket of rtnetlink in it that is needed: who uses it holds CAP_NET_ADMIN, and nothing to enter with.
 
-The process is started for the first sandbox that has a network. Its table goes with the last one, itself some minutes
-later: loading it takes a part of a second.
+The processes are started for the first sandbox that has a network. The router goes with the last one, they some minutes
+later: loading them takes a part of a second.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -19,35 +18,20 @@ import ipaddress
 import logging
 import os
 import selectors
-import signal
 import socket
-import time
 from collections.abc import Callable
 from typing import Any, Final
 
-import msgpack
-
 from ..allow import FORBIDDEN_4, FORBIDDEN_6, AllowList, forbidden
 from ..errors import InvalidRequest, NetworkUnavailable, SandboxdError
-from ..linux.kernel import CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUTS, Kernel
+from ..linux.kernel import Kernel
 from ..network import NetworkSpec
-from . import template_start
+from .network_process import Done, Means, NetworkProcess
+from .router import Router
 from .settings import Settings
-from .template_start import Start
 
 log = logging.getLogger("sandboxd.launcher")
 
-#: CAP_NET_ADMIN.
-_CAPABILITIES: Final = 1 << 12
-_NAMESPACES: Final = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS
-#: Loading pyroute2 takes a part of a second, an order some milliseconds; both on a machine that is busy with others.
-_START_TIMEOUT_S: Final = 30.0
-_ORDER_TIMEOUT_S: Final = 30.0
-#: How long after one that failed the next is started.
-_REST_S: Final = 1.0
-#: How long one that has nothing to do is kept; it holds some 30 MiB.
-_IDLE_S: Final = 300.0
-_ANSWER_BYTES: Final = 16 * 1024
 #: Addresses of one answer, and for how long.
 _MAX_ITEMS: Final = 64
 _MAX_TTL_S: Final = 3600.0
@@ -55,12 +39,10 @@ _MAX_TTL_S: Final = 3600.0
 _MAX_RANGES: Final = 4096
 _FORWARDING: Final = {4: "/proc/sys/net/ipv4/ip_forward", 6: "/proc/sys/net/ipv6/conf/all/forwarding"}
 
-Done = Callable[[SandboxdError | None], None]
-
 
 @dataclasses.dataclass(slots=True)
 class _Link:
-    """A sandbox's network; `attached` once the process has made it."""
+    """A sandbox's network; `attached` once it was made, and `networks` are what its list names by address."""
 
     id: str
     index: int
@@ -68,17 +50,7 @@ class _Link:
     spec: NetworkSpec
     generation: int = 1
     attached: bool = False
-
-
-@dataclasses.dataclass(slots=True)
-class _Order:
-    """What is asked of the process; `fds` are ours until it was sent."""
-
-    operation: str
-    params: dict[str, Any]
-    fds: list[int]
-    done: Done
-    deadline: float = 0.0
+    networks: list[tuple[str, int, int]] | None = None
 
 
 class Links:
@@ -90,27 +62,19 @@ class Links:
         settings: Settings,
         kernel: Kernel,
         denied: Callable[[dict[str, Any]], None],
+        mounts: int,
     ) -> None:
-        self._selector = selector
+        """Keep the router in the mount namespace behind the descriptor `mounts`."""
         self._settings = settings
         self._kernel = kernel
-        self._denied = denied
         self._links: dict[str, _Link] = {}
         self._detaching: dict[str, list[Done]] = {}
-        self._connection: socket.socket | None = None
-        self._pidfd = -1
-        self._is_ready = False
-        self._has_table = False
-        self._started_at = 0.0
-        self._failed_at = -_REST_S
-        self._idle_at = 0.0
-        self._sequence = 0
-        self._waiting: collections.deque[_Order] = collections.deque()
-        self._sent: dict[int, _Order] = {}
-        self._own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         mark = settings.cgroup_name.rpartition("-")[2]
         self._table, self._prefix = f"sandboxd_{mark}", f"sd{mark[:6]}-"
         self._group = int(mark[:4], 16) | 1
+        self._router = Router(kernel, settings.router_file, mounts)
+        means = Means(settings.stage_dir, self._router, self._is_needed, self._all, denied)
+        self._process = NetworkProcess(selector, kernel, means)
 
     def __contains__(self, sandbox_id: object) -> bool:
         return sandbox_id in self._links or sandbox_id in self._detaching
@@ -144,6 +108,7 @@ class Links:
             OSError: it has ended.
         """
         link = _Link(sandbox_id, index, pid, spec)
+        state = self._state(link)
         fds = self._enter(pid)
         self._links[sandbox_id] = link
 
@@ -151,16 +116,24 @@ class Links:
             link.attached = error is None
             done(error)
 
-        self._ask("attach", self._state(link), fds, attached)
+        self._process.ask("attach", state, fds, attached)
 
     def adopt(self, sandbox_id: str, index: int, pid: int, spec: NetworkSpec, generation: int) -> None:
-        """Take over the network of a sandbox that an earlier launcher made."""
-        link = _Link(sandbox_id, index, pid, spec, generation, attached=True)
+        """Take over the network of a sandbox that an earlier launcher made: the process is told of all at its start."""
+        link = _Link(sandbox_id, index, pid, spec, generation)
         self._links[sandbox_id] = link
-        if self._has_table:
-            self._ask("adopt", self._state(link), [], _ignore)
-        else:
-            self._start_if_needed()  # what begins is told all that there is
+        try:
+            self._state(link)
+            link.attached = True
+        except NetworkUnavailable as error:  # the pool is another one by now: what has no rules is shut
+            log.error("The network of sandbox %s is shut: %s", sandbox_id, error)
+
+    def settle(self) -> None:
+        """Begin with what was adopted, or take away what an earlier launcher left of networks that are gone."""
+        if self._is_needed():
+            self._process.start()
+        elif self._router.exists:
+            self._end_if_last()
 
     def sweep(self, sandbox_id: str, index: int) -> None:
         """Know of a network whose sandbox is dead: `detach` takes it away."""
@@ -182,10 +155,17 @@ class Links:
                 self._links.pop(sandbox_id, None)
             for callback in self._detaching.pop(sandbox_id):
                 callback(error)
-            if not self._links and not self._waiting and not self._sent:
-                self._ask("end", {}, [], _ignore)
+            self._end_if_last()
 
-        self._ask("detach", {"id": sandbox_id, "name": self._name(link.index)}, [], detached)
+        link.attached = False
+        params: dict[str, Any] = {"id": sandbox_id, "name": self._name(link.index), "addresses": []}
+        with contextlib.suppress(NetworkUnavailable):
+            params["addresses"] = self._addresses(link.index)
+        self._process.ask("detach", params, [], detached)
+
+    def _end_if_last(self) -> None:
+        if not self._links and not self._process.is_busy:
+            self._process.ask("end", {}, [], _ignore)
 
     def change(self, sandbox_id: str, spec: NetworkSpec, done: Done) -> None:
         """Give a sandbox that has a network other rules.
@@ -196,14 +176,15 @@ class Links:
         link = self._links[sandbox_id]
         fds = self._enter(link.pid)
         before = link.spec, link.generation
-        link.spec, link.generation = spec, link.generation + 1
+        link.spec, link.generation, link.networks = spec, link.generation + 1, None
 
         def changed(error: SandboxdError | None) -> None:
             if error:
                 link.spec, link.generation = before
+                link.networks = None
             done(error)
 
-        self._ask("change", self._state(link), fds, changed)
+        self._process.ask("change", self._state(link), fds, changed)
 
     def permit(self, sandbox_id: str, items: object, done: Done) -> None:
         """Let addresses that a name was answered with be reached: [address, [[first port, last port]], seconds].
@@ -215,137 +196,29 @@ class Links:
         if link is None or link.spec.mode != "allowlist":
             done(None)
             return
-        self._ask("permit", {"id": sandbox_id, "items": _checked(items, link.spec.allow_list)}, [], done)
+        self._process.ask("permit", {"id": sandbox_id, "items": _checked(items, link.spec.allow_list)}, [], done)
 
     def close(self) -> None:
-        """Let the process end; the rules stay."""
-        self._drop("the launcher ends")
+        """Let the processes end; links and rules stay, where there are any."""
+        self._process.close()
+        self._router.close()
 
     @property
     def wait_s(self) -> float | None:
         """How long the loop may sleep before `advance` is due."""
-        due = self._due()
-        return None if due is None else max(0.0, due - time.monotonic())
+        return self._process.wait_s
 
     def advance(self) -> None:
-        """End a process that does not answer, and start it again where sandboxes need it."""
-        due = self._due()
-        if due is None or time.monotonic() < due:
-            return
-        if self._connection is None:
-            self._start_if_needed()
-        elif self._is_idle:
-            self._drop("")
-        else:
-            self._drop("it does not answer")
-
-    def _due(self) -> float | None:
-        if self._connection is None:
-            # Without it, what names were answered with would not lapse.
-            wanted = self._waiting or any(link.attached for link in self._links.values())
-            return self._failed_at + _REST_S if wanted else None
-        if self._is_idle:
-            return self._idle_at + _IDLE_S
-        if not self._is_ready:
-            return self._started_at + _START_TIMEOUT_S
-        return min((order.deadline for order in self._sent.values()), default=None)
-
-    @property
-    def _is_idle(self) -> bool:
-        return self._is_ready and not (self._links or self._waiting or self._sent)
+        """See to the processes that make links."""
+        self._process.advance()
 
     # --- state ---
 
     def _name(self, index: int) -> str:
         return f"{self._prefix}{index:x}"
 
-    def _state(self, link: _Link) -> dict[str, Any]:
-        networks = [
-            [str(network), low, high]
-            for network, (low, high) in (link.spec.allow_list.networks if link.spec.mode == "allowlist" else ())
-        ]
-        pool_6 = self._pool_6()
-        return {
-            "id": link.id,
-            "index": link.index,
-            "name": self._name(link.index),
-            "mode": link.spec.mode,
-            "address_4": _address(self._settings.network_ipv4, link.index),
-            "address_6": _address(pool_6, link.index) if pool_6 else None,
-            "networks": networks,
-            "receive_bytes_per_s": link.spec.receive_bytes_per_s,
-            "send_bytes_per_s": link.spec.send_bytes_per_s,
-            "connections": link.spec.connections,
-            "generation": _mark(link),
-        }
-
-    def _pool_6(self) -> str | None:
-        """Return the pool of IPv6 where this host forwards IPv6, else None: sandboxes then have none of it."""
-        return self._settings.network_ipv6 if _is_on(_FORWARDING[6]) else None
-
-    def _enter(self, pid: int) -> list[int]:
-        """Return a descriptor of a process' network namespace, and of a socket of rtnetlink in it."""
-        namespace = self._kernel.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
-        try:
-            self._kernel.setns(namespace, CLONE_NEWNET)
-            try:
-                inside = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-            finally:
-                try:
-                    self._kernel.setns(self._own, CLONE_NEWNET)
-                except OSError:
-                    os.abort()  # all that it did next would be done there
-        except BaseException:
-            os.close(namespace)
-            raise
-        return [namespace, inside.detach()]
-
-    # --- the process ---
-
-    def _ask(self, operation: str, params: dict[str, Any], fds: list[int], done: Done) -> None:
-        self._waiting.append(_Order(operation, params, fds, done))
-        self._start_if_needed()
-        self._send_orders()
-
-    def _start_if_needed(self) -> None:
-        """Start it, but not at once after one that failed: `advance` does then."""
-        if self._connection is not None or time.monotonic() < self._failed_at + _REST_S:
-            return
-        try:
-            self._start()
-        except OSError as error:
-            self._failed_at = time.monotonic()
-            self._fail_all(f"cannot start the process that makes links: {error}")
-
-    def _start(self) -> None:
-        self._started_at = time.monotonic()
-        argv = (template_start.INTERPRETER, "-I", "-B", "-m", "sandboxd.templates.network")
-        start = Start(
-            argv=argv,
-            tree=None,
-            folders=template_start.host_folders(),
-            stage=self._settings.stage_dir,
-            filters=(),
-            capabilities=_CAPABILITIES,
-            namespaces=_NAMESPACES,
-        )
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            pid, self._pidfd = self._kernel.clone3(0)
-            if pid == 0:
-                template_start.run(self._kernel, start, theirs.fileno(), lambda *what: _tell(theirs, *what))
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        ours.setblocking(False)
-        self._connection, self._is_ready = ours, False
-        self._selector.register(ours, selectors.EVENT_READ, self._on_answer)
-
-    def _begin(self) -> None:
-        """Tell the process everything there is, before what is asked."""
-        self._has_table = True
+    def _all(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return what there is, but for what is being made or taken away: the host's, and each sandbox's."""
         host = {
             "table": self._table,
             "prefix": self._prefix,
@@ -355,97 +228,49 @@ class Links:
             "forbidden_4": [str(network) for network in FORBIDDEN_4],
             "forbidden_6": [str(network) for network in FORBIDDEN_6],
         }
-        asked = list(self._waiting)
-        self._waiting.clear()
-        self._waiting.append(_Order("begin", host, [], _or_log("begin")))
-        for link in self._links.values():
-            if link.attached and link.spec.has_link:
-                self._waiting.append(_Order("adopt", self._state(link), [], _or_log(f"adopt {link.id}")))
-        self._waiting.extend(asked)
+        return host, [self._state(link) for link in self._links.values() if link.attached and link.spec.has_link]
 
-    def _send_orders(self) -> None:
-        while self._is_ready and self._waiting and self._connection is not None:
-            if not self._has_table:
-                self._begin()
-            order = self._waiting[0]
-            self._sequence += 1
-            message = msgpack.packb([self._sequence, order.operation, order.params])
-            try:
-                socket.send_fds(self._connection, [message], order.fds)
-            except BlockingIOError:
-                self._sequence -= 1
-                return  # its answers will wake us
-            except OSError as error:
-                self._drop(str(error))
-                return
-            self._waiting.popleft()
-            _close(order.fds)
-            order.deadline = time.monotonic() + _ORDER_TIMEOUT_S
-            self._sent[self._sequence] = order
-            if order.operation == "end":
-                self._has_table = False
-                self._idle_at = time.monotonic()
+    def _is_needed(self) -> bool:
+        return any(link.attached for link in self._links.values())
 
-    def _on_answer(self) -> None:
-        assert self._connection is not None  # noqa: S101 - registered with it
+    def _state(self, link: _Link) -> dict[str, Any]:
+        if link.networks is None:
+            listed = link.spec.allow_list.networks if link.spec.mode == "allowlist" else ()
+            link.networks = [(str(network), low, high) for network, (low, high) in listed]
+        addresses = dict(self._addresses(link.index))
+        return {
+            "id": link.id,
+            "index": link.index,
+            "name": self._name(link.index),
+            "mode": link.spec.mode,
+            "address_4": addresses[4],
+            "address_6": addresses.get(6),
+            "networks": link.networks,
+            "receive_bytes_per_s": link.spec.receive_bytes_per_s,
+            "send_bytes_per_s": link.spec.send_bytes_per_s,
+            "connections": link.spec.connections,
+            "generation": _mark(link),
+        }
+
+    def _addresses(self, index: int) -> list[tuple[int, str]]:
+        """Return the addresses of a range's number, with their versions."""
+        pools = ((4, self._settings.network_ipv4), (6, self._pool_6()))
+        return [(version, _address(pool, index)) for version, pool in pools if pool]
+
+    def _pool_6(self) -> str | None:
+        """Return the pool of IPv6 where this host forwards IPv6, else None: sandboxes then have none of it."""
+        return self._settings.network_ipv6 if _is_on(_FORWARDING[6]) else None
+
+    def _enter(self, pid: int) -> list[int]:
+        """Return a descriptor of a process' network namespace, and of a socket of rtnetlink in it."""
+        namespace = self._kernel.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
         try:
-            answer = self._connection.recv(_ANSWER_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            answer = b""
-        if not answer:
-            self._drop("it ended")
-        elif answer == b"ready" and not self._is_ready:
-            self._is_ready = True
-            self._begin()
-            self._send_orders()
-        elif not self._is_ready:
-            self._drop(answer.decode(errors="replace")[:300])
-        else:
-            self._take(answer)
-            self._send_orders()
-
-    def _take(self, answer: bytes) -> None:
-        try:
-            sequence, told, *facts = msgpack.unpackb(answer)
-            order = None if sequence == 0 else self._sent.pop(sequence, None)
-            attempt = dict(facts[0]) if sequence == 0 else {}
-        except (ValueError, TypeError, IndexError, msgpack.UnpackException):
-            # It reads what sandboxes sent, so it may be taken over; it must not take the launcher with it.
-            self._drop("it sent nonsense")
-            return
-        if attempt:
-            self._denied(attempt)
-        elif order is not None:
-            why = f"cannot {order.operation} a network: {str(told)[:400]}"
-            order.done(NetworkUnavailable(why) if told else None)
-
-    def _drop(self, why: str) -> None:
-        """Let go of the process; what was asked of it fails."""
-        if self._connection is None:
-            return
-        if why:
-            self._failed_at = time.monotonic()
-            log.warning("The process that makes links is let go: %s", why)
-        self._selector.unregister(self._connection)
-        self._connection.close()
-        self._connection, self._is_ready, self._has_table = None, False, False
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-        os.close(self._pidfd)
-        self._pidfd = -1
-        self._fail_all(why or "it was let go")
-
-    def _fail_all(self, why: str) -> None:
-        orders = [*self._sent.values(), *self._waiting]
-        self._sent.clear()
-        self._waiting.clear()
-        for order in orders:
-            _close(order.fds)
-            order.done(NetworkUnavailable(f"cannot {order.operation} a network: {why}"))
+            with self._router.entered(namespace):
+                inside = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        except BaseException:
+            os.close(namespace)
+            raise
+        return [namespace, inside.detach()]
 
 
 def _checked(items: object, allow: AllowList) -> list[Any]:
@@ -496,25 +321,7 @@ def _is_on(path: str) -> bool:
         return False
 
 
-def _or_log(what: str) -> Done:
-    def done(error: SandboxdError | None) -> None:
-        if error:
-            log.error("Cannot %s the network: %s", what, error)
-
-    return done
-
-
 def _ignore(error: SandboxdError | None) -> None:
     """Nobody waits for it; what failed is logged."""
     if error:
         log.error("%s", error)
-
-
-def _tell(connection: socket.socket, step: str, error: OSError) -> None:
-    with contextlib.suppress(OSError):
-        connection.send(f"step {step}: {error}".encode()[:300])
-
-
-def _close(fds: list[int]) -> None:
-    while fds:
-        os.close(fds.pop())

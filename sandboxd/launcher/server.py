@@ -99,7 +99,7 @@ class Launcher:
         self._cgroups = SandboxCgroups(kernel, settings.cgroup_name, parent=parent, folders=folders)
         self._records = RecordStore(settings.records_dir)
         self._sandboxes: dict[str, Running] = {}
-        self._links = Links(self._selector, settings, kernel, self._denied)
+        self._links = Links(self._selector, settings, kernel, self._denied, zygote.hosts_mounts)
         self._removals = Removals(
             self._selector, self._cgroups, self._storage, self._records, self._ranges, self._links, settings.links_dir
         )
@@ -519,6 +519,7 @@ class Launcher:
                 self._links.sweep(sandbox_id, record_.range_index)
             self._removals.begin(sandbox_id, record_.range_index if record_ else None, lambda _: None)
         self._ranges.sweep()
+        self._links.settle()
 
     def _linked(self) -> list[str]:
         return [name.removesuffix(".sock") for name in os.listdir(self._settings.links_dir)]

@@ -15,7 +15,7 @@ class Settings:
 
     Attributes:
         state_dir: holds `pool/`, `records/` (root's) and, unless `rootfs_dir` says otherwise, `rootfs/`.
-        runtime_dir: holds `links/` (the inits' sockets) and `stage/` (an empty mount point).
+        runtime_dir: holds `links/` (the inits' sockets), `stage/` (an empty mount point) and `router` (a namespace).
         rootfs_dir: the only place where rootfs are looked up.
         profile_dir: the seccomp profiles that come with sandboxd, `<name>.json`.
         own_profile_dir: the operator's own; None is none.
@@ -101,6 +101,11 @@ class Settings:
     def stage_dir(self) -> str:
         """An empty directory: the mount point that each birth uses in its own mount namespace."""
         return f"{self.runtime_dir}/stage"
+
+    @property
+    def router_file(self) -> str:
+        """What keeps the network namespace that sandboxes' links end in (launcher/router.py)."""
+        return f"{self.runtime_dir}/router"
 
     @property
     def cgroup_name(self) -> str:

@@ -87,6 +87,7 @@ class Start:
         program: what it finds at PROGRAM_FD; a descriptor, or -1.
         capabilities: what it keeps, as a mask.
         namespaces: what it leaves of the host.
+        network: a descriptor of the network namespace that it joins; -1 is none.
     """
 
     argv: tuple[str, ...]
@@ -97,6 +98,7 @@ class Start:
     program: int = -1
     capabilities: int = CAPABILITIES
     namespaces: int = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
+    network: int = -1
 
 
 def run(kernel: Kernel, start: Start, connection: int, failed: Callable[[str, OSError], None]) -> None:
@@ -105,7 +107,7 @@ def run(kernel: Kernel, start: Start, connection: int, failed: Callable[[str, OS
     steps: tuple[tuple[str, Callable[[], None]], ...]
     try:
         steps = (
-            ("leave-namespaces", lambda: kernel.unshare(start.namespaces)),
+            ("leave-namespaces", lambda: _leave(kernel, start)),
             ("prepare-process", lambda: _prepare(kernel)),
             ("make-root", lambda: _make_root(kernel, start)),
             ("limit-resources", _limit),
@@ -121,6 +123,12 @@ def run(kernel: Kernel, start: Start, connection: int, failed: Callable[[str, OS
         failed(step, error)
     finally:
         os._exit(127)
+
+
+def _leave(kernel: Kernel, start: Start) -> None:
+    if start.network >= 0:
+        kernel.setns(start.network, CLONE_NEWNET)
+    kernel.unshare(start.namespaces)
 
 
 def _prepare(kernel: Kernel) -> None:

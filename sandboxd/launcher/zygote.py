@@ -30,9 +30,13 @@ _FDS: Final = len(birth.Fds._fields)
 
 
 class Zygote:
-    """The launcher's handle of it. `pidfd` is readable once it has ended."""
+    """The launcher's handle of it. `pidfd` is readable once it has ended.
+
+    `hosts_mounts` is a descriptor of the mount namespace that the launcher was started in, and has left.
+    """
 
     def __init__(self, kernel: Kernel, means: birth.Means) -> None:
+        self.hosts_mounts = kernel.open("/proc/self/ns/mnt", os.O_RDONLY)
         leave_the_hosts_mounts(kernel)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid, self.pidfd = kernel.clone3(0)

@@ -38,6 +38,7 @@ MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
+MS_BIND: Final = 4096
 MS_REC: Final = 16384
 MS_NOATIME: Final = 1024
 MS_PRIVATE: Final = 1 << 18

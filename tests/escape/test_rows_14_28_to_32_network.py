@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import socket
 import subprocess
+import time
 
 import pytest
 
 from sandboxd.client import Sandbox
 
-from ..integration.test_network import FETCH, daemon, reaches, world  # noqa: F401 - fixtures
+from ..integration.test_network import FETCH, daemon, reaches, router_links, world  # noqa: F401 - fixtures
+from ..support.netns import init_pid
+from ..support.nonstop import Counter, frame, socket_in
 from ..support.world import (
     HOST,
     HOST_LAN,
@@ -188,9 +194,102 @@ def test_row_28_a_source_that_is_not_its_own(internet):
     assert internet.exec(["python3", "-c", bind]).exit_code != 0
 
 
+@pytest.fixture
+def arrivals(world):  # noqa: F811
+    found = [Counter(world.receivers[0], "eth0"), Counter("/proc/thread-self/ns/net", "sd*-router")]
+    yield found
+    for counter in found:
+        counter.close()
+
+
+def wait_until(met):
+    deadline = time.monotonic() + 30
+    while not met():
+        assert time.monotonic() < deadline
+        select.select((), (), (), 0.02)
+
+
+def test_row_28_frames_that_are_forged(daemon, internet, arrivals):  # noqa: F811
+    """As one who had got packet sockets inside would send them: nothing leaves the router but under its own name."""
+    four, six = internet.exec("hostname -I").check().stdout.split()
+    own = internet.exec("cat /sys/class/net/eth0/address").check().stdout.strip()
+    router = "02:73:62:78:64:01"
+    source_route = bytes([131, 7, 4, *socket.inet_aton(PRIVATE), 0])
+    forged = [
+        frame((router, own), "10.213.0.77", OTHER),
+        frame((router, own), HOST, OTHER),
+        frame((router, own), "127.0.0.1", OTHER),
+        frame((router, own), SITE, OTHER),
+        frame((router, "02:73:62:00:00:01"), four, OTHER),
+        frame((router, own), four, PRIVATE),
+        frame((router, own), four, HOST, vlan=7),
+        frame((router, own), four, "10.213.0.0"),
+        frame((router, own), four, "169.254.1.1"),
+        frame((router, own), four, OTHER, options=source_route),
+        frame(("ff:ff:ff:ff:ff:ff", own), four, "255.255.255.255"),
+        frame((router, own), "2001:db8::1", SITE_6),
+        frame((router, own), "fe80::2", SITE_6),
+        frame((router, own), six, "ff02::1"),
+        frame((router, own), six, "fd73:6264:73::"),
+        frame((router, own), six, "fe80::1"),
+    ]
+    with socket_in(f"/proc/{init_pid(daemon, internet)}/ns/net", socket.SOCK_RAW, 0) as inside:
+        inside.bind(("eth0", 0))
+        for one in forged * 3:
+            inside.send(one)
+        inside.send(frame((router, own), four, SITE))  # the only true ones
+        inside.send(frame((router, own), six, SITE_6))
+    wait_until(lambda: all({SITE, SITE_6} <= set(counter.seen) for counter in arrivals))
+    assert [counter.seen for counter in arrivals] == [{SITE: 1, SITE_6: 1}] * 2
+
+
+def test_row_51_a_link_that_was_not_admitted_is_dead(daemon, internet, arrivals):  # noqa: F811
+    """It is so from its making to its admission, and for one that nobody ever admits."""
+    enter = ["nsenter", f"--net={daemon.runtime_dir / 'router'}", "ip"]
+    router, own, four = "02:73:62:78:64:01", "02:73:62:ff:ff:ff", "10.213.255.200"
+    prefix = next(name for name in router_links(daemon) if name.startswith("sd")).partition("-")[0]
+    for words in (
+        f"link add {prefix}-ffff address {router} type veth peer name forged address {own} netns {os.getpid()}",
+        f"link set {prefix}-ffff arp off up",
+        f"route add {four}/32 dev {prefix}-ffff",
+        f"neigh add {four} lladdr {own} dev {prefix}-ffff nud permanent",
+    ):
+        subprocess.run([*enter, *words.split()], check=True)
+    address, six = internet.exec("hostname -I").check().stdout.split()
+    mac = internet.exec("cat /sys/class/net/eth0/address").check().stdout.strip()
+    try:
+        subprocess.run(["ip", "link", "set", "forged", "arp", "off", "up"], check=True)
+        with socket_in("/proc/thread-self/ns/net", socket.SOCK_RAW, 0) as link:
+            link.bind(("forged", 0))
+            for to in (OTHER, PRIVATE, HOST, address):
+                link.send(frame((router, own), four, to))
+                link.send(frame((router, mac), address, to))  # as if it were another's
+            link.send(frame((router, mac), six, SITE_6))
+        with socket_in(f"/proc/{init_pid(daemon, internet)}/ns/net", socket.SOCK_RAW, 0) as inside:
+            inside.bind(("eth0", 0))
+            inside.send(frame((router, mac), address, SITE))
+        wait_until(lambda: all(SITE in counter.seen for counter in arrivals))
+        assert [counter.seen for counter in arrivals] == [{SITE: 1}] * 2
+    finally:
+        subprocess.run(["ip", "link", "del", "forged"], check=True)
+
+
+def test_row_28_the_host_and_others_do_not_open_connections_into_a_sandbox(internet):
+    internet.start_process(["python3", "-m", "http.server", "8099", "--bind", "0.0.0.0"])
+    address = internet.exec("hostname -I").check().stdout.split()[0]
+    internet.exec(
+        "until python3 -c 'import urllib.request as u; u.urlopen(\"http://127.0.0.1:8099\")'; do :; done"
+    ).check()
+    with socket.socket() as link:
+        link.settimeout(1)
+        assert link.connect_ex((address, 8099)) != 0
+
+
 def test_row_28_no_neighbours_on_the_link(daemon, internet):  # noqa: F811
-    shown = subprocess.run(["ip", "-d", "link"], capture_output=True, text=True, check=True).stdout
-    ours = [line for line in shown.splitlines() if ": sd" in line]
-    assert ours
-    assert all("NOARP" in line for line in ours)
+    enter = ["nsenter", f"--net={daemon.runtime_dir / 'router'}"]
+    for words, name in (([], ": sd"), (enter, ": sd"), (enter, ": uplink")):
+        shown = subprocess.run([*words, "ip", "-d", "link"], capture_output=True, text=True, check=True).stdout
+        ours = [line for line in shown.splitlines() if name in line]
+        assert ours
+        assert all("NOARP" in line for line in ours)
     assert internet.exec("cat /proc/net/arp").check().stdout.count("\n") <= 2

@@ -43,6 +43,7 @@ def daemon(world, tmp_path_factory):
     found.start()
     yield found
     found.close()
+    assert not found.runtime_dir.exists()
     assert not tables(found)
     assert not [name for name in links() if name.startswith("sd")]
 
@@ -61,6 +62,13 @@ def internet(daemon):
 
 def links():
     shown = subprocess.run(["ip", "-br", "link"], capture_output=True, text=True, check=True).stdout
+    return [line.split("@")[0].split()[0] for line in shown.splitlines()]
+
+
+def router_links(daemon):
+    """Return the devices in the router's network namespace."""
+    words = ["nsenter", f"--net={daemon.runtime_dir / 'router'}", "ip", "-br", "link"]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     return [line.split("@")[0].split()[0] for line in shown.splitlines()]
 
 
@@ -156,7 +164,7 @@ def test_a_daemon_that_is_killed_leaves_networks_that_go_on(daemon):
         sandbox = Sandbox.create(network={"mode": "allowlist", "allow": ["site.example"]}, client=client)
         gone = Sandbox.create(network="internet", client=client)
         assert reaches(sandbox, "site.example")[0]
-    before = links()
+    before = router_links(daemon)
     daemon.signal(signal.SIGKILL)
     os.kill(init_of(daemon, gone.id), signal.SIGKILL)
     daemon.start()
@@ -165,7 +173,7 @@ def test_a_daemon_that_is_killed_leaves_networks_that_go_on(daemon):
         assert again.info.raw["network"]["allow"] == ["site.example"]
         assert reaches(again, "site.example")[0]
         assert not reaches(again, OTHER)[0]
-        assert len(links()) < len(before)
+        assert len(router_links(daemon)) < len(before)
         again.destroy()
 
 
@@ -357,8 +365,11 @@ def test_the_table_goes_with_the_last_sandbox_and_comes_with_the_next(world, tmp
 
 def tables(daemon):
     shown = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
-    mark = hashlib.sha256(str(daemon.state_dir).encode()).hexdigest()[:12]
-    return f"sandboxd_{mark}" in shown
+    return table_of(daemon) in shown
+
+
+def table_of(daemon):
+    return f"sandboxd_{hashlib.sha256(str(daemon.state_dir).encode()).hexdigest()[:12]}"
 
 
 def test_a_network_process_that_dies_is_told_everything_again(daemon, client):
@@ -369,6 +380,111 @@ def test_a_network_process_that_dies_is_told_everything_again(daemon, client):
         wait_until(lambda: any(is_network_process(pid) for pid in children_of(daemon.launcher_pid()) if pid != process))
         assert reaches(sandbox, "site.example")[0]
         assert not reaches(sandbox, OTHER)[0]
+
+
+def in_router(daemon, *words):
+    """Run a program in the router's network namespace and return what it prints."""
+    enter = ["nsenter", f"--net={daemon.runtime_dir / 'router'}"]
+    return subprocess.run([*enter, *words], capture_output=True, text=True, check=True).stdout
+
+
+def test_a_flush_of_the_hosts_rules_is_healed_and_opens_nothing(world, daemon, client, internet):
+    world.flush_rules()
+    for closed in (PRIVATE, HOST, NEIGHBOUR):
+        assert not reaches(internet, closed)[0]
+    wait_until(lambda: tables(daemon))
+    assert reaches(internet, SITE)[0]
+    with Sandbox.create(network={"mode": "allowlist", "allow": [HOST]}, client=client) as sandbox:
+        world.flush_rules()  # and right then other addresses of the host are to be let through
+        sandbox.update(network={"allow": [HOST, HOST_LAN]})
+        wait_until(lambda: tables(daemon))
+        assert fetch(sandbox, HOST_LAN) == "refused [Errno 111] Connection refused"  # nobody listens, but it is reached
+        assert fetch(sandbox, HOST) == "refused [Errno 111] Connection refused"
+        assert not reaches(sandbox, NEIGHBOUR)[0]
+
+
+@pytest.mark.parametrize("words", ["link del", "link set down", "route flush dev"])
+def test_what_the_host_takes_away_of_the_uplink_comes_back(daemon, internet, words):
+    (uplink,) = [name for name in links() if name.startswith("sd")]
+    words = words.replace(" down", f" {uplink} down") if "down" in words else f"{words} {uplink}"
+    subprocess.run(["ip", *words.split()], check=True, capture_output=True)
+
+    def heals():
+        shown = subprocess.run(["ip", "route"], capture_output=True, text=True, check=True).stdout
+        return any(f"dev {uplink}" in line for line in shown.splitlines())
+
+    wait_until(heals)
+    assert reaches(internet, SITE)[0]
+    assert not reaches(internet, PRIVATE)[0]
+
+
+@pytest.mark.parametrize(("address", "version"), [("198.18.0.10/32", 4), ("2001:db8:1::10/128", 6)])
+def test_an_address_that_the_host_gets_is_the_hosts(daemon, internet, address, version):
+    """A public one: until it is known, the host's own table keeps it back."""
+    plain = address.partition("/")[0]
+    assert reaches(internet, plain)[0]
+    subprocess.run(["ip", "addr", "add", address, "dev", "lan0", *(["nodad"] if version == 6 else [])], check=True)
+    try:
+        assert not reaches(internet, plain)[0]
+        shown = ["nft", "list", "set", "inet", table_of(daemon), f"own_{version}"]
+        wait_until(lambda: plain in in_router(daemon, *shown))
+        assert not reaches(internet, plain)[0]
+    finally:
+        subprocess.run(["ip", "addr", "del", address, "dev", "lan0"], check=True)
+    wait_until(lambda: plain not in in_router(daemon, *shown))
+    assert reaches(internet, plain)[0]
+
+
+def test_neighbours_on_a_network_that_the_host_joins_are_not_reached(daemon, internet):
+    """The networks of the host's links, IPv6 too, whatever they are: public ones are not in any list of ours."""
+    assert reaches(internet, SITE_6)[0]
+    assert not reaches(internet, "2001:db8::2")[0]
+    subprocess.run(["ip", "route", "add", "2001:db8:1::/64", "dev", "lan0"], check=True)
+    try:
+        wait_until(
+            lambda: "2001:db8:1::" in in_router(daemon, "nft", "list", "set", "inet", table_of(daemon), "near_6")
+        )
+        assert not reaches(internet, SITE_6)[0]
+    finally:
+        subprocess.run(["ip", "route", "del", "2001:db8:1::/64", "dev", "lan0"], check=True)
+    wait_until(lambda: reaches(internet, SITE_6)[0])
+
+
+def test_a_link_that_an_earlier_version_made_moves_into_the_router(daemon, client):
+    network = {"mode": "allowlist", "allow": [f"{SITE}:80"], "receive_bytes_per_s": 1_000_000}
+    with Sandbox.create(network=network, client=client) as sandbox:
+        assert reaches(sandbox, SITE)[0]
+        index = msgpack.unpackb(pathlib.Path(daemon.state_dir, "records", sandbox.id).read_bytes())["range_index"]
+        name = next(one for one in router_links(daemon) if one.endswith(f"-{index:x}"))
+        daemon.signal(signal.SIGKILL)
+        in_router(daemon, "ip", "link", "set", name, "netns", str(os.getpid()))
+        subprocess.run(["ip", "link", "set", name, "up"], check=True)
+        assert name in links()
+        daemon.start()
+        with daemon.client() as again:
+            found = Sandbox.connect(sandbox.id, client=again)
+            wait_until(lambda: name in router_links(daemon))
+            wait_until(lambda: reaches(found, SITE)[0])
+            assert name not in links()
+            assert not reaches(found, PRIVATE)[0]
+            assert "tbf" in in_router(daemon, "tc", "qdisc", "show", "dev", name)
+
+
+def test_two_daemons_of_one_host_have_routers_of_their_own(daemon, internet, tmp_path_factory):
+    other = Daemon(tmp_path_factory.mktemp("other"), config={"network_dns": [NAMESERVER], "previews": False})
+    other.start()
+    try:
+        with other.client() as client, Sandbox.create(network="internet", client=client) as sandbox:
+            address = internet.exec("hostname -I").check().stdout.split()[0]
+            listed = {"mode": "allowlist", "allow": [address]}
+            assert reaches(sandbox, SITE)[0]
+            assert reaches(internet, SITE)[0]
+            with Sandbox.create(network=listed, client=client) as third:
+                assert not reaches(third, address)[0]
+            assert len([name for name in links() if name.endswith("-router")]) == 2
+    finally:
+        other.close()
+    assert reaches(internet, SITE)[0]
 
 
 def is_network_process(pid):

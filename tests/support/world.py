@@ -101,6 +101,17 @@ class World:
         run("ip", "link", "set", name, "up")
         self._inside(pid, "ip", "link", "set", "eth0", "up")
 
+    def flush_rules(self) -> None:
+        """Do what a firewall does that is started anew, on the host (here)."""
+        here = os.stat("/proc/thread-self/ns/net")
+        assert here.st_ino != os.fstat(self._own).st_ino, "never the machine's own rules"
+        run("nft", "flush", "ruleset")
+
+    @property
+    def receivers(self) -> list[str]:
+        """Paths of the network namespaces of the internet and of the neighbour."""
+        return [f"/proc/{process.pid}/ns/net" for process in self._processes]
+
     def _inside(self, pid: int, *words: str) -> None:
         run("nsenter", "-t", str(pid), "-n", *words)
 

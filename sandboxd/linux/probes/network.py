@@ -13,12 +13,26 @@ from ..kernel import CLONE_NEWNET, CLONE_NEWPID, Kernel
 from .child import MAX_ANSWER, Outcome, attempt
 from .feature import Feature, Status, untried
 
-#: Of every kind that the network modes use: a set by interface and address, a filter, connection tracking, NAT.
+#: Of every kind that the network modes use: sets by device, of addresses and ports, and with time-outs; chains that
+#: drop, connection tracking and counting, the log, refusals, NAT.
 RULES: Final = """
 table inet sandboxd_doctor {
-    set allowed { type ifname . ipv4_addr; }
-    chain forward { type filter hook forward priority 0; policy drop; ct state established,related accept; }
-    chain outgoing { type nat hook postrouting priority 100; masquerade; }
+    set sources { type ifname . ether_addr . ipv4_addr; }
+    set allowed { type ipv4_addr . inet_service; flags interval; elements = { 198.51.100.0/24 . 80-443 }; }
+    set told { type ipv4_addr . inet_service; flags dynamic,timeout; timeout 10s; }
+    set counted { type ipv4_addr; size 16; flags dynamic; }
+    chain first {
+        type filter hook prerouting priority raw; policy drop
+        iifname . ether saddr . ip saddr @sources accept
+    }
+    chain forward {
+        type filter hook forward priority 0; policy drop
+        ct state established,related ct mark 1 accept
+        add @counted { ip saddr ct count over 16 } reject with icmpx type admin-prohibited
+        ip daddr . th dport @allowed ct mark set 1 accept
+        add @told { ip daddr . th dport } log group 7 snaplen 64 reject with icmpx type admin-prohibited
+    }
+    chain outgoing { type nat hook postrouting priority 100; masquerade fully-random; }
 }
 """
 _SEARCH: Final = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"

@@ -10,6 +10,7 @@ import ipaddress
 from typing import TYPE_CHECKING, Final
 
 from . import rules
+from .boxes import merged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,13 +32,13 @@ class Answers:
     def permit(self, address: str, ranges: Iterable[Ports], until: float) -> str:
         """Let an address be reached at these ports until then, at least; return nft's commands."""
         present = self._until.get(address, {})
-        before = _merged(present)
+        before = merged(present)
         chosen = dict(present)
         for ports in ranges:
             chosen[ports] = max(until, chosen.get(ports, 0.0))
         self._until.pop(address, None)  # to the end: the latest
         self._until[address] = chosen
-        commands = self._replace(address, before, _merged(chosen))
+        commands = self._replace(address, before, merged(chosen))
         while len(self._until) > MAX_ADDRESSES:
             commands += self._drop(next(iter(self._until)))
         return commands
@@ -51,7 +52,7 @@ class Answers:
                 continue
             if live:
                 self._until[address] = live
-                commands += self._replace(address, _merged(present), _merged(live))
+                commands += self._replace(address, merged(present), merged(live))
             else:
                 commands += self._drop(address)
         return commands
@@ -60,7 +61,7 @@ class Answers:
         """Return nft's commands that make the sets what they should be, whatever is in them."""
         present: dict[int, list[str]] = {4: [], 6: []}
         for address, chosen in self._until.items():
-            present[ipaddress.ip_address(address).version] += rules.elements(address, _merged(chosen))
+            present[ipaddress.ip_address(address).version] += rules.elements(address, merged(chosen))
         return rules.renew(self._host, self._state, present)
 
     @property
@@ -69,7 +70,7 @@ class Answers:
         return min((until for present in self._until.values() for until in present.values()), default=None)
 
     def _drop(self, address: str) -> str:
-        return self._replace(address, _merged(self._until.pop(address)), [])
+        return self._replace(address, merged(self._until.pop(address)), [])
 
     def _replace(self, address: str, before: list[Ports], after: list[Ports]) -> str:
         if before == after:
@@ -77,14 +78,3 @@ class Answers:
         version = ipaddress.ip_address(address).version
         old, new = rules.elements(address, before), rules.elements(address, after)
         return rules.permit(self._host, self._state, old, new, version)
-
-
-def _merged(ranges: Iterable[Ports]) -> list[Ports]:
-    """Return ranges that do not overlap: a set's elements must not."""
-    found: list[Ports] = []
-    for low, high in sorted(ranges):
-        if found and low <= found[-1][1] + 1:
-            found[-1] = (found[-1][0], max(high, found[-1][1]))
-        else:
-            found.append((low, high))
-    return found

@@ -14,7 +14,6 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-_NETLINK_NETFILTER: Final = 12
 _NFNL_SUBSYS_ULOG: Final = 4
 _NFULNL_MSG_PACKET: Final = 0
 _NFULNL_MSG_CONFIG: Final = 1
@@ -44,9 +43,9 @@ class Attempt:
 class Log:
     """The socket that the kernel tells one group's packets to; readable when there are some."""
 
-    def __init__(self, group: int) -> None:
-        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-        self.socket = socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
+    def __init__(self, group: int, connection: socket.socket) -> None:
+        """Bind a netfilter socket, which hears of packets in the namespace that it was made in."""
+        self.socket = connection
         self.socket.settimeout(5)
         for kind, value in (
             (_NFULA_CFG_CMD, struct.pack("=B", _NFULNL_CFG_CMD_BIND)),

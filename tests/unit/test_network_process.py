@@ -1,0 +1,231 @@
+"""The process that makes links: one that dies is followed by one that is asked the same, and all begins at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+from typing import Any
+
+import msgpack
+import pytest
+
+from sandboxd.errors import SandboxdError
+from sandboxd.launcher import network_process
+from sandboxd.launcher.network_process import Means, NetworkProcess
+from sandboxd.templates.network import links, server
+from sandboxd.templates.network.server import Server
+from tests.unit.test_network_rules import HOST, state
+
+
+class Router:
+    """Stands for the namespace, and notes what becomes of it."""
+
+    def __init__(self) -> None:
+        self.namespace, self.is_kept, self.done = os.open("/dev/null", os.O_RDONLY), False, list[str]()
+
+    def open(self) -> int:
+        self.is_kept = True
+        return self.namespace
+
+    def sockets(self) -> list[int]:
+        return [os.dup(self.namespace), os.dup(self.namespace)]
+
+    def forward(self, on: bool) -> None:
+        self.done.append(f"forward {on}")
+
+    def forget(self) -> None:
+        self.is_kept = False
+        self.done.append("forget")
+
+    def close(self) -> None:
+        pass
+
+
+class Rig(NetworkProcess):
+    """The real thing, but for the processes: each is a socket of the test's."""
+
+    def __init__(self, networks: list[dict[str, Any]]) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.router = Router()
+        self.ends: list[socket.socket] = []
+        self.networks = networks
+        means = Means("/", self.router, lambda: bool(networks), lambda: ({"table": "t"}, networks), lambda _: None)  # type: ignore[arg-type]
+        super().__init__(self.selector, None, means)  # type: ignore[arg-type]
+
+    def _spawn(self, module: str, connection: socket.socket, network: int = -1) -> None:
+        if module.endswith("network"):
+            self.ends.append(connection.dup())
+            self.ends[-1].setblocking(False)
+        read, write = os.pipe()
+        self._pidfds.append(read)
+        self.pipes = write
+
+    def _end_processes(self) -> None:
+        for fd in self._pidfds:
+            os.close(fd)
+        self._pidfds.clear()
+
+    def turn(self) -> None:
+        for key, _ in self.selector.select(0):
+            key.data()
+        self.advance()
+
+    def asked(self, *, answer: bool = True) -> list[str]:
+        """Return what the present process was asked, and answer it."""
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                message, fds, _, _ = socket.recv_fds(self.ends[-1], 1 << 17, 8)
+                sequence, operation, params = msgpack.unpackb(message)
+                found.append(f"{operation} {params.get('id', '')}".strip())
+                if operation == "begin":
+                    found[-1] += f" {[one['id'] for one in msgpack.unpackb(os.pread(fds[0], 1 << 20, 0))]}"
+                for fd in fds:
+                    os.close(fd)
+                if answer:
+                    self.ends[-1].send(msgpack.packb([sequence, None, []]))
+        self.turn()
+        return found
+
+    def die(self) -> None:
+        self.ends[-1].close()
+        self.turn()
+        self._started_at -= network_process._REST_S  # the time that the next one waits
+        self.turn()
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
+    found = Rig([])
+    yield found
+    found.close()
+    for end in found.ends:
+        end.close()
+
+
+def test_what_was_asked_of_a_process_that_died_is_asked_of_the_next(rig: Rig) -> None:
+    results: dict[str, SandboxdError | None] = {}
+    for operation, name in (("attach", "a"), ("detach", "b"), ("permit", "c")):
+        rig.ask(
+            operation,
+            {"id": name},
+            [os.dup(rig.router.namespace)],
+            lambda error, name=name: results.update({name: error}),
+        )
+    rig.ends[-1].send(b"ready")
+    rig.turn()
+    assert rig.asked(answer=False) == ["router", "begin []", "attach a", "detach b", "permit c"]
+    rig.networks.append({"id": "z"})
+    rig.die()
+    rig.ends[-1].send(b"ready")
+    rig.turn()
+    assert not results
+    assert rig.asked() == ["router", "begin ['z']", "attach a", "detach b", "permit c"]  # in order, after all there is
+    while len(results) < 3:
+        rig.turn()
+    assert results == {"a": None, "b": None, "c": None}
+    assert rig.router.done == ["forward True"]  # not before its rules were there
+
+
+def test_what_ends_every_process_fails_at_last(rig: Rig) -> None:
+    results: list[SandboxdError | None] = []
+    rig.ask("attach", {"id": "poison"}, [], results.append)
+    for count in range(network_process._MAX_LOSSES):
+        assert not results, count
+        rig.ends[-1].send(b"ready")
+        rig.turn()
+        assert "attach poison" in rig.asked(answer=False)
+        rig.die()
+    assert len(results) == 1
+    assert results[0] is not None
+    assert results[0].kind == "network-unavailable"
+
+
+def test_the_router_goes_with_the_last_network_and_not_where_another_has_begun(rig: Rig) -> None:
+    rig.ask("end", {}, [], lambda _: None)
+    rig.ends[-1].send(b"ready")
+    rig.turn()
+    rig.asked()
+    while rig.is_busy:
+        rig.turn()
+    assert rig.router.done == ["forward True", "forget"]
+    rig.ask("end", {}, [], lambda _: None)
+    rig.ask("attach", {"id": "next"}, [], lambda _: None)  # before the end is acknowledged
+    assert rig.asked() == ["begin []", "end", "begin []", "attach next"]
+    while rig.is_busy:
+        rig.turn()
+    assert rig.router.done[2:] == ["forward True", "forward True"]
+    assert rig.router.is_kept
+
+
+class Remote:
+    """Notes each transaction, and refuses those with a word in them."""
+
+    def __init__(self, refused: str = "") -> None:
+        self.transactions: list[str] = []
+        self.refused = refused
+
+    def run(self, commands: str) -> str:
+        self.transactions.append(commands)
+        return "no" if self.refused and self.refused in commands else ""
+
+
+def begun(monkeypatch: pytest.MonkeyPatch, remote: Remote, count: int) -> tuple[Server, list[str]]:
+    class Host:
+        port, asked = 1, 0
+
+        def routes(self) -> list[Any]:
+            self.asked += 1
+            return []
+
+        def index_of(self, _: str) -> int:
+            return 5
+
+    places = links.Places(Host(), None, -1)  # type: ignore[arg-type]
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.close()
+    one = Server(ours)
+    one._places, one._remote = places, remote  # type: ignore[assignment]
+    monkeypatch.setattr(server, "Watch", lambda _: None)
+    monkeypatch.setattr(links, "fetch", lambda *_: None)
+    monkeypatch.setattr(server.Guard, "restore", lambda *_: "")
+    states = [state("198.18.0.1/32", sandbox_id=f"s{at}", index=at) for at in range(1, count + 1)]
+    fd = os.memfd_create("states")
+    os.write(fd, msgpack.packb([{name: getattr(item, name) for name in item.__slots__} for item in states]))
+    try:
+        left_out = one._begin(HOST, fd)
+    finally:
+        os.close(fd)
+        ours.close()
+    assert places.host.asked == 1  # type: ignore[attr-defined]  # once, however many there are
+    return one, left_out
+
+
+def test_all_begins_in_one_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = Remote()
+    one, left_out = begun(monkeypatch, remote, 100)
+    assert len(remote.transactions) == 1
+    assert remote.transactions[0].count("policy drop") == 4
+    assert all(f"{{ sdtest-{at} . " in remote.transactions[0] for at in range(1, 101))
+    assert not left_out
+    assert len(one._states) == 100
+
+
+def test_one_list_that_is_refused_shuts_its_own_sandbox_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = Remote("allow_3 ")
+    one, left_out = begun(monkeypatch, remote, 5)
+    assert left_out == ["s3: no"]
+    assert sorted(one._states) == ["s1", "s2", "s4", "s5"]
+    assert "policy drop" in remote.transactions[1]
+    assert "sdtest-" not in remote.transactions[1]  # shut first, then opened one by one
+
+
+def test_a_detach_may_be_asked_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = Remote()
+    one, _ = begun(monkeypatch, remote, 2)
+    monkeypatch.setattr(links, "detach", lambda *_: None)
+    params = {"id": "s1", "name": "sdtest-1", "addresses": [[4, "10.213.0.1"]]}
+    assert "delete element" in one._prepare("detach", dict(params), [])
+    assert one._prepare("detach", dict(params), []) == ""
