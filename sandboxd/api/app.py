@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..runtime.manager import Manager
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)  # not frozen: that would cost each request a microsecond
 class Admission:
     """What a request's head asks for, and whether its caller may have it.
 

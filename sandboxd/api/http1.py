@@ -82,7 +82,8 @@ class Http1(H11Protocol):
         self.turn.begin()
         event: Any = None
         while True:
-            if not isinstance(event, h11.Request):  # its end must be seen before its answer can be: h11 says it apart
+            # Not behind a request's head: its end, which h11 says apart, must be seen before its answer can be.
+            if event is not None and not isinstance(event, h11.Request):
                 await self.turn.rest()
             connection: Any = self.connection
             if connection.they_are_waiting_for_100_continue:

@@ -75,7 +75,7 @@ class _Door:
         self.connections: set[_Idle] = set()
         self.lane = Lane()
         self._waiting: dict[_Idle, None] = {}
-        self._news = trio.Event()
+        self._news: trio.Event | None = None  # somebody waits for room
 
     def __repr__(self) -> str:
         return f"<_Door {len(self.connections)} connections, {len(self._waiting)} waiting>"
@@ -98,14 +98,19 @@ class _Door:
         """Count it no more."""
         self.connections.discard(connection)
         self._waiting.pop(connection, None)
-        self._news.set()
+        self._tell()
 
     def waits(self, connection: _Idle) -> None:
         """It gives way from now on, after those who do already."""
         self._waiting.pop(connection, None)
         if connection in self.connections:
             self._waiting[connection] = None
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._news is not None:
             self._news.set()
+            self._news = None
 
     def waits_no_more(self, connection: _Idle) -> None:
         """It stays."""
@@ -255,7 +260,7 @@ class Wire(TCPServer):
     def _begin(self, protocol: Http1, request: h11.Request, headers: Headers) -> Exchange:
         exchange = Exchange(self.api, self, protocol, self.state["caller"], request, headers)
         self.body = exchange.call.body
-        if exchange.admission.is_known:
+        if exchange.admission.is_known and not self._idle.is_known:
             self._idle.stay()
             protocol.turn.lane = None
         return exchange

@@ -5,9 +5,9 @@ waiting, for as long as the smallest legal units (chunks of one byte, empty fram
 stranger's bytes therefore has a `Turn`, and calls `rest` between two units: when the turn is over, `rest` lets the
 other tasks run. A turn is a time, not a count: what a unit costs is up to whoever sent it.
 
-A turn is not renewed by waiting for more bytes: what many small pieces cost is added up. And connections that share a
-`Lane` go on one at a time once their turns are over, so that a thousand busy ones take no more of each round of the
-loop than one. The lanes are: who has shown no token, a listener's; what belongs to one sandbox, that sandbox's.
+Connections that share a `Lane` go on one at a time once their turns are over, so that a thousand busy ones take no more
+of each round of the loop than one; their turns are not renewed by waiting for more bytes, so that what many small
+pieces cost is added up. The lanes: who has shown no token, a listener's; the ports of a sandbox, that sandbox's.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ class Turn:
     def begin(self) -> None:
         """Count from now: the time before was spent waiting."""
         self._since = time.monotonic()
+        if self.lane is None:
+            self._left = TURN_S
 
     async def rest(self) -> None:
         """Let the other tasks run if the turn is over; a checkpoint only then."""
