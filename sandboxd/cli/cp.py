@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sandboxd.client import Sandbox
 
 _CHUNK_BYTES: Final = 256 * 1024
+_TYPES_IN_ARCHIVES: Final = frozenset({"file", "directory", "symlink"})
 
 
 class Remote(NamedTuple):
@@ -61,7 +62,7 @@ def cp(ctx: click.Context, *, max_bytes: int, source: str, target: str) -> None:
             except NotAFile as error:
                 if error.facts.get("file_type") != "directory":
                     raise
-                download_folder(sandbox, here.path, str(there), max_bytes)
+                ctx.exit(1 if download_folder(sandbox, here.path, str(there), max_bytes) else 0)
         elif isinstance(there, Remote):
             if here != "-" and Path(here).is_dir():
                 sandbox = Sandbox.connect(there.sandbox, client=client_of(ctx))
@@ -102,12 +103,15 @@ def upload_folder(sandbox: Sandbox, folder: Path, path: str) -> int:
     return len(left_out)
 
 
-def download_folder(sandbox: Sandbox, path: str, target: str, max_bytes: int) -> None:
-    """Copy a folder of the sandbox to this machine, or as a tar to standard output for `-`."""
+def download_folder(sandbox: Sandbox, path: str, target: str, max_bytes: int) -> int:
+    """Copy a folder of the sandbox to this machine, or as a tar to standard output for `-`.
+
+    What was left out is told; returns how many sockets, FIFOs and devices that is, for which no archive has a place.
+    """
     if target == "-":
         with sandbox.read_archive(path) as stream, _progress(path, None) as seen:
             _to_stdout(seen(stream))
-        return
+        return _tell_special(sandbox, path)
     place = Path(target)
     if place.is_dir() and path.strip("/"):
         place = place / path.rstrip("/").rsplit("/", 1)[-1]
@@ -119,6 +123,17 @@ def download_folder(sandbox: Sandbox, path: str, target: str, max_bytes: int) ->
         raise Failure(f"cannot write {error.filename or place}: {error.strerror or error}") from error
     for name in left_out:
         say(f"sandboxd: left out {path}/{shown(name)}: it leads out of the copy, or is no file", err=True)
+    return _tell_special(sandbox, path)
+
+
+def _tell_special(sandbox: Sandbox, path: str) -> int:
+    """Tell what the daemon put into no archive, and return how much that is."""
+    special = [
+        info for info in sandbox.iter_files(path, recursive=True, hidden=True) if info.type not in _TYPES_IN_ARCHIVES
+    ]
+    for info in special:
+        say(f"sandboxd: left out {shown(info.path)}: it is a {info.type}", err=True)
+    return len(special)
 
 
 def parse(text: str) -> Remote | str:

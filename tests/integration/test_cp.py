@@ -106,6 +106,17 @@ def test_a_project_with_a_virtual_environment_goes_in_whole(
     assert sandbox.exec("cat again/zz.py").stdout == "print(6 * 7)\n"
 
 
+def test_what_has_no_place_in_a_copy_out_is_told(daemon: Daemon, sandbox: Sandbox, tmp_path: pathlib.Path) -> None:
+    sandbox.exec("mkdir -p d/.deep && mkfifo \"d/.deep/$(printf 'a\\033b')\" && echo last >d/z").check()
+    done = cli(daemon, "cp", f"{sandbox.id}:/workspace/d", str(tmp_path / "d"))
+    assert (done.returncode, done.stderr) == (1, b"sandboxd: left out /workspace/d/.deep/a\\x1bb: it is a fifo\n")
+    assert (tmp_path / "d/z").read_text() == "last\n"
+    done = cli(daemon, "cp", f"{sandbox.id}:/workspace/d", "-")
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as found:
+        assert found.getnames() == [".deep", "z"]
+
+
 def test_a_sparse_file_takes_no_room_here(daemon: Daemon, sandbox: Sandbox, tmp_path: pathlib.Path) -> None:
     sandbox.exec("mkdir d && truncate -s 100M d/sparse && echo end >>d/sparse && truncate -s 1T d/huge").check()
     assert cli(daemon, "cp", f"{sandbox.id}:/workspace/d/sparse", str(tmp_path / "one")).returncode == 0

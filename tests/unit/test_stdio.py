@@ -71,6 +71,7 @@ PRINTING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "why"), [(CLOSED_OUT, "Bad file descriptor"), (FULL_OUT, "No space left on device")], ids=["closed", "full"]
 )
