@@ -104,7 +104,7 @@ time.sleep(600)
 }
 
 
-@pytest.mark.parametrize(("limit", "left_kib"), [("pids", 0), ("memory_bytes", 64), ("memory_bytes", 2048)])
+@pytest.mark.parametrize(("limit", "left_kib"), [("pids", 0), ("memory_bytes", 64)])
 def test_every_operation_at_a_limit_is_done_or_names_it(client: Client, limit: str, left_kib: int) -> None:
     limits = {"pids": 60, "memory_bytes": 512 * MIB}
     with Sandbox.create(client=client, limits=limits) as sandbox:
