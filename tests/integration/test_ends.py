@@ -57,6 +57,8 @@ def from_restarting(box: Sandbox, line: str) -> ProcessInfo:
     return box.start_process(line, restart="on-failure")
 
 
+#: Waits until one of them has said so.
+UNTIL_UP = "until pgrep -fx 'sleep 0.05' >/dev/null; do sleep 0.02; done"
 PLAIN = "true; bash slow.sh; true"
 
 
@@ -73,7 +75,7 @@ PLAIN = "true; bash slow.sh; true"
         (from_session, "bash slow.sh & wait"),
         (from_keeping, "setsid -w bash slow.sh; true"),  # in a group and a session of its own
         (from_session, "(setsid bash slow.sh &); sleep 1000"),  # and without a parent of the tree
-        (from_plain, "bash slow.sh & sleep 0.2; kill -STOP $!; kill -STOP $$"),
+        (from_plain, f"bash slow.sh & {UNTIL_UP}; kill -STOP $!; kill -STOP $$"),
     ],
 )
 def test_a_tree_that_is_asked_to_end_ends_in_its_own_time(
@@ -149,7 +151,7 @@ def test_a_kill_leaves_nothing(box: Sandbox, begin: Callable[[Sandbox, str], Pro
 
 @pytest.mark.parametrize("everything", [False, True])
 def test_removing_ends_what_an_ended_process_has_left(box: Sandbox, everything: bool) -> None:
-    process = up(box, from_keeping(box, "setsid bash deaf.sh & sleep 0.3; exit 4"))
+    process = up(box, from_keeping(box, f"setsid bash deaf.sh & {UNTIL_UP}; exit 4"))
     assert box.wait_for_exit(process, timeout=20).exit_code == 4
     assert box.exec("pgrep -fc deaf[.]sh").stdout == "1\n"
     if everything:
