@@ -183,7 +183,9 @@ class Context:
         return question.answer or "null"
 
     def _put(self, item: Run | Question) -> None:
-        self._note_exit()
+        worker = self._worker
+        if self.state in (State.IDLE, State.BUSY) and worker and worker.gone.is_set() and worker.failure is None:
+            self._note_exit()  # our task has not seen it yet
         self.check_usable()
         if len(self._queue) >= MAX_WAITING:
             raise ServerBusy(f"cannot run code in context {self.id}: {MAX_WAITING} runs wait", bound=MAX_WAITING)
@@ -273,7 +275,8 @@ class Context:
             elif self._worker is not None and self._worker.gone.is_set():
                 if self._worker.failure is not None:
                     raise self._worker.failure  # the sandbox itself is gone
-                self._note_exit()
+                if self.state is not State.EXITED:
+                    self._note_exit()
                 if self._queue:
                     await self._begin_anew()
                 else:
@@ -288,11 +291,9 @@ class Context:
 
     def _note_exit(self) -> None:
         """Give up what waits for an interpreter that has ended; what comes from now on is for the next one."""
-        worker = self._worker
-        is_running = self.state in (State.IDLE, State.BUSY)
-        if is_running and worker is not None and worker.gone.is_set() and worker.failure is None:
-            self.state = State.EXITED
-            self._give_up_waiting(self._exited("cannot run code in"))
+        self.state = State.EXITED
+        self._is_anew = False
+        self._give_up_waiting(self._exited("cannot run code in"))
 
     async def _begin_anew(self) -> None:
         """Start the next interpreter of a default context for the runs that wait."""

@@ -277,6 +277,25 @@ def test_a_default_context_that_cannot_begin_anew_says_why_and_tries_again(clien
         assert (sandbox.run_code("1", language="js").restarted) is True
 
 
+def test_a_default_context_whose_interpreters_die_at_once_does_not_try_for_ever(client: Client) -> None:
+    with Sandbox.create(client=client) as sandbox:
+        sandbox.run_code(DEATHS["python"])
+        where = "import IPython, os; print(os.path.dirname(IPython.__path__[0]))"
+        where = sandbox.exec(["python3", "-c", where]).stdout.strip()
+        dying = "import os\nwrite = os.write\ndef last(fd, data):\n    sent = write(fd, data)\n"
+        dying += "    if b'ready' in bytes(data): os._exit(5)\n    return sent\n"
+        sandbox.write_file(f"{where}/dying.py", f"{dying}os.write = last\n")
+        sandbox.write_file(f"{where}/dying.pth", "import dying\n")
+        for _ in range(2):
+            try:
+                ended = sandbox.run_code("1").status
+            except ContextExited as error:
+                ended = error.reason
+            assert ended in ("exited", "exit")
+        sandbox.exec(["rm", f"{where}/dying.pth"]).check()
+        assert sandbox.run_code("1").text == "1"
+
+
 SWALLOWED = [
     "n = 0\nwhile n < 2:\n    try: import time; time.sleep(1000)\n    except KeyboardInterrupt: n += 1",
     "class Odd(Exception):\n    n = 0\n    def __str__(self):\n        while self.n < 2:\n"
