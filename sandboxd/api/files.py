@@ -36,8 +36,10 @@ async def read(call: Call, ref: str) -> TrioResponse:
     path = query_path(call)
     reader = await call.stack.enter_async_context(await sandbox.open_read(path))
     head = await reader.read(0, mime.HEAD_BYTES)
+    kind = mime.kind_of(path, head, is_whole=len(head) == reader.size)
     headers = {
-        "Content-Type": mime.kind_of(path, head, is_whole=len(head) == reader.size).type,
+        # Of a name that says nothing this says nothing either: it is no guess at what a program wrote.
+        "Content-Type": mime.BINARY if mime.type_of(path) is None else kind.type,
         "Accept-Ranges": "bytes",
         "Last-Modified": email.utils.format_datetime(calendar(max(0.0, reader.mtime)), usegmt=True),
         # A file is whatever a program in a sandbox wrote: no browser may guess it to be a page of ours.
