@@ -111,8 +111,11 @@ def adopt() -> dict[str, list[float]]:
     for count, entries, links in ((0, 0, False), (1000, 5, True), (130, 200, False)):
         name = f"{count} sandboxes with {entries} entries"
         found[name] = list(adoption.measure(count, entries, links=links).values())
-        first, again = found[name]
-        Console(width=120).print(f"{name}: all filtered after {first:.2f} s, after a kill {again:.2f} s")
+        first, first_cpu, again, again_cpu = found[name]
+        Console(width=120).print(
+            f"{name}: all filtered after {first:.2f} s ({first_cpu:.2f} s of a processor), "
+            f"after a kill {again:.2f} s ({again_cpu:.2f} s)"
+        )
     return found
 
 

@@ -6,6 +6,7 @@ The real processes and the real kernel, in a router of the benchmark's own; its 
 from __future__ import annotations
 
 import os
+import resource
 import selectors
 import subprocess
 import tempfile
@@ -21,7 +22,10 @@ _PREFIX = "sdbench-"
 
 
 def measure(sandboxes: int, entries: int, *, links: bool) -> dict[str, float]:
-    """Return seconds: of a first start, and of one after the processes were killed; with what starting them takes."""
+    """Return seconds: until all is filtered after a first start, and after a kill; and what that took of a processor.
+
+    All of it with what starting the processes takes.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-network-") as folder:
         stage = f"{folder}/stage"
         os.mkdir(stage)
@@ -46,18 +50,25 @@ def measure(sandboxes: int, entries: int, *, links: bool) -> dict[str, float]:
         try:
             for name in ("first", "again"):
                 process._started_at = -1.0
-                since = time.perf_counter()
+                since, used = time.perf_counter(), _used()
                 process.start()
                 while not began:
                     for key, _ in selector.select(10):
                         key.data()
                 found[name] = began.pop() - since
                 process._drop("killed")
+                found[f"{name}, processor"] = _used() - used
         finally:
             process.close()
             router.forget()
             router.close()
         return found
+
+
+def _used() -> float:
+    """Return the processor time of all processes that were started here and have ended."""
+    found = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return found.ru_utime + found.ru_stime
 
 
 def _make_links(path: str, count: int) -> None:

@@ -256,10 +256,11 @@ class NetworkProcess:
         for order in self._sent.values():
             order.losses += 1
         asked = [*self._sent.values(), *self._waiting]
+        kept = [order.again and not order.is_lost() for order in asked]
         self._sent.clear()
-        self._waiting = collections.deque(order for order in asked if order.again and not order.is_lost())
-        for order in asked:
-            if order not in self._waiting:
+        self._waiting = collections.deque(order for order, is_kept in zip(asked, kept, strict=True) if is_kept)
+        for order, is_kept in zip(asked, kept, strict=True):
+            if not is_kept:
                 order.finish(NetworkUnavailable(f"cannot {order.operation} a network: {why}"))
 
     # --- orders and answers ---

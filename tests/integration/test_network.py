@@ -470,6 +470,59 @@ def test_a_link_that_an_earlier_version_made_moves_into_the_router(daemon, clien
             assert "tbf" in in_router(daemon, "tc", "qdisc", "show", "dev", name)
 
 
+def test_where_only_a_translation_of_the_hosts_leads_is_not_reached(daemon, client, internet):
+    """As Docker's published ports and Kubernetes' services: the router sees the address before it is translated."""
+    rules = f"""
+        table ip test_dnat {{
+            chain before {{
+                type nat hook prerouting priority dstnat
+                ip daddr 198.18.0.99 dnat to {PRIVATE}
+                ip daddr 198.18.0.98 dnat to {OTHER}
+                ip daddr 198.18.0.97 redirect
+            }}
+        }}
+    """
+    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
+    try:
+        for closed in ("198.18.0.99", "198.18.0.97"):
+            assert not reaches(internet, closed)[0]
+        assert reaches(internet, "198.18.0.98")[0]
+    finally:
+        subprocess.run(["nft", "delete", "table", "ip", "test_dnat"], check=True)
+
+
+def test_a_way_that_takes_smaller_packets_is_found(internet):
+    subprocess.run(["ip", "link", "set", "up0", "mtu", "1300"], check=True)
+    try:
+        program = (
+            "import socket; link = socket.create_connection(('198.18.0.10', 80), 10);"
+            "link.sendall(b'GET / HTTP/1.1\\r\\nHost: x\\r\\nX: ' + b'a' * 60000 + b'\\r\\n\\r\\n');"
+            "print(link.recv(12))"
+        )
+        assert "HTTP/1." in internet.exec(["python3", "-c", program]).check().stdout
+    finally:
+        subprocess.run(["ip", "link", "set", "up0", "mtu", "1500"], check=True)
+
+
+def test_what_a_killed_daemon_left_of_its_networks_goes_at_the_next_start(world, tmp_path_factory):
+    daemon = Daemon(tmp_path_factory.mktemp("left"), config={"network_dns": [NAMESERVER], "previews": False})
+    daemon.start()
+    try:
+        with daemon.client() as client:
+            sandbox = Sandbox.create(network="internet", client=client)
+        init = init_of(daemon, sandbox.id)
+        daemon.signal(signal.SIGKILL)
+        os.kill(init, signal.SIGKILL)
+        assert tables(daemon)
+        assert (daemon.runtime_dir / "router").exists()
+        daemon.start()
+        wait_until(lambda: not (daemon.runtime_dir / "router").exists())
+        assert not tables(daemon)
+    finally:
+        daemon.close()
+    assert not daemon.runtime_dir.exists()
+
+
 def test_two_daemons_of_one_host_have_routers_of_their_own(daemon, internet, tmp_path_factory):
     other = Daemon(tmp_path_factory.mktemp("other"), config={"network_dns": [NAMESERVER], "previews": False})
     other.start()

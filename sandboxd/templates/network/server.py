@@ -32,6 +32,8 @@ _BATCH: Final = 64
 _TOLD_AT_ONCE: Final = 64
 #: Lapsed answers are looked for this often at most.
 _LAPSE_S: Final = 1.0
+#: Sandboxes whose rules were refused that the launcher is told of, so that they fit into one message.
+_LEFT_OUT: Final = 64
 #: How soon it is tried again to make what the host took away.
 _HEAL_S: Final = 1.0
 
@@ -149,7 +151,7 @@ class Server:
         finally:
             if operation != "router":
                 _close(fds)
-        self._send([sequence, None, left_out])
+        self._send([sequence, None, left_out[:_LEFT_OUT]])
         return True
 
     def _send(self, message: list[Any]) -> None:

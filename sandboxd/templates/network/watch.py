@@ -29,6 +29,8 @@ _NFNL_SUBSYS_NFTABLES: Final = 10
 #: NFT_MSG_DEL…: table, chain, rule, set, elements (include/uapi/linux/netfilter/nf_tables.h).
 _DELETIONS: Final = (2, 5, 8, 11, 14)
 _NAME_OF_TABLE: Final = 1  # NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, NFTA_SET_TABLE …
+#: Datagrams of notifications that are read before there is a look at what is asked.
+_AT_ONCE: Final = 256
 _IFF_UP: Final = 0x1
 _RECEIVE_BYTES: Final = 1 << 17
 
@@ -91,10 +93,10 @@ class Watch:
         """Return what happened since the last time; `ours` are the ports whose doing it does not tell."""
         change = Change()
         with contextlib.suppress(BlockingIOError):
-            while True:
+            for _ in range(_AT_ONCE):
                 self._take_routes(self._read(self._routes, change), uplink, ours, change)
         with contextlib.suppress(BlockingIOError):
-            while True:
+            for _ in range(_AT_ONCE):
                 self._take_rules(self._read(self._rules, change), ours, change)
         return change
 
@@ -116,7 +118,8 @@ class Watch:
                 if route is None:
                     continue
                 if route.device != uplink:
-                    change.facts = True
+                    # Not what a routing daemon does all day: routes through gateways say nothing of the host itself.
+                    change.facts |= facts_of([route], uplink) != Facts()
                 elif kind == netlink.RTM_DELROUTE and port not in ours:
                     change.harmed = True
             elif kind in (netlink.RTM_NEWLINK, netlink.RTM_DELLINK):
