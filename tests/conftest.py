@@ -31,12 +31,12 @@ restore_signals()
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give asynchronous tests a deadline of trio's own, a little before pytest-timeout's.
+    """Give asynchronous tests a deadline of trio's own, well before pytest-timeout's, which also counts the report.
 
     The stack of a loop that waits says nothing of the task that hangs; a cancelled test shows the line it waits at. A
     clock of the test's own would jump to that deadline.
     """
-    limit = 0.9 * float(os.environ.get("PYTEST_TIMEOUT") or config.getini("timeout"))
+    limit = 0.5 * float(os.environ.get("PYTEST_TIMEOUT") or config.getini("timeout"))
     for item in items:
         clocks = {"autojump_clock", "mock_clock"}
         if (

@@ -37,6 +37,7 @@ from ..errors import (
     ServerBusy,
 )
 from ..wire import worker as frames
+from .between_runs import BetweenRuns
 from .budget import UNBOUNDED, Share
 from .kept_runs import KeptRuns
 from .questions import Question
@@ -65,8 +66,6 @@ KILL_TIMEOUT_S: Final = 10.0
 SEND_TIMEOUT_S: Final = 30.0
 #: Runs that may wait in one context.
 MAX_WAITING: Final = 64
-#: What is printed between two runs (threads, processes in the background) and shown with the next one.
-MAX_STRAY_BYTES: Final = 64 * 1024
 
 
 class State(enum.Enum):
@@ -118,8 +117,7 @@ class Context:
         self._end: frames.End | None = None
         self._timed_out = False
         self._ended = trio.Event()
-        self._stray: list[tuple[str, bytes]] = []
-        self._stray_bytes = 0
+        self._between = BetweenRuns()
         self._muted = False
         # Whether the interpreter has begun anew without anybody having asked for it, and no run was told yet.
         self._is_anew = False
@@ -308,7 +306,8 @@ class Context:
         """Start an interpreter and wait until it takes code; how it failed is in `start_failure`."""
         assert self._nursery is not None  # noqa: S101 - serve opened it
         self.start_failure = None
-        self._stray, self._stray_bytes, self._muted = [], 0, False
+        self._between.clear()
+        self._muted = False
         self.generation += 1
         if adopt:
             self.generation -= 1
@@ -327,7 +326,7 @@ class Context:
         if worker.was_spare and (worker.gone.is_set() or not worker.ready.is_set()) and worker.failure is None:
             _log.info("A spare interpreter did not become context %s: %s", self.id, self._how())
             await self._end_worker()
-            self._stray, self._stray_bytes = [], 0
+            self._between.clear()
             self.generation += 1
             self._worker = worker = Worker(self._link, f"{self.id}.{self.generation}", self, self._share.hold())
             self._nursery.start_soon(worker.serve, "context_start", {**self._program(), "spare": None})
@@ -343,13 +342,13 @@ class Context:
             why = f"cannot start a {self.spec.language} context: {self._how()}"
             self.start_failure = LimitExceeded(why, limit="memory_bytes", oom_killed=True)
         elif worker.missing is not None or (worker.exit is not None and worker.exit.exit_code in (126, 127)):
-            lacks = worker.missing or self._stray_text() or "the rootfs has no such interpreter"
+            lacks = worker.missing or self._between.text or "the rootfs has no such interpreter"
             self.start_failure = InterpreterMissing(
                 f"cannot start a {self.spec.language} context: {lacks}", language=self.spec.language
             )
         else:
             self.start_failure = ContextExited(
-                f"cannot start a {self.spec.language} context: {self._how()}{self._stray_words()}",
+                f"cannot start a {self.spec.language} context: {self._how()}{self._between.quoted}",
                 context=self.id,
                 reason=self._reason(),
             )
@@ -456,7 +455,7 @@ class Context:
         item.on_stop = self._wake_to_stop
         if isinstance(item, Run):
             item.begin()
-            self._show_stray(item)
+            self._between.move_to(item)
         if self._worker.gone.is_set() or self._restart is not None or self._delete:
             self._ended.set()
             return
@@ -511,9 +510,8 @@ class Context:
             self._present.add_output(stream, data)
             full = self._present.is_flooded
         else:
-            self._stray.append((stream, data))
-            self._stray_bytes += len(data)
-            full = self._stray_bytes > MAX_STRAY_BYTES
+            self._between.add(stream, data)
+            full = self._between.is_full
         if full and not self._muted and self._worker is not None and self._nursery is not None:
             self._muted = True
             self._nursery.start_soon(self._mute)
@@ -582,19 +580,6 @@ class Context:
         elif end.status == "error" and run.error is None:
             run.add_error(_error("Error", "the code failed, and its interpreter did not say how"))
         run.finish("timeout" if self._timed_out else end.status, execution_count=end.count)
-
-    def _show_stray(self, run: Run) -> None:
-        stray, self._stray, self._stray_bytes = self._stray, [], 0
-        for stream, data in stray:
-            run.add_output(stream, data)
-
-    def _stray_text(self) -> str:
-        text = b"".join(data for _, data in self._stray)[-2000:].decode("utf-8", "replace").strip()
-        return text.removeprefix("sandboxd: ")
-
-    def _stray_words(self) -> str:
-        text = self._stray_text()
-        return f": {text[-500:]}" if text else ""
 
     # --- how it ended -----------------------------------------------------------------------------------
 

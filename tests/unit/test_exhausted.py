@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from sandboxd.api import problems
 from sandboxd.errors import InternalError, LimitExceeded, SandboxdError
 from sandboxd.guest import errands
 from sandboxd.guest.init import ERRANDS, Init
@@ -39,7 +38,7 @@ def failure(number: int) -> OSError:
 
 
 def row(error: SandboxdError) -> tuple[str, str, int]:
-    return error.kind, error.facts["limit"], problems.status_of(error)
+    return error.kind, error.facts["limit"], error.status
 
 
 class Peer:
