@@ -79,15 +79,20 @@ class Api(QuartTrio):
         except HTTPException as error:
             missing = error
         route = self.routes.get(name)
-        refusal: SandboxdError | None = None
-        try:
-            if caller is None:
-                raise AccessDenied("cannot let the request in: nobody knows who sent it")
-            self.policy.check(Level.CALLER, caller, call.request.headers)
-        except AccessDenied as error:
-            refusal = error
+        known = caller is not None and self.policy.admits(caller)
+        refusal = None if known else self._refusal(call, caller)
         is_open = route is not None and route.access is Level.PUBLIC and caller is not None
         return Admission(name, arguments, route, missing, None if is_open else refusal, refusal is None)
+
+    def _refusal(self, call: Call, caller: Caller | None) -> SandboxdError | None:
+        """Return why a caller of whom the kernel tells nothing is not let in; None if it shows the token."""
+        if caller is None:
+            return AccessDenied("cannot let the request in: nobody knows who sent it")
+        try:
+            self.policy.check(Level.CALLER, caller, call.request.headers)
+        except AccessDenied as error:
+            return error
+        return None
 
     async def answer(self, call: Call, admission: Admission) -> TrioResponse:
         """Check access and parameters, run the handler, and turn every error into a problem."""
