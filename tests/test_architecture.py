@@ -57,7 +57,7 @@ LIBRARIES = {
     "httpx": {"client", "cli"},
     "click": {"cli"},
     "rich": {"cli"},
-    "prctl": {"linux", "launcher", "guest"},
+    "prctl": {"linux", "launcher", "guest", "templates"},
     "pyseccomp": {"linux"},
     "ctypes": {"linux", "templates"},  # templates/base.py stands alone: a rootfs' own Python runs it
     "psutil": {"runtime"},

@@ -13,7 +13,7 @@ from ..errors import InvalidRequest, ProcessNotRunning, SandboxdError, ServerBus
 from ..runtime import logs, replay
 from ..runtime.sandbox import STDIN_PIECE_BYTES
 from ..spec import CommandSpec, check_process_id, check_size
-from .websocket import Gone, WebSocket, parse_json
+from .websocket import CLOSE_TIMEOUT_S, Gone, WebSocket, parse_json
 
 if TYPE_CHECKING:
     from ..runtime.follow import Follow
@@ -124,6 +124,11 @@ class Typed:
             if scope.cancelled_caught:
                 return False
         return True
+
+    async def wait_until_read(self) -> None:
+        """Return when nothing waits."""
+        while self._size:
+            await self._changed.wait()
 
     async def get(self) -> bytes:
         """Return the next piece; it counts until it is `done`."""
@@ -243,10 +248,18 @@ class Viewer:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._feed)
-                while True:
-                    await self._take(await self.socket.receive())
+                await self._take_all()
+                with trio.move_on_after(CLOSE_TIMEOUT_S):  # what was typed before the goodbye
+                    await self.typed.wait_until_read()
+                whole.cancel()
         except* Gone:
             whole.cancel()
+
+    async def _take_all(self) -> None:
+        """Take what the client says until it has left."""
+        with contextlib.suppress(Gone):
+            while True:
+                await self._take(await self.socket.receive())
 
     async def _take(self, message: bytes | str) -> None:
         try:

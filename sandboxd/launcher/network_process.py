@@ -143,9 +143,8 @@ class NetworkProcess:
         until = time.monotonic() + _FAREWELL_S
         while self._is_ending and time.monotonic() < until:
             self.advance()
-            if self._connection is None:
-                time.sleep(_FAREWELL_STEP_S)
-            elif select.select([self._connection], [], [], _FAREWELL_STEP_S)[0]:
+            readable = [] if self._connection is None else [self._connection]  # none: until it may start again
+            if select.select(readable, [], [], _FAREWELL_STEP_S)[0]:
                 self._on_answer()
         self._started_at = math.inf  # never again
         for order in [*self._sent.values(), *self._waiting]:

@@ -136,6 +136,7 @@ PROGRAMS = [
     "sandboxd.launcher.__main__",
     "sandboxd.templates.__main__",
     "sandboxd.templates.network.__main__",
+    "sandboxd.templates.network.nft",
     "sandboxd.images.unpack_child",
 ]
 

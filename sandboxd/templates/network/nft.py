@@ -14,6 +14,8 @@ from typing import Final
 
 import prctl
 
+from ... import stdio
+
 _NFT: Final = "/usr/sbin/nft"
 _TIMEOUT_S: Final = 60.0
 _MAX_ERROR: Final = 400
@@ -89,6 +91,7 @@ class Remote:
 
 def main() -> None:
     """Run what is asked for over descriptor 3 until its other end is closed."""
+    stdio.open_standard()
     connection = socket.socket(fileno=3)
     while True:
         message, fds, _, _ = socket.recv_fds(connection, 64, 1)
