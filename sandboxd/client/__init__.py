@@ -21,7 +21,6 @@ from .event_calls import SandboxEvent
 from .events import AsyncEventStream, EventStream
 from .failures import CodeFailed, CommandFailed
 from .file_calls import FileChange, FileInfo, Match, ReplaceResult, SearchResult
-from .files import WatchStream
 from .git_calls import GitCheckout, GitProgress
 from .models import ExecResult, ExitStatus, OutputChunk, SandboxInfo, Usage
 from .port_calls import ExposedPort
@@ -31,7 +30,7 @@ from .pty import Pty
 from .sandbox import Sandbox
 from .session_calls import SessionInfo
 from .sessions import Session
-from .stream import ExecStream, FileStream
+from .stream import ExecStream, FileStream, WatchStream
 
 __all__ = [
     "AsyncClient",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections import deque
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import anyio
 import httpx
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .file_calls import FileChange
     from .models import ExitStatus, OutputChunk
 
+T = TypeVar("T")
+Item = TypeVar("Item")
+
 
 class Body:
     """An answer's body, and its end.
@@ -34,7 +37,7 @@ class Body:
     """
 
     def __init__(self, response: httpx.Response) -> None:
-        self._response = response
+        self.response = response
         self._pieces = response.aiter_raw()
         self._closed = False
 
@@ -48,14 +51,51 @@ class Body:
             return
         self._closed = True
         with anyio.CancelScope(shield=True):
-            await self._response.aclose()
+            await self.response.aclose()
             # RuntimeError: another task is reading, and meets the end itself.
             with contextlib.suppress(httpx.HTTPError, httpx.StreamError, RuntimeError):
                 async for _ in self._pieces:
                     pass
 
 
-class AsyncExecStream:
+async def follow(client: AsyncClient, request: calls.Streamed[Item, T]) -> T:
+    """Send a request, read its answer as it comes (what callbacks return is awaited if it can be); see `stream`."""
+    body = Body(await client.open(request.call))
+    try:
+        request.begin(body.response)
+        while True:
+            with mapped(client.address):
+                piece = await body.read()
+            if piece is None:
+                return request.close()
+            for item in request.feed(piece):
+                await call(request.callback(item))
+    finally:
+        await body.close()
+
+
+async def call(call_back: Callable[[], object] | None) -> None:
+    """Make a call, if there is one, and await what it returns if that can be awaited."""
+    if call_back is not None:
+        answer = call_back()
+        if inspect.isawaitable(answer):
+            await answer
+
+
+class AsyncClosing:
+    """An asynchronous context manager whose block ends with `close`."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Give back what it holds."""
+        raise NotImplementedError
+
+
+class AsyncExecStream(AsyncClosing):
     """A running command: `async with` starts it, `async for` gives its output, `wait` its end.
 
     Leaving the block before the command has ended (also by cancellation) kills the command unless it is detached,
@@ -100,11 +140,6 @@ class AsyncExecStream:
             await self.close()
             raise
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     def __aiter__(self) -> AsyncIterator[OutputChunk]:
         return self
@@ -182,7 +217,7 @@ class AsyncExecStream:
             raise
 
 
-class AsyncFileStream:
+class AsyncFileStream(AsyncClosing):
     """A file's bytes as they arrive: `async with` opens it, `async for` reads. `size` is in bytes or None."""
 
     def __init__(self, client: AsyncClient, call: calls.StreamCall) -> None:
@@ -196,11 +231,6 @@ class AsyncFileStream:
         self._body = Body(response)
         self.size = size_of(response)
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -220,7 +250,7 @@ class AsyncFileStream:
             await self._body.close()
 
 
-class AsyncWatchStream:
+class AsyncWatchStream(AsyncClosing):
     """Changes as they happen: `async with` begins the watch, `async for` reads until what is watched is gone."""
 
     def __init__(self, client: AsyncClient, call: calls.StreamCall) -> None:
@@ -233,11 +263,6 @@ class AsyncWatchStream:
     async def __aenter__(self) -> Self:
         self._body = Body(await self._client.open(self._call))
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     def __aiter__(self) -> AsyncIterator[FileChange]:
         return self

@@ -23,9 +23,12 @@ from .text import Carry
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 
+    import httpx
+
     Content: TypeAlias = bytes | Iterable[bytes] | AsyncIterable[bytes]
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 #: How long an answer may take (seconds) where no command's run time is part of it: a hung daemon, told as such.
 ANSWER_TIMEOUT_S: Final = 120.0
@@ -120,6 +123,37 @@ class TextCall(Call[str]):
             raise RemoteProtocolError(f"cannot understand the daemon's {self.what}: it is no UTF-8") from error
 
 
+class Streamed(Generic[Item, T]):
+    """A request whose answer is read as it comes: items, and what they came to. For one use."""
+
+    def __init__(self, call: StreamCall) -> None:
+        self.call = call
+
+    def begin(self, response: httpx.Response) -> None:
+        """Take the answer's headers."""
+
+    def feed(self, data: bytes) -> Iterable[Item]:
+        """Take bytes of the answer's body and return the items that they complete.
+
+        Raises:
+            SandboxdError: what the daemon says broke the stream, as its kind.
+            RemoteProtocolError: the body is malformed.
+        """
+        raise NotImplementedError
+
+    def callback(self, item: Item) -> Callable[[], object] | None:
+        """Return the call that an item is to make, if somebody wants it."""
+        raise NotImplementedError
+
+    def close(self) -> T:
+        """Say that the body has ended, and return what it came to.
+
+        Raises:
+            RemoteProtocolError: the body was cut.
+        """
+        raise NotImplementedError
+
+
 def nothing(_: Json) -> None:
     """Read an answer that says nothing."""
     return None
@@ -195,6 +229,11 @@ def create(  # noqa: PLR0913 - the fields of a sandbox, all by keyword
 def get(key: str) -> Call[SandboxInfo]:
     """GET /sandboxes/{id or name}."""
     return Call("GET", sandbox_path(key), what="sandbox", parse=parse_sandbox)
+
+
+def refresh(key: str) -> Call[SandboxInfo]:
+    """Ask the daemon how the sandbox is, keep the answer in `info` and return it."""
+    return get(key)
 
 
 def page(cursor: str | None) -> Call[tuple[list[SandboxInfo], str | None]]:

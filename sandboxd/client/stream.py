@@ -1,15 +1,16 @@
-"""Streams of the synchronous SDK: a command's output, and a file's bytes."""
+"""Streams of the synchronous SDK: a command's output, a file's bytes, and changes of files."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import deque
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from sandboxd.errors import LocalProtocolError, ProcessNotRunning, RemoteProtocolError
 
 from . import calls, process_calls
 from .failures import mapped
+from .file_calls import ChangeReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
     import httpx
 
     from .client import Client
+    from .file_calls import FileChange
     from .models import ExitStatus, OutputChunk
+
+T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 def process_of(response: httpx.Response) -> str:
@@ -39,7 +44,41 @@ def closed_stream() -> LocalProtocolError:
     return LocalProtocolError("cannot read the stream: it was closed before the command's end")
 
 
-class ExecStream:
+def follow(client: Client, request: calls.Streamed[Item, T]) -> T:
+    """Send a request, read its answer as it comes, and return what it came to."""
+    response = client.open(request.call)
+    try:
+        request.begin(response)
+        pieces = response.iter_raw()
+        while True:
+            with mapped(client.address):
+                piece = next(pieces, None)
+            if piece is None:
+                return request.close()
+            for item in request.feed(piece):
+                if call_back := request.callback(item):
+                    call_back()
+    finally:
+        response.close()
+
+
+class Closing:
+    """A context manager whose block ends with `close`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what it holds."""
+        raise NotImplementedError
+
+
+class ExecStream(Closing):
     """A running command: iterate over it for its output, or `wait` for its end.
 
     It is a context manager. Leaving before the command has ended kills the command (unless it is detached), so
@@ -76,14 +115,6 @@ class ExecStream:
     def __repr__(self) -> str:
         state = self.result.describe() if self.result else "closed" if self._closed else "running"
         return f"<ExecStream {self.process_id} {state}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[OutputChunk]:
         return self
@@ -156,7 +187,7 @@ class ExecStream:
             raise
 
 
-class FileStream:
+class FileStream(Closing):
     """A file's bytes as they arrive: a context manager to iterate over. `size` is in bytes, None if unknown."""
 
     def __init__(self, client: Client, call: calls.StreamCall) -> None:
@@ -164,20 +195,32 @@ class FileStream:
         self._response = client.open(call)
         self.size = size_of(self._response)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __iter__(self) -> Iterator[bytes]:
         with mapped(self._client.address):
             yield from self._response.iter_raw()
 
     def close(self) -> None:
         """Drop the connection, also before the file's end."""
+        self._response.close()
+
+
+class WatchStream(Closing):
+    """Changes as they happen: a context manager to iterate over. The iteration ends when what is watched is gone."""
+
+    def __init__(self, client: Client, call: calls.StreamCall) -> None:
+        self._client = client
+        self._reader = ChangeReader()
+        self._response = client.open(call)
+
+    def __iter__(self) -> Iterator[FileChange]:
+        with contextlib.closing(self._response), mapped(self._client.address):
+            for piece in self._response.iter_raw():
+                yield from self._reader.feed(piece)
+                if self._reader.over:
+                    return
+
+    def close(self) -> None:
+        """Stop watching."""
         self._response.close()
 
 
