@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections import deque
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 import anyio
 import httpx
@@ -15,15 +15,16 @@ from sandboxd.errors import LocalProtocolError, ProcessNotRunning
 from . import calls, process_calls
 from .failures import mapped
 from .file_calls import ChangeReader
-from .stream import closed_stream, process_of, size_of
+from .models import ExitStatus, OutputChunk
+from .stream import closed_stream, size_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from types import TracebackType
 
     from .async_client import AsyncClient
+    from .exec_calls import ExecRequest
     from .file_calls import FileChange
-    from .models import ExitStatus, OutputChunk
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -69,12 +70,12 @@ async def follow(client: AsyncClient, request: calls.Streamed[Item, T]) -> T:
             if piece is None:
                 return request.close()
             for item in request.feed(piece):
-                await call(request.callback(item))
+                await run(request.callback(item))
     finally:
         await body.close()
 
 
-async def call(call_back: Callable[[], object] | None) -> None:
+async def run(call_back: Callable[[], object] | None) -> None:
     """Make a call, if there is one, and await what it returns if that can be awaited."""
     if call_back is not None:
         answer = call_back()
@@ -95,7 +96,101 @@ class AsyncClosing:
         raise NotImplementedError
 
 
-class AsyncExecStream(AsyncClosing):
+class AsyncReading(AsyncClosing):
+    """An answer that is read as it comes: `async with` sends the request."""
+
+    _unopened = "cannot read the stream: enter it first, with 'async with'"
+
+    def __init__(self, client: AsyncClient, call: calls.StreamCall) -> None:
+        self._client = client
+        self._call = call
+        self._body: Body | None = None
+
+    async def __aenter__(self) -> Self:
+        response = await self._client.open(self._call)
+        self._body = Body(response)
+        try:
+            self._begin(response)
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    def _begin(self, response: httpx.Response) -> None:
+        """Take the answer's headers."""
+
+    async def _read(self) -> bytes | None:
+        if self._body is None:
+            raise LocalProtocolError(self._unopened)
+        with mapped(self._client.address):
+            return await self._body.read()
+
+    async def close(self) -> None:
+        """Drop the connection, also before the end."""
+        if self._body is not None:
+            await self._body.close()
+
+
+class AsyncItemStream(AsyncReading, Generic[Item, T]):
+    """The items of an answer, and what they come to: `result`."""
+
+    def __init__(self, client: AsyncClient, request: calls.Streamed[Item, T]) -> None:
+        super().__init__(client, request.call)
+        self._request = request
+        self._pending: deque[Item] = deque()
+        self._closed = False
+        self.result: T | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._body is not None:
+            raise LocalProtocolError("cannot enter the stream: it was entered before")
+        return await super().__aenter__()
+
+    def _begin(self, response: httpx.Response) -> None:
+        self._request.begin(response)
+
+    def __aiter__(self) -> AsyncIterator[Item]:
+        return self
+
+    async def __anext__(self) -> Item:
+        while not self._pending:
+            if self.result is not None:
+                raise StopAsyncIteration
+            await self._advance()
+        item = self._pending.popleft()
+        await run(self._request.callback(item))
+        return item
+
+    async def close(self) -> None:
+        """Drop the connection; what still runs is ended (a command killed, code interrupted), unless it is detached."""
+        self._closed = True
+        await super().close()
+
+    async def _finish(self) -> T:
+        async for _ in self:
+            pass
+        if self.result is None:
+            raise closed_stream()
+        return self.result
+
+    async def _advance(self) -> None:
+        if self._body is None:
+            raise LocalProtocolError(self._unopened)
+        if self._closed:
+            raise closed_stream()
+        try:
+            piece = await self._read()
+            if piece is None:
+                self.result = self._request.close()
+                await self.close()
+            else:
+                self._pending.extend(self._request.feed(piece))
+        except BaseException:
+            await self.close()
+            raise
+
+
+class AsyncExecStream(AsyncItemStream[OutputChunk, ExitStatus]):
     """A running command: `async with` starts it, `async for` gives its output, `wait` its end.
 
     Leaving the block before the command has ended (also by cancellation) kills the command unless it is detached,
@@ -106,56 +201,19 @@ class AsyncExecStream(AsyncClosing):
         result: how the command ended, once it has.
     """
 
-    def __init__(
-        self,
-        client: AsyncClient,
-        sandbox_id: str,
-        call: calls.StreamCall,
-        on_stdout: Callable[[str], object] | None = None,
-        on_stderr: Callable[[str], object] | None = None,
-    ) -> None:
-        self._client = client
-        self._sandbox_id = sandbox_id
-        self._call = call
-        self._callbacks = {"stdout": on_stdout, "stderr": on_stderr}
-        self._pending: deque[OutputChunk] = deque()
-        self._body: Body | None = None
-        self._reader = calls.ExecReader("")
-        self._closed = False
-        self.process_id = ""
-        self.result: ExitStatus | None = None
+    def __init__(self, client: AsyncClient, request: ExecRequest) -> None:
+        super().__init__(client, request)
+        self._sandbox_id = request.sandbox
+        self._request: ExecRequest = request
+
+    @property
+    def process_id(self) -> str:
+        """The process' id in the sandbox; empty before the block is entered."""
+        return self._request.process_id
 
     def __repr__(self) -> str:
         state = self.result.describe() if self.result else "closed" if self._closed else "running"
         return f"<AsyncExecStream {self.process_id or '(not entered)'} {state}>"
-
-    async def __aenter__(self) -> Self:
-        if self._body is not None:
-            raise LocalProtocolError("cannot enter the stream: it was entered before")
-        response = await self._client.open(self._call)
-        self._body = Body(response)
-        try:
-            self.process_id = self._reader.process_id = process_of(response)
-        except BaseException:
-            await self.close()
-            raise
-        return self
-
-    def __aiter__(self) -> AsyncIterator[OutputChunk]:
-        return self
-
-    async def __anext__(self) -> OutputChunk:
-        while not self._pending:
-            if self.result is not None:
-                raise StopAsyncIteration
-            await self._advance()
-        chunk = self._pending.popleft()
-        callback = self._callbacks[chunk.stream]
-        if callback is not None and (text := chunk.text):
-            answer = callback(text)
-            if inspect.isawaitable(answer):
-                await answer
-        return chunk
 
     async def wait(self) -> ExitStatus:
         """Read to the end (the callbacks see all of it) and return how the command ended.
@@ -164,11 +222,7 @@ class AsyncExecStream(AsyncClosing):
             DaemonUnavailable: the connection broke.
             LocalProtocolError: the stream was closed before, or never entered.
         """
-        async for _ in self:
-            pass
-        if self.result is None:
-            raise closed_stream()
-        return self.result
+        return await self._finish()
 
     async def write_stdin(self, data: bytes | str) -> None:
         """Write to the command's standard input, which `stdin=True` left open; returns when it is taken.
@@ -186,101 +240,50 @@ class AsyncExecStream(AsyncClosing):
         Raises:
             ProcessNotRunning: the command has ended.
         """
-        await self._client.send(process_calls.signal(self._sandbox_id, self.process_id, number))
+        await self._client.send(process_calls.kill_process(self._sandbox_id, self.process_id, number))
 
     async def close_stdin(self) -> None:
         """Close the command's standard input: it reads an end of file. One that has ended is no error."""
         with contextlib.suppress(ProcessNotRunning):
             await self._client.send(calls.close_stdin(self._sandbox_id, self.process_id))
 
-    async def close(self) -> None:
-        """Drop the connection; a command that still runs is killed, unless it is detached."""
-        self._closed = True
-        if self._body is not None:
-            await self._body.close()
 
-    async def _advance(self) -> None:
-        if self._body is None:
-            raise LocalProtocolError("cannot read the stream: enter it first, with 'async with'")
-        if self._closed:
-            raise closed_stream()
-        try:
-            with mapped(self._client.address):
-                piece = await self._body.read()
-            if piece is None:
-                self.result = self._reader.close()
-                await self.close()
-            else:
-                self._pending.extend(self._reader.feed(piece))
-        except BaseException:
-            await self.close()
-            raise
-
-
-class AsyncFileStream(AsyncClosing):
+class AsyncFileStream(AsyncReading):
     """A file's bytes as they arrive: `async with` opens it, `async for` reads. `size` is in bytes or None."""
 
-    def __init__(self, client: AsyncClient, call: calls.StreamCall) -> None:
-        self._client = client
-        self._call = call
-        self._body: Body | None = None
-        self.size: int | None = None
+    _unopened = "cannot read the file: enter the stream first, with 'async with'"
+    size: int | None = None
 
-    async def __aenter__(self) -> Self:
-        response = await self._client.open(self._call)
-        self._body = Body(response)
+    def _begin(self, response: httpx.Response) -> None:
         self.size = size_of(response)
-        return self
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        if self._body is None:
-            raise LocalProtocolError("cannot read the file: enter the stream first, with 'async with'")
-        with mapped(self._client.address):
-            piece = await self._body.read()
+        piece = await self._read()
         if piece is None:
             raise StopAsyncIteration
         return piece
 
-    async def close(self) -> None:
-        """Drop the connection, also before the file's end."""
-        if self._body is not None:
-            await self._body.close()
 
-
-class AsyncWatchStream(AsyncClosing):
+class AsyncWatchStream(AsyncReading):
     """Changes as they happen: `async with` begins the watch, `async for` reads until what is watched is gone."""
 
+    _unopened = "cannot watch: enter the stream first, with 'async with'"
+
     def __init__(self, client: AsyncClient, call: calls.StreamCall) -> None:
-        self._client = client
-        self._call = call
+        super().__init__(client, call)
         self._reader = ChangeReader()
         self._pending: deque[FileChange] = deque()
-        self._body: Body | None = None
-
-    async def __aenter__(self) -> Self:
-        self._body = Body(await self._client.open(self._call))
-        return self
 
     def __aiter__(self) -> AsyncIterator[FileChange]:
         return self
 
     async def __anext__(self) -> FileChange:
-        if self._body is None:
-            raise LocalProtocolError("cannot watch: enter the stream first, with 'async with'")
         while not self._pending:
-            if self._reader.over:
-                raise StopAsyncIteration
-            with mapped(self._client.address):
-                piece = await self._body.read()
+            piece = None if self._reader.over else await self._read()
             if piece is None:
                 raise StopAsyncIteration
             self._pending.extend(self._reader.feed(piece))
         return self._pending.popleft()
-
-    async def close(self) -> None:
-        """Stop watching."""
-        if self._body is not None:
-            await self._body.close()

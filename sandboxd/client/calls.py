@@ -1,12 +1,11 @@
 """Each request of the API written once, without I/O: what to send, and how to read the answer.
 
 `Client` and `AsyncClient` send a `Call` and return what its `parse` makes of the answer; a `StreamCall` is
-answered by a stream, whose frames `ExecReader` reads.
+answered by a stream, which a `Streamed` reads.
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
@@ -14,14 +13,11 @@ from urllib.parse import quote
 
 from sandboxd.errors import InvalidRequest, LimitExceeded, RemoteProtocolError
 from sandboxd.spec import MAX_JSON_BODY_BYTES, IoLimits, Limits
-from sandboxd.wire import raw
 
-from .failures import from_problem
-from .models import ExitStatus, Json, OutputChunk, SandboxInfo, parse_exit, parse_sandbox, read
-from .text import Carry
+from .models import Json, SandboxInfo, parse_sandbox, read
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
 
     import httpx
 
@@ -33,7 +29,6 @@ Item = TypeVar("Item")
 #: How long an answer may take (seconds) where no command's run time is part of it: a hung daemon, told as such.
 ANSWER_TIMEOUT_S: Final = 120.0
 RAW_TYPE: Final = "application/octet-stream"
-PROCESS_HEADER: Final = "Sandboxd-Process"
 #: Pieces of uploads: large enough that the cost per piece vanishes, small enough to hold many at once.
 UPLOAD_CHUNK_BYTES: Final = 256 * 1024
 #: One POST to a process' stdin; larger writes are cut, so that the daemon holds little at a time.
@@ -143,7 +138,7 @@ class Streamed(Generic[Item, T]):
 
     def callback(self, item: Item) -> Callable[[], object] | None:
         """Return the call that an item is to make, if somebody wants it."""
-        raise NotImplementedError
+        return None
 
     def close(self) -> T:
         """Say that the body has ended, and return what it came to.
@@ -152,6 +147,10 @@ class Streamed(Generic[Item, T]):
             RemoteProtocolError: the body was cut.
         """
         raise NotImplementedError
+
+
+#: What a verb's builder returns: a request, and T is the verb's answer.
+Request: TypeAlias = Call[T] | Streamed[Any, T]
 
 
 def nothing(_: Json) -> None:
@@ -252,71 +251,6 @@ def destroy(key: str) -> Call[None]:
     return Call("DELETE", sandbox_path(key), what="answer", parse=nothing)
 
 
-def exec_raw(  # noqa: PLR0913 - the fields of a command, all by keyword
-    key: str,
-    command: str | Sequence[str],
-    *,
-    cwd: str | None = None,
-    env: Mapping[str, str] | None = None,
-    user: str | int | None = None,
-    stdin: bytes | str | bool | None = None,
-    timeout: float | None = None,
-    detach: bool = False,
-    keep_orphans: bool | None = False,
-    session: str | None = None,
-) -> StreamCall:
-    """POST …/exec, answered by raw frames. Waits for ever: a command may be silent for as long as it likes."""
-    body = command_body(
-        command,
-        cwd=cwd,
-        env=env,
-        user=user,
-        stdin=stdin,
-        timeout=timeout,
-        keep_orphans=keep_orphans,
-        session=session,
-    )
-    if detach:
-        body["detach"] = True
-    return StreamCall("POST", sandbox_path(key, "/exec"), body=body, accept=RAW_TYPE, timeout_s=None)
-
-
-def command_body(
-    command: str | Sequence[str],
-    *,
-    cwd: str | None = None,
-    env: Mapping[str, str] | None = None,
-    user: str | int | None = None,
-    stdin: bytes | str | bool | None = None,
-    timeout: float | None = None,
-    keep_orphans: bool | None = False,
-    session: str | None = None,
-) -> dict[str, Any]:
-    """Return the JSON of a command: only what was given. In a session `keep_orphans=None` is the daemon's default."""
-    body: dict[str, Any] = {"command": command if isinstance(command, str) else list(command)}
-    if cwd is not None:
-        body["cwd"] = cwd
-    if env:
-        body["env"] = dict(env)
-    if user is not None:
-        body["user"] = user
-    if timeout is not None:
-        body["timeout_s"] = timeout
-    if keep_orphans:
-        body["orphans"] = "keep"
-    if session is not None:
-        body["session"] = session
-        if keep_orphans is False:
-            body["orphans"] = "kill"
-    if isinstance(stdin, bytes | bytearray | memoryview):
-        # JSON holds text only; the encoding says nothing about the answer here, whose frames are bytes anyway.
-        body["stdin"] = base64.b64encode(stdin).decode("ascii")
-        body["encoding"] = "base64"
-    elif stdin is not None and stdin is not False:
-        body["stdin"] = stdin
-    return body
-
-
 def process_path(key: str, process: str, rest: str) -> str:
     """Return the path of a process, or of what is below it."""
     if not process or process in (".", ".."):
@@ -335,60 +269,3 @@ def write_stdin(key: str, process: str, data: bytes) -> Iterator[Call[None]]:
 def close_stdin(key: str, process: str) -> Call[None]:
     """POST …/stdin/close: the program reads its end of file."""
     return Call("POST", process_path(key, process, "/stdin/close"), what="answer", parse=nothing)
-
-
-class ExecReader:
-    """Reads the raw frames of one exec: output as it comes, then how it ended.
-
-    Attributes:
-        result: how the command ended; None before its exit frame.
-    """
-
-    def __init__(self, process_id: str) -> None:
-        self.process_id = process_id
-        self.result: ExitStatus | None = None
-        self._decoder = raw.RawDecoder()
-        self._carries = {"stdout": Carry(), "stderr": Carry()}
-
-    def feed(self, data: bytes) -> list[OutputChunk]:
-        """Take bytes of the answer's body and return the output that they complete.
-
-        Raises:
-            SandboxdError: what the daemon says broke the stream, as its kind.
-            RemoteProtocolError: the frames are malformed.
-        """
-        chunks: list[OutputChunk] = []
-        for frame_type, payload in self._decoder.feed(data):
-            if frame_type == raw.STDOUT:
-                chunks.append(OutputChunk("stdout", payload, *self._carries["stdout"].take(payload)))
-            elif frame_type == raw.STDERR:
-                chunks.append(OutputChunk("stderr", payload, *self._carries["stderr"].take(payload)))
-            else:
-                chunks += self._end(frame_type, payload)
-        return chunks
-
-    def close(self) -> ExitStatus:
-        """Say that the body has ended, and return how the command ended.
-
-        Raises:
-            RemoteProtocolError: the body was cut.
-        """
-        self._decoder.close()
-        if self.result is None:
-            raise RemoteProtocolError("cannot read the raw stream: it ended without an exit frame")
-        return self.result
-
-    def _end(self, frame_type: int, payload: bytes) -> Iterator[OutputChunk]:
-        try:
-            value = json.loads(payload)
-        except ValueError as error:
-            raise RemoteProtocolError("cannot read the raw stream: its last frame is no JSON") from error
-        if frame_type == raw.PROBLEM:
-            raise from_problem(value)
-        self.result = read("exit event", lambda item: parse_exit(self.process_id, item), value)
-        # Half a character at the very end has no piece that finishes it: it gets one of its own.
-        stdout, stderr = self._carries["stdout"].finish(), self._carries["stderr"].finish()
-        if stdout:
-            yield OutputChunk("stdout", b"", stdout)
-        if stderr:
-            yield OutputChunk("stderr", b"", stderr)

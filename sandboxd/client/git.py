@@ -2,97 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from . import git_calls
-from .failures import mapped
-from .git_calls import CloneOptions, CloneReader, GitCheckout
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from .client import Client
-    from .git_calls import GitProgress
+from .verbs import Part, sync_verb
 
 
-class GitPart:
+class GitPart(Part):
     """What `Sandbox` can do with git."""
 
-    if TYPE_CHECKING:
-
-        @property
-        def id(self) -> str:
-            """The sandbox's id."""
-
-        @property
-        def client(self) -> Client:
-            """The connections that it uses."""
-
-    def git_checkout(  # noqa: PLR0913 - the options of a clone, all by keyword
-        self,
-        repo_url: str,
-        *,
-        branch: str | None = None,
-        target_dir: str | None = None,
-        depth: int | None = None,
-        single_branch: bool | None = None,
-        submodules: bool = False,
-        sparse: Sequence[str] = (),
-        username: str | None = None,
-        password: str | None = None,
-        token: str | None = None,
-        timeout: float | None = None,
-        on_progress: Callable[[GitProgress], object] | None = None,
-    ) -> GitCheckout:
-        """Clone a git repository into the sandbox; needs no git there. What fails leaves nothing behind.
-
-        Args:
-            repo_url: an https, http or git:// address, or an absolute path of the sandbox.
-            branch: a branch, a tag, or a commit of 40 digits; else the repository's default branch.
-            target_dir: where to, absolute or in the sandbox's cwd; else the repository's name there. A folder that is
-                there must be empty.
-            depth: how many commits of history; else all.
-            single_branch: only what belongs to `branch`; else whether a depth is given.
-            submodules: clone the submodules as well.
-            sparse: folders to check out; else all.
-            username: for https and http, with
-            password: or with
-            token: instead of a password; without a user name it goes with one that GitHub, GitLab and Gitea take.
-            timeout: give up after so many seconds; else 600.
-            on_progress: called with a `GitProgress` now and then.
-
-        Raises:
-            GitAuthentication: the server wants a login, or does not take this one.
-            GitRepositoryNotFound: nothing is at the address.
-            GitRefNotFound: it has no such branch; `close` are names like it.
-            GitUnreachable, GitTimeout, GitProtocolError: of the server; `reason`.
-            GitRefused: the repository has something that is not taken; `reason`.
-            DirectoryNotEmpty, FileExists: the target is there.
-        """
-        options = CloneOptions(
-            branch=branch,
-            target_dir=target_dir,
-            depth=depth,
-            single_branch=single_branch,
-            submodules=submodules,
-            sparse=sparse,
-            username=username,
-            password=password,
-            token=token,
-            timeout_s=timeout,
-        )
-        if on_progress is None:
-            return self.client.send(git_calls.clone_whole(self.id, repo_url, options))
-        reader = CloneReader()
-        response = self.client.open(git_calls.clone(self.id, repo_url, options))
-        try:
-            pieces = response.iter_raw()
-            while True:
-                with mapped(self.client.address):
-                    piece = next(pieces, None)
-                if piece is None:
-                    return reader.close()
-                for told in reader.feed(piece):
-                    on_progress(told)
-        finally:
-            response.close()
+    git_checkout = sync_verb(git_calls.git_checkout)

@@ -4,39 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
-from sandboxd.errors import LocalProtocolError, ProcessNotRunning, RemoteProtocolError
+from sandboxd.errors import LocalProtocolError, ProcessNotRunning
 
 from . import calls, process_calls
 from .failures import mapped
 from .file_calls import ChangeReader
+from .models import ExitStatus, OutputChunk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import TracebackType
 
     import httpx
 
     from .client import Client
+    from .exec_calls import ExecRequest
     from .file_calls import FileChange
-    from .models import ExitStatus, OutputChunk
 
 T = TypeVar("T")
 Item = TypeVar("Item")
-
-
-def process_of(response: httpx.Response) -> str:
-    """Return the id of the process whose output the answer carries.
-
-    Raises:
-        RemoteProtocolError: the answer is no raw stream, or names no process.
-    """
-    content_type = response.headers.get("content-type", "").partition(";")[0].strip()
-    process_id = str(response.headers.get(calls.PROCESS_HEADER, ""))
-    if content_type != calls.RAW_TYPE or not process_id:
-        raise RemoteProtocolError("cannot understand the daemon's answer to exec: it is no raw stream of a process")
-    return process_id
 
 
 def closed_stream() -> LocalProtocolError:
@@ -78,7 +66,76 @@ class Closing:
         raise NotImplementedError
 
 
-class ExecStream(Closing):
+class Reading(Closing):
+    """An answer that is read as it comes."""
+
+    def __init__(self, client: Client, call: calls.StreamCall) -> None:
+        self._client = client
+        self._response = client.open(call)
+
+    def close(self) -> None:
+        """Drop the connection, also before the end."""
+        self._response.close()
+
+
+class ItemStream(Reading, Generic[Item, T]):
+    """The items of an answer, and what they come to: `result`."""
+
+    def __init__(self, client: Client, request: calls.Streamed[Item, T]) -> None:
+        super().__init__(client, request.call)
+        self._request = request
+        self._pending: deque[Item] = deque()
+        try:
+            request.begin(self._response)
+        except BaseException:
+            self._response.close()
+            raise
+        self._pieces = self._response.iter_raw()
+        self._closed = False
+        self.result: T | None = None
+
+    def __iter__(self) -> Iterator[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        while not self._pending:
+            if self.result is not None:
+                raise StopIteration
+            self._advance()
+        item = self._pending.popleft()
+        if call_back := self._request.callback(item):
+            call_back()
+        return item
+
+    def close(self) -> None:
+        """Drop the connection; what still runs is ended (a command killed, code interrupted), unless it is detached."""
+        self._closed = True
+        super().close()
+
+    def _finish(self) -> T:
+        for _ in self:
+            pass
+        if self.result is None:
+            raise closed_stream()
+        return self.result
+
+    def _advance(self) -> None:
+        if self._closed:
+            raise closed_stream()
+        try:
+            with mapped(self._client.address):
+                piece = next(self._pieces, None)
+            if piece is None:
+                self.result = self._request.close()
+                self.close()
+            else:
+                self._pending.extend(self._request.feed(piece))
+        except BaseException:
+            self.close()
+            raise
+
+
+class ExecStream(ItemStream[OutputChunk, ExitStatus]):
     """A running command: iterate over it for its output, or `wait` for its end.
 
     It is a context manager. Leaving before the command has ended kills the command (unless it is detached), so
@@ -89,46 +146,14 @@ class ExecStream(Closing):
         result: how the command ended, once it has.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        sandbox_id: str,
-        call: calls.StreamCall,
-        on_stdout: Callable[[str], object] | None = None,
-        on_stderr: Callable[[str], object] | None = None,
-    ) -> None:
-        self._client = client
-        self._sandbox_id = sandbox_id
-        self._callbacks = {"stdout": on_stdout, "stderr": on_stderr}
-        self._pending: deque[OutputChunk] = deque()
-        self._response = client.open(call)
-        try:
-            self.process_id = process_of(self._response)
-        except BaseException:
-            self._response.close()
-            raise
-        self._reader = calls.ExecReader(self.process_id)
-        self._pieces = self._response.iter_raw()
-        self._closed = False
-        self.result: ExitStatus | None = None
+    def __init__(self, client: Client, request: ExecRequest) -> None:
+        super().__init__(client, request)
+        self._sandbox_id = request.sandbox
+        self.process_id = request.process_id
 
     def __repr__(self) -> str:
         state = self.result.describe() if self.result else "closed" if self._closed else "running"
         return f"<ExecStream {self.process_id} {state}>"
-
-    def __iter__(self) -> Iterator[OutputChunk]:
-        return self
-
-    def __next__(self) -> OutputChunk:
-        while not self._pending:
-            if self.result is not None:
-                raise StopIteration
-            self._advance()
-        chunk = self._pending.popleft()
-        callback = self._callbacks[chunk.stream]
-        if callback is not None and (text := chunk.text):
-            callback(text)
-        return chunk
 
     def wait(self) -> ExitStatus:
         """Read to the end (the callbacks see all of it) and return how the command ended.
@@ -137,11 +162,7 @@ class ExecStream(Closing):
             DaemonUnavailable: the connection broke.
             LocalProtocolError: the stream was closed before.
         """
-        for _ in self:
-            pass
-        if self.result is None:
-            raise closed_stream()
-        return self.result
+        return self._finish()
 
     def write_stdin(self, data: bytes | str) -> None:
         """Write to the command's standard input, which `stdin=True` left open; returns when it is taken.
@@ -159,58 +180,32 @@ class ExecStream(Closing):
         Raises:
             ProcessNotRunning: the command has ended.
         """
-        self._client.send(process_calls.signal(self._sandbox_id, self.process_id, number))
+        self._client.send(process_calls.kill_process(self._sandbox_id, self.process_id, number))
 
     def close_stdin(self) -> None:
         """Close the command's standard input: it reads an end of file. One that has ended is no error."""
         with contextlib.suppress(ProcessNotRunning):
             self._client.send(calls.close_stdin(self._sandbox_id, self.process_id))
 
-    def close(self) -> None:
-        """Drop the connection; a command that still runs is killed, unless it is detached."""
-        self._closed = True
-        self._response.close()
 
-    def _advance(self) -> None:
-        if self._closed:
-            raise closed_stream()
-        try:
-            with mapped(self._client.address):
-                piece = next(self._pieces, None)
-            if piece is None:
-                self.result = self._reader.close()
-                self.close()
-            else:
-                self._pending.extend(self._reader.feed(piece))
-        except BaseException:
-            self.close()
-            raise
-
-
-class FileStream(Closing):
+class FileStream(Reading):
     """A file's bytes as they arrive: a context manager to iterate over. `size` is in bytes, None if unknown."""
 
     def __init__(self, client: Client, call: calls.StreamCall) -> None:
-        self._client = client
-        self._response = client.open(call)
+        super().__init__(client, call)
         self.size = size_of(self._response)
 
     def __iter__(self) -> Iterator[bytes]:
         with mapped(self._client.address):
             yield from self._response.iter_raw()
 
-    def close(self) -> None:
-        """Drop the connection, also before the file's end."""
-        self._response.close()
 
-
-class WatchStream(Closing):
+class WatchStream(Reading):
     """Changes as they happen: a context manager to iterate over. The iteration ends when what is watched is gone."""
 
     def __init__(self, client: Client, call: calls.StreamCall) -> None:
-        self._client = client
+        super().__init__(client, call)
         self._reader = ChangeReader()
-        self._response = client.open(call)
 
     def __iter__(self) -> Iterator[FileChange]:
         with contextlib.closing(self._response), mapped(self._client.address):
@@ -218,10 +213,6 @@ class WatchStream(Closing):
                 yield from self._reader.feed(piece)
                 if self._reader.over:
                     return
-
-    def close(self) -> None:
-        """Stop watching."""
-        self._response.close()
 
 
 def size_of(response: httpx.Response) -> int | None:

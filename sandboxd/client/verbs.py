@@ -14,13 +14,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from . import async_stream, stream
-from .calls import Call, Streamed
+from .calls import Call
 
 if TYPE_CHECKING:
     from .async_client import AsyncClient
+    from .calls import Request
     from .client import Client
     from .models import SandboxInfo
 
@@ -32,18 +33,18 @@ K = TypeVar("K")
 K_co = TypeVar("K_co", covariant=True)
 C_co = TypeVar("C_co", covariant=True)
 
-Request: TypeAlias = Call[T] | Streamed[Any, T]
 
-
-class Owner(Protocol[K_co, C_co]):
-    """What has verbs: its key, and the client that sends them."""
+class Owner(Protocol[C_co, K_co]):
+    """What has verbs: the client that sends them, and the key of what they are about."""
 
     @property
-    def _key(self) -> K_co: ...
+    def _target(self) -> tuple[C_co, K_co]: ...
 
-    @property
-    def client(self) -> C_co:
-        """The connections that it uses."""
+
+class InfoOwner(Owner[C_co, K_co], Protocol[C_co, K_co, T]):
+    """What has verbs, and keeps in `info` what the daemon said of it last."""
+
+    info: T
 
 
 class _Sandbox:
@@ -56,10 +57,6 @@ class _Sandbox:
         """The sandbox's id."""
         return self.info.id
 
-    @property
-    def _key(self) -> str:
-        return self.id
-
 
 class Part(_Sandbox):
     """The base of the parts of `Sandbox`."""
@@ -68,6 +65,10 @@ class Part(_Sandbox):
     def client(self) -> Client:
         """The connections that it uses."""
         raise NotImplementedError
+
+    @property
+    def _target(self) -> tuple[Client, str]:
+        return self.client, self.id
 
 
 class AsyncPart(_Sandbox):
@@ -78,62 +79,71 @@ class AsyncPart(_Sandbox):
         """The connections that it uses."""
         raise NotImplementedError
 
+    @property
+    def _target(self) -> tuple[AsyncClient, str]:
+        return self.client, self.id
 
-def sync_verb(build: Callable[Concatenate[K, P], Request[T]]) -> Callable[Concatenate[Owner[K, Client], P], T]:
+
+def sync_verb(build: Callable[Concatenate[K, P], Request[T]]) -> Callable[Concatenate[Owner[Client, K], P], T]:
     """Return the method that sends what `build` makes and returns the answer."""
 
-    def method(owner: Owner[K, Client], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        request = build(owner._key, *args, **kwargs)
-        return owner.client.send(request) if isinstance(request, Call) else stream.follow(owner.client, request)
+    def method(owner: Owner[Client, K], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        client, key = owner._target
+        request = build(key, *args, **kwargs)
+        return client.send(request) if isinstance(request, Call) else stream.follow(client, request)
 
     return like(method, build)
 
 
 def async_verb(
     build: Callable[Concatenate[K, P], Request[T]],
-) -> Callable[Concatenate[Owner[K, AsyncClient], P], Coroutine[Any, Any, T]]:
+) -> Callable[Concatenate[Owner[AsyncClient, K], P], Coroutine[Any, Any, T]]:
     """Return the coroutine method that sends what `build` makes and returns the answer."""
 
-    async def method(owner: Owner[K, AsyncClient], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        request = build(owner._key, *args, **kwargs)
+    async def method(owner: Owner[AsyncClient, K], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        client, key = owner._target
+        request = build(key, *args, **kwargs)
         if isinstance(request, Call):
-            return await owner.client.send(request)
-        return await async_stream.follow(owner.client, request)
+            return await client.send(request)
+        return await async_stream.follow(client, request)
 
     return like(method, build)
 
 
 def sync_info_verb(
-    build: Callable[Concatenate[str, P], Call[SandboxInfo]],
-) -> Callable[Concatenate[Part, P], SandboxInfo]:
-    """Return the method of a verb that is answered with the sandbox as it is now: kept in `info`, and returned."""
+    build: Callable[Concatenate[K, P], Call[T]],
+) -> Callable[Concatenate[InfoOwner[Client, K, T], P], T]:
+    """Return the method of a verb whose answer is its owner as it is now: kept in `info`, and returned."""
 
-    def method(part: Part, /, *args: P.args, **kwargs: P.kwargs) -> SandboxInfo:
-        part.info = part.client.send(build(part.id, *args, **kwargs))
-        return part.info
+    def method(owner: InfoOwner[Client, K, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        client, key = owner._target
+        owner.info = client.send(build(key, *args, **kwargs))
+        return owner.info
 
     return like(method, build)
 
 
 def async_info_verb(
-    build: Callable[Concatenate[str, P], Call[SandboxInfo]],
-) -> Callable[Concatenate[AsyncPart, P], Coroutine[Any, Any, SandboxInfo]]:
-    """Return the coroutine method of a verb that is answered with the sandbox: kept in `info`, and returned."""
+    build: Callable[Concatenate[K, P], Call[T]],
+) -> Callable[Concatenate[InfoOwner[AsyncClient, K, T], P], Coroutine[Any, Any, T]]:
+    """Return the coroutine method of a verb whose answer is its owner as it is now: kept in `info`, and returned."""
 
-    async def method(part: AsyncPart, /, *args: P.args, **kwargs: P.kwargs) -> SandboxInfo:
-        part.info = await part.client.send(build(part.id, *args, **kwargs))
-        return part.info
+    async def method(owner: InfoOwner[AsyncClient, K, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        client, key = owner._target
+        owner.info = await client.send(build(key, *args, **kwargs))
+        return owner.info
 
     return like(method, build)
 
 
 def stream_verb(
     build: Callable[Concatenate[K, P], S], kind: Callable[[C_co, S], T]
-) -> Callable[Concatenate[Owner[K, C_co], P], T]:
+) -> Callable[Concatenate[Owner[C_co, K], P], T]:
     """Return the method that makes a stream, sync or async, of what `build` says about it."""
 
-    def method(owner: Owner[K, C_co], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return kind(owner.client, build(owner._key, *args, **kwargs))
+    def method(owner: Owner[C_co, K], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        client, key = owner._target
+        return kind(client, build(key, *args, **kwargs))
 
     return like(method, build, kind.__name__)
 
