@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from . import code_calls
 from .async_stream import AsyncItemStream
-from .code_calls import RunItem
+from .code_calls import RunItem, RunRequest
 from .code_models import CodeResult
 from .verbs import AsyncPart, async_verb, stream_verb
 
-if TYPE_CHECKING:
-    from .async_client import AsyncClient
-    from .code_calls import RunRequest
 
-
-class AsyncCodeStream(AsyncItemStream[RunItem, CodeResult]):
+class AsyncCodeStream(AsyncItemStream[RunRequest, RunItem, CodeResult]):
     """A run under way: `async with` starts it, `async for` gives what it shows, `wait` its end.
 
     The items are `Output` (a piece of stdout or stderr), `Result`, `CodeError` and `Cleared`. Leaving the block
@@ -25,10 +19,6 @@ class AsyncCodeStream(AsyncItemStream[RunItem, CodeResult]):
         run_id, context_id: what the run and its context are called; empty before the block is entered.
         result: what came of it, once it is over.
     """
-
-    def __init__(self, client: AsyncClient, request: RunRequest) -> None:
-        super().__init__(client, request)
-        self._request: RunRequest = request
 
     def __repr__(self) -> str:
         state = self.result.status if self.result else "closed" if self._closed else "running"

@@ -2,27 +2,66 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import TYPE_CHECKING, Self
 
 import anyio
 
-from sandboxd.errors import DaemonUnavailable, LocalProtocolError, ProcessNotRunning, ServerBusy
+from sandboxd.errors import DaemonUnavailable, LocalProtocolError, ServerBusy
 
-from . import calls, process_calls
+from . import command_calls, process_calls
 from .async_pty import AsyncPty
-from .async_stream import AsyncClosing, Body, run
+from .async_stream import AsyncClosing, AsyncItemStream, Body, run
+from .exec_calls import ExecRequest
 from .failures import mapped
-from .process_calls import RECONNECT_DELAY_S, LogState, process_id
-from .verbs import AsyncPart, async_verb, stream_verb
+from .models import ExitStatus, OutputChunk
+from .process_calls import RECONNECT_DELAY_S, LogState
+from .verbs import AsyncPart, async_steps, async_verb, stream_verb
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from .async_client import AsyncClient
-    from .models import ExitStatus, OutputChunk
+    from .command_calls import ProcessKey
     from .process_calls import LogReader, ProcessInfo
+
+
+class AsyncExecStream(AsyncItemStream[ExecRequest, OutputChunk, ExitStatus]):
+    """A running command: `async with` starts it, `async for` gives its output, `wait` its end.
+
+    Leaving the block before the command has ended (also by cancellation) kills the command unless it is detached,
+    so nothing runs on unseen. Reading is what makes a command go on: one whose output nobody reads waits.
+
+    Attributes:
+        process_id: the process' id in the sandbox; empty before the block is entered.
+        result: how the command ended, once it has.
+    """
+
+    @property
+    def process_id(self) -> str:
+        """The process' id in the sandbox; empty before the block is entered."""
+        return self._request.process_id
+
+    @property
+    def _target(self) -> tuple[AsyncClient, ProcessKey]:
+        return self._client, (self._request.sandbox, self.process_id)
+
+    def __repr__(self) -> str:
+        state = self.result.describe() if self.result else "closed" if self._closed else "running"
+        return f"<AsyncExecStream {self.process_id or '(not entered)'} {state}>"
+
+    async def wait(self) -> ExitStatus:
+        """Read to the end (the callbacks see all of it) and return how the command ended.
+
+        Raises:
+            DaemonUnavailable: the connection broke.
+            LocalProtocolError: the stream was closed before, or never entered.
+        """
+        return await self._finish()
+
+    write_stdin = async_steps(command_calls.write_stdin)
+    send_signal = async_verb(command_calls.send_signal)
+    close_stdin = async_steps(command_calls.close_stdin)
 
 
 class AsyncLogStream(LogState, AsyncClosing):
@@ -125,6 +164,8 @@ class AsyncProcessPart(AsyncPart):
     kill_all_processes = async_verb(process_calls.kill_all_processes)
     get_process_logs = async_verb(process_calls.get_process_logs)
     stream_process_logs = stream_verb(process_calls.stream_process_logs, AsyncLogStream)
+    write_stdin = async_steps(process_calls.write_stdin)
+    close_stdin = async_steps(process_calls.close_stdin)
     wait_for_exit = async_verb(process_calls.wait_for_exit)
     wait_for_port = async_verb(process_calls.wait_for_port)
     wait_for_log = async_verb(process_calls.wait_for_log)
@@ -139,18 +180,3 @@ class AsyncProcessPart(AsyncPart):
             found += items
             if cursor is None:
                 return found
-
-    async def write_stdin(self, process: str | ProcessInfo, data: bytes | str) -> None:
-        """Write to the standard input of a process that was started with `stdin=True`; returns when it is taken.
-
-        Raises:
-            ProcessNotFound, ProcessNotRunning: as their names say.
-        """
-        data = data.encode() if isinstance(data, str) else data
-        for call in calls.write_stdin(self.id, process_id(process), data):
-            await self.client.send(call)
-
-    async def close_stdin(self, process: str | ProcessInfo) -> None:
-        """Let a process read the end of its standard input. One that has ended is no error."""
-        with contextlib.suppress(ProcessNotRunning):
-            await self.client.send(calls.close_stdin(self.id, process_id(process)))

@@ -7,18 +7,14 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from sandboxd.errors import SandboxdError, SandboxGone, SandboxNotFound
 
-from . import calls, exec_calls
+from . import calls, control_calls, exec_calls, git_calls, port_calls
 from .async_client import AsyncClient
 from .async_code import AsyncCodeMethods
-from .async_control import AsyncControlPart
 from .async_files import AsyncFilesPart
-from .async_git import AsyncGitPart
-from .async_ports import AsyncPortPart
-from .async_processes import AsyncProcessPart
+from .async_processes import AsyncExecStream, AsyncProcessPart
 from .async_sessions import AsyncSessionPart
-from .async_stream import AsyncExecStream
 from .shield import cleanup_scope, owned
-from .verbs import async_verb, stream_verb
+from .verbs import async_info_verb, async_verb, stream_verb
 
 if TYPE_CHECKING:
     import builtins
@@ -55,9 +51,7 @@ class _Opening(Generic[S]):
             await self._made.__aexit__(kind, error, trace)
 
 
-class AsyncSandbox(
-    AsyncCodeMethods, AsyncControlPart, AsyncFilesPart, AsyncGitPart, AsyncPortPart, AsyncProcessPart, AsyncSessionPart
-):
+class AsyncSandbox(AsyncCodeMethods, AsyncFilesPart, AsyncProcessPart, AsyncSessionPart):
     """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
 
     As a context manager it destroys the sandbox at the end of the block, also when the task is cancelled:
@@ -192,8 +186,22 @@ class AsyncSandbox(
             self._client = AsyncClient()
         return self._client
 
+    refresh = async_info_verb(calls.refresh)
+    update = async_info_verb(control_calls.update)
+    set_env_vars = async_info_verb(control_calls.set_env_vars)
+    freeze = async_info_verb(control_calls.freeze)
+    thaw = async_info_verb(control_calls.thaw)
+    stats = async_verb(control_calls.stats)
+
     exec = async_verb(exec_calls.exec)
     exec_stream = stream_verb(exec_calls.exec_stream, AsyncExecStream)
+    git_checkout = async_verb(git_calls.git_checkout)
+
+    expose_port = async_verb(port_calls.expose_port)
+    unexpose_port = async_verb(port_calls.unexpose_port)
+    get_exposed_ports = async_verb(port_calls.get_exposed_ports)
+    watch_port = async_verb(port_calls.watch_port)
+    create_preview_link = async_verb(port_calls.create_preview_link)
 
     def events(self, *, types: str | Sequence[str] | None = None, start: int | None = None) -> AsyncEventStream:
         """Return what happened and happens to this sandbox: see `AsyncClient.events`."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self
 from sandboxd.errors import SandboxdError, SessionNotFound
 
 from . import session_calls
+from .async_processes import AsyncExecStream
 from .async_pty import AsyncPty
-from .async_stream import AsyncExecStream
 from .shield import cleanup_scope
 from .verbs import AsyncPart, async_info_verb, async_verb, like, stream_verb
 

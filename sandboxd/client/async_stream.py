@@ -1,33 +1,32 @@
-"""Streams of the asynchronous SDK: a command's output, and a file's bytes."""
+"""Streams of the asynchronous SDK: what they have in common, a file's bytes, and changes of files."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 from collections import deque
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import anyio
 import httpx
 
-from sandboxd.errors import LocalProtocolError, ProcessNotRunning
+from sandboxd.errors import LocalProtocolError
 
-from . import calls, process_calls
 from .failures import mapped
-from .file_calls import ChangeReader
-from .models import ExitStatus, OutputChunk
+from .file_calls import ChangeReader, FileChange
 from .stream import closed_stream, size_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from types import TracebackType
 
+    from . import calls
     from .async_client import AsyncClient
-    from .exec_calls import ExecRequest
-    from .file_calls import FileChange
 
 T = TypeVar("T")
 Item = TypeVar("Item")
+Q = TypeVar("Q", bound="calls.Streamed[Any, Any]")
+Endless = TypeVar("Endless", bound="calls.Reader[Any]")
 
 
 class Body:
@@ -38,7 +37,7 @@ class Body:
     """
 
     def __init__(self, response: httpx.Response) -> None:
-        self.response = response
+        self._response = response
         self._pieces = response.aiter_raw()
         self._closed = False
 
@@ -52,27 +51,11 @@ class Body:
             return
         self._closed = True
         with anyio.CancelScope(shield=True):
-            await self.response.aclose()
+            await self._response.aclose()
             # RuntimeError: another task is reading, and meets the end itself.
             with contextlib.suppress(httpx.HTTPError, httpx.StreamError, RuntimeError):
                 async for _ in self._pieces:
                     pass
-
-
-async def follow(client: AsyncClient, request: calls.Streamed[Item, T]) -> T:
-    """Send a request, read its answer as it comes (what callbacks return is awaited if it can be); see `stream`."""
-    body = Body(await client.open(request.call))
-    try:
-        request.begin(body.response)
-        while True:
-            with mapped(client.address):
-                piece = await body.read()
-            if piece is None:
-                return request.close()
-            for item in request.feed(piece):
-                await run(request.callback(item))
-    finally:
-        await body.close()
 
 
 async def run(call_back: Callable[[], object] | None) -> None:
@@ -131,10 +114,10 @@ class AsyncReading(AsyncClosing):
             await self._body.close()
 
 
-class AsyncItemStream(AsyncReading, Generic[Item, T]):
+class AsyncItemStream(AsyncReading, Generic[Q, Item, T]):
     """The items of an answer, and what they come to: `result`."""
 
-    def __init__(self, client: AsyncClient, request: calls.Streamed[Item, T]) -> None:
+    def __init__(self, client: AsyncClient, request: Q) -> None:
         super().__init__(client, request.call)
         self._request = request
         self._pending: deque[Item] = deque()
@@ -190,62 +173,11 @@ class AsyncItemStream(AsyncReading, Generic[Item, T]):
             raise
 
 
-class AsyncExecStream(AsyncItemStream[OutputChunk, ExitStatus]):
-    """A running command: `async with` starts it, `async for` gives its output, `wait` its end.
-
-    Leaving the block before the command has ended (also by cancellation) kills the command unless it is detached,
-    so nothing runs on unseen. Reading is what makes a command go on: one whose output nobody reads waits.
-
-    Attributes:
-        process_id: the process' id in the sandbox; empty before the block is entered.
-        result: how the command ended, once it has.
-    """
-
-    def __init__(self, client: AsyncClient, request: ExecRequest) -> None:
-        super().__init__(client, request)
-        self._sandbox_id = request.sandbox
-        self._request: ExecRequest = request
-
-    @property
-    def process_id(self) -> str:
-        """The process' id in the sandbox; empty before the block is entered."""
-        return self._request.process_id
-
-    def __repr__(self) -> str:
-        state = self.result.describe() if self.result else "closed" if self._closed else "running"
-        return f"<AsyncExecStream {self.process_id or '(not entered)'} {state}>"
-
-    async def wait(self) -> ExitStatus:
-        """Read to the end (the callbacks see all of it) and return how the command ended.
-
-        Raises:
-            DaemonUnavailable: the connection broke.
-            LocalProtocolError: the stream was closed before, or never entered.
-        """
-        return await self._finish()
-
-    async def write_stdin(self, data: bytes | str) -> None:
-        """Write to the command's standard input, which `stdin=True` left open; returns when it is taken.
-
-        Raises:
-            ProcessNotRunning: the command has ended, or closed its standard input.
-        """
-        data = data.encode() if isinstance(data, str) else data
-        for call in calls.write_stdin(self._sandbox_id, self.process_id, data):
-            await self._client.send(call)
-
-    async def send_signal(self, number: str | int) -> None:
-        """Send a signal, a name or a number, to the command's process group; KILL goes to all that it started.
-
-        Raises:
-            ProcessNotRunning: the command has ended.
-        """
-        await self._client.send(process_calls.kill_process(self._sandbox_id, self.process_id, number))
-
-    async def close_stdin(self) -> None:
-        """Close the command's standard input: it reads an end of file. One that has ended is no error."""
-        with contextlib.suppress(ProcessNotRunning):
-            await self._client.send(calls.close_stdin(self._sandbox_id, self.process_id))
+async def follow(client: AsyncClient, request: calls.Streamed[Item, T]) -> T:
+    """Send a request, read its answer as it comes, and return what it came to."""
+    stream: AsyncItemStream[calls.Streamed[Item, T], Item, T] = AsyncItemStream(client, request)
+    async with stream:
+        return await stream._finish()
 
 
 class AsyncFileStream(AsyncReading):
@@ -267,23 +199,27 @@ class AsyncFileStream(AsyncReading):
         return piece
 
 
-class AsyncWatchStream(AsyncReading):
-    """Changes as they happen: `async with` begins the watch, `async for` reads until what is watched is gone."""
+class AsyncReaderStream(AsyncReading, Generic[Endless, Item]):
+    """An endless answer's items."""
 
-    _unopened = "cannot watch: enter the stream first, with 'async with'"
+    def __init__(self, client: AsyncClient, reader: Endless) -> None:
+        super().__init__(client, reader.call)
+        self._reader = reader
+        self._pending: deque[Item] = deque()
 
-    def __init__(self, client: AsyncClient, call: calls.StreamCall) -> None:
-        super().__init__(client, call)
-        self._reader = ChangeReader()
-        self._pending: deque[FileChange] = deque()
-
-    def __aiter__(self) -> AsyncIterator[FileChange]:
+    def __aiter__(self) -> AsyncIterator[Item]:
         return self
 
-    async def __anext__(self) -> FileChange:
+    async def __anext__(self) -> Item:
         while not self._pending:
             piece = None if self._reader.over else await self._read()
             if piece is None:
                 raise StopAsyncIteration
             self._pending.extend(self._reader.feed(piece))
         return self._pending.popleft()
+
+
+class AsyncWatchStream(AsyncReaderStream[ChangeReader, FileChange]):
+    """Changes as they happen: `async with` begins the watch, `async for` reads until what is watched is gone."""
+
+    _unopened = "cannot watch: enter the stream first, with 'async with'"

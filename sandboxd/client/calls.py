@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeAlias, TypeVar
 from urllib.parse import quote
 
-from sandboxd.errors import InvalidRequest, LimitExceeded, RemoteProtocolError
+from sandboxd.errors import InvalidRequest, LimitExceeded, RemoteProtocolError, SandboxdError
 from sandboxd.spec import MAX_JSON_BODY_BYTES, IoLimits, Limits
 
+from .failures import from_problem
 from .models import Json, SandboxInfo, parse_sandbox, read
 
 if TYPE_CHECKING:
@@ -21,18 +22,19 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from sandboxd.wire.sse import SseDecoder
+
     Content: TypeAlias = bytes | Iterable[bytes] | AsyncIterable[bytes]
 
 T = TypeVar("T")
 Item = TypeVar("Item")
+Item_co = TypeVar("Item_co", covariant=True)
 
 #: How long an answer may take (seconds) where no command's run time is part of it: a hung daemon, told as such.
 ANSWER_TIMEOUT_S: Final = 120.0
 RAW_TYPE: Final = "application/octet-stream"
 #: Pieces of uploads: large enough that the cost per piece vanishes, small enough to hold many at once.
 UPLOAD_CHUNK_BYTES: Final = 256 * 1024
-#: One POST to a process' stdin; larger writes are cut, so that the daemon holds little at a time.
-STDIN_CHUNK_BYTES: Final = 1024 * 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -149,8 +151,68 @@ class Streamed(Generic[Item, T]):
         raise NotImplementedError
 
 
+class Reader(Protocol[Item_co]):
+    """A request whose answer has no end of its own, and the reader of what it tells."""
+
+    call: StreamCall
+    #: Whether nothing more comes.
+    over: bool
+
+    def feed(self, data: bytes) -> Iterable[Item_co]:
+        """Take bytes of the answer's body and return the items that they complete.
+
+        Raises:
+            SandboxdError: what the daemon says broke the stream, as its kind.
+        """
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Steps:
+    """Requests that are sent one after the other, and the errors that are none here."""
+
+    calls: Iterable[Call[None]]
+    ignored: tuple[type[SandboxdError], ...] = ()
+
+
 #: What a verb's builder returns: a request, and T is the verb's answer.
 Request: TypeAlias = Call[T] | Streamed[Any, T]
+
+
+def given(**fields: Json) -> dict[str, Any]:
+    """Return a body that has what was given: None is left out."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def listed(parse: Callable[[Json], T]) -> Callable[[Json], list[T]]:
+    """Return what reads an answer of items."""
+    return lambda value: [parse(item) for item in value["items"]]
+
+
+def paged(parse: Callable[[Json], T]) -> Callable[[Json], tuple[list[T], str | None]]:
+    """Return what reads a page: the items, and the cursor of the next page where there is one."""
+
+    def parse_page(value: Json) -> tuple[list[T], str | None]:
+        following = value.get("next")
+        return listed(parse)(value), None if following is None else str(following)
+
+    return parse_page
+
+
+def read_events(decoder: SseDecoder, data: bytes, *, complaint: str, problem: str) -> Iterator[tuple[str, Json]]:
+    """Take bytes of a stream and give the events that they complete, each with its kind.
+
+    Raises:
+        SandboxdError: an event of the kind `problem` came: what the daemon says broke the stream.
+        RemoteProtocolError: an event is no JSON; `complaint` says so.
+    """
+    for event in decoder.feed(data):
+        try:
+            value = json.loads(event.data)
+        except ValueError as error:
+            raise RemoteProtocolError(complaint) from error
+        if event.event == problem:
+            raise from_problem(value)
+        yield event.event, value
 
 
 def nothing(_: Json) -> None:
@@ -168,27 +230,30 @@ def sandbox_path(key: str, rest: str = "") -> str:
 def limits_json(limits: Limits | Mapping[str, Any]) -> dict[str, Any]:
     """Return limits as JSON holds them; of a `Limits` only what it says."""
     if isinstance(limits, Limits):
-        limits = {item.name: getattr(limits, item.name) for item in dataclasses.fields(limits)}
-        limits = {name: value for name, value in limits.items() if value is not None}
+        limits = given(**{item.name: getattr(limits, item.name) for item in dataclasses.fields(limits)})
     return {name: _io_json(value) if isinstance(value, IoLimits) else value for name, value in limits.items()}
 
 
 def _io_json(io: IoLimits) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(io).items() if value is not None}
+    return given(**dataclasses.asdict(io))
 
 
-def health() -> Call[None]:
-    """GET /health: nothing, or an error."""
+def health(_: None) -> Call[None]:
+    """Return if the daemon answers.
+
+    Raises:
+        DaemonUnavailable: nobody does.
+    """
     return Call("GET", "/v1/health", what="health", parse=nothing)
 
 
-def info() -> Call[dict[str, Any]]:
-    """GET /info: the daemon's version and more."""
+def info(_: None) -> Call[dict[str, Any]]:
+    """Return what the daemon says of itself, `version` among it."""
     return Call("GET", "/v1/info", what="info", parse=dict)
 
 
-def metrics(*, sandboxes: bool) -> TextCall:
-    """GET /metrics: the Prometheus text format."""
+def metrics(_: None, *, sandboxes: bool = True) -> Call[str]:
+    """Return the daemon's figures in the Prometheus text format; `sandboxes`: those of each of them, too."""
     return TextCall("GET", f"/v1/metrics?sandboxes={str(sandboxes).lower()}", accept="text/plain", what="metrics")
 
 
@@ -210,18 +275,17 @@ def create(  # noqa: PLR0913 - the fields of a sandbox, all by keyword
     seccomp: str | None,
 ) -> Call[SandboxInfo]:
     """POST /sandboxes: only what was given is sent, the daemon's defaults are the daemon's."""
-    fields = {
-        "name": name,
-        "rootfs": rootfs,
-        "env": None if env is None else dict(env),
-        "cwd": cwd,
-        "user": user,
-        "limits": None if limits is None else limits_json(limits),
-        "labels": None if labels is None else dict(labels),
-        "network": None if network is None else network_json(network),
-        "seccomp": seccomp,
-    }
-    body = {key: value for key, value in fields.items() if value is not None}
+    body = given(
+        name=name,
+        rootfs=rootfs,
+        env=None if env is None else dict(env),
+        cwd=cwd,
+        user=user,
+        limits=None if limits is None else limits_json(limits),
+        labels=None if labels is None else dict(labels),
+        network=None if network is None else network_json(network),
+        seccomp=seccomp,
+    )
     return Call("POST", "/v1/sandboxes", body=body, what="sandbox", parse=parse_sandbox)
 
 
@@ -237,13 +301,8 @@ def refresh(key: str) -> Call[SandboxInfo]:
 
 def page(cursor: str | None) -> Call[tuple[list[SandboxInfo], str | None]]:
     """GET /sandboxes: one page, and the cursor of the next where there is one."""
-
-    def parse(value: Json) -> tuple[list[SandboxInfo], str | None]:
-        following = value.get("next")
-        return [parse_sandbox(item) for item in value["items"]], None if following is None else str(following)
-
     params = None if cursor is None else {"cursor": cursor}
-    return Call("GET", "/v1/sandboxes", params, what="list of sandboxes", parse=parse)
+    return Call("GET", "/v1/sandboxes", params, what="list of sandboxes", parse=paged(parse_sandbox))
 
 
 def destroy(key: str) -> Call[None]:
@@ -256,16 +315,3 @@ def process_path(key: str, process: str, rest: str) -> str:
     if not process or process in (".", ".."):
         raise InvalidRequest(f"cannot name a process {process!r}", field="process")
     return sandbox_path(key, f"/processes/{quote(process, safe='')}{rest}")
-
-
-def write_stdin(key: str, process: str, data: bytes) -> Iterator[Call[None]]:
-    """POST …/stdin, as often as the data needs. No time bound: a program that does not read makes us wait."""
-    path = process_path(key, process, "/stdin")
-    for start in range(0, len(data), STDIN_CHUNK_BYTES):
-        piece = data[start : start + STDIN_CHUNK_BYTES]
-        yield Call("POST", path, content=piece, timeout_s=None, what="answer", parse=nothing)
-
-
-def close_stdin(key: str, process: str) -> Call[None]:
-    """POST …/stdin/close: the program reads its end of file."""
-    return Call("POST", process_path(key, process, "/stdin/close"), what="answer", parse=nothing)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from . import code_calls
-from .code_calls import RunItem
+from .code_calls import RunItem, RunRequest
 from .code_models import CodeResult
 from .stream import ItemStream
 from .verbs import Part, stream_verb, sync_verb
 
-if TYPE_CHECKING:
-    from .client import Client
-    from .code_calls import RunRequest
 
-
-class CodeStream(ItemStream[RunItem, CodeResult]):
+class CodeStream(ItemStream[RunRequest, RunItem, CodeResult]):
     """A run under way: iterate over it for what it shows, or `wait` for its end.
 
     The items are `Output` (a piece of stdout or stderr), `Result`, `CodeError` and `Cleared`. It is a context
@@ -25,10 +19,6 @@ class CodeStream(ItemStream[RunItem, CodeResult]):
         run_id, context_id: what the run and its context are called.
         result: what came of it, once it is over.
     """
-
-    def __init__(self, client: Client, request: RunRequest) -> None:
-        super().__init__(client, request)
-        self._request: RunRequest = request
 
     def __repr__(self) -> str:
         state = self.result.status if self.result else "closed" if self._closed else "running"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import quote
 
 from sandboxd.errors import RemoteProtocolError
 from sandboxd.wire import sse
 
-from .calls import Call, StreamCall, Streamed, nothing, sandbox_path
+from .calls import Call, StreamCall, Streamed, given, listed, nothing, read_events, sandbox_path
 from .code_models import (
     CodeContext,
     CodeError,
@@ -21,7 +20,6 @@ from .code_models import (
     parse_error,
     parse_result,
 )
-from .failures import from_problem
 from .models import read
 
 if TYPE_CHECKING:
@@ -74,8 +72,7 @@ def create_code_context(
     Raises:
         InterpreterMissing: the rootfs lacks what the language needs.
     """
-    fields = {"language": language, "cwd": cwd, "env": None if env is None else dict(env)}
-    body = {name: value for name, value in fields.items() if value is not None}
+    body = given(language=language, cwd=cwd, env=None if env is None else dict(env))
     return Call("POST", sandbox_path(key, "/contexts"), body=body, what="context", parse=parse_context)
 
 
@@ -86,12 +83,7 @@ def get_code_context(key: str, context: CodeContext | str) -> Call[CodeContext]:
 
 def list_code_contexts(key: str) -> Call[list[CodeContext]]:
     """Return every context of the sandbox."""
-    return Call(
-        "GET",
-        sandbox_path(key, "/contexts"),
-        what="list of contexts",
-        parse=lambda value: [parse_context(item) for item in value["items"]],
-    )
+    return Call("GET", sandbox_path(key, "/contexts"), what="list of contexts", parse=listed(parse_context))
 
 
 def delete_code_context(key: str, context: CodeContext | str) -> Call[None]:
@@ -112,19 +104,19 @@ def restart_code_context(key: str, context: CodeContext | str) -> Call[CodeConte
 
 def complete_code(key: str, context: CodeContext | str, code: str, cursor: int | None = None) -> Call[dict[str, Any]]:
     """Return what may follow at the cursor: `matches`, which replace the code from `start` to `end`."""
-    return _ask(key, context, "complete", {"code": code, "cursor": cursor})
+    return _ask(key, context, "complete", code=code, cursor=cursor)
 
 
 def inspect_code(
     key: str, context: CodeContext | str, code: str, cursor: int | None = None, *, detail: bool = False
 ) -> Call[dict[str, Any]]:
     """Return what the name at the cursor is: `found`, `name`, `text`."""
-    return _ask(key, context, "inspect", {"code": code, "cursor": cursor, "detail": detail})
+    return _ask(key, context, "inspect", code=code, cursor=cursor, detail=detail)
 
 
-def _ask(key: str, context: CodeContext | str, what: str, body: dict[str, Any]) -> Call[dict[str, Any]]:
-    body = {name: value for name, value in body.items() if value is not None}
-    return Call("POST", _context_path(key, context, f"/{what}"), body=body, what="answer", parse=dict)
+def _ask(key: str, context: CodeContext | str, what: str, **fields: object) -> Call[dict[str, Any]]:
+    path = _context_path(key, context, f"/{what}")
+    return Call("POST", path, body=given(**fields), what="answer", parse=dict)
 
 
 def run_code(  # noqa: PLR0913 - the fields of a run, all by keyword
@@ -158,7 +150,7 @@ def run_code(  # noqa: PLR0913 - the fields of a run, all by keyword
         ContextExited: the context's interpreter has ended; restart it.
         InvalidRequest: a value is wrong; `field` names it.
     """
-    run = _run(key, code, context=context, language=language, env=env, timeout=timeout)
+    run = _run(key, context, language, env, code=code, timeout_s=timeout)
     callbacks = {"stdout": on_stdout, "stderr": on_stderr, "result": on_result, "error": on_error}
     if any(callback is not None for callback in callbacks.values()):
         return RunRequest(run, callbacks)
@@ -184,30 +176,17 @@ def run_code_stream(  # noqa: PLR0913 - the fields of a run, all by keyword
 
     In asynchronous code `async with` starts it.
     """
-    run = _run(key, code, context=context, language=language, env=env, timeout=timeout, detach=detach)
+    run = _run(key, context, language, env, code=code, timeout_s=timeout, detach=detach or None)
     return RunRequest(run, {"stdout": on_stdout, "stderr": on_stderr, "result": on_result, "error": on_error})
 
 
 def _run(
-    key: str,
-    code: str,
-    *,
-    context: CodeContext | str | None,
-    language: str | None,
-    env: Mapping[str, str] | None,
-    timeout: float | None,
-    detach: bool = False,
+    key: str, context: CodeContext | str | None, language: str | None, env: Mapping[str, str] | None, **fields: object
 ) -> StreamCall:
     """POST …/run, answered by events. Waits for ever: code may be silent for as long as it likes."""
-    fields = {
-        "code": code,
-        "env": dict(env) if env else None,
-        "timeout_s": timeout,
-        "detach": detach or None,
-        "language": language if context is None else None,
-    }
-    body = {name: value for name, value in fields.items() if value is not None}
+    language = language if context is None else None
     path = sandbox_path(key, "/run") if context is None else _context_path(key, context, "/run")
+    body = given(language=language, env=dict(env) if env else None, **fields)
     return StreamCall("POST", path, body=body, accept=SSE_TYPE, timeout_s=None)
 
 
@@ -257,15 +236,10 @@ class RunRequest(Streamed[RunItem, CodeResult]):
 
     def feed(self, data: bytes) -> list[RunItem]:
         found: list[RunItem] = []
-        for event in self._decoder.feed(data):
-            try:
-                value = json.loads(event.data)
-            except ValueError as error:
-                raise RemoteProtocolError("cannot read the run's events: one is no JSON") from error
-            if event.event == "problem":
-                raise from_problem(value)
+        complaint = "cannot read the run's events: one is no JSON"
+        for kind, value in read_events(self._decoder, data, complaint=complaint, problem="problem"):
             self.next_offset = read("event", lambda item: int(item["offset"]) + 1, value)
-            item = self._take(event.event, value)
+            item = self._take(kind, value)
             if item is not None:
                 found.append(item)
         return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sandboxd.errors import RemoteProtocolError
 from sandboxd.wire import raw
 
-from .calls import RAW_TYPE, StreamCall, Streamed, sandbox_path
+from .calls import RAW_TYPE, StreamCall, Streamed, given, sandbox_path
 from .failures import from_problem
 from .models import ExecResult, ExitStatus, OutputChunk, parse_exit, read, with_output
 from .text import Carry
@@ -132,21 +132,10 @@ def command_body(
     session: str | None = None,
 ) -> dict[str, Any]:
     """Return the JSON of a command: only what was given. In a session `keep_orphans=None` is the daemon's default."""
-    body: dict[str, Any] = {"command": command if isinstance(command, str) else list(command)}
-    if cwd is not None:
-        body["cwd"] = cwd
-    if env:
-        body["env"] = dict(env)
-    if user is not None:
-        body["user"] = user
-    if timeout is not None:
-        body["timeout_s"] = timeout
-    if keep_orphans:
-        body["orphans"] = "keep"
-    if session is not None:
-        body["session"] = session
-        if keep_orphans is False:
-            body["orphans"] = "kill"
+    orphans = "keep" if keep_orphans else "kill" if session is not None and keep_orphans is False else None
+    words = command if isinstance(command, str) else list(command)
+    variables = dict(env) if env else None
+    body = given(command=words, cwd=cwd, env=variables, user=user, timeout_s=timeout, orphans=orphans, session=session)
     if isinstance(stdin, bytes | bytearray | memoryview):
         # JSON holds text only; the encoding says nothing about the answer here, whose frames are bytes anyway.
         body["stdin"] = base64.b64encode(stdin).decode("ascii")
@@ -220,15 +209,6 @@ def exec_stream(  # noqa: PLR0913 - the fields of a command, all by keyword
         stdin: True leaves it open for the stream's `write_stdin` and `close_stdin`.
         detach: whether the command goes on when the stream is closed before its end.
     """
-    call = exec_call(
-        key,
-        command,
-        cwd=cwd,
-        env=env,
-        user=user,
-        stdin=stdin,
-        timeout=timeout,
-        detach=detach,
-        keep_orphans=keep_orphans,
-    )
+    how = {"cwd": cwd, "env": env, "user": user, "stdin": stdin, "timeout": timeout, "keep_orphans": keep_orphans}
+    call = exec_call(key, command, detach=detach, **how)
     return ExecRequest(key, call, on_stdout, on_stderr)

@@ -8,15 +8,14 @@ from __future__ import annotations
 import base64
 import dataclasses
 import datetime as dt
-import json
+import functools
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from sandboxd.errors import InvalidRequest, RemoteProtocolError
+from sandboxd.errors import InvalidRequest
 from sandboxd.spec import check_file_path, name_bytes, name_text
 from sandboxd.wire.sse import SseDecoder
 
-from .calls import RAW_TYPE, Call, StreamCall, nothing, sandbox_path
-from .failures import from_problem
+from .calls import RAW_TYPE, Call, StreamCall, given, nothing, paged, read_events, sandbox_path
 from .models import Json, parse_time, read
 
 if TYPE_CHECKING:
@@ -208,13 +207,13 @@ def write_file(
     key: str, path: SandboxPath, content: Content, mode: int | None = None, size: int | None = None
 ) -> Call[int]:
     """PUT …/files: returns the file's new size in bytes. `size` is that of a content that comes in pieces."""
-    given = _get(key, path, "")
+    request = _get(key, path, "")
     if isinstance(path, str) and path.endswith("/"):
         raise InvalidRequest(f"cannot write {path}: a file's path does not end with a slash", field="path")
     if mode is not None:
-        given["params"]["mode"] = _octal(mode)
+        request["params"]["mode"] = _octal(mode)
     extra = None if size is None else {"Content-Length": str(size)}
-    return Call("PUT", **given, content=content, extra=extra, what="answer", parse=lambda value: int(value["size"]))
+    return Call("PUT", **request, content=content, extra=extra, what="answer", parse=lambda value: int(value["size"]))
 
 
 def _octal(mode: int) -> str:
@@ -227,15 +226,10 @@ def page(
     key: str, path: SandboxPath, cursor: str | None, *, recursive: bool, hidden: bool
 ) -> Call[tuple[list[FileInfo], str | None]]:
     """GET …/files/list: one page, and the cursor of the next where there is one."""
-    given = _get(key, path, "/list", recursive=recursive, hidden=hidden)
+    request = _get(key, path, "/list", recursive=recursive, hidden=hidden)
     if cursor is not None:
-        given["params"]["cursor"] = cursor
-
-    def parse(value: Json) -> tuple[list[FileInfo], str | None]:
-        following = value["next"]
-        return [parse_file(item) for item in value["items"]], None if following is None else str(following)
-
-    return Call("GET", **given, what="list of files", parse=parse)
+        request["params"]["cursor"] = cursor
+    return Call("GET", **request, what="list of files", parse=paged(parse_file))
 
 
 def stat_file(key: str, path: SandboxPath, *, follow: bool = False) -> Call[FileInfo]:
@@ -255,7 +249,7 @@ def delete_file(key: str, path: SandboxPath, *, recursive: bool = False) -> Call
 
 def _post(key: str, verb: str, path: SandboxPath, /, **fields: object) -> dict[str, Any]:
     """Return a POST that says of a path only what is given: the fields are the API's, None is left out."""
-    body = {**spell(path), **{name: value for name, value in fields.items() if value is not None}}
+    body = {**spell(path), **given(**fields)}
     # No time bound: a tree may be large, and a client that leaves ends what it asked for.
     return {"method": "POST", "path": sandbox_path(key, f"/files/{verb}"), "body": body, "timeout_s": None}
 
@@ -272,14 +266,14 @@ def rename_file(key: str, path: SandboxPath, new_path: SandboxPath, *, overwrite
     Raises:
         FileExists: something has that name, and `overwrite` is false.
     """
-    given = _post(key, "rename", path, **spell(new_path, "new_path"), overwrite=overwrite)
-    return Call(**given, what="file", parse=parse_file)
+    request = _post(key, "rename", path, **spell(new_path, "new_path"), overwrite=overwrite)
+    return Call(**request, what="file", parse=parse_file)
 
 
 def copy_file(key: str, path: SandboxPath, new_path: SandboxPath, *, overwrite: bool = True) -> Call[FileInfo]:
     """Copy a file, or a folder with all that is in it (to a name that is free), within the sandbox."""
-    given = _post(key, "copy", path, **spell(new_path, "new_path"), overwrite=overwrite)
-    return Call(**given, what="answer", parse=_parse_inner)
+    request = _post(key, "copy", path, **spell(new_path, "new_path"), overwrite=overwrite)
+    return Call(**request, what="answer", parse=_parse_inner)
 
 
 def symlink(key: str, path: SandboxPath, target: SandboxPath) -> Call[FileInfo]:
@@ -290,8 +284,8 @@ def symlink(key: str, path: SandboxPath, target: SandboxPath) -> Call[FileInfo]:
 
 def chmod(key: str, path: SandboxPath, mode: int, *, recursive: bool = False) -> Call[FileInfo]:
     """Set a file's mode, such as 0o755."""
-    given = _post(key, "chmod", path, mode=_octal(mode), recursive=recursive)
-    return Call(**given, what="answer", parse=_parse_inner)
+    request = _post(key, "chmod", path, mode=_octal(mode), recursive=recursive)
+    return Call(**request, what="answer", parse=_parse_inner)
 
 
 def chown(
@@ -303,8 +297,8 @@ def chown(
     recursive: bool = False,
 ) -> Call[FileInfo]:
     """Set a file's owner, by names or ids; None leaves it."""
-    given = _post(key, "chown", path, user=user, group=group, recursive=recursive)
-    return Call(**given, what="answer", parse=_parse_inner)
+    request = _post(key, "chown", path, user=user, group=group, recursive=recursive)
+    return Call(**request, what="answer", parse=_parse_inner)
 
 
 def search_files(  # noqa: PLR0913 - the fields of a search, all by keyword
@@ -331,19 +325,9 @@ def search_files(  # noqa: PLR0913 - the fields of a search, all by keyword
         limit: how many matches at most; 1000 if not given.
         timeout: seconds; what was found until then is returned. 30 if not given.
     """
-    given = _post(
-        key,
-        "search",
-        path,
-        name=name,
-        content=content,
-        ignore_case=ignore_case,
-        gitignore=gitignore,
-        hidden=hidden,
-        limit=limit,
-        timeout_s=timeout,
-    )
-    return Call(**given, what="search", parse=_parse_search)
+    how = {"ignore_case": ignore_case, "gitignore": gitignore, "hidden": hidden, "limit": limit, "timeout_s": timeout}
+    request = _post(key, "search", path, name=name, content=content, **how)
+    return Call(**request, what="search", parse=_parse_search)
 
 
 def _parse_search(value: Json) -> SearchResult:
@@ -367,21 +351,10 @@ def replace_in_files(  # noqa: PLR0913 - the fields of a replacement, all by key
     timeout: float | None = None,
 ) -> Call[ReplaceResult]:
     r"""Replace a text in the files below `path`, or with `regex` a pattern (`\1` is its first group)."""
-    given = _post(
-        key,
-        "replace",
-        path,
-        pattern=pattern,
-        replacement=replacement,
-        regex=regex,
-        name=name,
-        ignore_case=ignore_case,
-        gitignore=gitignore,
-        hidden=hidden,
-        limit=limit,
-        timeout_s=timeout,
-    )
-    return Call(**given, what="answer", parse=_parse_replaced)
+    how = {"ignore_case": ignore_case, "gitignore": gitignore, "hidden": hidden, "limit": limit, "timeout_s": timeout}
+    what = {"pattern": pattern, "replacement": replacement, "regex": regex, "name": name}
+    request = _post(key, "replace", path, **what, **how)
+    return Call(**request, what="answer", parse=_parse_replaced)
 
 
 def _parse_replaced(value: Json) -> ReplaceResult:
@@ -394,18 +367,18 @@ def read_archive(key: str, path: SandboxPath, *, format: ArchiveFormat = "tar") 
 
     In asynchronous code `async with` opens it.
     """
-    given = _get(key, path, "/archive")
-    given["params"]["format"] = format
-    return StreamCall("GET", **given, accept="*/*")
+    request = _get(key, path, "/archive")
+    request["params"]["format"] = format
+    return StreamCall("GET", **request, accept="*/*")
 
 
 def write_archive(key: str, path: SandboxPath, content: Content, format: ArchiveFormat | None) -> Call[int]:  # noqa: A002
     """PUT …/files/archive: returns how many entries were unpacked."""
-    given = _get(key, path, "/archive")
+    request = _get(key, path, "/archive")
     if format is not None:
-        given["params"]["format"] = format
+        request["params"]["format"] = format
     return Call(
-        "PUT", **given, content=content, timeout_s=None, what="answer", parse=lambda value: int(value["entries"])
+        "PUT", **request, content=content, timeout_s=None, what="answer", parse=lambda value: int(value["entries"])
     )
 
 
@@ -475,27 +448,28 @@ def watch(
     recursive: bool = True,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-) -> StreamCall:
+) -> ChangeReader:
     """Watch a folder or a file: a context manager to iterate over.
 
     It begins when this returns; in asynchronous code, with `async with`. `include` and `exclude` are patterns as in
     gitignore(5); folders that are left out are not watched.
     """
-    given = _get(key, path, "/watch", recursive=recursive)
+    request = _get(key, path, "/watch", recursive=recursive)
     for name, patterns in (("include", include), ("exclude", exclude)):
         if any("," in pattern for pattern in patterns):
             raise InvalidRequest(f"cannot accept {name}: a pattern has a comma", field=name)
         if patterns:
-            given["params"][name] = ",".join(patterns)
-    return StreamCall("GET", **given, accept="text/event-stream", timeout_s=WATCH_TIMEOUT_S)
+            request["params"][name] = ",".join(patterns)
+    return ChangeReader(StreamCall("GET", **request, accept="text/event-stream", timeout_s=WATCH_TIMEOUT_S))
 
 
 class ChangeReader:
     """Reads the events of a watch. `over` says that what is watched is gone."""
 
-    def __init__(self) -> None:
-        self._decoder = SseDecoder()
+    def __init__(self, call: StreamCall) -> None:
+        self.call = call
         self.over = False
+        self._decoder = SseDecoder()
 
     def feed(self, data: bytes) -> Iterator[FileChange]:
         """Take bytes of the answer and give the changes that they complete.
@@ -503,17 +477,12 @@ class ChangeReader:
         Raises:
             SandboxdError: what the daemon says broke the watch, as its kind.
         """
-        for event in self._decoder.feed(data):
-            try:
-                value = json.loads(event.data)
-            except ValueError as error:
-                raise RemoteProtocolError("cannot read the watch: an event is no JSON") from error
-            if event.event == "error":
-                raise from_problem(value)
-            if event.event == "end":
+        complaint = "cannot read the watch: an event is no JSON"
+        for kind, value in read_events(self._decoder, data, complaint=complaint, problem="error"):
+            if kind == "end":
                 self.over = True
-            elif event.event != "ready":
-                yield read("change", lambda item, kind=event.event: _parse_change(kind, item), value)  # type: ignore[misc]
+            elif kind != "ready":
+                yield read("change", functools.partial(_parse_change, kind), value)
 
 
 def _parse_change(kind: str, value: Json) -> FileChange:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any
 
 from sandboxd.errors import RemoteProtocolError
 from sandboxd.wire import sse
 
-from .calls import Call, StreamCall, Streamed, sandbox_path
+from .calls import Call, StreamCall, Streamed, given, read_events, sandbox_path
 from .code_calls import SSE_TYPE
-from .failures import from_problem
 from .models import read
 
 if TYPE_CHECKING:
@@ -97,20 +95,9 @@ def git_checkout(  # noqa: PLR0913 - the options of a clone, all by keyword
         GitRefused: the repository has something that is not taken; `reason`.
         DirectoryNotEmpty, FileExists: the target is there.
     """
-    fields = {
-        "url": repo_url,
-        "branch": branch,
-        "target_dir": target_dir,
-        "depth": depth,
-        "single_branch": single_branch,
-        "submodules": submodules or None,
-        "sparse": list(sparse) or None,
-        "username": username,
-        "password": password,
-        "token": token,
-        "timeout_s": timeout,
-    }
-    body = {name: value for name, value in fields.items() if value is not None}
+    what = given(url=repo_url, branch=branch, depth=depth, single_branch=single_branch, submodules=submodules or None)
+    where = given(target_dir=target_dir, sparse=list(sparse) or None, timeout_s=timeout)
+    body = what | where | given(username=username, password=password, token=token)
     path = sandbox_path(key, "/git/clone")
     # No time bound: a server may be silent as long as the daemon lets it.
     if on_progress is None:
@@ -151,16 +138,11 @@ class CloneRequest(Streamed[GitProgress, GitCheckout]):
 
     def feed(self, data: bytes) -> list[GitProgress]:
         found = []
-        for event in self._decoder.feed(data):
-            try:
-                value = json.loads(event.data)
-            except ValueError as error:
-                raise RemoteProtocolError("cannot read the clone's events: one is no JSON") from error
-            if event.event == "problem":
-                raise from_problem(value)
-            if event.event == "progress":
+        complaint = "cannot read the clone's events: one is no JSON"
+        for kind, value in read_events(self._decoder, data, complaint=complaint, problem="problem"):
+            if kind == "progress":
                 found.append(read("progress", _parse_progress, value))
-            elif event.event == "end":
+            elif kind == "end":
                 self._result = read("clone", _parse_checkout, value)
         return found
 

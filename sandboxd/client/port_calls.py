@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .calls import Call, nothing, sandbox_path
+from .calls import Call, given, listed, nothing, sandbox_path
 from .process_calls import parse_wait, process_id
 
 if TYPE_CHECKING:
@@ -51,18 +51,13 @@ def expose_port(
         InvalidRequest: a value is wrong; `field` names it.
         PortExposed: the port is exposed already.
     """
-    body: dict[str, Any] = {"port": port}
-    for field, value in (("name", name), ("token", token), ("public", public or None)):
-        if value is not None:
-            body[field] = value
+    body = given(port=port, name=name, token=token, public=public or None)
     return Call("POST", sandbox_path(key, "/ports"), body=body, what="port", parse=parse_port)
 
 
 def get_exposed_ports(key: str) -> Call[list[ExposedPort]]:
     """Return the exposed ports, by number."""
-    return Call(
-        "GET", sandbox_path(key, "/ports"), what="ports", parse=lambda value: [*map(parse_port, value["items"])]
-    )
+    return Call("GET", sandbox_path(key, "/ports"), what="ports", parse=listed(parse_port))
 
 
 def unexpose_port(key: str, port: int) -> Call[None]:
@@ -97,8 +92,7 @@ def watch_port(
         ProcessNotFound: there is none.
     """
     name = None if process is None else process_id(process)
-    fields = {"process": name, "path": path, "status": status and list(status), "timeout_s": timeout}
-    body = {field: value for field, value in fields.items() if value is not None}
+    body = given(process=name, path=path, status=status and list(status), timeout_s=timeout)
     where = sandbox_path(key, f"/ports/{int(port)}/wait")
     return Call("POST", where, body=body, timeout_s=None, what="answer", parse=parse_wait)
 

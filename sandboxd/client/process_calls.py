@@ -9,10 +9,10 @@ import json
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sandboxd.errors import LocalProtocolError, RemoteProtocolError
+from sandboxd.errors import LocalProtocolError, ProcessNotRunning, RemoteProtocolError
 from sandboxd.wire import raw
 
-from .calls import RAW_TYPE, Call, StreamCall, nothing, process_path, sandbox_path
+from .calls import RAW_TYPE, Call, Steps, StreamCall, given, nothing, paged, process_path, sandbox_path
 from .exec_calls import command_body, text_callback
 from .failures import from_problem
 from .models import ExitStatus, Json, OutputChunk, Usage, parse_exit, parse_time, read
@@ -25,6 +25,8 @@ __all__ = ["ProcessInfo", "ProcessLogs", "WaitResult"]
 
 #: How long a log stream tries to reach the daemon again (seconds): a restart takes about one.
 RECONNECT_S: Final = 30.0
+#: One POST to a process' stdin; larger writes are cut, so that the daemon holds little at a time.
+STDIN_CHUNK_BYTES: Final = 1024 * 1024
 #: The user's own shell, as the daemon's own default for …/pty.
 DEFAULT_SHELL: Final = 'exec "${SHELL:-/bin/sh}"'
 #: Between two tries.
@@ -144,6 +146,25 @@ def process_id(process: str | ProcessInfo) -> str:
     return process.id if isinstance(process, ProcessInfo) else process
 
 
+def write_stdin(key: str, process: str | ProcessInfo, data: bytes | str) -> Steps:
+    """Write to the standard input of a process that was started with `stdin=True`; returns when it is taken.
+
+    Raises:
+        ProcessNotFound, ProcessNotRunning: as their names say.
+    """
+    path = process_path(key, process_id(process), "/stdin")
+    whole = data.encode() if isinstance(data, str) else data
+    pieces = (whole[start : start + STDIN_CHUNK_BYTES] for start in range(0, len(whole), STDIN_CHUNK_BYTES))
+    # No time bound: a program that does not read makes us wait.
+    return Steps(Call("POST", path, content=piece, timeout_s=None, what="answer", parse=nothing) for piece in pieces)
+
+
+def close_stdin(key: str, process: str | ProcessInfo) -> Steps:
+    """Let a process read the end of its standard input. One that has ended is no error."""
+    path = process_path(key, process_id(process), "/stdin/close")
+    return Steps([Call("POST", path, what="answer", parse=nothing)], (ProcessNotRunning,))
+
+
 def start_process(  # noqa: PLR0913 - the fields of a process, all by keyword
     key: str,
     command: str | Sequence[str],
@@ -168,33 +189,22 @@ def start_process(  # noqa: PLR0913 - the fields of a process, all by keyword
         InvalidRequest: a value is wrong; `field` names it.
         NameTaken: another process has that id.
     """
-    return start(
-        key,
-        command,
-        id=id,
-        restart=restart,
-        cwd=cwd,
-        env=env,
-        user=user,
-        stdin=stdin,
-        timeout=timeout,
-        keep_orphans=keep_orphans,
-    )
+    how = {"cwd": cwd, "env": env, "user": user, "stdin": stdin, "timeout": timeout, "keep_orphans": keep_orphans}
+    return start(key, command, how, id=id, restart=restart)
 
 
 def start(
     key: str,
     command: str | Sequence[str],
+    options: Mapping[str, Any],
     *,
     id: str | None,  # noqa: A002 - the API's own name
     restart: str | None = None,
     terminal: Mapping[str, int] | None = None,
     linger: float | None = None,
-    **options: Any,  # noqa: ANN401 - those of a command
 ) -> Call[ProcessInfo]:
-    """POST …/processes; `terminal` are its columns and rows, `cols` and `rows`."""
-    fields = {"id": id, "restart": restart, "terminal": terminal, "linger_s": linger}
-    body = command_body(command, **options) | {name: value for name, value in fields.items() if value is not None}
+    """POST …/processes; `options` as of `command_body`, and `terminal` are its `cols` and `rows`."""
+    body = command_body(command, **options) | given(id=id, restart=restart, terminal=terminal, linger_s=linger)
     return Call("POST", sandbox_path(key, "/processes"), body=body, what="process", parse=parse_process)
 
 
@@ -263,11 +273,13 @@ def new_terminal(
     cols: int,
     rows: int,
     on_gap: Callable[[int], object] | None,
-    **options: Any,  # noqa: ANN401 - as of `start`
+    id: str | None,  # noqa: A002 - the API's own name
+    linger: float | None,
+    **options: object,
 ) -> TerminalRequest:
     """POST …/processes, then WS …/pty."""
     command = DEFAULT_SHELL if command is None else command
-    call = start(key, command, terminal={"cols": cols, "rows": rows}, **options)
+    call = start(key, command, options, id=id, terminal={"cols": cols, "rows": rows}, linger=linger)
     return TerminalRequest(sandbox=key, process=call, cols=cols, rows=rows, on_gap=on_gap)
 
 
@@ -282,13 +294,8 @@ def get_process(key: str, process: str | ProcessInfo) -> Call[ProcessInfo]:
 
 def page(key: str, cursor: str | None) -> Call[tuple[list[ProcessInfo], str | None]]:
     """GET …/processes: one page, and the cursor of the next where there is one."""
-
-    def parse(value: Json) -> tuple[list[ProcessInfo], str | None]:
-        following = value.get("next")
-        return [parse_process(item) for item in value["items"]], None if following is None else str(following)
-
     params = None if cursor is None else {"cursor": cursor}
-    return Call("GET", sandbox_path(key, "/processes"), params, what="list of processes", parse=parse)
+    return Call("GET", sandbox_path(key, "/processes"), params, what="list of processes", parse=paged(parse_process))
 
 
 def remove_process(key: str, process: str | ProcessInfo) -> Call[None]:
@@ -559,7 +566,7 @@ def wait_for_log(
 
 
 def _wait(key: str, process: str | ProcessInfo, condition: str, **fields: object) -> Call[WaitResult]:
-    body = {"for": condition, **{name: value for name, value in fields.items() if value is not None}}
+    body = {"for": condition, **given(**fields)}
     path = process_path(key, process_id(process), "/wait")
     # No time bound: it waits as long as the daemon does.
     return Call("POST", path, body=body, timeout_s=None, what="answer", parse=parse_wait)

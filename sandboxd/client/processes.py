@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING
 
-from sandboxd.errors import DaemonUnavailable, ProcessNotRunning, ServerBusy
+from sandboxd.errors import DaemonUnavailable, ServerBusy
 
-from . import calls, process_calls
+from . import command_calls, process_calls
+from .exec_calls import ExecRequest
 from .failures import mapped
-from .process_calls import RECONNECT_DELAY_S, LogState, process_id
+from .models import ExitStatus, OutputChunk
+from .process_calls import RECONNECT_DELAY_S, LogState
 from .pty import Pty
-from .stream import Closing
-from .verbs import Part, stream_verb, sync_verb
+from .stream import Closing, ItemStream
+from .verbs import Part, stream_verb, sync_steps, sync_verb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,8 +23,46 @@ if TYPE_CHECKING:
     import httpx
 
     from .client import Client
-    from .models import ExitStatus, OutputChunk
+    from .command_calls import ProcessKey
     from .process_calls import LogReader, ProcessInfo
+
+
+class ExecStream(ItemStream[ExecRequest, OutputChunk, ExitStatus]):
+    """A running command: iterate over it for its output, or `wait` for its end.
+
+    It is a context manager. Leaving before the command has ended kills the command (unless it is detached), so
+    nothing runs on unseen. Reading is what makes a command go on: one whose output nobody reads waits.
+
+    Attributes:
+        process_id: the process' id in the sandbox.
+        result: how the command ended, once it has.
+    """
+
+    @property
+    def process_id(self) -> str:
+        """The process' id in the sandbox."""
+        return self._request.process_id
+
+    @property
+    def _target(self) -> tuple[Client, ProcessKey]:
+        return self._client, (self._request.sandbox, self.process_id)
+
+    def __repr__(self) -> str:
+        state = self.result.describe() if self.result else "closed" if self._closed else "running"
+        return f"<ExecStream {self.process_id} {state}>"
+
+    def wait(self) -> ExitStatus:
+        """Read to the end (the callbacks see all of it) and return how the command ended.
+
+        Raises:
+            DaemonUnavailable: the connection broke.
+            LocalProtocolError: the stream was closed before.
+        """
+        return self._finish()
+
+    write_stdin = sync_steps(command_calls.write_stdin)
+    send_signal = sync_verb(command_calls.send_signal)
+    close_stdin = sync_steps(command_calls.close_stdin)
 
 
 class LogStream(LogState, Closing):
@@ -121,6 +160,8 @@ class ProcessPart(Part):
     kill_all_processes = sync_verb(process_calls.kill_all_processes)
     get_process_logs = sync_verb(process_calls.get_process_logs)
     stream_process_logs = stream_verb(process_calls.stream_process_logs, LogStream)
+    write_stdin = sync_steps(process_calls.write_stdin)
+    close_stdin = sync_steps(process_calls.close_stdin)
     wait_for_exit = sync_verb(process_calls.wait_for_exit)
     wait_for_port = sync_verb(process_calls.wait_for_port)
     wait_for_log = sync_verb(process_calls.wait_for_log)
@@ -135,18 +176,3 @@ class ProcessPart(Part):
             found += items
             if cursor is None:
                 return found
-
-    def write_stdin(self, process: str | ProcessInfo, data: bytes | str) -> None:
-        """Write to the standard input of a process that was started with `stdin=True`; returns when it is taken.
-
-        Raises:
-            ProcessNotFound, ProcessNotRunning: as their names say.
-        """
-        data = data.encode() if isinstance(data, str) else data
-        for call in calls.write_stdin(self.id, process_id(process), data):
-            self.client.send(call)
-
-    def close_stdin(self, process: str | ProcessInfo) -> None:
-        """Let a process read the end of its standard input. One that has ended is no error."""
-        with contextlib.suppress(ProcessNotRunning):
-            self.client.send(calls.close_stdin(self.id, process_id(process)))

@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sandboxd.errors import SandboxdError, SandboxGone, SandboxNotFound
 
-from . import calls, exec_calls
+from . import calls, control_calls, exec_calls, git_calls, port_calls
 from .client import Client
 from .code import CodeMethods
-from .control import ControlPart
 from .files import FilesPart
-from .git import GitPart
-from .ports import PortPart
-from .processes import ProcessPart
+from .processes import ExecStream, ProcessPart
 from .sessions import SessionPart
-from .stream import ExecStream
-from .verbs import stream_verb, sync_verb
+from .verbs import stream_verb, sync_info_verb, sync_verb
 
 if TYPE_CHECKING:
     import builtins
@@ -30,7 +26,7 @@ if TYPE_CHECKING:
     from .models import SandboxInfo
 
 
-class Sandbox(CodeMethods, ControlPart, FilesPart, GitPart, PortPart, ProcessPart, SessionPart):
+class Sandbox(CodeMethods, FilesPart, ProcessPart, SessionPart):
     """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
 
     As a context manager it destroys the sandbox at the end of the block. Without `client=` each sandbox makes
@@ -157,8 +153,22 @@ class Sandbox(CodeMethods, ControlPart, FilesPart, GitPart, PortPart, ProcessPar
             self._client = Client()
         return self._client
 
+    refresh = sync_info_verb(calls.refresh)
+    update = sync_info_verb(control_calls.update)
+    set_env_vars = sync_info_verb(control_calls.set_env_vars)
+    freeze = sync_info_verb(control_calls.freeze)
+    thaw = sync_info_verb(control_calls.thaw)
+    stats = sync_verb(control_calls.stats)
+
     exec = sync_verb(exec_calls.exec)
     exec_stream = stream_verb(exec_calls.exec_stream, ExecStream)
+    git_checkout = sync_verb(git_calls.git_checkout)
+
+    expose_port = sync_verb(port_calls.expose_port)
+    unexpose_port = sync_verb(port_calls.unexpose_port)
+    get_exposed_ports = sync_verb(port_calls.get_exposed_ports)
+    watch_port = sync_verb(port_calls.watch_port)
+    create_preview_link = sync_verb(port_calls.create_preview_link)
 
     def events(self, *, types: str | Sequence[str] | None = None, start: int | None = None) -> EventStream:
         """Return what happened and happens to this sandbox: see `Client.events`."""

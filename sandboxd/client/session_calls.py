@@ -9,7 +9,7 @@ from urllib.parse import quote
 from sandboxd.errors import InvalidRequest
 
 from . import process_calls
-from .calls import Call, nothing, sandbox_path
+from .calls import Call, given, listed, nothing, sandbox_path
 from .exec_calls import ExecRequest, WholeExec, exec_call
 from .models import parse_time
 
@@ -91,19 +91,13 @@ def create_session(
         NameTaken: another session has that id.
         LimitExceeded: there are as many as may be.
     """
-    fields = {"id": id, "cwd": cwd, "env": dict(env) if env else None, "user": user, "shell": shell}
-    body = {name: value for name, value in fields.items() if value is not None}
+    body = given(id=id, cwd=cwd, env=dict(env) if env else None, user=user, shell=shell)
     return Call("POST", sandbox_path(key, "/sessions"), body=body, what="session", parse=parse_session)
 
 
 def list_sessions(key: str) -> Call[list[SessionInfo]]:
     """Return every session, the oldest first."""
-    return Call(
-        "GET",
-        sandbox_path(key, "/sessions"),
-        what="sessions",
-        parse=lambda value: [*map(parse_session, value["items"])],
-    )
+    return Call("GET", sandbox_path(key, "/sessions"), what="sessions", parse=listed(parse_session))
 
 
 def get_session(key: str, session: str) -> Call[SessionInfo]:
@@ -194,17 +188,8 @@ def exec_stream(  # noqa: PLR0913 - the fields of a command, all by keyword
     In asynchronous code `async with` starts it.
     """
     sandbox, session = key
-    call = exec_call(
-        sandbox,
-        command,
-        cwd=cwd,
-        env=env,
-        stdin=stdin,
-        timeout=timeout,
-        detach=detach,
-        keep_orphans=keep_orphans,
-        session=session,
-    )
+    how = {"cwd": cwd, "env": env, "stdin": stdin, "timeout": timeout, "keep_orphans": keep_orphans}
+    call = exec_call(sandbox, command, detach=detach, session=session, **how)
     return ExecRequest(sandbox, call, on_stdout, on_stderr)
 
 
@@ -223,17 +208,8 @@ def start_process(
     Args and errors as of the sandbox's `start_process`; the sandbox's other methods are for this process too.
     """
     sandbox, session = key
-    return process_calls.start(
-        sandbox,
-        command,
-        id=id,
-        cwd=cwd,
-        env=env,
-        stdin=stdin,
-        timeout=timeout,
-        keep_orphans=None,
-        session=session,
-    )
+    how = {"cwd": cwd, "env": env, "stdin": stdin, "timeout": timeout, "keep_orphans": None, "session": session}
+    return process_calls.start(sandbox, command, how, id=id)
 
 
 def open_pty(  # noqa: PLR0913 - the fields of a terminal, all by keyword
@@ -254,16 +230,7 @@ def open_pty(  # noqa: PLR0913 - the fields of a terminal, all by keyword
     opens it, with the session's state as it is then.
     """
     sandbox, session = key
+    how = {"cwd": cwd, "env": env, "keep_orphans": None, "session": session}
     return process_calls.new_terminal(
-        sandbox,
-        command,
-        cols=cols,
-        rows=rows,
-        on_gap=on_gap,
-        id=id,
-        linger=linger,
-        cwd=cwd,
-        env=env,
-        keep_orphans=None,
-        session=session,
+        sandbox, command, cols=cols, rows=rows, on_gap=on_gap, id=id, linger=linger, **how
     )

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self
 from sandboxd.errors import SandboxdError, SessionNotFound
 
 from . import session_calls
+from .processes import ExecStream
 from .pty import Pty
-from .stream import ExecStream
 from .verbs import Part, like, stream_verb, sync_info_verb, sync_verb
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ method of it; the type checker sees the builder's own arguments, and so do `insp
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Coroutine
@@ -21,7 +22,7 @@ from .calls import Call
 
 if TYPE_CHECKING:
     from .async_client import AsyncClient
-    from .calls import Request
+    from .calls import Request, Steps
     from .client import Client
     from .models import SandboxInfo
 
@@ -134,6 +135,34 @@ def async_info_verb(
         return owner.info
 
     return like(method, build)
+
+
+def sync_steps(build: Callable[Concatenate[K, P], Steps]) -> Callable[Concatenate[Owner[Client, K], P], None]:
+    """Return the method that sends each request of what `build` makes."""
+
+    def method(owner: Owner[Client, K], /, *args: P.args, **kwargs: P.kwargs) -> None:
+        client, key = owner._target
+        steps = build(key, *args, **kwargs)
+        with contextlib.suppress(*steps.ignored):
+            for call in steps.calls:
+                client.send(call)
+
+    return like(method, build, "None")
+
+
+def async_steps(
+    build: Callable[Concatenate[K, P], Steps],
+) -> Callable[Concatenate[Owner[AsyncClient, K], P], Coroutine[Any, Any, None]]:
+    """Return the coroutine method that sends each request of what `build` makes."""
+
+    async def method(owner: Owner[AsyncClient, K], /, *args: P.args, **kwargs: P.kwargs) -> None:
+        client, key = owner._target
+        steps = build(key, *args, **kwargs)
+        with contextlib.suppress(*steps.ignored):
+            for call in steps.calls:
+                await client.send(call)
+
+    return like(method, build, "None")
 
 
 def stream_verb(
