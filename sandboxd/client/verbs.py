@@ -1,12 +1,13 @@
 """How a request that is written once becomes a method of both `Sandbox` and `AsyncSandbox`.
 
 A builder is a function of the `*_calls` modules whose name, arguments and docstring are the method's. In the place of
-`self` it takes the key of what it is about: a sandbox's id, or a session's (`SessionKey`). These functions make the
-method of it; the type checker sees the builder's own arguments, and so do `inspect.signature` and `help`:
+`self` it takes the key of what it is about: a sandbox's id, a session's `SessionKey`, a command's `ProcessKey`, or None
+for the daemon. These functions make the method of it; type checkers, `inspect.signature` and `help` see the builder's
+own arguments:
 
-    stat_file = sync_verb(file_calls.stat_file)                   # Call[FileInfo]: def stat_file(…) -> FileInfo
-    stat_file = async_verb(file_calls.stat_file)                  # async def stat_file(…) -> FileInfo
-    watch = stream_verb(file_calls.watch, WatchStream)           # def watch(…) -> WatchStream
+    stat_file = sync_verb(file_calls.stat_file)         # of Call[FileInfo]: def stat_file(…) -> FileInfo
+    stat_file = async_verb(file_calls.stat_file)        # async def stat_file(…) -> FileInfo
+    watch = stream_verb(file_calls.watch, WatchStream)  # def watch(…) -> WatchStream
 """
 
 from __future__ import annotations
