@@ -297,7 +297,8 @@ def chown(
     recursive: bool = False,
 ) -> Call[FileInfo]:
     """Set a file's owner, by names or ids; None leaves it."""
-    request = _post(key, "chown", path, user=user, group=group, recursive=recursive)
+    request = _post(key, "chown", path, recursive=recursive)
+    request["body"] |= {"user": user, "group": group}
     return Call(**request, what="answer", parse=_parse_inner)
 
 
