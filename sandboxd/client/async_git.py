@@ -66,7 +66,7 @@ class AsyncGitPart:
         Raises:
             GitAuthentication: the server wants a login, or does not take this one.
             GitRepositoryNotFound: nothing is at the address.
-            GitRefNotFound: it has no such branch; `close` are names like it.
+            GitRefNotFound: it has no such branch; `suggestions` are names like it.
             GitUnreachable, GitTimeout, GitProtocolError: of the server; `reason`.
             GitRefused: the repository has something that is not taken; `reason`.
             DirectoryNotEmpty, FileExists: the target is there.

@@ -77,7 +77,7 @@ class EventReader:
                 value = json.loads(event.data)
             except ValueError as error:
                 raise RemoteProtocolError("cannot read the events: one is no JSON") from error
-            if event.event == "error":
+            if event.event == "problem":
                 raise from_problem(value)
             found = read("event", lambda item, kind=event.event: _parse(kind, item), value)  # type: ignore[misc]
             if found.type != "dropped":

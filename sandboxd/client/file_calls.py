@@ -397,7 +397,7 @@ class ChangeReader:
                 value = json.loads(event.data)
             except ValueError as error:
                 raise RemoteProtocolError("cannot read the watch: an event is no JSON") from error
-            if event.event == "error":
+            if event.event == "problem":
                 raise from_problem(value)
             if event.event == "end":
                 self.over = True

@@ -58,7 +58,7 @@ _MAX_FRAME_BYTES: Final = 64 * 1024
 _PHASES: Final = frozenset({"connecting", "counting", "compressing", "receiving", "resolving", "checking-out"})
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}\Z")
 _MAX_COUNT: Final = 2**53
-_MAX_CLOSE: Final = 5
+_MAX_SUGGESTIONS: Final = 5
 #: What the child may say failed.
 KINDS: Final = kinds_from(Origin.CLONE)
 
@@ -229,9 +229,11 @@ class Clone:
             if isinstance(kind, str) and kind in KINDS and isinstance(message, str) and isinstance(facts, dict):
                 self._told_end = True
                 error = checks.failure(kind, message, facts, allowed=KINDS)
-                close = facts.get("close")
-                if kind == "git-ref-not-found" and isinstance(close, list):
-                    error.facts["close"] = [name[:256] for name in close[:_MAX_CLOSE] if isinstance(name, str)]
+                names = facts.get("suggestions")
+                if kind == "git-ref-not-found" and isinstance(names, list):
+                    error.facts["suggestions"] = [
+                        name[:256] for name in names[:_MAX_SUGGESTIONS] if isinstance(name, str)
+                    ]
                 raise error
         raise _nonsense("a frame of an unknown kind")
 

@@ -52,7 +52,7 @@ _OS_ERRORS: Final = (
 )
 #: A tag of a tag of a tag …
 _MAX_TAGS: Final = 16
-MAX_CLOSE: Final = 5
+MAX_SUGGESTIONS: Final = 5
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,9 +355,11 @@ def _wanted(order: Order, refs: transport.Refs) -> Wanted:
 
 
 def _missing(ref: str, names: Any) -> GitRefNotFound:  # noqa: ANN401 - an iterable of str
-    close = difflib.get_close_matches(ref, names, n=MAX_CLOSE, cutoff=0.5)
-    more = f" (there is {', '.join(close)})" if close else ""
-    return GitRefNotFound(f"cannot check out {ref!r}: no such branch, tag or commit{more}", ref=ref, close=close)
+    suggestions = difflib.get_close_matches(ref, names, n=MAX_SUGGESTIONS, cutoff=0.5)
+    more = f" (there is {', '.join(suggestions)})" if suggestions else ""
+    return GitRefNotFound(
+        f"cannot check out {ref!r}: no such branch, tag or commit{more}", ref=ref, suggestions=suggestions
+    )
 
 
 def _default_branch(fetched: transport.Fetched) -> bytes | None:
