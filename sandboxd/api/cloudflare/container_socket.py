@@ -27,6 +27,8 @@ from .container_write import MAX_HELD
 from .problems import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator
+
     from ..app import Api
     from ..socket_call import SocketCall
 
@@ -117,8 +119,11 @@ class _Client:
                 shown = {"type": "response", "id": name, "status": response.status_code, "done": True}
                 await self._call.socket.send_json({**shown, "body": _value(response.response.data)})
                 return
-            decoder = SseDecoder()
             async with response.response as pieces:
+                if response.content_type == JSON_TYPE:
+                    await self._call.socket.send_text(_in_message(name, response.status_code, pieces))
+                    return
+                decoder = SseDecoder()
                 async for piece in pieces:
                     for event in decoder.feed(piece):
                         await self._call.socket.send_json({"type": "stream", "id": name, "data": event.data})
@@ -152,6 +157,15 @@ def _body(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
         return jsontext.encode(value)
     except RecursionError:
         raise InvalidRequest("cannot take the request: its body is nested too deep") from None
+
+
+async def _in_message(name: str, status: int, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """Yield the message of an answer whose JSON comes in pieces."""
+    head = msgspec.json.encode({"type": "response", "id": name, "status": status, "done": True})
+    yield head[:-1] + b',"body":'
+    async for piece in body:
+        yield piece
+    yield b"}"
 
 
 def _value(data: bytes) -> Any:  # noqa: ANN401 - any JSON value
