@@ -7,19 +7,15 @@ Packets are counted where they would arrive: in the internet's, at a neighbour's
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import os
-import select
 import signal
-import socket
-import time
 
 import pytest
 
 from sandboxd.client import Sandbox
 
 from ..support.daemon import Daemon
-from ..support.nonstop import PORT, SENDER, Counter, kill, network_processes
+from ..support.nonstop import PORT, SENDER, WAIT_S, Receivers, kill, network_processes, wait_until
 from ..support.world import HOST, HOST_LAN, METADATA, NAMESERVER, NEIGHBOUR, OTHER, PRIVATE, World
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -27,7 +23,6 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 #: What no list names: a private network, a metadata service, a neighbour, the host by three of its addresses.
 CLOSED = (PRIVATE, METADATA, NEIGHBOUR, HOST, HOST_LAN, "2001:db8::1")
 ENTRIES = [f"{OTHER}:{PORT}", *(f"198.51.{at // 100}.{at % 100}:{1000 + at}-{1100 + at}" for at in range(199))]
-WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -44,49 +39,11 @@ def daemon(world, tmp_path_factory):
     found.close()
 
 
-class Receivers:
-    """All places where a packet could arrive."""
-
-    def __init__(self, world):
-        self.counters = [Counter(path, "eth0") for path in world.receivers]
-        self.counters.append(Counter("/proc/thread-self/ns/net", "sd*-router"))
-        self.host = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self.host.bind(("::", PORT))
-
-    def let_through(self):
-        """Return how many packets came to each address that is on no list."""
-        found = {}
-        for counter in self.counters:
-            for address, count in list(counter.seen.items()):
-                if address != OTHER:
-                    found[address] = found.get(address, 0) + count
-        with contextlib.suppress(BlockingIOError):
-            while self.host.recv(100):
-                found["the host"] = found.get("the host", 0) + 1
-        return found
-
-    def allowed(self):
-        """Return how many packets came to the address that is listed."""
-        return self.counters[0].seen.get(OTHER, 0)
-
-    def close(self):
-        for counter in self.counters:
-            counter.close()
-        self.host.close()
-
-
 @pytest.fixture
 def receivers(world):
     found = Receivers(world)
     yield found
     found.close()
-
-
-def wait_until(met):
-    deadline = time.monotonic() + WAIT_S
-    while not met():
-        assert time.monotonic() < deadline
-        select.select((), (), (), 0.02)
 
 
 def start_senders(daemon, count):
@@ -145,7 +102,7 @@ def test_row_51_not_one_packet_through_kills_and_flushes(world, daemon, receiver
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not os.environ.get("SANDBOXD_LONG"), reason="minutes: SANDBOXD_LONG=1 runs it")
+@pytest.mark.timeout(3000)
 def test_row_51_130_sandboxes_20_kills_and_flushes(world, daemon, receivers):
     ids = start_senders(daemon, 130)
     wait_until(lambda: receivers.allowed() > 1000)
