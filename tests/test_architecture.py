@@ -164,11 +164,3 @@ def test_the_launcher_loads_only_what_an_init_needs() -> None:
     assert ours == {"stdio", "launcher", "guest", "linux", "wire", "spec", "network", "errors"}
     # urllib.parse comes with zipfile (through pathlib): 1 MiB that inits share with the launcher, none of it their own.
     assert not {"asyncio", "ssl", "http", "urllib.request", "subprocess", "ctypes.util"} & set(loaded)
-
-
-def test_paths_named_in_the_readme_exist() -> None:
-    readme = (ROOT / "README.md").read_text()
-    for word in set(readme.replace("`", " ").split()):
-        stripped = word.strip(".,:;()")
-        if stripped.startswith(("sandboxd/", "tests/", "rootfs/", "seccomp/", "bench/")) and "*" not in stripped:
-            assert (ROOT / stripped).exists(), stripped
