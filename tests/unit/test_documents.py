@@ -19,13 +19,10 @@ from tests.test_architecture import ALLOWED, PACKAGE
 
 #: Directories of the tree whose paths a page may name.
 ROOMS = ("sandboxd", "rootfs", "seccomp", "systemd", "bench", "tests")
-#: Each has a page of its own.
-DESCRIBED = (
-    *ROOMS,
-    *(f"sandboxd/{path.name}" for path in sorted(PACKAGE.iterdir()) if documents.is_part(path) and path.is_dir()),
-)
-DESCRIBED = (*DESCRIBED, "sandboxd/api/cloudflare")
+PACKAGES = [f"sandboxd/{path.name}" for path in sorted(PACKAGE.iterdir()) if path.is_dir() and documents.is_part(path)]
 PAGES = [*documents.pages()]
+#: Directories that must have a page, and those that have one.
+DESCRIBED = {*ROOMS, *PACKAGES, "sandboxd/api/cloudflare", *(str(page.parent.relative_to(ROOT)) for page in PAGES[1:])}
 #: `sandboxd VERB …` at the beginning of a command; the rest of that command.
 TYPED_VERB = re.compile(r"(?:^|[|(;&])\s*(?:[A-Z_]+=\S* )*(?:\S*/)?sandboxd ([a-z]+)\b([^\n|;&)<]*)", re.MULTILINE)
 #: Where a word in backticks ends to be a plain path.
@@ -36,7 +33,7 @@ def ids(path: pathlib.Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("directory", DESCRIBED)
+@pytest.mark.parametrize("directory", sorted(DESCRIBED))
 def test_each_room_has_a_page_that_lists_its_files(directory: str) -> None:
     page = ROOT / directory / "README.md"
     assert page.exists(), f"{directory} has no README.md"
