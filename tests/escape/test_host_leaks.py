@@ -25,7 +25,7 @@ pytestmark = pytest.mark.real
 Python = Callable[..., str]
 
 
-# --- 11: cgroups ---------------------------------------------------------------------------------------------
+# --- cgroups -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("user", ["root", 1000])
@@ -66,7 +66,7 @@ def test_no_path_of_the_hosts_tree_is_told(daemon: Daemon, python: Python) -> No
     assert not [line for line in told.splitlines() if re.match(r" ?\d+:[^:]*:/\.\./.*sandboxd", line)]
 
 
-# --- 27: sockets and descriptors -----------------------------------------------------------------------------
+# --- sockets and descriptors ---------------------------------------------------------------------------------
 
 
 def test_a_folders_descriptor_leads_nowhere_else(python: Python) -> None:
@@ -122,7 +122,7 @@ for family, kind in ((2, 1), (2, 2), (10, 1), (10, 2)):
         assert python(source) == ""
 
 
-# --- 34: names that a kernel may share -----------------------------------------------------------------------
+# --- names that a kernel may share ---------------------------------------------------------------------------
 
 MAKE = """
 import ctypes, os, socket, sys, time
@@ -181,7 +181,7 @@ def test_what_of_the_host_is_masked(run: Callable[[str], str]) -> None:
         assert f":{inode} " not in run("cat /proc/locks")
 
 
-# --- 36, 37: what a caller, or what is inside, may make the host do ------------------------------------------
+# --- what a caller, or what is inside, may make the host do ----------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_what_is_planted_is_never_read_by_the_host(own_daemon: Daemon, tmp_path:
     assert not marker.exists()
 
 
-# --- 44: secrets ---------------------------------------------------------------------------------------------
+# --- secrets -------------------------------------------------------------------------------------------------
 
 
 def holds(pid: int, needle: bytes) -> bool:
