@@ -28,7 +28,7 @@ from .waiting import GOOD_STATUSES, PortWaits
 MAX_RUNNING: Final = 256
 #: What the logs of running commands may take together; many share it evenly.
 RUNNING_BYTES: Final = 24 * 1024 * 1024
-#: Ended commands that stay with their logs, and what their logs may take together (DESIGN section 8).
+#: Ended commands that stay with their logs, and what their logs may take together.
 MAX_ENDED: Final = 64
 MAX_ENDED_BYTES: Final = 8 * 1024 * 1024
 #: One page of a list: a reply is a frame, and an item is up to 17 KiB.

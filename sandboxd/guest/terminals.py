@@ -1,4 +1,4 @@
-"""Pseudo-terminals: opened in the sandbox's own devpts, without trusting a name in it (CVE-2025-52565, ATTACKS 4).
+"""Pseudo-terminals: opened in the sandbox's own devpts, without trusting a name in it (CVE-2025-52565).
 
 The master comes from /dev/pts/ptmx, and is looked at after it was opened: the sandbox's root may put anything at a
 path, but makes no device nodes and mounts nothing, so a character device 5:2 is the multiplexer of its own devpts.

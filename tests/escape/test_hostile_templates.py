@@ -1,4 +1,4 @@
-"""ATTACKS 21, 37, 43, 50: templates: what a rootfs' code can do in one, and sandboxes to one and to its children."""
+"""What a rootfs' code can do in a template, and what sandboxes can do to one and to its children."""
 
 from __future__ import annotations
 

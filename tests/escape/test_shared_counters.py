@@ -1,4 +1,4 @@
-"""ATTACKS 45: what the kernel counts for the whole host must not be for one sandbox to use up."""
+"""What the kernel counts for the whole host must not be for one sandbox to use up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ATTACKS 11, 13-21, 24, 40, 41: each forbidden system call, by the C probe, as root and as a user."""
+"""Each forbidden system call, by the C probe, as root and as a user."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_each_is_blocked(shared: Sandbox, probe: str, user: str | int) -> None:
 
 
 def test_foreign_architectures_are_killed_not_just_refused(shared: Sandbox, probe: str) -> None:
-    """ATTACKS 19: an errno could come from the call itself; SIGSYS is the filter."""
+    """An errno could come from the call itself; SIGSYS is the filter."""
     lines = shared.exec(f"{probe} | grep -E '^19 (int|x32)'").stdout.splitlines()
     assert len(lines) >= 3
     assert all("Bad system call" in line for line in lines), lines

@@ -1,4 +1,4 @@
-"""ATTACKS 51: sandboxes that send all the time meet no moment in which the network's filter is open.
+"""Sandboxes that send all the time meet no moment in which the network's filter is open.
 
 The whole of it, the daemon too, lives in network namespaces of the test's own: rules are flushed there only.
 Packets are counted where they would arrive: in the internet's, at a neighbour's, on the host itself and on the uplink.
@@ -93,7 +93,7 @@ def destroy_all(daemon, ids):
             one.result(WAIT_S)
 
 
-def test_row_51_not_one_packet_through_kills_and_flushes(world, daemon, receivers):
+def test_not_one_packet_through_kills_and_flushes(world, daemon, receivers):
     ids = start_senders(daemon, 20)
     wait_until(lambda: receivers.allowed() > 100)
     disturb(world, daemon, receivers, 3)
@@ -103,7 +103,7 @@ def test_row_51_not_one_packet_through_kills_and_flushes(world, daemon, receiver
 
 @pytest.mark.long
 @pytest.mark.timeout(3000)
-def test_row_51_130_sandboxes_20_kills_and_flushes(world, daemon, receivers):
+def test_130_sandboxes_20_kills_and_flushes(world, daemon, receivers):
     ids = start_senders(daemon, 130)
     wait_until(lambda: receivers.allowed() > 1000)
     disturb(world, daemon, receivers, 20)

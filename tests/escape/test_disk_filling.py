@@ -1,4 +1,4 @@
-"""ATTACKS 23 (its disk part), 24, 49: fill the disk by bytes, inodes and attributes; kill everything under writes."""
+"""Fill the disk by bytes, inodes and attributes; kill everything under writes."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def small(client: Client, daemon: Daemon) -> Iterator[Sandbox]:
         yield sandbox
 
 
-def test_row_24_bytes_are_refused_at_the_limit(daemon: Daemon, small: Sandbox, neighbour: Sandbox) -> None:
+def test_bytes_are_refused_at_the_limit(daemon: Daemon, small: Sandbox, neighbour: Sandbox) -> None:
     before, free = own_bytes(daemon), os.statvfs(daemon.state_dir)
     for folder in ("/workspace", "/tmp", "/usr/lib"):
         refused, written = small.exec(["python3", "-c", FILL, f"{folder}/f"]).stdout.split()
@@ -145,7 +145,7 @@ def test_row_24_bytes_are_refused_at_the_limit(daemon: Daemon, small: Sandbox, n
     assert after.f_files == free.f_files
 
 
-def test_row_24_the_limit_can_be_changed(small: Sandbox) -> None:
+def test_the_limit_can_be_changed(small: Sandbox) -> None:
     assert small.exec(["python3", "-c", FILL, "/workspace/f"]).stdout.split()[0] in REFUSED
     used = small.stats().disk_bytes
     assert used
@@ -158,7 +158,7 @@ def test_row_24_the_limit_can_be_changed(small: Sandbox) -> None:
     assert small.exec("rm /workspace/f /workspace/g && echo gone").stdout == "gone\n"
 
 
-def test_row_24_sparse_files_and_attributes(small: Sandbox) -> None:
+def test_sparse_files_and_attributes(small: Sandbox) -> None:
     assert small.exec("truncate -s 4T /workspace/sparse && ls -l /workspace/sparse").exit_code == 0
     refused, made = small.exec(["python3", "-c", ATTRIBUTES]).stdout.split()
     assert refused in REFUSED
@@ -168,7 +168,7 @@ def test_row_24_sparse_files_and_attributes(small: Sandbox) -> None:
 
 @pytest.mark.parametrize("user", ["root", 1000])
 @pytest.mark.parametrize("profile", ["default", "strict"])
-def test_row_24_nothing_is_compressed_by_the_kernels_own_threads(client: Client, profile: str, user: str | int) -> None:
+def test_nothing_is_compressed_by_the_kernels_own_threads(client: Client, profile: str, user: str | int) -> None:
     """Their time is nobody's: it is above every limit. What a program sets costs them no more than plain writing."""
     with Sandbox.create(client=client, seccomp=profile) as sandbox:
         assert "disk_bytes" not in sandbox.info.unenforced
@@ -188,7 +188,7 @@ def test_row_24_nothing_is_compressed_by_the_kernels_own_threads(client: Client,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("names", "mib"), [(["long"], 64), ([], 16)], ids=["long names", "short names"])
-def test_row_24_empty_files_are_refused_at_the_limit(
+def test_empty_files_are_refused_at_the_limit(
     client: Client, daemon: Daemon, neighbour: Sandbox, names: list[str], mib: int
 ) -> None:
     """Until it is refused, then destroyed at once, while nobody else waits."""
@@ -209,20 +209,20 @@ def test_row_24_empty_files_are_refused_at_the_limit(
     assert neighbour.exec("echo alive").stdout == "alive\n"
 
 
-def test_row_24_at_its_limit_a_sandbox_is_born_and_served(client: Client) -> None:
+def test_at_its_limit_a_sandbox_is_born_and_served(client: Client) -> None:
     with Sandbox.create(client=client, limits={"disk_bytes": MIB}) as least:
         assert least.exec("echo alive").stdout == "alive\n"
         assert least.exec(["python3", "-c", FILL, "/workspace/f"]).stdout.split()[0] in REFUSED
         assert least.exec("echo alive").stdout == "alive\n"
 
 
-def test_row_24_more_than_the_pool_holds_cannot_be_asked_for(client: Client) -> None:
+def test_more_than_the_pool_holds_cannot_be_asked_for(client: Client) -> None:
     with pytest.raises(InvalidRequest) as caught:
         Sandbox.create(client=client, limits={"disk_bytes": 1 << 50})
     assert caught.value.field == "limits.disk_bytes"
 
 
-def test_row_23_shared_memory_is_bounded_by_bytes_and_by_files(client: Client) -> None:
+def test_shared_memory_is_bounded_by_bytes_and_by_files(client: Client) -> None:
     with Sandbox.create(client=client, limits={"memory_bytes": 64 * MIB}) as sandbox:
         refused, written = sandbox.exec(["python3", "-c", FILL, "/dev/shm/f"]).stdout.split()
         assert refused in REFUSED
@@ -256,7 +256,7 @@ print(len(found), sum(hashlib.sha256(data[32:]).digest() != data[:32] for data i
 
 @pytest.mark.slow
 @pytest.mark.parametrize("both", [True, False], ids=["daemon and launcher", "daemon alone"])
-def test_row_49_killed_fifty_times_under_writes(own_daemon: Daemon, both: bool) -> None:
+def test_killed_fifty_times_under_writes(own_daemon: Daemon, both: bool) -> None:
     """Twice 25 times, under a sandbox that goes on writing, and others that are born and die."""
     image = own_daemon.state_dir / "pool.btrfs"
     with own_daemon.client() as client:

@@ -1,4 +1,4 @@
-"""ATTACKS 35 and 43 (git): hostile repositories, servers and roots, and a real clone among them."""
+"""Hostile repositories, servers and roots, and a real clone among them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def a_bomb_of_trees(root: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     "make", [a_hook, a_short_name, an_ignorable_name, a_link_and_a_file_behind_it, dots, a_bomb_of_trees]
 )
-def test_row_35_a_hostile_repository_is_refused(
+def test_a_hostile_repository_is_refused(
     sandbox: Sandbox, server: HttpServer, tmp_path: pathlib.Path, make: Callable[[pathlib.Path], None]
 ) -> None:
     make(tmp_path)
@@ -93,7 +93,7 @@ def test_row_35_a_hostile_repository_is_refused(
     "address",
     ["-u./payload", "ext::sh -c touch% /tmp/sandboxd-pwned", "file:///etc", "/etc", "ssh://-oProxyCommand=x/y"],
 )
-def test_row_35_a_submodule_of_another_kind_is_refused(
+def test_a_submodule_of_another_kind_is_refused(
     sandbox: Sandbox, server: HttpServer, tmp_path: pathlib.Path, address: str
 ) -> None:
     git_history.make(tmp_path / "history.git", files=3, commits=120)
@@ -105,13 +105,13 @@ def test_row_35_a_submodule_of_another_kind_is_refused(
 
 
 @pytest.mark.parametrize("url", ["ext::sh -c id", "-u./payload", "fd::17/a", "file://host/etc", "http://-x/a"])
-def test_row_35_an_address_of_another_kind_is_refused(sandbox: Sandbox, url: str) -> None:
+def test_an_address_of_another_kind_is_refused(sandbox: Sandbox, url: str) -> None:
     with pytest.raises(errors.InvalidRequest):
         sandbox.git_checkout(url)
 
 
 @pytest.mark.parametrize("to", ["http://169.254.169.254", "http://10.0.0.1", "http://[::ffff:169.254.169.254]"])
-def test_row_35_a_redirection_leads_no_further_than_the_sandbox(sandbox: Sandbox, server: HttpServer, to: str) -> None:
+def test_a_redirection_leads_no_further_than_the_sandbox(sandbox: Sandbox, server: HttpServer, to: str) -> None:
     def answer(handler: Any) -> bool:
         handler.send_response(302)
         handler.send_header("Location", to + handler.path)
@@ -125,7 +125,7 @@ def test_row_35_a_redirection_leads_no_further_than_the_sandbox(sandbox: Sandbox
     is_untouched(sandbox)
 
 
-def test_row_35_the_hosts_files_are_no_repository(daemon: Daemon, sandbox: Sandbox, tmp_path: pathlib.Path) -> None:
+def test_the_hosts_files_are_no_repository(daemon: Daemon, sandbox: Sandbox, tmp_path: pathlib.Path) -> None:
     git_history.make(tmp_path / "history.git", files=3, commits=5)
     for path in (tmp_path / "history.git", daemon.state_dir, "/proc/1/root"):
         with pytest.raises(errors.GitError):
@@ -133,7 +133,7 @@ def test_row_35_the_hosts_files_are_no_repository(daemon: Daemon, sandbox: Sandb
     is_untouched(sandbox)
 
 
-def test_row_35_a_pack_bomb_meets_the_disk_limit(daemon: Daemon, client: Client, tmp_path: pathlib.Path) -> None:
+def test_a_pack_bomb_meets_the_disk_limit(daemon: Daemon, client: Client, tmp_path: pathlib.Path) -> None:
     zeros = bytes(256 * MIB)
     raw_repository(tmp_path / "bomb.git", [(b"100644", b"zeros", zeros)])
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.pack")) < MIB
@@ -147,7 +147,7 @@ def test_row_35_a_pack_bomb_meets_the_disk_limit(daemon: Daemon, client: Client,
         sandbox.write_file("/workspace/after", bytes(8 * MIB))  # its room is free again
 
 
-def test_row_8_a_target_behind_a_link_stays_in_the_sandbox(
+def test_a_target_behind_a_link_stays_in_the_sandbox(
     sandbox: Sandbox, server: HttpServer, tmp_path: pathlib.Path
 ) -> None:
     git_history.make(tmp_path / "history.git", files=3, commits=5)
@@ -158,7 +158,7 @@ def test_row_8_a_target_behind_a_link_stays_in_the_sandbox(
     assert set(os.listdir("/etc")) == before
 
 
-def test_row_43_nothing_of_the_sandboxs_is_loaded(
+def test_nothing_of_the_sandboxs_is_loaded(
     daemon: Daemon, sandbox: Sandbox, server: HttpServer, tmp_path: pathlib.Path
 ) -> None:
     git_history.make(tmp_path / "history.git", files=3, commits=5)

@@ -1,4 +1,4 @@
-"""ATTACKS 47 (and 11, 13, 21, 25 for pid 1): user code has taken init over and turns on the daemon and the launcher."""
+"""User code has taken init over and turns on the daemon and the launcher."""
 
 from __future__ import annotations
 
@@ -379,7 +379,7 @@ for fd in (pidfd, parent, top):
 """
 
 
-def test_rows_11_13_21_what_pid_1_itself_may_do(taken: HostileDaemon) -> None:
+def test_what_pid_1_itself_may_do(taken: HostileDaemon) -> None:
     """init keeps clone3 and a writable view of its cgroup: neither gives more than its commands have."""
     flags = (0x80, 0x8000, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x10020000, 0x20000000, 0x40000000)
     with taken.client() as client, Sandbox.create(client=client) as sandbox:

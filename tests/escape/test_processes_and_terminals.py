@@ -1,4 +1,4 @@
-"""ATTACKS 2, 4, 20-22, 25 and 26 where processes and terminals are concerned: swapped names, stolen keys, bombs."""
+"""Processes and terminals that attack: swapped names, stolen keys, bombs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.real
 
 
 @pytest.mark.parametrize("process", ["self", "1"])
-def test_row_2_a_process_that_is_to_start_in_a_descriptor(shared: Sandbox, process: str) -> None:
+def test_a_process_that_is_to_start_in_a_descriptor(shared: Sandbox, process: str) -> None:
     for number in range(3, 40):
         cwd = f"/proc/{process}/fd/{number}"
         for call in (
@@ -57,7 +57,7 @@ while True:
 
 
 @pytest.mark.slow
-def test_row_4_terminal_names_swapped_while_terminals_are_opened(daemon: Daemon, sandbox: Sandbox) -> None:
+def test_terminal_names_swapped_while_terminals_are_opened(daemon: Daemon, sandbox: Sandbox) -> None:
     core_pattern = pathlib.Path("/proc/sys/kernel/core_pattern").read_text()
     swapper = sandbox.start_process(["python3", "-c", SWAPPER])
     assert sandbox.wait_for_log(swapper, "swapping", timeout=20).met
@@ -92,7 +92,7 @@ for fd in (0, os.open('/dev/tty', os.O_RDWR)):
 
 
 @pytest.mark.parametrize("user", ["root", 1000])
-def test_row_20_no_keys_are_put_into_a_terminal(shared: Sandbox, user: str | int) -> None:
+def test_no_keys_are_put_into_a_terminal(shared: Sandbox, user: str | int) -> None:
     shared.write_file("/tmp/stuffer.py", STUFFER)
     with shared.open_pty(["python3", "/tmp/stuffer.py"], user=user) as pty:
         shown = b"".join(pty).decode()
@@ -101,7 +101,7 @@ def test_row_20_no_keys_are_put_into_a_terminal(shared: Sandbox, user: str | int
     assert "broken" not in shown
 
 
-def test_row_20_a_command_has_no_terminal_and_takes_none(shared: Sandbox) -> None:
+def test_a_command_has_no_terminal_and_takes_none(shared: Sandbox) -> None:
     """Neither a plain command nor one in another session reaches the terminal of a person beside it."""
     with shared.open_pty("echo $$; stty raw -echo; cat") as pty:
         pty.read()
@@ -122,7 +122,7 @@ for name in os.listdir('/dev/pts'):
         assert shared.exec(["python3", "-c", source]).stdout == "blocked\n"
 
 
-def test_row_21_init_and_secrets_of_others_are_out_of_reach(daemon: Daemon, shared: Sandbox) -> None:
+def test_init_and_secrets_of_others_are_out_of_reach(daemon: Daemon, shared: Sandbox) -> None:
     secret = shared.start_process(["sleep", "1000"], env={"SECRET": "hunter2-abcdef"}, user="root")
     source = f"""
 import ctypes, os
@@ -156,7 +156,7 @@ for pid in (1, {secret.pid}):
     shared.remove_process(secret)
 
 
-def test_row_22_processes_that_will_not_die_are_gone_within_a_second(daemon: Daemon, sandbox: Sandbox) -> None:
+def test_processes_that_will_not_die_are_gone_within_a_second(daemon: Daemon, sandbox: Sandbox) -> None:
     for line in (
         "trap '' TERM HUP INT; for i in $(seq 30); do setsid sh -c 'trap \"\" TERM HUP; sleep 1000' & done; sleep 1000",
         "(setsid sh -c 'kill -STOP $$' &); kill -STOP $$",
@@ -186,7 +186,7 @@ def test_row_22_processes_that_will_not_die_are_gone_within_a_second(daemon: Dae
     ],
     ids=["no newline", "tiny writes", "escape sequences", "every byte"],
 )
-def test_row_25_bombs_in_the_background_and_on_a_terminal(daemon: Daemon, sandbox: Sandbox, source: str) -> None:
+def test_bombs_in_the_background_and_on_a_terminal(daemon: Daemon, sandbox: Sandbox, source: str) -> None:
     """Nobody reads the one, a viewer and a slow one look at the other; the daemon stays small and awake."""
     assert daemon.process
 
@@ -208,7 +208,7 @@ def test_row_25_bombs_in_the_background_and_on_a_terminal(daemon: Daemon, sandbo
     assert sandbox.exec("echo alive").stdout == "alive\n"
 
 
-def test_row_25_output_cannot_speak_for_the_daemon(sandbox: Sandbox) -> None:
+def test_output_cannot_speak_for_the_daemon(sandbox: Sandbox) -> None:
     """Forged frames, events and messages in output arrive as the bytes that they are."""
     forged = (
         b'data: {"exit_code": 0}\n\nevent: exit\nid: 9\n\n\x03\x00\x00\x00\x02{}\x06\x00\x00\x00\x02{}'
@@ -237,7 +237,7 @@ def test_row_25_output_cannot_speak_for_the_daemon(sandbox: Sandbox) -> None:
     ],
     ids=["closes all", "stops itself", "swaps all", "ignores all"],
 )
-def test_row_26_a_process_that_breaks_its_streams_or_ignores_signals_is_ended(sandbox: Sandbox, source: str) -> None:
+def test_a_process_that_breaks_its_streams_or_ignores_signals_is_ended(sandbox: Sandbox, source: str) -> None:
     """The part of a worker that is a process; contexts have their own."""
     process = sandbox.start_process(["python3", "-c", source], stdin=True)
     with sandbox.open_pty(["python3", "-c", source]) as pty:
@@ -252,7 +252,7 @@ def test_row_26_a_process_that_breaks_its_streams_or_ignores_signals_is_ended(sa
     assert sandbox.exec("echo next").stdout == "next\n"
 
 
-def test_row_26_what_is_printed_after_the_end_is_not_in_the_log(sandbox: Sandbox) -> None:
+def test_what_is_printed_after_the_end_is_not_in_the_log(sandbox: Sandbox) -> None:
     process = sandbox.start_process("(sleep 0.4; echo late; sleep 0.1; echo later) & echo in time", keep_orphans=True)
     assert sandbox.wait_for_exit(process, timeout=10).met
     time.sleep(0.8)

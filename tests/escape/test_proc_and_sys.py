@@ -1,4 +1,4 @@
-"""ATTACKS 12: what of /proc and /sys can be written, and what of the host is read there."""
+"""What of /proc and /sys can be written, and what of the host is read there."""
 
 from __future__ import annotations
 

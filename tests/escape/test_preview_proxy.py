@@ -1,4 +1,4 @@
-"""Row 33: hostile visitors, services and neighbours of the preview proxy; and the previews' part of row 28."""
+"""Hostile visitors, services and neighbours of the preview proxy; and what a service behind it can reach."""
 
 from __future__ import annotations
 
@@ -299,7 +299,7 @@ def test_memory_stays_bounded_by_a_reader_that_stops(
             visitor.sock.close()
 
 
-# --- row 28: what a service can reach ------------------------------------------------------------------------
+# --- what a service can reach --------------------------------------------------------------------------------
 
 
 def test_a_socket_from_the_launcher_is_of_the_sandboxs_network(

@@ -1,4 +1,4 @@
-"""ATTACKS 3, 5, 6: a rootfs that was made to lead the host's root astray while it mounts and writes."""
+"""A rootfs that was made to lead the host's root astray while it mounts and writes."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_what_leads_elsewhere_is_refused(
     assert launcher.leftovers() == []
 
 
-def test_row_3_the_masks_are_made_of_our_own_null(
+def test_the_masks_are_made_of_our_own_null(
     launcher: LauncherProcess, rootfs: tuple[pathlib.Path, pathlib.Path]
 ) -> None:
     """A /dev/null of the rootfs that is a link is never looked at."""
@@ -133,7 +133,7 @@ def test_row_3_the_masks_are_made_of_our_own_null(
     assert launcher.leftovers() == []
 
 
-def test_row_5_what_is_written_at_birth_goes_to_the_real_proc(
+def test_what_is_written_at_birth_goes_to_the_real_proc(
     launcher: LauncherProcess, rootfs: tuple[pathlib.Path, pathlib.Path]
 ) -> None:
     """A rootfs whose /proc holds files of the names that a birth writes: they are covered, not written."""

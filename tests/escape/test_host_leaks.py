@@ -1,4 +1,4 @@
-"""ATTACKS 11, 27, 34, 36, 37, 44: cgroups, sockets, shared names, volumes, planted configuration, secrets in memory."""
+"""What a sandbox might share with the host: cgroups, sockets, names, volumes, planted configuration, secrets."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ pytestmark = pytest.mark.real
 Python = Callable[..., str]
 
 
-# --- 11: cgroups ---------------------------------------------------------------------------------------------
+# --- cgroups -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("user", ["root", 1000])
-def test_row_11_nothing_of_the_cgroup_tree_takes_a_change(python: Python, user: str | int) -> None:
+def test_nothing_of_the_cgroup_tree_takes_a_change(python: Python, user: str | int) -> None:
     source = """
 import os
 tried = 0
@@ -57,7 +57,7 @@ print(tried > 10, '0::/' in open('/proc/self/cgroup').read(), os.path.exists('/s
     assert len(python(source, user=user).splitlines()) == 1
 
 
-def test_row_11_no_path_of_the_hosts_tree_is_told(daemon: Daemon, python: Python) -> None:
+def test_no_path_of_the_hosts_tree_is_told(daemon: Daemon, python: Python) -> None:
     told = python(
         "print(open('/proc/self/cgroup').read(), open('/proc/1/cgroup').read(), open('/proc/self/mountinfo').read())"
     )
@@ -66,10 +66,10 @@ def test_row_11_no_path_of_the_hosts_tree_is_told(daemon: Daemon, python: Python
     assert not [line for line in told.splitlines() if re.match(r" ?\d+:[^:]*:/\.\./.*sandboxd", line)]
 
 
-# --- 27: sockets and descriptors -----------------------------------------------------------------------------
+# --- sockets and descriptors ---------------------------------------------------------------------------------
 
 
-def test_row_27_a_folders_descriptor_leads_nowhere_else(python: Python) -> None:
+def test_a_folders_descriptor_leads_nowhere_else(python: Python) -> None:
     source = """
 import array, os, socket
 one, other = socket.socketpair()
@@ -87,7 +87,7 @@ for path in ('/', '/proc/self', '/proc/1', '/sys/fs/cgroup', '/dev', '/workspace
     assert python(source).split() == ["True"] * 6
 
 
-def test_row_27_no_address_of_the_host_answers(python: Python) -> None:
+def test_no_address_of_the_host_answers(python: Python) -> None:
     addresses = {
         (item.family, item.address.partition("%")[0])
         for items in psutil.net_if_addrs().values()
@@ -122,7 +122,7 @@ for family, kind in ((2, 1), (2, 2), (10, 1), (10, 2)):
         assert python(source) == ""
 
 
-# --- 34: names that a kernel may share -----------------------------------------------------------------------
+# --- names that a kernel may share ---------------------------------------------------------------------------
 
 MAKE = """
 import ctypes, os, socket, sys, time
@@ -154,7 +154,7 @@ print(len([pid for pid in os.listdir('/proc') if pid.isdigit()]) < 5)
 """
 
 
-def test_row_34_names_are_each_sandboxs_own(sandbox: Sandbox, neighbour: Sandbox) -> None:
+def test_names_are_each_sandboxs_own(sandbox: Sandbox, neighbour: Sandbox) -> None:
     with sandbox.exec_stream(["python3", "-u", "-c", MAKE]) as stream:
         assert next(iter(stream)).text == "made\n"
         own = sandbox.exec(["python3", "-c", LOOK]).stdout
@@ -167,7 +167,7 @@ def test_row_34_names_are_each_sandboxs_own(sandbox: Sandbox, neighbour: Sandbox
         sandbox.exec("pkill -9 python3")
 
 
-def test_row_34_what_of_the_host_is_masked(run: Callable[[str], str]) -> None:
+def test_what_of_the_host_is_masked(run: Callable[[str], str]) -> None:
     for name in ("kallsyms", "keys", "key-users", "timer_list", "sched_debug", "interrupts", "modules", "swaps"):
         assert run(f"cat /proc/{name} 2>/dev/null | wc -c") == "0", name
     assert run("dmesg >/dev/null 2>&1 || echo refused") == "refused"
@@ -181,14 +181,14 @@ def test_row_34_what_of_the_host_is_masked(run: Callable[[str], str]) -> None:
         assert f":{inode} " not in run("cat /proc/locks")
 
 
-# --- 36, 37: what a caller, or what is inside, may make the host do ------------------------------------------
+# --- what a caller, or what is inside, may make the host do ----------------------------------------------
 
 
 @pytest.mark.parametrize(
     "field",
     ["volumes", "mounts", "binds", "devices", "privileged", "cap_add", "pid", "security_opt", "rootfs_dir", "user_ns"],
 )
-def test_row_36_there_is_no_way_to_ask_for_a_host_path(daemon: Daemon, field: str) -> None:
+def test_there_is_no_way_to_ask_for_a_host_path(daemon: Daemon, field: str) -> None:
     import httpx
 
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(daemon.socket)), base_url="http://sandboxd") as http:
@@ -223,7 +223,7 @@ true
 """
 
 
-def test_row_37_what_is_planted_is_never_read_by_the_host(own_daemon: Daemon, tmp_path: pathlib.Path) -> None:
+def test_what_is_planted_is_never_read_by_the_host(own_daemon: Daemon, tmp_path: pathlib.Path) -> None:
     """The marker's path exists inside too, so whoever runs it leaves it on his own side."""
     marker = tmp_path / "marker"
     with own_daemon.client() as client:
@@ -247,7 +247,7 @@ def test_row_37_what_is_planted_is_never_read_by_the_host(own_daemon: Daemon, tm
     assert not marker.exists()
 
 
-# --- 44: secrets ---------------------------------------------------------------------------------------------
+# --- secrets -------------------------------------------------------------------------------------------------
 
 
 def holds(pid: int, needle: bytes) -> bool:
@@ -265,7 +265,7 @@ def holds(pid: int, needle: bytes) -> bool:
     return False
 
 
-def test_row_44_no_secret_of_one_sandbox_is_in_anothers_init(own_daemon: Daemon) -> None:
+def test_no_secret_of_one_sandbox_is_in_anothers_init(own_daemon: Daemon) -> None:
     secret, command, content = (secrets.token_hex(16) for _ in range(3))
     with own_daemon.client() as client, Sandbox.create(client=client, env={"TOKEN": secret}) as first:
         first.exec("echo $TOKEN $OTHER", env={"OTHER": command}).check()

@@ -1,4 +1,4 @@
-"""ATTACKS 1 and 2: the host's binary behind /proc/<pid>/exe, and leaked descriptors."""
+"""The host's binary behind /proc/<pid>/exe, and leaked descriptors."""
 
 from __future__ import annotations
 
@@ -58,22 +58,22 @@ def hunted(daemon: Daemon) -> str:
     return found[0]
 
 
-def test_row_1_no_binary_of_the_host_is_written(hunted: str) -> None:
+def test_no_binary_of_the_host_is_written(hunted: str) -> None:
     """The host's state after the module (conftest) holds the hash of its Python."""
     assert hunted.startswith("True [] ")
 
 
-def test_row_1_no_binary_of_the_host_is_reached(hunted: str) -> None:
+def test_no_binary_of_the_host_is_reached(hunted: str) -> None:
     assert hunted == "True [] []\n"
 
 
-def test_row_1_proc_self_exe_is_not_the_hosts_python(shared: Sandbox) -> None:
+def test_proc_self_exe_is_not_the_hosts_python(shared: Sandbox) -> None:
     result = shared.exec(["/proc/self/exe", "-I", "-S", "-c", "print('host python')"])
     assert "Python" not in result.stderr
     assert result.exit_code == 126
 
 
-def test_row_46_no_lock_on_an_inode_of_the_hosts(daemon: Daemon, sandbox: Sandbox) -> None:
+def test_no_lock_on_an_inode_of_the_hosts(daemon: Daemon, sandbox: Sandbox) -> None:
     """What /proc/self/exe loads is the sandbox's own, so its code does as it likes with the host's binary."""
     sandbox.write_file("/usr/local/src/preload.c", (PROBES / "preload.c").read_bytes())
     sandbox.exec("cc -w -shared -fPIC -o /usr/local/lib/preload.so /usr/local/src/preload.c").check()
@@ -82,7 +82,7 @@ def test_row_46_no_lock_on_an_inode_of_the_hosts(daemon: Daemon, sandbox: Sandbo
 
 
 @pytest.mark.parametrize("process", ["self", "1"])
-def test_row_2_a_working_folder_that_is_a_descriptor(shared: Sandbox, process: str) -> None:
+def test_a_working_folder_that_is_a_descriptor(shared: Sandbox, process: str) -> None:
     for number in range(65):
         outcome = "invalid-request"
         try:
@@ -92,7 +92,7 @@ def test_row_2_a_working_folder_that_is_a_descriptor(shared: Sandbox, process: s
         assert outcome in ("invalid-request", "126"), number
 
 
-def test_row_2_files_behind_inits_descriptors(shared: Sandbox) -> None:
+def test_files_behind_inits_descriptors(shared: Sandbox) -> None:
     for number in range(25):
         for path in (f"/proc/self/fd/{number}", f"/proc/1/fd/{number}/cgroup.procs", f"/proc/self/fd/{number}/work"):
             with pytest.raises(SandboxdError):

@@ -1,4 +1,4 @@
-"""ATTACKS 21, 26: a program that traces every other one of its sandbox sees nothing of init's and holds nobody up."""
+"""A program that traces every other one of its sandbox sees nothing of init's and holds nobody up."""
 
 from __future__ import annotations
 
