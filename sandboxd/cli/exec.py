@@ -13,8 +13,10 @@ from sandboxd.cli.params import client_of, command_of, command_options
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
 @command_options
-@click.option("-s", "--session", metavar="ID", help="Run in a session: with the state that its last command left.")
-@click.option("-d", "--detach", is_flag=True, help="Do not wait for the command; print its process' id.")
+@click.option(
+    "-s", "--session", metavar="ID", help="Run in a session, with the shell state that its last command left."
+)
+@click.option("-d", "--detach", is_flag=True, help="Do not wait for the command; print its process id.")
 @click.argument("sandbox")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND...")
 @click.pass_context
@@ -32,11 +34,11 @@ def exec_(  # noqa: PLR0913 - an option each
 ) -> None:
     """Run COMMAND in SANDBOX (an id or a name).
 
-    Standard input, output and error and the exit status are the command's, as with `sandboxd run`. With --session a
-    COMMAND of one word is a line of the session's shell: sandboxd exec -s work NAME 'cd /tmp && export A=1'
+    Standard input, output, error and the exit status are the command's, as with `sandboxd run`. With --session, a
+    COMMAND of one word is a line for the session's shell: sandboxd exec -s work NAME 'cd /tmp && export A=1'
 
-    Ctrl-C, TERM, HUP and QUIT are passed on to it; a second one kills it, and so do 10 seconds in which it does not
-    end.
+    Ctrl-C, TERM, HUP and QUIT are passed on to the command, which is killed by a second one, or if it has not ended
+    after 10 seconds.
     """
     words = command_of(command)
     options: dict[str, Any] = {"cwd": workdir, "env": dict(env), "user": user, "timeout": timeout}

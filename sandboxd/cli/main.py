@@ -21,36 +21,36 @@ if TYPE_CHECKING:
 
 #: Each verb, in the order in which a newcomer meets them: where it is, and its line in the help.
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
-    "demo": ("sandboxd.cli.demo:demo", "Show the main job on a running daemon."),
+    "demo": ("sandboxd.cli.demo:demo", "Give a tour of a sandbox on a running daemon."),
     "run": ("sandboxd.cli.run:run", "Run one command in a sandbox of its own."),
     "create": ("sandboxd.cli.create:create", "Create a sandbox and print its id."),
     "exec": ("sandboxd.cli.exec:exec_", "Run a command in a sandbox."),
-    "session": ("sandboxd.cli.sessions:session", "Manage sessions: commands that hand on a shell's state."),
+    "session": ("sandboxd.cli.sessions:session", "Manage sessions, whose commands share a shell's state."),
     "shell": ("sandboxd.cli.shell:shell", "Open a terminal in a sandbox."),
     "code": ("sandboxd.cli.code:code", "Run code in an interpreter that keeps its state."),
-    "contexts": ("sandboxd.cli.code:contexts", "Manage those interpreters."),
-    "start": ("sandboxd.cli.processes:start", "Start a process in a sandbox, and leave it running."),
+    "contexts": ("sandboxd.cli.code:contexts", "Manage those interpreters (code contexts)."),
+    "start": ("sandboxd.cli.processes:start", "Start a process in the background."),
     "ps": ("sandboxd.cli.processes:ps", "List the processes of a sandbox."),
     "logs": ("sandboxd.cli.processes:logs", "Show or follow what a process prints."),
     "kill": ("sandboxd.cli.processes:kill", "Send processes a signal, or remove them."),
-    "wait": ("sandboxd.cli.processes:wait", "Wait for a process' end, for a port, or for a line of its log."),
-    "expose": ("sandboxd.cli.ports:expose", "Open a port of a sandbox in a browser: print its URL."),
-    "unexpose": ("sandboxd.cli.ports:unexpose", "Take a port back."),
+    "wait": ("sandboxd.cli.processes:wait", "Wait for a process to end, a port to open, or a line in a log."),
+    "expose": ("sandboxd.cli.ports:expose", "Expose a port of a sandbox and print its URL."),
+    "unexpose": ("sandboxd.cli.ports:unexpose", "Stop exposing a port."),
     "ports": ("sandboxd.cli.ports:ports", "List the exposed ports of a sandbox."),
-    "ls": ("sandboxd.cli.ls:ls", "List the sandboxes."),
-    "cp": ("sandboxd.cli.cp:cp", "Copy files and folders into or out of a sandbox."),
+    "ls": ("sandboxd.cli.ls:ls", "List sandboxes."),
+    "cp": ("sandboxd.cli.cp:cp", "Copy files and directories into or out of a sandbox."),
     "clone": ("sandboxd.cli.clone:clone", "Clone a git repository into a sandbox."),
-    "files": ("sandboxd.cli.files:files", "Look at and change the files of a sandbox."),
-    "update": ("sandboxd.cli.update:update", "Change a sandbox: limits, variables, labels, name."),
-    "freeze": ("sandboxd.cli.freeze:freeze", "Stop sandboxes where they are."),
-    "thaw": ("sandboxd.cli.freeze:thaw", "Let frozen sandboxes go on."),
+    "files": ("sandboxd.cli.files:files", "Inspect and change the files of a sandbox."),
+    "update": ("sandboxd.cli.update:update", "Change a sandbox's limits, variables, labels or name."),
+    "freeze": ("sandboxd.cli.freeze:freeze", "Freeze sandboxes: stop every process where it is."),
+    "thaw": ("sandboxd.cli.freeze:thaw", "Let frozen sandboxes continue."),
     "stats": ("sandboxd.cli.stats:stats", "Show what sandboxes use."),
     "events": ("sandboxd.cli.events:events", "Print what happens to sandboxes, as it happens."),
-    "metrics": ("sandboxd.cli.metrics:metrics", "Print the daemon's figures in the Prometheus text format."),
+    "metrics": ("sandboxd.cli.metrics:metrics", "Print the daemon's metrics in the Prometheus text format."),
     "rm": ("sandboxd.cli.rm:rm", "Destroy sandboxes."),
     "info": ("sandboxd.cli.info:info", "Show the daemon, or one sandbox."),
     "rootfs": ("sandboxd.cli.rootfs:rootfs", "Build, import, list and remove root filesystems."),
-    "doctor": ("sandboxd.cli.doctor:doctor", "Tell what works on this host, and what to do about the rest."),
+    "doctor": ("sandboxd.cli.doctor:doctor", "Check this host, and say how to fix what is missing."),
     "serve": ("sandboxd.cli.serve:serve", "Run the daemon."),
     "version": ("sandboxd.cli.version:version", "Print the versions of this program and of the daemon."),
 }
@@ -108,14 +108,16 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--url", envvar="SANDBOXD_URL", metavar="URL", help="The daemon: unix:///path or http://host:port.")
-@click.option("--token", envvar="SANDBOXD_TOKEN", metavar="TOKEN", help="The token that a daemon on TCP asks for.")
+@click.option(
+    "--url", envvar="SANDBOXD_URL", metavar="URL", help="Address of the daemon: unix:///path or http://host:port."
+)
+@click.option("--token", envvar="SANDBOXD_TOKEN", metavar="TOKEN", help="Token for a daemon on TCP.")
 @click.version_option(__version__, "--version", message="sandboxd %(version)s")
 @click.pass_context
 def cli(ctx: click.Context, url: str | None, token: str | None) -> None:
     """Isolated sandboxes on this machine, in milliseconds.
 
-    The daemon is found by --url or SANDBOXD_URL, else at unix:///run/sandboxd/sandboxd.sock.
+    The daemon's address is --url, else SANDBOXD_URL, else unix:///run/sandboxd/sandboxd.sock.
     """
     ctx.obj = {**(ctx.obj or {}), "url": url, "token": token}
 

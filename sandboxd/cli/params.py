@@ -80,7 +80,7 @@ io_option = click.option(
     type=KeyValue(),
     multiple=True,
     metavar="WHAT=RATE",
-    help="Limit of a disk's speed a second: read=10M, write=10M, read-iops=500 or write-iops=500.",
+    help="Disk speed limit per second: read=10M, write=10M, read-iops=500 or write-iops=500.",
 )
 
 #: Entries of an allow list: `run`, `create` and `update`.
@@ -88,19 +88,19 @@ allow_option = click.option(
     "--allow",
     multiple=True,
     metavar="ENTRY",
-    help="What it may reach and nothing else: a name, *.name, an address or a network, with :PORT or :LOW-HIGH.",
+    help="Allow only these destinations: a name, *.name, an address or a network, with :PORT or :LOW-HIGH. Repeatable.",
 )
 
 #: What a sandbox is created with: `run` and `create`.
 sandbox_options = stack(
-    click.option("--rootfs", metavar="NAME", help="The root filesystem; 'default' if not given."),
-    click.option("--memory", type=Size(), metavar="SIZE", help="Limit of RAM, such as 512M."),
-    click.option("--cpus", type=float, metavar="N", help="Limit of processors, such as 1.5."),
-    click.option("--pids", type=int, metavar="N", help="Limit of processes and threads."),
-    click.option("--disk", type=Size(), metavar="SIZE", help="Limit of what its files take, such as 2G."),
+    click.option("--rootfs", metavar="NAME", help="Root filesystem.  [default: default]"),
+    click.option("--memory", type=Size(), metavar="SIZE", help="Memory limit, e.g. 512M."),
+    click.option("--cpus", type=float, metavar="N", help="CPU limit, e.g. 1.5."),
+    click.option("--pids", type=int, metavar="N", help="Limit on processes and threads."),
+    click.option("--disk", type=Size(), metavar="SIZE", help="Disk limit, e.g. 2G."),
     io_option,
-    click.option("--seccomp", metavar="NAME", help="The system call profile: default, strict, or your own."),
-    click.option("--network", type=click.Choice(["none", "internet", "allowlist"]), help="What it may reach."),
+    click.option("--seccomp", metavar="NAME", help="Seccomp profile: default, strict, or one of your own."),
+    click.option("--network", type=click.Choice(["none", "internet", "allowlist"]), help="What the sandbox may reach."),
     allow_option,
 )
 
@@ -112,11 +112,16 @@ command_options = stack(
         type=KeyValue(inherit=True),
         multiple=True,
         metavar="KEY=VALUE",
-        help="A variable for the command; KEY alone takes the value from here.",
+        help="Set an environment variable. KEY alone copies the value from your environment.",
     ),
-    click.option("-w", "--workdir", metavar="DIR", help="Where the command starts, absolute."),
-    click.option("-u", "--user", metavar="USER", help="The user, a name or a uid."),
-    click.option("--timeout", type=float, metavar="SECONDS", help="End the command after this time, with status 124."),
+    click.option("-w", "--workdir", metavar="DIR", help="Working directory, an absolute path."),
+    click.option("-u", "--user", metavar="USER", help="User to run as, a name or a uid."),
+    click.option(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="Kill the command after this time; run and exec then exit with 124.",
+    ),
 )
 
 

@@ -28,8 +28,8 @@ def _connect(ctx: click.Context, sandbox: str) -> Sandbox:
 
 @click.command(context_settings={"allow_interspersed_args": False})
 @command_options
-@click.option("--id", "process_id", metavar="ID", help="A name of your own for the process, unique in the sandbox.")
-@click.option("--restart", is_flag=True, help="Start it again when it fails, ever later, ten times in a row at most.")
+@click.option("--id", "process_id", metavar="ID", help="Id for the process, unique in the sandbox.")
+@click.option("--restart", is_flag=True, help="Restart on failure with exponential backoff, at most 10 times in a row.")
 @click.argument("sandbox")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND...")
 @click.pass_context
@@ -45,9 +45,9 @@ def start(  # noqa: PLR0913 - an option each
     sandbox: str,
     command: tuple[str, ...],
 ) -> None:
-    """Start COMMAND in SANDBOX in the background, and print its process' id.
+    """Start COMMAND in SANDBOX in the background and print its process id.
 
-    It goes on until it ends or the sandbox does; `sandboxd logs` shows what it prints.
+    The process runs until it ends or the sandbox is destroyed; `sandboxd logs` shows what it prints.
     """
     words = command_of(command)
     options: dict[str, Any] = {"cwd": workdir, "env": dict(env), "user": user, "timeout": timeout}
@@ -58,9 +58,9 @@ def start(  # noqa: PLR0913 - an option each
 
 
 @click.command()
-@click.option("-a", "--all", "everything", is_flag=True, help="Show those too that have ended.")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole objects, as a list.")
-@click.option("-q", "--quiet", is_flag=True, help="Print the ids only.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Include processes that have ended.")
+@click.option("--json", "as_json", is_flag=True, help="Print the full objects as a JSON list.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the ids.")
 @click.argument("sandbox")
 @click.pass_context
 def ps(ctx: click.Context, *, everything: bool, as_json: bool, quiet: bool, sandbox: str) -> None:
@@ -89,15 +89,15 @@ def _row(info: ProcessInfo) -> tuple[str, ...]:
 
 
 @click.command()
-@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, to the process' end.")
-@click.option("-n", "--tail", type=click.IntRange(0), metavar="LINES", help="Begin with the last LINES lines.")
+@click.option("-f", "--follow", is_flag=True, help="Follow the log until the process ends.")
+@click.option("-n", "--tail", type=click.IntRange(0), metavar="LINES", help="Start with the last LINES lines.")
 @click.argument("sandbox")
 @click.argument("process")
 @click.pass_context
 def logs(ctx: click.Context, *, follow: bool, tail: int | None, sandbox: str, process: str) -> None:
-    """Print what PROCESS in SANDBOX has printed: its standard output and error, each to ours.
+    """Print the log of PROCESS in SANDBOX: its standard output and its standard error, each to the same stream here.
 
-    Output that its log no longer has is told on stderr.
+    A note on stderr says how much older output the log no longer has.
     """
     found = _connect(ctx, sandbox)
     with Interrupts():
@@ -116,22 +116,27 @@ def logs(ctx: click.Context, *, follow: bool, tail: int | None, sandbox: str, pr
 
 
 @click.command()
-@click.option("-s", "--signal", default="TERM", metavar="SIGNAL", help="A name or a number.  [default: TERM]")
-@click.option("--all", "everything", is_flag=True, help="End every process of the sandbox, and drop every log.")
-@click.option("--rm", "remove", is_flag=True, help="End the processes with all that they started, and drop their logs.")
+@click.option(
+    "-s", "--signal", default="TERM", metavar="SIGNAL", help="Signal to send, a name or a number.  [default: TERM]"
+)
+@click.option("--all", "everything", is_flag=True, help="End every process of the sandbox and drop every log.")
+@click.option(
+    "--rm", "remove", is_flag=True, help="End the processes with everything that they started, and drop their logs."
+)
 @click.argument("sandbox")
 @click.argument("processes", nargs=-1, metavar="PROCESS...")
 @click.pass_context
 def kill(
     ctx: click.Context, *, signal: str, everything: bool, remove: bool, sandbox: str, processes: tuple[str, ...]
 ) -> None:
-    """Send a signal to each PROCESS in SANDBOX and to what it started in its group; TERM and KILL go to all of it.
+    """Send a signal to each PROCESS in SANDBOX.
 
-    After TERM what a process started has 5 s to end once the process itself has; what is left then is killed.
-    One that does not exist or has ended is told, and the others get theirs.
+    The signal goes to the process group; TERM and KILL go to everything that the process started. If the process has
+    ended after TERM and others have not, they are killed after 5 s. A process that does not exist or has ended is
+    reported, and the others still get the signal.
     """
     if bool(processes) == everything:
-        raise click.UsageError("Name the processes, or say --all.")
+        raise click.UsageError("Name the processes, or use --all.")
     from sandboxd.errors import Conflict, NotFound  # noqa: PLC0415
 
     found = _connect(ctx, sandbox)
@@ -152,10 +157,14 @@ def kill(
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(1, 65535), metavar="PORT", help="Wait until something accepts there.")
-@click.option("--path", metavar="PATH", help="With --port: until a GET of PATH is answered well.")
-@click.option("--log", "pattern", metavar="REGEX", help="Wait until a line of its output matches, and print it.")
-@click.option("--timeout", type=float, metavar="SECONDS", help="Give up after this time, with status 124.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), metavar="PORT", help="Wait until something listens on this port."
+)
+@click.option(
+    "--path", metavar="PATH", help="With --port: wait until a GET of PATH answers with a status from 200 to 399."
+)
+@click.option("--log", "pattern", metavar="REGEX", help="Wait until a line of output matches, and print the line.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Give up after this time and exit with 124.")
 @click.argument("sandbox")
 @click.argument("process", required=False)
 @click.pass_context
@@ -169,13 +178,13 @@ def wait(
     sandbox: str,
     process: str | None,
 ) -> None:
-    """Wait for PROCESS in SANDBOX: for its end, or for --port or --log; --port needs no PROCESS.
+    """Wait for PROCESS in SANDBOX to end, or for --port or --log; --port needs no PROCESS.
 
-    The exit status is the process' own where its end was waited for. With --port and --log it is 0 when what was
-    waited for came, and 1 when the process ended before.
+    When waiting for the end, the exit status is the process's own. With --port or --log it is 0 when the condition was
+    met, and 1 if the process ended first.
     """
     if (port is not None and pattern is not None) or (path is not None and port is None):
-        raise click.UsageError("Wait for one thing: the end, --port (with --path), or --log.")
+        raise click.UsageError("Wait for one thing: the process to end, --port (with --path), or --log.")
     if process is None and port is None:
         raise click.UsageError("Missing argument 'PROCESS'.")
     found = _connect(ctx, sandbox)
@@ -197,7 +206,7 @@ def _status(result: WaitResult, what: Literal["exit", "other"]) -> int:
     if what == "other":
         if not result.met:
             how = result.signal or f"exit code {result.exit_code}"
-            say(f"sandboxd: the process ended before: {how}", err=True)
+            say(f"sandboxd: the process ended first: {how}", err=True)
         return 0 if result.met else 1
     from sandboxd.cli.attach import signal_status  # noqa: PLC0415
 
