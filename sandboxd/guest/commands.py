@@ -189,7 +189,7 @@ class Commands:
         if process_id in self._processes:
             raise NameTaken(f"cannot start process {process_id}: the id is in use", id=process_id)
         if self._running >= MAX_RUNNING:
-            raise ServerBusy(f"cannot start process {process_id}: {MAX_RUNNING} run already", bound=MAX_RUNNING)
+            raise ServerBusy(f"cannot start process {process_id}: {MAX_RUNNING} are running already", bound=MAX_RUNNING)
         user = self.user if spec.user is None else users.find_user(spec.user)
         user = user if shell is None else shell.user
         cwd = spec.cwd or self.cwd

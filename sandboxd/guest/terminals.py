@@ -37,7 +37,7 @@ def open_terminal(kernel: Kernel, cols: int, rows: int, owner: User) -> tuple[in
         master = kernel.openat2(-100, "/dev/pts/ptmx", flags, RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            why = "cannot open a terminal: the sandbox has as many as it may"
+            why = "cannot open a terminal: the sandbox has reached its limit of terminals"
             raise LimitExceeded(why, limit="terminals") from None
         if (limit := limit_error(error, "open a terminal")) is not None:
             raise limit from None
@@ -64,7 +64,7 @@ def open_terminal(kernel: Kernel, cols: int, rows: int, owner: User) -> tuple[in
 def _check(fd: int) -> None:
     facts = os.fstat(fd)
     if not stat.S_ISCHR(facts.st_mode) or facts.st_rdev != _PTMX:
-        raise NotAvailable("cannot open a terminal: the sandbox's /dev/pts/ptmx is no terminal multiplexer")
+        raise NotAvailable("cannot open a terminal: the sandbox's /dev/pts/ptmx is not a terminal multiplexer")
 
 
 def resize(master: int, cols: int, rows: int) -> None:

@@ -63,7 +63,7 @@ class PortWaits:
             ServerBusy: `MAX_WAITS` wait.
         """
         if len(self._waits) >= MAX_WAITS:
-            raise ServerBusy(f"cannot wait for port {port}: {MAX_WAITS} wait already", bound=MAX_WAITS)
+            raise ServerBusy(f"cannot wait for port {port}: {MAX_WAITS} waits are open already", bound=MAX_WAITS)
         if self._query is None:
             self._query = ListenerQuery()
         wait = PortWait(port, path, statuses, on_met)

@@ -136,7 +136,7 @@ class NetworkProcess:
         except OSError as error:
             log.warning("Cannot start the process that makes links: %s", error)
             self._end_processes()
-            self._ask_again(f"cannot start the process that makes links: {error}")
+            self._ask_again(f"cannot start the network process: {error}")
 
     def close(self) -> None:
         """Let it end; the rules stay. What the last network leaves is taken away first."""

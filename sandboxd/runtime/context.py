@@ -186,7 +186,9 @@ class Context:
             self._note_exit()  # our task has not seen it yet
         self.check_usable()
         if len(self._queue) >= MAX_WAITING:
-            raise ServerBusy(f"cannot run code in context {self.id}: {MAX_WAITING} runs wait", bound=MAX_WAITING)
+            raise ServerBusy(
+                f"cannot run code in context {self.id}: {MAX_WAITING} runs are waiting already", bound=MAX_WAITING
+            )
         self._queue.append(item)
         self._work.set()
 
@@ -254,7 +256,7 @@ class Context:
             self.state = State.GONE
             self.started.set()
             self.runs.clear()
-            gone = self.start_failure or SandboxGone(f"cannot go on in context {self.id}: it is gone")
+            gone = self.start_failure or SandboxGone(f"cannot continue in context {self.id}: it is gone")
             if self._present is not None:
                 self._present.give_up(gone)
             self._give_up_waiting(gone)

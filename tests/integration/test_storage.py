@@ -361,7 +361,7 @@ def test_a_second_launcher_is_refused_while_the_first_lives(pool: pathlib.Path) 
     first = Apart(holds, pool, {})
     assert first.hear() == "open"
     try:
-        assert "another launcher has it" in Apart(second, pool).result()
+        assert "another launcher is using it" in Apart(second, pool).result()
         assert len(loops(pool / "state/pool.btrfs")) == 1
     finally:
         first.kill()
