@@ -18,7 +18,8 @@ from .body import ApiRequest
 from .call import Call, Facts
 from .cloudflare import problems as cloudflare_problems
 from .cloudflare import routes as cloudflare_routes
-from .routes import ROUTES, Route
+from .route import Route
+from .routes import ROUTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

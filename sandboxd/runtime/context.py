@@ -186,9 +186,7 @@ class Context:
             self._note_exit()  # our task has not seen it yet
         self.check_usable()
         if len(self._queue) >= MAX_WAITING:
-            raise ServerBusy(
-                f"cannot run code in context {self.id}: {MAX_WAITING} runs are waiting already", bound=MAX_WAITING
-            )
+            raise ServerBusy(f"cannot run code in context {self.id}: {MAX_WAITING} are waiting", bound=MAX_WAITING)
         self._queue.append(item)
         self._work.set()
 

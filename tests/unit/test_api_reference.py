@@ -10,7 +10,8 @@ import pytest
 
 import sandboxd
 from sandboxd import errors
-from sandboxd.api.routes import ROUTES, Route
+from sandboxd.api.route import Route
+from sandboxd.api.routes import ROUTES
 
 _README = (Path(sandboxd.__file__).parent / "api" / "README.md").read_text()
 #: A cell ends at a bar that no backslash escapes.

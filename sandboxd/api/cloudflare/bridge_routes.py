@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ..access import Level
-from ..routes import Route
+from ..route import Route
 from . import bridge, bridge_openapi, tokens
 
 _V1: Final = "/cloudflare/v1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from ..routes import Route
+from ..route import Route
 from . import container_backup as backup
 from . import container_code as code
 from . import container_exec as commands
