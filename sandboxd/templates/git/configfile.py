@@ -38,17 +38,17 @@ def read(path: Path, shown: str, *, follow: bool = False) -> bytes | None:
     """Return a regular file's bytes, also behind a link where `follow` says so; None where there is no such name.
 
     Raises:
-        GitRefused: it is no file, or too long; `shown` is what it is called.
+        GitRefused: it is not a file, or too long; `shown` is what it is called.
     """
     try:
         fd = os.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     except OSError:
-        raise _refused(shown, "it is no file") from None
+        raise _refused(shown, "it is not a file") from None
     with open(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise _refused(shown, "it is no file")
+            raise _refused(shown, "it is not a file")
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise _refused(shown, f"it is over {MAX_BYTES} bytes")
