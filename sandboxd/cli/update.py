@@ -7,16 +7,12 @@ from typing import Any
 
 import click
 
-from sandboxd.cli.params import KeyValue, Size, allow_option, client_of, io_of, io_option, network_of
+from sandboxd.cli.params import KeyValue, allow_option, client_of, io_of, limit_options, network_of
 
 
 @click.command()
 @click.option("--name", metavar="NAME", help="Another name; an empty one takes it away.")
-@click.option("--memory", type=Size(), metavar="SIZE", help="Limit of RAM, such as 512M.")
-@click.option("--cpus", type=float, metavar="N", help="Limit of processors, such as 1.5.")
-@click.option("--pids", type=int, metavar="N", help="Limit of processes and threads.")
-@click.option("--disk", type=Size(), metavar="SIZE", help="Limit of what its files take, such as 2G.")
-@io_option
+@limit_options
 @click.option(
     "-e",
     "--env",
