@@ -46,11 +46,11 @@ SPREAD_S: Final = 0.6
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("sandboxd-demo.png"),
     metavar="FILE",
-    help="File for the picture.  [default: sandboxd-demo.png]",
+    help="Write the picture to FILE.  [default: ./sandboxd-demo.png]",
 )
 @click.pass_context
 def demo(ctx: click.Context, *, rootfs: str | None, output: Path) -> None:
-    """Give a tour of a sandbox, from creation to destruction, with a real program in it."""
+    """Create a sandbox, look around in it, run a real program, fetch the picture it draws, and destroy the sandbox."""
     from rich.console import Console  # noqa: PLC0415 - `demo --help` needs neither rich nor httpx
 
     from sandboxd.client import Sandbox  # noqa: PLC0415

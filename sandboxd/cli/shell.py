@@ -21,7 +21,7 @@ import click
 
 from sandboxd.cli.failure import RUN_FAILED, status
 from sandboxd.cli.output import write_all
-from sandboxd.cli.params import KeyValue, client_of
+from sandboxd.cli.params import KeyValue, target_of
 from sandboxd.errors import SandboxdError
 
 if TYPE_CHECKING:
@@ -80,19 +80,14 @@ def shell(  # noqa: PLR0913 - an option each
     """
     words = command[1:] if command[:1] == ("--",) else command
     if attach is not None and (words or env or workdir or user or process_id or session):
-        raise click.UsageError("--attach returns to a terminal as it is; it takes no other option.")
-    if session is not None and user is not None:
-        raise click.UsageError("--user goes with `sandboxd session create`, not with --session.")
+        raise click.UsageError("--attach comes back to a terminal as it is.")
     with status(RUN_FAILED):
         from sandboxd.cli.attach import signal_status  # noqa: PLC0415
-        from sandboxd.client import Sandbox  # noqa: PLC0415 - a verb's help needs no httpx
 
-        options: dict[str, Any] = {"id": process_id, "cwd": workdir, "env": dict(env), "linger": linger}
-        found: Any = Sandbox.connect(sandbox, client=client_of(ctx))
-        if session is None:
-            options = {**options, "process": attach, "user": user}
-        else:
-            found = found.get_session(session)
+        options: dict[str, Any] = {"id": process_id, "cwd": workdir, "env": dict(env), "user": user, "linger": linger}
+        found = target_of(ctx, sandbox, session, options)
+        if attach is not None:
+            options["process"] = attach
         cols, rows = _size()
         with found.open_pty(words or None, cols=cols, rows=rows, **options) as pty:
             try:

@@ -7,16 +7,12 @@ from typing import Any
 
 import click
 
-from sandboxd.cli.params import KeyValue, Size, allow_option, client_of, io_of, io_option, network_of
+from sandboxd.cli.params import KeyValue, allow_option, client_of, io_of, limit_options, network_of
 
 
 @click.command()
-@click.option("--name", metavar="NAME", help="New name; an empty one removes the name.")
-@click.option("--memory", type=Size(), metavar="SIZE", help="Memory limit, e.g. 512M.")
-@click.option("--cpus", type=float, metavar="N", help="CPU limit, e.g. 1.5.")
-@click.option("--pids", type=int, metavar="N", help="Limit on processes and threads.")
-@click.option("--disk", type=Size(), metavar="SIZE", help="Disk limit, e.g. 2G.")
-@io_option
+@click.option("--name", metavar="NAME", help="Another name; an empty one takes it away.")
+@limit_options
 @click.option(
     "-e",
     "--env",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from sandboxd.errors import SandboxdError, SessionNotFound
 
@@ -130,6 +130,8 @@ class Session:
         env: Mapping[str, str] | None = None,
         stdin: bytes | str | bool | None = None,
         timeout: float | None = None,
+        keep_orphans: bool = True,
+        restart: Literal["never", "on-failure"] | None = None,
     ) -> ProcessInfo:
         """Start a process with the session's state as it is now; it waits for nobody and leaves nothing to the session.
 
@@ -139,12 +141,12 @@ class Session:
             self._sandbox.id,
             command,
             id=id,
-            restart=None,
+            restart=restart,
             cwd=cwd,
             env=env,
             stdin=stdin,
             timeout=timeout,
-            keep_orphans=None,
+            keep_orphans=keep_orphans,
             session=self.id,
         )
         return self._sandbox.client.send(call)
