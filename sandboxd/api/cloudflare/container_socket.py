@@ -21,12 +21,15 @@ from ...wire.sse import SseDecoder
 from .. import jsontext, target
 from .. import problems as native
 from ..call import JSON_TYPE, Call
+from ..pieces import JsonBody
 from ..websocket import Gone, parse_json
 from . import names, problems, tokens
 from .container_write import MAX_HELD
 from .problems import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from ..app import Api
     from ..socket_call import SocketCall
 
@@ -117,6 +120,9 @@ class _Client:
                 shown = {"type": "response", "id": name, "status": response.status_code, "done": True}
                 await self._call.socket.send_json({**shown, "body": _value(response.response.data)})
                 return
+            if isinstance(response.response, JsonBody):
+                await self._call.socket.send_text(_large(name, response.status_code, response.response))
+                return
             decoder = SseDecoder()
             async with response.response as pieces:
                 async for piece in pieces:
@@ -145,6 +151,15 @@ class _Client:
 
 async def _no_push(path: str, headers: Headers) -> None:
     """Nothing: there is nowhere to push to."""
+
+
+async def _large(name: str, status: int, body: JsonBody) -> AsyncIterator[bytes]:
+    """Give the message of an answer that is made piece by piece."""
+    head = jsontext.encode({"type": "response", "id": name, "status": status, "done": True})
+    yield head.removesuffix(b"}") + b',"body":'
+    async for piece in body:
+        yield piece
+    yield b"}"
 
 
 def _body(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
