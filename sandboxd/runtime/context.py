@@ -66,6 +66,7 @@ KILL_TIMEOUT_S: Final = 10.0
 SEND_TIMEOUT_S: Final = 30.0
 #: Runs that may wait in one context.
 MAX_WAITING: Final = 64
+_ERROR_FIELDS: Final = ("ename", "evalue", "traceback", "traceback_ansi")
 
 
 class State(enum.Enum):
@@ -119,6 +120,7 @@ class Context:
         self._ended = trio.Event()
         self._between = BetweenRuns()
         self._muted = False
+        self._mute_turn = trio.Lock()  # of those who tell init to drop what is printed, or to drop no more
         # Whether the interpreter has begun anew without anybody having asked for it, and no run was told yet.
         self._is_anew = False
         # Whether the worker has taken the message of the present run.
@@ -409,7 +411,8 @@ class Context:
             await self._stop_run()
         if self._muted:
             self._muted = False
-            run.dropped_bytes += await self._worker.mute(on=False)
+            async with self._mute_turn:
+                run.dropped_bytes += await self._worker.mute(on=False)
         end = self._end
         if end is None and not self._worker.gone.is_set() and (self._delete or self._restart is not None):
             await self._end_worker()
@@ -428,8 +431,10 @@ class Context:
             self.state = State.RESTARTING
             self._give_up_waiting(ContextRestarting(f"cannot run code in context {self.id}: it was restarted"))
             run.add_error(_error("Interrupted", "the code did not heed an interrupt; its interpreter was restarted"))
-            await self._restart_worker()
-            run.finish("timeout" if timed_out else "error", restarted=True)
+            try:
+                await self._restart_worker()
+            finally:
+                run.finish("timeout" if timed_out else "error", restarted=True)
 
     def _is_for_the_next(self, run: Run) -> bool:
         """Whether an interpreter that has ended never began with a run of a default context; once for each run."""
@@ -518,8 +523,9 @@ class Context:
 
     async def _mute(self) -> None:
         try:
-            if self._worker is not None:
-                await self._worker.mute(on=True)
+            async with self._mute_turn:
+                if self._muted and self._worker is not None:  # its run may have ended since
+                    await self._worker.mute(on=True)
         except SandboxdError as error:
             _log.debug("Cannot mute context %s: %s", self.id, error)
 
@@ -551,14 +557,7 @@ class Context:
         elif isinstance(frame, frames.Clear):
             run.add_clear(wait=frame.wait)
         elif isinstance(frame, frames.Error):
-            run.add_error(
-                {
-                    "ename": frame.ename,
-                    "evalue": frame.evalue,
-                    "traceback": frame.traceback,
-                    "traceback_ansi": frame.traceback_ansi,
-                }
-            )
+            run.add_error({name: getattr(frame, name) for name in _ERROR_FIELDS})
         elif isinstance(frame, frames.End):
             self._end = frame
             self._ended.set()
