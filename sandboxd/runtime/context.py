@@ -422,7 +422,8 @@ class Context:
         elif self._worker.failure is not None:
             run.give_up(self._worker.failure)  # the sandbox itself is gone, or the daemon stops
         elif self._worker.gone.is_set() and self._is_for_the_next(run):
-            self._note_exit()
+            if self.state is not State.EXITED:  # else who came since has noted it, and is for the next one too
+                self._note_exit()
             self._queue.appendleft(run)
         elif self._worker.gone.is_set():
             self._finish_dead(run, restarted=self._restart is not None)

@@ -16,8 +16,10 @@ from sandboxd.runtime import between_runs, context, runs
 from sandboxd.runtime.between_runs import BetweenRuns
 from sandboxd.runtime.context import Context
 from sandboxd.runtime.runs import Run
+from sandboxd.runtime.worker import Worker
 from sandboxd.spec import ContextSpec
 from sandboxd.wire.messages import Event
+from tests.support.fake_peer import exit_data
 
 
 def frame(**message: Any) -> tuple[str, bytes]:
@@ -34,6 +36,7 @@ class FakeLink:
 
     def __init__(self, on_run: Callable[[dict[str, Any]], None] = lambda message: None) -> None:
         self.on_run = on_run
+        self.generation = 0
         self.is_silent = False
         self.is_muted = False
         self._send, self._receive = trio.open_memory_channel[list[Event]](100)
@@ -49,6 +52,7 @@ class FakeLink:
         return None
 
     def stream(self, op: str, params: dict[str, Any], *, fds: Any = ()) -> FakeLink:
+        self.generation += 1
         if not self.is_silent:
             self.put(("start", {}), frame(op="ready", version="1"))
         return self
@@ -72,8 +76,8 @@ class FakeLink:
 
 
 @asynccontextmanager
-async def serving(link: Any) -> AsyncIterator[Context]:
-    one = Context("c", ContextSpec(language="python"), link, dict, is_default=False)
+async def serving(link: Any, kind: type[Context] = Context, *, is_default: bool = False) -> AsyncIterator[Context]:
+    one = kind("c", ContextSpec(language="python"), link, dict, is_default=is_default)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.serve)
         await one.started.wait()
@@ -111,6 +115,33 @@ async def test_a_run_is_over_when_its_context_ends_while_it_begins_anew(
         await trio.sleep(context.INTERRUPT_GRACE_S + context.KILL_TIMEOUT_S + 5)
         assert (one.state, run.status) == (context.State.RESTARTING, None)
     assert (run.finished.is_set(), run.status) == (True, "timeout")
+
+
+async def test_a_run_that_comes_when_an_interpreter_has_just_ended_is_for_the_next_one() -> None:
+    """Also where the run before it is: its interpreter ended without having read it."""
+    link = FakeLink()
+    first, second = new_run(), new_run()
+
+    def on_run(message: dict[str, Any]) -> None:
+        if link.generation == 1:
+            link.put(("exit", {**exit_data(), "unread": True}))
+            link.put()
+        else:
+            link.put(end(message))
+
+    class Late(Context):
+        def on_gone(self, worker: Worker) -> None:
+            super().on_gone(worker)
+            if link.generation == 1:
+                self.submit(second)
+
+    link.on_run = on_run
+    async with serving(link, Late, is_default=True) as one:
+        one.submit(first)
+        with trio.fail_after(30):
+            await first.finished.wait()
+            await second.finished.wait()
+    assert (first.status, second.status, second.failure) == ("ok", "ok", None)
 
 
 def test_what_is_printed_between_two_runs_is_bounded_whoever_prints_on() -> None:
