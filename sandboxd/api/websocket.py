@@ -225,18 +225,18 @@ class WebSocket:
     async def send_text(self, parts: AsyncIterable[bytes]) -> None:
         """Send a text message that is made while it goes out; no other comes between its parts.
 
-        It cannot be cancelled once it has begun: what came next would be taken for the rest of it.
+        Whoever cancels it ends the connection: what came next would be taken for the rest of the message.
         """
         decoder = codecs.getincrementaldecoder("utf-8")()
         async with self._writing:
-            with trio.CancelScope(shield=True):
-                try:
-                    async for part in parts:
-                        await self._write(TextMessage(data=decoder.decode(part), message_finished=False))
-                    await self._write(TextMessage(data=decoder.decode(b"", final=True)))
-                except Exception:
-                    await trio.aclose_forcefully(self._stream)
-                    raise
+            try:
+                async for part in parts:
+                    await self._write(TextMessage(data=decoder.decode(part), message_finished=False))
+                await self._write(TextMessage(data=decoder.decode(b"", final=True)))
+            except BaseException:
+                self._unsent.clear()
+                await trio.aclose_forcefully(self._stream)
+                raise
 
     async def send_problem(self, error: SandboxdError) -> None:
         """Tell the client of an error that does not end the connection."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping, Pong, Request, TextMessage
 from wsproto.frame_protocol import CloseReason
@@ -520,3 +521,53 @@ async def test_the_containers_socket_answers_a_goodbye_under_its_requests(daemon
     await client.send(TextMessage(data=json.dumps(asked)))
     await eventually(lambda: bool(daemon.init.requests))
     assert (await goodbye(client, CloseConnection(code=1001))).code == 1001
+
+
+async def large_answer(daemon: FakeDaemon) -> tuple[Client, str]:
+    """Ask over Cloudflare's /ws for an answer that is made piece by piece; return its text with the client."""
+
+    async def bash(talk: Conversation, request: Any) -> None:
+        facts = {"type": "file", "size": 1, "mode": 0o755, "uid": 0, "gid": 0, "mtime": 1.0}
+        await talk.reply(request, path=b"/bin/bash", **facts)
+
+    daemon.init.answers["stat"] = bash
+    text = "é\n" * 1_000_000
+    data = text.encode()
+    daemon.init.script = [("stdout", data[at : at + 200_000]) for at in range(0, len(data), 200_000)]
+    client = await Client(await daemon.raw_connection()).open("/cloudflare/sandboxes/box/ws")
+    asked = {"type": "request", "id": "1", "method": "POST", "path": "/api/execute", "body": {"command": "x"}}
+    await client.send(TextMessage(data=json.dumps(asked)))
+    await eventually(lambda: daemon.manager.budget.held > 1_000_000)
+    return client, text
+
+
+async def test_an_answer_in_pieces_is_one_message_whatever_comes_meanwhile(daemon: FakeDaemon) -> None:
+    client, text = await large_answer(daemon)
+    await client.send(Ping(payload=b"still there?"))
+    ping = {"type": "request", "id": "2", "method": "GET", "path": "/api/ping"}
+    found: dict[str, Any] = {}
+    parts: list[str] = []
+    while len(found) < 2:
+        event = await client.next()
+        if isinstance(event, TextMessage) and not parts and not found:  # it is on its way
+            for message in ({"type": "cancel", "id": "1"}, ping):
+                await client.send(TextMessage(data=json.dumps(message)))
+        if isinstance(event, TextMessage):
+            parts.append(event.data)
+            if event.message_finished:
+                message = json.loads("".join(parts))
+                found[message["id"]] = message
+                parts.clear()
+    assert found["1"]["body"]["stdout"] == text
+    assert (found["1"]["status"], found["2"]["status"]) == (200, 200)
+    await eventually(lambda: not daemon.manager.budget.held)
+
+
+async def test_a_daemon_that_stops_does_not_wait_for_who_reads_no_answer(tmp_path: Path) -> None:
+    with trio.fail_after(websocket.SEND_TIMEOUT_S / 2):
+        async with daemon_in(tmp_path) as daemon:
+            await daemon.create(name="box")
+            client, _ = await large_answer(daemon)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+    assert not daemon.manager.budget.held
+    await trio.aclose_forcefully(client.stream)

@@ -28,7 +28,7 @@ from .container_write import MAX_HELD
 from .problems import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from ..app import Api
     from ..socket_call import SocketCall
@@ -121,7 +121,9 @@ class _Client:
                 await self._call.socket.send_json({**shown, "body": _value(response.response.data)})
                 return
             if isinstance(response.response, JsonBody):
-                await self._call.socket.send_text(_large(name, response.status_code, response.response))
+                self._running[name] = trio.CancelScope()  # nobody's: what is done is not cancelled half-way
+                async with contextlib.aclosing(_large(name, response.status_code, response.response)) as parts:
+                    await self._call.socket.send_text(parts)
                 return
             decoder = SseDecoder()
             async with response.response as pieces:
@@ -153,7 +155,7 @@ async def _no_push(path: str, headers: Headers) -> None:
     """Nothing: there is nowhere to push to."""
 
 
-async def _large(name: str, status: int, body: JsonBody) -> AsyncIterator[bytes]:
+async def _large(name: str, status: int, body: JsonBody) -> AsyncGenerator[bytes, None]:
     """Give the message of an answer that is made piece by piece."""
     head = jsontext.encode({"type": "response", "id": name, "status": status, "done": True})
     yield head.removesuffix(b"}") + b',"body":'
