@@ -17,6 +17,7 @@ from wsproto.frame_protocol import CloseReason
 
 from sandboxd.api import terminals, websocket
 from sandboxd.errors import RemoteProtocolError
+from sandboxd.runtime.budget import FREE_BYTES
 from sandboxd.wire.messages import Event, Reply
 from tests.support.fake_daemon import TOKEN, FakeDaemon, daemon_in, eventually
 from tests.support.fake_peer import Conversation, exit_data
@@ -571,3 +572,25 @@ async def test_a_daemon_that_stops_does_not_wait_for_who_reads_no_answer(tmp_pat
             await trio.testing.wait_all_tasks_blocked(0.01)
     assert not daemon.manager.budget.held
     await trio.aclose_forcefully(client.stream)
+
+
+async def test_what_a_terminal_showed_before_is_held_until_its_viewer_has_it(daemon: FakeDaemon) -> None:
+    terminal = Terminal(daemon)
+    shown = b"x" * 400_000 + b"end"
+
+    async def follow(talk: Conversation, request: Any) -> None:
+        await talk.send(Event(request.id, 0, 1.0, "start", {"id": "p", "pid": 7}))
+        for offset, start in enumerate(range(0, len(shown), 100_000), 1):
+            await talk.send(Event(request.id, offset, 1.0, "stdout", shown[start : start + 100_000]))
+        await talk.send(Reply(request.id, {"next": 6, "running": True}))
+
+    daemon.init.answers["follow"] = follow
+    client = await Client(await daemon.raw_connection()).open(PTY + "?process=p&fresh=true")
+    await eventually(lambda: bool(terminal.views))
+    assert daemon.manager.budget.held > len(shown) - 2 * FREE_BYTES
+    got = b""
+    while not got.endswith(b"end"):
+        event = await client.next()
+        got += event.data if isinstance(event, BytesMessage) else b""
+    assert got == shown
+    await eventually(lambda: not daemon.manager.budget.held)
