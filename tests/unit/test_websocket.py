@@ -16,6 +16,7 @@ from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping
 from wsproto.frame_protocol import CloseReason
 
 from sandboxd.api import terminals, websocket
+from sandboxd.api.cloudflare import container_socket
 from sandboxd.errors import RemoteProtocolError
 from sandboxd.runtime.budget import FREE_BYTES
 from sandboxd.wire.messages import Event, Reply
@@ -524,12 +525,13 @@ async def test_the_containers_socket_answers_a_goodbye_under_its_requests(daemon
     assert (await goodbye(client, CloseConnection(code=1001))).code == 1001
 
 
+async def bash(talk: Conversation, request: Any) -> None:
+    facts = {"type": "file", "size": 1, "mode": 0o755, "uid": 0, "gid": 0, "mtime": 1.0}
+    await talk.reply(request, path=b"/bin/bash", **facts)
+
+
 async def large_answer(daemon: FakeDaemon) -> tuple[Client, str]:
     """Ask over Cloudflare's /ws for an answer that is made piece by piece; return its text with the client."""
-
-    async def bash(talk: Conversation, request: Any) -> None:
-        facts = {"type": "file", "size": 1, "mode": 0o755, "uid": 0, "gid": 0, "mtime": 1.0}
-        await talk.reply(request, path=b"/bin/bash", **facts)
 
     daemon.init.answers["stat"] = bash
     text = "é\n" * 1_000_000
@@ -594,3 +596,30 @@ async def test_what_a_terminal_showed_before_is_held_until_its_viewer_has_it(dae
         got += event.data if isinstance(event, BytesMessage) else b""
     assert got == shown
     await eventually(lambda: not daemon.manager.budget.held)
+
+
+async def test_bodies_of_the_containers_socket_are_bounded_together(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container_socket, "MAX_BODIES_BYTES", 20_000)
+    begun: list[str] = []
+    goes_on = trio.Event()
+
+    async def execute(talk: Conversation, request: Any) -> None:
+        begun.append(request.params["argv"][-1][:1])
+        await goes_on.wait()
+        await daemon.init.op_exec(talk, request)
+
+    daemon.init.answers |= {"stat": bash, "exec": execute}
+    client = await Client(await daemon.raw_connection()).open("/cloudflare/sandboxes/box/ws")
+    for name in "abc":
+        asked = {"type": "request", "id": name, "method": "POST", "path": "/api/execute"}
+        await client.send(TextMessage(data=json.dumps({**asked, "body": {"command": name * 8_000}})))
+    await eventually(lambda: len(begun) == 2)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert sorted(begun) == ["a", "b"]
+    await client.send(Ping(payload=b"still there?"))
+    assert isinstance(await client.next(), Pong)
+    goes_on.set()
+    assert {(await client.told())["id"] for _ in range(3)} == set("abc")
+    assert len(begun) == 3

@@ -38,6 +38,8 @@ QUERY: Final = (tokens.PARAMETER,)
 MAX_REQUESTS: Final = 64
 #: One message, which is held as a whole: a file of 40 MiB in base64, and a request around it.
 MAX_MESSAGE_BYTES: Final = MAX_HELD + 64 * 1024
+#: What their bodies may have together; the next request waits for room, and what comes behind it does too.
+MAX_BODIES_BYTES: Final = 2 * MAX_HELD
 _METHODS: Final = frozenset(("GET", "POST", "DELETE", "PUT", "PATCH"))
 _OK: Final = 200
 
@@ -64,6 +66,8 @@ class _Client:
         self._prefix = f"/cloudflare/sandboxes/{name}"
         self._nursery = nursery
         self._running: dict[str, trio.CancelScope] = {}
+        self._body_bytes = 0
+        self._room = trio.Event()
 
     async def take(self, message: bytes | str) -> None:
         """Take the next message."""
@@ -72,13 +76,13 @@ class _Client:
             if isinstance(message, bytes):
                 raise Refusal("VALIDATION_FAILED", "cannot understand the message: it is no text")
             given = parse_json(message)
-            self._take(given)
+            await self._take(given)
         except (Refusal, InvalidRequest) as error:
             shown = {"type": "error", "code": "INVALID_REQUEST", "message": error.message, "status": 400}
             named = {"id": given["id"]} if isinstance(given.get("id"), str) else {}
             await self._call.socket.send_json({**shown, **named})
 
-    def _take(self, given: dict[str, Any]) -> None:
+    async def _take(self, given: dict[str, Any]) -> None:
         kind, name = given.get("type"), given.get("id")
         if not isinstance(name, str) or not 0 < len(name) <= 128:
             raise Refusal("VALIDATION_FAILED", "cannot understand the message: it has no id")
@@ -92,6 +96,10 @@ class _Client:
         if name in self._running or len(self._running) >= MAX_REQUESTS:
             raise Refusal("VALIDATION_FAILED", "cannot take the request: its id is in use, or too many are under way")
         body = b"" if given.get("body") is None else _body(given["body"])
+        while self._body_bytes and self._body_bytes + len(body) > MAX_BODIES_BYTES:
+            self._room = trio.Event()
+            await self._room.wait()
+        self._body_bytes += len(body)
         self._running[name] = trio.CancelScope()
         self._nursery.start_soon(self._serve, name, method, path, body)
 
@@ -108,6 +116,8 @@ class _Client:
                 await self._call.socket.send_json({**told, "status": shown["httpStatus"]})
         finally:
             del self._running[name]
+            self._body_bytes -= len(body)
+            self._room.set()
 
     async def _answer(self, name: str, method: str, path: str, body: bytes) -> None:
         api: Any = self._call.api
