@@ -104,6 +104,27 @@ async def test_a_flood_that_ends_with_its_run_leaves_the_next_ones_output() -> N
             assert not link.is_muted
 
 
+async def test_a_flood_between_two_runs_leaves_the_next_ones_output() -> None:
+    link = FakeLink()
+
+    def on_run(message: dict[str, Any]) -> None:
+        assert not link.is_muted
+        link.put(("stdout", b"hello"), end(message))
+
+    link.on_run = on_run
+    async with serving(link) as one:
+        for _ in range(2):
+            link.put(*[("stdout", b"x" * between_runs.MAX_BYTES)] * 2)
+            await trio.testing.wait_all_tasks_blocked()
+            assert link.is_muted
+            run = new_run()
+            one.submit(run)
+            with trio.fail_after(30):
+                await run.finished.wait()
+            assert b"hello" in [event.data for event in run.events]
+            assert run.dropped_bytes == between_runs.MAX_BYTES
+
+
 async def test_a_run_is_over_when_its_context_ends_while_it_begins_anew(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
