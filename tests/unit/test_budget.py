@@ -17,7 +17,7 @@ import trio
 import trio.testing
 
 from sandboxd.api import contexts, logs, pieces
-from sandboxd.api.cloudflare import container_code
+from sandboxd.api.cloudflare import container, container_code
 from sandboxd.api.streams import SseBody
 from sandboxd.errors import ServerBusy
 from sandboxd.runtime import budget as budgets
@@ -310,3 +310,22 @@ async def test_who_follows_the_end_of_a_log_holds_it_no_longer_than_it_takes() -
         with trio.move_on_after(0.01):
             await body.__anext__()
         assert not budget.held
+
+
+async def test_a_sign_of_life_costs_no_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is due while a batch of results is made theirs."""
+    monkeypatch.setattr(container, "KEEP_ALIVE_S", 0.05)
+    theirs = container_code._formats
+
+    def slowly(result: Result) -> dict[str, Any]:
+        time.sleep(0.06)
+        return theirs(result)
+
+    monkeypatch.setattr(container_code, "_formats", slowly)
+    run = Run("1", None, {}, detach=False)
+    for number in range(3):
+        run.add_result(Result(1, True, {"text": f"no {number}"}, None, None, False))
+    run.finish("ok")
+    shown = b"".join([piece async for piece in container_code._Run(run)])
+    assert [shown.count(b'"no %d"' % number) for number in range(3)] == [1, 1, 1]
+    assert shown.count(b"execution_complete") == 1
