@@ -623,3 +623,33 @@ async def test_bodies_of_the_containers_socket_are_bounded_together(
     goes_on.set()
     assert {(await client.told())["id"] for _ in range(3)} == set("abc")
     assert len(begun) == 3
+
+
+async def test_a_stream_of_large_events_over_the_containers_socket_may_be_cancelled_at_any_time(
+    daemon: FakeDaemon,
+) -> None:
+    daemon.init.answers["stat"] = bash
+    daemon.init.script = [("stdout", b"\x01" * 200_000)] * 20
+    client = await Client(await daemon.raw_connection()).open("/cloudflare/sandboxes/box/ws")
+    asked = {"type": "request", "id": "1", "method": "POST", "path": "/api/execute/stream", "body": {"command": "x"}}
+    await client.send(TextMessage(data=json.dumps(asked)))
+    found: list[dict[str, Any]] = []
+    parts: list[str] = []
+    is_cancelled = False
+    while not found or found[-1]["id"] != "2":
+        event = await client.next()
+        assert isinstance(event, TextMessage)
+        if not event.message_finished and not is_cancelled:
+            is_cancelled = True
+            ping = {"type": "request", "id": "2", "method": "GET", "path": "/api/ping"}
+            for message in ({"type": "cancel", "id": "1"}, ping):
+                await client.send(TextMessage(data=json.dumps(message)))
+        parts.append(event.data)
+        if event.message_finished:
+            found.append(json.loads("".join(parts)))
+            parts.clear()
+    told = [json.loads(one["data"]) for one in found if one["type"] == "stream"]
+    assert {one["type"] for one in told} <= {"start", "stdout"}
+    assert all(set(one["data"]) == {"\x01"} for one in told if one["type"] == "stdout")
+    assert len(told) < 20
+    assert found[-1]["status"] == 200

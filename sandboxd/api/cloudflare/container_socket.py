@@ -21,14 +21,14 @@ from ...wire.sse import SseDecoder
 from .. import jsontext, target
 from .. import problems as native
 from ..call import JSON_TYPE, Call
-from ..pieces import JsonBody
+from ..pieces import STEP, JsonBody, encode
 from ..websocket import Gone, parse_json
 from . import names, problems, tokens
 from .container_write import MAX_HELD
 from .problems import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, AsyncIterable
 
     from ..app import Api
     from ..socket_call import SocketCall
@@ -38,6 +38,8 @@ QUERY: Final = (tokens.PARAMETER,)
 MAX_REQUESTS: Final = 64
 #: One message, which is held as a whole: a file of 40 MiB in base64, and a request around it.
 MAX_MESSAGE_BYTES: Final = MAX_HELD + 64 * 1024
+#: One event of a stream: a result's formats (10 MiB), each character of which JSON may write as six.
+MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
 #: What their bodies may have together; the next request waits for room, and what comes behind it does too.
 MAX_BODIES_BYTES: Final = 2 * MAX_HELD
 _METHODS: Final = frozenset(("GET", "POST", "DELETE", "PUT", "PATCH"))
@@ -131,16 +133,32 @@ class _Client:
                 await self._call.socket.send_json({**shown, "body": _value(response.response.data)})
                 return
             if isinstance(response.response, JsonBody):
-                self._running[name] = trio.CancelScope()  # nobody's: what is done is not cancelled half-way
                 async with contextlib.aclosing(_large(name, response.status_code, response.response)) as parts:
-                    await self._call.socket.send_text(parts)
+                    await self._send_whole(name, parts)
                 return
-            decoder = SseDecoder()
+            decoder = SseDecoder(MAX_EVENT_BYTES)
             async with response.response as pieces:
                 async for piece in pieces:
                     for event in decoder.feed(piece):
-                        await self._call.socket.send_json({"type": "stream", "id": name, "data": event.data})
+                        await self._tell(name, event.data)
             await self._call.socket.send_json({"type": "response", "id": name, "status": _OK, "done": True})
+
+    async def _tell(self, name: str, data: str) -> None:
+        """Send an event, a large one in parts: encoding it takes a while."""
+        message = {"type": "stream", "id": name, "data": data}
+        if len(data) > STEP:
+            await self._send_whole(name, JsonBody(encode(message)))
+        else:
+            await self._call.socket.send_json(message)
+
+    async def _send_whole(self, name: str, parts: AsyncIterable[bytes]) -> None:
+        """Send a message in parts; to cancel its request takes effect behind it."""
+        scope, meanwhile = self._running[name], trio.CancelScope()
+        self._running[name] = meanwhile
+        await self._call.socket.send_text(parts)
+        self._running[name] = scope
+        if meanwhile.cancel_called:
+            scope.cancel()
 
     def _split(self, path: str) -> tuple[str, bytes]:
         routed, query = target.split(path.encode())
