@@ -222,14 +222,21 @@ class WebSocket:
         """Send an object as a text message."""
         await self._send(TextMessage(data=jsontext.encode(value).decode()))
 
-    async def send_text(self, pieces: AsyncIterable[bytes]) -> None:
-        """Send one text message, whose UTF-8 comes in pieces; once begun it is not cancelled, as half of it is none."""
+    async def send_text(self, parts: AsyncIterable[bytes]) -> None:
+        """Send a text message that is made while it goes out; no other comes between its parts.
+
+        Whoever cancels it ends the connection: what came next would be taken for the rest of the message.
+        """
         decoder = codecs.getincrementaldecoder("utf-8")()
-        with trio.CancelScope(shield=True):
-            async with self._writing:
-                async for piece in pieces:
-                    await self._write(TextMessage(data=decoder.decode(piece), message_finished=False))
+        async with self._writing:
+            try:
+                async for part in parts:
+                    await self._write(TextMessage(data=decoder.decode(part), message_finished=False))
                 await self._write(TextMessage(data=decoder.decode(b"", final=True)))
+            except BaseException:
+                self._unsent.clear()
+                await trio.aclose_forcefully(self._stream)
+                raise
 
     async def send_problem(self, error: SandboxdError) -> None:
         """Tell the client of an error that does not end the connection."""
@@ -256,7 +263,8 @@ class WebSocket:
         async with self._writing:
             await self._write(event)
 
-    async def _write(self, event: Any) -> None:  # noqa: ANN401 - as `_send`, for who holds `_writing`
+    async def _write(self, event: Any) -> None:  # noqa: ANN401 - wsproto's events
+        """Write an event. For who holds `_writing`."""
         try:
             self._unsent += self._wire.send(event)
         except LocalProtocolError:
