@@ -51,7 +51,9 @@ class Rig(NetworkProcess):
         self.router = Router()
         self.ends: list[socket.socket] = []
         self.networks = networks
-        means = Means("/", self.router, lambda: bool(networks), lambda: ({"table": "t"}, networks), lambda _: None)  # type: ignore[arg-type]
+        self.told: list[dict[str, Any]] = []
+        state = lambda: ({"table": "t"}, networks)  # noqa: E731
+        means = Means("/", self.router, lambda: bool(networks), state, self.told.append)  # type: ignore[arg-type]
         super().__init__(self.selector, None, means)  # type: ignore[arg-type]
 
     def _spawn(self, module: str, connection: socket.socket, network: int = -1) -> None:
@@ -158,6 +160,66 @@ def test_the_router_goes_with_the_last_network_and_not_where_another_has_begun(r
         rig.turn()
     assert rig.router.done[2:] == ["forward True", "forward True"]
     assert rig.router.is_kept
+
+
+DEEP = b"\x91" * 1010 + b"\xc0"  # msgpack reads it, and nobody may look into it: each level is a call
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\x93\x03" + DEEP + b"\x90",  # why it was refused
+        b"\x93\x03\xc0\x91" + DEEP,  # whose rules were left out
+        b"\x93\x00\xa6denied\x84\xa2id" + DEEP + b"\xa7address\xa1a\xa8protocol\xa1a\xa4port\xc0",
+        msgpack.packb([0, "denied", {"id": "a", "address": b"\xff", "protocol": "tcp", "port": 1}]),
+        msgpack.packb([0, "denied", {"id": "a", "address": "b", "protocol": "tcp", "port": 1 << 63}]),
+        msgpack.packb([0, "denied", {"id": "a"}]),
+        msgpack.packb([3, ["no"]]),
+        msgpack.packb([3, None, 5]),
+        msgpack.packb([[], None]),
+        msgpack.packb(7),
+    ],
+    ids=[
+        "deep error",
+        "deep list",
+        "deep attempt",
+        "bytes",
+        "port",
+        "missing",
+        "list",
+        "no list",
+        "unhashable",
+        "number",
+    ],
+)
+def test_a_process_that_says_nonsense_is_ended_and_the_launcher_goes_on(rig: Rig, answer: bytes) -> None:
+    results: list[SandboxdError | None] = []
+    rig.ask("attach", {"id": "a"}, [], results.append)
+    rig.ends[-1].send(b"ready")
+    rig.turn()
+    assert rig.asked(answer=False) == ["router", "begin []", "attach a"]
+    rig.ends[-1].send(answer)
+    rig.turn()
+    assert rig.ends[-1].recv(1) == b""  # it was let go
+    assert not rig.told
+    rig._started_at -= network_process._REST_S
+    rig.turn()
+    rig.ends[-1].send(b"ready")
+    rig.turn()
+    assert "attach a" in rig.asked()
+    while not results:
+        rig.turn()
+    assert results == [None]
+
+
+def test_of_a_denied_packet_only_what_is_known_is_told(rig: Rig) -> None:
+    rig.ask("attach", {"id": "a"}, [], lambda _: None)
+    rig.ends[-1].send(b"ready")
+    rig.turn()
+    known = {"id": "a", "address": "198.18.0.1", "protocol": "tcp", "port": 80}
+    rig.ends[-1].send(msgpack.packb([0, "denied", {**known, "more": [1]}]))
+    rig.turn()
+    assert rig.told == [known]
 
 
 class Remote:
