@@ -234,6 +234,16 @@ class Remote:
         return "no" if self.refused and self.refused in commands else ""
 
 
+class Deaf:
+    """Stands for the watch, which hears of nothing."""
+
+    def __init__(self, _: str) -> None:
+        pass
+
+    def passing_over(self, _: object) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
 def begun(monkeypatch: pytest.MonkeyPatch, remote: Remote, count: int) -> tuple[Server, list[str]]:
     class Host:
         port, asked = 1, 0
@@ -250,7 +260,7 @@ def begun(monkeypatch: pytest.MonkeyPatch, remote: Remote, count: int) -> tuple[
     theirs.close()
     one = Server(ours)
     one._places, one._remote = places, remote  # type: ignore[assignment]
-    monkeypatch.setattr(server, "Watch", lambda _: None)
+    monkeypatch.setattr(server, "Watch", Deaf)
     monkeypatch.setattr(links, "fetch", lambda *_: None)
     monkeypatch.setattr(server.Guard, "restore", lambda *_: "")
     states = [state("198.18.0.1/32", sandbox_id=f"s{at}", index=at) for at in range(1, count + 1)]

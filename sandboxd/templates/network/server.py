@@ -20,7 +20,7 @@ from .guard import Guard
 from .links import Places
 from .netlink import Netlink
 from .state import Host, State
-from .watch import Facts, Watch, facts_of
+from .watch import Change, Facts, Watch, facts_of
 
 #: The launcher's end.
 SOCKET_FD: Final = 3
@@ -203,7 +203,7 @@ class Server:
             left_out = self._begin_one_by_one(states)
         # The rules are there: only now is there a way out, and do links come that an earlier version made.
         links.fetch(places, states)
-        if refused := self._guard.restore(self._facts, self._states.values()):
+        if refused := self._restore():
             raise ValueError(refused)
         return left_out
 
@@ -284,6 +284,11 @@ class Server:
             raise ValueError("nothing has begun")
         return self._guard
 
+    def _need_watch(self) -> Watch:
+        if self._watch is None:
+            raise ValueError("nothing has begun")
+        return self._watch
+
     def _need_places(self) -> Places:
         if self._places is None:
             raise ValueError("there is no router")
@@ -326,11 +331,20 @@ class Server:
             return
         self._heal_at = None
         try:
-            refused = self._guard.restore(self._facts, self._states.values())
+            refused = self._restore()
         except OSError as error:
             refused = str(error)
         if refused:
             self._heal_at = time.monotonic() + _HEAL_S
+
+    def _restore(self) -> str:
+        """Make the host's part anew, and again where its rules were changed meanwhile; return why it was refused."""
+        meanwhile = Change()
+        with self._need_watch().passing_over(meanwhile):
+            refused = self._need_guard().restore(self._facts, self._states.values())
+        if meanwhile.harmed:
+            self._heal_at = time.monotonic() + _HEAL_S
+        return refused
 
     def _wait_s(self) -> float | None:
         now = time.monotonic()
