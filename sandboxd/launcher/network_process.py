@@ -143,8 +143,10 @@ class NetworkProcess:
         until = time.monotonic() + _FAREWELL_S
         while self._is_ending and time.monotonic() < until:
             self.advance()
-            readable = [] if self._connection is None else [self._connection]  # none: until it may start again
-            if select.select(readable, [], [], _FAREWELL_STEP_S)[0]:
+            poll = select.poll()  # select(2) takes no descriptor over 1023, and there is one for each sandbox
+            if self._connection is not None:  # else until it may start again
+                poll.register(self._connection, select.POLLIN)
+            if poll.poll(_FAREWELL_STEP_S * 1000):
                 self._on_answer()
         self._started_at = math.inf  # never again
         for order in [*self._sent.values(), *self._waiting]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import selectors
 import socket
+import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import msgpack
 import pytest
 
 from sandboxd.errors import SandboxdError
-from sandboxd.launcher import network_process
+from sandboxd.launcher import network_process, templates
 from sandboxd.launcher.network_process import Means, NetworkProcess
 from sandboxd.templates.network import links, server
 from sandboxd.templates.network.server import Server
@@ -160,6 +163,52 @@ def test_the_router_goes_with_the_last_network_and_not_where_another_has_begun(r
         rig.turn()
     assert rig.router.done[2:] == ["forward True", "forward True"]
     assert rig.router.is_kept
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Have descriptors from 1,100 on, as a launcher of as many sandboxes has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip("a hard limit of descriptors below 2,048")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+    taken = [os.open("/dev/null", os.O_RDONLY)]
+    try:
+        while taken[-1] < 1100:
+            taken.append(os.dup(taken[0]))
+        yield
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_last_networks_end_is_awaited_among_many_descriptors(
+    many_descriptors: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_process, "_FAREWELL_S", 0.2)
+    rig, results = Rig([]), list[SandboxdError | None]()
+    rig.ask("end", {}, [], results.append)
+    assert rig.ends[-1].fileno() > 1023
+    rig.ends[-1].send(b"ready")
+    rig.close()
+    assert len(results) == 1
+    rig.ends[-1].close()
+
+
+def test_a_process_is_looked_at_among_many_descriptors(many_descriptors: None) -> None:
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        assert pidfd > 1023
+        assert not templates._has_ended(pidfd)
+        process.kill()
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
+        assert templates._has_ended(pidfd)
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(pidfd)
 
 
 DEEP = b"\x91" * 1010 + b"\xc0"  # msgpack reads it, and nobody may look into it: each level is a call
