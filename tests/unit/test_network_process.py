@@ -17,7 +17,7 @@ import pytest
 from sandboxd.errors import SandboxdError
 from sandboxd.launcher import network_process, templates
 from sandboxd.launcher.network_process import Means, NetworkProcess
-from sandboxd.templates.network import links, server
+from sandboxd.templates.network import answers, links, server
 from sandboxd.templates.network.server import Server
 from tests.unit.test_network_rules import HOST, state
 
@@ -350,3 +350,19 @@ def test_a_detach_may_be_asked_for_twice(monkeypatch: pytest.MonkeyPatch) -> Non
     params = {"id": "s1", "name": "sdtest-1", "addresses": [[4, "10.213.0.1"]]}
     assert "delete element" in one._prepare("detach", dict(params), [])
     assert one._prepare("detach", dict(params), []) == ""
+
+
+def test_answers_are_looked_through_once_a_second_however_often_the_loop_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = begun(monkeypatch, Remote(), 2)
+    now, looks = 1000.0, list[float]()
+    lapse = answers.Answers.lapse
+    monkeypatch.setattr(server.time, "monotonic", lambda: now)
+    monkeypatch.setattr(answers.Answers, "lapse", lambda self, when: looks.append(when) or lapse(self, when))
+    assert one._wait_s() is None
+    one._permit("s1", [("198.18.0.1", [[80, 80]], 3.0)])
+    for turn in range(100):
+        now = 1000.0 + turn / 25
+        one._lapse()
+        assert 0 <= one._wait_s() <= 1 if one._answers["s1"].has_any else one._wait_s() is None
+    assert len(looks) == 2 * 4
+    assert not one._answers["s1"].has_any  # it had its time all the same

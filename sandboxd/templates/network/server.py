@@ -62,6 +62,7 @@ class Server:
         self._watch: Watch | None = None
         self._facts = Facts()
         self._heal_at: float | None = None
+        self._lapse_at = 0.0
         self._states: dict[str, State] = {}
         self._by_address: dict[str, str] = {}
         self._answers: dict[str, Answers] = {}
@@ -348,14 +349,18 @@ class Server:
 
     def _wait_s(self) -> float | None:
         now = time.monotonic()
-        dues = [due for answers in self._answers.values() if (due := answers.next_lapse) is not None]
-        waits = [max(_LAPSE_S, min(dues) - now)] if dues else []
+        has_answers = any(answers.has_any for answers in self._answers.values())
+        waits = [max(0.0, self._lapse_at - now)] if has_answers else []
         if self._heal_at is not None:
             waits.append(max(0.0, self._heal_at - now))
         return min(waits, default=None)
 
     def _lapse(self) -> None:
+        """Take back what has had its time: not at each turn, since whoever sends packets brings those about."""
         now = time.monotonic()
+        if now < self._lapse_at:
+            return
+        self._lapse_at = now + _LAPSE_S
         lapsed = [(answers, commands) for answers in self._answers.values() if (commands := answers.lapse(now))]
         if self._nft("".join(commands for _, commands in lapsed)):
             # A set that is not what we think it is must not keep the others' answers alive, nor its own.
