@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from hashlib import sha1
 from pathlib import Path
 
@@ -565,6 +566,7 @@ CORPUS = [
     b"# a\n  ; b\n[s] path = x\n[s] # c\n\turl\n",
     b'[s]\npath = \nurl = ""\nlast = x',
     b"alone = 1\n[s]\nb-1 = \\",
+    b'[s]\npath =  \t a  b \r "  c "  \\\n  d \\n  \t# e\nurl = "" x  ""\n',
     # What is no configuration:
     b'[s]\npath = "open\nurl = x\n',
     b"[s]\npath = a\\qb\n",
@@ -594,6 +596,18 @@ def test_settings_are_read_as_c_git_reads_them(tmp_path, data):
         key = b".".join(part for part in (section or None, sub, name) if part is not None)
         ours += key + (b"" if value is None else b"\n" + value) + b"\0"
     assert ours == theirs.stdout
+
+
+@pytest.mark.parametrize("piece", [b" ", b"\t", b"\r", b"x ", b'" "', b" #\n"])
+def test_a_long_value_takes_time_by_its_length_alone(piece):
+    def seconds(data):
+        begin = time.process_time()
+        for _ in configfile.parse(b"[s]\npath = x" + data + b"y\n", "f"):
+            pass
+        return time.process_time() - begin
+
+    control = min(seconds(b"\\n" * 100_000) for _ in range(3))
+    assert min(seconds(piece * 500_000) for _ in range(2)) < 40 * control  # square: hundreds of times
 
 
 def declaring(root, served, gitmodules, mode="100644"):
