@@ -1,4 +1,4 @@
-"""What a run found, as a table for people, as Markdown for the README, and as JSON with every sample."""
+"""What a run found, as a table for people, as Markdown for bench/README.md, and as JSON with every sample."""
 
 from __future__ import annotations
 

@@ -174,11 +174,11 @@ def _split(entry: str, field: str) -> tuple[str, Ports]:
     if not isinstance(entry, str) or not entry or len(entry) > MAX_ENTRY_CHARS:
         raise _fail(str(entry), field, f"an entry is 1 to {MAX_ENTRY_CHARS} characters of text")
     if not entry.isascii():
-        raise _fail(entry, field, "a name with other letters than ASCII's is written in its xn-- form")
+        raise _fail(entry, field, "a name with non-ASCII letters must be written in its xn-- form")
     if not _VISIBLE.match(entry):
         raise _fail(entry, field, "it has a space, a NUL or another control character")
     if "@" in entry or "//" in entry or "?" in entry or "#" in entry or "\\" in entry or "%" in entry:
-        raise _fail(entry, field, "it is a name, an address or a network, not a URL")
+        raise _fail(entry, field, "it must be a name, an address or a network, not a URL")
     bracketed = _BRACKETS.match(entry)
     if bracketed:
         inside, prefix, ports = bracketed.groups()
@@ -213,13 +213,13 @@ def _network(host: str, entry: str, field: str) -> Network | None:
         # Strict: four decimal parts without leading zeros (ipaddress refuses all else), and no bits of a host.
         return ipaddress.ip_network(host)
     except ValueError as error:
-        raise _fail(entry, field, f"it is no address or network ({error})") from None
+        raise _fail(entry, field, f"it is not an address or a network ({error})") from None
 
 
 def _name(name: str, entry: str, field: str) -> str:
     lower = name.lower()
     if lower.endswith("."):
-        raise _fail(entry, field, "a name is written without its trailing dot")
+        raise _fail(entry, field, "a name must be written without its trailing dot")
     labels = lower.split(".")
     if len(lower) > 253 or not all(_LABEL.match(label) for label in labels):
         raise _fail(entry, field, "a name has labels of 1 to 63 letters, digits and inner dashes, 253 in all")

@@ -365,7 +365,7 @@ class GitRepositoryNotFound(GitError):
 
 
 class GitRefNotFound(GitError):
-    """The repository has no such branch, tag or commit: `ref`, `close` (names like it)."""
+    """The repository has no such branch, tag or commit: `ref`, `suggestions` (names like it)."""
 
     kind = "git-ref-not-found"
     status = 404

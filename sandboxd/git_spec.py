@@ -34,10 +34,10 @@ def check_git_url(value: str, field: str = "url") -> tuple[str, str | None, str 
     scheme, separator, rest = value.partition("://")
     if not separator or scheme.lower() == "ssh":
         if separator or re.match(r"[^/:]+@[^/:]+:", value):
-            raise NotAvailable(f"cannot accept {field}: ssh is not built; use https with a token", field=field)
+            raise NotAvailable(f"cannot accept {field}: ssh is not supported; use https with a token", field=field)
         raise _fail(field, "it must be an https, http or git address, or an absolute path")
     if scheme.lower() not in ("https", "http", "git"):
-        raise _fail(field, f"addresses of scheme {scheme[:20]!r} are not taken; https, http and git are")
+        raise _fail(field, f"the scheme {scheme[:20]!r} is not supported; use https, http or git")
     place, slash, path = rest.partition("/")
     if "?" in rest or "#" in rest:
         raise _fail(field, "the address of a repository has no query and no fragment")
@@ -101,11 +101,11 @@ class CloneSpec:
         if self.ref is not None:
             check_text(self.ref, "branch", limit=1024)
             if not self.ref or self.ref.startswith("-") or any(c in " ~^:?*[\\\x7f" or ord(c) < 32 for c in self.ref):
-                raise _fail("branch", "it is no name of a branch, a tag or a commit")
+                raise _fail("branch", "it is not the name of a branch, a tag or a commit")
         if self.depth is not None and not 1 <= self.depth <= 2**31 - 1:
             raise _fail("depth", "it must be at least 1")
         if len(self.sparse) > MAX_SPARSE:
-            raise _fail("sparse", f"it has more than {MAX_SPARSE} folders")
+            raise _fail("sparse", f"it has more than {MAX_SPARSE} directories")
         object.__setattr__(self, "sparse", tuple(_sparse_folder(folder) for folder in self.sparse))
         check_seconds(self.timeout_s, "timeout_s")
         if self.target_dir is not None and not self.target_dir.startswith("/"):
@@ -113,9 +113,9 @@ class CloneSpec:
         elif self.target_dir is not None:
             check_path(self.target_dir, "target_dir")
         if self.target_dir is not None and not self.target_dir.strip("/."):
-            raise _fail("target_dir", "it must name a folder below the root")
+            raise _fail("target_dir", "it must name a directory below the root")
         if self.target_dir is None and not self.repository:
-            raise _fail("target_dir", "the address has no name for it")
+            raise _fail("target_dir", "the address does not suggest one; give it")
 
     @property
     def repository(self) -> str:
@@ -136,5 +136,5 @@ def _sparse_folder(folder: str) -> str:
     check_text(folder, "sparse", limit=MAX_PATH_BYTES)
     parts = [part for part in folder.split("/") if part not in ("", ".")]
     if not parts or ".." in parts or any(character in folder for character in "*?[]!\\#\n"):
-        raise _fail("sparse", "each is a folder of the repository, without patterns")
+        raise _fail("sparse", "each entry must be a directory of the repository, without patterns")
     return "/".join(parts)

@@ -118,7 +118,7 @@ def check_text(value: str, field: str, *, limit: int = MAX_ARG_BYTES - 1) -> str
     try:
         size = len(value.encode())
     except UnicodeEncodeError:
-        raise _fail(field, "it has a lone surrogate, which is no UTF-8") from None
+        raise _fail(field, "it has a lone surrogate, which is not valid UTF-8") from None
     if size > limit:
         raise _fail(field, f"it is {size} bytes, the bound is {limit}")
     return value
@@ -203,7 +203,7 @@ def check_env(env: dict[str, str], field: str = "env") -> dict[str, str]:
             raise _fail(where, "a variable's name is letters, digits and underscores, not starting with a digit")
         check_text(value, where, limit=MAX_ARG_BYTES - 2 - len(name))
     if sum(len(k) + len(v.encode()) + 2 for k, v in env.items()) > MAX_ARGS_TOTAL_BYTES:
-        raise _fail(field, f"all of it together is over {MAX_ARGS_TOTAL_BYTES} bytes")
+        raise _fail(field, f"all variables together are over {MAX_ARGS_TOTAL_BYTES} bytes")
     return env
 
 
@@ -445,7 +445,7 @@ class SessionSpec:
         if self.user is not None:
             object.__setattr__(self, "user", check_user(self.user))
         if self.shell not in (None, "bash", "sh"):
-            raise _fail("shell", "it is bash or sh")
+            raise _fail("shell", "it must be bash or sh")
 
 
 def _check_argument(value: str) -> str:
@@ -510,9 +510,9 @@ class CommandSpec:
         if self.session is not None:
             check_session_id(self.session)
             if self.user is not None:
-                raise _fail("user", "a session has its own")
+                raise _fail("user", "the session has its own")
             if self.argv[:-1] != self.shell("")[:-1]:
-                raise _fail("command", "a session's commands are lines of its shell")
+                raise _fail("command", "in a session it must be one string, a line for its shell")
 
     @property
     def long_line(self) -> str | None:

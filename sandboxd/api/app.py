@@ -18,12 +18,13 @@ from .body import ApiRequest
 from .call import Call, Facts
 from .cloudflare import problems as cloudflare_problems
 from .cloudflare import routes as cloudflare_routes
-from .routes import ROUTES, Route
+from .routes import ROUTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..runtime.manager import Manager
+    from .route import Route
 
 
 @dataclasses.dataclass(slots=True)  # not frozen: that would cost each request a microsecond

@@ -139,7 +139,7 @@ class _EventBody(ResponseBody):
             return await self._following()
         except SandboxdError as error:
             self._over = True
-            return sse.encode(problems.to_json(error), event="error")
+            return sse.encode(problems.to_json(error), event="problem")
 
     async def _following(self) -> bytes:
         with trio.move_on_after(KEEP_ALIVE_S):

@@ -206,7 +206,7 @@ class _EventBody(ResponseBody):
             return self._event("end", self._end())
         except SandboxdError as error:
             self._over = True
-            return sse.encode(problems.to_json(error), event="error")
+            return sse.encode(problems.to_json(error), event="problem")
 
     def _event(self, name: str, fields: dict[str, Any]) -> bytes:
         data = msgspec.json.encode({"offset": self._offset, "time": time.time(), **fields})

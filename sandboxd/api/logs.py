@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from quart.wrappers.response import ResponseBody
 
     from ..errors import SandboxdError
+    from ..runtime.budget import Hold
     from ..runtime.execution import Exit
     from ..runtime.logs import Snapshot, TextDecoder
     from ..runtime.processes import Processes
@@ -54,7 +55,7 @@ async def show(call: Call, ref: str, process: str) -> TrioResponse:
     if tail >= 0:
         hold = call.hold(processes.sandbox)
         found = await logs.read(processes, process, start, seen_bytes=seen, hold=hold)
-        source = await _Tail(found, tail, process).open(call.stack, processes, seen)
+        source = await _Tail(found, tail, process, hold).open(call.stack, processes, seen)
     else:
         source = await call.stack.enter_async_context(processes.follow(process, start, seen_bytes=seen))
     headers = {"Cache-Control": "no-store"}
@@ -141,21 +142,24 @@ def _form(call: Call, *, follow: bool) -> str:
 
 
 class _Tail:
-    """A log from its last lines on: first what was there, then what comes."""
+    """A log from its last lines on: first what was there, then what comes.
 
-    def __init__(self, found: Snapshot, count: int, process: str) -> None:
-        self._found = found
+    Whoever follows may do so for days: what was there is let go of when it is on its way, and `hold` with it.
+    """
+
+    def __init__(self, found: Snapshot, count: int, process: str, hold: Hold) -> None:
         self._first = list(logs.last_lines(found.events, count))
+        self._start = found.next_offset
+        self._passed = found.dropped_bytes + sum(len(one.data) for one in found.events if isinstance(one.data, bytes))
+        self._hold = hold
         self.process_id = process
 
     async def open(self, stack: contextlib.AsyncExitStack, processes: Processes, seen_bytes: int) -> _Tail:
         """Begin to follow."""
-        start = self._found.next_offset
         # The exit event is the follower's to read: it knows how to check it.
         if self._first and self._first[-1].type == "exit":
-            start = self._first.pop().offset
-        printed = sum(len(event.data) for event in self._found.events if isinstance(event.data, bytes))
-        follow = processes.follow(self.process_id, start, seen_bytes=seen_bytes + self._found.dropped_bytes + printed)
+            self._start = self._first.pop().offset
+        follow = processes.follow(self.process_id, self._start, seen_bytes=seen_bytes + self._passed)
         self._follow = await stack.enter_async_context(follow)
         return self
 
@@ -169,6 +173,7 @@ class _Tail:
         if self._first:
             batch, self._first = self._first, []
             return batch
+        self._hold.close()
         return await self._follow.next_batch()
 
 

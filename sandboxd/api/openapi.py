@@ -16,7 +16,7 @@ from .models import Problem
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .routes import Route
+    from .route import Route
 
 _ARGUMENT: Final = re.compile(r"<([a-z]+)>")
 #: Errors that every route can give; routes with access control add two.

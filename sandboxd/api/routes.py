@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any, Final
 
 from . import (
@@ -31,39 +30,12 @@ from . import (
 from .access import Level
 from .call import Call, answer
 from .process_models import LogsOut, ProcessIn, ProcessList, ProcessOut, SignalIn, WaitIn, WaitOut
+from .route import Route
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from quart_trio.wrappers import TrioResponse
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """One row.
-
-    Attributes:
-        body: the model of the JSON body; bytes for any bytes; None for none.
-        result: the model of the answer; bytes for bytes; str for plain text; None for no content.
-        kinds: the error kinds of its own, beside those that any route can give.
-        websocket: whether the handler gets a `SocketCall` instead of a `Call`, and answers nothing.
-    """
-
-    method: str
-    path: str
-    handler: Callable[..., Awaitable[Any]]
-    access: Level = Level.CALLER
-    query: tuple[str, ...] = ()
-    body: type[Any] | None = None
-    result: type[Any] | None = None
-    status: int = 200
-    kinds: tuple[str, ...] = ()
-    websocket: bool = False
-
-    @property
-    def name(self) -> str:
-        """The endpoint's name."""
-        return f"{self.handler.__module__.rsplit('.', 1)[-1]}.{self.handler.__name__}"
 
 
 async def describe(call: Call) -> TrioResponse:
@@ -94,7 +66,8 @@ _FILE: Final = ("file-not-found", "not-a-file", "file-permission-denied", "limit
 _NEW: Final = ("file-exists", "directory-not-empty", "quota-exceeded")
 
 
-def _file(
+def _file(  # noqa: PLR0913 - a row of a table
+    name: str,
     method: str,
     path: str,
     handler: Callable[..., Awaitable[TrioResponse]],
@@ -108,6 +81,7 @@ def _file(
     """Return a row of …/files, with the errors that each of them can give."""
     own = _BODY if body is not None and body is not bytes else ()
     return Route(
+        name=name,
         method=method,
         path=f"{_SANDBOX}/files{path}",
         handler=handler,
@@ -145,14 +119,19 @@ _CLONE: Final = (
 )
 
 ROUTES: Final[tuple[Route, ...]] = (
-    Route(method="GET", path="/v1/health", handler=meta.health, access=Level.PUBLIC, result=models.Health),
-    Route(method="GET", path="/v1/info", handler=meta.info, result=dict),
-    Route(method="GET", path="/v1/metrics", handler=meta.metrics, query=("sandboxes",), result=str),
-    Route(method="GET", path="/v1/openapi.json", handler=describe, result=dict),
-    Route(method="GET", path="/v1/events", handler=events.show, query=events.QUERY, result=events.EventPage),
+    Route(
+        method="GET", path="/v1/health", name="health", handler=meta.health, access=Level.PUBLIC, result=models.Health
+    ),
+    Route(method="GET", path="/v1/info", name="info", handler=meta.info, result=dict),
+    Route(method="GET", path="/v1/metrics", name="metrics", handler=meta.metrics, query=("sandboxes",), result=str),
+    Route(method="GET", path="/v1/openapi.json", name="openapi", handler=describe, result=dict),
+    Route(
+        method="GET", path="/v1/events", name="events", handler=events.show, query=events.QUERY, result=events.EventPage
+    ),
     Route(
         method="POST",
         path="/v1/sandboxes",
+        name="sandboxes.create",
         handler=sandboxes.create,
         body=models.SandboxIn,
         result=models.SandboxOut,
@@ -162,14 +141,23 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="GET",
         path="/v1/sandboxes",
+        name="sandboxes.list",
         handler=sandboxes.show_all,
         query=("cursor", "limit"),
         result=models.SandboxList,
     ),
-    Route(method="GET", path=_SANDBOX, handler=sandboxes.show, result=models.SandboxOut, kinds=("sandbox-not-found",)),
+    Route(
+        method="GET",
+        path=_SANDBOX,
+        name="sandboxes.get",
+        handler=sandboxes.show,
+        result=models.SandboxOut,
+        kinds=("sandbox-not-found",),
+    ),
     Route(
         method="PATCH",
         path=_SANDBOX,
+        name="sandboxes.update",
         handler=sandboxes.change,
         body=patch.SandboxPatch,
         result=models.SandboxOut,
@@ -178,6 +166,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="POST",
         path=_SANDBOX + "/freeze",
+        name="sandboxes.freeze",
         handler=sandboxes.freeze,
         result=models.SandboxOut,
         kinds=(*_GONE, "cgroup-error"),
@@ -185,14 +174,23 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="POST",
         path=_SANDBOX + "/thaw",
+        name="sandboxes.thaw",
         handler=sandboxes.thaw,
         result=models.SandboxOut,
         kinds=(*_GONE, "cgroup-error"),
     ),
-    Route(method="GET", path=_SANDBOX + "/stats", handler=sandboxes.stats, result=models.StatsOut, kinds=_GONE),
+    Route(
+        method="GET",
+        path=_SANDBOX + "/stats",
+        name="sandboxes.stats",
+        handler=sandboxes.stats,
+        result=models.StatsOut,
+        kinds=_GONE,
+    ),
     Route(
         method="DELETE",
         path=_SANDBOX,
+        name="sandboxes.destroy",
         handler=sandboxes.destroy,
         status=204,
         kinds=("sandbox-not-found", "conflict", "launch-failed"),
@@ -200,6 +198,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="POST",
         path=_SANDBOX + "/exec",
+        name="exec",
         handler=commands.execute,
         body=models.ExecIn,
         result=models.ExecOut,
@@ -208,6 +207,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="POST",
         path=_SANDBOX + "/processes",
+        name="processes.start",
         handler=processes.start,
         body=ProcessIn,
         result=ProcessOut,
@@ -217,17 +217,30 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="GET",
         path=_SANDBOX + "/processes",
+        name="processes.list",
         handler=processes.show_all,
         query=("cursor", "limit"),
         result=ProcessList,
         kinds=_GONE,
     ),
-    Route(method="DELETE", path=_SANDBOX + "/processes", handler=processes.remove_all, status=204, kinds=_GONE),
-    Route(method="GET", path=_PROCESS, handler=processes.show, result=ProcessOut, kinds=_NO_PROCESS),
-    Route(method="DELETE", path=_PROCESS, handler=processes.remove, status=204, kinds=_NO_PROCESS),
+    Route(
+        method="DELETE",
+        path=_SANDBOX + "/processes",
+        name="processes.remove_all",
+        handler=processes.remove_all,
+        status=204,
+        kinds=_GONE,
+    ),
+    Route(
+        method="GET", path=_PROCESS, name="processes.get", handler=processes.show, result=ProcessOut, kinds=_NO_PROCESS
+    ),
+    Route(
+        method="DELETE", path=_PROCESS, name="processes.remove", handler=processes.remove, status=204, kinds=_NO_PROCESS
+    ),
     Route(
         method="POST",
         path=_PROCESS + "/signal",
+        name="processes.signal",
         handler=processes.signal,
         body=SignalIn,
         status=204,
@@ -236,17 +249,25 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="POST",
         path=_PROCESS + "/wait",
+        name="processes.wait",
         handler=processes.wait,
         body=WaitIn,
         result=WaitOut,
         kinds=(*_BODY, *_NO_PROCESS, "limit-exceeded", "server-busy"),
     ),
     Route(
-        method="GET", path=_PROCESS + "/logs", handler=logs.show, query=logs.QUERY, result=LogsOut, kinds=_NO_PROCESS
+        method="GET",
+        path=_PROCESS + "/logs",
+        name="processes.logs",
+        handler=logs.show,
+        query=logs.QUERY,
+        result=LogsOut,
+        kinds=_NO_PROCESS,
     ),
     Route(
         method="GET",
         path=_SANDBOX + "/pty",
+        name="pty",
         handler=terminals.open_terminal,
         query=terminals.QUERY,
         status=101,
@@ -256,6 +277,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="POST",
         path=_PROCESS + "/stdin",
+        name="processes.stdin",
         handler=commands.write_stdin,
         body=bytes,
         status=204,
@@ -264,28 +286,72 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="POST",
         path=_PROCESS + "/stdin/close",
+        name="processes.stdin_close",
         handler=commands.close_stdin,
         status=204,
         kinds=(*_GONE, "process-not-found", "process-not-running"),
     ),
-    _file("GET", "", files.read, query=_PATH, result=bytes, kinds=("range-not-satisfiable",)),
-    _file("PUT", "", files.write, query=(*_PATH, "mode"), body=bytes, result=file_models.FileOut, kinds=_NEW),
-    _file("DELETE", "", filetree.delete, query=(*_PATH, "recursive"), status=204, kinds=("directory-not-empty",)),
+    _file("files.read", "GET", "", files.read, query=_PATH, result=bytes, kinds=("range-not-satisfiable",)),
     _file(
+        "files.write",
+        "PUT",
+        "",
+        files.write,
+        query=(*_PATH, "mode"),
+        body=bytes,
+        result=file_models.FileOut,
+        kinds=_NEW,
+    ),
+    _file(
+        "files.delete",
+        "DELETE",
+        "",
+        filetree.delete,
+        query=(*_PATH, "recursive"),
+        status=204,
+        kinds=("directory-not-empty",),
+    ),
+    _file(
+        "files.list",
         "GET",
         "/list",
         filetree.listing,
         query=(*_PATH, "recursive", "hidden", "cursor", "limit"),
         result=file_models.FileList,
     ),
-    _file("GET", "/stat", filetree.stat, query=(*_PATH, "follow"), result=file_models.FileInfo),
-    _file("GET", "/exists", filetree.exists, query=_PATH, result=file_models.Exists),
+    _file("files.stat", "GET", "/stat", filetree.stat, query=(*_PATH, "follow"), result=file_models.FileInfo),
+    _file("files.exists", "GET", "/exists", filetree.exists, query=_PATH, result=file_models.Exists),
     _file(
-        "POST", "/mkdir", filetree.mkdir, body=file_models.MkdirIn, result=file_models.FileInfo, status=201, kinds=_NEW
+        "files.mkdir",
+        "POST",
+        "/mkdir",
+        filetree.mkdir,
+        body=file_models.MkdirIn,
+        result=file_models.FileInfo,
+        status=201,
+        kinds=_NEW,
     ),
-    _file("POST", "/rename", filetree.rename, body=file_models.MoveIn, result=file_models.FileInfo, kinds=_NEW),
-    _file("POST", "/copy", filetree.copy, body=file_models.MoveIn, result=file_models.Copied, status=201, kinds=_NEW),
     _file(
+        "files.rename",
+        "POST",
+        "/rename",
+        filetree.rename,
+        body=file_models.MoveIn,
+        result=file_models.FileInfo,
+        kinds=_NEW,
+    ),
+    _file(
+        "files.copy",
+        "POST",
+        "/copy",
+        filetree.copy,
+        body=file_models.MoveIn,
+        result=file_models.Copied,
+        status=201,
+        kinds=_NEW,
+    ),
+    _file(
+        "files.symlink",
         "POST",
         "/symlink",
         filetree.symlink,
@@ -294,8 +360,9 @@ ROUTES: Final[tuple[Route, ...]] = (
         status=201,
         kinds=_NEW,
     ),
-    _file("POST", "/search", filedata.search, body=file_models.SearchIn, result=file_models.Found),
+    _file("files.search", "POST", "/search", filedata.search, body=file_models.SearchIn, result=file_models.Found),
     _file(
+        "files.replace",
         "POST",
         "/replace",
         filedata.replace,
@@ -303,9 +370,19 @@ ROUTES: Final[tuple[Route, ...]] = (
         result=file_models.Replaced,
         kinds=("quota-exceeded",),
     ),
-    _file("GET", "/watch", filedata.watch, query=(*_PATH, "recursive", "include", "exclude"), result=bytes),
-    _file("POST", "/changes", filebackup.changes, body=file_models.ChangesIn, result=file_models.ChangesOut),
     _file(
+        "files.watch", "GET", "/watch", filedata.watch, query=(*_PATH, "recursive", "include", "exclude"), result=bytes
+    ),
+    _file(
+        "files.changes",
+        "POST",
+        "/changes",
+        filebackup.changes,
+        body=file_models.ChangesIn,
+        result=file_models.ChangesOut,
+    ),
+    _file(
+        "files.backup",
         "POST",
         "/backup",
         filebackup.backup,
@@ -315,6 +392,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         kinds=("quota-exceeded",),
     ),
     _file(
+        "files.restore",
         "POST",
         "/restore",
         filebackup.restore,
@@ -322,8 +400,9 @@ ROUTES: Final[tuple[Route, ...]] = (
         result=file_models.BackupOut,
         kinds=("archive-refused", "quota-exceeded"),
     ),
-    _file("GET", "/archive", filedata.pack, query=(*_PATH, "format"), result=bytes),
+    _file("files.archive", "GET", "/archive", filedata.pack, query=(*_PATH, "format"), result=bytes),
     _file(
+        "files.unpack",
         "PUT",
         "/archive",
         filedata.unpack,
@@ -332,11 +411,12 @@ ROUTES: Final[tuple[Route, ...]] = (
         result=file_models.Unpacked,
         kinds=("archive-refused", "quota-exceeded"),
     ),
-    _file("POST", "/chmod", filetree.chmod, body=file_models.ChmodIn, result=file_models.Changed),
-    _file("POST", "/chown", filetree.chown, body=file_models.ChownIn, result=file_models.Changed),
+    _file("files.chmod", "POST", "/chmod", filetree.chmod, body=file_models.ChmodIn, result=file_models.Changed),
+    _file("files.chown", "POST", "/chown", filetree.chown, body=file_models.ChownIn, result=file_models.Changed),
     Route(
         method="POST",
         path=_SANDBOX + "/sessions",
+        name="sessions.create",
         handler=sessions.create,
         body=sessions.SessionIn,
         result=sessions.SessionOut,
@@ -346,6 +426,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="GET",
         path=_SANDBOX + "/sessions",
+        name="sessions.list",
         handler=sessions.show_all,
         result=sessions.SessionList,
         kinds=_GONE,
@@ -353,6 +434,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="GET",
         path=_SANDBOX + "/sessions/<session>",
+        name="sessions.get",
         handler=sessions.show,
         result=sessions.SessionOut,
         kinds=_IN_SESSION,
@@ -360,6 +442,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="DELETE",
         path=_SANDBOX + "/sessions/<session>",
+        name="sessions.delete",
         handler=sessions.destroy,
         status=204,
         kinds=_IN_SESSION,
@@ -367,6 +450,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="POST",
         path=_SANDBOX + "/git/clone",
+        name="git.clone",
         handler=git.clone,
         body=git_models.CloneIn,
         result=git_models.CloneOut,
@@ -375,16 +459,25 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="POST",
         path=_SANDBOX + "/ports",
+        name="ports.expose",
         handler=ports.expose,
         body=ports.PortIn,
         result=ports.PortOut,
         status=201,
         kinds=(*_BODY, *_GONE, "not-available", "port-exposed", "name-taken", "limit-exceeded"),
     ),
-    Route(method="GET", path=_SANDBOX + "/ports", handler=ports.show_all, result=ports.PortList, kinds=_PORTS),
+    Route(
+        method="GET",
+        path=_SANDBOX + "/ports",
+        name="ports.list",
+        handler=ports.show_all,
+        result=ports.PortList,
+        kinds=_PORTS,
+    ),
     Route(
         method="DELETE",
         path=_SANDBOX + "/ports/<port>",
+        name="ports.unexpose",
         handler=ports.unexpose,
         status=204,
         kinds=("sandbox-not-found", "port-not-found"),
@@ -392,6 +485,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="POST",
         path=_SANDBOX + "/ports/<port>/wait",
+        name="ports.wait",
         handler=ports.wait,
         body=ports.PortWaitIn,
         result=ports.PortWaitOut,
@@ -400,6 +494,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="POST",
         path=_SANDBOX + "/ports/<port>/link",
+        name="ports.link",
         handler=ports.link,
         result=ports.LinkOut,
         status=201,
@@ -408,24 +503,35 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="POST",
         path=_SANDBOX + "/contexts",
+        name="contexts.create",
         handler=contexts.create,
         body=context_models.ContextIn,
         result=context_models.ContextOut,
         status=201,
         kinds=(*_BODY, *_GONE, *_STARTS),
     ),
-    Route(method="GET", path=_SANDBOX + "/contexts", handler=contexts.show_all, result=context_models.ContextList),
+    Route(
+        method="GET",
+        path=_SANDBOX + "/contexts",
+        name="contexts.list",
+        handler=contexts.show_all,
+        result=context_models.ContextList,
+    ),
     Route(
         method="GET",
         path=_CONTEXT,
+        name="contexts.get",
         handler=contexts.show,
         result=context_models.ContextOut,
         kinds=("context-not-found",),
     ),
-    Route(method="DELETE", path=_CONTEXT, handler=contexts.destroy, status=204, kinds=_IN_CONTEXT),
+    Route(
+        method="DELETE", path=_CONTEXT, name="contexts.delete", handler=contexts.destroy, status=204, kinds=_IN_CONTEXT
+    ),
     Route(
         method="POST",
         path=_CONTEXT + "/run",
+        name="contexts.run",
         handler=contexts.run,
         body=context_models.RunIn,
         result=context_models.RunOut,
@@ -434,6 +540,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="GET",
         path=_CONTEXT + "/runs/<run>",
+        name="contexts.runs.follow",
         handler=contexts.follow,
         query=("from",),
         result=context_models.RunOut,
@@ -442,6 +549,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="POST",
         path=_CONTEXT + "/interrupt",
+        name="contexts.interrupt",
         handler=contexts.interrupt,
         result=context_models.Interrupted,
         kinds=_IN_CONTEXT,
@@ -449,6 +557,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="POST",
         path=_CONTEXT + "/restart",
+        name="contexts.restart",
         handler=contexts.restart,
         result=context_models.ContextOut,
         kinds=(*_IN_CONTEXT, *_STARTS),
@@ -456,6 +565,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="POST",
         path=_CONTEXT + "/complete",
+        name="contexts.complete",
         handler=contexts.complete,
         body=context_models.CompleteIn,
         result=dict,
@@ -464,6 +574,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="POST",
         path=_CONTEXT + "/inspect",
+        name="contexts.inspect",
         handler=contexts.inspect,
         body=context_models.InspectIn,
         result=dict,
@@ -472,6 +583,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="POST",
         path=_SANDBOX + "/run",
+        name="run",
         handler=contexts.run_default,
         body=context_models.RunDefaultIn,
         result=context_models.RunOut,

@@ -220,7 +220,7 @@ class SseBody(StreamBody):
         return found
 
     def _problem(self, error: SandboxdError) -> bytes:
-        return sse.encode(problems.to_json(error), event="error")
+        return sse.encode(problems.to_json(error), event="problem")
 
 
 def event_facts(event: Event, process_id: str) -> dict[str, Any]:

@@ -168,14 +168,17 @@ class Viewer:
             await self._start()
             is_ready = False
             while True:
-                found = await logs.read(self.sandbox.processes, self.info.id)
-                async with self.sandbox.processes.view(self.info.id, found.next_offset) as follow:
-                    await self._replay(found)
-                    if not is_ready:
-                        is_ready = True
-                        await self.say_ready()
-                    if await self._follow(follow):
-                        break
+                with self.sandbox.share.hold() as hold:
+                    found = await logs.read(self.sandbox.processes, self.info.id, hold=hold)
+                    async with self.sandbox.processes.view(self.info.id, found.next_offset) as follow:
+                        await self._replay(found)
+                        del found  # it may be watched for days
+                        hold.close()
+                        if not is_ready:
+                            is_ready = True
+                            await self.say_ready()
+                        if await self._follow(follow):
+                            break
             return await self._end()
         except SandboxdError as error:
             await self.say_error(error)

@@ -12,6 +12,7 @@ cut by another, and the answer to a goodbye is not lost with the task that was a
 
 from __future__ import annotations
 
+import codecs
 import collections
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
@@ -27,7 +28,7 @@ from ..runtime.strangers import Turn
 from . import jsontext, problems
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterable, Awaitable, Callable
 
     from werkzeug.datastructures import Headers
 
@@ -221,6 +222,22 @@ class WebSocket:
         """Send an object as a text message."""
         await self._send(TextMessage(data=jsontext.encode(value).decode()))
 
+    async def send_text(self, parts: AsyncIterable[bytes]) -> None:
+        """Send a text message that is made while it goes out; no other comes between its parts.
+
+        Whoever cancels it ends the connection: what came next would be taken for the rest of the message.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        async with self._writing:
+            try:
+                async for part in parts:
+                    await self._write(TextMessage(data=decoder.decode(part), message_finished=False))
+                await self._write(TextMessage(data=decoder.decode(b"", final=True)))
+            except BaseException:
+                self._unsent.clear()
+                await trio.aclose_forcefully(self._stream)
+                raise
+
     async def send_problem(self, error: SandboxdError) -> None:
         """Tell the client of an error that does not end the connection."""
         await self.send_json({"type": "error", "problem": problems.to_dict(error)})
@@ -244,11 +261,15 @@ class WebSocket:
 
     async def _send(self, event: Any) -> None:  # noqa: ANN401 - wsproto's events
         async with self._writing:
-            try:
-                self._unsent += self._wire.send(event)
-            except LocalProtocolError:
-                raise Gone from None  # it is closed already
-            await self._flush()
+            await self._write(event)
+
+    async def _write(self, event: Any) -> None:  # noqa: ANN401 - wsproto's events
+        """Write an event. For who holds `_writing`."""
+        try:
+            self._unsent += self._wire.send(event)
+        except LocalProtocolError:
+            raise Gone from None  # it is closed already
+        await self._flush()
 
     async def _flush(self) -> None:
         """Write what is unsent; the rest of it stays where that is cancelled. For who holds `_writing`."""

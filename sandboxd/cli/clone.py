@@ -29,17 +29,24 @@ _PHASES: Final = {
 
 
 @click.command()
-@click.option("-b", "--branch", metavar="NAME", help="A branch, a tag or a commit; else the default branch.")
-@click.option("--depth", type=click.IntRange(min=1), metavar="N", help="Only the last N commits of history.")
-@click.option("--single-branch/--all-branches", default=None, help="Else all, unless there is a --depth.")
-@click.option("--submodules", is_flag=True, help="Clone the submodules as well.")
-@click.option("--sparse", multiple=True, metavar="DIR", help="Check out this folder only; can be given again.")
-@click.option("-u", "--username", metavar="NAME", help="Who asks, for https and http.")
+@click.option("-b", "--branch", metavar="NAME", help="Branch, tag or commit.  [default: the default branch]")
+@click.option("--depth", type=click.IntRange(min=1), metavar="N", help="Fetch only the last N commits.")
 @click.option(
-    "--password-file", type=click.File("r"), metavar="FILE", help="The password or token is its first line; - is stdin."
+    "--single-branch/--all-branches",
+    default=None,
+    help="Fetch one branch or all.  [default: one with --depth, else all]",
 )
-@click.option("-t", "--timeout", type=float, metavar="SECONDS", help="Give up after that long; else after 600.")
-@click.option("--json", "as_json", is_flag=True, help="Print what came of it as one JSON object.")
+@click.option("--submodules", is_flag=True, help="Clone submodules as well.")
+@click.option("--sparse", multiple=True, metavar="DIR", help="Check out only this directory. Repeatable.")
+@click.option("-u", "--username", metavar="NAME", help="User name for https and http.")
+@click.option(
+    "--password-file",
+    type=click.File("r"),
+    metavar="FILE",
+    help="File whose first line is the password or token; - is stdin.",
+)
+@click.option("-t", "--timeout", type=float, metavar="SECONDS", help="Give up after this time.  [default: 600]")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole result as one JSON object.")
 @click.argument("sandbox")
 @click.argument("url")
 @click.argument("directory", required=False)
@@ -60,11 +67,11 @@ def clone(  # noqa: PLR0913 - an option each
     url: str,
     directory: str | None,
 ) -> None:
-    """Clone the git repository at URL into SANDBOX, which needs no git for it.
+    """Clone the git repository at URL into SANDBOX; the sandbox needs no git.
 
-    URL is an https, http or git:// address, or an absolute path in the sandbox. DIRECTORY is absolute, or in the
-    sandbox's working folder, and new or empty; else it is the repository's name. A password never goes on the command
-    line, where others can read it: use --password-file.
+    URL is an https, http or git:// address, or an absolute path in the sandbox. DIRECTORY must be new or empty; a
+    relative one is below the sandbox's working directory. Without it, the repository's name is used. Passwords do not
+    go on the command line, where others can read them: use --password-file.
     """
     from sandboxd.client import Sandbox  # noqa: PLC0415 - `--help` needs no httpx
 

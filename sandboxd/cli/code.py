@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 _LANGUAGES: Final = {".py": "python", ".js": "javascript", ".mjs": "javascript", ".ts": "typescript"}
 _FILES: Final = ("png", "jpeg", "pdf", "svg", "html")
 env_option = click.option(
-    "-e", "--env", type=KeyValue(inherit=True), multiple=True, metavar="KEY=VALUE", help="A variable; KEY alone: ours."
+    "-e",
+    "--env",
+    type=KeyValue(inherit=True),
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set an environment variable. KEY alone copies the value from your environment.",
 )
 
 
@@ -34,13 +39,20 @@ def _sandbox(ctx: click.Context, name: str) -> Sandbox:
 
 
 @click.command()
-@click.option("-l", "--language", metavar="NAME", help="python, javascript or typescript; else by the file's end.")
-@click.option("-x", "--context", metavar="ID", help="The context to run in; else the language's default one.")
-@click.option("-t", "--timeout", type=float, metavar="SECONDS", help="Interrupt the code after that long.")
+@click.option(
+    "-l",
+    "--language",
+    metavar="NAME",
+    help="python, javascript or typescript.  [default: by the file's suffix, else python]",
+)
+@click.option("-x", "--context", metavar="ID", help="Context to run in.  [default: the language's default context]")
+@click.option("-t", "--timeout", type=float, metavar="SECONDS", help="Interrupt the code after this time.")
 @env_option
-@click.option("-c", "--code", metavar="CODE", help="The code itself, instead of a file.")
-@click.option("--save", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write pictures there.")
-@click.option("--json", "as_json", is_flag=True, help="Print what came of it as one JSON object.")
+@click.option("-c", "--code", metavar="CODE", help="Code to run, instead of a file.")
+@click.option(
+    "--save", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write figures to this directory."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the whole result as one JSON object.")
 @click.argument("sandbox")
 @click.argument("file", type=click.File("r", encoding="utf-8"), required=False)
 @click.pass_context
@@ -59,12 +71,12 @@ def code(  # noqa: PLR0913 - an option each
 ) -> None:
     """Run code from FILE (- is standard input) in SANDBOX, in an interpreter that keeps its state between runs.
 
-    What the code prints is printed as it comes, and then each result as text. The status is 0 when the code ran to
-    its end, 1 when it raised, 124 when --timeout ended it, 125 when sandboxd or the interpreter failed. Ctrl-C, TERM,
-    HUP and QUIT interrupt the code, and the status is 128+N; a second one does not wait for it, nor do 10 seconds.
+    Output appears as it is printed, and each result as text. The exit status is 0 if the code finished, 1 if it raised
+    an exception, 124 if --timeout interrupted it, and 125 if sandboxd or the interpreter failed. Ctrl-C, TERM, HUP and
+    QUIT interrupt the code, and the status is 128+N. A second signal, or 10 seconds after the first, ends the wait.
     """
     if (code is None) == (file is None):
-        raise click.UsageError("give the code by a FILE (- is standard input), or by --code")
+        raise click.UsageError("Give the code as a FILE (- is standard input) or with --code, not both.")
     if language is None and file is not None and context is None:
         language = _LANGUAGES.get(Path(file.name).suffix)
     text = code if code is not None else file.read()
@@ -138,7 +150,7 @@ def contexts() -> None:
 
 
 @contexts.command("create")
-@click.option("-w", "--workdir", metavar="DIR", help="Where it starts; else the sandbox's own.")
+@click.option("-w", "--workdir", metavar="DIR", help="Working directory.  [default: the sandbox's own]")
 @env_option
 @click.argument("sandbox")
 @click.argument("language", default="python")
@@ -151,11 +163,11 @@ def create(
 
 
 @contexts.command("ls")
-@click.option("-q", "--quiet", is_flag=True, help="Print the ids only.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the ids.")
 @click.argument("sandbox")
 @click.pass_context
 def list_(ctx: click.Context, *, quiet: bool, sandbox: str) -> None:
-    """List the contexts of SANDBOX."""
+    """List the code contexts of SANDBOX."""
     found = _sandbox(ctx, sandbox).list_code_contexts()
     if quiet:
         for context in found:
@@ -175,9 +187,9 @@ def _row(context: CodeContext) -> tuple[str, ...]:
 @click.argument("context")
 @click.pass_context
 def interrupt(ctx: click.Context, *, sandbox: str, context: str) -> None:
-    """Interrupt what runs in CONTEXT, and wait until it is over."""
+    """Interrupt what runs in CONTEXT and wait until it has ended."""
     if not _sandbox(ctx, sandbox).interrupt_code_context(context):
-        say("sandboxd: nothing runs there", err=True)
+        say("sandboxd: nothing is running in that context", err=True)
 
 
 @contexts.command("restart")
@@ -185,7 +197,7 @@ def interrupt(ctx: click.Context, *, sandbox: str, context: str) -> None:
 @click.argument("context")
 @click.pass_context
 def restart(ctx: click.Context, *, sandbox: str, context: str) -> None:
-    """Start CONTEXT's interpreter anew, without its state."""
+    """Start a new interpreter for CONTEXT, without the state."""
     _sandbox(ctx, sandbox).restart_code_context(context)
 
 
@@ -194,7 +206,7 @@ def restart(ctx: click.Context, *, sandbox: str, context: str) -> None:
 @click.argument("context", nargs=-1, required=True)
 @click.pass_context
 def remove(ctx: click.Context, *, sandbox: str, context: tuple[str, ...]) -> None:
-    """End contexts and all that they started."""
+    """Delete contexts, with everything that they started."""
     found = _sandbox(ctx, sandbox)
     for one in context:
         found.delete_code_context(one)

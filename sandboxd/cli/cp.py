@@ -35,23 +35,28 @@ class Remote(NamedTuple):
 
 @click.command()
 @click.option(
-    "--max", "max_bytes", type=Size(), default="64G", metavar="SIZE", help="Copy no more out than that.  [default: 64G]"
+    "--max",
+    "max_bytes",
+    type=Size(),
+    default="64G",
+    metavar="SIZE",
+    help="Stop copying out beyond this size.  [default: 64G]",
 )
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
 @click.pass_context
 def cp(ctx: click.Context, *, max_bytes: int, source: str, target: str) -> None:
-    """Copy a file, or a folder with all that is in it, from SRC to DST.
+    """Copy a file, or a directory with everything in it, from SRC to DST.
 
-    One of them is SANDBOX:/path, the other a path of this machine, or - for standard input or output (a folder goes
-    out as a tar). Where DST is a folder, the copy lies in it under SRC's name; else it is DST. A file appears under
-    its name only when it is whole. Links are copied as links; those that lead out of a folder that comes from a
-    sandbox are left out. What else is left out (what cannot be read, sockets, FIFOs, devices) is told, and the status
-    is 1. Holes of files that come out stay holes.
+    One of them is SANDBOX:/path; the other is a local path, or - for standard input or output (a directory is written
+    as a tar). If DST is a directory, the copy goes into it under SRC's name. A file appears under its name only when it
+    is complete. Links are copied as links. When copying out, links that lead out of the directory are skipped.
+    Whatever is skipped (also unreadable files, sockets, FIFOs and devices) is reported, and the exit status is 1.
+    Sparse files stay sparse when copied out.
     """
     here, there = parse(source), parse(target)
     if isinstance(here, Remote) == isinstance(there, Remote):
-        raise click.UsageError("One of SRC and DST must be SANDBOX:/path, the other a path of this machine.")
+        raise click.UsageError("One of SRC and DST must be SANDBOX:/path, the other a local path.")
     from sandboxd.client import Sandbox  # noqa: PLC0415 - `cp --help` needs no httpx
 
     with Interrupts():
@@ -122,7 +127,7 @@ def download_folder(sandbox: Sandbox, path: str, target: str, max_bytes: int) ->
     except OSError as error:
         raise Failure(f"cannot write {error.filename or place}: {error.strerror or error}") from error
     for name in left_out:
-        say(f"sandboxd: left out {path}/{shown(name)}: it leads out of the copy, or is no file", err=True)
+        say(f"sandboxd: left out {path}/{shown(name)}: it leads out of the copy, or is not a regular file", err=True)
     return _tell_special(sandbox, path)
 
 

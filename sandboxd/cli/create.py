@@ -10,7 +10,7 @@ from sandboxd.cli.params import KeyValue, client_of, limits, network_of, sandbox
 
 
 @click.command()
-@click.option("--name", metavar="NAME", help="A unique name of your own: a-z, 0-9 and inner dashes.")
+@click.option("--name", metavar="NAME", help="Name, unique among the sandboxes: a-z, 0-9 and inner dashes.")
 @sandbox_options
 @click.option(
     "-e",
@@ -18,12 +18,12 @@ from sandboxd.cli.params import KeyValue, client_of, limits, network_of, sandbox
     type=KeyValue(inherit=True),
     multiple=True,
     metavar="KEY=VALUE",
-    help="A variable of every command; KEY alone takes the value from here.",
+    help="Set an environment variable for every command. KEY alone copies the value from your environment.",
 )
-@click.option("-w", "--workdir", metavar="DIR", help="Where commands start, absolute.")
-@click.option("-u", "--user", metavar="USER", help="The user of commands, a name or a uid.")
-@click.option("--label", "labels", type=KeyValue(), multiple=True, metavar="KEY=VALUE", help="A note of your own.")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole object.")
+@click.option("-w", "--workdir", metavar="DIR", help="Working directory of commands, an absolute path.")
+@click.option("-u", "--user", metavar="USER", help="User that commands run as, a name or a uid.")
+@click.option("--label", "labels", type=KeyValue(), multiple=True, metavar="KEY=VALUE", help="Attach a label.")
+@click.option("--json", "as_json", is_flag=True, help="Print the full object as JSON.")
 @click.pass_context
 def create(  # noqa: PLR0913 - an option each
     ctx: click.Context,

@@ -40,17 +40,17 @@ SPREAD_S: Final = 0.6
 
 
 @click.command()
-@click.option("--rootfs", metavar="NAME", help="The root filesystem; 'default' if not given.")
+@click.option("--rootfs", metavar="NAME", help="Root filesystem.  [default: default]")
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("sandboxd-demo.png"),
     metavar="FILE",
-    help="Where the picture goes; ./sandboxd-demo.png if not given.",
+    help="Write the picture to FILE.  [default: ./sandboxd-demo.png]",
 )
 @click.pass_context
 def demo(ctx: click.Context, *, rootfs: str | None, output: Path) -> None:
-    """Show the main job: a sandbox from birth to end, with a real program in it."""
+    """Create a sandbox, look around in it, run a real program, fetch the picture it draws, and destroy the sandbox."""
     from rich.console import Console  # noqa: PLC0415 - `demo --help` needs neither rich nor httpx
 
     from sandboxd.client import Sandbox  # noqa: PLC0415
@@ -135,7 +135,9 @@ class Demo:
         self._console.print()
         self._console.print(table)
         if self._wrong:
-            raise Failure(f"the demo found {len(self._wrong)} things not as they should be: {'; '.join(self._wrong)}")
+            raise Failure(
+                f"the demo found {len(self._wrong)} things that are not as they should be: {'; '.join(self._wrong)}"
+            )
 
     def _look(self, sandbox: Sandbox) -> None:
         seen: dict[str, str] = {}

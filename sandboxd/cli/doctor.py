@@ -39,16 +39,21 @@ ID_CLAIMS_DIR: Final = "/run/sandboxd-ids"
 
 
 @click.command()
-@click.option("--config", type=_DIR, metavar="FILE", help="A TOML file; flags go before what it says.")
-@click.option("--state-dir", type=_DIR, metavar="DIR", help="What survives a reboot. [/var/lib/sandboxd]")
-@click.option("--runtime-dir", type=_DIR, metavar="DIR", help="Sockets. [/run/sandboxd]")
-@click.option("--rootfs-dir", type=_DIR, metavar="DIR", help="Where rootfs are. [STATE_DIR/rootfs]")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--config", type=_DIR, metavar="FILE", help="TOML configuration file; flags override it.")
+@click.option(
+    "--state-dir",
+    type=_DIR,
+    metavar="DIR",
+    help="Directory for state that survives a reboot.  [default: /var/lib/sandboxd]",
+)
+@click.option("--runtime-dir", type=_DIR, metavar="DIR", help="Directory for sockets.  [default: /run/sandboxd]")
+@click.option("--rootfs-dir", type=_DIR, metavar="DIR", help="Directory of the rootfs.  [default: STATE_DIR/rootfs]")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @click.pass_context
 def doctor(ctx: click.Context, /, *, config: Path | None, as_json: bool, **flags: Any) -> None:  # noqa: ANN401
-    """Tell what works on this host; needs no daemon and changes nothing.
+    """Check what works on this host. Needs no daemon and changes nothing.
 
-    The status is 0 when sandboxes can be created, 1 when something essential is missing or cannot be told.
+    The exit status is 0 if sandboxes can be created, and 1 if something essential is missing or cannot be determined.
     """
     settings = configuration.load(config, flags)
     with Interrupts():

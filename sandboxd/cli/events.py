@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--sandbox", metavar="SANDBOX", help="Only of this one, an id or a name.")
-@click.option("--type", "types", multiple=True, metavar="TYPE", help="Only of this type; may be given again.")
-@click.option("--from", "start", type=click.IntRange(0), metavar="OFFSET", help="Begin at this offset.")
-@click.option("--json", "as_json", is_flag=True, help="Print each as one JSON object on a line.")
+@click.option("--sandbox", metavar="SANDBOX", help="Only events of this sandbox, an id or a name.")
+@click.option("--type", "types", multiple=True, metavar="TYPE", help="Only events of this type. Repeatable.")
+@click.option("--from", "start", type=click.IntRange(0), metavar="OFFSET", help="Start at this offset.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @click.pass_context
 def events(
     ctx: click.Context, *, sandbox: str | None, types: tuple[str, ...], start: int | None, as_json: bool
 ) -> None:
-    """Print what the daemon still knows to have happened to sandboxes, then what happens, until Ctrl-C.
+    """Print the events of sandboxes that the daemon still has, then new ones as they happen, until Ctrl-C.
 
-    The types are created, destroyed, failed, frozen, thawed, degraded (something of it does not work, or again) and
-    network-denied: a name or an address that a sandbox's network refused it. A line `dropped` says that events were
-    lost before they could be read.
+    The types are created, destroyed, failed, frozen, thawed, degraded (part of the sandbox stopped working, or works
+    again) and network-denied (the network refused a name or an address). A line `dropped` means that events were lost
+    before they could be read.
     """
     with Interrupts(), client_of(ctx).events(sandbox=sandbox, types=types or None, start=start) as stream:
         for event in stream:

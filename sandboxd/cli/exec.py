@@ -8,23 +8,20 @@ import click
 
 from sandboxd.cli.failure import RUN_FAILED, Interrupts, status
 from sandboxd.cli.output import say
-from sandboxd.cli.params import client_of, command_of, command_options
+from sandboxd.cli.params import command_of, command_options, line_of, session_option, target_of
 
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
 @command_options
-@click.option("-s", "--session", metavar="ID", help="Run in a session: with the state that its last command left.")
-@click.option("-d", "--detach", is_flag=True, help="Do not wait for the command; print its process' id.")
+@session_option
+@click.option("-d", "--detach", is_flag=True, help="Run in the background and print the process id.")
 @click.argument("sandbox")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND...")
 @click.pass_context
-def exec_(  # noqa: PLR0913 - an option each
+def exec_(
     ctx: click.Context,
     *,
-    env: tuple[tuple[str, str], ...],
-    workdir: str | None,
-    user: str | None,
-    timeout: float | None,
+    options: dict[str, Any],
     session: str | None,
     detach: bool,
     sandbox: str,
@@ -32,31 +29,21 @@ def exec_(  # noqa: PLR0913 - an option each
 ) -> None:
     """Run COMMAND in SANDBOX (an id or a name).
 
-    Standard input, output and error and the exit status are the command's, as with `sandboxd run`. With --session a
-    COMMAND of one word is a line of the session's shell: sandboxd exec -s work NAME 'cd /tmp && export A=1'
+    Standard input, output and error and the exit status are those of COMMAND, as with `sandboxd run`. In a session, a
+    COMMAND of one word is a line of shell: sandboxd exec -s work NAME 'cd /tmp && export A=1'
 
-    Ctrl-C, TERM, HUP and QUIT are passed on to it; a second one kills it, and so do 10 seconds in which it does not
-    end.
+    Ctrl-C, TERM, HUP and QUIT are passed on to COMMAND. It is killed on a second signal, or if it has not exited 10
+    seconds after the first. With --detach nothing is attached: `sandboxd process` follows, signals and waits for it.
     """
     words = command_of(command)
-    options: dict[str, Any] = {"cwd": workdir, "env": dict(env), "user": user, "timeout": timeout}
     with status(RUN_FAILED):
         from sandboxd.cli.run import run_attached  # noqa: PLC0415 - `exec --help` needs no httpx
-        from sandboxd.client import Sandbox  # noqa: PLC0415
 
-        found: Any = Sandbox.connect(sandbox, client=client_of(ctx))
-        if session is not None:
-            if options.pop("user") is not None:
-                raise click.UsageError("--user goes with `sandboxd session create`, not with --session.")
-            found = found.get_session(session)
+        found = target_of(ctx, sandbox, session, options)
         if detach:
-            with found.exec_stream(_line(words, session), detach=True, **options) as stream:
+            with found.exec_stream(line_of(words, session), detach=True, **options) as stream:
                 say(stream.process_id)
             return
         with Interrupts():
-            code = run_attached(found, _line(words, session), options)
+            code = run_attached(found, line_of(words, session), options)
     ctx.exit(code)
-
-
-def _line(words: list[str], session: str | None) -> str | list[str]:
-    return words[0] if session is not None and len(words) == 1 else words

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: sandboxd itself failed before or while it ran a command (as in docker run, chroot(1) and timeout(1)).
 RUN_FAILED: Final = 125
+#: The command line is wrong (as click's own errors).
+USAGE: Final = 2
 #: The command's time was over (as in timeout(1)).
 TIMED_OUT: Final = 124
 #: What asks a program to end: by a key, by kill(1), by a terminal that goes.

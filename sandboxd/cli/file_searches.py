@@ -15,14 +15,16 @@ from sandboxd.cli.params import sandbox_of, stack
 if TYPE_CHECKING:
     from sandboxd.client.file_calls import SearchResult
 
-_name_option = click.option("--name", metavar="GLOB", help="Only files with such a name, as in gitignore(5): '*.py'.")
-_case_option = click.option("-i", "--ignore-case", is_flag=True, help="Do not tell A from a.")
+_name_option = click.option(
+    "--name", metavar="GLOB", help="Only files whose names match, a pattern as in gitignore(5), e.g. '*.py'."
+)
+_case_option = click.option("-i", "--ignore-case", is_flag=True, help="Ignore case.")
 #: What `search`, `find` and `replace` share.
 _walk_options = stack(
-    click.option("-a", "--all", "hidden", is_flag=True, help="Look at names that begin with a dot too."),
-    click.option("--gitignore", is_flag=True, help="Leave out what git ignores there."),
-    click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after so many; 1000 if not given."),
-    click.option("--timeout", type=float, metavar="SECONDS", help="Stop after that long; 30 if not given."),
+    click.option("-a", "--all", "hidden", is_flag=True, help="Include names that begin with a dot."),
+    click.option("--gitignore", is_flag=True, help="Leave out what git ignores."),
+    click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after N.  [default: 1000]"),
+    click.option("--timeout", type=float, metavar="SECONDS", help="Stop after this time.  [default: 30]"),
     click.option("--json", "as_json", is_flag=True, help="Print the whole answer as one JSON object."),
 )
 
@@ -45,10 +47,10 @@ def search(
     as_json: bool,
     **options: Any,  # noqa: ANN401 - the API's fields
 ) -> None:
-    """Find lines that match PATTERN, a regular expression of Python's, in the files below PATH.
+    """Find lines that match PATTERN, a Python regular expression, in the files below PATH.
 
-    Each is printed as PATH:LINE:TEXT; that none is found is no failure. Without PATH it begins where the sandbox's
-    commands start. Where --limit or --timeout ended it, stderr says so.
+    Prints PATH:LINE:TEXT for each line; finding none is not a failure. PATH defaults to the sandbox's working
+    directory. A note on stderr says if --limit or --timeout ended the search.
     """
     found = sandbox_of(ctx, sandbox)
     with Interrupts():
@@ -56,7 +58,7 @@ def search(
     _show(result, as_json=as_json)
 
 
-@click.command(short_help="Find files and folders by name.")
+@click.command(short_help="Find files and directories by name.")
 @_walk_options
 @click.argument("sandbox")
 @click.argument("glob")
@@ -72,9 +74,9 @@ def find(
     as_json: bool,
     **options: Any,  # noqa: ANN401 - the API's fields
 ) -> None:
-    """Find files and folders below PATH by name: GLOB is a pattern as in gitignore(5), such as '*.py'.
+    """Find files and directories below PATH by name: GLOB is a pattern as in gitignore(5), e.g. '*.py'.
 
-    Without PATH it begins where the sandbox's commands start. Where --limit or --timeout ended it, stderr says so.
+    PATH defaults to the sandbox's working directory. A note on stderr says if --limit or --timeout ended the search.
     """
     found = sandbox_of(ctx, sandbox)
     with Interrupts():
@@ -95,11 +97,11 @@ def _show(result: SearchResult, *, as_json: bool) -> None:
 
 def _tell_truncated(truncated: str | None) -> None:
     if truncated is not None:
-        say(f"sandboxd: this is not all: the {truncated} was reached", err=True)
+        say(f"sandboxd: the result is incomplete: the {truncated} was reached", err=True)
 
 
 @click.command(short_help="Replace a text in files.")
-@click.option("-e", "--regex", is_flag=True, help=r"PATTERN is a regular expression, and \1 its first group.")
+@click.option("-e", "--regex", is_flag=True, help=r"Treat PATTERN as a regular expression; \1 is its first group.")
 @_name_option
 @_case_option
 @_walk_options
@@ -119,9 +121,10 @@ def replace(
     as_json: bool,
     **options: Any,  # noqa: ANN401 - the API's fields
 ) -> None:
-    """Replace the text PATTERN by REPLACEMENT in PATH, a file, or in every file below it.
+    """Replace the text PATTERN with REPLACEMENT in PATH, a file or every file below a directory.
 
-    Prints PATH:COUNT for each file that was changed. Each file is rewritten whole; --limit counts the changed files.
+    Prints PATH:COUNT for each file that was changed; --limit counts the changed files. Each file is rewritten as a
+    whole.
     """
     found = sandbox_of(ctx, sandbox)
     with Interrupts():
@@ -137,24 +140,29 @@ def replace(
 
 #: What `watch` and `changes` share.
 _rules_options = stack(
-    click.option("--no-recursive", "recursive", flag_value=False, default=True, help="Not what is in folders below."),
-    click.option("--include", multiple=True, metavar="GLOB", help="Only what has such a name; may be given again."),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="Not what has such a name, nor what is below it."),
+    click.option("--no-recursive", "recursive", flag_value=False, default=True, help="Leave out subdirectories."),
+    click.option("--include", multiple=True, metavar="GLOB", help="Only names that match. Repeatable."),
+    click.option(
+        "--exclude",
+        multiple=True,
+        metavar="GLOB",
+        help="Leave out names that match, and everything below them. Repeatable.",
+    ),
 )
 
 
-@click.command(short_help="Print what changes, as it happens.")
+@click.command(short_help="Print changes as they happen.")
 @_rules_options
-@click.option("--json", "as_json", is_flag=True, help="Print each as one JSON object on a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @click.argument("sandbox")
 @click.argument("path", required=False)
 @click.pass_context
 def watch(ctx: click.Context, /, *, as_json: bool, sandbox: str, path: str | None, **rules: Any) -> None:  # noqa: ANN401
-    """Print what changes below PATH, a line for each change, until Ctrl-C or until PATH is gone.
+    """Print changes below PATH, one per line, until Ctrl-C or until PATH is deleted.
 
-    A line is create, write, chmod, remove, rename (OLD -> NEW) or overflow (changes were lost), and the path; a
-    folder's ends with a slash. It has begun when stderr says so. Without PATH it is the folder where the sandbox's
-    commands start.
+    A line is create, write, chmod, remove, rename (OLD -> NEW) or overflow (changes were lost), and the path; the path
+    of a directory ends with a slash. A note on stderr says when watching has begun. PATH defaults to the sandbox's
+    working directory.
     """
     found = sandbox_of(ctx, sandbox)
     path = path or found.info.cwd
@@ -166,9 +174,9 @@ def watch(ctx: click.Context, /, *, as_json: bool, sandbox: str, path: str | Non
     say(f"sandboxd: {shown(path)} is gone", err=True)
 
 
-@click.command(short_help="Print a folder's version, or whether it changed since one.")
+@click.command(short_help="Print a directory's version, or check whether it changed.")
 @_rules_options
-@click.option("--since", metavar="VERSION", help="A version that was printed before, by the same rules.")
+@click.option("--since", metavar="VERSION", help="Version to compare with, printed earlier with the same options.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole answer as one JSON object.")
 @click.argument("sandbox")
 @click.argument("path", required=False)
@@ -183,10 +191,10 @@ def changes(
     path: str | None,
     **rules: Any,  # noqa: ANN401 - the API's fields
 ) -> None:
-    """Print the version of what is below PATH: the same text as long as nothing in it changes.
+    """Print the version of the directory PATH, a text that stays the same as long as nothing in it changes.
 
-    With --since it exits with 1 where something changed, and with 0 where nothing did. Without PATH it is the folder
-    where the sandbox's commands start.
+    With --since, the exit status is 1 if something changed and 0 if nothing did. PATH defaults to the sandbox's working
+    directory.
     """
     found = sandbox_of(ctx, sandbox)
     with Interrupts():
@@ -199,18 +207,23 @@ def changes(
     ctx.exit(1 if result.changed else 0)
 
 
-@click.command(short_help="Keep a folder as an archive in the sandbox.")
+@click.command(short_help="Save a directory as an archive in the sandbox.")
 @click.option("--format", type=click.Choice(["tar", "tar.gz", "zip"]), default="tar.gz", show_default=True)
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Not what has such a name, nor what is below it.")
-@click.option("--gitignore", is_flag=True, help="Leave out what git ignores there.")
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="GLOB",
+    help="Leave out names that match, and everything below them. Repeatable.",
+)
+@click.option("--gitignore", is_flag=True, help="Leave out what git ignores.")
 @click.argument("sandbox")
 @click.argument("path")
 @click.argument("archive")
 @click.pass_context
 def backup(ctx: click.Context, /, *, sandbox: str, path: str, archive: str, **options: Any) -> None:  # noqa: ANN401
-    """Keep what is in the folder PATH as the file ARCHIVE of the sandbox, and print how large that is.
+    """Save the directory PATH as the file ARCHIVE in the sandbox, and print its size.
 
-    The file is whole or not there; `sandboxd cp` carries it to this machine.
+    The file appears only when it is complete; `sandboxd cp` copies it out.
     """
     found = sandbox_of(ctx, sandbox)
     with Interrupts():
@@ -218,13 +231,13 @@ def backup(ctx: click.Context, /, *, sandbox: str, path: str, archive: str, **op
     say(f"{shown(made.archive)}: {made.entries} entries, {made.size} bytes")
 
 
-@click.command(short_help="Put an archive's content in a folder's place.")
+@click.command(short_help="Replace a directory's content with an archive's.")
 @click.argument("sandbox")
 @click.argument("archive")
 @click.argument("path")
 @click.pass_context
 def restore(ctx: click.Context, *, sandbox: str, archive: str, path: str) -> None:
-    """Put what the file ARCHIVE of the sandbox has in the place of what is in the folder PATH.
+    """Replace the content of the directory PATH with that of ARCHIVE, a file in the sandbox.
 
     A damaged archive changes nothing.
     """

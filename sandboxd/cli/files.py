@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _READ_BYTES: Final = 256 * 1024
 paths_argument = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the whole objects, as a list.")
-recursive_option = click.option("-R", "--recursive", is_flag=True, help="All that is in the folders too.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the full objects as a JSON list.")
+recursive_option = click.option("-R", "--recursive", is_flag=True, help="Include everything in directories.")
 
 
 class _Octal(click.ParamType[int]):
@@ -49,16 +49,16 @@ class _Octal(click.ParamType[int]):
 
 @click.group()
 def files() -> None:
-    r"""Look at and change the files of a sandbox where they are; `sandboxd cp` copies them in and out.
+    r"""Inspect and change the files of a sandbox in place; `sandboxd cp` copies files in and out.
 
-    Every PATH is absolute. Names that are no UTF-8, or would disturb a terminal, are shown as \xff; with --json they
-    are as in the API, with their bytes in path_b64.
+    Every PATH is absolute. Bytes of names that are not UTF-8, or that would disturb a terminal, are shown as \xff. With
+    --json, names are as in the API, with their bytes in path_b64.
     """
 
 
-@files.command("ls", short_help="List a folder.")
-@click.option("-a", "--all", "hidden", is_flag=True, help="Names that begin with a dot too.")
-@click.option("-R", "--recursive", is_flag=True, help="What is in the folders below too, by its path from PATH.")
+@files.command("ls", short_help="List a directory.")
+@click.option("-a", "--all", "hidden", is_flag=True, help="Include names that begin with a dot.")
+@click.option("-R", "--recursive", is_flag=True, help="List subdirectories too, with paths relative to PATH.")
 @click.option("-l", "--long", is_flag=True, help="Show type and mode, owner, size in bytes, and time of change.")
 @json_option
 @click.argument("sandbox")
@@ -67,7 +67,7 @@ def files() -> None:
 def list_(
     ctx: click.Context, *, hidden: bool, recursive: bool, long: bool, as_json: bool, sandbox: str, path: str | None
 ) -> None:
-    """List the folder PATH, or show the file PATH; without it, the folder where the sandbox's commands start."""
+    """List the directory PATH, or show the file PATH. PATH defaults to the sandbox's working directory."""
     found = sandbox_of(ctx, sandbox)
     path = path or found.info.cwd
     base = f"{check_file_path(path).rstrip('/')}/"
@@ -104,14 +104,14 @@ def _row(info: FileInfo, base: str) -> tuple[str, ...]:
     return mode_text(info), f"{info.uid}:{info.gid}", str(info.size), utc(info.modified_at), name
 
 
-@files.command("stat", short_help="Tell what files are.")
-@click.option("-L", "--follow", is_flag=True, help="Tell of what a link leads to, not of the link.")
+@files.command("stat", short_help="Describe files.")
+@click.option("-L", "--follow", is_flag=True, help="Describe what a link leads to, not the link.")
 @json_option
 @click.argument("sandbox")
 @paths_argument
 @click.pass_context
 def stat_(ctx: click.Context, *, follow: bool, as_json: bool, sandbox: str, paths: tuple[str, ...]) -> None:
-    """Tell what each PATH is. The status is 1 where one is not there."""
+    """Describe each PATH. The exit status is 1 if one does not exist."""
     found = sandbox_of(ctx, sandbox)
     infos: list[FileInfo] = []
     failed = _each(paths, lambda path: infos.append(found.stat_file(path, follow=follow)))
@@ -133,7 +133,7 @@ def _print_facts(info: FileInfo) -> None:
 
 
 def _each(paths: tuple[str, ...], act: Callable[[str], object]) -> int:
-    """Do it to each path; tell which the sandbox refuses, and return how many those are."""
+    """Call `act` for each path, report those that the sandbox refuses, and return how many they are."""
     failed = 0
     for path in paths:
         try:
@@ -149,7 +149,7 @@ def _each(paths: tuple[str, ...], act: Callable[[str], object]) -> int:
 @paths_argument
 @click.pass_context
 def cat(ctx: click.Context, *, sandbox: str, paths: tuple[str, ...]) -> None:
-    """Write the bytes of each file PATH to standard output, one after the other."""
+    """Write the bytes of each file PATH to standard output, one after another."""
     found = sandbox_of(ctx, sandbox)
 
     def show(path: str) -> None:
@@ -163,30 +163,32 @@ def cat(ctx: click.Context, *, sandbox: str, paths: tuple[str, ...]) -> None:
 
 
 @files.command("write", short_help="Write a file from standard input.")
-@click.option("-m", "--mode", type=_Octal(), metavar="MODE", help="In octal; else that of the old file, or 644.")
+@click.option(
+    "-m", "--mode", type=_Octal(), metavar="MODE", help="Mode in octal.  [default: that of the old file, else 644]"
+)
 @click.argument("sandbox")
 @click.argument("path")
 @click.pass_context
 def write(ctx: click.Context, *, mode: int | None, sandbox: str, path: str) -> None:
-    """Make or replace the file PATH with what standard input gives, to its end.
+    """Create or replace the file PATH with standard input.
 
-    Folders above it are made. It appears when it is whole; until then the old one stays.
+    Parent directories are made. The file appears when it is complete; until then the old one stays.
     """
     found = sandbox_of(ctx, sandbox)
     with Interrupts():
         found.write_file(path, iter(lambda: sys.stdin.buffer.read(_READ_BYTES), b""), mode=mode)
 
 
-@files.command("rm", short_help="Delete files, links and folders.")
-@click.option("-r", "--recursive", is_flag=True, help="Folders with all that is in them.")
-@click.option("-f", "--force", is_flag=True, help="One that is not there is no error.")
+@files.command("rm", short_help="Delete files, links and directories.")
+@click.option("-r", "--recursive", is_flag=True, help="Delete directories with everything in them.")
+@click.option("-f", "--force", is_flag=True, help="Ignore paths that do not exist.")
 @click.argument("sandbox")
 @paths_argument
 @click.pass_context
 def remove(ctx: click.Context, *, recursive: bool, force: bool, sandbox: str, paths: tuple[str, ...]) -> None:
-    """Delete each PATH: a file, a link, or an empty folder.
+    """Delete each PATH: a file, a link, or an empty directory.
 
-    One that cannot be deleted is told, and the others are deleted.
+    A path that cannot be deleted is reported, and the others are still deleted.
     """
     found = sandbox_of(ctx, sandbox)
 
@@ -200,43 +202,45 @@ def remove(ctx: click.Context, *, recursive: bool, force: bool, sandbox: str, pa
     ctx.exit(1 if _each(paths, delete) else 0)
 
 
-@files.command("mkdir", short_help="Make folders.")
-@click.option("-p", "--parents", is_flag=True, help="Those above it too, and one that is there is no error.")
-@click.option("-m", "--mode", type=_Octal(), metavar="MODE", help="In octal, such as 755.")
+@files.command("mkdir", short_help="Make directories.")
+@click.option(
+    "-p", "--parents", is_flag=True, help="Make parent directories as needed; an existing directory is no error."
+)
+@click.option("-m", "--mode", type=_Octal(), metavar="MODE", help="Mode in octal, e.g. 755.")
 @click.argument("sandbox")
 @paths_argument
 @click.pass_context
 def mkdir(ctx: click.Context, *, parents: bool, mode: int | None, sandbox: str, paths: tuple[str, ...]) -> None:
-    """Make each folder PATH."""
+    """Make each directory PATH."""
     found = sandbox_of(ctx, sandbox)
     ctx.exit(1 if _each(paths, lambda path: found.mkdir(path, parents=parents, mode=mode)) else 0)
 
 
-@files.command("mv", short_help="Move or rename a file or folder.")
-@click.option("-n", "--no-clobber", is_flag=True, help="Fail where something has the new name.")
+@files.command("mv", short_help="Move or rename a file or directory.")
+@click.option("-n", "--no-clobber", is_flag=True, help="Fail if something already has the new name.")
 @click.argument("sandbox")
 @click.argument("source", metavar="OLD")
 @click.argument("target", metavar="NEW")
 @click.pass_context
 def move(ctx: click.Context, *, no_clobber: bool, sandbox: str, source: str, target: str) -> None:
-    """Move the file or folder OLD to NEW, or under its name into NEW where that is a folder.
+    """Move the file or directory OLD to NEW, or into NEW if that is a directory.
 
-    Folders above NEW are made; a file that has the name is replaced.
+    Parent directories of NEW are made. An existing file of that name is replaced.
     """
     found = sandbox_of(ctx, sandbox)
     found.rename_file(source, remote_target(found, target, source), overwrite=not no_clobber)
 
 
-@files.command("copy", short_help="Copy a file or folder within the sandbox.")
-@click.option("-n", "--no-clobber", is_flag=True, help="Fail where something has the new name.")
+@files.command("copy", short_help="Copy a file or directory within the sandbox.")
+@click.option("-n", "--no-clobber", is_flag=True, help="Fail if something already has the new name.")
 @click.argument("sandbox")
 @click.argument("source", metavar="OLD")
 @click.argument("target", metavar="NEW")
 @click.pass_context
 def copy(ctx: click.Context, *, no_clobber: bool, sandbox: str, source: str, target: str) -> None:
-    """Copy OLD to NEW within the sandbox, or under its name into NEW where that is a folder.
+    """Copy OLD to NEW within the sandbox, or into NEW if that is a directory.
 
-    A folder is copied with all that is in it, to a name that is free; a file that has the name is replaced.
+    A directory is copied with everything in it, to a name that must not exist yet. An existing file is replaced.
     """
     found = sandbox_of(ctx, sandbox)
     found.copy_file(source, remote_target(found, target, source), overwrite=not no_clobber)
@@ -248,9 +252,9 @@ def copy(ctx: click.Context, *, no_clobber: bool, sandbox: str, source: str, tar
 @click.argument("link")
 @click.pass_context
 def link(ctx: click.Context, *, sandbox: str, target: str, link: str) -> None:
-    """Make the symbolic link LINK, which leads to TARGET.
+    """Make the symbolic link LINK that leads to TARGET.
 
-    TARGET need not be there, nor absolute: then it counts from LINK's folder.
+    TARGET need not exist. A relative TARGET starts from LINK's directory.
     """
     sandbox_of(ctx, sandbox).symlink(link, target)
 
@@ -274,7 +278,7 @@ def chmod(ctx: click.Context, *, recursive: bool, sandbox: str, mode: int, paths
 @paths_argument
 @click.pass_context
 def chown(ctx: click.Context, *, recursive: bool, sandbox: str, owner: str, paths: tuple[str, ...]) -> None:
-    """Give each PATH to USER and GROUP, names or ids of the sandbox; :GROUP sets the group alone."""
+    """Set the owner of each PATH. USER and GROUP are names or ids in the sandbox; :GROUP sets only the group."""
     names = [_owner(name) for name in owner.partition(":")[::2]]
     if names == [None, None]:
         raise click.UsageError("Name a USER, a :GROUP, or both as USER:GROUP.")

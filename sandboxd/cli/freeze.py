@@ -15,7 +15,7 @@ from sandboxd.errors import DaemonUnavailable, SandboxdError
 def freeze(ctx: click.Context, *, sandboxes: tuple[str, ...]) -> None:
     """Stop every process of each SANDBOX (an id or a name) where it is; memory and files stay.
 
-    Time goes on: a command's --timeout counts the time that it was frozen.
+    Time keeps running: a command's --timeout counts the time that the sandbox was frozen.
     """
     ctx.exit(_each(ctx, sandboxes, "freeze"))
 
@@ -24,7 +24,7 @@ def freeze(ctx: click.Context, *, sandboxes: tuple[str, ...]) -> None:
 @click.argument("sandboxes", nargs=-1, required=True, metavar="SANDBOX...")
 @click.pass_context
 def thaw(ctx: click.Context, *, sandboxes: tuple[str, ...]) -> None:
-    """Let each frozen SANDBOX (an id or a name) go on."""
+    """Let each frozen SANDBOX (an id or a name) continue."""
     ctx.exit(_each(ctx, sandboxes, "thaw"))
 
 

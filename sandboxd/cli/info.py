@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the object as it is.")
+@click.option("--json", "as_json", is_flag=True, help="Print the full object as JSON.")
 @click.argument("sandbox", required=False)
 @click.pass_context
 def info(ctx: click.Context, *, as_json: bool, sandbox: str | None) -> None:

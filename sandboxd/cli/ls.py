@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the whole objects, as a list.")
-@click.option("-q", "--quiet", is_flag=True, help="Print the ids only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the full objects as a JSON list.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the ids.")
 @click.pass_context
 def ls(ctx: click.Context, *, as_json: bool, quiet: bool) -> None:
-    """List the sandboxes."""
+    """List sandboxes."""
     from sandboxd.client import Sandbox  # noqa: PLC0415 - `ls --help` needs no httpx
 
     infos = [sandbox.info for sandbox in Sandbox.list(client=client_of(ctx))]

@@ -10,10 +10,11 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
 
 from sandboxd import __version__, stdio
 from sandboxd.cli import output
-from sandboxd.cli.failure import Failure, Interrupted, guarded, one_sentence
+from sandboxd.cli.failure import USAGE, Failure, Interrupted, guarded, one_sentence
 from sandboxd.errors import SandboxdError
 
 if TYPE_CHECKING:
@@ -21,38 +22,43 @@ if TYPE_CHECKING:
 
 #: Each verb, in the order in which a newcomer meets them: where it is, and its line in the help.
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
-    "demo": ("sandboxd.cli.demo:demo", "Show the main job on a running daemon."),
-    "run": ("sandboxd.cli.run:run", "Run one command in a sandbox of its own."),
+    "demo": ("sandboxd.cli.demo:demo", "Take a tour: create a sandbox, run a program in it, destroy it."),
+    "run": ("sandboxd.cli.run:run", "Run a command in a new sandbox."),
     "create": ("sandboxd.cli.create:create", "Create a sandbox and print its id."),
     "exec": ("sandboxd.cli.exec:exec_", "Run a command in a sandbox."),
-    "session": ("sandboxd.cli.sessions:session", "Manage sessions: commands that hand on a shell's state."),
+    "session": ("sandboxd.cli.sessions:session", "Manage sessions, which keep a shell's state between commands."),
     "shell": ("sandboxd.cli.shell:shell", "Open a terminal in a sandbox."),
     "code": ("sandboxd.cli.code:code", "Run code in an interpreter that keeps its state."),
-    "contexts": ("sandboxd.cli.code:contexts", "Manage those interpreters."),
-    "start": ("sandboxd.cli.processes:start", "Start a process in a sandbox, and leave it running."),
-    "ps": ("sandboxd.cli.processes:ps", "List the processes of a sandbox."),
-    "logs": ("sandboxd.cli.processes:logs", "Show or follow what a process prints."),
-    "kill": ("sandboxd.cli.processes:kill", "Send processes a signal, or remove them."),
-    "wait": ("sandboxd.cli.processes:wait", "Wait for a process' end, for a port, or for a line of its log."),
-    "expose": ("sandboxd.cli.ports:expose", "Open a port of a sandbox in a browser: print its URL."),
-    "unexpose": ("sandboxd.cli.ports:unexpose", "Take a port back."),
+    "contexts": ("sandboxd.cli.code:contexts", "Manage code contexts, the interpreters of `sandboxd code`."),
+    "process": ("sandboxd.cli.processes:process", "Start, list, follow, signal and wait for background processes."),
+    "expose": ("sandboxd.cli.ports:expose", "Expose a port of a sandbox and print its URL."),
+    "unexpose": ("sandboxd.cli.ports:unexpose", "Stop exposing a port."),
     "ports": ("sandboxd.cli.ports:ports", "List the exposed ports of a sandbox."),
-    "ls": ("sandboxd.cli.ls:ls", "List the sandboxes."),
-    "cp": ("sandboxd.cli.cp:cp", "Copy files and folders into or out of a sandbox."),
+    "ls": ("sandboxd.cli.ls:ls", "List sandboxes."),
+    "cp": ("sandboxd.cli.cp:cp", "Copy files and directories into or out of a sandbox."),
     "clone": ("sandboxd.cli.clone:clone", "Clone a git repository into a sandbox."),
-    "files": ("sandboxd.cli.files:files", "Look at and change the files of a sandbox."),
-    "update": ("sandboxd.cli.update:update", "Change a sandbox: limits, variables, labels, name."),
-    "freeze": ("sandboxd.cli.freeze:freeze", "Stop sandboxes where they are."),
-    "thaw": ("sandboxd.cli.freeze:thaw", "Let frozen sandboxes go on."),
-    "stats": ("sandboxd.cli.stats:stats", "Show what sandboxes use."),
-    "events": ("sandboxd.cli.events:events", "Print what happens to sandboxes, as it happens."),
-    "metrics": ("sandboxd.cli.metrics:metrics", "Print the daemon's figures in the Prometheus text format."),
+    "files": ("sandboxd.cli.files:files", "Inspect and change the files of a sandbox."),
+    "update": ("sandboxd.cli.update:update", "Change a sandbox's limits, environment, labels or name."),
+    "freeze": ("sandboxd.cli.freeze:freeze", "Freeze sandboxes: suspend all their processes."),
+    "thaw": ("sandboxd.cli.freeze:thaw", "Resume frozen sandboxes."),
+    "stats": ("sandboxd.cli.stats:stats", "Show the resource usage of sandboxes."),
+    "events": ("sandboxd.cli.events:events", "Print sandbox events as they happen."),
+    "metrics": ("sandboxd.cli.metrics:metrics", "Print the daemon's metrics in the Prometheus text format."),
     "rm": ("sandboxd.cli.rm:rm", "Destroy sandboxes."),
-    "info": ("sandboxd.cli.info:info", "Show the daemon, or one sandbox."),
+    "info": ("sandboxd.cli.info:info", "Show details of the daemon or of one sandbox."),
     "rootfs": ("sandboxd.cli.rootfs:rootfs", "Build, import, list and remove root filesystems."),
-    "doctor": ("sandboxd.cli.doctor:doctor", "Tell what works on this host, and what to do about the rest."),
+    "doctor": ("sandboxd.cli.doctor:doctor", "Check this host, and say how to fix what does not work."),
     "serve": ("sandboxd.cli.serve:serve", "Run the daemon."),
-    "version": ("sandboxd.cli.version:version", "Print the versions of this program and of the daemon."),
+    "version": ("sandboxd.cli.version:version", "Print the version of this program and of the daemon."),
+}
+
+#: Verbs of earlier versions, which took the same options and arguments: what each is called now.
+RENAMED: Final[Mapping[str, str]] = {
+    "start": "process start",
+    "ps": "process ls",
+    "logs": "process logs",
+    "kill": "process kill",
+    "wait": "process wait",
 }
 
 #: Verbs that are no clients of the daemon, and import what they like.
@@ -82,6 +88,14 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)  # noqa: S101 - the table above is wrong otherwise
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb; one that has another name now is answered with what to type, and runs nothing."""
+        if args[0] in RENAMED:
+            raise Failure(_renamed(ctx, args), USAGE)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of verbs from the table, so that help imports none of them."""
         with formatter.section("Commands"):
@@ -107,15 +121,26 @@ class LazyGroup(click.Group):
             ctx.exit(130)
 
 
+def _renamed(ctx: click.Context, args: list[str]) -> str:
+    now = RENAMED[args[0]].split()
+    words = ["sandboxd", *now, *args[1:]]
+    for option, secret in (("token", True), ("url", False)):
+        if ctx.get_parameter_source(option) is ParameterSource.COMMANDLINE:
+            words[1:1] = [f"--{option}", "TOKEN" if secret else ctx.params[option]]
+    return f"`{args[0]}` is now `sandboxd {' '.join(now)}`; type: {' '.join(map(output.quoted, words))}"
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--url", envvar="SANDBOXD_URL", metavar="URL", help="The daemon: unix:///path or http://host:port.")
-@click.option("--token", envvar="SANDBOXD_TOKEN", metavar="TOKEN", help="The token that a daemon on TCP asks for.")
+@click.option(
+    "--url", envvar="SANDBOXD_URL", metavar="URL", help="Address of the daemon: unix:///path or http://host:port."
+)
+@click.option("--token", envvar="SANDBOXD_TOKEN", metavar="TOKEN", help="Bearer token, required by a daemon on TCP.")
 @click.version_option(__version__, "--version", message="sandboxd %(version)s")
 @click.pass_context
 def cli(ctx: click.Context, url: str | None, token: str | None) -> None:
-    """Isolated sandboxes on this machine, in milliseconds.
+    """Create isolated sandboxes on this machine in milliseconds.
 
-    The daemon is found by --url or SANDBOXD_URL, else at unix:///run/sandboxd/sandboxd.sock.
+    The daemon's address is --url, else SANDBOXD_URL, else unix:///run/sandboxd/sandboxd.sock.
     """
     ctx.obj = {**(ctx.obj or {}), "url": url, "token": token}
 

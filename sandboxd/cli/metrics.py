@@ -9,9 +9,11 @@ from sandboxd.cli.params import client_of
 
 
 @click.command()
-@click.option("--sandboxes/--no-sandboxes", default=True, help="With or without those of each sandbox and port.")
+@click.option(
+    "--sandboxes/--no-sandboxes", default=True, help="Include or leave out the series of each sandbox and port."
+)
 @click.pass_context
 def metrics(ctx: click.Context, *, sandboxes: bool) -> None:
-    """Print what GET /v1/metrics gives: the Prometheus text format."""
+    """Print the daemon's metrics in the Prometheus text format."""
     for line in client_of(ctx).metrics(sandboxes=sandboxes).splitlines():
         say(line)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import select
+import shlex
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -89,6 +90,11 @@ def shown(name: str) -> str:
     A shell's `$'…'` turns it back, where no quote is in it.
     """
     return "".join(_SHORT.get(char) or _printable(char) for char in name)
+
+
+def quoted(word: str) -> str:
+    """Return a word as bash reads it back, on one line and without anything that a terminal obeys."""
+    return shlex.quote(word) if word.isprintable() else "$'" + shown(word).replace("'", "\\'") + "'"
 
 
 def shown_line(text: str) -> str:

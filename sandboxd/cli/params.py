@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from typing import TYPE_CHECKING, Any, Final
@@ -74,50 +75,82 @@ _IO: Final = {
     "read-iops": "read_iops",
     "write-iops": "write_iops",
 }
-#: Limits of the disks' speed: `run`, `create` and `update`.
-io_option = click.option(
-    "--io",
-    type=KeyValue(),
-    multiple=True,
-    metavar="WHAT=RATE",
-    help="Limit of a disk's speed a second: read=10M, write=10M, read-iops=500 or write-iops=500.",
-)
-
 #: Entries of an allow list: `run`, `create` and `update`.
 allow_option = click.option(
     "--allow",
     multiple=True,
     metavar="ENTRY",
-    help="What it may reach and nothing else: a name, *.name, an address or a network, with :PORT or :LOW-HIGH.",
+    help="Allow this destination only: a name, *.name, an address or a network, with :PORT or :LOW-HIGH. Repeatable.",
+)
+
+#: A sandbox's limits: `run`, `create` and `update`.
+limit_options = stack(
+    click.option("--memory", type=Size(), metavar="SIZE", help="Memory limit, e.g. 512M."),
+    click.option("--cpus", type=float, metavar="N", help="CPU limit, e.g. 1.5."),
+    click.option("--pids", type=int, metavar="N", help="Maximum number of processes and threads."),
+    click.option("--disk", type=Size(), metavar="SIZE", help="Disk space limit, e.g. 2G."),
+    click.option(
+        "--io",
+        type=KeyValue(),
+        multiple=True,
+        metavar="WHAT=RATE",
+        help="Disk rate limit per second: read=10M, write=10M, read-iops=500 or write-iops=500. Repeatable.",
+    ),
 )
 
 #: What a sandbox is created with: `run` and `create`.
 sandbox_options = stack(
-    click.option("--rootfs", metavar="NAME", help="The root filesystem; 'default' if not given."),
-    click.option("--memory", type=Size(), metavar="SIZE", help="Limit of RAM, such as 512M."),
-    click.option("--cpus", type=float, metavar="N", help="Limit of processors, such as 1.5."),
-    click.option("--pids", type=int, metavar="N", help="Limit of processes and threads."),
-    click.option("--disk", type=Size(), metavar="SIZE", help="Limit of what its files take, such as 2G."),
-    io_option,
-    click.option("--seccomp", metavar="NAME", help="The system call profile: default, strict, or your own."),
-    click.option("--network", type=click.Choice(["none", "internet", "allowlist"]), help="What it may reach."),
+    click.option("--rootfs", metavar="NAME", help="Root filesystem.  [default: default]"),
+    limit_options,
+    click.option("--seccomp", metavar="NAME", help="Seccomp profile: default, strict or one of your own."),
+    click.option("--network", type=click.Choice(["none", "internet", "allowlist"]), help="Network access."),
     allow_option,
 )
 
-#: How a command runs: `run` and `exec`.
-command_options = stack(
+#: The session that a command runs in: `exec` and `process start`.
+session_option = click.option(
+    "-s", "--session", metavar="ID", help="Run in a session, with the state that its last command left."
+)
+
+_command_options = stack(
     click.option(
         "-e",
         "--env",
         type=KeyValue(inherit=True),
         multiple=True,
         metavar="KEY=VALUE",
-        help="A variable for the command; KEY alone takes the value from here.",
+        help="Set an environment variable. KEY alone copies the value from your environment.",
     ),
-    click.option("-w", "--workdir", metavar="DIR", help="Where the command starts, absolute."),
-    click.option("-u", "--user", metavar="USER", help="The user, a name or a uid."),
-    click.option("--timeout", type=float, metavar="SECONDS", help="End the command after this time, with status 124."),
+    click.option("-w", "--workdir", metavar="DIR", help="Working directory, an absolute path."),
+    click.option("-u", "--user", metavar="USER", help="User to run as, a name or a uid."),
+    click.option("--timeout", type=float, metavar="SECONDS", help="Kill the command after SECONDS, with status 124."),
+    click.option(
+        "--orphans",
+        type=click.Choice(["kill", "keep"]),
+        help="Kill or keep processes that outlive the command.  [default: kill; keep in a session]",
+    ),
 )
+
+
+def command_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a command (`run`, `exec`, `process start`), passed as `options` under the SDK's names."""
+
+    @functools.wraps(function)
+    def gathered(
+        *args: Any,  # noqa: ANN401 - the verb's own
+        env: tuple[tuple[str, str], ...],
+        workdir: str | None,
+        user: str | None,
+        timeout: float | None,
+        orphans: str | None,
+        **rest: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        options: dict[str, Any] = {"cwd": workdir, "env": dict(env), "user": user, "timeout": timeout}
+        if orphans is not None:  # its default depends on the session, and is the SDK's
+            options["keep_orphans"] = orphans == "keep"
+        return function(*args, options=options, **rest)
+
+    return _command_options(gathered)  # type: ignore[no-any-return]
 
 
 def limits(
@@ -161,6 +194,11 @@ def command_of(words: tuple[str, ...]) -> list[str]:
     return command
 
 
+def line_of(words: list[str], session: str | None) -> str | list[str]:
+    """Return the command to send: in a session one word alone is a line of its shell."""
+    return words[0] if session is not None and len(words) == 1 else words
+
+
 def client_of(ctx: click.Context) -> Client:
     """Return the connections to the daemon that the options name; closed when the command ends."""
     from sandboxd.client import Client  # noqa: PLC0415 - a verb's help needs no httpx
@@ -178,3 +216,17 @@ def sandbox_of(ctx: click.Context, key: str) -> Sandbox:
     from sandboxd.client import Sandbox  # noqa: PLC0415 - a verb's help needs no httpx
 
     return Sandbox.connect(key, client=client_of(ctx))
+
+
+def target_of(ctx: click.Context, key: str, session: str | None, options: dict[str, Any]) -> Any:  # noqa: ANN401
+    """Return what runs a command: the sandbox, or its session, whose user cannot be chosen again.
+
+    Raises:
+        click.UsageError: `options` has both a session and a user.
+        SandboxNotFound, SessionNotFound: there is none.
+    """
+    if session is None:
+        return sandbox_of(ctx, key)
+    if options.pop("user") is not None:
+        raise click.UsageError("--user goes with `sandboxd session create`, not with --session.")
+    return sandbox_of(ctx, key).get_session(session)

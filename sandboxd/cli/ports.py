@@ -23,19 +23,21 @@ def _connect(ctx: click.Context, sandbox: str) -> Sandbox:
 
 
 @click.command()
-@click.option("--name", metavar="NAME", help="Your own name for it.")
-@click.option("--token", metavar="TOKEN", help="1 to 16 of a-z, 0-9 and _, instead of one that nobody guesses.")
-@click.option("--public", is_flag=True, help="Let everybody in who reaches the daemon's preview listener.")
-@click.option("--link", is_flag=True, help="Print a link that works once, and leaves a cookie, instead of the URL.")
+@click.option("--name", metavar="NAME", help="Name for the port, unique in the sandbox.")
+@click.option(
+    "--token", metavar="TOKEN", help="Token of 1 to 16 characters of a-z, 0-9 and _.  [default: a random one]"
+)
+@click.option("--public", is_flag=True, help="Require no token: admit everybody who can reach the preview listener.")
+@click.option("--link", is_flag=True, help="Print a link that works once and sets a cookie, instead of the URL.")
 @click.argument("sandbox")
 @click.argument("port", type=click.INT)
 @click.pass_context
 def expose(
     ctx: click.Context, *, name: str | None, token: str | None, public: bool, link: bool, sandbox: str, port: int
 ) -> None:
-    """Make what listens at PORT of SANDBOX (an id or a name) open in a browser, and print its URL.
+    """Expose PORT of SANDBOX (an id or a name) and print its URL, which opens in a browser.
 
-    With --link a port that is exposed already gets another link.
+    With --link, a port that is already exposed gets a new link.
     """
     found = _connect(ctx, sandbox)
     if link and any(one.port == port for one in found.get_exposed_ports()):
@@ -50,12 +52,12 @@ def expose(
 @click.argument("port", type=click.INT)
 @click.pass_context
 def unexpose(ctx: click.Context, *, sandbox: str, port: int) -> None:
-    """Take PORT of SANDBOX (an id or a name) back; open connections are cut."""
+    """Stop exposing PORT of SANDBOX (an id or a name); open connections are cut."""
     _connect(ctx, sandbox).unexpose_port(port)
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the whole objects, as a list.")
+@click.option("--json", "as_json", is_flag=True, help="Print the full objects as a JSON list.")
 @click.argument("sandbox")
 @click.pass_context
 def ports(ctx: click.Context, *, as_json: bool, sandbox: str) -> None:

@@ -1,4 +1,4 @@
-"""`sandboxd start`, `ps`, `logs`, `kill` and `wait`: commands that go on by themselves."""
+"""`sandboxd process`: start, list, follow, signal and wait for commands that run in the background."""
 
 from __future__ import annotations
 
@@ -10,62 +10,62 @@ import click
 from sandboxd.cli.failure import TIMED_OUT, Failure, Interrupts, one_sentence
 from sandboxd.cli.ls import age
 from sandboxd.cli.output import say, write_all
-from sandboxd.cli.params import client_of, command_of, command_options
+from sandboxd.cli.params import command_of, command_options, line_of, sandbox_of, session_option, target_of
 from sandboxd.cli.table import print_table
 
 if TYPE_CHECKING:
-    from sandboxd.client import ProcessInfo, Sandbox, WaitResult
+    from sandboxd.client import ProcessInfo, WaitResult
 
 #: Of a command in a table.
 _COMMAND_CHARS: Final = 60
 
 
-def _connect(ctx: click.Context, sandbox: str) -> Sandbox:
-    from sandboxd.client import Sandbox  # noqa: PLC0415 - a verb's help needs no httpx
+@click.group()
+def process() -> None:
+    """Manage background processes.
 
-    return Sandbox.connect(sandbox, client=client_of(ctx))
+    A process runs until it exits or its sandbox is destroyed. Its log, its exit status and its signals can be reached
+    by its id, also after the client that started it has gone. `sandboxd exec --detach` starts one too.
+    """
 
 
-@click.command(context_settings={"allow_interspersed_args": False})
+@process.command(context_settings={"allow_interspersed_args": False})
 @command_options
-@click.option("--id", "process_id", metavar="ID", help="A name of your own for the process, unique in the sandbox.")
-@click.option("--restart", is_flag=True, help="Start it again when it fails, ever later, ten times in a row at most.")
+@session_option
+@click.option("--id", "process_id", metavar="ID", help="An id of your own, unique in the sandbox.")
+@click.option("--restart", is_flag=True, help="Restart on failure with exponential backoff, at most 10 times in a row.")
 @click.argument("sandbox")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND...")
 @click.pass_context
-def start(  # noqa: PLR0913 - an option each
+def start(
     ctx: click.Context,
     *,
-    env: tuple[tuple[str, str], ...],
-    workdir: str | None,
-    user: str | None,
-    timeout: float | None,
+    options: dict[str, Any],
+    session: str | None,
     process_id: str | None,
     restart: bool,
     sandbox: str,
     command: tuple[str, ...],
 ) -> None:
-    """Start COMMAND in SANDBOX in the background, and print its process' id.
+    """Start COMMAND in SANDBOX and print the process id.
 
-    It goes on until it ends or the sandbox does; `sandboxd logs` shows what it prints.
+    SANDBOX is an id or a name. `sandboxd process logs` shows the output. In a session, a COMMAND of one word is a line
+    of shell.
     """
-    words = command_of(command)
-    options: dict[str, Any] = {"cwd": workdir, "env": dict(env), "user": user, "timeout": timeout}
-    process = _connect(ctx, sandbox).start_process(
-        words, id=process_id, restart="on-failure" if restart else None, **options
-    )
-    say(process.id)
+    line = line_of(command_of(command), session)
+    found = target_of(ctx, sandbox, session, options)
+    say(found.start_process(line, id=process_id, restart="on-failure" if restart else None, **options).id)
 
 
-@click.command()
-@click.option("-a", "--all", "everything", is_flag=True, help="Show those too that have ended.")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole objects, as a list.")
-@click.option("-q", "--quiet", is_flag=True, help="Print the ids only.")
+@process.command()
+@click.option("-a", "--all", "everything", is_flag=True, help="Include processes that have exited.")
+@click.option("--json", "as_json", is_flag=True, help="Print the full objects as a JSON list.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the ids.")
 @click.argument("sandbox")
 @click.pass_context
-def ps(ctx: click.Context, *, everything: bool, as_json: bool, quiet: bool, sandbox: str) -> None:
+def ls(ctx: click.Context, *, everything: bool, as_json: bool, quiet: bool, sandbox: str) -> None:
     """List the processes of SANDBOX (an id or a name)."""
-    found = [info for info in _connect(ctx, sandbox).list_processes() if everything or info.is_running]
+    found = [info for info in sandbox_of(ctx, sandbox).list_processes() if everything or info.is_running]
     if as_json:
         click.echo(json.dumps([info.raw for info in found], indent=2))
     elif quiet:
@@ -88,18 +88,19 @@ def _row(info: ProcessInfo) -> tuple[str, ...]:
     )
 
 
-@click.command()
-@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, to the process' end.")
-@click.option("-n", "--tail", type=click.IntRange(0), metavar="LINES", help="Begin with the last LINES lines.")
+@process.command()
+@click.option("-f", "--follow", is_flag=True, help="Follow the log until the process exits.")
+@click.option("-n", "--tail", type=click.IntRange(0), metavar="LINES", help="Start with the last LINES lines.")
 @click.argument("sandbox")
 @click.argument("process")
 @click.pass_context
 def logs(ctx: click.Context, *, follow: bool, tail: int | None, sandbox: str, process: str) -> None:
-    """Print what PROCESS in SANDBOX has printed: its standard output and error, each to ours.
+    """Print the log of PROCESS in SANDBOX.
 
-    Output that its log no longer has is told on stderr.
+    What the process wrote to its standard output goes to standard output, the rest to standard error. If the beginning
+    of the output is no longer in the log, a note on stderr says how much is missing.
     """
-    found = _connect(ctx, sandbox)
+    found = sandbox_of(ctx, sandbox)
     with Interrupts():
         if follow:
             with found.stream_process_logs(process, tail=tail) as stream:
@@ -115,26 +116,31 @@ def logs(ctx: click.Context, *, follow: bool, tail: int | None, sandbox: str, pr
         say(f"sandboxd: {dropped} bytes of output are no longer in the log", err=True)
 
 
-@click.command()
-@click.option("-s", "--signal", default="TERM", metavar="SIGNAL", help="A name or a number.  [default: TERM]")
-@click.option("--all", "everything", is_flag=True, help="End every process of the sandbox, and drop every log.")
-@click.option("--rm", "remove", is_flag=True, help="End the processes with all that they started, and drop their logs.")
+@process.command()
+@click.option(
+    "-s", "--signal", default="TERM", metavar="SIGNAL", help="Signal to send, a name or a number.  [default: TERM]"
+)
+@click.option("--all", "everything", is_flag=True, help="Kill every process in the sandbox and remove all logs.")
+@click.option(
+    "--rm", "remove", is_flag=True, help="Kill the processes with everything they started, and remove their logs."
+)
 @click.argument("sandbox")
 @click.argument("processes", nargs=-1, metavar="PROCESS...")
 @click.pass_context
 def kill(
     ctx: click.Context, *, signal: str, everything: bool, remove: bool, sandbox: str, processes: tuple[str, ...]
 ) -> None:
-    """Send a signal to each PROCESS in SANDBOX and to what it started in its group; TERM and KILL go to all of it.
+    """Send a signal to each PROCESS in SANDBOX.
 
-    After TERM what a process started has 5 s to end once the process itself has; what is left then is killed.
-    One that does not exist or has ended is told, and the others get theirs.
+    The signal goes to the process and its process group; TERM and KILL reach everything it started. After TERM,
+    whatever is still running 5 s after the process itself has exited is killed. A PROCESS that does not exist or has
+    exited is reported; the others still get the signal.
     """
     if bool(processes) == everything:
-        raise click.UsageError("Name the processes, or say --all.")
+        raise click.UsageError("Name at least one PROCESS, or use --all, but not both.")
     from sandboxd.errors import Conflict, NotFound  # noqa: PLC0415
 
-    found = _connect(ctx, sandbox)
+    found = sandbox_of(ctx, sandbox)
     if everything:
         found.kill_all_processes()
         return
@@ -151,11 +157,11 @@ def kill(
     ctx.exit(1 if failed else 0)
 
 
-@click.command()
-@click.option("--port", type=click.IntRange(1, 65535), metavar="PORT", help="Wait until something accepts there.")
-@click.option("--path", metavar="PATH", help="With --port: until a GET of PATH is answered well.")
-@click.option("--log", "pattern", metavar="REGEX", help="Wait until a line of its output matches, and print it.")
-@click.option("--timeout", type=float, metavar="SECONDS", help="Give up after this time, with status 124.")
+@process.command()
+@click.option("--port", type=click.IntRange(1, 65535), metavar="PORT", help="Wait until PORT accepts connections.")
+@click.option("--path", metavar="PATH", help="With --port: wait until GET PATH succeeds.")
+@click.option("--log", "pattern", metavar="REGEX", help="Wait until a line of output matches REGEX, and print it.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Give up after SECONDS, with status 124.")
 @click.argument("sandbox")
 @click.argument("process", required=False)
 @click.pass_context
@@ -169,16 +175,16 @@ def wait(
     sandbox: str,
     process: str | None,
 ) -> None:
-    """Wait for PROCESS in SANDBOX: for its end, or for --port or --log; --port needs no PROCESS.
+    """Wait until PROCESS in SANDBOX exits.
 
-    The exit status is the process' own where its end was waited for. With --port and --log it is 0 when what was
-    waited for came, and 1 when the process ended before.
+    The status is that of PROCESS. With --port or --log, wait for that instead: the status is 0 once it has come, and 1
+    if PROCESS exits first. --port needs no PROCESS.
     """
     if (port is not None and pattern is not None) or (path is not None and port is None):
-        raise click.UsageError("Wait for one thing: the end, --port (with --path), or --log.")
+        raise click.UsageError("Wait for one thing: the exit, --port (with --path) or --log.")
     if process is None and port is None:
         raise click.UsageError("Missing argument 'PROCESS'.")
-    found = _connect(ctx, sandbox)
+    found = sandbox_of(ctx, sandbox)
     with Interrupts():
         if port is not None:
             result = found.watch_port(port, process=process, path=path, timeout=timeout)
@@ -197,7 +203,7 @@ def _status(result: WaitResult, what: Literal["exit", "other"]) -> int:
     if what == "other":
         if not result.met:
             how = result.signal or f"exit code {result.exit_code}"
-            say(f"sandboxd: the process ended before: {how}", err=True)
+            say(f"sandboxd: the process ended first: {how}", err=True)
         return 0 if result.met else 1
     from sandboxd.cli.attach import signal_status  # noqa: PLC0415
 

@@ -14,12 +14,12 @@ from sandboxd.errors import DaemonUnavailable, SandboxdError
 @click.argument("sandboxes", nargs=-1, metavar="SANDBOX...")
 @click.pass_context
 def rm(ctx: click.Context, *, everything: bool, sandboxes: tuple[str, ...]) -> None:
-    """Destroy each SANDBOX (an id or a name), with all that runs and lies in it.
+    """Destroy each SANDBOX (an id or a name), with everything in it.
 
-    One that does not exist is told, and the others are destroyed.
+    A sandbox that does not exist is reported, and the others are still destroyed.
     """
     if bool(sandboxes) == everything:
-        raise click.UsageError("Name the sandboxes, or say --all.")
+        raise click.UsageError("Name the sandboxes, or use --all.")
     from sandboxd.client import Sandbox  # noqa: PLC0415 - `rm --help` needs no httpx
 
     client = client_of(ctx)

@@ -30,7 +30,7 @@ _PLAIN_EVERY_S = 2.0
 
 @click.group()
 def rootfs() -> None:
-    """Build, import, list and remove rootfs, the read-only trees that sandboxes start from."""
+    """Build, import, list and remove root filesystems, the read-only trees that sandboxes share."""
 
 
 def _place(state_dir: Path, rootfs_dir: Path | None) -> Path:
@@ -48,13 +48,13 @@ _rootfs_dir = click.option(
     "--rootfs-dir",
     type=click.Path(file_okay=False, path_type=Path),
     default=None,
-    help="Where the rootfs are, instead of `rootfs` in the state directory.",
+    help="Directory of the rootfs.  [default: `rootfs` in the state directory]",
 )
 
 
 @rootfs.command()
 @click.argument("name", default="default")
-@click.option("--force", is_flag=True, help="Build even when it is up to date.")
+@click.option("--force", is_flag=True, help="Build even if the rootfs is up to date.")
 @_state_dir
 @_rootfs_dir
 @click.pass_context
@@ -70,10 +70,10 @@ def build(ctx: click.Context, name: str, force: bool, state_dir: Path, rootfs_di
 @rootfs.command("import")
 @click.argument("name")
 @click.argument("source", metavar="SOURCE")
-@click.option("--image", metavar="REF", help="Which image of an archive that holds several: its name or digest.")
-@click.option("--platform", metavar="OS/ARCH", help="Which platform's; taken even when it is not this host's.")
-@click.option("--max-size", type=Size(), default=MAX_BYTES, help="The most that it may unpack to. [default: 20 GiB]")
-@click.option("--force", is_flag=True, help="Replace a rootfs that has the name.")
+@click.option("--image", metavar="REF", help="Name or digest of the image, if the archive holds several.")
+@click.option("--platform", metavar="OS/ARCH", help="Platform to import, even if it is not this host's.")
+@click.option("--max-size", type=Size(), default=MAX_BYTES, help="Limit on the unpacked size.  [default: 20 GiB]")
+@click.option("--force", is_flag=True, help="Replace an existing rootfs of that name.")
 @_state_dir
 @_rootfs_dir
 def import_(
@@ -88,8 +88,8 @@ def import_(
 ) -> None:
     """Import an image as the rootfs NAME.
 
-    SOURCE is an archive of `docker export` or `docker save`, or an OCI image layout (`skopeo copy`), as an archive or a
-    folder; - reads an archive from stdin.
+    SOURCE is an archive made by `docker export` or `docker save`, or an OCI image layout (`skopeo copy`) as an archive
+    or a directory; - reads an archive from stdin.
     """
     wanted = Wanted(image, platform, max_size)
     with _failures(), _watcher() as watch:
@@ -108,7 +108,7 @@ def import_(
 
 
 @rootfs.command("ls")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every package's version.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the version of every package.")
 @_state_dir
 @_rootfs_dir
 def ls(as_json: bool, state_dir: Path, rootfs_dir: Path | None) -> None:
@@ -133,7 +133,7 @@ def ls(as_json: bool, state_dir: Path, rootfs_dir: Path | None) -> None:
 @_rootfs_dir
 @click.pass_context
 def rm(ctx: click.Context, name: str, state_dir: Path, rootfs_dir: Path | None) -> None:
-    """Remove the rootfs NAME; refused while sandboxes use it."""
+    """Remove the rootfs NAME, unless sandboxes use it."""
     with _failures():
         images.remove(name, _place(state_dir, rootfs_dir), in_use=_asker(ctx))
 

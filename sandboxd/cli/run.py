@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command(context_settings={"allow_interspersed_args": False})
 @sandbox_options
 @command_options
-@click.option("--keep", is_flag=True, help="Leave the sandbox when the command has ended; its id goes to stderr.")
+@click.option("--keep", is_flag=True, help="Keep the sandbox afterwards, and print its id on stderr.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND...")
 @click.pass_context
 def run(  # noqa: PLR0913 - an option each
@@ -33,21 +33,17 @@ def run(  # noqa: PLR0913 - an option each
     seccomp: str | None,
     network: str | None,
     allow: tuple[str, ...],
-    env: tuple[tuple[str, str], ...],
-    workdir: str | None,
-    user: str | None,
-    timeout: float | None,
+    options: dict[str, Any],
     keep: bool,
     command: tuple[str, ...],
 ) -> None:
-    """Create a sandbox, run COMMAND in it, destroy it.
+    """Create a sandbox, run COMMAND in it, and destroy the sandbox.
 
-    Standard input, output and error and the exit status are the command's: 128+N when signal N ended it, 127 when
-    it was not found, 124 when --timeout ended it, 125 when sandboxd itself failed. Ctrl-C, TERM, HUP and QUIT are
-    passed on to it; a second one kills it, and so do 10 seconds in which it does not end.
+    Standard input, output and error and the exit status are those of COMMAND: 128+N if signal N killed it, 127 if it
+    was not found, 124 if --timeout expired, 125 if sandboxd itself failed. Ctrl-C, TERM, HUP and QUIT are passed on to
+    COMMAND. It is killed on a second signal, or if it has not exited 10 seconds after the first.
     """
     words = command_of(command)
-    options = {"cwd": workdir, "env": dict(env), "user": user, "timeout": timeout}
     with status(RUN_FAILED):
         from sandboxd.client import Sandbox  # noqa: PLC0415 - `run --help` needs no httpx
 

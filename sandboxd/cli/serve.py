@@ -13,26 +13,42 @@ _FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@click.option("--config", type=_FILE, metavar="FILE", help="A TOML file; flags go before what it says.")
-@click.option("--state-dir", type=_FILE, metavar="DIR", help="What survives a reboot. [/var/lib/sandboxd]")
-@click.option("--runtime-dir", type=_FILE, metavar="DIR", help="Sockets. [/run/sandboxd]")
-@click.option("--socket", type=_FILE, metavar="PATH", help="The API's unix socket. [RUNTIME_DIR/sandboxd.sock]")
-@click.option("--listen", metavar="HOST:PORT", help="Serve the API over TCP too; needs --token-file.")
-@click.option("--preview-listen", metavar="HOST:PORT", help="Where previews are served. [127.0.0.1:8080]")
-@click.option("--token-file", type=_FILE, metavar="FILE", help="Holds the token that TCP callers must show.")
-@click.option("--rootfs-dir", type=_FILE, metavar="DIR", help="Where rootfs are. [STATE_DIR/rootfs]")
-@click.option("--seccomp-dir", type=_FILE, metavar="DIR", help="Your own seccomp profiles, root's alone to write.")
+@click.option("--config", type=_FILE, metavar="FILE", help="TOML configuration file; flags override it.")
+@click.option(
+    "--state-dir",
+    type=_FILE,
+    metavar="DIR",
+    help="Directory for state that survives a reboot.  [default: /var/lib/sandboxd]",
+)
+@click.option("--runtime-dir", type=_FILE, metavar="DIR", help="Directory for sockets.  [default: /run/sandboxd]")
+@click.option(
+    "--socket", type=_FILE, metavar="PATH", help="Unix socket of the API.  [default: RUNTIME_DIR/sandboxd.sock]"
+)
+@click.option("--listen", metavar="HOST:PORT", help="Serve the API over TCP as well; needs --token-file.")
+@click.option(
+    "--preview-listen", metavar="HOST:PORT", help="Address of the preview listener.  [default: 127.0.0.1:8080]"
+)
+@click.option("--token-file", type=_FILE, metavar="FILE", help="File with the token that TCP callers must send.")
+@click.option("--rootfs-dir", type=_FILE, metavar="DIR", help="Directory of the rootfs.  [default: STATE_DIR/rootfs]")
+@click.option(
+    "--seccomp-dir",
+    type=_FILE,
+    metavar="DIR",
+    help="Directory of your own seccomp profiles; only root may be able to write to it.",
+)
 @click.option(
     "--allow-unenforced",
     is_flag=True,
     default=None,
-    help="Create sandboxes although this host cannot hold some limit; each says which.",
+    help="Create sandboxes even if this host cannot enforce a limit; each sandbox lists which.",
 )
-@click.option("--cgroup", metavar="PATH", help="The cgroup to make the sandboxes' in, from cgroup2's root. [/]")
-@click.option("--log-level", type=click.Choice(configuration.LOG_LEVELS), help="How much to log. [info]")
+@click.option(
+    "--cgroup", metavar="PATH", help="Parent of the sandboxes' cgroups, relative to the root of cgroup2.  [default: /]"
+)
+@click.option("--log-level", type=click.Choice(configuration.LOG_LEVELS), help="Log level.  [default: info]")
 @click.pass_context
 def serve(ctx: click.Context, /, config: Path | None, **flags: Any) -> None:  # noqa: ANN401
-    """Run the daemon until a signal ends it; sandboxes go on without it."""
+    """Run the daemon until a signal ends it. Sandboxes keep running without it."""
     settings = configuration.load(config, flags)
     from sandboxd import daemon  # noqa: PLC0415 - half a second of imports that only this verb needs
 

@@ -14,26 +14,30 @@ from sandboxd.cli.table import print_table
 
 @click.group()
 def session() -> None:
-    """Manage sessions: commands that hand on a shell's state.
+    """Manage sessions, whose commands share a shell's state.
 
-    `sandboxd exec --session ID` runs a command in one: with the working folder, the variables, functions, aliases and
-    options that the one before it left. Commands of one session run one after the other.
+    `sandboxd exec --session ID` runs a command in a session, with the working directory, variables, functions, aliases
+    and options that the command before it left. Commands of one session run one after another.
     """
 
 
 @session.command()
-@click.option("--id", "session_id", metavar="ID", help="A name of your own for the session, unique in the sandbox.")
+@click.option("--id", "session_id", metavar="ID", help="Id for the session, unique in the sandbox.")
 @click.option(
     "-e",
     "--env",
     type=KeyValue(inherit=True),
     multiple=True,
     metavar="KEY=VALUE",
-    help="A variable that it begins with; KEY alone takes the value from here.",
+    help="Set an environment variable at the start. KEY alone copies the value from your environment.",
 )
-@click.option("-w", "--workdir", metavar="DIR", help="Where it begins, absolute.")
-@click.option("-u", "--user", metavar="USER", help="The user, a name or a uid.")
-@click.option("--shell", type=click.Choice(["bash", "sh"]), help="Its shell; bash where the sandbox has one.")
+@click.option("-w", "--workdir", metavar="DIR", help="Working directory at the start, an absolute path.")
+@click.option("-u", "--user", metavar="USER", help="User to run as, a name or a uid.")
+@click.option(
+    "--shell",
+    type=click.Choice(["bash", "sh"]),
+    help="Shell of the session.  [default: bash, where the sandbox has it]",
+)
 @click.argument("sandbox")
 @click.pass_context
 def create(
@@ -46,13 +50,13 @@ def create(
     shell: str | None,
     sandbox: str,
 ) -> None:
-    """Begin a session in SANDBOX (an id or a name), and print its id."""
+    """Create a session in SANDBOX (an id or a name) and print its id."""
     found = sandbox_of(ctx, sandbox)
     say(found.create_session(id=session_id, cwd=workdir, env=dict(env), user=user, shell=shell).id)
 
 
 @session.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the whole objects, as a list.")
+@click.option("--json", "as_json", is_flag=True, help="Print the full objects as a JSON list.")
 @click.argument("sandbox")
 @click.pass_context
 def ls(ctx: click.Context, *, as_json: bool, sandbox: str) -> None:
@@ -81,7 +85,7 @@ def ls(ctx: click.Context, *, as_json: bool, sandbox: str) -> None:
 @click.argument("sessions", nargs=-1, required=True, metavar="ID...")
 @click.pass_context
 def rm(ctx: click.Context, *, sandbox: str, sessions: tuple[str, ...]) -> None:
-    """End sessions of SANDBOX (an id or a name), with what their commands left running."""
+    """Delete sessions of SANDBOX (an id or a name), and kill what their commands left running."""
     found = sandbox_of(ctx, sandbox)
     for one in sessions:
         found.delete_session(one)

@@ -21,7 +21,7 @@ import click
 
 from sandboxd.cli.failure import RUN_FAILED, status
 from sandboxd.cli.output import write_all
-from sandboxd.cli.params import KeyValue, client_of
+from sandboxd.cli.params import KeyValue, target_of
 from sandboxd.errors import SandboxdError
 
 if TYPE_CHECKING:
@@ -37,25 +37,25 @@ _END_AGAIN_MS: Final = 500
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("-a", "--attach", metavar="PROCESS", help="Come back to a terminal that is there already.")
-@click.option("-s", "--session", metavar="ID", help="Begin with the state of a session, as its last command left it.")
-@click.option("--id", "process_id", metavar="ID", help="A name of your own for the terminal's process.")
+@click.option("-a", "--attach", metavar="PROCESS", help="Return to an existing terminal.")
+@click.option("-s", "--session", metavar="ID", help="Start with the shell state of a session.")
+@click.option("--id", "process_id", metavar="ID", help="Id for the terminal's process.")
 @click.option(
     "-e",
     "--env",
     type=KeyValue(inherit=True),
     multiple=True,
     metavar="KEY=VALUE",
-    help="A variable for the shell; KEY alone takes the value from here.",
+    help="Set an environment variable. KEY alone copies the value from your environment.",
 )
-@click.option("-w", "--workdir", metavar="DIR", help="Where it starts, absolute.")
-@click.option("-u", "--user", metavar="USER", help="The user, a name or a uid.")
+@click.option("-w", "--workdir", metavar="DIR", help="Working directory, an absolute path.")
+@click.option("-u", "--user", metavar="USER", help="User to run as, a name or a uid.")
 @click.option(
     "--linger",
     type=click.FloatRange(min=0, min_open=True),
     default=300.0,
     metavar="SECONDS",
-    help="How long it goes on when you are cut off or leave.  [default: 300]",
+    help="How long the terminal stays alive after you leave or are cut off.  [default: 300]",
 )
 @click.argument("sandbox")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND...]")
@@ -73,26 +73,21 @@ def shell(  # noqa: PLR0913 - an option each
     sandbox: str,
     command: tuple[str, ...],
 ) -> None:
-    """Open a terminal in SANDBOX (an id or a name), with the user's shell or COMMAND in it.
+    """Open a terminal in SANDBOX (an id or a name) that runs COMMAND, or the user's shell.
 
-    The exit status is the program's, as with `sandboxd exec`. One that you are cut off from goes on for --linger
-    seconds; --attach comes back to it and shows its screen again.
+    The exit status is the program's, as with `sandboxd exec`. A terminal that you leave or are cut off from stays alive
+    for --linger seconds; --attach returns to it and shows its screen again.
     """
     words = command[1:] if command[:1] == ("--",) else command
     if attach is not None and (words or env or workdir or user or process_id or session):
         raise click.UsageError("--attach comes back to a terminal as it is.")
-    if session is not None and user is not None:
-        raise click.UsageError("--user goes with `sandboxd session create`, not with --session.")
     with status(RUN_FAILED):
         from sandboxd.cli.attach import signal_status  # noqa: PLC0415
-        from sandboxd.client import Sandbox  # noqa: PLC0415 - a verb's help needs no httpx
 
-        options: dict[str, Any] = {"id": process_id, "cwd": workdir, "env": dict(env), "linger": linger}
-        found: Any = Sandbox.connect(sandbox, client=client_of(ctx))
-        if session is None:
-            options = {**options, "process": attach, "user": user}
-        else:
-            found = found.get_session(session)
+        options: dict[str, Any] = {"id": process_id, "cwd": workdir, "env": dict(env), "user": user, "linger": linger}
+        found = target_of(ctx, sandbox, session, options)
+        if attach is not None:
+            options["process"] = attach
         cols, rows = _size()
         with found.open_pty(words or None, cols=cols, rows=rows, **options) as pty:
             try:

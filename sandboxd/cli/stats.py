@@ -19,13 +19,13 @@ _UNITS = (("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10))
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the whole objects, as a list.")
+@click.option("--json", "as_json", is_flag=True, help="Print the full objects as a JSON list.")
 @click.argument("sandboxes", nargs=-1, metavar="[SANDBOX...]")
 @click.pass_context
 def stats(ctx: click.Context, *, as_json: bool, sandboxes: tuple[str, ...]) -> None:
-    """Show what each SANDBOX (an id or a name) uses, or all of them.
+    """Show what each SANDBOX (an id or a name) uses, or all sandboxes.
 
-    CPU is seconds of processor time since its birth. A dash is what this host does not count.
+    CPU is processor time since the sandbox was created. A dash means that this host does not count it.
     """
     from sandboxd.client import Sandbox  # noqa: PLC0415 - `stats --help` needs no httpx
 

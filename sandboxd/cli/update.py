@@ -7,33 +7,29 @@ from typing import Any
 
 import click
 
-from sandboxd.cli.params import KeyValue, Size, allow_option, client_of, io_of, io_option, network_of
+from sandboxd.cli.params import KeyValue, allow_option, client_of, io_of, limit_options, network_of
 
 
 @click.command()
 @click.option("--name", metavar="NAME", help="Another name; an empty one takes it away.")
-@click.option("--memory", type=Size(), metavar="SIZE", help="Limit of RAM, such as 512M.")
-@click.option("--cpus", type=float, metavar="N", help="Limit of processors, such as 1.5.")
-@click.option("--pids", type=int, metavar="N", help="Limit of processes and threads.")
-@click.option("--disk", type=Size(), metavar="SIZE", help="Limit of what its files take, such as 2G.")
-@io_option
+@limit_options
 @click.option(
     "-e",
     "--env",
     type=KeyValue(inherit=True),
     multiple=True,
     metavar="KEY=VALUE",
-    help="A variable of later commands; KEY alone takes the value from here.",
+    help="Set an environment variable for later commands. KEY alone copies the value from your environment.",
 )
-@click.option("--unset", multiple=True, metavar="KEY", help="A variable that later commands do not have.")
-@click.option("-w", "--workdir", metavar="DIR", help="Where later commands start, absolute.")
-@click.option("--label", "labels", type=KeyValue(), multiple=True, metavar="KEY=VALUE", help="A note of your own.")
-@click.option("--unlabel", multiple=True, metavar="KEY", help="A note to take away.")
+@click.option("--unset", multiple=True, metavar="KEY", help="Remove an environment variable from later commands.")
+@click.option("-w", "--workdir", metavar="DIR", help="Working directory of later commands, an absolute path.")
+@click.option("--label", "labels", type=KeyValue(), multiple=True, metavar="KEY=VALUE", help="Set a label.")
+@click.option("--unlabel", multiple=True, metavar="KEY", help="Remove a label.")
 @click.option(
     "--network", type=click.Choice(["internet", "allowlist"]), help="What a sandbox with a network may reach."
 )
 @allow_option
-@click.option("--json", "as_json", is_flag=True, help="Print the whole object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the full object as JSON.")
 @click.argument("sandbox")
 @click.pass_context
 def update(  # noqa: PLR0913 - an option each
@@ -55,10 +51,10 @@ def update(  # noqa: PLR0913 - an option each
     as_json: bool,
     sandbox: str,
 ) -> None:
-    """Change SANDBOX (an id or a name); what no option names stays as it is.
+    """Change SANDBOX (an id or a name). What no option names stays as it is.
 
-    Limits and the network's rules hold at once, for what runs too; --allow replaces the whole list. Memory below what
-    is in use is reclaimed, then processes are killed.
+    Limits and network rules apply at once, also to what is running; --allow replaces the whole list. If the new memory
+    limit is below what is in use, the kernel reclaims memory, then kills processes.
     """
     limits: dict[str, Any] = {"memory_bytes": memory, "cpus": cpus, "pids": pids, "disk_bytes": disk, "io": io_of(io)}
     changes: dict[str, Any] = {

@@ -198,11 +198,11 @@ def paged(parse: Callable[[Json], T]) -> Callable[[Json], tuple[list[T], str | N
     return parse_page
 
 
-def read_events(decoder: SseDecoder, data: bytes, *, complaint: str, problem: str) -> Iterator[tuple[str, Json]]:
+def read_events(decoder: SseDecoder, data: bytes, complaint: str) -> Iterator[tuple[str, Json]]:
     """Take bytes of a stream and give the events that they complete, each with its kind.
 
     Raises:
-        SandboxdError: an event of the kind `problem` came: what the daemon says broke the stream.
+        SandboxdError: what the daemon says broke the stream, as its kind.
         RemoteProtocolError: an event is no JSON; `complaint` says so.
     """
     for event in decoder.feed(data):
@@ -210,7 +210,7 @@ def read_events(decoder: SseDecoder, data: bytes, *, complaint: str, problem: st
             value = json.loads(event.data)
         except ValueError as error:
             raise RemoteProtocolError(complaint) from error
-        if event.event == problem:
+        if event.event == "problem":
             raise from_problem(value)
         yield event.event, value
 

@@ -82,7 +82,7 @@ class EventReader:
             SandboxdError: why the daemon ended the stream, as its kind.
         """
         complaint = "cannot read the events: one is no JSON"
-        for kind, value in read_events(self._decoder, data, complaint=complaint, problem="error"):
+        for kind, value in read_events(self._decoder, data, complaint):
             found = read("event", functools.partial(_parse, kind), value)
             if found.type != "dropped":
                 self.next_offset = found.offset + 1

@@ -479,7 +479,7 @@ class ChangeReader:
             SandboxdError: what the daemon says broke the watch, as its kind.
         """
         complaint = "cannot read the watch: an event is no JSON"
-        for kind, value in read_events(self._decoder, data, complaint=complaint, problem="error"):
+        for kind, value in read_events(self._decoder, data, complaint):
             if kind == "end":
                 self.over = True
             elif kind != "ready":

@@ -90,7 +90,7 @@ def git_checkout(  # noqa: PLR0913 - the options of a clone, all by keyword
     Raises:
         GitAuthentication: the server wants a login, or does not take this one.
         GitRepositoryNotFound: nothing is at the address.
-        GitRefNotFound: it has no such branch; `close` are names like it.
+        GitRefNotFound: it has no such branch; `suggestions` are names like it.
         GitUnreachable, GitTimeout, GitProtocolError: of the server; `reason`.
         GitRefused: the repository has something that is not taken; `reason`.
         DirectoryNotEmpty, FileExists: the target is there.
@@ -139,7 +139,7 @@ class CloneRequest(Streamed[GitProgress, GitCheckout]):
     def feed(self, data: bytes) -> list[GitProgress]:
         found = []
         complaint = "cannot read the clone's events: one is no JSON"
-        for kind, value in read_events(self._decoder, data, complaint=complaint, problem="problem"):
+        for kind, value in read_events(self._decoder, data, complaint):
             if kind == "progress":
                 found.append(read("progress", _parse_progress, value))
             elif kind == "end":

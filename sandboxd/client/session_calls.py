@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from urllib.parse import quote
 
 from sandboxd.errors import InvalidRequest
@@ -193,7 +193,7 @@ def exec_stream(  # noqa: PLR0913 - the fields of a command, all by keyword
     return ExecRequest(sandbox, call, on_stdout, on_stderr)
 
 
-def start_process(
+def start_process(  # noqa: PLR0913 - the fields of a process, all by keyword
     key: SessionKey,
     command: str | Sequence[str],
     *,
@@ -202,14 +202,16 @@ def start_process(
     env: Mapping[str, str] | None = None,
     stdin: bytes | str | bool | None = None,
     timeout: float | None = None,
+    keep_orphans: bool = True,
+    restart: Literal["never", "on-failure"] | None = None,
 ) -> Call[ProcessInfo]:
     """Start a process with the session's state as it is now; it waits for nobody and leaves nothing to the session.
 
     Args and errors as of the sandbox's `start_process`; the sandbox's other methods are for this process too.
     """
     sandbox, session = key
-    how = {"cwd": cwd, "env": env, "stdin": stdin, "timeout": timeout, "keep_orphans": None, "session": session}
-    return process_calls.start(sandbox, command, how, id=id)
+    how = {"cwd": cwd, "env": env, "stdin": stdin, "timeout": timeout, "keep_orphans": keep_orphans}
+    return process_calls.start(sandbox, command, {**how, "session": session}, id=id, restart=restart)
 
 
 def open_pty(  # noqa: PLR0913 - the fields of a terminal, all by keyword

@@ -62,7 +62,7 @@ class Clones:
         name = str(params["order"]["temporary"])
         try:
             if len(self._clones) >= MAX_CLONES or name in self._clones:
-                raise ServerBusy(f"cannot clone: {MAX_CLONES} clones are under way")
+                raise ServerBusy(f"cannot clone: {MAX_CLONES} clones are under way already")
             leaf = self._leaves.new(f"_git{self._next}")  # no process can have that id
             os.close(leaf.open())
         except BaseException as error:
@@ -161,7 +161,9 @@ class _Clone:
             self.leaf.kill()  # its status ends the request
             self._why = self._why or why
         else:
-            self._finish(self._clones.full(self.leaf) or InternalError(f"cannot clone: no process came ({why})"))
+            self._finish(
+                self._clones.full(self.leaf) or InternalError(f"cannot clone: its process did not start ({why})")
+            )
 
     def end(self, why: str) -> None:
         """End it: it may remove what it made, then it is killed."""

@@ -28,7 +28,7 @@ from .waiting import GOOD_STATUSES, PortWaits
 MAX_RUNNING: Final = 256
 #: What the logs of running commands may take together; many share it evenly.
 RUNNING_BYTES: Final = 24 * 1024 * 1024
-#: Ended commands that stay with their logs, and what their logs may take together (DESIGN section 8).
+#: Ended commands that stay with their logs, and what their logs may take together.
 MAX_ENDED: Final = 64
 MAX_ENDED_BYTES: Final = 8 * 1024 * 1024
 #: One page of a list: a reply is a frame, and an item is up to 17 KiB.
@@ -189,7 +189,7 @@ class Commands:
         if process_id in self._processes:
             raise NameTaken(f"cannot start process {process_id}: the id is in use", id=process_id)
         if self._running >= MAX_RUNNING:
-            raise ServerBusy(f"cannot start process {process_id}: {MAX_RUNNING} run already", bound=MAX_RUNNING)
+            raise ServerBusy(f"cannot start process {process_id}: {MAX_RUNNING} are running already", bound=MAX_RUNNING)
         user = self.user if spec.user is None else users.find_user(spec.user)
         user = user if shell is None else shell.user
         cwd = spec.cwd or self.cwd

@@ -125,7 +125,7 @@ class Contexts:
         if name in self._workers:
             raise NameTaken(f"cannot start worker {name}: the id is in use", id=name)
         if len(self._workers) >= MAX_WORKERS:
-            raise LimitExceeded(f"cannot start worker {name}: {MAX_WORKERS} run already", bound=MAX_WORKERS)
+            raise LimitExceeded(f"cannot start worker {name}: {MAX_WORKERS} are running already", bound=MAX_WORKERS)
         if not isinstance(note, dict) or len(note) > MAX_NOTE_ENTRIES:
             raise InvalidRequest("cannot keep the worker's note", field="note")
         spec = CommandSpec(argv=tuple(params["argv"]), env=params["env"], cwd=params["cwd"], user=params.get("user"))
@@ -202,12 +202,12 @@ class Contexts:
         """Drop a worker that has ended."""
         worker = self._worker(params)
         if not worker.ended:
-            raise InvalidRequest(f"cannot forget worker {worker.name}: it runs", field="context")
+            raise InvalidRequest(f"cannot forget worker {worker.name}: it is running", field="context")
         del self._workers[worker.name], self._notes[worker.name]
         peer.reply(request, {})
 
     def _worker(self, params: dict[str, Any]) -> Worker:
         worker = self._workers.get(params["context"])
         if worker is None:
-            raise ContextNotFound(f"cannot find worker {params['context']!r:.70}: there is none")
+            raise ContextNotFound(f"cannot find worker {params['context']!r:.70}: no such worker")
         return worker

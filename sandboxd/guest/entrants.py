@@ -164,7 +164,7 @@ class Entrant:
             if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
                 self.pid = _CREDENTIALS.unpack_from(data)[0]
         if self.pid <= 0:
-            self._fail("it has no pid here")
+            self._fail("it has no pid in this sandbox")
         else:
             self._on_arrived(self.pid)
 

@@ -92,9 +92,9 @@ class Errands:
         try:
             name, given, timeout = params["do"], params["with"], params.get("timeout_s")
             if name not in self._functions:
-                raise InvalidRequest(f"cannot do {name!r:.40}: no such errand", field="do")
+                raise InvalidRequest(f"cannot do {name!r:.40}: no such operation", field="do")
             if len(self._running) >= MAX_ERRANDS:
-                raise ServerBusy(f"cannot {name}: {MAX_ERRANDS} operations on files are under way")
+                raise ServerBusy(f"cannot {name}: {MAX_ERRANDS} file operations are under way already")
             errand = self._fork(peer, request, name, given, owner, fds)
         except OSError as error:
             raise exhausted.known(error, name) from error
@@ -103,7 +103,7 @@ class Errands:
                 os.close(fd)
         self._running[errand.pid] = errand
         if timeout is not None:
-            late = LimitExceeded(f"cannot {name}: it took over {timeout:g} s", timeout_s=timeout)
+            late = LimitExceeded(f"cannot {name}: it took longer than {timeout:g} s", timeout_s=timeout)
             errand.timer = self._loop.call_later(float(timeout), lambda: self._kill(errand, late))
 
     def _fork(self, peer: Peer, request: int, name: str, given: dict[str, Any], owner: User, fds: list[int]) -> _Errand:
@@ -136,7 +136,7 @@ class Errands:
         """Kill the errands of a daemon that is gone."""
         for errand in self._running.values():
             if errand.peer is peer:
-                self._kill(errand, InternalError(f"cannot {errand.name}: nobody waits for it"))
+                self._kill(errand, InternalError(f"cannot {errand.name}: nobody is waiting for it"))
 
     def _kill(self, errand: _Errand, why: SandboxdError) -> None:
         """End an errand: it may take away what is half done, then it is killed."""
@@ -235,7 +235,9 @@ def _known(error: Exception, name: str) -> SandboxdError:
     if isinstance(error, SandboxdError):
         return error
     if isinstance(error, MemoryError):
-        return LimitExceeded(f"cannot {name}: it needs over {MAX_MEMORY_BYTES} bytes of memory", limit="memory_bytes")
+        return LimitExceeded(
+            f"cannot {name}: it needs more than {MAX_MEMORY_BYTES} bytes of memory", limit="memory_bytes"
+        )
     if isinstance(error, OSError):
         where = error.filename if isinstance(error.filename, str | bytes) else "the file"
         return file_error(error, os.fsdecode(where), name)

@@ -57,7 +57,9 @@ class Feed:
         if not self.is_open:
             raise ProcessNotRunning(f"cannot write to process {self._id}: it has no open stdin", id=self._id)
         if len(self._queue) >= MAX_PIECES:
-            raise ServerBusy(f"cannot write to process {self._id}: {MAX_PIECES} writes wait", id=self._id)
+            raise ServerBusy(
+                f"cannot write to process {self._id}: {MAX_PIECES} writes are waiting already", id=self._id
+            )
         self._queue.append((memoryview(data), done))
         self._write()
 

@@ -70,7 +70,7 @@ class Files:
             ServerBusy: `MAX_WRITES` are under way.
         """
         if len(self._writes) >= MAX_WRITES:
-            raise ServerBusy(f"cannot write {shown(path)}: {MAX_WRITES} writes are under way")
+            raise ServerBusy(f"cannot write {shown(path)}: {MAX_WRITES} writes are under way already")
         folder, name = open_target(self._kernel, path, owner)
         try:
             old = self._target_mode(path, folder, name)

@@ -171,7 +171,7 @@ class Init:
         # Root needs no look into the rootfs' files, which an idle sandbox is spared: there always is one.
         user = None if wanted in ("root", 0) else users.find_user(wanted)
         if not os.path.isdir(cwd):
-            raise InvalidRequest(f"cannot use {cwd} as cwd: it is no directory of the rootfs", field="cwd")
+            raise InvalidRequest(f"cannot use {cwd} as cwd: no such directory in the rootfs", field="cwd")
         self._commands.env, self._commands.cwd, self._commands.user = env, cwd, user
         self._means.standby.idle_s = float(params.get("standby_s", 0))
         if user and user.uid:

@@ -116,4 +116,4 @@ class Inlet:
 
 
 def _gone() -> InternalError:
-    return InternalError("cannot go on: the data ended before its end")
+    return InternalError("cannot continue: the data was cut off")

@@ -73,7 +73,7 @@ class Placer:
                     self.bytes += len(piece)
                     if self.bytes > self._max_bytes:
                         raise QuotaExceeded(
-                            f"cannot unpack: it is over {self._max_bytes} bytes", limit_bytes=self._max_bytes
+                            f"cannot unpack: the content is over {self._max_bytes} bytes", limit_bytes=self._max_bytes
                         )
                     _write_all(fd, piece)
                 os.fchown(fd, self._owner.uid, self._owner.gid)
@@ -116,11 +116,11 @@ class Placer:
                 source = self._kernel.openat2(self._root, "/".join(parts[:-1]) or ".", _FOLDER, _RULES)
             facts = os.stat(parts[-1], dir_fd=source, follow_symlinks=False)
             if not stat.S_ISREG(facts.st_mode):
-                raise refuse(name, "kind", "is a hard link to what is no file")
+                raise refuse(name, "kind", "is a hard link to something other than a file")
             os.link(parts[-1], temporary, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
             self._rename(temporary, folder, last, name)
         except FileNotFoundError:
-            raise refuse(name, "link", f"is a hard link to {shown(target)}, which is not there") from None
+            raise refuse(name, "link", f"is a hard link to {shown(target)}, which does not exist") from None
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(temporary, dir_fd=folder)
@@ -131,7 +131,9 @@ class Placer:
         """Count bytes that are kept until the archive is whole: they are on the disk as well."""
         self._spooled += count
         if self._spooled > self._max_bytes:
-            raise QuotaExceeded(f"cannot unpack: it is over {self._max_bytes} bytes", limit_bytes=self._max_bytes)
+            raise QuotaExceeded(
+                f"cannot unpack: the content is over {self._max_bytes} bytes", limit_bytes=self._max_bytes
+            )
 
     # --- names ---
 
@@ -147,14 +149,14 @@ class Placer:
         """Return the folder that a member lies in, made where it is missing, and the last part of its name."""
         parts = self._parts(name)
         if not parts:
-            raise refuse(name, "name", "has the name of the folder itself")
+            raise refuse(name, "name", "has the name of the directory itself")
         self._count()
         return self._open(parts[:-1], name), parts[-1]
 
     def _count(self) -> None:
         self.entries += 1
         if self.entries > MAX_MEMBERS:
-            raise QuotaExceeded(f"cannot unpack: it has over {MAX_MEMBERS} members", bound=MAX_MEMBERS)
+            raise QuotaExceeded(f"cannot unpack: the archive has over {MAX_MEMBERS} members", bound=MAX_MEMBERS)
 
     def _open(self, parts: list[str], name: str) -> int:
         """Return a descriptor of a folder below the root, which stays ours; it is made where it is missing."""
@@ -198,7 +200,7 @@ class Placer:
             os.rename(temporary, last, src_dir_fd=folder, dst_dir_fd=folder)
         except OSError as error:
             if error.errno in (errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY):
-                raise refuse(name, "kind", "has the name of a folder that is there") from None
+                raise refuse(name, "kind", "has the name of an existing directory") from None
             raise
 
     @contextlib.contextmanager
@@ -209,7 +211,7 @@ class Placer:
             if error.errno == errno.EXDEV:
                 raise refuse(name, "outside", "leads outside through a link") from None
             if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EEXIST):
-                raise refuse(name, "kind", "lies below what is no folder") from None
+                raise refuse(name, "kind", "lies below something other than a directory") from None
             raise
 
 

@@ -35,7 +35,7 @@ from .output import Output
 from .standby import Standby
 from .users import User
 
-#: How long after its main process' exit a command's pipes may stay open (DESIGN section 8).
+#: How long after its main process' exit a command's pipes may stay open.
 ORPHAN_GRACE_S: Final = 0.1
 #: Restarts in a row: the delay doubles from the first to the last; a run that lasted starts the count anew.
 MAX_RESTARTS: Final = 10

@@ -131,7 +131,7 @@ def _compile(pattern: str, params: dict[str, Any]) -> re.Pattern[str]:
     except (re.error, OverflowError, RecursionError, ImportError) as error:
         raise InvalidRequest(f"cannot use the pattern: {error}", field="content") from None
     except _Deadline:
-        raise InvalidRequest("cannot use the pattern: it takes too long to read", field="content") from None
+        raise InvalidRequest("cannot use the pattern: it takes too long to compile", field="content") from None
 
 
 # --- which files ---

@@ -99,7 +99,7 @@ class Sessions:
         session = self._sessions.get(params["session"])
         if session is None:
             name = params["session"]
-            raise SessionNotFound(f"cannot find session {name!r:.140}: there is none", session=str(name)[:128])
+            raise SessionNotFound(f"cannot find session {name!r:.140}: no such session", session=str(name)[:128])
         return session
 
     # --- operations ---
@@ -109,11 +109,11 @@ class Sessions:
         if name in self._sessions:
             raise NameTaken(f"cannot create session {name}: the id is in use", id=name)
         if len(self._sessions) >= MAX_SESSIONS:
-            raise LimitExceeded(f"cannot create a session: the sandbox has {MAX_SESSIONS}", bound=MAX_SESSIONS)
+            raise LimitExceeded(f"cannot create a session: the sandbox has {MAX_SESSIONS} already", bound=MAX_SESSIONS)
         wanted, cwd = params.get("user"), params.get("cwd") or self._commands.cwd
         user = self._commands.user if wanted is None else users.find_user(check_user(wanted))
         if not os.path.isdir(check_path(cwd, "cwd")):
-            raise InvalidRequest(f"cannot begin a session in {cwd}: no such directory in the sandbox", field="cwd")
+            raise InvalidRequest(f"cannot create a session in {cwd}: no such directory in the sandbox", field="cwd")
         spec = CommandSpec(argv=("sh",), env=check_env(params["env"]))
         shell = find_shell(params.get("shell"))
         state = lines.memory_file(shells.first_state(shell, self._commands.environment(spec, user), cwd))
@@ -153,7 +153,9 @@ class Sessions:
             self._run(session, waiting)
             return None
         if len(session.waiting) >= MAX_WAITING:
-            raise ServerBusy(f"cannot run in session {session.id}: {MAX_WAITING} commands wait", bound=MAX_WAITING)
+            raise ServerBusy(
+                f"cannot run in session {session.id}: {MAX_WAITING} commands are waiting already", bound=MAX_WAITING
+            )
         session.waiting.append(waiting)
 
         def take_back() -> None:
@@ -219,7 +221,7 @@ class Sessions:
 
     def _shell(self, session: Session, spec: CommandSpec, state: int, *, saves: bool = True) -> Shell:
         if spec.user is not None:
-            raise InvalidRequest("cannot accept user: a session has its own", field="user")
+            raise InvalidRequest("cannot accept user: the session has its own", field="user")
         env = {"TERM": "xterm-256color", **spec.env} if spec.terminal is not None else spec.env
         line, long_line = spec.argv[-1], spec.long_line
         if long_line is not None:
@@ -248,11 +250,11 @@ def find_shell(wanted: str | None) -> str:
         InvalidRequest: the rootfs has no bash.
     """
     if wanted not in (None, "bash", "sh"):
-        raise InvalidRequest("cannot accept shell: it is bash or sh", field="shell")
+        raise InvalidRequest("cannot accept shell: it must be bash or sh", field="shell")
     if wanted != "sh":
         for path in _BASH:
             if os.access(path, os.X_OK):
                 return path
         if wanted == "bash":
-            raise InvalidRequest("cannot begin a session with bash: the rootfs has none", field="shell")
+            raise InvalidRequest("cannot create a session with bash: the rootfs has no bash", field="shell")
     return "/bin/sh"

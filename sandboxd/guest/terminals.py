@@ -1,4 +1,4 @@
-"""Pseudo-terminals: opened in the sandbox's own devpts, without trusting a name in it (CVE-2025-52565, ATTACKS 4).
+"""Pseudo-terminals: opened in the sandbox's own devpts, without trusting a name in it (CVE-2025-52565).
 
 The master comes from /dev/pts/ptmx, and is looked at after it was opened: the sandbox's root may put anything at a
 path, but makes no device nodes and mounts nothing, so a character device 5:2 is the multiplexer of its own devpts.
@@ -37,7 +37,7 @@ def open_terminal(kernel: Kernel, cols: int, rows: int, owner: User) -> tuple[in
         master = kernel.openat2(-100, "/dev/pts/ptmx", flags, RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            why = "cannot open a terminal: the sandbox has as many as it may"
+            why = "cannot open a terminal: the sandbox has reached its limit of terminals"
             raise LimitExceeded(why, limit="terminals") from None
         if (limit := limit_error(error, "open a terminal")) is not None:
             raise limit from None
@@ -64,7 +64,7 @@ def open_terminal(kernel: Kernel, cols: int, rows: int, owner: User) -> tuple[in
 def _check(fd: int) -> None:
     facts = os.fstat(fd)
     if not stat.S_ISCHR(facts.st_mode) or facts.st_rdev != _PTMX:
-        raise NotAvailable("cannot open a terminal: the sandbox's /dev/pts/ptmx is no terminal multiplexer")
+        raise NotAvailable("cannot open a terminal: the sandbox's /dev/pts/ptmx is not a terminal multiplexer")
 
 
 def resize(master: int, cols: int, rows: int) -> None:

@@ -95,7 +95,7 @@ def walk(
                     os.close(opened.pop())
                 continue
             if depth >= MAX_DEPTH:
-                raise LimitExceeded(f"cannot walk deeper than {MAX_DEPTH} folders", bound=MAX_DEPTH)
+                raise LimitExceeded(f"cannot walk deeper than {MAX_DEPTH} directories", bound=MAX_DEPTH)
             if entry.opened is None:
                 entry.opened = _open(entry)
                 if entry.opened is None:

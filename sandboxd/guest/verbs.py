@@ -113,14 +113,16 @@ def mkdir(means: Means, params: dict[str, Any]) -> dict[str, Any]:
     mode = check_mode(params["mode"])
     parents = params["parents"]
     if path == "/":
-        raise FileExists("cannot make the folder /: it is there", path="/")
-    fd, name = open_parent(means.kernel, path, "make the folder", owner=means.owner if parents else None)
-    with mapped(path, "make the folder"):
+        raise FileExists("cannot make the directory /: it exists", path="/")
+    fd, name = open_parent(means.kernel, path, "make the directory", owner=means.owner if parents else None)
+    with mapped(path, "make the directory"):
         there = _exists(fd, name)
         if there and parents:
             os.close(open_folder(means.kernel, path))
         elif there:
-            raise FileExists(f"cannot make the folder {shown(path)}: something has that name", path=shown(path))
+            raise FileExists(
+                f"cannot make the directory {shown(path)}: something with that name exists", path=shown(path)
+            )
         else:
             make_folder(name, fd, means.owner, 0o755 if mode is None else mode)
         return {"created": not there, "file": look(fd, name, path)}
@@ -166,7 +168,7 @@ def copy(means: Means, params: dict[str, Any]) -> dict[str, Any]:
     try:
         facts = os.stat(source[1], dir_fd=source[0], follow_symlinks=False)
         if stat.S_ISDIR(facts.st_mode) and _exists(*target):
-            raise FileExists(f"cannot copy to {shown(new_path)}: something has that name", path=shown(new_path))
+            raise FileExists(f"cannot copy to {shown(new_path)}: something with that name exists", path=shown(new_path))
         copier = tree.place(means.kernel, source, target, facts, overwrite=params["overwrite"])
         row = look(target[0], target[1], new_path)
     except OSError as error:
@@ -184,7 +186,7 @@ def _both(means: Means, path: str, new_path: str, verb: str) -> tuple[tuple[int,
 
 def _of_two(error: OSError, path: str, new_path: str, verb: str) -> Exception:
     if error.errno == errno.EINVAL:
-        return InvalidRequest(f"cannot {verb} {shown(path)}: {shown(new_path)} lies in it", field="new_path")
+        return InvalidRequest(f"cannot {verb} {shown(path)}: {shown(new_path)} is inside it", field="new_path")
     about = new_path if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOSPC, errno.EDQUOT) else path
     return file_error(error, about, f"{verb} to" if about is new_path else verb)
 
@@ -193,7 +195,7 @@ def chmod(means: Means, params: dict[str, Any]) -> dict[str, Any]:
     """Set the mode of `path`; with `recursive` of all below it too. Links below are passed over."""
     mode = check_mode(params["mode"])
     if mode is None:
-        raise InvalidRequest("cannot accept mode: missing", field="mode")
+        raise InvalidRequest("cannot accept mode: it is missing", field="mode")
 
     def change(folder: int, name: str, facts: os.stat_result) -> None:
         if not stat.S_ISLNK(facts.st_mode):

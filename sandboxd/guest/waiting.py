@@ -16,7 +16,7 @@ from ..errors import ServerBusy
 from ..linux.sockdiag import Listener, ListenerQuery
 from .loop import READ, WRITE, Loop, Timer
 
-#: A port is noticed within this time and a turn of the loop, under the 50 ms that README promises; a look costs 50 to
+#: A port is noticed within this time and a turn of the loop, under the 50 ms that the API promises; a look costs 50 to
 #: 200 us, so less than 1 % of a processor.
 INTERVAL_S: Final = 0.03
 #: After this long a wait is looked at less often.
@@ -63,7 +63,7 @@ class PortWaits:
             ServerBusy: `MAX_WAITS` wait.
         """
         if len(self._waits) >= MAX_WAITS:
-            raise ServerBusy(f"cannot wait for port {port}: {MAX_WAITS} wait already", bound=MAX_WAITS)
+            raise ServerBusy(f"cannot wait for port {port}: {MAX_WAITS} waits are open already", bound=MAX_WAITS)
         if self._query is None:
             self._query = ListenerQuery()
         wait = PortWait(port, path, statuses, on_met)

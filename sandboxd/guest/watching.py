@@ -314,7 +314,7 @@ class _Watcher:
     def _watch(self, fd: int, path: str) -> None:
         """Watch the open folder that has this path: by descriptor, since a path may lead elsewhere by now."""
         if len(self._paths) >= MAX_FOLDERS:
-            raise LimitExceeded(f"cannot watch more than {MAX_FOLDERS} folders", bound=MAX_FOLDERS)
+            raise LimitExceeded(f"cannot watch more than {MAX_FOLDERS} directories", bound=MAX_FOLDERS)
         number = self._number_of(fd)
         self._forget(number)
         self._paths[number] = path
@@ -328,7 +328,7 @@ class _Watcher:
             if error.errno != errno.ENOSPC:
                 raise
             raise LimitExceeded(
-                "cannot watch more folders: the sandbox's number of inotify watches is used up",
+                "cannot watch more directories: the sandbox has used up its inotify watches",
                 bound="max_user_watches",
             ) from None
 

@@ -39,7 +39,7 @@ class Tape:
     def read(self, size: int) -> bytes:
         """Return `size` bytes of headers, fewer only at the end."""
         if not 0 <= size <= MAX_HEADER:
-            raise ImageRefused(f"a header of it has {size} bytes (at most {MAX_HEADER})", reason="header")
+            raise ImageRefused(f"one of its headers has {size} bytes (at most {MAX_HEADER})", reason="header")
         parts = []
         wanted = size
         while size and (data := self._take(size)):
@@ -94,7 +94,7 @@ def members(tape: Tape, *, marked: bool) -> Iterator[tarfile.TarInfo]:
     try:
         archive: Any = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="surrogateescape")
     except tarfile.TarError as error:
-        raise ImageRefused(f"it is no tar archive ({error})", reason="no-archive") from None
+        raise ImageRefused(f"it is not a tar archive ({error})", reason="no-archive") from None
     while (member := archive.next()) is not None:
         archive.members.clear()  # it would keep them all
         yield member

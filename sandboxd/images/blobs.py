@@ -53,7 +53,7 @@ class ArchiveBlobs:
         for member in members(tape, marked=False):
             name = posixpath.normpath(member.name)
             if len(self._files) + len(self._links) >= _MAX_BLOBS:
-                raise ImageRefused(f"it holds over {_MAX_BLOBS} files", reason="too-many", limit=_MAX_BLOBS)
+                raise ImageRefused(f"it has over {_MAX_BLOBS} files", reason="too-many", limit=_MAX_BLOBS)
             if member.issym():
                 self._links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
             elif member.islnk():
@@ -103,4 +103,4 @@ def read_json(blobs: Blobs, name: str, digest: str | None = None) -> Any:  # noq
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ImageRefused(f"its {shown(name)} is no JSON ({error})", reason="malformed") from None
+        raise ImageRefused(f"its {shown(name)} is not JSON ({error})", reason="malformed") from None

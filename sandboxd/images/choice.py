@@ -27,12 +27,12 @@ def choose(images: list[Image], image: str | None, platform: str | None, host: s
     if platform is not None:
         fitting = [one for one in fitting if _fits(one.platform, platform)]
     if not fitting:
-        raise ImageRefused(f"it holds no such image; there are: {'; '.join(listed)}", reason="no-image", images=listed)
+        raise ImageRefused(f"it has no such image; it has: {'; '.join(listed)}", reason="no-image", images=listed)
     if platform is None:
         ours = [one for one in fitting if one.platform is None or _fits(one.platform, host)]
         if not ours:
             raise ImageRefused(
-                f"it is for another platform than this host ({host}): {'; '.join(listed)}; --platform takes it still",
+                f"it is for another platform than {host}: {'; '.join(listed)}; --platform imports it anyway",
                 reason="platform",
                 images=listed,
             )
@@ -40,7 +40,7 @@ def choose(images: list[Image], image: str | None, platform: str | None, host: s
     if len(fitting) > 1:
         listed = [one.describe() for one in fitting[:_MAX_LISTED]]
         raise ImageRefused(
-            f"it holds several images: {'; '.join(listed)}; choose with --image or --platform",
+            f"it has several images: {'; '.join(listed)}; choose with --image or --platform",
             reason="several-images",
             images=listed,
         )

@@ -59,7 +59,7 @@ class Folders:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 kind = "a symbolic link" if error.errno == errno.ELOOP else "a file"
                 raise ImageRefused(
-                    f"member {shown(member.name)} would be written through {kind}: /{shown(path)} or a folder above it",
+                    f"member {shown(member.name)} would be written through {kind}: /{shown(path)} or one above it",
                     reason="through-link" if error.errno == errno.ELOOP else "through-file",
                 ) from error
             raise

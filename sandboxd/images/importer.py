@@ -86,7 +86,7 @@ def import_image(
 
 def _refuse_taken(name: str, rootfs_dir: Path, force: bool) -> None:
     if not force and os.path.lexists(rootfs_dir / name):
-        raise Conflict(f"cannot import rootfs {name}: there is one of that name; --force replaces it", rootfs=name)
+        raise Conflict(f"cannot import rootfs {name}: a rootfs with that name exists; --force replaces it", rootfs=name)
 
 
 @contextlib.contextmanager

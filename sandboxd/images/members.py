@@ -38,7 +38,9 @@ def split(name: str, member: tarfile.TarInfo) -> tuple[str, ...]:
     if "\0" in name:
         raise _refuse(member, "name", "has a NUL in its name")
     if len(parts) > MAX_DEPTH or len(name.encode("utf-8", "surrogateescape")) > MAX_PATH_BYTES:
-        raise _refuse(member, "name", f"has a name over {MAX_PATH_BYTES} bytes or {MAX_DEPTH} folders: {shown(name)}")
+        raise _refuse(
+            member, "name", f"has a name over {MAX_PATH_BYTES} bytes or {MAX_DEPTH} directories: {shown(name)}"
+        )
     return parts
 
 
@@ -58,9 +60,9 @@ def check(member: tarfile.TarInfo, parts: tuple[str, ...]) -> None:
     if member.size < 0:
         raise _refuse(member, "header", f"has the size {member.size}")
     if not member.isdir() and (not parts or parts in _FOLDERS):
-        raise _refuse(member, "no-folder", "must be a folder")
+        raise _refuse(member, "no-folder", "must be a directory")
     if parts in _FILES and not member.isreg():
-        raise _refuse(member, "no-file", "must be a regular file, not a link or a folder")
+        raise _refuse(member, "no-file", "must be a regular file, not a link or a directory")
     if member.issym() and (
         not member.linkname
         or "\0" in member.linkname

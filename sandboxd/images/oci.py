@@ -77,7 +77,7 @@ def find_images(blobs: Blobs) -> tuple[list[Image], Blobs] | None:
     else:
         return None
     if not found:
-        raise ImageRefused("it holds no image whose blobs are all there", reason="no-image")
+        raise ImageRefused("it has no image with all of its blobs", reason="no-image")
     return found, blobs
 
 
@@ -138,7 +138,7 @@ def _image(blobs: Blobs, manifest: dict[str, Any], names: tuple[str, ...], diges
     for entry in _list(manifest.get("layers"), "a manifest"):
         layer = _object(entry, "a manifest")
         if "tar" not in str(layer.get("mediaType", "tar")):
-            raise ImageRefused(f"a layer is no tar but {shown(str(layer['mediaType']))}", reason="kind")
+            raise ImageRefused(f"a layer is not a tar archive but {shown(str(layer['mediaType']))}", reason="kind")
         layers.append(_descriptor(layer))
     config = _object(config, "its configuration")
     return Image(
@@ -185,7 +185,7 @@ def _diff_ids(config: dict[str, Any], count: int) -> list[str]:
     ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     if not isinstance(ids, list) or len(ids) != count or not all(isinstance(i, str) and _DIGEST.match(i) for i in ids):
         raise ImageRefused(
-            f"its configuration names no sha256 for each of its {count} layers (is it a container image?)",
+            f"its configuration does not name a sha256 for each of its {count} layers (is it a container image?)",
             reason="malformed",
         )
     return ids
@@ -194,7 +194,7 @@ def _diff_ids(config: dict[str, Any], count: int) -> list[str]:
 def _descriptor(value: dict[str, Any]) -> str:
     digest = value.get("digest")
     if not isinstance(digest, str) or not _DIGEST.match(digest):
-        raise ImageRefused(f"a digest of it is no sha256: {shown(str(digest))}", reason="digest")
+        raise ImageRefused(f"one of its digests is not sha256: {shown(str(digest))}", reason="digest")
     return digest
 
 

@@ -49,7 +49,7 @@ class Budget:
         self.bytes += count
         if self.bytes > self.max_bytes:
             raise ImageRefused(
-                f"unpacked it is over {self.max_bytes} bytes (--max-size)", reason="too-large", limit=self.max_bytes
+                f"unpacked, it is over {self.max_bytes} bytes (--max-size)", reason="too-large", limit=self.max_bytes
             )
 
     def take_entry(self) -> None:

@@ -90,7 +90,7 @@ def find_recipe(name: str, recipes: Path | None = None) -> Recipe:
         available = recipe_names(folder)
         listed = ", ".join(available) or "none"
         raise RootfsNotFound(
-            f"cannot find a recipe for rootfs {name}: there are {listed}", rootfs=name, available=available
+            f"cannot find a recipe for rootfs {name}: the recipes are {listed}", rootfs=name, available=available
         )
     return load_recipe(folder / name)
 
@@ -152,20 +152,20 @@ def _refuse_unknown(table: object, known: set[str], where: str) -> None:
 def _text(table: dict[str, Any], key: str, default: str | None = None) -> str:
     value = table.get(key, default)
     if not isinstance(value, str):
-        raise TypeError(f"{key} is not a text")
+        raise TypeError(f"{key} is not text")
     return value
 
 
 def _texts(table: dict[str, Any], key: str) -> tuple[str, ...]:
     value = table.get(key, [])
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise TypeError(f"{key} is not a list of texts")
+        raise TypeError(f"{key} is not a list of strings")
     return tuple(value)
 
 
 def _part(path: Path, name: str) -> Path:
     if "/" in name or not (path / name).is_file():
-        raise ValueError(f"it names {name}, which is no file of the recipe")
+        raise ValueError(f"it names {name}, which is not a file of the recipe")
     return path / name
 
 

@@ -49,8 +49,8 @@ def _folder(root: int, name: str, mode: int, replaceable: bool, notes: Counter[s
         if stat.S_ISDIR(found):
             return
         if not (replaceable and stat.S_ISLNK(found)):
-            raise ImageRefused(f"its /{name} is no folder", reason="no-folder", member=name)
-        notes[f"replaced by a folder: the link /{name}"] += 1
+            raise ImageRefused(f"its /{name} is not a directory", reason="no-folder", member=name)
+        notes[f"replaced by a directory: the link /{name}"] += 1
         os.unlink(name, dir_fd=root)
     os.mkdir(name, mode, dir_fd=root)
     fd = os.open(name, _FOLDER, dir_fd=root)
@@ -64,7 +64,7 @@ def _empty_file(etc: int, name: str, notes: Counter[str]) -> None:
     with contextlib.suppress(FileNotFoundError):
         found = os.stat(name, dir_fd=etc, follow_symlinks=False).st_mode
         if stat.S_ISDIR(found):
-            raise ImageRefused(f"its /etc/{name} is a folder", reason="no-file", member=f"etc/{name}")
+            raise ImageRefused(f"its /etc/{name} is a directory", reason="no-file", member=f"etc/{name}")
         if stat.S_ISLNK(found):
             notes[f"replaced by an empty file: the link /etc/{name}"] += 1
         os.unlink(name, dir_fd=etc)  # a hard link too: what a birth writes is of no other name

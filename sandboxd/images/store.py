@@ -162,7 +162,7 @@ def check_unused(name: str, rootfs_dir: Path, in_use: InUse, *, verb: str) -> No
     """
     path = rootfs_dir / name
     if path.is_symlink() or not path.is_dir():
-        raise RootfsError(f"cannot {verb} rootfs {name}: {path} is not a folder", rootfs=name)
+        raise RootfsError(f"cannot {verb} rootfs {name}: {path} is not a directory", rootfs=name)
     users = in_use(name)
     if users:
         raise Conflict(

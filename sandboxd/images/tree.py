@@ -71,7 +71,7 @@ def _empty(fd: int, device: int) -> None:
         below = os.open(name, _OPEN_FOLDER, dir_fd=fd)
         try:
             if os.fstat(below).st_dev != device:
-                raise OSError(errno.EXDEV, "a folder below is on another filesystem", name)
+                raise OSError(errno.EXDEV, "a directory below is on another filesystem", name)
             _empty(below, device)
         finally:
             os.close(below)

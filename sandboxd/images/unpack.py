@@ -91,7 +91,7 @@ class Unpacker:
             return
         path = "/".join(parts)
         if path in self._touched and not (member.isdir() and self._folders.exists(parts)):
-            raise ImageRefused(f"member {shown(member.name)} is there twice", reason="duplicate")
+            raise ImageRefused(f"member {shown(member.name)} occurs twice", reason="duplicate")
         parent = self._folders.make(parts[:-1], member)
         if member.isdir():
             self._folder(parent, path, parts[-1], member)

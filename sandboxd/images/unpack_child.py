@@ -67,7 +67,8 @@ class Job:
         if found is None:
             if self._source < 0:
                 raise ImageRefused(
-                    "the folder is no OCI layout, unpacked docker save or skopeo dir: (no index.json or manifest.json)",
+                    "the directory is not an OCI layout, an unpacked docker save or a skopeo dir: "
+                    "it has neither index.json nor manifest.json",
                     reason="no-image",
                 )
             # Names like an image's, but none: a root tree after all.

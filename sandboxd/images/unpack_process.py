@@ -121,7 +121,7 @@ class UnpackProcess:
         try:
             mount = confine.mount_of(tree, userns, self._kernel)
         except OSError as error:
-            hint = "the file system of the rootfs folder must have idmapped mounts, which sandboxes need too"
+            hint = "the file system of the rootfs directory must have idmapped mounts, which sandboxes need too"
             raise RootfsError(f"cannot import rootfs {self._name}: {error}", rootfs=self._name, hint=hint) from error
         finally:
             os.close(userns)

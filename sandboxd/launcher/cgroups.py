@@ -1,4 +1,4 @@
-"""The sandboxes' cgroups (DESIGN section 5).
+"""The sandboxes' cgroups.
 
     <cgroup2><parent>/sandboxd-<hash of the state dir>/     ours; controllers enabled where the host offers them
         <id>/            the root of the sandbox's cgroup namespace; no process of its own once it is born

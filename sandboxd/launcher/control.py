@@ -86,7 +86,7 @@ class Controls:
         sandbox = self._find(params, {"id", "limits"})
         old = sandbox.record
         if any(change.record.id == old.id for change in self._changes.values()):
-            raise Conflict(f"cannot limit sandbox {old.id}: a change is under way", id=old.id)
+            raise Conflict(f"cannot limit sandbox {old.id}: another change is under way", id=old.id)
         limits, unenforced = self._judge(params.get("limits"))
         record = dataclasses.replace(old, limits=dataclasses.asdict(limits), unenforced=unenforced)
         if limits.disk_bytes is not None and limits.disk_bytes != old.limits.get("disk_bytes"):
@@ -170,7 +170,7 @@ class Controls:
         sandbox_id = id_of(params)
         sandbox = self._sandboxes.get(sandbox_id)
         if sandbox is None or sandbox.ended is not None:
-            raise SandboxNotFound(f"cannot find sandbox {sandbox_id}: it does not run", id=sandbox_id)
+            raise SandboxNotFound(f"cannot find sandbox {sandbox_id}: it is not running", id=sandbox_id)
         return sandbox
 
 

@@ -83,7 +83,7 @@ SYS_EMPTY: Final = (
     *(f"class/{name}" for name in ("block", "drm", "hwmon", "power_supply", "thermal")),
 )
 _CGROUP: Final = "fs/cgroup"
-#: Device nodes of our own: a bound host node would share flock, leases and inotify with the host (ATTACKS 46).
+#: Device nodes of our own: a bound host node would share flock, leases and inotify with the host (tests/README.md, 46).
 DEVICES: Final = (
     ("null", 1, 3),
     ("zero", 1, 5),

@@ -287,10 +287,12 @@ def _checked(items: object, allow: AllowList) -> list[Any]:
                 raise ValueError
             found.append((str(plain), pairs, float(ttl_s)))
     except (TypeError, ValueError):
-        raise InvalidRequest("cannot permit addresses: they are none", field="items") from None
+        raise InvalidRequest(
+            "cannot permit addresses: each item must be an address, port ranges and seconds", field="items"
+        ) from None
     if len(found) > _MAX_ITEMS or sum(len(pairs) for _, pairs, _ in found) > _MAX_RANGES:
         raise InvalidRequest(
-            f"cannot permit addresses: {_MAX_ITEMS} at once, and {_MAX_RANGES} ranges of ports", field="items"
+            f"cannot permit addresses: at most {_MAX_ITEMS} of them, with {_MAX_RANGES} port ranges", field="items"
         )
     return found
 
@@ -299,7 +301,7 @@ def _address(pool: str, index: int) -> str:
     """Return the address of a range's number; the pool's first one is nobody's."""
     network = ipaddress.ip_network(pool)
     if index + 1 >= network.num_addresses:
-        raise NetworkUnavailable(f"cannot give an address: {pool} has too few", pool=pool)
+        raise NetworkUnavailable(f"cannot assign an address: {pool} has too few", pool=pool)
     return str(network[index + 1])
 
 

@@ -136,15 +136,17 @@ class NetworkProcess:
         except OSError as error:
             log.warning("Cannot start the process that makes links: %s", error)
             self._end_processes()
-            self._ask_again(f"cannot start the process that makes links: {error}")
+            self._ask_again(f"cannot start the network process: {error}")
 
     def close(self) -> None:
         """Let it end; the rules stay. What the last network leaves is taken away first."""
         until = time.monotonic() + _FAREWELL_S
         while self._is_ending and time.monotonic() < until:
             self.advance()
-            readable = [] if self._connection is None else [self._connection]  # none: until it may start again
-            if select.select(readable, [], [], _FAREWELL_STEP_S)[0]:
+            poll = select.poll()  # select(2) takes no descriptor over 1023, and there is one for each sandbox
+            if self._connection is not None:  # else until it may start again
+                poll.register(self._connection, select.POLLIN)
+            if poll.poll(_FAREWELL_STEP_S * 1000):
                 self._on_answer()
         self._started_at = math.inf  # never again
         for order in [*self._sent.values(), *self._waiting]:
@@ -330,10 +332,11 @@ class NetworkProcess:
     def _take(self, answer: bytes) -> None:
         try:
             sequence, told, *more = msgpack.unpackb(answer)
-            order = None if sequence == 0 else self._sent.pop(sequence, None)
-            attempt = dict(more[0]) if sequence == 0 else {}
-            left_out = [str(line)[:400] for line in more[0]] if sequence and more else []
-        except (ValueError, TypeError, IndexError, msgpack.UnpackException):
+            attempt = _attempt(more[0]) if sequence == 0 else None
+            refused = "" if told is None else _text(told)
+            left_out = [_text(line) for line in more[0]] if sequence and more else []
+            order = self._sent.pop(sequence, None)  # last: what is not understood is asked of the next one
+        except (ValueError, TypeError, IndexError, KeyError, msgpack.UnpackException):
             # It reads what sandboxes sent, so it may be taken over; it must not take the launcher with it.
             self._drop("it sent nonsense")
             return
@@ -342,11 +345,11 @@ class NetworkProcess:
         elif order is not None:
             for line in left_out:
                 log.error("The network of a sandbox is shut: %s", line)
-            why = f"cannot {order.operation} a network: {str(told)[:400]}"
-            if not told:
+            why = f"cannot {order.operation} a network: {refused}"
+            if not refused:
                 self._acknowledge(order.operation)
-            order.finish(NetworkUnavailable(why) if told else None)
-            if told and not order.again:
+            order.finish(NetworkUnavailable(why) if refused else None)
+            if refused and not order.again:
                 self._drop(why)
 
     def _acknowledge(self, operation: str) -> None:
@@ -358,6 +361,31 @@ class NetworkProcess:
                 self._means.router.forget()
         except OSError as error:
             log.error("Cannot open or let go of the router: %s", error)
+
+
+def _attempt(told: object) -> dict[str, Any]:
+    """Return a packet that was refused as it is told: what goes on to the daemon, and from there to callers.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is none.
+    """
+    if not isinstance(told, dict):
+        raise TypeError
+    port = told["port"]
+    if port is not None and not (isinstance(port, int) and 0 <= port <= 65_535):
+        raise ValueError
+    return {**{name: _text(told[name], 64) for name in ("id", "address", "protocol")}, "port": port}
+
+
+def _text(told: object, most: int = 400) -> str:
+    """Return the beginning of a text; anything else is not even looked into, since it may be of any depth.
+
+    Raises:
+        TypeError: it is no text.
+    """
+    if not isinstance(told, str):
+        raise TypeError
+    return told[:most]
 
 
 def _or_log(what: str) -> Done:

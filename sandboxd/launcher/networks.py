@@ -33,7 +33,9 @@ class Networks:
         spec = self._links.check(network_of(params.get("network")))
         if not spec.has_link or sandbox_id not in self._links:
             raise Conflict(
-                f"cannot change the network of sandbox {sandbox_id}: it was created with one, or without", id=sandbox_id
+                f"cannot change the network of sandbox {sandbox_id}: a sandbox that was created without "
+                "one cannot get one, and one that has one keeps it",
+                id=sandbox_id,
             )
 
         def changed(error: SandboxdError | None) -> None:
@@ -72,7 +74,7 @@ class Networks:
         sandbox_id = id_of(params)
         sandbox = self._sandboxes.get(sandbox_id)
         if sandbox is None or sandbox.ended is not None:
-            raise SandboxNotFound(f"cannot find sandbox {sandbox_id}: it does not run", id=sandbox_id)
+            raise SandboxNotFound(f"cannot find sandbox {sandbox_id}: it is not running", id=sandbox_id)
         return sandbox
 
 
@@ -85,8 +87,10 @@ def network_of(given: object) -> NetworkSpec:
     if given is None:
         return NetworkSpec()
     if not isinstance(given, dict):
-        raise InvalidRequest("cannot read the network: it is no map", field="network")
+        raise InvalidRequest("cannot read the network: it must be a map", field="network")
     try:
         return NetworkSpec(**{**given, "allow": tuple(given.get("allow") or ())})
     except TypeError:
-        raise InvalidRequest("cannot read the network: it is no map of its fields", field="network") from None
+        raise InvalidRequest(
+            "cannot read the network: it must be a map of a network's fields", field="network"
+        ) from None

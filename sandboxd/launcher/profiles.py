@@ -131,6 +131,6 @@ def _check_roots(path: str) -> None:
     """Raise ValueError unless root alone can change what `path` (a folder or file, no link) says."""
     facts = os.lstat(path)
     if not (stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)):
-        raise ValueError(f"{path} is neither a folder nor a plain file")
+        raise ValueError(f"{path} is neither a directory nor a regular file")
     if facts.st_uid != 0 or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ValueError(f"{path} must be root's, and nobody else's to write")
+        raise ValueError(f"{path} must belong to root and be writable by nobody else")

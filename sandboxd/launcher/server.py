@@ -319,7 +319,7 @@ class Launcher:
     def _prepare_newborn(self, request: int, params: dict[str, Any]) -> dict[str, Any]:
         """Hold a newborn for an order of this id, as soon as it is quiet, and for no other that was asked before."""
         if set(params) - {"id"}:
-            raise InvalidRequest("cannot hold a newborn: unknown parameters", field="params")
+            raise InvalidRequest("cannot prepare a sandbox: unknown parameters", field="params")
         sandbox_id = id_of(params)
         self._check_free(sandbox_id)
         held = self._births.held
@@ -394,7 +394,7 @@ class Launcher:
     def _judged(self, wanted: object) -> tuple[Limits, list[str]]:
         """Return limits with every default filled in, and the names of those that nobody enforces."""
         if not isinstance(wanted, dict):
-            raise InvalidRequest("cannot read the limits: they are no map", field="limits")
+            raise InvalidRequest("cannot read the limits: they must be a map", field="limits")
         try:
             asked = Limits(**wanted)
         except TypeError as error:
@@ -541,7 +541,7 @@ class Launcher:
 
     def _start_watch(self, request: int, params: dict[str, Any]) -> None:
         if self._watch:
-            raise Conflict("cannot watch: a watch is under way")
+            raise Conflict("cannot watch: another watch is under way")
         self._watch = (request, 0)
 
     def _list_rootfs(self, request: int, params: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class Sockets:
     def _find(self, sandbox_id: str) -> Running:
         sandbox = self._sandboxes.get(sandbox_id)
         if sandbox is None or sandbox.ended is not None:
-            raise SandboxNotFound(f"cannot make sockets in sandbox {sandbox_id}: it does not run", id=sandbox_id)
+            raise SandboxNotFound(f"cannot make sockets in sandbox {sandbox_id}: it is not running", id=sandbox_id)
         return sandbox
 
     def _make(self, sandbox: Running, make: Callable[[], list[socket.socket]]) -> list[int]:

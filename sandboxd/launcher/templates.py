@@ -213,7 +213,7 @@ class Templates:
             if not template.is_ready and not wait:
                 raise TemplateUnavailable(f"cannot enter {order.sandbox.record.id}: template {key[0]} is being loaded")
             if len(template.waiting) + len(template.sent) >= MAX_ORDERS:
-                raise TemplateUnavailable(f"cannot enter {order.sandbox.record.id}: too many orders wait")
+                raise TemplateUnavailable(f"cannot enter {order.sandbox.record.id}: too many requests are waiting")
         except (SandboxdError, OSError):
             os.close(rendezvous)
             raise
@@ -230,7 +230,7 @@ class Templates:
         check_leaf(leaf)
         sandbox = self._sandboxes.get(sandbox_id)
         if sandbox is None or sandbox.ended is not None:
-            raise SandboxNotFound(f"cannot enter sandbox {sandbox_id}: it does not run", id=sandbox_id)
+            raise SandboxNotFound(f"cannot enter sandbox {sandbox_id}: it is not running", id=sandbox_id)
         if sandbox.record.seccomp not in self._filters.shipped:
             # A template's own filter stays on its children, and allows what the shipped profiles do.
             raise TemplateUnavailable(f"cannot enter {sandbox_id}: its seccomp profile is the operator's own")
@@ -316,11 +316,11 @@ class Templates:
         if rest is not None and time.monotonic() < rest.until:
             raise TemplateUnavailable(f"cannot use template {key[0]}: it failed a while ago")
         if not self._filters.template:
-            raise TemplateUnavailable("cannot use a template: there is no profile 'default' to limit it by")
+            raise TemplateUnavailable("cannot use a template: there is no profile 'default' to confine it")
         if len(self._templates) >= MAX_TEMPLATES:
             idle = [item for item in self._templates.values() if not item.sent and not item.waiting]
             if not idle:
-                raise TemplateUnavailable("cannot use a template: there are too many")
+                raise TemplateUnavailable("cannot use a template: too many are running")
             self._end(min(idle, key=lambda item: item.used_at), "it gives way to another", failed=False)
         group = self._make_group()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -481,7 +481,9 @@ def check_leaf(name: str) -> str:
 
 
 def _has_ended(pidfd: int) -> bool:
-    return bool(select.select((pidfd,), (), (), 0)[0])
+    poll = select.poll()  # select(2) takes no descriptor over 1023, and there is one for each sandbox
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _words(answer: bytes) -> str:

@@ -101,11 +101,13 @@ def load_profile(path: str) -> dict[str, Any]:
     with open(path) as file:
         profile = json.load(file)
     if not isinstance(profile, dict) or "defaultAction" not in profile:
-        raise ValueError(f"{path} is no seccomp profile: it has no defaultAction")
+        raise ValueError(f"{path} is not a seccomp profile: it has no defaultAction")
     for rule in profile.get("syscalls", []):
         # Docker's and Podman's own files have rules "only with CAP_SYS_ADMIN": read without that, they allow all.
         if rule.get("includes") or rule.get("excludes"):
-            raise ValueError(f"{path} has rules with 'includes' or 'excludes', which the OCI runtime format has not")
+            raise ValueError(
+                f"{path} has rules with 'includes' or 'excludes', which the OCI runtime format does not have"
+            )
     return profile
 
 

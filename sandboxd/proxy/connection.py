@@ -210,7 +210,7 @@ class Connection:
 
         Raises:
             PreviewNotFound: there is none, or not for this one: the answer and its time are the same.
-        AccessDenied: another site's page made a browser ask that.
+            AccessDenied: a page of another origin made a browser ask that.
             PreviewGone: there was one.
         """
         found = None if target is None else self._proxy.previews.find(target.sandbox_id, target.port)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from ..wire import utf8
+
 if TYPE_CHECKING:
     from .runs import Run
 
@@ -14,19 +16,20 @@ _TOLD_CHARS: Final = 500
 
 
 class BetweenRuns:
-    """Output that belongs to no run yet, by stream."""
+    """Output that belongs to no run yet, by stream: its beginning, up to the bound, whoever does not stop sending."""
 
     def __init__(self) -> None:
-        self._pieces: list[tuple[str, bytes]] = []
+        self._pieces: list[tuple[str, bytearray]] = []
         self._size = 0
+        self._dropped_bytes = 0
 
     def __repr__(self) -> str:
         return f"<BetweenRuns {self._size} bytes>"
 
     @property
     def is_full(self) -> bool:
-        """Whether there is more than the bound."""
-        return self._size > MAX_BYTES
+        """Whether there was more than the bound."""
+        return self._dropped_bytes > 0
 
     @property
     def text(self) -> str:
@@ -41,17 +44,23 @@ class BetweenRuns:
         return f": {text[-_TOLD_CHARS:]}" if text else ""
 
     def add(self, stream: str, data: bytes) -> None:
-        """Keep what was printed."""
-        self._pieces.append((stream, data))
-        self._size += len(data)
+        """Keep what was printed, or what there is room for."""
+        kept = b"" if self.is_full else utf8.head(data, MAX_BYTES - self._size)
+        self._dropped_bytes += len(data) - len(kept)
+        self._size += len(kept)
+        if self._pieces and self._pieces[-1][0] == stream:
+            self._pieces[-1][1].extend(kept)
+        elif kept:
+            self._pieces.append((stream, bytearray(kept)))
 
     def clear(self) -> None:
         """Drop all of it."""
-        self._pieces, self._size = [], 0
+        self._pieces, self._size, self._dropped_bytes = [], 0, 0
 
     def move_to(self, run: Run) -> None:
         """Give all of it to a run."""
-        pieces = self._pieces
+        pieces, dropped = self._pieces, self._dropped_bytes
         self.clear()
         for stream, data in pieces:
-            run.add_output(stream, data)
+            run.add_output(stream, bytes(data))
+        run.dropped_bytes += dropped

@@ -58,7 +58,7 @@ _MAX_FRAME_BYTES: Final = 64 * 1024
 _PHASES: Final = frozenset({"connecting", "counting", "compressing", "receiving", "resolving", "checking-out"})
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}\Z")
 _MAX_COUNT: Final = 2**53
-_MAX_CLOSE: Final = 5
+_MAX_SUGGESTIONS: Final = 5
 #: What the child may say failed.
 KINDS: Final = kinds_from(Origin.CLONE)
 
@@ -229,9 +229,11 @@ class Clone:
             if isinstance(kind, str) and kind in KINDS and isinstance(message, str) and isinstance(facts, dict):
                 self._told_end = True
                 error = checks.failure(kind, message, facts, allowed=KINDS)
-                close = facts.get("close")
-                if kind == "git-ref-not-found" and isinstance(close, list):
-                    error.facts["close"] = [name[:256] for name in close[:_MAX_CLOSE] if isinstance(name, str)]
+                names = facts.get("suggestions")
+                if kind == "git-ref-not-found" and isinstance(names, list):
+                    error.facts["suggestions"] = [
+                        name[:256] for name in names[:_MAX_SUGGESTIONS] if isinstance(name, str)
+                    ]
                 raise error
         raise _nonsense("a frame of an unknown kind")
 
@@ -239,7 +241,7 @@ class Clone:
         try:
             data = await self._out.receive_some(_RECEIVE_BYTES)
         except (trio.BrokenResourceError, OSError) as error:
-            raise InternalError(f"cannot read how the clone goes: {error}") from error
+            raise InternalError(f"cannot read the clone's progress: {error}") from error
         if not data:
             raise await self._early_end()
         self._decoder.feed(data)
@@ -323,7 +325,7 @@ class _Deadline:
         self._scope.__exit__(kind, error, trace)
         if self._scope.cancelled_caught:
             raise GitTimeout(
-                f"cannot clone {self._url}: it took over {self._timeout_s:g} s",
+                f"cannot clone {self._url}: it took longer than {self._timeout_s:g} s",
                 stalled=False,
                 timeout_s=self._timeout_s,
             )
@@ -338,7 +340,7 @@ def with_room(fd: int) -> None:
 
 
 def _nonsense(what: str) -> InternalError:
-    return InternalError(f"cannot clone: its process gave {what}")
+    return InternalError(f"cannot clone: its process reported {what}")
 
 
 def _progress(data: Any) -> Progress:  # noqa: ANN401 - from a sandbox
@@ -359,10 +361,10 @@ def _progress(data: Any) -> Progress:  # noqa: ANN401 - from a sandbox
 def _result(data: Any, target: str) -> CloneResult:  # noqa: ANN401 - from a sandbox
     try:
         if not isinstance(data, dict):
-            raise RemoteProtocolError("an end that is no map")
+            raise RemoteProtocolError("an end that is not a map")
         commit = data.get("commit")
         if commit is not None and (not isinstance(commit, str) or not _COMMIT.match(commit)):
-            raise RemoteProtocolError("a commit that is none")
+            raise RemoteProtocolError("a malformed commit id")
         return CloneResult(
             target_dir=target,
             branch=None if data.get("branch") is None else checks.text(data, "branch", limit=1024),

@@ -41,7 +41,7 @@ from .between_runs import BetweenRuns
 from .budget import UNBOUNDED, Share
 from .kept_runs import KeptRuns
 from .questions import Question
-from .runs import Run
+from .runs import Run, error_of
 from .worker import Link, Worker
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ KILL_TIMEOUT_S: Final = 10.0
 SEND_TIMEOUT_S: Final = 30.0
 #: Runs that may wait in one context.
 MAX_WAITING: Final = 64
+_ERROR_FIELDS: Final = ("ename", "evalue", "traceback", "traceback_ansi")
 
 
 class State(enum.Enum):
@@ -119,6 +120,7 @@ class Context:
         self._ended = trio.Event()
         self._between = BetweenRuns()
         self._muted = False
+        self._mute_turn = trio.Lock()  # of those who tell init to drop what is printed, or to drop no more
         # Whether the interpreter has begun anew without anybody having asked for it, and no run was told yet.
         self._is_anew = False
         # Whether the worker has taken the message of the present run.
@@ -186,7 +188,7 @@ class Context:
             self._note_exit()  # our task has not seen it yet
         self.check_usable()
         if len(self._queue) >= MAX_WAITING:
-            raise ServerBusy(f"cannot run code in context {self.id}: {MAX_WAITING} runs wait", bound=MAX_WAITING)
+            raise ServerBusy(f"cannot run code in context {self.id}: {MAX_WAITING} are waiting", bound=MAX_WAITING)
         self._queue.append(item)
         self._work.set()
 
@@ -254,7 +256,7 @@ class Context:
             self.state = State.GONE
             self.started.set()
             self.runs.clear()
-            gone = self.start_failure or SandboxGone(f"cannot go on in context {self.id}: it is gone")
+            gone = self.start_failure or SandboxGone(f"cannot continue in context {self.id}: it is gone")
             if self._present is not None:
                 self._present.give_up(gone)
             self._give_up_waiting(gone)
@@ -407,9 +409,7 @@ class Context:
             timed_out = not run.wants_stop
             self._timed_out = timed_out
             await self._stop_run()
-        if self._muted:
-            self._muted = False
-            run.dropped_bytes += await self._worker.mute(on=False)
+        await self._unmute(run)
         end = self._end
         if end is None and not self._worker.gone.is_set() and (self._delete or self._restart is not None):
             await self._end_worker()
@@ -419,7 +419,8 @@ class Context:
         elif self._worker.failure is not None:
             run.give_up(self._worker.failure)  # the sandbox itself is gone, or the daemon stops
         elif self._worker.gone.is_set() and self._is_for_the_next(run):
-            self._note_exit()
+            if self.state is not State.EXITED:  # else who came since has noted it, and is for the next one too
+                self._note_exit()
             self._queue.appendleft(run)
         elif self._worker.gone.is_set():
             self._finish_dead(run, restarted=self._restart is not None)
@@ -427,9 +428,11 @@ class Context:
             # It does not heed an interrupt: nothing but a new interpreter helps.
             self.state = State.RESTARTING
             self._give_up_waiting(ContextRestarting(f"cannot run code in context {self.id}: it was restarted"))
-            run.add_error(_error("Interrupted", "the code did not heed an interrupt; its interpreter was restarted"))
-            await self._restart_worker()
-            run.finish("timeout" if timed_out else "error", restarted=True)
+            run.add_error(error_of("Interrupted", "the code did not heed an interrupt; its interpreter was restarted"))
+            try:
+                await self._restart_worker()
+            finally:
+                run.finish("timeout" if timed_out else "error", restarted=True)
 
     def _is_for_the_next(self, run: Run) -> bool:
         """Whether an interpreter that has ended never began with a run of a default context; once for each run."""
@@ -456,6 +459,7 @@ class Context:
         if isinstance(item, Run):
             item.begin()
             self._between.move_to(item)
+            await self._unmute(item)
         if self._worker.gone.is_set() or self._restart is not None or self._delete:
             self._ended.set()
             return
@@ -516,10 +520,18 @@ class Context:
             self._muted = True
             self._nursery.start_soon(self._mute)
 
+    async def _unmute(self, run: Run) -> None:
+        """Hear again what is printed; what was dropped is told with the run."""
+        if self._muted and self._worker is not None:
+            self._muted = False
+            async with self._mute_turn:
+                run.dropped_bytes += await self._worker.mute(on=False)
+
     async def _mute(self) -> None:
         try:
-            if self._worker is not None:
-                await self._worker.mute(on=True)
+            async with self._mute_turn:
+                if self._muted and self._worker is not None:  # its run may have ended since
+                    await self._worker.mute(on=True)
         except SandboxdError as error:
             _log.debug("Cannot mute context %s: %s", self.id, error)
 
@@ -551,14 +563,7 @@ class Context:
         elif isinstance(frame, frames.Clear):
             run.add_clear(wait=frame.wait)
         elif isinstance(frame, frames.Error):
-            run.add_error(
-                {
-                    "ename": frame.ename,
-                    "evalue": frame.evalue,
-                    "traceback": frame.traceback,
-                    "traceback_ansi": frame.traceback_ansi,
-                }
-            )
+            run.add_error({name: getattr(frame, name) for name in _ERROR_FIELDS})
         elif isinstance(frame, frames.End):
             self._end = frame
             self._ended.set()
@@ -574,11 +579,10 @@ class Context:
     def _finish(self, run: Run, end: frames.End) -> None:
         self.execution_count = end.count
         if self._timed_out and run.error is None:
-            run.add_error(
-                _error("TimeoutError", f"the run took over {run.timeout_s:g} s, and its interrupt was caught")
-            )
+            why = f"the run took over {run.timeout_s:g} s, and its interrupt was caught"
+            run.add_error(error_of("TimeoutError", why))
         elif end.status == "error" and run.error is None:
-            run.add_error(_error("Error", "the code failed, and its interpreter did not say how"))
+            run.add_error(error_of("Error", "the code failed, and its interpreter did not say how"))
         run.finish("timeout" if self._timed_out else end.status, execution_count=end.count)
 
     # --- how it ended -----------------------------------------------------------------------------------
@@ -592,9 +596,5 @@ class Context:
     def _finish_dead(self, run: Run, *, restarted: bool) -> None:
         worker = self._worker
         oom = worker is not None and worker.exit is not None and worker.exit.oom_killed
-        run.add_error(_error("OutOfMemory" if oom else "ContextExited", self._how()))
+        run.add_error(error_of("OutOfMemory" if oom else "ContextExited", self._how()))
         run.finish("oom" if oom else "exited", restarted=restarted)
-
-
-def _error(ename: str, evalue: str) -> dict[str, Any]:
-    return {"ename": ename, "evalue": evalue, "traceback": [], "traceback_ansi": []}

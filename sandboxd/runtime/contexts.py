@@ -158,7 +158,7 @@ class Contexts:
         """
         context = self._contexts.get(context_id)
         if context is None:
-            raise ContextNotFound(f"cannot find context {context_id[:70]!r}: there is none", id=context_id[:70])
+            raise ContextNotFound(f"cannot find context {context_id[:70]!r}: no such context", id=context_id[:70])
         return context
 
     def usable(self, context_id: str) -> Context:
@@ -179,7 +179,7 @@ class Contexts:
         """
         run = self.find(context_id).runs.get(run_id)
         if run is None:
-            raise RunNotFound(f"cannot find run {run_id[:70]!r}: there is none, or no longer", id=run_id[:70])
+            raise RunNotFound(f"cannot find run {run_id[:70]!r}: no such run, or it is no longer kept", id=run_id[:70])
         return run
 
     async def create(self, spec: ContextSpec, *, is_default: bool = False) -> Context:
@@ -192,7 +192,7 @@ class Contexts:
         """
         self._sandbox.check_usable()
         if len(self._contexts) >= MAX_CONTEXTS:
-            raise LimitExceeded(f"cannot create a context: the sandbox has {MAX_CONTEXTS}", bound=MAX_CONTEXTS)
+            raise LimitExceeded(f"cannot create a context: the sandbox has {MAX_CONTEXTS} already", bound=MAX_CONTEXTS)
         context_id = "c-" + "".join(_LETTERS[byte & 31] for byte in secrets.token_bytes(10))
         context = self._new(context_id, spec, is_default=is_default)
         self._contexts[context_id] = context

@@ -90,7 +90,7 @@ class Control:
                 sandbox.move(State.RUNNING)
             if isinstance(error, SandboxdError):
                 raise
-            raise CgroupError(f"cannot freeze sandbox {sandbox.id}: a process of it does not stop") from error
+            raise CgroupError(f"cannot freeze sandbox {sandbox.id}: one of its processes does not stop") from error
         _expect(sandbox, State.FROZEN)
         self._events.add("frozen", sandbox.id, sandbox.spec.name)
         _log.info("Froze sandbox %s", sandbox.id)

@@ -35,7 +35,7 @@ FEED_BYTES: Final = 1024 * 1024
 
 
 def _no_events(event: Event) -> None:
-    raise RemoteProtocolError(f"cannot take an event of type {event.type[:20]!r}: an errand has none")
+    raise RemoteProtocolError(f"cannot take an event of type {event.type[:20]!r}: a file job has no such event")
 
 
 class Errand:

@@ -178,7 +178,7 @@ class Events:
         """
         while offset >= self._next:
             if self._closed:
-                raise ServerBusy("cannot go on: the daemon is stopping")
+                raise ServerBusy("cannot continue: the daemon is stopping")
             await self._news.wait()
 
     def close(self) -> None:

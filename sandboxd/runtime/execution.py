@@ -113,10 +113,10 @@ class EventCheck:
         self._last = event.offset
         if event.type in ("stdout", "stderr"):
             if not self._started or not isinstance(event.data, bytes) or len(event.data) > MAX_OUTPUT_BYTES:
-                raise RemoteProtocolError(f"cannot take a {event.type} event: early, no bytes or too many")
+                raise RemoteProtocolError(f"cannot take a {event.type} event: it is early, not bytes, or too large")
             return
         if not isinstance(event.data, dict):
-            raise RemoteProtocolError(f"cannot take a {event.type[:20]!r} event: it has no map")
+            raise RemoteProtocolError(f"cannot take a {event.type[:20]!r} event: its data is not a map")
         if event.type == "start":
             checks.integer(event.data, "pid", high=1 << 31)
             checks.text(event.data, "id", limit=64)

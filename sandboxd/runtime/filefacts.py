@@ -38,7 +38,7 @@ def name(row: dict[str, Any], field: str) -> str:
     """
     value = row.get(field)
     if not isinstance(value, bytes) or len(value) > MAX_NAME_BYTES or b"\0" in value:
-        raise RemoteProtocolError(f"cannot take field {field!r}: it is no name")
+        raise RemoteProtocolError(f"cannot take field {field!r}: it is not a name")
     return name_text(value)
 
 

@@ -1,6 +1,6 @@
 """Files of a sandbox through descriptors that its init passed: vetted, then read and written in worker threads.
 
-init is not trusted (DESIGN section 2): a descriptor is taken only with the access mode that was asked for, no
+init is not trusted (sandboxd/README.md): a descriptor is taken only with the access mode that was asked for, no
 O_PATH, O_DIRECT or O_ASYNC, and only for a regular file on one of the sandbox's own devices, which shuts out
 memfd, /proc and hugetlb. It is never mapped and never reopened. O_NONBLOCK does nothing on a regular file.
 """

@@ -170,7 +170,7 @@ class Manager:
         if self._stopping:
             raise ServerBusy("cannot create a sandbox: the daemon is stopping")
         if self._waiting >= QUEUED_CREATES:
-            raise ServerBusy(f"cannot create a sandbox: {QUEUED_CREATES} births wait", bound=QUEUED_CREATES)
+            raise ServerBusy(f"cannot create a sandbox: {QUEUED_CREATES} creations are waiting", bound=QUEUED_CREATES)
         check_room()
         prepared, self._prepared = self._prepared, None
         share = self.budget.share()
@@ -280,7 +280,7 @@ class Manager:
 
     async def _clean_up(self, sandbox: Sandbox) -> None:
         """Leave nothing of a birth that failed."""
-        sandbox.cut(SandboxGone(f"cannot use sandbox {sandbox.id}: its birth failed"))
+        sandbox.cut(SandboxGone(f"cannot use sandbox {sandbox.id}: its creation failed"))
         with trio.move_on_after(DESTROY_TIMEOUT_S):
             try:
                 await self.launcher.destroy(sandbox.id)
@@ -368,7 +368,7 @@ class Manager:
         began = trio.current_time()
         sandbox.move(State.DESTROYING)
         self.previews.bury(sandbox)
-        sandbox.cut(SandboxGone(f"cannot go on in sandbox {sandbox.id}: it was destroyed"))
+        sandbox.cut(SandboxGone(f"cannot continue in sandbox {sandbox.id}: it was destroyed"))
         try:
             with trio.fail_after(DESTROY_TIMEOUT_S):
                 await self.launcher.destroy(sandbox.id)

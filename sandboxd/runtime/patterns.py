@@ -115,7 +115,7 @@ class LineSearch:
             line = text[start : end if end >= 0 else len(text)]
             return utf8.head(line.removesuffix(b"\r"), MAX_SHOWN_BYTES).decode("utf-8", "replace")
         if self._spent > MAX_SECONDS:
-            raise LimitExceeded(f"cannot search on: the pattern has taken {MAX_SECONDS:g} s", field="pattern")
+            raise LimitExceeded(f"cannot continue the search: the pattern has taken {MAX_SECONDS:g} s", field="pattern")
         return None
 
 

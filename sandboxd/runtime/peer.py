@@ -288,9 +288,9 @@ class Peer:
         if isinstance(message, Event):
             call = self._calls[message.id]
             if call.stream is None:
-                raise RemoteProtocolError(f"cannot take an event of request {message.id}: it is no stream")
+                raise RemoteProtocolError(f"cannot take an event of request {message.id}: it is not a stream")
             if not math.isfinite(message.time):
-                raise RemoteProtocolError(f"cannot take an event of request {message.id}: its time is no number")
+                raise RemoteProtocolError(f"cannot take an event of request {message.id}: its time is not a number")
             if not call.abandoned:
                 call.stream._take(message)
             return

@@ -47,7 +47,7 @@ def check_port(value: int, field: str = "port") -> int:
         InvalidRequest: it is not 1 to 65535.
     """
     if not 1 <= value <= 65535:
-        raise InvalidRequest(f"cannot accept {field}: a port is 1 to 65535", field=field)
+        raise InvalidRequest(f"cannot accept {field}: it must be 1 to 65535", field=field)
     return value
 
 
@@ -67,7 +67,7 @@ class PortSpec:
         """Check the values."""
         check_port(self.port)
         if self.token is not None and not _TOKEN.match(self.token):
-            raise InvalidRequest("cannot accept token: it is 1 to 16 characters of a-z, 0-9 and _", field="token")
+            raise InvalidRequest("cannot accept token: it must be 1 to 16 characters of a-z, 0-9 and _", field="token")
         if self.name is not None:
             check_name(self.name)
 
@@ -218,9 +218,9 @@ class Ports:
         if spec.port in self._ports:
             raise PortExposed(f"cannot expose port {spec.port}: it is exposed already", port=spec.port)
         if spec.name is not None and any(spec.name == port.spec.name for port in self):
-            raise NameTaken(f"cannot name a port {spec.name!r}: another has that name", name=spec.name)
+            raise NameTaken(f"cannot name a port {spec.name!r}: another port has that name", name=spec.name)
         if len(self._ports) >= MAX_PORTS:
-            raise LimitExceeded(f"cannot expose another port: {MAX_PORTS} are exposed", bound=MAX_PORTS)
+            raise LimitExceeded(f"cannot expose another port: {MAX_PORTS} are exposed already", bound=MAX_PORTS)
         port = self._ports[spec.port] = Port(self._sandbox_id, spec, self._lane)
         return port
 

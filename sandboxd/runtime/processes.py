@@ -68,7 +68,7 @@ def parse_info(data: dict[str, Any]) -> ProcessInfo:
     peak = usage.get("memory_peak_bytes")
     argv = checks.items(data, "argv", str, limit=_MAX_WORDS)
     if not argv or any(len(word) > _MAX_WORD_CHARS for word in argv):
-        raise RemoteProtocolError("cannot take a process without words, or with very long ones")
+        raise RemoteProtocolError("cannot take a process without a command, or with very long arguments")
     return ProcessInfo(
         id=check_id(data),
         pid=None if data.get("pid") is None else checks.integer(data, "pid", high=1 << 31),
@@ -94,7 +94,7 @@ def check_id(data: dict[str, Any]) -> str:
     try:
         return check_process_id(checks.text(data, "id", limit=64))
     except InvalidRequest:
-        raise RemoteProtocolError("cannot take a process whose id is none") from None
+        raise RemoteProtocolError("cannot take a process with an invalid id") from None
 
 
 class Processes:
@@ -139,7 +139,7 @@ class Processes:
             InvalidRequest: the cursor is none of ours.
         """
         if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 18):
-            raise InvalidRequest("cannot accept cursor: it is not one that a list gave", field="cursor")
+            raise InvalidRequest("cannot accept cursor: it is not one that a list returned", field="cursor")
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidRequest(f"cannot accept limit: it must be 1 to {MAX_PAGE}", field="limit")
         data = await self.sandbox.ask("list", after=int(cursor or 0), limit=limit)

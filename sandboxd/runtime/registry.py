@@ -46,7 +46,7 @@ class Registry:
         name = sandbox.spec.name
         if name is not None and name in self._by_name:
             raise NameTaken(
-                f"cannot name a sandbox {name!r}: another has that name", name=name, id=self._by_name[name].id
+                f"cannot name a sandbox {name!r}: another sandbox has that name", name=name, id=self._by_name[name].id
             )
         if len(self._by_id) >= self._bound:
             raise ServerBusy(f"cannot create a sandbox: there are {self._bound} already", bound=self._bound)
@@ -69,7 +69,7 @@ class Registry:
         """
         if name is not None and self._by_name.get(name, sandbox) is not sandbox:
             raise NameTaken(
-                f"cannot name a sandbox {name!r}: another has that name", name=name, id=self._by_name[name].id
+                f"cannot name a sandbox {name!r}: another sandbox has that name", name=name, id=self._by_name[name].id
             )
         old = sandbox.spec.name
         if old is not None:
@@ -105,7 +105,7 @@ class Registry:
             InvalidRequest: the cursor is none of ours, or the limit out of its bounds.
         """
         if not 1 <= limit <= MAX_PAGE:
-            raise InvalidRequest(f"cannot list {limit} sandboxes: 1 to {MAX_PAGE} a page", field="limit")
+            raise InvalidRequest(f"cannot list {limit} sandboxes: a page has 1 to {MAX_PAGE}", field="limit")
         ordered = sorted((s for s in self._by_id.values() if s.state in SHOWN), key=_place)
         start = 0 if cursor is None else bisect.bisect_right(ordered, _parse_cursor(cursor), key=_place)
         chosen = ordered[start : start + limit]
@@ -126,4 +126,6 @@ def _parse_cursor(cursor: str) -> tuple[float, str]:
     try:
         return float.fromhex(when), sandbox_id
     except (ValueError, OverflowError):
-        raise InvalidRequest("cannot list sandboxes: the cursor is none that a list gave", field="cursor") from None
+        raise InvalidRequest(
+            "cannot list sandboxes: the cursor is not one that a list returned", field="cursor"
+        ) from None

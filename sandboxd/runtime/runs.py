@@ -51,6 +51,11 @@ def new_run_id() -> str:
     return "r-" + "".join(_LETTERS[byte & 31] for byte in secrets.token_bytes(10))
 
 
+def error_of(ename: str, evalue: str) -> dict[str, Any]:
+    """Return an error that no traceback goes with."""
+    return {"ename": ename, "evalue": evalue, "traceback": [], "traceback_ansi": []}
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunEvent:
     """One event: bytes for stdout and stderr, a `Result` for result, a map for the rest."""

@@ -193,7 +193,7 @@ class Sandbox:
         if self.state not in ALIVE:
             return False
         self.move(State.FAILED, reason)
-        self.cut(SandboxFailed(f"cannot go on in sandbox {self.id}: {reason}", reason=reason))
+        self.cut(SandboxFailed(f"cannot continue in sandbox {self.id}: {reason}", reason=reason))
         return True
 
     def cut(self, error: SandboxdError) -> None:
@@ -210,7 +210,7 @@ class Sandbox:
             return LaunchFailed(f"cannot configure the init of sandbox {self.id}: {error}", step="configure")
         with trio.move_on_after(REASON_TIMEOUT_S):
             await self.settled.wait()
-        return self._absence() or SandboxFailed(f"cannot go on in sandbox {self.id}: {error}", reason="link lost")
+        return self._absence() or SandboxFailed(f"cannot continue in sandbox {self.id}: {error}", reason="link lost")
 
     def _absence(self) -> SandboxdError | None:
         """Return why nothing can be asked of it, or None."""
@@ -394,11 +394,11 @@ class Sandbox:
     def stop(self) -> None:
         """End what is under way because the daemon ends; the sandbox itself goes on."""
         if self._peer is not None:
-            self._peer.abort(ServerBusy("cannot go on: the daemon is stopping"))
+            self._peer.abort(ServerBusy("cannot continue: the daemon is stopping"))
 
 
 def _ticket(result: dict[str, Any]) -> int | str:
     ticket = result.get("ticket")
     if isinstance(ticket, bool) or not isinstance(ticket, int | str) or len(str(ticket)) > 64:
-        raise RemoteProtocolError("cannot take a ticket that is no short text or number")
+        raise RemoteProtocolError("cannot take a ticket that is neither short text nor a number")
     return ticket

@@ -53,7 +53,7 @@ def parse_info(data: dict[str, Any]) -> SessionInfo:
     try:
         name = check_session_id(checks.text(data, "session", limit=128))
     except InvalidRequest:
-        raise RemoteProtocolError("cannot take a session whose id is none") from None
+        raise RemoteProtocolError("cannot take a session with an invalid id") from None
     return SessionInfo(
         id=name,
         shell=checks.text(data, "shell", limit=64),

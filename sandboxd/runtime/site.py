@@ -60,12 +60,12 @@ class Site:
         """Return what a Host header names; None is no preview of ours.
 
         Raises:
-            ValueError: it is no host at all.
+            ValueError: it is not a host at all.
         """
         match = self._host.match(host) or self._host.match(host.lower())
         if match is None:
             if not _HOST.match(host):
-                raise ValueError("it is no host")
+                raise ValueError("it is not a host")
             return None
         port, sandbox_id, token = match.groups()
         if int(port) > 65535:

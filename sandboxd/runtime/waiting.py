@@ -76,7 +76,9 @@ async def for_port(
     if path is not None:
         check_probe_path(path)
     if not 100 <= statuses[0] <= statuses[1] <= 599:
-        raise InvalidRequest("cannot accept status: it is a lowest and a highest one, of 100 to 599", field="status")
+        raise InvalidRequest(
+            "cannot accept status: it must be the lowest and the highest one, each 100 to 599", field="status"
+        )
 
     async def wait() -> Waited:
         answer = await sandbox.ask("await_port", process=process, port=port, path=path, statuses=list(statuses))

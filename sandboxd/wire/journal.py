@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from .messages import EVENT_OVERHEAD
 
-#: Bytes kept for one process (DESIGN section 8).
+#: Bytes kept for one process.
 DEFAULT_CAPACITY: Final = 1024 * 1024
 #: No single read of a pipe takes more, so `room` looks no further.
 ENOUGH_ROOM: Final = 256 * 1024

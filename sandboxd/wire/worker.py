@@ -155,13 +155,14 @@ def encode(message: dict[str, Any]) -> bytes:
 class WorkerDecoder:
     """Turns what came through a worker's pipe into frames; a hostile one costs at most `MAX_FRAME_BYTES`.
 
-    `room` is asked before a large frame is kept; one that it has no room for is passed over, and told as `Dropped`.
+    `room` is asked before more of a large frame is kept: for what has come, not for what was announced, which costs its
+    sender nothing. One that it has no room for is passed over, and told as `Dropped`.
     """
 
     def __init__(self, room: Room | None = None) -> None:
         self._buffer = bytearray()
         self._room = room
-        self._has_room = False
+        self._charged = 0
         self._skipping = 0
 
     def __repr__(self) -> str:
@@ -186,21 +187,20 @@ class WorkerDecoder:
             (size,) = HEADER.unpack_from(self._buffer, start)
             if not 0 < size <= MAX_FRAME_BYTES:
                 raise RemoteProtocolError(f"cannot take a frame of {size} bytes: the bound is {MAX_FRAME_BYTES}")
-            if size > SMALL_BYTES and not self._has_room:
-                self._has_room = self._room is None or self._room.grow(size)
-                if not self._has_room:
-                    gone = min(HEADER.size + size, len(self._buffer) - start)
-                    self._skipping = HEADER.size + size - gone
-                    start += gone
-                    yield Dropped(size)
-                    continue
+            come = min(HEADER.size + size, len(self._buffer) - start)
+            if size > SMALL_BYTES and not self._has_room(come):
+                self._give_back()
+                self._skipping = HEADER.size + size - come
+                start += come
+                yield Dropped(size)
+                continue
             if len(self._buffer) - start < HEADER.size + size:
                 break
             begin = start + HEADER.size
             start = begin + size
             with memoryview(self._buffer) as whole, whole[begin:start] as body:
                 frame = parse(_unpack(body))
-            if self._has_room:
+            if self._charged:
                 self._give_back()
             yield frame
         del self._buffer[:start]
@@ -210,8 +210,15 @@ class WorkerDecoder:
         self._buffer = bytearray()
         self._give_back()
 
+    def _has_room(self, come: int) -> bool:
+        """Return whether there is room for as much of the present frame as has come."""
+        if self._room is not None and not self._room.grow(come - self._charged):
+            return False
+        self._charged = come
+        return True
+
     def _give_back(self) -> None:
-        self._has_room = False
+        self._charged = 0
         if self._room is not None:
             self._room.close()
 

@@ -1,4 +1,4 @@
-"""ATTACKS 63: a preview's cookie is not enough for what a page of another origin makes a browser ask."""
+"""A preview's cookie is not enough for what a page of another origin makes a browser ask."""
 
 from __future__ import annotations
 

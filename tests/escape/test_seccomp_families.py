@@ -1,4 +1,4 @@
-"""ATTACKS 13-17, 19, 20, 41, 45: what each profile answers to each family, told from what the kernel itself says."""
+"""What each profile answers to each family, told from what the kernel itself says."""
 
 from __future__ import annotations
 

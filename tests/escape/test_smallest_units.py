@@ -1,4 +1,4 @@
-"""ATTACKS 52: the smallest legal units, from strangers without a token, from services behind previews and from inits.
+"""The smallest legal units, from strangers without a token, from services behind previews and from inits.
 
 Every loop over such bytes lets the others run: each row feeds one of them, and the loop's thread must not work for
 longer than the design allows between two checkpoints, nor a round of the loop while twenty do the same.

@@ -1,4 +1,4 @@
-"""ATTACKS 53: thousands of idle or slow connections without a token, on any listener, lock out nobody else."""
+"""Thousands of idle or slow connections without a token, on any listener, lock out nobody else."""
 
 from __future__ import annotations
 

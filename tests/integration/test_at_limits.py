@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
 
-from sandboxd import LimitExceeded, Sandbox
+from sandboxd import ContextExited, LimitExceeded, Sandbox
 from tests.support import operations
 from tests.support.daemon import Daemon
 from tests.support.operations import HOG, ask, ask_all, prepare
@@ -83,7 +84,10 @@ def test_a_context_whose_restart_had_no_room_can_be_restarted_later(
             box.restart_code_context(context)
         assert caught.value.facts["limit"] == "pids"
     box.remove_process(HOG)
-    box.restart_code_context(context)
+    for _ in range(50):  # what was killed counts until it is reaped
+        with contextlib.suppress(LimitExceeded, ContextExited):
+            box.restart_code_context(context)
+            break
     assert box.run_code("1 + 1", context=context).text == "2"
 
 

@@ -140,6 +140,8 @@ def test_every_kind_of_request_over_one_socket(cf: Driver) -> None:
     data = base64.b64encode(bytes(range(256)) * 8192).decode()  # over what other WebSockets take
     cf.call("files.writeFile", "/workspace/large", data, None, {"encoding": "base64"}, **over)
     assert cf.call("files.readFile", "/workspace/large", None, **over)["content"] == data
+    found = cf.call("commands.execute", "yes é | head -c 900000; exit 4", None, **over)  # an answer in pieces
+    assert (found["stdout"], found["exitCode"]) == ("é\n" * 300_000, 4)
     with pytest.raises(ClientError) as caught:
         cf.call("files.readFile", "/nope", None, **over)
     assert (caught.value.name, caught.value.status) == ("FileNotFoundError", 404)

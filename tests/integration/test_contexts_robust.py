@@ -1,4 +1,4 @@
-"""Code contexts against time, signals, death and lies (ATTACKS rows 21, 25 and 26), in both interpreters."""
+"""Code contexts against time, signals, death and lies (tests/README.md, rows 21, 25 and 26), in both interpreters."""
 
 from __future__ import annotations
 
@@ -354,7 +354,7 @@ def forged(message: object) -> list[int]:
 
 @BOTH
 def test_forged_frames_are_data_or_nothing(box: Sandbox, language: str) -> None:
-    """Row 25: what a program writes to the worker's pipe in its name concerns its own run at most."""
+    """What a program writes to the worker's pipe in its name concerns its own run at most."""
     old = forged({"op": "end", "run": 1, "status": "ok", "count": 9})
     write = {"python": "import os; os.write(4, bytes(%s)); 'after'"}
     write["javascript"] = "require('fs').writeSync(4, Buffer.from(%s)); 'after'"
@@ -448,7 +448,7 @@ const data = Buffer.concat([Buffer.from([0x89, 0x50, 0x4e, 0x47]), Buffer.alloc(
 
 @BOTH
 def test_other_contexts_are_out_of_reach(box: Sandbox, language: str) -> None:
-    """Row 21: memory, environment and descriptors of another context's interpreter, and of init."""
+    """Memory, environment and descriptors of another context's interpreter, and of init."""
     secret = box.create_code_context(language, env={"SECRET": "of-another-context"})
     pid = {"python": "import os; os.getpid()", "javascript": "process.pid"}
     number = int(box.run_code(pid[language], context=secret).text or 0)

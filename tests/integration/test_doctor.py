@@ -238,7 +238,7 @@ def test_a_rootfs_that_a_birth_would_refuse(tmp_path):
     assert found == {
         "bare": (True, True, "it has no /bin/sh"),
         "good": (True, True, ""),
-        "link": (True, False, "its /proc is no directory, so a sandbox's own cannot be mounted there"),
-        "other": (False, True, "its rootfs.json is another's"),
+        "link": (True, False, "its /proc is not a directory, so a sandbox's own cannot be mounted there"),
+        "other": (False, True, "its rootfs.json names another rootfs"),
     }
     assert rootfs.trees(facts) == [f"{tmp_path}/{name}/private/tree" for name in ("bare", "good")]

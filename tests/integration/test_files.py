@@ -115,7 +115,7 @@ def test_uploads_that_are_dropped_leave_nothing(daemon: Daemon, sandbox: Sandbox
     assert sandbox.exec("sleep 0.2; ls -A /workspace").stdout == "kept\n"
 
 
-def test_row_24_a_quota_hit_in_the_middle_leaves_the_old_file(client: Client) -> None:
+def test_a_quota_hit_in_the_middle_leaves_the_old_file(client: Client) -> None:
     with Sandbox.create(limits={"disk_bytes": 48 << 20}, client=client) as sandbox:
         if "disk_bytes" in sandbox.info.unenforced:
             pytest.skip("this host's storage cannot limit a sandbox")

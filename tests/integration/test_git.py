@@ -104,7 +104,7 @@ def test_the_api_as_it_is(client: Client, sandbox: Sandbox, server: HttpServer) 
     assert events[-2].startswith("event: problem\n")
     problem = json.loads(events[-2].split("data: ")[1])
     assert (problem["status"], problem["kind"], problem["ref"]) == (404, "git-ref-not-found", "feature-y")
-    assert "feature-x" in problem["close"]
+    assert "feature-x" in problem["suggestions"]
     again = client._http.post(path, json={"url": f"{server.url}/history.git"}, timeout=60)
     assert (again.status_code, again.json()["kind"]) == (409, "directory-not-empty")
 

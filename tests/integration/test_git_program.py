@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from hashlib import sha1
 from pathlib import Path
 
@@ -439,7 +440,7 @@ def test_a_target_that_came_meanwhile_is_left_alone(run, served, tmp_path):
         ".g\u200cit".encode(), ".\u200dgit".encode(), b"..", b".", b"a/../../b", b"", b"x" * 300,
     ],
 )  # fmt: skip
-def test_row_35_names_that_are_git_or_lead_away_are_not_made(run, tmp_path, name):
+def test_names_that_are_git_or_lead_away_are_not_made(run, tmp_path, name):
     folder = [(b"100755", b"post-checkout", PWNED)]
     raw_repository(tmp_path / "bad.git", [(b"40000", name, [(b"40000", b"hooks", folder)])])
     with HttpServer(tmp_path) as server, pytest.raises(errors.GitError) as caught:
@@ -449,7 +450,7 @@ def test_row_35_names_that_are_git_or_lead_away_are_not_made(run, tmp_path, name
 
 
 @pytest.mark.parametrize("order", [0, 1])
-def test_row_35_nothing_is_written_through_a_link(run, tmp_path, order):
+def test_nothing_is_written_through_a_link(run, tmp_path, order):
     (tmp_path / "outside").mkdir()
     rows = [
         (b"120000", b"a", str(tmp_path / "outside").encode()),
@@ -461,7 +462,7 @@ def test_row_35_nothing_is_written_through_a_link(run, tmp_path, order):
     assert os.listdir(tmp_path / "outside") == []
 
 
-def test_row_35_links_and_attributes_are_only_files(run, tmp_path):
+def test_links_and_attributes_are_only_files(run, tmp_path):
     attributes = b"* filter=evil\n* text eol=crlf\n"
     raw_repository(
         tmp_path / "odd.git",
@@ -478,7 +479,7 @@ def test_row_35_links_and_attributes_are_only_files(run, tmp_path):
     assert not list((folder / ".git").glob("hooks/*"))
 
 
-def test_row_35_a_git_bomb_is_counted_before_it_is_made(run, tmp_path):
+def test_a_git_bomb_is_counted_before_it_is_made(run, tmp_path):
     content = [(b"100644", b"f", b"boom")]
     for _ in range(9):
         content = [(b"40000", b"d%d" % n, content) for n in range(10)] if _ < 1 else content
@@ -500,7 +501,7 @@ def test_row_35_a_git_bomb_is_counted_before_it_is_made(run, tmp_path):
     assert caught.value.reason == "too-many-files"
 
 
-def test_row_35_a_tower_of_folders(run, tmp_path):
+def test_a_tower_of_folders(run, tmp_path):
     content = [(b"100644", b"f", b"x")]
     for _ in range(390):
         content = [(b"40000", b"d", content)]
@@ -528,7 +529,7 @@ def test_row_35_a_tower_of_folders(run, tmp_path):
         ("../history.git", "sub", "a/.git"),
     ],
 )
-def test_row_35_submodules_lead_nowhere_else(run, tmp_path, served, url, path, name):
+def test_submodules_lead_nowhere_else(run, tmp_path, served, url, path, name):
     shutil.copytree(served / "history.git", tmp_path / "history.git")
     with_submodule(tmp_path, url, path, name)
     with HttpServer(tmp_path) as server, pytest.raises(errors.GitRefused) as caught:
@@ -538,7 +539,7 @@ def test_row_35_submodules_lead_nowhere_else(run, tmp_path, served, url, path, n
 
 
 @pytest.mark.parametrize("names", [("a", "a/hooks"), ("a/hooks", "a")])
-def test_row_35_a_submodule_is_not_made_in_another_ones_folder(run, tmp_path, served, names):
+def test_a_submodule_is_not_made_in_another_ones_folder(run, tmp_path, served, names):
     shutil.copytree(served / "history.git", tmp_path / "history.git")
     commit = git(tmp_path / "history.git", "rev-parse", "main")
     declared = "".join(
@@ -565,6 +566,7 @@ CORPUS = [
     b"# a\n  ; b\n[s] path = x\n[s] # c\n\turl\n",
     b'[s]\npath = \nurl = ""\nlast = x',
     b"alone = 1\n[s]\nb-1 = \\",
+    b'[s]\npath =  \t a  b \r "  c "  \\\n  d \\n  \t# e\nurl = "" x  ""\n',
     # What is no configuration:
     b'[s]\npath = "open\nurl = x\n',
     b"[s]\npath = a\\qb\n",
@@ -594,6 +596,18 @@ def test_settings_are_read_as_c_git_reads_them(tmp_path, data):
         key = b".".join(part for part in (section or None, sub, name) if part is not None)
         ours += key + (b"" if value is None else b"\n" + value) + b"\0"
     assert ours == theirs.stdout
+
+
+@pytest.mark.parametrize("piece", [b" ", b"\t", b"\r", b"x ", b'" "', b" #\n"])
+def test_a_long_value_takes_time_by_its_length_alone(piece):
+    def seconds(data):
+        begin = time.process_time()
+        for _ in configfile.parse(b"[s]\npath = x" + data + b"y\n", "f"):
+            pass
+        return time.process_time() - begin
+
+    control = min(seconds(b"\\n" * 100_000) for _ in range(3))
+    assert min(seconds(piece * 500_000) for _ in range(2)) < 40 * control  # square: hundreds of times
 
 
 def declaring(root, served, gitmodules, mode="100644"):
@@ -731,7 +745,7 @@ def test_a_damaged_pack_is_an_error(tmp_path, real_pack, seed):
         take(tmp_path, bytes(data))
 
 
-def test_row_35_pack_bombs(tmp_path):
+def test_pack_bombs(tmp_path):
     zeros = b"\0" * (64 << 20)
     liar = packed([(3, zeros, 10)])  # inflates to more than it says
     claims = packed([(6, b"\x05\x80\x80\x80\x80\x80\x80\x01", 8, b"\x20"), (3, b"base!")][::-1])
@@ -805,7 +819,7 @@ def nameserver(names):
             thread.join(5)
 
 
-def test_row_43_a_clone_imports_nothing_and_asks_no_libc_for_names(served, tmp_path):
+def test_a_clone_imports_nothing_and_asks_no_libc_for_names(served, tmp_path):
     (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.77\n")
     with HttpServer(served) as server, git_daemon(served) as daemon, nameserver({"git.example.": "127.0.0.1"}):
         port = server.port

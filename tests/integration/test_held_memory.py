@@ -19,7 +19,7 @@ from tests.support.daemon import Daemon
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 MIB = 1 << 20
-#: Row 3 of issue 18.
+#: How much more than before the daemon may hold once its callers are gone.
 ALLOWED = 100 * MIB
 #: Three results of 9 MiB: five contexts with such a run hold 135 MiB.
 RICH = "from IPython.display import HTML, display\nfor _ in range(3): display(HTML('x' * (9 << 20)))"

@@ -59,7 +59,7 @@ def test_every_namespace_is_its_own(shared: Sandbox, daemon: Daemon, run: Run, k
 
 @pytest.mark.parametrize("pid", ["1", "self"])
 def test_privileges_are_the_few(run: Run, pid: str) -> None:
-    """ATTACKS 18 and 44: read from /proc, for pid 1 and for a command."""
+    """tests/README.md, rows 18 and 44: read from /proc, for pid 1 and for a command."""
     status = status_of(run, pid)
     for name in ("CapPrm", "CapEff", "CapBnd"):
         assert int(status[name], 16) == SANDBOX_CAPABILITIES, name
@@ -69,7 +69,7 @@ def test_privileges_are_the_few(run: Run, pid: str) -> None:
 
 
 def test_init_has_three_descriptors_and_nothing_of_the_host(daemon: Daemon, sandbox: Sandbox) -> None:
-    """ATTACKS 2 and 44: no exec closed anything for init, so what it holds is read from the host."""
+    """tests/README.md, rows 2 and 44: no exec closed anything for init, so what it holds is read from the host."""
     pid = host_pid(daemon, sandbox)
     targets = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
     kinds = {target.partition(":")[0] for target in targets}
@@ -87,7 +87,7 @@ def test_a_command_has_three_descriptors(run: Run) -> None:
 
 
 def test_init_cannot_be_looked_into(run: Run) -> None:
-    """ATTACKS 21: not dumpable, so its memory, environment and descriptors are closed to the sandbox's own root."""
+    """Row 21: not dumpable, so its memory, environment and descriptors are closed to the sandbox's own root."""
     for name in ("mem", "environ", "fd", "root", "maps", "exe"):
         assert "denied" in run(f"ls /proc/1/{name}/ 2>&1 || cat /proc/1/{name} 2>&1 | head -c 100").lower()
 
@@ -101,7 +101,7 @@ def test_ids_are_nobodys_on_the_host(daemon: Daemon, sandbox: Sandbox) -> None:
     assert uid in (0, first)  # not dumpable: /proc shows it as root's
     assert idranges.FIRST_ID <= first < idranges.DISK_FIRST_ID
     stored = (daemon.pool() / sandbox.id / "upper/workspace/mine").stat()
-    assert stored.st_uid == idranges.DISK_FIRST_ID  # ATTACKS 48
+    assert stored.st_uid == idranges.DISK_FIRST_ID  # tests/README.md, row 48
     for folder in (daemon.state_dir / "pool", daemon.runtime_dir / "pool"):
         assert folder.stat().st_mode & 0o077 == 0
 

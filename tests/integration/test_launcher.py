@@ -79,7 +79,7 @@ def test_a_birth_that_fails_at_any_kernel_call_leaves_nothing(tmp_path: pathlib.
 
 
 def test_a_foreign_root_with_links_is_refused(tmp_path: pathlib.Path) -> None:
-    """ATTACKS 3, 5 and 6: a rootfs whose /proc, /sys, /dev or /etc leads elsewhere."""
+    """tests/README.md, rows 3, 5 and 6: a rootfs whose /proc, /sys, /dev or /etc leads elsewhere."""
     rootfs = tmp_path / "rootfs"
     canary = tmp_path / "canary"
     canary.mkdir()
@@ -185,7 +185,7 @@ def test_an_ended_init_is_told_with_its_reason(launcher: LauncherProcess) -> Non
 
 
 def test_nothing_of_an_earlier_sandbox_is_in_a_later_init(launcher: LauncherProcess) -> None:
-    """ATTACKS 44: env goes from the daemon to init, never through the launcher, whose memory every init shares."""
+    """Row 44: env goes from the daemon to init, never through the launcher, whose memory every init shares."""
     secret = "S3CRET" * 8
     other = "b" * 20
     assert isinstance(create(launcher), Reply)

@@ -124,8 +124,8 @@ CADDY = """
 
 
 def snippet(language: str, changes: dict[str, str]) -> str:
-    """What the README tells people to write, with this machine's ports and files in it."""
-    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    """What the page on previews tells people to write, with this machine's ports and files in it."""
+    readme = (pathlib.Path(__file__).parents[2] / "sandboxd/proxy/README.md").read_text()
     text = readme.split(f"```{language}\n", 1)[1].split("```", 1)[0]
     for old, new in changes.items():
         assert text.count(old) == 1, old

@@ -139,7 +139,7 @@ def test_a_link_is_not_taken_for_a_rootfs(recipes, rootfs_dir, tmp_path):
     (rootfs_dir / "tiny").symlink_to(tmp_path / "other/tiny")
 
     assert images.list_rootfs(rootfs_dir) == []
-    with pytest.raises(RootfsError, match="not a folder"):
+    with pytest.raises(RootfsError, match="not a directory"):
         images.remove("tiny", rootfs_dir)
     assert images.load_rootfs("tiny", tmp_path / "other")
 

@@ -181,7 +181,7 @@ class TestPlace:
         with pytest.raises(RootfsError, match="No such file"):
             import_image("x", str(tmp_path / "missing"), rootfs_dir)
         (tmp_path / "empty").mkdir()
-        with pytest.raises(RootfsError, match="no OCI layout"):
+        with pytest.raises(RootfsError, match="not an OCI layout"):
             import_image("x", str(tmp_path / "empty"), rootfs_dir)
         with pytest.raises(RootfsError, match="--max-size"):
             import_image("x", source(tar([file("a", bytes(10**6))])), rootfs_dir, wanted=Wanted(max_bytes=10**5))

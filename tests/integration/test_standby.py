@@ -177,6 +177,14 @@ def test_what_cannot_be_started_says_the_same(daemon: Daemon, configured: Callab
             assert ready(daemon, box)["standby"] != before, name
 
 
+def state(pid: int) -> str:
+    """Return a process' state as ps has it; empty once it is gone."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 # --- what goes wrong ---
 
 
@@ -193,6 +201,8 @@ def test_killed_or_stopped_they_are_not_missed_and_leave_nothing(configured: Cal
             box.exec(["true"]).check()
             found = ready(daemon, box)
             os.kill(found[who], number)
+            # Until the signal has struck, whoever has it may still become the next command, which then dies of it.
+            wait_until(lambda pid=found[who]: state(pid) in ("", "Z", "T"))
             for word in ("one", "two", "three"):
                 assert box.exec(["echo", word], timeout=5).stdout == f"{word}\n"
             if (who, number) != ("forker", signal.SIGSTOP):  # a forker that is stopped makes none

@@ -320,8 +320,8 @@ def writes(say: Say, pool: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-def test_row_49_killed_fifty_times_under_writes(pool: pathlib.Path) -> None:
-    """ATTACKS 49: one loop device at a time, and what was synced is whole."""
+def test_killed_fifty_times_under_writes(pool: pathlib.Path) -> None:
+    """tests/README.md, row 49: one loop device at a time, and what was synced is whole."""
     file = pool / "state/pool.btrfs"
     synced: set[str] = set()
     for turn in range(50):
@@ -361,7 +361,7 @@ def test_a_second_launcher_is_refused_while_the_first_lives(pool: pathlib.Path) 
     first = Apart(holds, pool, {})
     assert first.hear() == "open"
     try:
-        assert "another launcher has it" in Apart(second, pool).result()
+        assert "another launcher is using it" in Apart(second, pool).result()
         assert len(loops(pool / "state/pool.btrfs")) == 1
     finally:
         first.kill()
@@ -555,7 +555,7 @@ def reserve(say: Say, pool: pathlib.Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_the_hosts_reserve_is_kept(pool: pathlib.Path) -> None:
-    """ATTACKS 24: a disk of 512 MiB of which 128 are kept back."""
+    """tests/README.md, row 24: a disk of 512 MiB of which 128 are kept back."""
     found = Apart(reserve, pool).result()
     assert found["capacity"] == 384 * MIB
     assert found["first"] == (100 * MIB, "")

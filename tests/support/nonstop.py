@@ -6,12 +6,16 @@ import contextlib
 import fnmatch
 import os
 import pathlib
+import select
 import signal
 import socket
 import struct
 import threading
+import time
+from collections.abc import Callable
 
 from sandboxd.linux.kernel import CLONE_NEWNET, Kernel
+from tests.support.world import OTHER, World
 
 #: Sends a datagram to each address every 50 ms, from a port of its own; says so once it has.
 SENDER = """
@@ -30,6 +34,8 @@ while True:
         print("sending", flush=True)
     time.sleep(0.05)
 """
+#: How long something may take to come to be.
+WAIT_S = 60.0
 #: Of the port that the senders send to.
 PORT = 4051
 _ETH_P_ALL = 3
@@ -130,3 +136,42 @@ def network_processes(launcher: int) -> list[int]:
         except OSError:
             continue
     return found
+
+
+class Receivers:
+    """All places where a packet could arrive."""
+
+    def __init__(self, world: World) -> None:
+        self.counters = [Counter(path, "eth0") for path in world.receivers]
+        self.counters.append(Counter("/proc/thread-self/ns/net", "sd*-router"))
+        self.host = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.host.bind(("::", PORT))
+
+    def let_through(self) -> dict[str, int]:
+        """Return how many packets came to each address that is on no list."""
+        found: dict[str, int] = {}
+        for counter in self.counters:
+            for address, count in list(counter.seen.items()):
+                if address != OTHER:
+                    found[address] = found.get(address, 0) + count
+        with contextlib.suppress(BlockingIOError):
+            while self.host.recv(100):
+                found["the host"] = found.get("the host", 0) + 1
+        return found
+
+    def allowed(self) -> int:
+        """Return how many packets came to the address that is listed."""
+        return self.counters[0].seen.get(OTHER, 0)
+
+    def close(self) -> None:
+        for counter in self.counters:
+            counter.close()
+        self.host.close()
+
+
+def wait_until(met: Callable[[], bool]) -> None:
+    """Return once `met` says so."""
+    deadline = time.monotonic() + WAIT_S
+    while not met():
+        assert time.monotonic() < deadline
+        select.select((), (), (), 0.02)

@@ -47,6 +47,11 @@ _LABOURS: Final = {
 }  # fmt: skip
 #: Protocols of the internet families that programs have: any, ICMP, TCP, UDP, ICMPv6.
 _PROTOCOLS: Final = frozenset({0, 1, 6, 17, 58})
+#: (family, type, protocol) that the kernel has; for another one of these it runs modprobe, twice.
+_KINDS: Final = frozenset({
+    *((family, kind, protocol) for family in (2, 10) for kind, protocol in ((1, 0), (1, 6), (2, 0), (2, 17))),
+    (2, 2, 1), (10, 2, 58), *((family, 3, protocol) for family in (2, 10) for protocol in _PROTOCOLS),
+})  # fmt: skip
 #: SIOC…: bridge, 8021q and dlci, which the kernel loads for anybody's socket.
 _LOADING: Final = {
     "GIFBR": 0x8940, "SIFBR": 0x8941, "BRADDBR": 0x89A0, "BRDELBR": 0x89A1, "GIFVLAN": 0x8982, "SIFVLAN": 0x8983,
@@ -145,6 +150,9 @@ FAMILIES: Final[dict[str, tuple[Row, ...]]] = {
         ("SCTP high", 41, (2, _TYPE, 132 | HIGH)),
         *((f"{protocol} over {family}", 41, (family, _TYPE, protocol)) for family in (2, 10)
           for protocol in sorted({*range(59)} - _PROTOCOLS)),
+        *((f"{protocol} over {family}, type {kind}", 41, (family, 0x100 | kind, protocol)) for family in (2, 10)
+          for protocol in sorted(_PROTOCOLS) for kind in (1, 2, 3) if (family, kind, protocol) not in _KINDS),
+        ("UDP of STREAM high", 41, (2, 0x101 | HIGH, 17 | HIGH)),
     ) + _same(
         "ESOCKTNOSUPPORT",
         *((f"type {kind} over {family}", 41, (family, 0x100 | kind, 0)) for family in (2, 10)
@@ -153,7 +161,7 @@ FAMILIES: Final[dict[str, tuple[Row, ...]]] = {
     ) + _same(
         KERNEL,
         *((f"{protocol} over {family}, type {kind}", 41, (family, 0x100 | kind, protocol)) for family in (2, 10)
-          for protocol in sorted(_PROTOCOLS) for kind in (1, 2, 3)),
+          for protocol in sorted(_PROTOCOLS) for kind in (1, 2, 3) if (family, kind, protocol) in _KINDS),
         *((f"type {kind} of UNIX", 41, (1, 0x100 | kind, 0)) for kind in (1, 2, 3, 5)),
     ),
     "socket options and ioctls that load modules": _same(

@@ -16,7 +16,9 @@ import trio.testing
 
 import sandboxd
 from sandboxd import errors
+from sandboxd.api import openapi
 from sandboxd.api.access import Caller, Level, Policy
+from sandboxd.api.cloudflare import routes as cloudflare_routes
 from sandboxd.api.routes import ROUTES
 from sandboxd.spec import MAX_JSON_BODY_BYTES
 from sandboxd.wire.messages import Request
@@ -46,6 +48,15 @@ def test_every_kind_can_be_imported_from_the_package() -> None:
     for cls in errors.kinds().values():
         if cls.__module__ == errors.__name__:
             assert getattr(sandboxd, cls.__name__) is cls
+
+
+def test_operations_have_names_of_the_api_and_not_of_the_code() -> None:
+    names = [route.name for route in (*ROUTES, *cloudflare_routes.ROUTES)]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[a-z_]+(\.[a-zA-Z_]+)*", name) for name in names)
+    document = openapi.document(ROUTES, "1")
+    shown = {operation["operationId"] for path in document["paths"].values() for operation in path.values()}
+    assert shown == {route.name for route in ROUTES if not route.websocket} | ({"pty"} & shown)
 
 
 @pytest.fixture

@@ -371,7 +371,7 @@ async def test_a_sandbox_that_goes_ends_its_streams_with_a_name(daemon: FakeDaem
         found = problem(response)
     elif form == "sse":
         last = SseDecoder().feed(response.content)[-1]
-        assert last.event == "error"
+        assert last.event == "problem"
         found = json.loads(last.data)
     else:
         frame = raw.RawDecoder().feed(response.content)[-1]

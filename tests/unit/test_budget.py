@@ -7,6 +7,8 @@ import contextlib
 import json
 import random
 import time
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -14,15 +16,18 @@ import pytest
 import trio
 import trio.testing
 
-from sandboxd.api import contexts, pieces
-from sandboxd.api.cloudflare import container_code
+from sandboxd.api import contexts, logs, pieces
+from sandboxd.api.cloudflare import container, container_code
+from sandboxd.api.streams import SseBody
 from sandboxd.errors import ServerBusy
 from sandboxd.runtime import budget as budgets
 from sandboxd.runtime.budget import Budget, Hold
 from sandboxd.runtime.headtail import HeadTail
 from sandboxd.runtime.kept_runs import KeptRuns
+from sandboxd.runtime.logs import Snapshot
 from sandboxd.runtime.runs import Run
 from sandboxd.runtime.trimming import WORTH_BYTES, Trimmer
+from sandboxd.wire.messages import Event
 from sandboxd.wire.worker import Result
 
 FREE = budgets.FREE_BYTES
@@ -276,3 +281,51 @@ async def test_memory_is_given_back_once_for_much_that_was_let_go_of(autojump_cl
         await trio.sleep(60)
         assert trims == 1
         nursery.cancel_scope.cancel()
+
+
+async def test_who_follows_the_end_of_a_log_holds_it_no_longer_than_it_takes() -> None:
+    class Following:
+        exit = None
+
+        async def next_batch(self) -> list[Event]:
+            await trio.sleep_forever()
+            raise AssertionError
+
+    @contextlib.asynccontextmanager
+    async def follow(*_: Any, **__: Any) -> AsyncIterator[Following]:
+        yield Following()
+
+    budget = Budget()
+    events = tuple(Event(1, n, 0.0, "stdout", b"x" * 1000 + b"\n") for n in range(1000))
+    processes: Any = SimpleNamespace(follow=follow)
+    async with contextlib.AsyncExitStack() as stack:
+        hold = stack.enter_context(budget.share().hold())
+        hold.take(sum(event.cost for event in events), "test")
+        found = Snapshot(events, 1000, 0, running=True)
+        tail = await logs._Tail(found, 10, "p", hold).open(stack, processes, 0)
+        assert tail._passed == 1_001_000
+        body = SseBody(tail, "utf-8")
+        assert (await body.__anext__()).count(b"event: stdout") == 10
+        assert budget.held
+        with trio.move_on_after(0.01):
+            await body.__anext__()
+        assert not budget.held
+
+
+async def test_a_sign_of_life_costs_no_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is due while a batch of results is made theirs."""
+    monkeypatch.setattr(container, "KEEP_ALIVE_S", 0.05)
+    theirs = container_code._formats
+
+    def slowly(result: Result) -> dict[str, Any]:
+        time.sleep(0.06)
+        return theirs(result)
+
+    monkeypatch.setattr(container_code, "_formats", slowly)
+    run = Run("1", None, {}, detach=False)
+    for number in range(3):
+        run.add_result(Result(1, True, {"text": f"no {number}"}, None, None, False))
+    run.finish("ok")
+    shown = b"".join([piece async for piece in container_code._Run(run)])
+    assert [shown.count(b'"no %d"' % number) for number in range(3)] == [1, 1, 1]
+    assert shown.count(b"execution_complete") == 1

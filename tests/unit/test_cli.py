@@ -80,6 +80,11 @@ def test_create_ls_info_rm(daemon: FakeDaemon):
         ["rm"],
         ["rm", "--all", "a"],
         ["create", "--label", "x"],
+        ["stop", "a"],
+        ["process"],
+        ["process", "start", "a"],
+        ["process", "start", "-s", "work", "-u", "nobody", "a", "true"],
+        ["exec", "--orphans", "eat", "a", "true"],
         ["cp", "a", "b"],
         ["cp", "a:/x", "b:/y"],
         ["cp", "a:x", "b"],
@@ -118,10 +123,35 @@ result = CliRunner().invoke(main.cli, ["-h"])
 assert all(f"  {name} " in result.stdout for name in main.COMMANDS), result.stdout
 for verb in set(main.COMMANDS) - main.DAEMON_VERBS:
     assert CliRunner().invoke(main.cli, [verb, "-h"]).exit_code == 0
+for verb in ("start", "ls", "logs", "kill", "wait"):
+    assert CliRunner().invoke(main.cli, ["process", verb, "-h"]).exit_code == 0
 heavy = {"httpx", "trio", "hypercorn", "sandboxd.daemon", "sandboxd.runtime", "sandboxd.api"} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("old", main.RENAMED)
+def test_a_renamed_verb_is_answered_with_what_to_type(daemon: FakeDaemon, old: str):
+    now = main.RENAMED[old]
+    assert old not in main.COMMANDS
+    assert sandboxd(*now.split(), "-h").exit_code == 0
+    for words in ([], ["-h"], ["--id", "web", "a", "--", "sh", "-c", "it's 1;\n\x1b[2J ü \\x", ""]):
+        result = sandboxd(old, *words)
+        assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+        told, typed = result.stderr.strip("\n").split("; type: ", 1)
+        assert told == f"sandboxd: `{old}` is now `sandboxd {now}`"
+        assert "\x1b" not in typed
+        read = subprocess.run(["bash", "-c", f"printf '%s\\0' {typed}"], capture_output=True, check=True, text=True)
+        assert read.stdout.split("\0")[:-1] == ["sandboxd", *now.split(), *words]
+    assert daemon.requests == []
+
+
+def test_a_renamed_verb_keeps_the_address_and_hides_the_token(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SANDBOXD_TOKEN", "of-the-environment")
+    result = sandboxd("--url", "http://h:1", "ps", "a")
+    assert result.stderr.endswith("; type: sandboxd --url http://h:1 process ls a\n")
+    assert sandboxd("--token", "hush", "ps", "a").stderr.endswith("; type: sandboxd --token TOKEN process ls a\n")
 
 
 def test_cp_both_ways(daemon: FakeDaemon, tmp_path: Path):

@@ -206,7 +206,7 @@ def test_search_and_find(daemon: FakeDaemon):
     daemon.answers["POST", "search"] = answer
     result = files("search", "a", "a.b", "--name", "*.py", "-ia", "--limit", "1", "--timeout", "2", "--gitignore")
     assert result.stdout == "/workspace/caf\\xe9\\x1b[31m:3:a\tb\\x1b\n"
-    assert result.stderr == "sandboxd: this is not all: the limit was reached\n"
+    assert result.stderr == "sandboxd: the result is incomplete: the limit was reached\n"
     flags = {"ignore_case": True, "gitignore": True, "hidden": True}
     named = {"path": "/workspace", "name": "*.py", "content": "a.b", "limit": 1, "timeout_s": 2.0}
     assert asked(daemon)[3] == named | flags

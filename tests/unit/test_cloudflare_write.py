@@ -17,6 +17,7 @@ from sandboxd.api.cloudflare import container_write
 from sandboxd.api.cloudflare.container_write import ContentSplitter
 from sandboxd.errors import InvalidRequest
 from tests.support.fake_daemon import FakeDaemon, daemon_in
+from tests.support.steps import MAX_STEP_S, watched
 
 BOX = "/cloudflare/sandboxes/box/api/write"
 MIB = 1024 * 1024
@@ -70,6 +71,14 @@ async def test_content_that_is_no_text_is_refused(daemon: FakeDaemon, text: byte
 def test_content_is_there_once() -> None:
     with pytest.raises(InvalidRequest):
         split(b'{"content":"a","content":"b"}', [])
+
+
+@pytest.mark.parametrize("unit", [b"[", b'"",'])
+async def test_a_body_of_the_smallest_units_leaves_the_loop_to_others(daemon: FakeDaemon, unit: bytes) -> None:
+    with watched() as steps:
+        answer = await daemon.client.post(BOX, content=b'{"x":[' + unit * (400_000 // len(unit)))
+    assert answer.status_code == 400
+    assert steps.longest < MAX_STEP_S, steps.where
 
 
 def chunks(head: bytes, piece: bytes, count: int, tail: bytes) -> AsyncIterator[bytes]:

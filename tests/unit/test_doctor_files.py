@@ -39,7 +39,7 @@ def images(*found: rootfs.Rootfs, error: str | None = None) -> list[Feature]:
         ([], "missing", "rootfs build default"),
         ([rootfs.Rootfs("default", BUILT, True)], "ok", None),
         ([rootfs.Rootfs("other", BUILT, True)], "degraded", "rootfs build default"),
-        ([rootfs.Rootfs("default", None, True, "its rootfs.json is no JSON")], "missing", "rootfs build default"),
+        ([rootfs.Rootfs("default", None, True, "its rootfs.json is not JSON")], "missing", "rootfs build default"),
         ([rootfs.Rootfs("default", BUILT, False, "it has no tree")], "missing", "rootfs build default"),
         ([rootfs.Rootfs("default", BUILT, None)], "unknown", "sudo"),
     ],

@@ -231,7 +231,7 @@ async def test_a_daemon_that_stops_ends_the_stream_with_a_word(daemon: FakeDaemo
         async with daemon.client.stream("GET", "/v1/events", headers=SSE) as response:
             daemon.manager.stop()
             events = [event async for piece in response.aiter_raw() for event in decoder.feed(piece)]
-    assert [(event.event, json.loads(event.data)["kind"]) for event in events] == [("error", "server-busy")]
+    assert [(event.event, json.loads(event.data)["kind"]) for event in events] == [("problem", "server-busy")]
 
 
 async def test_a_reader_that_comes_too_late_is_told(daemon: FakeDaemon) -> None:

@@ -228,7 +228,7 @@ def test_what_a_birth_needs_is_there(place):
     told = unpack_child._told(done.unpacker.notes)
     assert told == [
         "skipped below /dev, /proc and /sys, which a sandbox has of its own (3)",
-        "replaced by a folder: the link /tmp",
+        "replaced by a directory: the link /tmp",
         "replaced by an empty file: the link /etc/resolv.conf",
     ]
 
@@ -309,7 +309,7 @@ class TestChoice:
         assert choice.choose(every, None, "linux/s390x", "linux/amd64").names == ("other",)
         assert choice.choose(every, every[0].digest, None, "linux/amd64") == every[0]
         for image, platform in (("nothing", None), (None, "linux/arm64")):
-            with pytest.raises(ImageRefused, match="no such image; there are: busybox"):
+            with pytest.raises(ImageRefused, match="no such image; it has: busybox"):
                 choice.choose(every, image, platform, "linux/amd64")
         with pytest.raises(ImageRefused, match="another platform"):
             choice.choose(every, "other", None, "linux/amd64")

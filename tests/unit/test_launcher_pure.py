@@ -163,7 +163,7 @@ def test_users_of_an_ordinary_file() -> None:
 
 @pytest.mark.parametrize("user", ["0:0", "-1", "1000x", "4294967295", "root\n", "65536", "", "a b", True, -1, 65536])
 def test_strange_users_are_refused(user: str | int) -> None:
-    """ATTACKS 40."""
+    """Users that could be read in two ways (tests/README.md, row 40)."""
     with pytest.raises(InvalidRequest):
         spec.check_user(user)
 

@@ -62,7 +62,7 @@ async def test_a_daemon_without_sandboxes(daemon: FakeDaemon) -> None:
     assert at(found, "process_open_fds") == pytest.approx(len(os.listdir("/proc/self/fd")), abs=20)
     assert at(found, "process_cpu_seconds_total") is not None
     again = await scrape(daemon)
-    assert at(again, "sandboxd_http_responses_total", route="meta.metrics", code="200") == 1
+    assert at(again, "sandboxd_http_responses_total", route="metrics", code="200") == 1
 
 
 async def test_what_happened_is_counted(daemon: FakeDaemon) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import selectors
 import socket
+import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import msgpack
 import pytest
 
 from sandboxd.errors import SandboxdError
-from sandboxd.launcher import network_process
+from sandboxd.launcher import network_process, templates
 from sandboxd.launcher.network_process import Means, NetworkProcess
-from sandboxd.templates.network import links, server
+from sandboxd.templates.network import answers, links, server
 from sandboxd.templates.network.server import Server
 from tests.unit.test_network_rules import HOST, state
 
@@ -51,7 +54,9 @@ class Rig(NetworkProcess):
         self.router = Router()
         self.ends: list[socket.socket] = []
         self.networks = networks
-        means = Means("/", self.router, lambda: bool(networks), lambda: ({"table": "t"}, networks), lambda _: None)  # type: ignore[arg-type]
+        self.told: list[dict[str, Any]] = []
+        state = lambda: ({"table": "t"}, networks)  # noqa: E731
+        means = Means("/", self.router, lambda: bool(networks), state, self.told.append)  # type: ignore[arg-type]
         super().__init__(self.selector, None, means)  # type: ignore[arg-type]
 
     def _spawn(self, module: str, connection: socket.socket, network: int = -1) -> None:
@@ -160,6 +165,112 @@ def test_the_router_goes_with_the_last_network_and_not_where_another_has_begun(r
     assert rig.router.is_kept
 
 
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Have descriptors from 1,100 on, as a launcher of as many sandboxes has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip("a hard limit of descriptors below 2,048")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+    taken = [os.open("/dev/null", os.O_RDONLY)]
+    try:
+        while taken[-1] < 1100:
+            taken.append(os.dup(taken[0]))
+        yield
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_last_networks_end_is_awaited_among_many_descriptors(
+    many_descriptors: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_process, "_FAREWELL_S", 0.2)
+    rig, results = Rig([]), list[SandboxdError | None]()
+    rig.ask("end", {}, [], results.append)
+    assert rig.ends[-1].fileno() > 1023
+    rig.ends[-1].send(b"ready")
+    rig.close()
+    assert len(results) == 1
+    rig.ends[-1].close()
+
+
+def test_a_process_is_looked_at_among_many_descriptors(many_descriptors: None) -> None:
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        assert pidfd > 1023
+        assert not templates._has_ended(pidfd)
+        process.kill()
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
+        assert templates._has_ended(pidfd)
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(pidfd)
+
+
+DEEP = b"\x91" * 1010 + b"\xc0"  # msgpack reads it, and nobody may look into it: each level is a call
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\x93\x03" + DEEP + b"\x90",  # why it was refused
+        b"\x93\x03\xc0\x91" + DEEP,  # whose rules were left out
+        b"\x93\x00\xa6denied\x84\xa2id" + DEEP + b"\xa7address\xa1a\xa8protocol\xa1a\xa4port\xc0",
+        msgpack.packb([0, "denied", {"id": "a", "address": b"\xff", "protocol": "tcp", "port": 1}]),
+        msgpack.packb([0, "denied", {"id": "a", "address": "b", "protocol": "tcp", "port": 1 << 63}]),
+        msgpack.packb([0, "denied", {"id": "a"}]),
+        msgpack.packb([3, ["no"]]),
+        msgpack.packb([3, None, 5]),
+        msgpack.packb([[], None]),
+        msgpack.packb(7),
+    ],
+    ids=[
+        "deep error",
+        "deep list",
+        "deep attempt",
+        "bytes",
+        "port",
+        "missing",
+        "list",
+        "no list",
+        "unhashable",
+        "number",
+    ],
+)
+def test_a_process_that_says_nonsense_is_ended_and_the_launcher_goes_on(rig: Rig, answer: bytes) -> None:
+    results: list[SandboxdError | None] = []
+    rig.ask("attach", {"id": "a"}, [], results.append)
+    rig.ends[-1].send(b"ready")
+    rig.turn()
+    assert rig.asked(answer=False) == ["router", "begin []", "attach a"]
+    rig.ends[-1].send(answer)
+    rig.turn()
+    assert rig.ends[-1].recv(1) == b""  # it was let go
+    assert not rig.told
+    rig._started_at -= network_process._REST_S
+    rig.turn()
+    rig.ends[-1].send(b"ready")
+    rig.turn()
+    assert "attach a" in rig.asked()
+    while not results:
+        rig.turn()
+    assert results == [None]
+
+
+def test_of_a_denied_packet_only_what_is_known_is_told(rig: Rig) -> None:
+    rig.ask("attach", {"id": "a"}, [], lambda _: None)
+    rig.ends[-1].send(b"ready")
+    rig.turn()
+    known = {"id": "a", "address": "198.18.0.1", "protocol": "tcp", "port": 80}
+    rig.ends[-1].send(msgpack.packb([0, "denied", {**known, "more": [1]}]))
+    rig.turn()
+    assert rig.told == [known]
+
+
 class Remote:
     """Notes each transaction, and refuses those with a word in them."""
 
@@ -170,6 +281,16 @@ class Remote:
     def run(self, commands: str) -> str:
         self.transactions.append(commands)
         return "no" if self.refused and self.refused in commands else ""
+
+
+class Deaf:
+    """Stands for the watch, which hears of nothing."""
+
+    def __init__(self, _: str) -> None:
+        pass
+
+    def passing_over(self, _: object) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
 
 def begun(monkeypatch: pytest.MonkeyPatch, remote: Remote, count: int) -> tuple[Server, list[str]]:
@@ -188,7 +309,7 @@ def begun(monkeypatch: pytest.MonkeyPatch, remote: Remote, count: int) -> tuple[
     theirs.close()
     one = Server(ours)
     one._places, one._remote = places, remote  # type: ignore[assignment]
-    monkeypatch.setattr(server, "Watch", lambda _: None)
+    monkeypatch.setattr(server, "Watch", Deaf)
     monkeypatch.setattr(links, "fetch", lambda *_: None)
     monkeypatch.setattr(server.Guard, "restore", lambda *_: "")
     states = [state("198.18.0.1/32", sandbox_id=f"s{at}", index=at) for at in range(1, count + 1)]
@@ -229,3 +350,19 @@ def test_a_detach_may_be_asked_for_twice(monkeypatch: pytest.MonkeyPatch) -> Non
     params = {"id": "s1", "name": "sdtest-1", "addresses": [[4, "10.213.0.1"]]}
     assert "delete element" in one._prepare("detach", dict(params), [])
     assert one._prepare("detach", dict(params), []) == ""
+
+
+def test_answers_are_looked_through_once_a_second_however_often_the_loop_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = begun(monkeypatch, Remote(), 2)
+    now, looks = 1000.0, list[float]()
+    lapse = answers.Answers.lapse
+    monkeypatch.setattr(server.time, "monotonic", lambda: now)
+    monkeypatch.setattr(answers.Answers, "lapse", lambda self, when: looks.append(when) or lapse(self, when))
+    assert one._wait_s() is None
+    one._permit("s1", [("198.18.0.1", [[80, 80]], 3.0)])
+    for turn in range(100):
+        now = 1000.0 + turn / 25
+        one._lapse()
+        assert 0 <= one._wait_s() <= 1 if one._answers["s1"].has_any else one._wait_s() is None
+    assert len(looks) == 2 * 4
+    assert not one._answers["s1"].has_any  # it had its time all the same

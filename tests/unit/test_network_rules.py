@@ -108,6 +108,7 @@ def test_a_set_that_differs_keeps_no_lapsed_answer_alive(monkeypatch: pytest.Mon
         return "Could not process rule: No such file or directory" if "delete element" in commands else ""
 
     one = Server.__new__(Server)
+    one._lapse_at = 0.0
     monkeypatch.setattr(one, "_nft", refuse_deletes)
     one._answers = {name: Answers(HOST, state(sandbox_id=name, index=at)) for at, name in enumerate("ab", 1)}
     for answers in one._answers.values():

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping, Pong, Request, TextMessage
 from wsproto.frame_protocol import CloseReason
 
 from sandboxd.api import terminals, websocket
+from sandboxd.api.cloudflare import container_socket
 from sandboxd.errors import RemoteProtocolError
+from sandboxd.runtime.budget import FREE_BYTES
 from sandboxd.wire.messages import Event, Reply
 from tests.support.fake_daemon import TOKEN, FakeDaemon, daemon_in, eventually
 from tests.support.fake_peer import Conversation, exit_data
@@ -520,3 +523,133 @@ async def test_the_containers_socket_answers_a_goodbye_under_its_requests(daemon
     await client.send(TextMessage(data=json.dumps(asked)))
     await eventually(lambda: bool(daemon.init.requests))
     assert (await goodbye(client, CloseConnection(code=1001))).code == 1001
+
+
+async def bash(talk: Conversation, request: Any) -> None:
+    facts = {"type": "file", "size": 1, "mode": 0o755, "uid": 0, "gid": 0, "mtime": 1.0}
+    await talk.reply(request, path=b"/bin/bash", **facts)
+
+
+async def large_answer(daemon: FakeDaemon) -> tuple[Client, str]:
+    """Ask over Cloudflare's /ws for an answer that is made piece by piece; return its text with the client."""
+
+    daemon.init.answers["stat"] = bash
+    text = "é\n" * 1_000_000
+    data = text.encode()
+    daemon.init.script = [("stdout", data[at : at + 200_000]) for at in range(0, len(data), 200_000)]
+    client = await Client(await daemon.raw_connection()).open("/cloudflare/sandboxes/box/ws")
+    asked = {"type": "request", "id": "1", "method": "POST", "path": "/api/execute", "body": {"command": "x"}}
+    await client.send(TextMessage(data=json.dumps(asked)))
+    await eventually(lambda: daemon.manager.budget.held > 1_000_000)
+    return client, text
+
+
+async def test_an_answer_in_pieces_is_one_message_whatever_comes_meanwhile(daemon: FakeDaemon) -> None:
+    client, text = await large_answer(daemon)
+    await client.send(Ping(payload=b"still there?"))
+    ping = {"type": "request", "id": "2", "method": "GET", "path": "/api/ping"}
+    found: dict[str, Any] = {}
+    parts: list[str] = []
+    while len(found) < 2:
+        event = await client.next()
+        if isinstance(event, TextMessage) and not parts and not found:  # it is on its way
+            for message in ({"type": "cancel", "id": "1"}, ping):
+                await client.send(TextMessage(data=json.dumps(message)))
+        if isinstance(event, TextMessage):
+            parts.append(event.data)
+            if event.message_finished:
+                message = json.loads("".join(parts))
+                found[message["id"]] = message
+                parts.clear()
+    assert found["1"]["body"]["stdout"] == text
+    assert (found["1"]["status"], found["2"]["status"]) == (200, 200)
+    await eventually(lambda: not daemon.manager.budget.held)
+
+
+async def test_a_daemon_that_stops_does_not_wait_for_who_reads_no_answer(tmp_path: Path) -> None:
+    with trio.fail_after(websocket.SEND_TIMEOUT_S / 2):
+        async with daemon_in(tmp_path) as daemon:
+            await daemon.create(name="box")
+            client, _ = await large_answer(daemon)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+    assert not daemon.manager.budget.held
+    await trio.aclose_forcefully(client.stream)
+
+
+async def test_what_a_terminal_showed_before_is_held_until_its_viewer_has_it(daemon: FakeDaemon) -> None:
+    terminal = Terminal(daemon)
+    shown = b"x" * 400_000 + b"end"
+
+    async def follow(talk: Conversation, request: Any) -> None:
+        await talk.send(Event(request.id, 0, 1.0, "start", {"id": "p", "pid": 7}))
+        for offset, start in enumerate(range(0, len(shown), 100_000), 1):
+            await talk.send(Event(request.id, offset, 1.0, "stdout", shown[start : start + 100_000]))
+        await talk.send(Reply(request.id, {"next": 6, "running": True}))
+
+    daemon.init.answers["follow"] = follow
+    client = await Client(await daemon.raw_connection()).open(PTY + "?process=p&fresh=true")
+    await eventually(lambda: bool(terminal.views))
+    assert daemon.manager.budget.held > len(shown) - 2 * FREE_BYTES
+    got = b""
+    while not got.endswith(b"end"):
+        event = await client.next()
+        got += event.data if isinstance(event, BytesMessage) else b""
+    assert got == shown
+    await eventually(lambda: not daemon.manager.budget.held)
+
+
+async def test_bodies_of_the_containers_socket_are_bounded_together(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container_socket, "MAX_BODIES_BYTES", 20_000)
+    begun: list[str] = []
+    goes_on = trio.Event()
+
+    async def execute(talk: Conversation, request: Any) -> None:
+        begun.append(request.params["argv"][-1][:1])
+        await goes_on.wait()
+        await daemon.init.op_exec(talk, request)
+
+    daemon.init.answers |= {"stat": bash, "exec": execute}
+    client = await Client(await daemon.raw_connection()).open("/cloudflare/sandboxes/box/ws")
+    for name in "abc":
+        asked = {"type": "request", "id": name, "method": "POST", "path": "/api/execute"}
+        await client.send(TextMessage(data=json.dumps({**asked, "body": {"command": name * 8_000}})))
+    await eventually(lambda: len(begun) == 2)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert sorted(begun) == ["a", "b"]
+    await client.send(Ping(payload=b"still there?"))
+    assert isinstance(await client.next(), Pong)
+    goes_on.set()
+    assert {(await client.told())["id"] for _ in range(3)} == set("abc")
+    assert len(begun) == 3
+
+
+async def test_a_stream_of_large_events_over_the_containers_socket_may_be_cancelled_at_any_time(
+    daemon: FakeDaemon,
+) -> None:
+    daemon.init.answers["stat"] = bash
+    daemon.init.script = [("stdout", b"\x01" * 200_000)] * 20
+    client = await Client(await daemon.raw_connection()).open("/cloudflare/sandboxes/box/ws")
+    asked = {"type": "request", "id": "1", "method": "POST", "path": "/api/execute/stream", "body": {"command": "x"}}
+    await client.send(TextMessage(data=json.dumps(asked)))
+    found: list[dict[str, Any]] = []
+    parts: list[str] = []
+    is_cancelled = False
+    while not found or found[-1]["id"] != "2":
+        event = await client.next()
+        assert isinstance(event, TextMessage)
+        if not event.message_finished and not is_cancelled:
+            is_cancelled = True
+            ping = {"type": "request", "id": "2", "method": "GET", "path": "/api/ping"}
+            for message in ({"type": "cancel", "id": "1"}, ping):
+                await client.send(TextMessage(data=json.dumps(message)))
+        parts.append(event.data)
+        if event.message_finished:
+            found.append(json.loads("".join(parts)))
+            parts.clear()
+    told = [json.loads(one["data"]) for one in found if one["type"] == "stream"]
+    assert {one["type"] for one in told} <= {"start", "stdout"}
+    assert all(set(one["data"]) == {"\x01"} for one in told if one["type"] == "stdout")
+    assert len(told) < 20
+    assert found[-1]["status"] == 200

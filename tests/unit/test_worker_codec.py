@@ -154,14 +154,14 @@ def test_a_large_result_passes() -> None:
 
 
 class Room:
-    """Where there is room for one frame of up to `size` bytes."""
+    """Where there is room for `size` bytes."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.held = 0
 
     def grow(self, size: int) -> bool:
-        if size > self.size:
+        if self.held + size > self.size:
             return False
         self.held += size
         return True
@@ -184,3 +184,10 @@ def test_a_large_frame_that_there_is_no_room_for_is_passed_over(step: int) -> No
     assert room.held > 350_000
     decoder.close()
     assert room.held == 0
+
+
+def test_what_is_announced_and_does_not_come_takes_no_room() -> None:
+    room = Room(400_000)
+    decoder = worker.WorkerDecoder(room)
+    assert not list(decoder.feed(struct.pack(">I", worker.MAX_FRAME_BYTES) + b"x" * 1000))
+    assert room.held == 1004

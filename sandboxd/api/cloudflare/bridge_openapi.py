@@ -11,7 +11,7 @@ import msgspec
 from ..access import Level
 
 if TYPE_CHECKING:
-    from ..routes import Route
+    from ..route import Route
 
 #: Filled by `bridge_routes`, whose handlers use this module.
 ROUTES: Final[list[Route]] = []

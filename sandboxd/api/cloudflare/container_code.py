@@ -159,11 +159,12 @@ class _Run(Events):
             return None
         self._position = batch[-1].offset + 1
         self.is_over = batch[-1].type == "end"
-        formats = {
-            one.offset: await trio.to_thread.run_sync(_formats, one.data)  # a large chart takes a while to be theirs
-            for one in batch
-            if isinstance(one.data, frames.Result)
-        }
+        with trio.CancelScope(shield=True):  # a sign of life that is due meanwhile must not cost the batch
+            formats = {
+                one.offset: await trio.to_thread.run_sync(_formats, one.data)  # large charts take a while
+                for one in batch
+                if isinstance(one.data, frames.Result)
+            }
         self._joiner.put(part for one in batch for part in self._parts(one, formats))
         return b""
 

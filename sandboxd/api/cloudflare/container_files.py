@@ -12,6 +12,7 @@ import msgspec
 from ...errors import FileNotFound, InvalidRequest, NotAFile
 from ...runtime import checks, filefacts
 from ...runtime.files import PIECE_BYTES
+from ...runtime.strangers import Turn
 from ...spec import name_bytes
 from ...wire import utf8
 from ...wire.times import rfc3339
@@ -223,12 +224,15 @@ async def write(call: Call, name: str) -> TrioResponse:
 
 async def _receive(call: Call, upload: Upload) -> bytes:
     """Give the content of a body to `upload` as it comes, and return what is beside it."""
-    splitter = ContentSplitter()
+    splitter, turn = ContentSplitter(), Turn()
     try:
         while piece := await call.body.next_piece(idle_s=UPLOAD_IDLE_S, at_least=PIECE_BYTES):
+            turn.begin()
             for start in range(0, len(piece), PIECE_BYTES):
                 for text in splitter.feed(piece[start : start + PIECE_BYTES]):
-                    await upload.take(text, splitter)
+                    if text:
+                        await upload.take(text, splitter)
+                    await turn.rest()
     except InvalidRequest as error:
         raise container.invalid(error) from None
     return splitter.finish()

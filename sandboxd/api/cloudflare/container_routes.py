@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from ..routes import Route
+from ..route import Route
 from . import container_backup as backup
 from . import container_code as code
 from . import container_exec as commands
@@ -36,16 +36,32 @@ def _route(
 ) -> Route:
     """Return a row; `operation` is what its errors call it."""
     body = dict if method == "POST" else None
-    return Route(method=method, path=f"{_SANDBOX}/api{path}", handler=named(operation, handler), query=query, body=body)
+    return Route(
+        name=f"cloudflare.{operation}",
+        method=method,
+        path=f"{_SANDBOX}/api{path}",
+        handler=named(operation, handler),
+        query=query,
+        body=body,
+    )
 
 
 ROUTES: Final[tuple[Route, ...]] = (
-    Route(method="GET", path=f"{_SANDBOX}/", handler=meta.root),
-    Route(method="GET", path=f"{_SANDBOX}/ws", handler=socket.serve, query=socket.QUERY, status=101, websocket=True),
+    Route(method="GET", path=f"{_SANDBOX}/", name="cloudflare.root", handler=meta.root),
+    Route(
+        method="GET",
+        path=f"{_SANDBOX}/ws",
+        name="cloudflare.websocket",
+        handler=socket.serve,
+        query=socket.QUERY,
+        status=101,
+        websocket=True,
+    ),
     # Not built yet: a sentence instead of "no such route", which their client takes for a fault of the network.
     Route(
         method="GET",
         path=f"{_SANDBOX}/rpc",
+        name="cloudflare.rpc",
         handler=named("rpc", meta.rpc),
         query=socket.QUERY,
         status=101,
@@ -54,6 +70,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="GET",
         path=f"{_SANDBOX}/ws/pty",
+        name="cloudflare.terminal.open",
         handler=named("terminal.open", terminal.open_terminal),
         query=terminal.QUERY,
         status=101,

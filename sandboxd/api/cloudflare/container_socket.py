@@ -21,12 +21,15 @@ from ...wire.sse import SseDecoder
 from .. import jsontext, target
 from .. import problems as native
 from ..call import JSON_TYPE, Call
+from ..pieces import STEP, JsonBody, encode
 from ..websocket import Gone, parse_json
 from . import names, problems, tokens
 from .container_write import MAX_HELD
 from .problems import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterable
+
     from ..app import Api
     from ..socket_call import SocketCall
 
@@ -35,6 +38,10 @@ QUERY: Final = (tokens.PARAMETER,)
 MAX_REQUESTS: Final = 64
 #: One message, which is held as a whole: a file of 40 MiB in base64, and a request around it.
 MAX_MESSAGE_BYTES: Final = MAX_HELD + 64 * 1024
+#: One event of a stream: a result's formats (10 MiB), each character of which JSON may write as six.
+MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
+#: What their bodies may have together; the next request waits for room, and what comes behind it does too.
+MAX_BODIES_BYTES: Final = 2 * MAX_HELD
 _METHODS: Final = frozenset(("GET", "POST", "DELETE", "PUT", "PATCH"))
 _OK: Final = 200
 
@@ -61,6 +68,8 @@ class _Client:
         self._prefix = f"/cloudflare/sandboxes/{name}"
         self._nursery = nursery
         self._running: dict[str, trio.CancelScope] = {}
+        self._body_bytes = 0
+        self._room = trio.Event()
 
     async def take(self, message: bytes | str) -> None:
         """Take the next message."""
@@ -69,13 +78,13 @@ class _Client:
             if isinstance(message, bytes):
                 raise Refusal("VALIDATION_FAILED", "cannot understand the message: it is no text")
             given = parse_json(message)
-            self._take(given)
+            await self._take(given)
         except (Refusal, InvalidRequest) as error:
             shown = {"type": "error", "code": "INVALID_REQUEST", "message": error.message, "status": 400}
             named = {"id": given["id"]} if isinstance(given.get("id"), str) else {}
             await self._call.socket.send_json({**shown, **named})
 
-    def _take(self, given: dict[str, Any]) -> None:
+    async def _take(self, given: dict[str, Any]) -> None:
         kind, name = given.get("type"), given.get("id")
         if not isinstance(name, str) or not 0 < len(name) <= 128:
             raise Refusal("VALIDATION_FAILED", "cannot understand the message: it has no id")
@@ -89,6 +98,10 @@ class _Client:
         if name in self._running or len(self._running) >= MAX_REQUESTS:
             raise Refusal("VALIDATION_FAILED", "cannot take the request: its id is in use, or too many are under way")
         body = b"" if given.get("body") is None else _body(given["body"])
+        while self._body_bytes and self._body_bytes + len(body) > MAX_BODIES_BYTES:
+            self._room = trio.Event()
+            await self._room.wait()
+        self._body_bytes += len(body)
         self._running[name] = trio.CancelScope()
         self._nursery.start_soon(self._serve, name, method, path, body)
 
@@ -105,6 +118,8 @@ class _Client:
                 await self._call.socket.send_json({**told, "status": shown["httpStatus"]})
         finally:
             del self._running[name]
+            self._body_bytes -= len(body)
+            self._room.set()
 
     async def _answer(self, name: str, method: str, path: str, body: bytes) -> None:
         api: Any = self._call.api
@@ -117,12 +132,33 @@ class _Client:
                 shown = {"type": "response", "id": name, "status": response.status_code, "done": True}
                 await self._call.socket.send_json({**shown, "body": _value(response.response.data)})
                 return
-            decoder = SseDecoder()
+            if isinstance(response.response, JsonBody):
+                async with contextlib.aclosing(_large(name, response.status_code, response.response)) as parts:
+                    await self._send_whole(name, parts)
+                return
+            decoder = SseDecoder(MAX_EVENT_BYTES)
             async with response.response as pieces:
                 async for piece in pieces:
                     for event in decoder.feed(piece):
-                        await self._call.socket.send_json({"type": "stream", "id": name, "data": event.data})
+                        await self._tell(name, event.data)
             await self._call.socket.send_json({"type": "response", "id": name, "status": _OK, "done": True})
+
+    async def _tell(self, name: str, data: str) -> None:
+        """Send an event, a large one in parts: encoding it takes a while."""
+        message = {"type": "stream", "id": name, "data": data}
+        if len(data) > STEP:
+            await self._send_whole(name, JsonBody(encode(message)))
+        else:
+            await self._call.socket.send_json(message)
+
+    async def _send_whole(self, name: str, parts: AsyncIterable[bytes]) -> None:
+        """Send a message in parts; to cancel its request takes effect behind it."""
+        scope, meanwhile = self._running[name], trio.CancelScope()
+        self._running[name] = meanwhile
+        await self._call.socket.send_text(parts)
+        self._running[name] = scope
+        if meanwhile.cancel_called:
+            scope.cancel()
 
     def _split(self, path: str) -> tuple[str, bytes]:
         routed, query = target.split(path.encode())
@@ -145,6 +181,15 @@ class _Client:
 
 async def _no_push(path: str, headers: Headers) -> None:
     """Nothing: there is nowhere to push to."""
+
+
+async def _large(name: str, status: int, body: JsonBody) -> AsyncGenerator[bytes, None]:
+    """Give the message of an answer that is made piece by piece."""
+    head = jsontext.encode({"type": "response", "id": name, "status": status, "done": True})
+    yield head.removesuffix(b"}") + b',"body":'
+    async for piece in body:
+        yield piece
+    yield b"}"
 
 
 def _body(value: Any) -> bytes:  # noqa: ANN401 - any JSON value

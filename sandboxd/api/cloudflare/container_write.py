@@ -44,6 +44,8 @@ _WHOLE: Final = re.compile(
     re.DOTALL,
 )
 _LONGEST: Final = len(rb"\ud83d\ude00")
+#: Strings and structural characters that are passed before the reader may rest: about half a millisecond.
+_STEPS: Final = 512
 
 
 class ContentSplitter:
@@ -64,14 +66,18 @@ class ContentSplitter:
         return bytes(self._rest) + (b'"' if self._is_inside else b"") + b"}" * self._depth
 
     def feed(self, data: bytes | bytearray | memoryview) -> Iterator[str]:
-        """Take the next bytes, and give the text that has come.
+        """Take the next bytes, and give the text that has come; an empty one where its reader may rest.
 
         Raises:
             InvalidRequest: the content is no text of JSON's, or is there twice.
             BodyTooLarge: what is beside it is too large.
         """
         self._buffer += data
+        steps = 0
         while self._buffer:
+            steps += 1
+            if steps % _STEPS == 0:
+                yield ""
             if self._is_inside:
                 text = self._text()
                 if text:

@@ -7,6 +7,6 @@ from typing import TYPE_CHECKING, Final
 from . import bridge_routes, container_routes
 
 if TYPE_CHECKING:
-    from ..routes import Route
+    from ..route import Route
 
 ROUTES: Final[tuple[Route, ...]] = (*bridge_routes.ROUTES, *container_routes.ROUTES)

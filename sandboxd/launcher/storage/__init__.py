@@ -1,4 +1,4 @@
-"""Storage drivers: where a sandbox's own files live, and what limits them (DESIGN section 4).
+"""Storage drivers: where a sandbox's own files live, and what limits them.
 
 A driver's tree is root's, 0700: files in it are owned by the constant on-disk range, so a setuid file made inside
 a sandbox belongs to nobody on the host, and no host user can reach it.

@@ -117,7 +117,7 @@ def _open_path(kernel: Kernel, settings: Settings, room: Room) -> BtrfsDriver:
             raise ConfigError(f"cannot keep sandboxes in {path}: it is not on btrfs", key="storage_path")
         if btrfs.quota_mode(btrfs.uuid(kernel, fd)) is None:
             raise HostUnsupported(
-                f"cannot keep sandboxes in {path}: its filesystem has quotas off, which its owner may turn on",
+                f"cannot keep sandboxes in {path}: quotas are turned off on its filesystem; its owner can enable them",
                 feature="btrfs quotas",
                 remedy=f"btrfs quota enable --simple {path} (Linux 6.7), or btrfs quota enable {path}",
             )

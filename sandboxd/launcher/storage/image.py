@@ -75,7 +75,7 @@ class PoolImage:
         """Lock, make, attach and mount the image, for at least `bound` bytes of sandboxes.
 
         Raises:
-            AlreadyRunning: another launcher has it.
+            AlreadyRunning: another launcher is using it.
             HostUnsupported: there is no program that makes one, or it failed.
             SyscallError: the kernel refused.
         """
@@ -119,7 +119,7 @@ class PoolImage:
 
         if not _within(LOCK_S, locked):
             self.undo()
-            raise AlreadyRunning(f"cannot open {self._image}: another launcher has it", image=self._image)
+            raise AlreadyRunning(f"cannot open {self._image}: another launcher is using it", image=self._image)
 
     def _make(self, size: int) -> None:
         """Make the image under another name first: one that has its name is whole."""
@@ -154,7 +154,7 @@ class PoolImage:
         status = self._kernel.run(argv)
         if status != 0:
             raise HostUnsupported(
-                f"cannot make a pool image at {self._image}: mkfs.btrfs ended with status {status}; its words are in "
+                f"cannot make a pool image at {self._image}: mkfs.btrfs exited with status {status}; its output is in "
                 "the daemon's log",
                 feature="mkfs.btrfs",
                 remedy="see the log",

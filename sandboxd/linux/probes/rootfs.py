@@ -104,9 +104,9 @@ def _look(kernel: Kernel, directory: str, name: str) -> Rootfs:
     except OSError as error:
         return Rootfs(name, None, tree, f"its rootfs.json cannot be read: {error.strerror}")
     except ValueError:
-        return Rootfs(name, None, tree, "its rootfs.json is no JSON")
+        return Rootfs(name, None, tree, "its rootfs.json is not JSON")
     if not isinstance(facts, dict) or facts.get("name") != name:
-        return Rootfs(name, None, tree, "its rootfs.json is another's")
+        return Rootfs(name, None, tree, "its rootfs.json names another rootfs")
     return Rootfs(name, facts, tree, why)
 
 
@@ -120,7 +120,7 @@ def _look_at_tree(kernel: Kernel, tree: str) -> tuple[bool | None, str]:
         for name in MOUNT_POINTS:
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISDIR(os.stat(name, dir_fd=root, follow_symlinks=False).st_mode):
-                    return False, f"its /{name} is no directory, so a sandbox's own cannot be mounted there"
+                    return False, f"its /{name} is not a directory, so a sandbox's own cannot be mounted there"
         # Below the tree: its absolute links are its own.
         os.close(kernel.openat2(root, SHELL, os.O_PATH, RESOLVE_IN_ROOT))
     except OSError:
@@ -144,7 +144,7 @@ def _one(directory: str, item: Rootfs) -> Feature:
         means = "its tree is root's to look at"
         return Feature(name=name, status=Status.UNKNOWN, found=found, means=means, remedy=AS_ROOT)
     if item.why:
-        means = "commands that are one string fail there; lists of words work"
+        means = "commands given as one string fail there; lists of arguments work"
         remedy = f"make the rootfs of an image that has /{SHELL}"
         return Feature(name=name, status=Status.DEGRADED, found=f"{found}; {item.why}", means=means, remedy=remedy)
     return Feature(name=name, status=Status.OK, found=found, means="sandboxes can be made of it")

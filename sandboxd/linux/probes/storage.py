@@ -100,7 +100,7 @@ def _folder(name: str, folder: Folder) -> Feature:
         return Feature(name=name, status=Status.UNKNOWN, found=found, means=means, remedy=AS_ROOT, essential=True)
     remedy = f"make {folder.ancestor} writable (a read-only mount?)"
     if name != "id-claims":
-        remedy += f", or give another folder: --{name} DIR"
+        remedy += f", or pass another directory: --{name} DIR"
     found, means = f"{found}: root cannot write there", "the daemon cannot start"
     return Feature(name=name, status=Status.MISSING, found=found, means=means, remedy=remedy, essential=True)
 

@@ -94,11 +94,11 @@ class Trees:
         for element, mode, child in entries_of(data, name):
             whole = path + b"/" + element if path else element
             if not is_safe(element):
-                raise _refused(whole, "such a name is not made", "name")
+                raise _refused(whole, "that name is not allowed", "name")
             if element in seen:
                 before = found[seen[element]]
                 if before[1:] != (mode, child) and not {before[1], mode} <= _FILES:
-                    raise _refused(whole, "its folder has the name twice", "name")
+                    raise _refused(whole, "its directory has the name twice", "name")
                 found[seen[element]] = (element, mode, child)  # of two files the later one, as in C git's index
                 continue
             if len(whole) > MAX_PATH_BYTES:
@@ -120,7 +120,7 @@ class Trees:
         if known is not None:
             return known
         if depth > MAX_DEPTH:
-            raise _refused(path, f"it is more than {MAX_DEPTH} folders deep", "too-deep")
+            raise _refused(path, f"it is more than {MAX_DEPTH} directories deep", "too-deep")
         total = 0
         for element, mode, child in self.entries(name, path):
             if mode == DIRECTORY:
@@ -243,7 +243,7 @@ class Checkout:
     def _link(self, folder: int, element: bytes, whole: bytes, name: bytes) -> None:
         kind, target = self._pack.get(name)
         if kind != BLOB or not 0 < len(target) <= MAX_LINK_BYTES or b"\0" in target:
-            raise _refused(whole, "it is no symbolic link that can be made", "symlink")
+            raise _refused(whole, "its target is not one that a symbolic link can have", "symlink")
         os.symlink(target, element, dir_fd=folder)
         self._row(whole, os.lstat(element, dir_fd=folder), SYMLINK, name, skip=False)
         self._tell()

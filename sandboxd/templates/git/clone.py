@@ -52,7 +52,7 @@ _OS_ERRORS: Final = (
 )
 #: A tag of a tag of a tag …
 _MAX_TAGS: Final = 16
-MAX_CLOSE: Final = 5
+MAX_SUGGESTIONS: Final = 5
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,7 @@ def _known(error: BaseException, order: Order) -> SandboxdError | None:
     if limit is not None:
         return limit
     if isinstance(error, RecursionError):
-        return GitRefused(f"cannot clone {_shown(order)}: its folders are too deep", reason="too-deep")
+        return GitRefused(f"cannot clone {_shown(order)}: its directories are too deep", reason="too-deep")
     if isinstance(error, OSError):
         text = f"cannot clone into {order.target}: {error.strerror}"
         for numbers, kind in _OS_ERRORS:
@@ -169,7 +169,9 @@ class _Place:
                         f"cannot clone into {self._target}: it is not empty", path=str(self._target)
                     )
         except NotADirectoryError:
-            raise FileExists(f"cannot clone into {self._target}: it is no folder", path=str(self._target)) from None
+            raise FileExists(
+                f"cannot clone into {self._target}: it is not a directory", path=str(self._target)
+            ) from None
 
     def settle(self) -> None:
         """Bring what was made to its place.
@@ -181,12 +183,14 @@ class _Place:
             try:
                 # Not os.rename: it would take the place of an empty folder that somebody has just made, or of a file.
                 if os.path.lexists(self._target):
-                    raise FileExists(f"cannot clone into {self._target}: it exists by now", path=str(self._target))
+                    raise FileExists(
+                        f"cannot clone into {self._target}: it was created in the meantime", path=str(self._target)
+                    )
                 self.folder.rename(self._target)
             except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise FileExists(
-                        f"cannot clone into {self._target}: it exists by now", path=str(self._target)
+                        f"cannot clone into {self._target}: it was created in the meantime", path=str(self._target)
                     ) from None
                 raise
             return
@@ -355,9 +359,11 @@ def _wanted(order: Order, refs: transport.Refs) -> Wanted:
 
 
 def _missing(ref: str, names: Any) -> GitRefNotFound:  # noqa: ANN401 - an iterable of str
-    close = difflib.get_close_matches(ref, names, n=MAX_CLOSE, cutoff=0.5)
-    more = f" (there is {', '.join(close)})" if close else ""
-    return GitRefNotFound(f"cannot check out {ref!r}: no such branch, tag or commit{more}", ref=ref, close=close)
+    suggestions = difflib.get_close_matches(ref, names, n=MAX_SUGGESTIONS, cutoff=0.5)
+    more = f" (there is {', '.join(suggestions)})" if suggestions else ""
+    return GitRefNotFound(
+        f"cannot check out {ref!r}: no such branch, tag or commit{more}", ref=ref, suggestions=suggestions
+    )
 
 
 def _default_branch(fetched: transport.Fetched) -> bytes | None:
@@ -424,7 +430,7 @@ def _commit_of(pack: Pack, tip: bytes | None, order: Order) -> bytes | None:
         raise _missing(order.ref or "HEAD", ())
     kind, commit = _peel(pack, tip)
     if kind != COMMIT:
-        raise InvalidRequest(f"cannot check out {order.ref!r}: it is no commit", field="branch")
+        raise InvalidRequest(f"cannot check out {order.ref!r}: it is not a commit", field="branch")
     return commit
 
 

@@ -28,6 +28,7 @@ _NAME: Final = re.compile(rb"([A-Za-z][A-Za-z0-9-]*)[ \t]*")
 _PLAIN: Final = re.compile(rb'[^"\\#; \t\n\r]+')
 _QUOTED: Final = re.compile(rb'[^"\\\n]+')
 _COMMENT: Final = re.compile(rb"[^\n]*")
+_GAP: Final = re.compile(rb"[ \t\r]+")
 _ESCAPES: Final = {b"t": b"\t", b"b": b"\b", b"n": b"\n", b"\\": b"\\", b'"': b'"'}
 
 #: Section, subsection (None where there is none), variable, value (None: the name stands alone).
@@ -38,17 +39,17 @@ def read(path: Path, shown: str, *, follow: bool = False) -> bytes | None:
     """Return a regular file's bytes, also behind a link where `follow` says so; None where there is no such name.
 
     Raises:
-        GitRefused: it is no file, or too long; `shown` is what it is called.
+        GitRefused: it is not a file, or too long; `shown` is what it is called.
     """
     try:
         fd = os.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     except OSError:
-        raise _refused(shown, "it is no file") from None
+        raise _refused(shown, "it is not a file") from None
     with open(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise _refused(shown, "it is no file")
+            raise _refused(shown, "it is not a file")
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise _refused(shown, f"it is over {MAX_BYTES} bytes")
@@ -104,29 +105,29 @@ class _Parser:
             raise self._bad()
         self._at += 1
         value = bytearray()
-        gap, is_quoted = b"", False
+        gap, is_quoted = 0, False  # white space counts once something follows it
         while self._at < len(self._data):
+            if not is_quoted and (found := self._take(_GAP)):
+                gap += len(found[0]) if value else 0
+                continue
             if found := self._take(_QUOTED if is_quoted else _PLAIN):
-                value += gap + found[0]
-                gap = b""
+                value += b" " * gap + found[0]
+                gap = 0
                 continue
             char = self._next()
             if char == b"\n" and not is_quoted:
                 break
-            if char in b" \t\r":
-                gap += b" " if value else b""
-            elif char in b"#;":
+            if char in b"#;":
                 self._take(_COMMENT)
                 continue
-            elif char == b"\n":
+            if char == b"\n":
                 raise self._bad()
+            value += b" " * gap
+            gap = 0
+            if char == b"\\":
+                value += self._escaped()
             else:
-                value += gap
-                gap = b""
-                if char == b"\\":
-                    value += self._escaped()
-                else:
-                    is_quoted = not is_quoted
+                is_quoted = not is_quoted
             self._at += 1
         if is_quoted or b"\0" in value:
             raise self._bad()

@@ -145,7 +145,7 @@ class PackIntake:
 
     def _header(self, data: bytes) -> int:
         if data[:4] != b"PACK" or data[4:8] not in (b"\0\0\0\2", b"\0\0\0\3") or len(data) < 12:
-            raise damaged("it is none")
+            raise damaged("it is not a pack")
         self._total = int.from_bytes(data[8:12], "big")
         return 12
 
@@ -226,7 +226,7 @@ def _read_header(data: bytes, place: int, offset: int) -> tuple[int, int, int, i
         size |= (byte & 0x7F) << shift
         shift += 7
     if size >= 1 << 63 or shift > 70:
-        raise damaged("an object's size is no number")
+        raise damaged("an object's size is not a number")
     if kind == _OFS_DELTA:
         byte = data[place]
         place += 1
@@ -236,7 +236,7 @@ def _read_header(data: bytes, place: int, offset: int) -> tuple[int, int, int, i
             place += 1
             back = back + 1 << 7 | byte & 0x7F
         if not 0 < back <= offset + start:
-            raise damaged("a delta's base lies outside of it")
+            raise damaged("a delta's base lies outside it")
         return kind, size, place, offset + start - back, None
     if kind == _REF_DELTA:
         name = data[place : place + 20]

@@ -53,11 +53,11 @@ def target_of(data: bytes, name: bytes) -> bytes:
     """Return the binary name of what a tag stands for.
 
     Raises:
-        GitRefused: it stands for nothing.
+        GitRefused: it names no object.
     """
     found = _TAG.match(data)
     if found is None:
-        raise GitRefused(f"cannot read tag {name.hex()}: it stands for nothing", reason="damaged-tag")
+        raise GitRefused(f"cannot read tag {name.hex()}: it names no object", reason="damaged-tag")
     return _binary(found[1])
 
 

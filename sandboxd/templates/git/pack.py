@@ -88,7 +88,7 @@ class Table:
         """
         row = bisect_left(self.starts, offset)
         if row == len(self.starts) or self.starts[row] != offset:
-            raise damaged("a delta's base lies outside of it")
+            raise damaged("a delta's base lies outside it")
         return row
 
 

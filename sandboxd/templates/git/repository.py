@@ -114,7 +114,7 @@ def _check_file(path: Path, limit: int | None) -> None:
         if stat.S_ISDIR(facts.st_mode):
             return
         if not stat.S_ISREG(facts.st_mode):
-            raise _refused(path, "it is no file")
+            raise _refused(path, "it is not a file")
         if limit is not None and facts.st_size > limit:
             raise _refused(path, f"it is over {limit} bytes")
 

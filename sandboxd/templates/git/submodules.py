@@ -39,7 +39,9 @@ def clone_all(
         SandboxdError: one cannot be cloned: `submodule` names it.
     """
     if level >= MAX_LEVELS or len(gitlinks) > MAX_SUBMODULES:
-        raise GitRefused("cannot clone the submodules: they are too many, or too deep", reason="submodules")
+        raise GitRefused(
+            "cannot clone the submodules: there are too many, or they nest too deeply", reason="submodules"
+        )
     declared = _declared(files)
     made = 0
     for path, commit in gitlinks:
@@ -48,7 +50,7 @@ def clone_all(
         name, written = declared[path]
         shown = path.decode("utf-8", "replace")
         if not _is_inside(name) or not _is_inside(path):
-            raise GitRefused(f"cannot clone submodule {shown!r}: it may not have that name", reason="submodule-name")
+            raise GitRefused(f"cannot clone submodule {shown!r}: that name is not allowed", reason="submodule-name")
         if written is None:
             raise GitRefused(f"cannot clone submodule {shown!r}: it has no url", reason="submodule-address")
         url = written.decode("utf-8", "surrogateescape")
@@ -123,14 +125,14 @@ def _absolute(address: transport.Address, url: str, shown: str) -> transport.Add
         parts = urllib.parse.urlsplit(address.url)
         url = f"{parts.scheme}://{parts.netloc}{path}"
     if any(ord(character) <= 32 or ord(character) == 127 or "\udc80" <= character <= "\udcff" for character in url):
-        raise GitRefused(f"cannot clone submodule {shown!r}: its address is no URL", reason="submodule-address")
+        raise GitRefused(f"cannot clone submodule {shown!r}: its address is not a URL", reason="submodule-address")
     try:
         parsed = transport.parse(url)
     except GitRefused:
         parsed = None
     if parsed is None or not parsed.scheme:
         raise GitRefused(
-            f"cannot clone submodule {shown!r}: only addresses of http, https and git are taken",
+            f"cannot clone submodule {shown!r}: its address must be http, https or git",
             reason="submodule-address",
             submodule=shown,
         )

@@ -122,10 +122,11 @@ def parse(url: str) -> Address:
         parts = urllib.parse.urlsplit(url)
         port = parts.port
     except ValueError:
-        raise GitRefused("cannot use the address of a repository: it is no URL", reason="address") from None
+        raise GitRefused("cannot use the address of a repository: it is not a URL", reason="address") from None
     if parts.scheme not in SCHEMES or not parts.hostname:
         raise GitRefused(
-            f"cannot use an address of scheme {parts.scheme[:20]!r}: {', '.join(SCHEMES)} are taken", reason="address"
+            f"cannot use an address of scheme {parts.scheme[:20]!r}: the schemes are {', '.join(SCHEMES)}",
+            reason="address",
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     place = host if port is None else f"{host}:{port}"
@@ -261,7 +262,7 @@ def _unreachable(address: Address, cause: OSError) -> GitUnreachable:
 
 def not_found(where: str) -> GitRepositoryNotFound:
     """Return the error for an address where nothing is."""
-    return GitRepositoryNotFound(f"cannot clone {where}: no git repository is there", url=where)
+    return GitRepositoryNotFound(f"cannot clone {where}: there is no git repository", url=where)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -289,7 +290,7 @@ class _TcpClient(dulwich_client.TCPGitClient):
             if not self.has_refs:
                 left -= len(data)
                 if left < 0:
-                    raise GitProtocolError("cannot take the references: they are too many", reason="references")
+                    raise GitProtocolError("cannot take the references: there are too many", reason="references")
             return data
 
         protocol.read = read
@@ -395,7 +396,7 @@ def _bounded(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
         data = read(size)
         left -= len(data)
         if left < 0:
-            raise GitProtocolError("cannot take the references: they are too many", reason="references")
+            raise GitProtocolError("cannot take the references: there are too many", reason="references")
         return data
 
     return take

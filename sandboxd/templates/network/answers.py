@@ -65,9 +65,9 @@ class Answers:
         return rules.renew(self._host, self._state, present)
 
     @property
-    def next_lapse(self) -> float | None:
-        """When the next one has had its time."""
-        return min((until for present in self._until.values() for until in present.values()), default=None)
+    def has_any(self) -> bool:
+        """Whether there is anything that will lapse."""
+        return bool(self._until)
 
     def _drop(self, address: str) -> str:
         return self._replace(address, merged(self._until.pop(address)), [])

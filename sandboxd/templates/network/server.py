@@ -20,7 +20,7 @@ from .guard import Guard
 from .links import Places
 from .netlink import Netlink
 from .state import Host, State
-from .watch import Facts, Watch, facts_of
+from .watch import Change, Facts, Watch, facts_of
 
 #: The launcher's end.
 SOCKET_FD: Final = 3
@@ -62,6 +62,7 @@ class Server:
         self._watch: Watch | None = None
         self._facts = Facts()
         self._heal_at: float | None = None
+        self._lapse_at = 0.0
         self._states: dict[str, State] = {}
         self._by_address: dict[str, str] = {}
         self._answers: dict[str, Answers] = {}
@@ -203,7 +204,7 @@ class Server:
             left_out = self._begin_one_by_one(states)
         # The rules are there: only now is there a way out, and do links come that an earlier version made.
         links.fetch(places, states)
-        if refused := self._guard.restore(self._facts, self._states.values()):
+        if refused := self._restore():
             raise ValueError(refused)
         return left_out
 
@@ -284,6 +285,11 @@ class Server:
             raise ValueError("nothing has begun")
         return self._guard
 
+    def _need_watch(self) -> Watch:
+        if self._watch is None:
+            raise ValueError("nothing has begun")
+        return self._watch
+
     def _need_places(self) -> Places:
         if self._places is None:
             raise ValueError("there is no router")
@@ -326,22 +332,35 @@ class Server:
             return
         self._heal_at = None
         try:
-            refused = self._guard.restore(self._facts, self._states.values())
+            refused = self._restore()
         except OSError as error:
             refused = str(error)
         if refused:
             self._heal_at = time.monotonic() + _HEAL_S
 
+    def _restore(self) -> str:
+        """Make the host's part anew, and again where its rules were changed meanwhile; return why it was refused."""
+        meanwhile = Change()
+        with self._need_watch().passing_over(meanwhile):
+            refused = self._need_guard().restore(self._facts, self._states.values())
+        if meanwhile.harmed:
+            self._heal_at = time.monotonic() + _HEAL_S
+        return refused
+
     def _wait_s(self) -> float | None:
         now = time.monotonic()
-        dues = [due for answers in self._answers.values() if (due := answers.next_lapse) is not None]
-        waits = [max(_LAPSE_S, min(dues) - now)] if dues else []
+        has_answers = any(answers.has_any for answers in self._answers.values())
+        waits = [max(0.0, self._lapse_at - now)] if has_answers else []
         if self._heal_at is not None:
             waits.append(max(0.0, self._heal_at - now))
         return min(waits, default=None)
 
     def _lapse(self) -> None:
+        """Take back what has had its time: not at each turn, since whoever sends packets brings those about."""
         now = time.monotonic()
+        if now < self._lapse_at:
+            return
+        self._lapse_at = now + _LAPSE_S
         lapsed = [(answers, commands) for answers in self._answers.values() if (commands := answers.lapse(now))]
         if self._nft("".join(commands for _, commands in lapsed)):
             # A set that is not what we think it is must not keep the others' answers alive, nor its own.

@@ -17,15 +17,19 @@ from . import netlink
 from .state import version_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 _NETLINK_NETFILTER: Final = 12
 _SOL_NETLINK: Final = 270
 _NETLINK_ADD_MEMBERSHIP: Final = 1
+_NETLINK_DROP_MEMBERSHIP: Final = 2
+_NLM_F_REQUEST: Final = 1
 _NFNLGRP_NFTABLES: Final = 7
 #: RTMGRP_LINK, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE: an address comes and goes with its route.
 _ROUTE_GROUPS: Final = 0x1 | 0x40 | 0x400
 _NFNL_SUBSYS_NFTABLES: Final = 10
+_NFT_MSG_GETGEN: Final = 16
+_NFTA_GEN_ID: Final = 1
 #: NFT_MSG_DEL…: table, chain, rule, set, elements (include/uapi/linux/netfilter/nf_tables.h).
 _DELETIONS: Final = (2, 5, 8, 11, 14)
 _NAME_OF_TABLE: Final = 1  # NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, NFTA_SET_TABLE …
@@ -33,6 +37,9 @@ _NAME_OF_TABLE: Final = 1  # NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE,
 _AT_ONCE: Final = 256
 _IFF_UP: Final = 0x1
 _RECEIVE_BYTES: Final = 1 << 17
+_SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h
+#: What may wait in a socket: some ten thousand elements of sets, which a batch of orders may bring.
+_QUEUE_BYTES: Final = 8 * 1024 * 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,6 +90,11 @@ class Watch:
         self._rules = socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
         self._rules.bind((0, 0))
         self._rules.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+        for link in self.sockets:
+            with contextlib.suppress(OSError):  # else what overflows is looked at anew
+                link.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _QUEUE_BYTES)
+        self._questions = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        self._questions.settimeout(5)
 
     @property
     def sockets(self) -> list[socket.socket]:
@@ -99,6 +111,27 @@ class Watch:
             for _ in range(_AT_ONCE):
                 self._take_rules(self._read(self._rules, change), ours, change)
         return change
+
+    @contextlib.contextmanager
+    def passing_over(self, change: Change) -> Iterator[None]:
+        """Hear nothing of the rules while one transaction of ours makes them anew.
+
+        The kernel tells of each element of each set: more than any socket holds, and what was lost would be taken for
+        harm, which is healed by making all of it anew. That there was another transaction its count says (`harmed`).
+        """
+        before = self._generation()
+        self._rules.setsockopt(_SOL_NETLINK, _NETLINK_DROP_MEMBERSHIP, _NFNLGRP_NFTABLES)
+        try:
+            yield
+        finally:
+            self._rules.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+        change.harmed = self._generation() - before not in (1, 2 - (1 << 32))  # 0 is left out
+
+    def _generation(self) -> int:
+        """Return how many transactions there were in this network namespace."""
+        kind = _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_GETGEN
+        self._questions.send(struct.pack("=IHHIIBBH", 20, kind, _NLM_F_REQUEST, 0, 0, 0, 0, 0))
+        return int.from_bytes(netlink.attribute(self._questions.recv(4096), 20, _NFTA_GEN_ID), "big")
 
     @staticmethod
     def _read(link: socket.socket, change: Change) -> bytes:

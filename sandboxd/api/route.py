@@ -1,0 +1,36 @@
+"""A row of a route table: path, methods, handler, access and what goes in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from .access import Level
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One row.
+
+    Attributes:
+        name: the operation's, in words of the API that stay: metrics and openapi.json tell it.
+        body: the model of the JSON body; bytes for any bytes; None for none.
+        result: the model of the answer; bytes for bytes; str for plain text; None for no content.
+        kinds: the error kinds of its own, beside those that any route can give.
+        websocket: whether the handler gets a `SocketCall` instead of a `Call`, and answers nothing.
+    """
+
+    name: str
+    method: str
+    path: str
+    handler: Callable[..., Awaitable[Any]]
+    access: Level = Level.CALLER
+    query: tuple[str, ...] = ()
+    body: type[Any] | None = None
+    result: type[Any] | None = None
+    status: int = 200
+    kinds: tuple[str, ...] = ()
+    websocket: bool = False

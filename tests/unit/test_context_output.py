@@ -1,0 +1,184 @@
+"""What a context does with output: a flood that ends with its run, what no run is there for, an end in the middle."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgpack
+import pytest
+import trio
+import trio.testing
+
+from sandboxd.runtime import between_runs, context, runs
+from sandboxd.runtime.between_runs import BetweenRuns
+from sandboxd.runtime.context import Context
+from sandboxd.runtime.runs import Run
+from sandboxd.runtime.worker import Worker
+from sandboxd.spec import ContextSpec
+from sandboxd.wire.messages import Event
+from tests.support.fake_peer import exit_data
+
+
+def frame(**message: Any) -> tuple[str, bytes]:
+    body = msgpack.packb(message)
+    return "frame", struct.pack(">I", len(body)) + body
+
+
+def end(message: dict[str, Any]) -> tuple[str, bytes]:
+    return frame(op="end", run=message["run"], status="ok", count=1)
+
+
+class FakeLink:
+    """An init with one worker, which does what `on_run` says."""
+
+    def __init__(self, on_run: Callable[[dict[str, Any]], None] = lambda message: None) -> None:
+        self.on_run = on_run
+        self.generation = 0
+        self.is_silent = False
+        self.is_muted = False
+        self._send, self._receive = trio.open_memory_channel[list[Event]](100)
+        self._offset = 0
+
+    def put(self, *events: tuple[str, Any]) -> None:
+        """Have all of these come at once."""
+        batch = [Event(1, self._offset + n, 0.0, kind, data) for n, (kind, data) in enumerate(events)]
+        self._offset += len(batch)
+        self._send.send_nowait(batch)
+
+    def rendezvous(self, spec: ContextSpec) -> None:
+        return None
+
+    def stream(self, op: str, params: dict[str, Any], *, fds: Any = ()) -> FakeLink:
+        self.generation += 1
+        if not self.is_silent:
+            self.put(("start", {}), frame(op="ready", version="1"))
+        return self
+
+    async def __aenter__(self) -> FakeLink:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return
+
+    async def next_batch(self) -> list[Event]:
+        return await self._receive.receive()
+
+    async def ask(self, op: str, /, **params: Any) -> dict[str, Any]:
+        await trio.lowlevel.checkpoint()
+        if op == "context_mute":
+            self.is_muted = params["on"]
+        elif op == "context_send":
+            self.on_run(msgpack.unpackb(params["data"][4:]))
+        return {}
+
+
+@asynccontextmanager
+async def serving(link: Any, kind: type[Context] = Context, *, is_default: bool = False) -> AsyncIterator[Context]:
+    one = kind("c", ContextSpec(language="python"), link, dict, is_default=is_default)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.serve)
+        await one.started.wait()
+        yield one
+        nursery.cancel_scope.cancel()
+
+
+def new_run(timeout_s: float | None = None) -> Run:
+    return Run("1", timeout_s, {}, detach=False)
+
+
+async def test_a_flood_that_ends_with_its_run_leaves_the_next_ones_output() -> None:
+    """Which task goes first is chance: trio rolls the dice."""
+    piece = ("stdout", b"x" * 256 * 1024)
+    for _ in range(20):
+        link = FakeLink()
+        link.on_run = lambda message, link=link: link.put(*[piece] * 66, end(message))  # type: ignore[misc]
+        async with serving(link) as one:
+            run = new_run()
+            one.submit(run)
+            await run.finished.wait()
+            assert run.is_flooded
+            await trio.testing.wait_all_tasks_blocked()
+            assert not link.is_muted
+
+
+async def test_a_flood_between_two_runs_leaves_the_next_ones_output() -> None:
+    link = FakeLink()
+
+    def on_run(message: dict[str, Any]) -> None:
+        assert not link.is_muted
+        link.put(("stdout", b"hello"), end(message))
+
+    link.on_run = on_run
+    async with serving(link) as one:
+        for _ in range(2):
+            link.put(*[("stdout", b"x" * between_runs.MAX_BYTES)] * 2)
+            await trio.testing.wait_all_tasks_blocked()
+            assert link.is_muted
+            run = new_run()
+            one.submit(run)
+            with trio.fail_after(30):
+                await run.finished.wait()
+            assert b"hello" in [event.data for event in run.events]
+            assert run.dropped_bytes == between_runs.MAX_BYTES
+
+
+async def test_a_run_is_over_when_its_context_ends_while_it_begins_anew(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    link = FakeLink()
+    run = new_run(1.0)
+    async with serving(link) as one:
+        link.is_silent = True  # the next interpreter is long in coming
+        one.submit(run)
+        await trio.sleep(context.INTERRUPT_GRACE_S + context.KILL_TIMEOUT_S + 5)
+        assert (one.state, run.status) == (context.State.RESTARTING, None)
+    assert (run.finished.is_set(), run.status) == (True, "timeout")
+
+
+async def test_a_run_that_comes_when_an_interpreter_has_just_ended_is_for_the_next_one() -> None:
+    """Also where the run before it is: its interpreter ended without having read it."""
+    link = FakeLink()
+    first, second = new_run(), new_run()
+
+    def on_run(message: dict[str, Any]) -> None:
+        if link.generation == 1:
+            link.put(("exit", {**exit_data(), "unread": True}))
+            link.put()
+        else:
+            link.put(end(message))
+
+    class Late(Context):
+        def on_gone(self, worker: Worker) -> None:
+            super().on_gone(worker)
+            if link.generation == 1:
+                self.submit(second)
+
+    link.on_run = on_run
+    async with serving(link, Late, is_default=True) as one:
+        one.submit(first)
+        with trio.fail_after(30):
+            await first.finished.wait()
+            await second.finished.wait()
+    assert (first.status, second.status, second.failure) == ("ok", "ok", None)
+
+
+def test_what_is_printed_between_two_runs_is_bounded_whoever_prints_on() -> None:
+    between = BetweenRuns()
+    for _ in range(between_runs.MAX_BYTES // 4):
+        between.add("stdout", "é".encode() * 2)
+    between.add("stderr", b"")
+    assert not between.is_full
+    for _ in range(1000):
+        between.add("stderr", b"x" * 1000)
+    assert between.is_full
+    run = new_run()
+    between.move_to(run)
+    assert [event.data for event in run.events] == []
+    run.finish("ok")
+    assert [event.data for event in run.events[:1]] == ["é".encode() * (between_runs.MAX_BYTES // 2)]
+    assert run.dropped_bytes == 1_000_000
+    assert between.text == ""
+    assert run.size < runs.MAX_OUTPUT_BYTES
