@@ -1,17 +1,18 @@
 """The Python SDK: `Sandbox` and `AsyncSandbox` over the daemon's HTTP API.
 
-The layers, inside out: `models` (values), `calls` (each request written once, no I/O), `client` and `async_client`
-(send a call), `sandbox` and `async_sandbox` with their streams (the names that people use). The synchronous and the
-asynchronous half are twins by hand, thin over `calls`.
+The layers, inside out: `models` (values), `calls` and the `*_calls` modules (each request written once, no I/O, with
+the name, arguments and docstring of the method that sends it), `client` and `async_client` (send a call), `verbs`
+(makes both kinds of methods of requests), `sandbox` and `async_sandbox` with their streams (the names that people use).
+What waits in a way of its own is twins by hand: streams, context managers, and files that are read or written here.
 """
 
 from .async_client import AsyncClient
 from .async_code import AsyncCodeStream
-from .async_processes import AsyncLogStream
+from .async_processes import AsyncExecStream, AsyncLogStream
 from .async_pty import AsyncPty
 from .async_sandbox import AsyncSandbox
 from .async_sessions import AsyncSession
-from .async_stream import AsyncExecStream, AsyncFileStream, AsyncWatchStream
+from .async_stream import AsyncFileStream, AsyncWatchStream
 from .client import Client
 from .code import CodeStream
 from .code_calls import Cleared, Output
@@ -21,17 +22,16 @@ from .event_calls import SandboxEvent
 from .events import AsyncEventStream, EventStream
 from .failures import CodeFailed, CommandFailed
 from .file_calls import FileChange, FileInfo, Match, ReplaceResult, SearchResult
-from .files import WatchStream
 from .git_calls import GitCheckout, GitProgress
 from .models import ExecResult, ExitStatus, OutputChunk, SandboxInfo, Usage
 from .port_calls import ExposedPort
 from .process_calls import ProcessInfo, ProcessLogs, WaitResult
-from .processes import LogStream
+from .processes import ExecStream, LogStream
 from .pty import Pty
 from .sandbox import Sandbox
 from .session_calls import SessionInfo
 from .sessions import Session
-from .stream import ExecStream, FileStream
+from .stream import FileStream, WatchStream
 
 __all__ = [
     "AsyncClient",

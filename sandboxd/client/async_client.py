@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import anyio
 import httpx
@@ -12,9 +12,9 @@ from .address import Address
 from .client import check_open, http_options, request_options, transport_options
 from .events import AsyncEventStream
 from .failures import mapped, problem_error
+from .verbs import async_verb, stream_verb
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from types import TracebackType
 
 T = TypeVar("T")
@@ -53,31 +53,14 @@ class AsyncClient:
         with anyio.CancelScope(shield=True):  # closing sockets waits for nobody
             await self._http.aclose()
 
-    async def health(self) -> None:
-        """Return if the daemon answers.
+    @property
+    def _target(self) -> tuple[AsyncClient, None]:
+        return self, None
 
-        Raises:
-            DaemonUnavailable: nobody does.
-        """
-        await self.send(calls.health())
-
-    async def info(self) -> dict[str, Any]:
-        """Return what the daemon says of itself, `version` among it."""
-        return await self.send(calls.info())
-
-    async def metrics(self, *, sandboxes: bool = True) -> str:
-        """Return the daemon's figures in the Prometheus text format; `sandboxes`: those of each of them, too."""
-        return await self.send(calls.metrics(sandboxes=sandboxes))
-
-    def events(
-        self, *, sandbox: str | None = None, types: str | Sequence[str] | None = None, start: int | None = None
-    ) -> AsyncEventStream:
-        """Return what happened to sandboxes, from offset `start` or the oldest that is kept on, and what happens.
-
-        `sandbox` is an id or a name; `types` is one type or several: created, destroyed, failed, frozen, thawed,
-        degraded, network-denied.
-        """
-        return AsyncEventStream(self, event_calls.events(sandbox=sandbox, types=types, start=start), start)
+    health = async_verb(calls.health)
+    info = async_verb(calls.info)
+    metrics = async_verb(calls.metrics)
+    events = stream_verb(event_calls.events, AsyncEventStream)
 
     async def send(self, call: calls.Call[T]) -> T:
         """Send one request and return its answer, read; raises what the daemon's problem says."""

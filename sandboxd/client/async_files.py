@@ -11,35 +11,24 @@ import anyio.to_thread
 from . import file_calls, folders
 from .async_stream import AsyncFileStream, AsyncWatchStream
 from .content import AsyncFileContent, async_content, size_of_file
+from .verbs import AsyncPart, async_verb, stream_verb
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator
 
-    from .async_client import AsyncClient
-    from .file_calls import ArchiveFormat, Backup, Changes, FileInfo, ReplaceResult, SandboxPath, SearchResult
-    from .models import SandboxInfo
+    from .file_calls import ArchiveFormat, FileInfo, SandboxPath
 
 
-class AsyncFilesPart:
+class AsyncFilesPart(AsyncPart):
     """Methods of `AsyncSandbox`. Paths are absolute; bytes stand for names that are no UTF-8.
 
     They raise `FileNotFound`, `NotAFile`, `FileExists`, `FilePermissionDenied` and `QuotaExceeded`, as the names say.
     """
 
-    info: SandboxInfo
-
-    @property
-    def id(self) -> str:
-        """The sandbox's id."""
-        return self.info.id
-
-    @property
-    def client(self) -> AsyncClient:
-        """The connections that it uses."""
-        raise NotImplementedError
-
     # --- one file ---
+
+    read_file_stream = stream_verb(file_calls.read_file_stream, AsyncFileStream)
 
     async def read_file(self, path: SandboxPath) -> bytes:
         """Return a file's bytes; `path` is absolute.
@@ -54,13 +43,6 @@ class AsyncFilesPart:
     async def read_text(self, path: SandboxPath, *, errors: str = "strict") -> str:
         """Return a file's text (UTF-8); raises as `read_file`, and `UnicodeDecodeError` unless `errors` says other."""
         return (await self.read_file(path)).decode("utf-8", errors)
-
-    def read_file_stream(self, path: SandboxPath, *, offset: int = 0, length: int | None = None) -> AsyncFileStream:
-        """Return a file's bytes as a stream: `async with` opens it, then iterate over it; it has a `size`.
-
-        With `offset` and `length` only that part of it.
-        """
-        return AsyncFileStream(self.client, file_calls.read_file(self.id, path, offset, length))
 
     async def download(self, path: SandboxPath, target: IO[bytes]) -> int:
         """Copy a file into the open file `target` (written in a thread) as it arrives; return how many bytes."""
@@ -89,54 +71,16 @@ class AsyncFilesPart:
             file_calls.write_file(self.id, path, async_content(data), mode, size_of_file(data))
         )
 
-    async def stat_file(self, path: SandboxPath, *, follow: bool = False) -> FileInfo:
-        """Return what a file is; a link is told as such unless `follow`."""
-        return await self.client.send(file_calls.stat(self.id, path, follow=follow))
-
-    async def exists(self, path: SandboxPath) -> bool:
-        """Tell whether something has that name; a link that leads nowhere is something."""
-        return await self.client.send(file_calls.exists(self.id, path))
-
-    async def delete_file(self, path: SandboxPath, *, recursive: bool = False) -> None:
-        """Delete a file, a link or an empty folder; `recursive`: a folder with all that is in it."""
-        await self.client.send(file_calls.delete(self.id, path, recursive=recursive))
-
-    async def mkdir(self, path: SandboxPath, *, parents: bool = False, mode: int | None = None) -> FileInfo:
-        """Make a folder; with `parents` those above it too, and one that is there is no error."""
-        return await self.client.send(file_calls.mkdir(self.id, path, parents=parents, mode=mode))
-
-    async def rename_file(self, path: SandboxPath, new_path: SandboxPath, *, overwrite: bool = True) -> FileInfo:
-        """Give a file or folder another name; folders above the new one are made.
-
-        Raises:
-            FileExists: something has that name, and `overwrite` is false.
-        """
-        return await self.client.send(file_calls.rename(self.id, path, new_path, overwrite=overwrite))
-
+    stat_file = async_verb(file_calls.stat_file)
+    exists = async_verb(file_calls.exists)
+    delete_file = async_verb(file_calls.delete_file)
+    mkdir = async_verb(file_calls.mkdir)
+    rename_file = async_verb(file_calls.rename_file)
     move_file = rename_file
-
-    async def copy_file(self, path: SandboxPath, new_path: SandboxPath, *, overwrite: bool = True) -> FileInfo:
-        """Copy a file, or a folder with all that is in it (to a name that is free), within the sandbox."""
-        return await self.client.send(file_calls.copy(self.id, path, new_path, overwrite=overwrite))
-
-    async def symlink(self, path: SandboxPath, target: SandboxPath) -> FileInfo:
-        """Make a link at `path` that leads to `target`."""
-        return await self.client.send(file_calls.symlink(self.id, path, target))
-
-    async def chmod(self, path: SandboxPath, mode: int, *, recursive: bool = False) -> FileInfo:
-        """Set a file's mode, such as 0o755."""
-        return await self.client.send(file_calls.chmod(self.id, path, mode, recursive=recursive))
-
-    async def chown(
-        self,
-        path: SandboxPath,
-        user: str | int | None = None,
-        group: str | int | None = None,
-        *,
-        recursive: bool = False,
-    ) -> FileInfo:
-        """Set a file's owner, by names or ids; None leaves it."""
-        return await self.client.send(file_calls.chown(self.id, path, user, group, recursive=recursive))
+    copy_file = async_verb(file_calls.copy_file)
+    symlink = async_verb(file_calls.symlink)
+    chmod = async_verb(file_calls.chmod)
+    chown = async_verb(file_calls.chown)
 
     # --- many files ---
 
@@ -157,136 +101,16 @@ class AsyncFilesPart:
             if cursor is None:
                 return
 
-    async def search_files(
-        self,
-        path: SandboxPath,
-        *,
-        name: str | None = None,
-        content: str | None = None,
-        ignore_case: bool = False,
-        gitignore: bool = False,
-        hidden: bool = False,
-        limit: int | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - the daemon holds it, not this task
-    ) -> SearchResult:
-        """Find files below `path` by name, or lines in them.
-
-        Args:
-            path: a folder, or one file.
-            name: a pattern as in gitignore(5), such as "*.py" or "src/**/test_*".
-            content: a regular expression of Python's, matched against lines.
-            ignore_case: whether `content` does not tell A from a.
-            gitignore: whether what git ignores there is left out.
-            hidden: whether names that begin with a dot are looked at.
-            limit: how many matches at most; 1000 if not given.
-            timeout: seconds; what was found until then is returned. 30 if not given.
-        """
-        call = file_calls.search(
-            self.id,
-            path,
-            name=name,
-            content=content,
-            ignore_case=ignore_case,
-            gitignore=gitignore,
-            hidden=hidden,
-            limit=limit,
-            timeout_s=timeout,
-        )
-        return await self.client.send(call)
-
-    async def replace_in_files(  # noqa: PLR0913 - the fields of a replacement, all by keyword
-        self,
-        path: SandboxPath,
-        pattern: str,
-        replacement: str,
-        *,
-        regex: bool = False,
-        name: str | None = None,
-        ignore_case: bool = False,
-        gitignore: bool = False,
-        hidden: bool = False,
-        limit: int | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - the daemon holds it, not this task
-    ) -> ReplaceResult:
-        r"""Replace a text in the files below `path`, or with `regex` a pattern (`\1` is its first group)."""
-        call = file_calls.replace(
-            self.id,
-            path,
-            pattern=pattern,
-            replacement=replacement,
-            regex=regex,
-            name=name,
-            ignore_case=ignore_case,
-            gitignore=gitignore,
-            hidden=hidden,
-            limit=limit,
-            timeout_s=timeout,
-        )
-        return await self.client.send(call)
-
-    def watch(
-        self,
-        path: SandboxPath,
-        *,
-        recursive: bool = True,
-        include: Sequence[str] = (),
-        exclude: Sequence[str] = (),
-    ) -> AsyncWatchStream:
-        """Watch a folder or a file: `async with` begins it, then iterate over it.
-
-        `include` and `exclude` are patterns as in gitignore(5); folders that are left out are not watched.
-        """
-        call = file_calls.watch(self.id, path, recursive=recursive, include=include, exclude=exclude)
-        return AsyncWatchStream(self.client, call)
-
-    async def check_changes(
-        self,
-        path: SandboxPath,
-        *,
-        since: str | None = None,
-        recursive: bool = True,
-        include: Sequence[str] = (),
-        exclude: Sequence[str] = (),
-    ) -> Changes:
-        """Return a folder's version, and whether anything in it changed since the version `since`.
-
-        `include` and `exclude` are patterns as in gitignore(5); a version is compared by the rules that it was made by.
-
-        Raises:
-            InvalidRequest: `since` is no version of this folder by these rules.
-        """
-        rules = {"include": list(include), "exclude": list(exclude), "recursive": recursive}
-        return await self.client.send(file_calls.check_changes(self.id, path, since=since, **rules))
-
-    async def create_backup(
-        self,
-        path: SandboxPath,
-        archive: str,
-        *,
-        format: ArchiveFormat = "tar.gz",  # noqa: A002
-        exclude: Sequence[str] = (),
-        gitignore: bool = False,
-    ) -> Backup:
-        """Keep what is in a folder as an archive in the sandbox: the file `archive`, replaced when it is whole.
-
-        `exclude` are patterns as in gitignore(5); with `gitignore`, what git ignores there is left out too.
-        """
-        fields = {"format": format, "exclude": list(exclude), "gitignore": gitignore}
-        return await self.client.send(file_calls.backup(self.id, path, archive=archive, **fields))
-
-    async def restore_backup(self, path: SandboxPath, archive: str) -> Backup:
-        """Put what an archive in the sandbox has in the place of what is in a folder.
-
-        Raises:
-            ArchiveRefused: it is damaged, or a member would leave the folder; the folder is as it was.
-        """
-        return await self.client.send(file_calls.restore(self.id, path, archive))
+    search_files = async_verb(file_calls.search_files)
+    replace_in_files = async_verb(file_calls.replace_in_files)
+    check_changes = async_verb(file_calls.check_changes)
+    create_backup = async_verb(file_calls.create_backup)
+    restore_backup = async_verb(file_calls.restore_backup)
+    watch = stream_verb(file_calls.watch, AsyncWatchStream)
 
     # --- archives and folders ---
 
-    def read_archive(self, path: SandboxPath, *, format: ArchiveFormat = "tar") -> AsyncFileStream:  # noqa: A002
-        """Return what is in a folder as an archive's bytes: `async with` opens it, then iterate over it."""
-        return AsyncFileStream(self.client, file_calls.read_archive(self.id, path, format))
+    read_archive = stream_verb(file_calls.read_archive, AsyncFileStream)
 
     async def write_archive(
         self,

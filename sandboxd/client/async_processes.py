@@ -2,33 +2,69 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import time
-from collections import deque
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 import anyio
 
-from sandboxd.errors import DaemonUnavailable, LocalProtocolError, ProcessNotRunning, ServerBusy
+from sandboxd.errors import DaemonUnavailable, LocalProtocolError, ServerBusy
 
-from . import calls, process_calls
+from . import command_calls, process_calls
 from .async_pty import AsyncPty
-from .async_stream import Body
+from .async_stream import AsyncClosing, AsyncItemStream, Body, run
+from .exec_calls import ExecRequest
 from .failures import mapped
-from .process_calls import RECONNECT_DELAY_S, RECONNECT_S, LogReader, ProcessInfo, ProcessLogs, WaitResult, process_id
-from .pty_wire import PtyWire
+from .models import ExitStatus, OutputChunk
+from .process_calls import RECONNECT_DELAY_S, LogState
+from .verbs import AsyncPart, async_steps, async_verb, stream_verb
 
 if TYPE_CHECKING:
-    import builtins
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-    from types import TracebackType
+    from collections.abc import AsyncIterator
 
     from .async_client import AsyncClient
-    from .models import ExitStatus, OutputChunk
+    from .command_calls import ProcessKey
+    from .process_calls import LogReader, ProcessInfo
 
 
-class AsyncLogStream:
+class AsyncExecStream(AsyncItemStream[ExecRequest, OutputChunk, ExitStatus]):
+    """A running command: `async with` starts it, `async for` gives its output, `wait` its end.
+
+    Leaving the block before the command has ended (also by cancellation) kills the command unless it is detached,
+    so nothing runs on unseen. Reading is what makes a command go on: one whose output nobody reads waits.
+
+    Attributes:
+        process_id: the process' id in the sandbox; empty before the block is entered.
+        result: how the command ended, once it has.
+    """
+
+    @property
+    def process_id(self) -> str:
+        """The process' id in the sandbox; empty before the block is entered."""
+        return self._request.process_id
+
+    @property
+    def _target(self) -> tuple[AsyncClient, ProcessKey]:
+        return self._client, (self._request.sandbox, self.process_id)
+
+    def __repr__(self) -> str:
+        state = self.result.describe() if self.result else "closed" if self._closed else "running"
+        return f"<AsyncExecStream {self.process_id or '(not entered)'} {state}>"
+
+    async def wait(self) -> ExitStatus:
+        """Read to the end (the callbacks see all of it) and return how the command ended.
+
+        Raises:
+            DaemonUnavailable: the connection broke.
+            LocalProtocolError: the stream was closed before, or never entered.
+        """
+        return await self._finish()
+
+    write_stdin = async_steps(command_calls.write_stdin)
+    send_signal = async_verb(command_calls.send_signal)
+    close_stdin = async_steps(command_calls.close_stdin)
+
+
+class AsyncLogStream(LogState, AsyncClosing):
     """A process' log: `async with` opens it, `async for` gives its output, `wait` the process' end.
 
     A connection that breaks is made again where it was, with nothing lost or doubled, also over a restart of the
@@ -40,57 +76,17 @@ class AsyncLogStream:
         result: how the process ended, once it has; None also at the end of a stream that began behind the end.
     """
 
-    def __init__(
-        self,
-        client: AsyncClient,
-        reader: LogReader,
-        on_stdout: Callable[[str], object] | None = None,
-        on_stderr: Callable[[str], object] | None = None,
-        reconnect_s: float = RECONNECT_S,
-    ) -> None:
+    def __init__(self, client: AsyncClient, reader: LogReader) -> None:
+        super().__init__(reader)
         self._client = client
-        self._reader = reader
-        self._callbacks = {"stdout": on_stdout, "stderr": on_stderr}
-        self._reconnect_s = reconnect_s
-        self._pending: deque[tuple[OutputChunk, int]] = deque()
-        self._offset = reader.offset
-        self._closed = False
         self._body: Body | None = None
 
     async def _open(self) -> None:
         self._body = Body(await self._client.open(self._reader.call()))
 
-    def __repr__(self) -> str:
-        return f"<AsyncLogStream {self.process_id} at {self.offset}>"
-
     async def __aenter__(self) -> Self:
         await self._open()
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    @property
-    def process_id(self) -> str:
-        """The process' id."""
-        return self._reader.process_id
-
-    @property
-    def result(self) -> ExitStatus | None:
-        """How the process ended, once it has."""
-        return self._reader.result
-
-    @property
-    def offset(self) -> int:
-        """Where another stream would go on after what this one has given: `start=` of `stream_process_logs`."""
-        return self._offset if self._pending else self._reader.offset
-
-    @property
-    def dropped_bytes(self) -> int:
-        """Output that the log no longer had when we came to it."""
-        return self._reader.dropped_bytes
 
     def __aiter__(self) -> AsyncIterator[OutputChunk]:
         return self
@@ -101,12 +97,8 @@ class AsyncLogStream:
                 await self.close()
                 raise StopAsyncIteration
             await self._advance()
-        chunk, self._offset = self._pending.popleft()
-        callback = self._callbacks[chunk.stream]
-        if callback is not None and (text := chunk.text):
-            answer = callback(text)
-            if inspect.isawaitable(answer):
-                await answer
+        chunk, call_back = self._take()
+        await run(call_back)
         return chunk
 
     async def wait(self) -> ExitStatus | None:
@@ -129,15 +121,11 @@ class AsyncLogStream:
     async def _advance(self) -> None:
         if self._body is None:
             raise LocalProtocolError("cannot read the stream: enter it first, with 'async with'")
-        if self._closed:
-            raise LocalProtocolError("cannot read the stream: it was closed before the process' end")
+        self._check_open()
         try:
             with mapped(self._client.address):
                 piece = await self._body.read()
-            if piece is None:
-                self._reader.close()
-            else:
-                self._pending.extend(self._reader.feed(piece))
+            self._feed(piece)
         except (DaemonUnavailable, ServerBusy) as error:
             await self._reconnect(error)
         except BaseException:
@@ -147,7 +135,7 @@ class AsyncLogStream:
     async def _reconnect(self, error: DaemonUnavailable | ServerBusy) -> None:
         if self._body is not None:
             await self._body.close()
-        deadline = time.monotonic() + self._reconnect_s
+        deadline = time.monotonic() + self._reader.reconnect_s
         while True:
             if time.monotonic() >= deadline:
                 await self.close()
@@ -166,239 +154,29 @@ class AsyncLogStream:
                 return
 
 
-class AsyncProcessPart:
+class AsyncProcessPart(AsyncPart):
     """The process verbs of `AsyncSandbox`."""
 
-    if TYPE_CHECKING:
+    start_process = async_verb(process_calls.start_process)
+    get_process = async_verb(process_calls.get_process)
+    kill_process = async_verb(process_calls.kill_process)
+    remove_process = async_verb(process_calls.remove_process)
+    kill_all_processes = async_verb(process_calls.kill_all_processes)
+    get_process_logs = async_verb(process_calls.get_process_logs)
+    stream_process_logs = stream_verb(process_calls.stream_process_logs, AsyncLogStream)
+    write_stdin = async_steps(process_calls.write_stdin)
+    close_stdin = async_steps(process_calls.close_stdin)
+    wait_for_exit = async_verb(process_calls.wait_for_exit)
+    wait_for_port = async_verb(process_calls.wait_for_port)
+    wait_for_log = async_verb(process_calls.wait_for_log)
+    open_pty = stream_verb(process_calls.open_pty, AsyncPty)
 
-        @property
-        def id(self) -> str:
-            """The sandbox's id."""
-
-        @property
-        def client(self) -> AsyncClient:
-            """Its connections."""
-
-    async def start_process(  # noqa: PLR0913 - the fields of a process, all by keyword
-        self,
-        command: str | Sequence[str],
-        *,
-        id: str | None = None,  # noqa: A002 - the API's own name
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        user: str | int | None = None,
-        stdin: bytes | str | bool | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - the daemon holds it, not this task
-        keep_orphans: bool = False,
-        restart: Literal["never", "on-failure"] | None = None,
-    ) -> ProcessInfo:
-        """Start a command that goes on by itself, and return it.
-
-        Args as of `exec`, and:
-            id: a name of your own for it, unique in the sandbox.
-            stdin: True leaves it open for `write_stdin`.
-            restart: "on-failure" starts it again, ever later, when it fails; ten times in a row at most.
-
-        Raises:
-            InvalidRequest: a value is wrong; `field` names it.
-            NameTaken: another process has that id.
-        """
-        call = process_calls.start(
-            self.id,
-            command,
-            id=id,
-            restart=restart,
-            cwd=cwd,
-            env=env,
-            user=user,
-            stdin=stdin,
-            timeout=timeout,
-            keep_orphans=keep_orphans,
-        )
-        return await self.client.send(call)
-
-    async def list_processes(self) -> builtins.list[ProcessInfo]:
+    async def list_processes(self) -> list[ProcessInfo]:
         """Return the processes that run, and those that have ended and are still known."""
-        found: builtins.list[ProcessInfo] = []
+        found: list[ProcessInfo] = []
         cursor: str | None = None
         while True:
             items, cursor = await self.client.send(process_calls.page(self.id, cursor))
             found += items
             if cursor is None:
                 return found
-
-    async def get_process(self, process: str | ProcessInfo) -> ProcessInfo:
-        """Return a process as it is now.
-
-        Raises:
-            ProcessNotFound: there is none.
-        """
-        return await self.client.send(process_calls.get(self.id, process))
-
-    async def kill_process(self, process: str | ProcessInfo, signal: str | int = "TERM") -> None:
-        """Send a signal, TERM if not said otherwise, to a process' group; TERM and KILL go to all that it started.
-
-        Raises:
-            ProcessNotFound, ProcessNotRunning: as their names say.
-        """
-        await self.client.send(process_calls.signal(self.id, process, signal))
-
-    async def remove_process(self, process: str | ProcessInfo) -> None:
-        """End a process with all that it started, and drop its log.
-
-        Raises:
-            ProcessNotFound: there is none.
-        """
-        await self.client.send(process_calls.remove(self.id, process))
-
-    async def kill_all_processes(self) -> None:
-        """End every process with all that it started, and drop every log."""
-        await self.client.send(process_calls.remove_all(self.id))
-
-    async def get_process_logs(
-        self, process: str | ProcessInfo, *, start: int = 0, tail: int | None = None
-    ) -> ProcessLogs:
-        """Return what a process has printed, from the offset `start` on, or the last `tail` lines of that.
-
-        Raises:
-            ProcessNotFound: there is none.
-        """
-        return await self.client.send(process_calls.logs(self.id, process, start, tail))
-
-    def stream_process_logs(
-        self,
-        process: str | ProcessInfo,
-        *,
-        start: int = 0,
-        tail: int | None = None,
-        on_stdout: Callable[[str], object] | None = None,
-        on_stderr: Callable[[str], object] | None = None,
-        reconnect_s: float = RECONNECT_S,
-    ) -> AsyncLogStream:
-        """Return a process' log to follow: `async with` opens it, then iterate over it or `await wait()`.
-
-        Args:
-            process: which.
-            start: the offset to begin at: `offset` of an earlier stream, or `next_offset` of `get_process_logs`.
-            tail: begin with the last so many lines.
-            on_stdout: called with each piece of standard output as text, while somebody iterates or waits;
-                what it returns is awaited if it can be.
-            on_stderr: the same for standard error.
-            reconnect_s: how long a daemon that went away is tried again; 0 raises at once.
-
-        Raises (on entering):
-            ProcessNotFound: there is none.
-        """
-        reader = LogReader(self.id, process_id(process), start, tail)
-        return AsyncLogStream(self.client, reader, on_stdout, on_stderr, reconnect_s)
-
-    async def write_stdin(self, process: str | ProcessInfo, data: bytes | str) -> None:
-        """Write to the standard input of a process that was started with `stdin=True`; returns when it is taken.
-
-        Raises:
-            ProcessNotFound, ProcessNotRunning: as their names say.
-        """
-        data = data.encode() if isinstance(data, str) else data
-        for call in calls.write_stdin(self.id, process_id(process), data):
-            await self.client.send(call)
-
-    async def close_stdin(self, process: str | ProcessInfo) -> None:
-        """Let a process read the end of its standard input. One that has ended is no error."""
-        with contextlib.suppress(ProcessNotRunning):
-            await self.client.send(calls.close_stdin(self.id, process_id(process)))
-
-    async def wait_for_exit(self, process: str | ProcessInfo, *, timeout: float | None = None) -> WaitResult:  # noqa: ASYNC109 - the daemon holds it
-        """Wait until a process has ended, for `timeout` seconds at most.
-
-        Raises:
-            ProcessNotFound: there is none.
-        """
-        return await self.client.send(process_calls.wait(self.id, process, "exit", timeout=timeout))
-
-    async def wait_for_port(
-        self,
-        process: str | ProcessInfo,
-        port: int,
-        *,
-        path: str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109
-    ) -> WaitResult:
-        """Wait until something in the sandbox accepts on a TCP port, or the process ends before.
-
-        Args:
-            process: whose end ends the wait.
-            port: 1 to 65535, on any of the sandbox's addresses, IPv4 or IPv6.
-            path: where a GET must be answered with a status of 200 to 399, such as "/health".
-            timeout: seconds, else for ever.
-
-        Raises:
-            ProcessNotFound: there is none.
-        """
-        call = process_calls.wait(self.id, process, "port", port=port, path=path, timeout=timeout)
-        return await self.client.send(call)
-
-    async def wait_for_log(
-        self,
-        process: str | ProcessInfo,
-        pattern: str,
-        *,
-        timeout: float | None = None,  # noqa: ASYNC109
-    ) -> WaitResult:
-        """Wait until a line of a process' output matches, or the process ends before; old lines count.
-
-        Args:
-            process: whose output.
-            pattern: a regular expression of RE2's syntax, searched in each line.
-            timeout: seconds, else for ever.
-
-        Raises:
-            ProcessNotFound: there is none.
-            InvalidRequest: the pattern is none.
-        """
-        return await self.client.send(process_calls.wait(self.id, process, "log", pattern=pattern, timeout=timeout))
-
-    def open_pty(  # noqa: PLR0913 - the fields of a terminal, all by keyword
-        self,
-        command: str | Sequence[str] | None = None,
-        *,
-        process: str | ProcessInfo | None = None,
-        cols: int = 80,
-        rows: int = 24,
-        id: str | None = None,  # noqa: A002 - the API's own name
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        user: str | int | None = None,
-        linger: float | None = 300.0,
-        on_gap: Callable[[int], object] | None = None,
-    ) -> AsyncPty:
-        """Return a terminal, a new one or one to come back to: `async with` opens it and looks at it.
-
-        Args:
-            command: a line for `sh -c`, or a list of program and arguments; else the user's own shell.
-            process: the `process_id` of a terminal that is there already; then only `cols` and `rows` mean something.
-            cols: columns, 1 to 2000.
-            rows: rows, 1 to 2000.
-            id: a name of your own for its process.
-            cwd: where it starts, absolute; else the sandbox's.
-            env: variables on top of the sandbox's.
-            user: name or uid; else the sandbox's.
-            linger: how many seconds it goes on without a viewer; None is for ever.
-            on_gap: called with a number of bytes where a slow viewer has missed some; its screen is shown anew.
-
-        Raises (on entering):
-            InvalidRequest: a value is wrong; `field` names it.
-            ProcessNotFound: there is no such `process`.
-            LimitExceeded: the sandbox has as many terminals as it may.
-        """
-
-        async def wire() -> PtyWire:
-            found = process
-            if found is None:
-                call = process_calls.start_terminal(
-                    self.id, command, id=id, size=(cols, rows), linger=linger, cwd=cwd, env=env, user=user
-                )
-                found = await self.client.send(call)
-            query = process_calls.pty_query(found, cols, rows, fresh=process is None)
-            return PtyWire(self.client.address, self.id, query)
-
-        return AsyncPty(self.client.address, wire, on_gap)

@@ -10,77 +10,52 @@ import anyio
 
 from sandboxd.errors import DaemonUnavailable, LocalProtocolError, SandboxdError
 
+from .async_stream import AsyncClosing
+from .calls import Call
 from .failures import CONNECT_TIMEOUT_S, unreachable
-from .pty import RECEIVE_BYTES, endpoint, only_bytes
-from .pty_wire import PtyWire
+from .pty import RECEIVE_BYTES, endpoint
+from .pty_wire import PtyState, PtyWire
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-    from types import TracebackType
+    from collections.abc import AsyncIterator
 
     from anyio.abc import ByteStream
 
     from .address import Address
+    from .async_client import AsyncClient
     from .models import ExitStatus
+    from .process_calls import TerminalRequest
 
 
-class AsyncPty:
+class AsyncPty(PtyState, AsyncClosing):
     """A terminal: `async with` opens it, `async for` gives what it shows, `write` types; see `Pty`.
 
     One task may read while another writes.
     """
 
-    def __init__(
-        self,
-        address: Address,
-        wire: Callable[[], Awaitable[PtyWire]],
-        on_gap: Callable[[int], object] | None = None,
-    ) -> None:
-        self._make_wire = wire
-        self._wire = PtyWire(address, "-", {})  # until there is a terminal
-        self._address = address
-        self.on_gap = on_gap
+    def __init__(self, client: AsyncClient, request: TerminalRequest) -> None:
+        super().__init__(PtyWire(client.address, "-", {}), client.address, request.on_gap)  # until there is a terminal
+        self._client = client
+        self._request = request
         self._stream: ByteStream | None = None
         self._sending = anyio.Lock()
-        self._pending: list[bytes] = []
-
-    def __repr__(self) -> str:
-        state = self.result.describe() if self.result else "open" if self._wire.is_open else "closed"
-        return f"<AsyncPty {self.process_id} {state}>"
 
     async def __aenter__(self) -> Self:
         if self._stream is not None:
             raise LocalProtocolError("cannot enter the terminal: it was entered before")
-        self._wire = await self._make_wire()
+        process = self._request.process
+        if isinstance(process, Call):
+            process = await self._client.send(process)
+        self._wire = PtyWire(self._address, self._request.sandbox, self._request.query(process))
         self._stream = await _connect(self._address)
         try:
             await self._send(self._wire.hello())
             while not self._wire.process_id:
-                self._pending += await self._receive()
+                await self._receive()
         except BaseException:
             await anyio.aclose_forcefully(self._stream)
             raise
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    @property
-    def process_id(self) -> str:
-        """The id of the terminal's process; empty before the block is entered."""
-        return self._wire.process_id
-
-    @property
-    def pid(self) -> int | None:
-        """The process id of its first program, in the sandbox."""
-        return self._wire.pid
-
-    @property
-    def result(self) -> ExitStatus | None:
-        """How its program ended, once it has."""
-        return self._wire.result
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while data := await self.read():
@@ -95,9 +70,8 @@ class AsyncPty:
         while not self._pending:
             if self._wire.is_over:
                 return b""
-            self._pending += await self._receive()
-        data, self._pending = b"".join(self._pending), []
-        return data
+            await self._receive()
+        return self._take()
 
     async def wait(self) -> ExitStatus:
         """Read to the end, and return how the program ended.
@@ -107,9 +81,7 @@ class AsyncPty:
         """
         while await self.read():
             pass
-        if self.result is None:
-            raise DaemonUnavailable("cannot say how the terminal's program ended: the connection was closed before")
-        return self.result
+        return self._ended()
 
     async def write(self, data: bytes | str) -> None:
         """Type into the terminal; control characters are signals there: 3 is Ctrl-C, 4 an end of file.
@@ -141,7 +113,7 @@ class AsyncPty:
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             raise unreachable(self._address, error) from error
 
-    async def _receive(self) -> list[bytes]:
+    async def _receive(self) -> None:
         if self._stream is None:
             raise LocalProtocolError("cannot read the terminal: enter it first, with 'async with'")
         try:
@@ -154,7 +126,7 @@ class AsyncPty:
         if answers := self._wire.take_answers():
             with contextlib.suppress(DaemonUnavailable):
                 await self._send(answers)
-        return list(only_bytes(shown, self.on_gap))
+        self._hold(shown)
 
 
 async def _connect(address: Address) -> ByteStream:

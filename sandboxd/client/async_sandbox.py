@@ -7,18 +7,14 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from sandboxd.errors import SandboxdError, SandboxGone, SandboxNotFound
 
-from . import calls
+from . import calls, control_calls, exec_calls, git_calls, port_calls
 from .async_client import AsyncClient
 from .async_code import AsyncCodeMethods
-from .async_control import AsyncControlPart
 from .async_files import AsyncFilesPart
-from .async_git import AsyncGitPart
-from .async_ports import AsyncPortPart
-from .async_processes import AsyncProcessPart
+from .async_processes import AsyncExecStream, AsyncProcessPart
 from .async_sessions import AsyncSessionPart
-from .async_stream import AsyncExecStream
-from .models import ExecResult, with_output
 from .shield import cleanup_scope, owned
+from .verbs import async_info_verb, async_verb, stream_verb
 
 if TYPE_CHECKING:
     import builtins
@@ -55,9 +51,7 @@ class _Opening(Generic[S]):
             await self._made.__aexit__(kind, error, trace)
 
 
-class AsyncSandbox(
-    AsyncCodeMethods, AsyncControlPart, AsyncFilesPart, AsyncGitPart, AsyncPortPart, AsyncProcessPart, AsyncSessionPart
-):
+class AsyncSandbox(AsyncCodeMethods, AsyncFilesPart, AsyncProcessPart, AsyncSessionPart):
     """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
 
     As a context manager it destroys the sandbox at the end of the block, also when the task is cancelled:
@@ -192,82 +186,22 @@ class AsyncSandbox(
             self._client = AsyncClient()
         return self._client
 
-    async def refresh(self) -> SandboxInfo:
-        """Ask the daemon how the sandbox is, keep the answer in `info` and return it."""
-        self.info = await self.client.send(calls.get(self.id))
-        return self.info
+    refresh = async_info_verb(calls.refresh)
+    update = async_info_verb(control_calls.update)
+    set_env_vars = async_info_verb(control_calls.set_env_vars)
+    freeze = async_info_verb(control_calls.freeze)
+    thaw = async_info_verb(control_calls.thaw)
+    stats = async_verb(control_calls.stats)
 
-    async def exec(
-        self,
-        command: str | Sequence[str],
-        *,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        user: str | int | None = None,
-        stdin: bytes | str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - the daemon holds it, not this task
-        keep_orphans: bool = False,
-    ) -> ExecResult:
-        """Run a command to its end and return how it ended and all that it printed.
+    exec = async_verb(exec_calls.exec)
+    exec_stream = stream_verb(exec_calls.exec_stream, AsyncExecStream)
+    git_checkout = async_verb(git_calls.git_checkout)
 
-        A program that fails, or cannot be found (exit code 127), is a result, not an error. The output is held in
-        memory whole; for output without a bound use `exec_stream`.
-
-        Args:
-            command: a string for `sh -c`, or a list of program and arguments.
-            cwd: where it starts, absolute; else the sandbox's.
-            env: variables on top of the sandbox's.
-            user: name or uid; else the sandbox's.
-            stdin: what it reads, up to 4 MiB of JSON; else nothing (/dev/null).
-            timeout: seconds after which it is killed with all its children; else never.
-            keep_orphans: whether processes that it leaves behind go on.
-
-        Raises:
-            InvalidRequest: a value is wrong; `field` names it.
-        """
-        async with self.exec_stream(
-            command, cwd=cwd, env=env, user=user, stdin=stdin, timeout=timeout, keep_orphans=keep_orphans
-        ) as stream:
-            output: dict[str, builtins.list[bytes]] = {"stdout": [], "stderr": []}
-            async for chunk in stream:
-                output[chunk.stream].append(chunk.data)
-            return with_output(await stream.wait(), b"".join(output["stdout"]), b"".join(output["stderr"]))
-
-    def exec_stream(  # noqa: PLR0913 - the fields of a command, all by keyword
-        self,
-        command: str | Sequence[str],
-        *,
-        on_stdout: Callable[[str], object] | None = None,
-        on_stderr: Callable[[str], object] | None = None,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        user: str | int | None = None,
-        stdin: bytes | str | bool | None = None,
-        timeout: float | None = None,
-        detach: bool = False,
-        keep_orphans: bool = False,
-    ) -> AsyncExecStream:
-        """Return a command's stream: `async with` starts it, then iterate over it or `await wait()`.
-
-        Args as of `exec`, and:
-            on_stdout: called with each piece of standard output as text, while somebody iterates or waits; what it
-                returns is awaited if it can be.
-            on_stderr: the same for standard error.
-            stdin: True leaves it open for the stream's `write_stdin` and `close_stdin`.
-            detach: whether the command goes on when the stream is closed before its end.
-        """
-        call = calls.exec_raw(
-            self.id,
-            command,
-            cwd=cwd,
-            env=env,
-            user=user,
-            stdin=stdin,
-            timeout=timeout,
-            detach=detach,
-            keep_orphans=keep_orphans,
-        )
-        return AsyncExecStream(self.client, self.id, call, on_stdout, on_stderr)
+    expose_port = async_verb(port_calls.expose_port)
+    unexpose_port = async_verb(port_calls.unexpose_port)
+    get_exposed_ports = async_verb(port_calls.get_exposed_ports)
+    watch_port = async_verb(port_calls.watch_port)
+    create_preview_link = async_verb(port_calls.create_preview_link)
 
     def events(self, *, types: str | Sequence[str] | None = None, start: int | None = None) -> AsyncEventStream:
         """Return what happened and happens to this sandbox: see `AsyncClient.events`."""

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self
 
 from sandboxd.errors import SandboxdError, SessionNotFound
 
-from . import calls, process_calls, session_calls
+from . import session_calls
+from .async_processes import AsyncExecStream
 from .async_pty import AsyncPty
-from .async_stream import AsyncExecStream
-from .models import with_output
-from .pty_wire import PtyWire
 from .shield import cleanup_scope
+from .verbs import AsyncPart, async_info_verb, async_verb, like, stream_verb
 
 if TYPE_CHECKING:
-    import builtins
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine
     from types import TracebackType
 
     from .async_client import AsyncClient
-    from .models import ExecResult, SandboxInfo
-    from .process_calls import ProcessInfo
-    from .session_calls import SessionInfo
+    from .calls import Call
+    from .session_calls import SessionInfo, SessionKey
+
+P = ParamSpec("P")
 
 
 class AsyncSession:
@@ -60,204 +59,36 @@ class AsyncSession:
         """The session's id."""
         return self.info.id
 
-    async def refresh(self) -> SessionInfo:
-        """Ask the daemon how the session is, keep the answer in `info` and return it."""
-        self.info = await self._sandbox.client.send(session_calls.get(self._sandbox.id, self.id))
-        return self.info
+    @property
+    def _target(self) -> tuple[AsyncClient, SessionKey]:
+        return self._sandbox.client, (self._sandbox.id, self.id)
 
-    async def exec(
-        self,
-        command: str | Sequence[str],
-        *,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin: bytes | str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - the daemon holds it, not this task
-        keep_orphans: bool = True,
-    ) -> ExecResult:
-        """Run a command to its end, when those before it have ended, and return how it ended and what it printed.
-
-        Args:
-            command: a line for the session's shell, or a list of words, of which the first may be a function too.
-            cwd: where it runs; for this command alone.
-            env: variables for this command alone.
-            stdin: what it reads, up to 4 MiB of JSON; else nothing.
-            timeout: seconds from its start after which it is killed with all its children; the session goes on.
-            keep_orphans: whether processes that it leaves behind go on.
-
-        Raises:
-            SessionNotFound: the session was deleted, before or while the command waited.
-            InvalidRequest: a value is wrong; `field` names it.
-        """
-        async with self.exec_stream(
-            command, cwd=cwd, env=env, stdin=stdin, timeout=timeout, keep_orphans=keep_orphans
-        ) as stream:
-            output: dict[str, builtins.list[bytes]] = {"stdout": [], "stderr": []}
-            async for chunk in stream:
-                output[chunk.stream].append(chunk.data)
-            return with_output(await stream.wait(), b"".join(output["stdout"]), b"".join(output["stderr"]))
-
-    def exec_stream(  # noqa: PLR0913 - the fields of a command, all by keyword
-        self,
-        command: str | Sequence[str],
-        *,
-        on_stdout: Callable[[str], object] | None = None,
-        on_stderr: Callable[[str], object] | None = None,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin: bytes | str | bool | None = None,
-        timeout: float | None = None,
-        detach: bool = False,
-        keep_orphans: bool = True,
-    ) -> AsyncExecStream:
-        """Return the stream of a command, which `async with` starts when those before it have ended.
-
-        Args as of `AsyncSandbox.exec_stream`.
-        """
-        call = calls.exec_raw(
-            self._sandbox.id,
-            command,
-            cwd=cwd,
-            env=env,
-            stdin=stdin,
-            timeout=timeout,
-            detach=detach,
-            keep_orphans=keep_orphans,
-            session=self.id,
-        )
-        return AsyncExecStream(self._sandbox.client, self._sandbox.id, call, on_stdout, on_stderr)
-
-    async def start_process(
-        self,
-        command: str | Sequence[str],
-        *,
-        id: str | None = None,  # noqa: A002 - the API's own name
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin: bytes | str | bool | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - the daemon holds it, not this task
-        keep_orphans: bool = True,
-        restart: Literal["never", "on-failure"] | None = None,
-    ) -> ProcessInfo:
-        """Start a process with the session's state as it is now; it waits for nobody and leaves nothing to the session.
-
-        Args and errors as of `AsyncSandbox.start_process`, whose other methods are for this process too.
-        """
-        call = process_calls.start(
-            self._sandbox.id,
-            command,
-            id=id,
-            restart=restart,
-            cwd=cwd,
-            env=env,
-            stdin=stdin,
-            timeout=timeout,
-            keep_orphans=keep_orphans,
-            session=self.id,
-        )
-        return await self._sandbox.client.send(call)
-
-    def open_pty(
-        self,
-        command: str | Sequence[str] | None = None,
-        *,
-        cols: int = 80,
-        rows: int = 24,
-        id: str | None = None,  # noqa: A002 - the API's own name
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        linger: float | None = 300.0,
-        on_gap: Callable[[int], object] | None = None,
-    ) -> AsyncPty:
-        """Return a terminal: `async with` opens it with the session's state as it is then; what is done there stays.
-
-        Args as of `AsyncSandbox.open_pty`, whose `process=` comes back to this one too.
-        """
-
-        async def wire() -> PtyWire:
-            call = process_calls.start_terminal(
-                self._sandbox.id,
-                command,
-                id=id,
-                size=(cols, rows),
-                linger=linger,
-                cwd=cwd,
-                env=env,
-                keep_orphans=None,
-                session=self.id,
-            )
-            found = await self._sandbox.client.send(call)
-            query = process_calls.pty_query(found, cols, rows, fresh=True)
-            return PtyWire(self._sandbox.client.address, self._sandbox.id, query)
-
-        return AsyncPty(self._sandbox.client.address, wire, on_gap)
-
-    async def delete(self) -> None:
-        """End the session: all that runs with its state is killed, and what its commands left in the background.
-
-        Raises:
-            SessionNotFound: it is deleted already.
-        """
-        await self._sandbox.delete_session(self.id)
+    refresh = async_info_verb(session_calls.refresh)
+    exec = async_verb(session_calls.exec)
+    exec_stream = stream_verb(session_calls.exec_stream, AsyncExecStream)
+    start_process = async_verb(session_calls.start_process)
+    open_pty = stream_verb(session_calls.open_pty, AsyncPty)
+    delete = async_verb(session_calls.delete)
 
 
-class AsyncSessionPart:
+def _opens(
+    build: Callable[Concatenate[str, P], Call[SessionInfo]],
+) -> Callable[Concatenate[AsyncSessionPart, P], Coroutine[Any, Any, AsyncSession]]:
+    """Return the method of a verb that is answered with a session: it returns one to work with."""
+
+    async def method(part: AsyncSessionPart, /, *args: P.args, **kwargs: P.kwargs) -> AsyncSession:
+        return AsyncSession(part, await part.client.send(build(part.id, *args, **kwargs)))
+
+    return like(method, build, "AsyncSession")
+
+
+class AsyncSessionPart(AsyncPart):
     """Methods of `AsyncSandbox`."""
 
-    info: SandboxInfo
-
-    @property
-    def id(self) -> str:
-        """The sandbox's id."""
-        return self.info.id
-
-    @property
-    def client(self) -> AsyncClient:
-        """The connections that it uses."""
-        raise NotImplementedError
-
-    async def create_session(
-        self,
-        *,
-        id: str | None = None,  # noqa: A002 - the API's own name
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        user: str | int | None = None,
-        shell: str | None = None,
-    ) -> AsyncSession:
-        """Begin a session.
-
-        Args:
-            id: a name of your own, unique in the sandbox.
-            cwd: where it begins; else the sandbox's.
-            env: variables on top of the sandbox's.
-            user: name or uid that its commands run as; else the sandbox's.
-            shell: "bash" or "sh"; else bash where the rootfs has it. An sh keeps no functions.
-
-        Raises:
-            InvalidRequest: a value is wrong; `field` names it.
-            NameTaken: another session has that id.
-            LimitExceeded: there are as many as may be.
-        """
-        call = session_calls.create(self.id, id=id, cwd=cwd, env=env, user=user, shell=shell)
-        return AsyncSession(self, await self.client.send(call))
-
-    async def get_session(self, session: str) -> AsyncSession:
-        """Return the session with that id.
-
-        Raises:
-            SessionNotFound: there is none.
-        """
-        return AsyncSession(self, await self.client.send(session_calls.get(self.id, session)))
+    create_session = _opens(session_calls.create_session)
+    get_session = _opens(session_calls.get_session)
+    delete_session = async_verb(session_calls.delete_session)
 
     async def list_sessions(self) -> list[AsyncSession]:
         """Return every session, the oldest first."""
-        return [AsyncSession(self, info) for info in await self.client.send(session_calls.show_all(self.id))]
-
-    async def delete_session(self, session: str) -> None:
-        """End a session: all that runs with its state is killed, and what its commands left in the background.
-
-        Raises:
-            SessionNotFound: there is none.
-        """
-        await self.client.send(session_calls.delete(self.id, session))
+        return [AsyncSession(self, info) for info in await self.client.send(session_calls.list_sessions(self.id))]

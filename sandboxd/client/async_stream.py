@@ -1,29 +1,32 @@
-"""Streams of the asynchronous SDK: a command's output, and a file's bytes."""
+"""Streams of the asynchronous SDK: what they have in common, a file's bytes, and changes of files."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 from collections import deque
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import anyio
 import httpx
 
-from sandboxd.errors import LocalProtocolError, ProcessNotRunning
+from sandboxd.errors import LocalProtocolError
 
-from . import calls, process_calls
 from .failures import mapped
-from .file_calls import ChangeReader
-from .stream import closed_stream, process_of, size_of
+from .file_calls import ChangeReader, FileChange
+from .stream import closed_stream, size_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from types import TracebackType
 
+    from . import calls
     from .async_client import AsyncClient
-    from .file_calls import FileChange
-    from .models import ExitStatus, OutputChunk
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+Q = TypeVar("Q", bound="calls.Streamed[Any, Any]")
+Endless = TypeVar("Endless", bound="calls.Reader[Any]")
 
 
 class Body:
@@ -55,207 +58,168 @@ class Body:
                     pass
 
 
-class AsyncExecStream:
-    """A running command: `async with` starts it, `async for` gives its output, `wait` its end.
+async def run(call_back: Callable[[], object] | None) -> None:
+    """Make a call, if there is one, and await what it returns if that can be awaited."""
+    if call_back is not None:
+        answer = call_back()
+        if inspect.isawaitable(answer):
+            await answer
 
-    Leaving the block before the command has ended (also by cancellation) kills the command unless it is detached,
-    so nothing runs on unseen. Reading is what makes a command go on: one whose output nobody reads waits.
 
-    Attributes:
-        process_id: the process' id in the sandbox; empty before the block is entered.
-        result: how the command ended, once it has.
-    """
-
-    def __init__(
-        self,
-        client: AsyncClient,
-        sandbox_id: str,
-        call: calls.StreamCall,
-        on_stdout: Callable[[str], object] | None = None,
-        on_stderr: Callable[[str], object] | None = None,
-    ) -> None:
-        self._client = client
-        self._sandbox_id = sandbox_id
-        self._call = call
-        self._callbacks = {"stdout": on_stdout, "stderr": on_stderr}
-        self._pending: deque[OutputChunk] = deque()
-        self._body: Body | None = None
-        self._reader = calls.ExecReader("")
-        self._closed = False
-        self.process_id = ""
-        self.result: ExitStatus | None = None
-
-    def __repr__(self) -> str:
-        state = self.result.describe() if self.result else "closed" if self._closed else "running"
-        return f"<AsyncExecStream {self.process_id or '(not entered)'} {state}>"
-
-    async def __aenter__(self) -> Self:
-        if self._body is not None:
-            raise LocalProtocolError("cannot enter the stream: it was entered before")
-        response = await self._client.open(self._call)
-        self._body = Body(response)
-        try:
-            self.process_id = self._reader.process_id = process_of(response)
-        except BaseException:
-            await self.close()
-            raise
-        return self
+class AsyncClosing:
+    """An asynchronous context manager whose block ends with `close`."""
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
 
-    def __aiter__(self) -> AsyncIterator[OutputChunk]:
+    async def close(self) -> None:
+        """Give back what it holds."""
+        raise NotImplementedError
+
+
+class AsyncReading(AsyncClosing):
+    """An answer that is read as it comes: `async with` sends the request."""
+
+    _unopened = "cannot read the stream: enter it first, with 'async with'"
+
+    def __init__(self, client: AsyncClient, call: calls.StreamCall) -> None:
+        self._client = client
+        self._call = call
+        self._body: Body | None = None
+
+    async def __aenter__(self) -> Self:
+        response = await self._client.open(self._call)
+        self._body = Body(response)
+        try:
+            self._begin(response)
+        except BaseException:
+            await self.close()
+            raise
         return self
 
-    async def __anext__(self) -> OutputChunk:
+    def _begin(self, response: httpx.Response) -> None:
+        """Take the answer's headers."""
+
+    async def _read(self) -> bytes | None:
+        if self._body is None:
+            raise LocalProtocolError(self._unopened)
+        with mapped(self._client.address):
+            return await self._body.read()
+
+    async def close(self) -> None:
+        """Drop the connection, also before the end."""
+        if self._body is not None:
+            await self._body.close()
+
+
+class AsyncItemStream(AsyncReading, Generic[Q, Item, T]):
+    """The items of an answer, and what they come to: `result`."""
+
+    def __init__(self, client: AsyncClient, request: Q) -> None:
+        super().__init__(client, request.call)
+        self._request = request
+        self._pending: deque[Item] = deque()
+        self._closed = False
+        self.result: T | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._body is not None:
+            raise LocalProtocolError("cannot enter the stream: it was entered before")
+        return await super().__aenter__()
+
+    def _begin(self, response: httpx.Response) -> None:
+        self._request.begin(response)
+
+    def __aiter__(self) -> AsyncIterator[Item]:
+        return self
+
+    async def __anext__(self) -> Item:
         while not self._pending:
             if self.result is not None:
                 raise StopAsyncIteration
             await self._advance()
-        chunk = self._pending.popleft()
-        callback = self._callbacks[chunk.stream]
-        if callback is not None and (text := chunk.text):
-            answer = callback(text)
-            if inspect.isawaitable(answer):
-                await answer
-        return chunk
+        item = self._pending.popleft()
+        await run(self._request.callback(item))
+        return item
 
-    async def wait(self) -> ExitStatus:
-        """Read to the end (the callbacks see all of it) and return how the command ended.
+    async def close(self) -> None:
+        """Drop the connection; what still runs is ended (a command killed, code interrupted), unless it is detached."""
+        self._closed = True
+        await super().close()
 
-        Raises:
-            DaemonUnavailable: the connection broke.
-            LocalProtocolError: the stream was closed before, or never entered.
-        """
+    async def _finish(self) -> T:
         async for _ in self:
             pass
         if self.result is None:
             raise closed_stream()
         return self.result
 
-    async def write_stdin(self, data: bytes | str) -> None:
-        """Write to the command's standard input, which `stdin=True` left open; returns when it is taken.
-
-        Raises:
-            ProcessNotRunning: the command has ended, or closed its standard input.
-        """
-        data = data.encode() if isinstance(data, str) else data
-        for call in calls.write_stdin(self._sandbox_id, self.process_id, data):
-            await self._client.send(call)
-
-    async def send_signal(self, number: str | int) -> None:
-        """Send a signal, a name or a number, to the command's process group; KILL goes to all that it started.
-
-        Raises:
-            ProcessNotRunning: the command has ended.
-        """
-        await self._client.send(process_calls.signal(self._sandbox_id, self.process_id, number))
-
-    async def close_stdin(self) -> None:
-        """Close the command's standard input: it reads an end of file. One that has ended is no error."""
-        with contextlib.suppress(ProcessNotRunning):
-            await self._client.send(calls.close_stdin(self._sandbox_id, self.process_id))
-
-    async def close(self) -> None:
-        """Drop the connection; a command that still runs is killed, unless it is detached."""
-        self._closed = True
-        if self._body is not None:
-            await self._body.close()
-
     async def _advance(self) -> None:
         if self._body is None:
-            raise LocalProtocolError("cannot read the stream: enter it first, with 'async with'")
+            raise LocalProtocolError(self._unopened)
         if self._closed:
             raise closed_stream()
         try:
-            with mapped(self._client.address):
-                piece = await self._body.read()
+            piece = await self._read()
             if piece is None:
-                self.result = self._reader.close()
+                self.result = self._request.close()
                 await self.close()
             else:
-                self._pending.extend(self._reader.feed(piece))
+                self._pending.extend(self._request.feed(piece))
         except BaseException:
             await self.close()
             raise
 
 
-class AsyncFileStream:
+async def follow(client: AsyncClient, request: calls.Streamed[Item, T]) -> T:
+    """Send a request, read its answer as it comes, and return what it came to."""
+    stream: AsyncItemStream[calls.Streamed[Item, T], Item, T] = AsyncItemStream(client, request)
+    async with stream:
+        return await stream._finish()
+
+
+class AsyncFileStream(AsyncReading):
     """A file's bytes as they arrive: `async with` opens it, `async for` reads. `size` is in bytes or None."""
 
-    def __init__(self, client: AsyncClient, call: calls.StreamCall) -> None:
-        self._client = client
-        self._call = call
-        self._body: Body | None = None
-        self.size: int | None = None
+    _unopened = "cannot read the file: enter the stream first, with 'async with'"
+    size: int | None = None
 
-    async def __aenter__(self) -> Self:
-        response = await self._client.open(self._call)
-        self._body = Body(response)
+    def _begin(self, response: httpx.Response) -> None:
         self.size = size_of(response)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        if self._body is None:
-            raise LocalProtocolError("cannot read the file: enter the stream first, with 'async with'")
-        with mapped(self._client.address):
-            piece = await self._body.read()
+        piece = await self._read()
         if piece is None:
             raise StopAsyncIteration
         return piece
 
-    async def close(self) -> None:
-        """Drop the connection, also before the file's end."""
-        if self._body is not None:
-            await self._body.close()
 
+class AsyncReaderStream(AsyncReading, Generic[Endless, Item]):
+    """An endless answer's items."""
 
-class AsyncWatchStream:
-    """Changes as they happen: `async with` begins the watch, `async for` reads until what is watched is gone."""
+    def __init__(self, client: AsyncClient, reader: Endless) -> None:
+        super().__init__(client, reader.call)
+        self._reader = reader
+        self._pending: deque[Item] = deque()
 
-    def __init__(self, client: AsyncClient, call: calls.StreamCall) -> None:
-        self._client = client
-        self._call = call
-        self._reader = ChangeReader()
-        self._pending: deque[FileChange] = deque()
-        self._body: Body | None = None
-
-    async def __aenter__(self) -> Self:
-        self._body = Body(await self._client.open(self._call))
+    def __aiter__(self) -> AsyncIterator[Item]:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    def __aiter__(self) -> AsyncIterator[FileChange]:
-        return self
-
-    async def __anext__(self) -> FileChange:
-        if self._body is None:
-            raise LocalProtocolError("cannot watch: enter the stream first, with 'async with'")
+    async def __anext__(self) -> Item:
         while not self._pending:
-            if self._reader.over:
-                raise StopAsyncIteration
-            with mapped(self._client.address):
-                piece = await self._body.read()
+            piece = None if self._reader.over else await self._read()
             if piece is None:
                 raise StopAsyncIteration
             self._pending.extend(self._reader.feed(piece))
         return self._pending.popleft()
 
-    async def close(self) -> None:
-        """Stop watching."""
-        if self._body is not None:
-            await self._body.close()
+
+class AsyncWatchStream(AsyncReaderStream[ChangeReader, FileChange]):
+    """Changes as they happen: `async with` begins the watch, `async for` reads until what is watched is gone."""
+
+    _unopened = "cannot watch: enter the stream first, with 'async with'"

@@ -12,9 +12,9 @@ from . import calls, event_calls
 from .address import Address
 from .events import EventStream
 from .failures import CONNECT_TIMEOUT_S, mapped, problem_error
+from .verbs import stream_verb, sync_verb
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from types import TracebackType
 
 T = TypeVar("T")
@@ -84,31 +84,14 @@ class Client:
         """Close every connection; streams that are open break."""
         self._http.close()
 
-    def health(self) -> None:
-        """Return if the daemon answers.
+    @property
+    def _target(self) -> tuple[Client, None]:
+        return self, None
 
-        Raises:
-            DaemonUnavailable: nobody does.
-        """
-        self.send(calls.health())
-
-    def info(self) -> dict[str, Any]:
-        """Return what the daemon says of itself, `version` among it."""
-        return self.send(calls.info())
-
-    def metrics(self, *, sandboxes: bool = True) -> str:
-        """Return the daemon's figures in the Prometheus text format; `sandboxes`: those of each of them, too."""
-        return self.send(calls.metrics(sandboxes=sandboxes))
-
-    def events(
-        self, *, sandbox: str | None = None, types: str | Sequence[str] | None = None, start: int | None = None
-    ) -> EventStream:
-        """Return what happened to sandboxes, from offset `start` or the oldest that is kept on, and what happens.
-
-        `sandbox` is an id or a name; `types` is one type or several: created, destroyed, failed, frozen, thawed,
-        degraded, network-denied.
-        """
-        return EventStream(self, event_calls.events(sandbox=sandbox, types=types, start=start), start)
+    health = sync_verb(calls.health)
+    info = sync_verb(calls.info)
+    metrics = sync_verb(calls.metrics)
+    events = stream_verb(event_calls.events, EventStream)
 
     def send(self, call: calls.Call[T]) -> T:
         """Send one request and return its answer, read; raises what the daemon's problem says."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import quote
 
 from sandboxd.errors import RemoteProtocolError
 from sandboxd.wire import sse
 
-from .calls import Call, StreamCall, nothing, sandbox_path
+from .calls import Call, StreamCall, Streamed, given, listed, nothing, read_events, sandbox_path
 from .code_models import (
     CodeContext,
     CodeError,
@@ -21,11 +20,14 @@ from .code_models import (
     parse_error,
     parse_result,
 )
-from .failures import from_problem
 from .models import read
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    import httpx
+
+    from .calls import Request
 
 SSE_TYPE: Final = "text/event-stream"
 RUN_HEADER: Final = "Sandboxd-Run"
@@ -52,111 +54,166 @@ class Cleared:
 RunItem: TypeAlias = Output | Result | CodeError | Cleared
 
 
-def _context_path(key: str, context: str, rest: str = "") -> str:
-    return sandbox_path(key, f"/contexts/{quote(context, safe='')}{rest}")
+def _context_path(key: str, context: CodeContext | str, rest: str = "") -> str:
+    name = context.id if isinstance(context, CodeContext) else context
+    return sandbox_path(key, f"/contexts/{quote(name, safe='')}{rest}")
 
 
-def context_id(context: CodeContext | str) -> str:
-    """Return a context's id."""
-    return context.id if isinstance(context, CodeContext) else context
+def create_code_context(
+    key: str, language: str = "python", *, cwd: str | None = None, env: Mapping[str, str] | None = None
+) -> Call[CodeContext]:
+    """Start an interpreter that keeps its state between runs.
 
+    Args:
+        language: python, javascript or typescript (py, js, ts).
+        cwd: where it starts, absolute; else the sandbox's.
+        env: variables on top of the sandbox's.
 
-def create(key: str, language: str | None, cwd: str | None, env: Mapping[str, str] | None) -> Call[CodeContext]:
-    """POST …/contexts."""
-    fields = {"language": language, "cwd": cwd, "env": None if env is None else dict(env)}
-    body = {name: value for name, value in fields.items() if value is not None}
+    Raises:
+        InterpreterMissing: the rootfs lacks what the language needs.
+    """
+    body = given(language=language, cwd=cwd, env=None if env is None else dict(env))
     return Call("POST", sandbox_path(key, "/contexts"), body=body, what="context", parse=parse_context)
 
 
-def get(key: str, context: CodeContext | str) -> Call[CodeContext]:
-    """GET …/contexts/{c}."""
-    return Call("GET", _context_path(key, context_id(context)), what="context", parse=parse_context)
+def get_code_context(key: str, context: CodeContext | str) -> Call[CodeContext]:
+    """Return a context as it is now."""
+    return Call("GET", _context_path(key, context), what="context", parse=parse_context)
 
 
-def show_all(key: str) -> Call[list[CodeContext]]:
-    """GET …/contexts."""
-    return Call(
-        "GET",
-        sandbox_path(key, "/contexts"),
-        what="list of contexts",
-        parse=lambda value: [parse_context(item) for item in value["items"]],
-    )
+def list_code_contexts(key: str) -> Call[list[CodeContext]]:
+    """Return every context of the sandbox."""
+    return Call("GET", sandbox_path(key, "/contexts"), what="list of contexts", parse=listed(parse_context))
 
 
-def delete(key: str, context: CodeContext | str) -> Call[None]:
-    """DELETE …/contexts/{c}."""
-    return Call("DELETE", _context_path(key, context_id(context)), what="answer", parse=nothing)
+def delete_code_context(key: str, context: CodeContext | str) -> Call[None]:
+    """End a context and all that it started."""
+    return Call("DELETE", _context_path(key, context), what="answer", parse=nothing)
 
 
-def interrupt(key: str, context: CodeContext | str) -> Call[bool]:
-    """POST …/interrupt: whether there was a run to interrupt."""
-    path = _context_path(key, context_id(context), "/interrupt")
+def interrupt_code_context(key: str, context: CodeContext | str) -> Call[bool]:
+    """Interrupt the present run, wait until it is over, and return whether there was one."""
+    path = _context_path(key, context, "/interrupt")
     return Call("POST", path, what="answer", parse=lambda value: bool(value["interrupted"]))
 
 
-def restart(key: str, context: CodeContext | str) -> Call[CodeContext]:
-    """POST …/restart."""
-    return Call("POST", _context_path(key, context_id(context), "/restart"), what="context", parse=parse_context)
+def restart_code_context(key: str, context: CodeContext | str) -> Call[CodeContext]:
+    """Start a context's interpreter anew, without its state."""
+    return Call("POST", _context_path(key, context, "/restart"), what="context", parse=parse_context)
 
 
-def ask(key: str, context: CodeContext | str, what: str, body: dict[str, Any]) -> Call[dict[str, Any]]:
-    """POST …/complete or …/inspect."""
-    body = {name: value for name, value in body.items() if value is not None}
-    return Call("POST", _context_path(key, context_id(context), f"/{what}"), body=body, what="answer", parse=dict)
+def complete_code(key: str, context: CodeContext | str, code: str, cursor: int | None = None) -> Call[dict[str, Any]]:
+    """Return what may follow at the cursor: `matches`, which replace the code from `start` to `end`."""
+    return _ask(key, context, "complete", code=code, cursor=cursor)
 
 
-def run(
+def inspect_code(
+    key: str, context: CodeContext | str, code: str, cursor: int | None = None, *, detail: bool = False
+) -> Call[dict[str, Any]]:
+    """Return what the name at the cursor is: `found`, `name`, `text`."""
+    return _ask(key, context, "inspect", code=code, cursor=cursor, detail=detail)
+
+
+def _ask(key: str, context: CodeContext | str, what: str, **fields: object) -> Call[dict[str, Any]]:
+    path = _context_path(key, context, f"/{what}")
+    return Call("POST", path, body=given(**fields), what="answer", parse=dict)
+
+
+def run_code(  # noqa: PLR0913 - the fields of a run, all by keyword
     key: str,
     code: str,
     *,
-    context: CodeContext | str | None,
-    language: str | None,
-    env: Mapping[str, str] | None,
-    timeout: float | None,
-    detach: bool,
+    context: CodeContext | str | None = None,
+    language: str | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    on_stdout: Callable[[str], object] | None = None,
+    on_stderr: Callable[[str], object] | None = None,
+    on_result: Callable[[Result], object] | None = None,
+    on_error: Callable[[CodeError], object] | None = None,
+) -> Request[CodeResult]:
+    """Run code to its end and return what came of it; an exception of the code's is a result, not an error.
+
+    Args:
+        code: up to 1 MiB of text.
+        context: where; else the default context of `language`.
+        language: python (the default), javascript or typescript.
+        env: variables for this run only.
+        timeout: seconds after which it is interrupted; the context keeps its state.
+        on_stdout: called with each piece of standard output as it comes; in asynchronous code, what it returns is
+            awaited if it can be.
+        on_stderr: the same for standard error.
+        on_result: called with each value that it shows.
+        on_error: called with the exception that ended it.
+
+    Raises:
+        ContextExited: the context's interpreter has ended; restart it.
+        InvalidRequest: a value is wrong; `field` names it.
+    """
+    run = _run(key, context, language, env, code=code, timeout_s=timeout)
+    callbacks = {"stdout": on_stdout, "stderr": on_stderr, "result": on_result, "error": on_error}
+    if any(callback is not None for callback in callbacks.values()):
+        return RunRequest(run, callbacks)
+    # One object at the end: a third of the work where nobody looks on.
+    return Call(run.method, run.path, body=run.body, timeout_s=None, what="result of the run", parse=parse_code_result)
+
+
+def run_code_stream(  # noqa: PLR0913 - the fields of a run, all by keyword
+    key: str,
+    code: str,
+    *,
+    context: CodeContext | str | None = None,
+    language: str | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    detach: bool = False,
+    on_stdout: Callable[[str], object] | None = None,
+    on_stderr: Callable[[str], object] | None = None,
+    on_result: Callable[[Result], object] | None = None,
+    on_error: Callable[[CodeError], object] | None = None,
+) -> RunRequest:
+    """Start a run and return its stream; with `detach` it goes on when the stream is closed.
+
+    In asynchronous code `async with` starts it.
+    """
+    run = _run(key, context, language, env, code=code, timeout_s=timeout, detach=detach or None)
+    return RunRequest(run, {"stdout": on_stdout, "stderr": on_stderr, "result": on_result, "error": on_error})
+
+
+def _run(
+    key: str, context: CodeContext | str | None, language: str | None, env: Mapping[str, str] | None, **fields: object
 ) -> StreamCall:
     """POST …/run, answered by events. Waits for ever: code may be silent for as long as it likes."""
-    body: dict[str, Any] = {"code": code}
-    if env:
-        body["env"] = dict(env)
-    if timeout is not None:
-        body["timeout_s"] = timeout
-    if detach:
-        body["detach"] = True
-    if context is None:
-        if language is not None:
-            body["language"] = language
-        return StreamCall("POST", sandbox_path(key, "/run"), body=body, accept=SSE_TYPE, timeout_s=None)
-    path = _context_path(key, context_id(context), "/run")
+    language = language if context is None else None
+    path = sandbox_path(key, "/run") if context is None else _context_path(key, context, "/run")
+    body = given(language=language, env=dict(env) if env else None, **fields)
     return StreamCall("POST", path, body=body, accept=SSE_TYPE, timeout_s=None)
 
 
-def run_whole(key: str, code: str, **fields: Any) -> Call[CodeResult]:  # noqa: ANN401 - as of `run`
-    """POST …/run, answered by one object at the end: a third of the work where nobody looks on."""
-    call = run(key, code, detach=False, **fields)
-    return Call(
-        call.method, call.path, body=call.body, timeout_s=None, what="result of the run", parse=parse_code_result
-    )
+def follow_code(key: str, context: CodeContext | str, run_id: str, start: int = 0) -> RunRequest:
+    """Follow a run again from an offset on: one that was detached, or whose stream broke.
+
+    Raises:
+        RunNotFound: its context keeps it no longer.
+    """
+    path = _context_path(key, context, f"/runs/{quote(run_id, safe='')}")
+    return RunRequest(StreamCall("GET", path, {"from": str(start)}, accept=SSE_TYPE, timeout_s=None), {})
 
 
-def follow(key: str, context: CodeContext | str, run_id: str, start: int) -> StreamCall:
-    """GET …/runs/{r}: the events of a run from an offset on."""
-    path = _context_path(key, context_id(context), f"/runs/{quote(run_id, safe='')}")
-    return StreamCall("GET", path, {"from": str(start)}, accept=SSE_TYPE, timeout_s=None)
-
-
-class RunReader:
-    """Reads the events of one run, and keeps what is to be seen of it, as its clearings and updates leave it.
+class RunRequest(Streamed[RunItem, CodeResult]):
+    """A run: keeps what is to be seen of it, as its clearings and updates leave it.
 
     Attributes:
-        result: what came of it; None before its end.
+        run_id, context_id: what the run and its context are called; empty before the answer begins.
         next_offset: where to go on if the connection breaks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, call: StreamCall, callbacks: Mapping[str, Callable[[Any], object] | None]) -> None:
+        super().__init__(call)
+        self._callbacks = callbacks
         self.run_id = ""
         self.context_id = ""
-        self.result: CodeResult | None = None
+        self._result: CodeResult | None = None
         self.next_offset = 0
         self._decoder = sse.SseDecoder(MAX_EVENT_BYTES)
         self._output: dict[str, list[str]] = {"stdout": [], "stderr": []}
@@ -164,36 +221,33 @@ class RunReader:
         self._error: CodeError | None = None
         self._clear_next = False
 
-    def feed(self, data: bytes) -> list[RunItem]:
-        """Take bytes of the answer's body and return what they complete.
+    def begin(self, response: httpx.Response) -> None:
+        self.run_id = response.headers.get(RUN_HEADER, "")
+        self.context_id = response.headers.get(CONTEXT_HEADER, "")
 
-        Raises:
-            SandboxdError: what the daemon says broke the stream, as its kind.
-            RemoteProtocolError: the events are malformed.
-        """
+    def callback(self, item: RunItem) -> Callable[[], object] | None:
+        value: Any = item
+        if isinstance(item, Output):
+            name, value = item.stream, item.text
+        else:
+            name = "result" if isinstance(item, Result) else "error" if isinstance(item, CodeError) else "clear"
+        callback = self._callbacks.get(name)
+        return None if callback is None else lambda: callback(value)
+
+    def feed(self, data: bytes) -> list[RunItem]:
         found: list[RunItem] = []
-        for event in self._decoder.feed(data):
-            try:
-                value = json.loads(event.data)
-            except ValueError as error:
-                raise RemoteProtocolError("cannot read the run's events: one is no JSON") from error
-            if event.event == "problem":
-                raise from_problem(value)
+        complaint = "cannot read the run's events: one is no JSON"
+        for kind, value in read_events(self._decoder, data, complaint):
             self.next_offset = read("event", lambda item: int(item["offset"]) + 1, value)
-            item = self._take(event.event, value)
+            item = self._take(kind, value)
             if item is not None:
                 found.append(item)
         return found
 
     def close(self) -> CodeResult:
-        """Say that the body has ended, and return what came of the run.
-
-        Raises:
-            RemoteProtocolError: the body was cut.
-        """
-        if self.result is None:
+        if self._result is None:
             raise RemoteProtocolError("cannot read the run's events: they ended before the run did")
-        return self.result
+        return self._result
 
     def _take(self, kind: str, value: Any) -> RunItem | None:  # noqa: ANN401 - `read` finds out
         if kind in self._output:
@@ -210,7 +264,7 @@ class RunReader:
         if kind == "clear":
             return self._clear(read("event", lambda item: bool(item["wait"]), value))
         if kind == "end":
-            self.result = read("end", self._end, value)
+            self._result = read("end", self._end, value)
         return None
 
     def _show(self, result: Result) -> Result:

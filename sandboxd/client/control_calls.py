@@ -98,17 +98,32 @@ class SandboxStats:
 def update(
     key: str,
     *,
-    name: str | EllipsisType | None,
-    env: Change,
-    cwd: str | EllipsisType | None,
-    labels: Change,
-    limits: LimitsChange,
-    network: NetworkChange,
+    name: str | EllipsisType | None = ...,
+    env: Change = ...,
+    cwd: str | EllipsisType | None = ...,
+    labels: Change = ...,
+    limits: LimitsChange = ...,
+    network: NetworkChange = ...,
 ) -> Call[SandboxInfo]:
-    """PATCH /sandboxes/{id or name}: `...` is not sent, None is null."""
+    """Change a sandbox, keep the answer in `info` and return it. What is not given stays as it is.
+
+    Args:
+        name: a unique name of your own; None takes it away.
+        env: variables of later commands, merged into those that there are; a value of None unsets one.
+        cwd: where later commands start; None is the default.
+        labels: merged like env.
+        limits: in force at once, merged; a value of None in a mapping is the daemon's default again. One of
+            memory below what is in use lets the kernel reclaim, then kill (`oom_killed`).
+        network: a mapping of other rules for a sandbox that has a network, in force at once; `allow` replaces the
+            whole list, and connections that the new one refuses end.
+
+    Raises:
+        InvalidRequest: a value is wrong; `field` names it. LimitUnenforceable is of its kind.
+        NameTaken: another sandbox has that name.
+    """
     body: dict[str, Any] = {}
     given = {"name": name, "env": env, "cwd": cwd, "labels": labels, "limits": limits, "network": network}
-    for field, value in given.items():
+    for field, value in given.items():  # `...` is not sent, None is null
         if value is ...:
             continue
         if isinstance(value, Limits) or (field == "limits" and isinstance(value, Mapping)):
@@ -118,18 +133,23 @@ def update(
     return Call("PATCH", sandbox_path(key), body=body, what="sandbox", parse=parse_sandbox)
 
 
+def set_env_vars(key: str, env: Mapping[str, str | None]) -> Call[SandboxInfo]:
+    """Set variables for later commands; None unsets one."""
+    return update(key, env=env)
+
+
 def freeze(key: str) -> Call[SandboxInfo]:
-    """POST …/freeze."""
+    """Stop every process where it is; until `thaw` whatever needs the sandbox raises `SandboxFrozen`."""
     return Call("POST", sandbox_path(key, "/freeze"), what="sandbox", parse=parse_sandbox)
 
 
 def thaw(key: str) -> Call[SandboxInfo]:
-    """POST …/thaw."""
+    """Let every process go on."""
     return Call("POST", sandbox_path(key, "/thaw"), what="sandbox", parse=parse_sandbox)
 
 
 def stats(key: str) -> Call[SandboxStats]:
-    """GET …/stats."""
+    """Return what the sandbox uses."""
     return Call("GET", sandbox_path(key, "/stats"), what="statistics", parse=parse_stats)
 
 

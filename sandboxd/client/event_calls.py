@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import json
+import functools
 from typing import TYPE_CHECKING, Any, Final
 
-from sandboxd.errors import InvalidRequest, RemoteProtocolError
+from sandboxd.errors import InvalidRequest
 from sandboxd.wire.sse import SseDecoder
 
-from .calls import StreamCall
-from .failures import from_problem
+from .calls import StreamCall, read_events
 from .models import Json, parse_time, read
 
 if TYPE_CHECKING:
@@ -45,8 +44,14 @@ class SandboxEvent:
     facts: dict[str, Any]
 
 
-def events(*, sandbox: str | None, types: str | Sequence[str] | None, start: int | None) -> StreamCall:
-    """GET /events, answered by server-sent events."""
+def events(
+    _: None, *, sandbox: str | None = None, types: str | Sequence[str] | None = None, start: int | None = None
+) -> EventReader:
+    """Return what happened to sandboxes, from offset `start` or the oldest that is kept on, and what happens.
+
+    `sandbox` is an id or a name; `types` is one type or several: created, destroyed, failed, frozen, thawed,
+    degraded, network-denied.
+    """
     params = {}
     if sandbox is not None:
         params["sandbox"] = sandbox
@@ -56,13 +61,17 @@ def events(*, sandbox: str | None, types: str | Sequence[str] | None, start: int
         if start < 0:
             raise InvalidRequest("cannot accept start: it is no offset", field="start")
         params["from"] = str(start)
-    return StreamCall("GET", "/v1/events", params, accept="text/event-stream", timeout_s=_TIMEOUT_S)
+    call = StreamCall("GET", "/v1/events", params, accept="text/event-stream", timeout_s=_TIMEOUT_S)
+    return EventReader(call, start)
 
 
 class EventReader:
     """Reads the stream. `next_offset` is where another one would go on; None before the first event."""
 
-    def __init__(self, start: int | None) -> None:
+    over = False  # it ends with the daemon
+
+    def __init__(self, call: StreamCall, start: int | None) -> None:
+        self.call = call
         self._decoder = SseDecoder()
         self.next_offset = start
 
@@ -72,14 +81,9 @@ class EventReader:
         Raises:
             SandboxdError: why the daemon ended the stream, as its kind.
         """
-        for event in self._decoder.feed(data):
-            try:
-                value = json.loads(event.data)
-            except ValueError as error:
-                raise RemoteProtocolError("cannot read the events: one is no JSON") from error
-            if event.event == "problem":
-                raise from_problem(value)
-            found = read("event", lambda item, kind=event.event: _parse(kind, item), value)  # type: ignore[misc]
+        complaint = "cannot read the events: one is no JSON"
+        for kind, value in read_events(self._decoder, data, complaint):
+            found = read("event", functools.partial(_parse, kind), value)
             if found.type != "dropped":
                 self.next_offset = found.offset + 1
             yield found

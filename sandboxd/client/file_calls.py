@@ -8,15 +8,14 @@ from __future__ import annotations
 import base64
 import dataclasses
 import datetime as dt
-import json
+import functools
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from sandboxd.errors import InvalidRequest, RemoteProtocolError
+from sandboxd.errors import InvalidRequest
 from sandboxd.spec import check_file_path, name_bytes, name_text
 from sandboxd.wire.sse import SseDecoder
 
-from .calls import RAW_TYPE, Call, StreamCall, nothing, sandbox_path
-from .failures import from_problem
+from .calls import RAW_TYPE, Call, StreamCall, given, nothing, paged, read_events, sandbox_path
 from .models import Json, parse_time, read
 
 if TYPE_CHECKING:
@@ -191,8 +190,11 @@ def _get(key: str, path: SandboxPath, what: str, **flags: bool) -> dict[str, Any
     return {"params": {**spell(path), **_flags(**flags)}, "path": sandbox_path(key, f"/files{what}")}
 
 
-def read_file(key: str, path: SandboxPath, offset: int = 0, length: int | None = None) -> StreamCall:
-    """GET …/files: the answer is the file's bytes, or `length` of them from `offset`."""
+def read_file_stream(key: str, path: SandboxPath, *, offset: int = 0, length: int | None = None) -> StreamCall:
+    """Open a file and return its bytes as a stream, with `size`: a context manager to iterate over.
+
+    With `offset` and `length` only that part of it. In asynchronous code `async with` opens it.
+    """
     extra = None
     if offset or length is not None:
         if offset < 0 or (length is not None and length < 1):
@@ -205,13 +207,13 @@ def write_file(
     key: str, path: SandboxPath, content: Content, mode: int | None = None, size: int | None = None
 ) -> Call[int]:
     """PUT …/files: returns the file's new size in bytes. `size` is that of a content that comes in pieces."""
-    given = _get(key, path, "")
+    request = _get(key, path, "")
     if isinstance(path, str) and path.endswith("/"):
         raise InvalidRequest(f"cannot write {path}: a file's path does not end with a slash", field="path")
     if mode is not None:
-        given["params"]["mode"] = _octal(mode)
+        request["params"]["mode"] = _octal(mode)
     extra = None if size is None else {"Content-Length": str(size)}
-    return Call("PUT", **given, content=content, extra=extra, what="answer", parse=lambda value: int(value["size"]))
+    return Call("PUT", **request, content=content, extra=extra, what="answer", parse=lambda value: int(value["size"]))
 
 
 def _octal(mode: int) -> str:
@@ -224,167 +226,251 @@ def page(
     key: str, path: SandboxPath, cursor: str | None, *, recursive: bool, hidden: bool
 ) -> Call[tuple[list[FileInfo], str | None]]:
     """GET …/files/list: one page, and the cursor of the next where there is one."""
-    given = _get(key, path, "/list", recursive=recursive, hidden=hidden)
+    request = _get(key, path, "/list", recursive=recursive, hidden=hidden)
     if cursor is not None:
-        given["params"]["cursor"] = cursor
-
-    def parse(value: Json) -> tuple[list[FileInfo], str | None]:
-        following = value["next"]
-        return [parse_file(item) for item in value["items"]], None if following is None else str(following)
-
-    return Call("GET", **given, what="list of files", parse=parse)
+        request["params"]["cursor"] = cursor
+    return Call("GET", **request, what="list of files", parse=paged(parse_file))
 
 
-def stat(key: str, path: SandboxPath, *, follow: bool) -> Call[FileInfo]:
-    """GET …/files/stat."""
+def stat_file(key: str, path: SandboxPath, *, follow: bool = False) -> Call[FileInfo]:
+    """Return what a file is; a link is told as such unless `follow`."""
     return Call("GET", **_get(key, path, "/stat", follow=follow), what="file", parse=parse_file)
 
 
 def exists(key: str, path: SandboxPath) -> Call[bool]:
-    """GET …/files/exists."""
+    """Tell whether something has that name; a link that leads nowhere is something."""
     return Call("GET", **_get(key, path, "/exists"), what="answer", parse=lambda value: bool(value["exists"]))
 
 
-def delete(key: str, path: SandboxPath, *, recursive: bool) -> Call[None]:
-    """DELETE …/files."""
+def delete_file(key: str, path: SandboxPath, *, recursive: bool = False) -> Call[None]:
+    """Delete a file, a link or an empty folder; `recursive`: a folder with all that is in it."""
     return Call("DELETE", **_get(key, path, "", recursive=recursive), timeout_s=None, what="answer", parse=nothing)
 
 
-def _post(key: str, verb: str, body: dict[str, Any]) -> dict[str, Any]:
+def _post(key: str, verb: str, path: SandboxPath, /, **fields: object) -> dict[str, Any]:
+    """Return a POST that says of a path only what is given: the fields are the API's, None is left out."""
+    body = {**spell(path), **given(**fields)}
     # No time bound: a tree may be large, and a client that leaves ends what it asked for.
     return {"method": "POST", "path": sandbox_path(key, f"/files/{verb}"), "body": body, "timeout_s": None}
 
 
-def mkdir(key: str, path: SandboxPath, *, parents: bool, mode: int | None) -> Call[FileInfo]:
-    """POST …/files/mkdir."""
-    body: dict[str, Any] = {**spell(path), "parents": parents}
-    if mode is not None:
-        body["mode"] = _octal(mode)
-    return Call(**_post(key, "mkdir", body), what="file", parse=parse_file)
+def mkdir(key: str, path: SandboxPath, *, parents: bool = False, mode: int | None = None) -> Call[FileInfo]:
+    """Make a folder; with `parents` those above it too, and one that is there is no error."""
+    octal = None if mode is None else _octal(mode)
+    return Call(**_post(key, "mkdir", path, parents=parents, mode=octal), what="file", parse=parse_file)
 
 
-def rename(key: str, path: SandboxPath, new_path: SandboxPath, *, overwrite: bool) -> Call[FileInfo]:
-    """POST …/files/rename."""
-    body = {**spell(path), **spell(new_path, "new_path"), "overwrite": overwrite}
-    return Call(**_post(key, "rename", body), what="file", parse=parse_file)
+def rename_file(key: str, path: SandboxPath, new_path: SandboxPath, *, overwrite: bool = True) -> Call[FileInfo]:
+    """Give a file or folder another name; folders above the new one are made.
+
+    Raises:
+        FileExists: something has that name, and `overwrite` is false.
+    """
+    request = _post(key, "rename", path, **spell(new_path, "new_path"), overwrite=overwrite)
+    return Call(**request, what="file", parse=parse_file)
 
 
-def copy(key: str, path: SandboxPath, new_path: SandboxPath, *, overwrite: bool) -> Call[FileInfo]:
-    """POST …/files/copy."""
-    body = {**spell(path), **spell(new_path, "new_path"), "overwrite": overwrite}
-    return Call(**_post(key, "copy", body), what="answer", parse=_parse_inner)
+def copy_file(key: str, path: SandboxPath, new_path: SandboxPath, *, overwrite: bool = True) -> Call[FileInfo]:
+    """Copy a file, or a folder with all that is in it (to a name that is free), within the sandbox."""
+    request = _post(key, "copy", path, **spell(new_path, "new_path"), overwrite=overwrite)
+    return Call(**request, what="answer", parse=_parse_inner)
 
 
 def symlink(key: str, path: SandboxPath, target: SandboxPath) -> Call[FileInfo]:
-    """POST …/files/symlink; the target need not be absolute, nor there."""
-    raw = target if isinstance(target, bytes) else name_bytes(target)
-    return Call(**_post(key, "symlink", {**spell(path), **_spell(raw, "target")}), what="file", parse=parse_file)
+    """Make a link at `path` that leads to `target`."""
+    raw = target if isinstance(target, bytes) else name_bytes(target)  # it need not be absolute, nor there
+    return Call(**_post(key, "symlink", path, **_spell(raw, "target")), what="file", parse=parse_file)
 
 
-def chmod(key: str, path: SandboxPath, mode: int, *, recursive: bool) -> Call[FileInfo]:
-    """POST …/files/chmod."""
-    body = {**spell(path), "mode": _octal(mode), "recursive": recursive}
-    return Call(**_post(key, "chmod", body), what="answer", parse=_parse_inner)
+def chmod(key: str, path: SandboxPath, mode: int, *, recursive: bool = False) -> Call[FileInfo]:
+    """Set a file's mode, such as 0o755."""
+    request = _post(key, "chmod", path, mode=_octal(mode), recursive=recursive)
+    return Call(**request, what="answer", parse=_parse_inner)
 
 
 def chown(
-    key: str, path: SandboxPath, user: str | int | None, group: str | int | None, *, recursive: bool
+    key: str,
+    path: SandboxPath,
+    user: str | int | None = None,
+    group: str | int | None = None,
+    *,
+    recursive: bool = False,
 ) -> Call[FileInfo]:
-    """POST …/files/chown."""
-    body = {**spell(path), "user": user, "group": group, "recursive": recursive}
-    return Call(**_post(key, "chown", body), what="answer", parse=_parse_inner)
+    """Set a file's owner, by names or ids; None leaves it."""
+    request = _post(key, "chown", path, recursive=recursive)
+    request["body"] |= {"user": user, "group": group}
+    return Call(**request, what="answer", parse=_parse_inner)
 
 
-def search(key: str, path: SandboxPath, **fields: object) -> Call[SearchResult]:
-    """POST …/files/search; the fields are the API's, None is left out."""
+def search_files(  # noqa: PLR0913 - the fields of a search, all by keyword
+    key: str,
+    path: SandboxPath,
+    *,
+    name: str | None = None,
+    content: str | None = None,
+    ignore_case: bool = False,
+    gitignore: bool = False,
+    hidden: bool = False,
+    limit: int | None = None,
+    timeout: float | None = None,
+) -> Call[SearchResult]:
+    """Find files below `path` by name, or lines in them.
 
-    def parse(value: Json) -> SearchResult:
-        keys = ("type", "line", "column", "text")
-        items = [Match(path=_name(item), **{key: item.get(key) for key in keys}) for item in value["items"]]
-        return SearchResult(items=items, truncated=value["truncated"], files=int(value["files"]))
-
-    given = {name: value for name, value in fields.items() if value is not None}
-    return Call(**_post(key, "search", {**spell(path), **given}), what="search", parse=parse)
-
-
-def replace(key: str, path: SandboxPath, **fields: object) -> Call[ReplaceResult]:
-    """POST …/files/replace; the fields are the API's, None is left out."""
-
-    def parse(value: Json) -> ReplaceResult:
-        items = {_name(item): int(item["count"]) for item in value["items"]}
-        return ReplaceResult(items=items, count=int(value["count"]), truncated=value["truncated"])
-
-    given = {name: value for name, value in fields.items() if value is not None}
-    return Call(**_post(key, "replace", {**spell(path), **given}), what="answer", parse=parse)
+    Args:
+        path: a folder, or one file.
+        name: a pattern as in gitignore(5), such as "*.py" or "src/**/test_*".
+        content: a regular expression of Python's, matched against lines.
+        ignore_case: whether `content` does not tell A from a.
+        gitignore: whether what git ignores there is left out.
+        hidden: whether names that begin with a dot are looked at.
+        limit: how many matches at most; 1000 if not given.
+        timeout: seconds; what was found until then is returned. 30 if not given.
+    """
+    how = {"ignore_case": ignore_case, "gitignore": gitignore, "hidden": hidden, "limit": limit, "timeout_s": timeout}
+    request = _post(key, "search", path, name=name, content=content, **how)
+    return Call(**request, what="search", parse=_parse_search)
 
 
-def read_archive(key: str, path: SandboxPath, format: ArchiveFormat) -> StreamCall:  # noqa: A002 - the field's name
-    """GET …/files/archive: the answer is the archive's bytes."""
-    given = _get(key, path, "/archive")
-    given["params"]["format"] = format
-    return StreamCall("GET", **given, accept="*/*")
+def _parse_search(value: Json) -> SearchResult:
+    keys = ("type", "line", "column", "text")
+    items = [Match(path=_name(item), **{key: item.get(key) for key in keys}) for item in value["items"]]
+    return SearchResult(items=items, truncated=value["truncated"], files=int(value["files"]))
+
+
+def replace_in_files(  # noqa: PLR0913 - the fields of a replacement, all by keyword
+    key: str,
+    path: SandboxPath,
+    pattern: str,
+    replacement: str,
+    *,
+    regex: bool = False,
+    name: str | None = None,
+    ignore_case: bool = False,
+    gitignore: bool = False,
+    hidden: bool = False,
+    limit: int | None = None,
+    timeout: float | None = None,
+) -> Call[ReplaceResult]:
+    r"""Replace a text in the files below `path`, or with `regex` a pattern (`\1` is its first group)."""
+    how = {"ignore_case": ignore_case, "gitignore": gitignore, "hidden": hidden, "limit": limit, "timeout_s": timeout}
+    what = {"pattern": pattern, "replacement": replacement, "regex": regex, "name": name}
+    request = _post(key, "replace", path, **what, **how)
+    return Call(**request, what="answer", parse=_parse_replaced)
+
+
+def _parse_replaced(value: Json) -> ReplaceResult:
+    items = {_name(item): int(item["count"]) for item in value["items"]}
+    return ReplaceResult(items=items, count=int(value["count"]), truncated=value["truncated"])
+
+
+def read_archive(key: str, path: SandboxPath, *, format: ArchiveFormat = "tar") -> StreamCall:  # noqa: A002
+    """Return what is in a folder as an archive's bytes: a context manager to iterate over.
+
+    In asynchronous code `async with` opens it.
+    """
+    request = _get(key, path, "/archive")
+    request["params"]["format"] = format
+    return StreamCall("GET", **request, accept="*/*")
 
 
 def write_archive(key: str, path: SandboxPath, content: Content, format: ArchiveFormat | None) -> Call[int]:  # noqa: A002
     """PUT …/files/archive: returns how many entries were unpacked."""
-    given = _get(key, path, "/archive")
+    request = _get(key, path, "/archive")
     if format is not None:
-        given["params"]["format"] = format
+        request["params"]["format"] = format
     return Call(
-        "PUT", **given, content=content, timeout_s=None, what="answer", parse=lambda value: int(value["entries"])
+        "PUT", **request, content=content, timeout_s=None, what="answer", parse=lambda value: int(value["entries"])
     )
 
 
-def check_changes(key: str, path: SandboxPath, **fields: object) -> Call[Changes]:
-    """POST …/files/changes; the fields are the API's, None is left out."""
+def check_changes(
+    key: str,
+    path: SandboxPath,
+    *,
+    since: str | None = None,
+    recursive: bool = True,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Call[Changes]:
+    """Return a folder's version, and whether anything in it changed since the version `since`.
 
-    def parse(value: Json) -> Changes:
-        changed = value["changed"]
-        return Changes(
-            version=str(value["version"]),
-            changed=None if changed is None else bool(changed),
-            entries=int(value["entries"]),
-        )
+    `include` and `exclude` are patterns as in gitignore(5); a version is compared by the rules that it was made by.
 
-    given = {name: value for name, value in fields.items() if value is not None}
-    return Call(**_post(key, "changes", {**spell(path), **given}), what="version", parse=parse)
+    Raises:
+        InvalidRequest: `since` is no version of this folder by these rules.
+    """
+    rules = {"include": list(include), "exclude": list(exclude), "recursive": recursive}
+    return Call(**_post(key, "changes", path, since=since, **rules), what="version", parse=_parse_version)
+
+
+def _parse_version(value: Json) -> Changes:
+    changed = value["changed"]
+    return Changes(
+        version=str(value["version"]),
+        changed=None if changed is None else bool(changed),
+        entries=int(value["entries"]),
+    )
 
 
 def _parse_backup(value: Json) -> Backup:
     return Backup(archive=str(value["archive"]), size=int(value["size_bytes"]), entries=int(value["entries"]))
 
 
-def backup(key: str, path: SandboxPath, **fields: object) -> Call[Backup]:
-    """POST …/files/backup; the fields are the API's, None is left out."""
-    given = {name: value for name, value in fields.items() if value is not None}
-    return Call(**_post(key, "backup", {**spell(path), **given}), what="backup", parse=_parse_backup)
+def create_backup(
+    key: str,
+    path: SandboxPath,
+    archive: str,
+    *,
+    format: ArchiveFormat = "tar.gz",  # noqa: A002
+    exclude: Sequence[str] = (),
+    gitignore: bool = False,
+) -> Call[Backup]:
+    """Keep what is in a folder as an archive in the sandbox: the file `archive`, replaced when it is whole.
+
+    `exclude` are patterns as in gitignore(5); with `gitignore`, what git ignores there is left out too.
+    """
+    fields = {"archive": archive, "format": format, "exclude": list(exclude), "gitignore": gitignore}
+    return Call(**_post(key, "backup", path, **fields), what="backup", parse=_parse_backup)
 
 
-def restore(key: str, path: SandboxPath, archive: str) -> Call[Backup]:
-    """POST …/files/restore."""
-    body = {**spell(path), "archive": archive}
-    return Call(**_post(key, "restore", body), what="backup", parse=_parse_backup)
+def restore_backup(key: str, path: SandboxPath, archive: str) -> Call[Backup]:
+    """Put what an archive in the sandbox has in the place of what is in a folder.
+
+    Raises:
+        ArchiveRefused: it is damaged, or a member would leave the folder; the folder is as it was.
+    """
+    return Call(**_post(key, "restore", path, archive=archive), what="backup", parse=_parse_backup)
 
 
 def watch(
-    key: str, path: SandboxPath, *, recursive: bool, include: Sequence[str] = (), exclude: Sequence[str] = ()
-) -> StreamCall:
-    """GET …/files/watch, answered by server-sent events."""
-    given = _get(key, path, "/watch", recursive=recursive)
+    key: str,
+    path: SandboxPath,
+    *,
+    recursive: bool = True,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> ChangeReader:
+    """Watch a folder or a file: a context manager to iterate over.
+
+    It begins when this returns; in asynchronous code, with `async with`. `include` and `exclude` are patterns as in
+    gitignore(5); folders that are left out are not watched.
+    """
+    request = _get(key, path, "/watch", recursive=recursive)
     for name, patterns in (("include", include), ("exclude", exclude)):
         if any("," in pattern for pattern in patterns):
             raise InvalidRequest(f"cannot accept {name}: a pattern has a comma", field=name)
         if patterns:
-            given["params"][name] = ",".join(patterns)
-    return StreamCall("GET", **given, accept="text/event-stream", timeout_s=WATCH_TIMEOUT_S)
+            request["params"][name] = ",".join(patterns)
+    return ChangeReader(StreamCall("GET", **request, accept="text/event-stream", timeout_s=WATCH_TIMEOUT_S))
 
 
 class ChangeReader:
     """Reads the events of a watch. `over` says that what is watched is gone."""
 
-    def __init__(self) -> None:
-        self._decoder = SseDecoder()
+    def __init__(self, call: StreamCall) -> None:
+        self.call = call
         self.over = False
+        self._decoder = SseDecoder()
 
     def feed(self, data: bytes) -> Iterator[FileChange]:
         """Take bytes of the answer and give the changes that they complete.
@@ -392,17 +478,12 @@ class ChangeReader:
         Raises:
             SandboxdError: what the daemon says broke the watch, as its kind.
         """
-        for event in self._decoder.feed(data):
-            try:
-                value = json.loads(event.data)
-            except ValueError as error:
-                raise RemoteProtocolError("cannot read the watch: an event is no JSON") from error
-            if event.event == "problem":
-                raise from_problem(value)
-            if event.event == "end":
+        complaint = "cannot read the watch: an event is no JSON"
+        for kind, value in read_events(self._decoder, data, complaint):
+            if kind == "end":
                 self.over = True
-            elif event.event != "ready":
-                yield read("change", lambda item, kind=event.event: _parse_change(kind, item), value)  # type: ignore[misc]
+            elif kind != "ready":
+                yield read("change", functools.partial(_parse_change, kind), value)
 
 
 def _parse_change(kind: str, value: Json) -> FileChange:

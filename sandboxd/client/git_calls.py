@@ -1,21 +1,21 @@
-"""The request for a clone, and the reader of its events; without I/O, as calls.py."""
+"""The request for a clone, and the reading of its events; without I/O, as calls.py."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any
 
 from sandboxd.errors import RemoteProtocolError
 from sandboxd.wire import sse
 
-from .calls import Call, StreamCall, sandbox_path
+from .calls import Call, StreamCall, Streamed, given, read_events, sandbox_path
 from .code_calls import SSE_TYPE
-from .failures import from_problem
 from .models import read
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from .calls import Request
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,40 +53,56 @@ class GitCheckout:
     files: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class CloneOptions:
-    """What `git_checkout` takes beside the address."""
+def git_checkout(  # noqa: PLR0913 - the options of a clone, all by keyword
+    key: str,
+    repo_url: str,
+    *,
+    branch: str | None = None,
+    target_dir: str | None = None,
+    depth: int | None = None,
+    single_branch: bool | None = None,
+    submodules: bool = False,
+    sparse: Sequence[str] = (),
+    username: str | None = None,
+    password: str | None = None,
+    token: str | None = None,
+    timeout: float | None = None,
+    on_progress: Callable[[GitProgress], object] | None = None,
+) -> Request[GitCheckout]:
+    """Clone a git repository into the sandbox; needs no git there. What fails leaves nothing behind.
 
-    branch: str | None
-    target_dir: str | None
-    depth: int | None
-    single_branch: bool | None
-    submodules: bool
-    sparse: Sequence[str]
-    username: str | None
-    password: str | None
-    token: str | None
-    timeout_s: float | None
+    Args:
+        repo_url: an https, http or git:// address, or an absolute path of the sandbox.
+        branch: a branch, a tag, or a commit of 40 digits; else the repository's default branch.
+        target_dir: where to, absolute or in the sandbox's cwd; else the repository's name there. A folder that is
+            there must be empty.
+        depth: how many commits of history; else all.
+        single_branch: only what belongs to `branch`; else whether a depth is given.
+        submodules: clone the submodules as well.
+        sparse: folders to check out; else all.
+        username: for https and http, with
+        password: or with
+        token: instead of a password; without a user name it goes with one that GitHub, GitLab and Gitea take.
+        timeout: give up after so many seconds; else 600.
+        on_progress: called with a `GitProgress` now and then; in asynchronous code, what it returns is awaited if it
+            can be.
 
-    def body(self, url: str) -> dict[str, Any]:
-        """Return the request's body."""
-        fields = {"url": url, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)}}
-        fields["sparse"] = list(self.sparse) or None
-        return {name: value for name, value in fields.items() if value is not None and value is not False} | (
-            {"single_branch": False} if self.single_branch is False else {}
-        )
-
-
-def clone(key: str, url: str, options: CloneOptions) -> StreamCall:
-    """POST …/git/clone, answered by events; a server may be silent as long as the daemon lets it."""
-    body = options.body(url)
-    return StreamCall("POST", sandbox_path(key, "/git/clone"), body=body, accept=SSE_TYPE, timeout_s=None)
-
-
-def clone_whole(key: str, url: str, options: CloneOptions) -> Call[GitCheckout]:
-    """POST …/git/clone, answered by one object at the end."""
-    call = clone(key, url, options)
-    return Call(call.method, call.path, body=call.body, timeout_s=None, what="clone", parse=_parse_checkout)
+    Raises:
+        GitAuthentication: the server wants a login, or does not take this one.
+        GitRepositoryNotFound: nothing is at the address.
+        GitRefNotFound: it has no such branch; `suggestions` are names like it.
+        GitUnreachable, GitTimeout, GitProtocolError: of the server; `reason`.
+        GitRefused: the repository has something that is not taken; `reason`.
+        DirectoryNotEmpty, FileExists: the target is there.
+    """
+    what = given(url=repo_url, branch=branch, depth=depth, single_branch=single_branch, submodules=submodules or None)
+    where = given(target_dir=target_dir, sparse=list(sparse) or None, timeout_s=timeout)
+    body = what | where | given(username=username, password=password, token=token)
+    path = sandbox_path(key, "/git/clone")
+    # No time bound: a server may be silent as long as the daemon lets it.
+    if on_progress is None:
+        return Call("POST", path, body=body, timeout_s=None, what="clone", parse=_parse_checkout)
+    return CloneRequest(StreamCall("POST", path, body=body, accept=SSE_TYPE, timeout_s=None), on_progress)
 
 
 def _parse_checkout(value: Any) -> GitCheckout:  # noqa: ANN401 - JSON
@@ -111,40 +127,29 @@ def _parse_progress(value: Any) -> GitProgress:  # noqa: ANN401 - JSON
     )
 
 
-class CloneReader:
-    """Reads the events of one clone."""
+class CloneRequest(Streamed[GitProgress, GitCheckout]):
+    """A clone that tells how far it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, call: StreamCall, on_progress: Callable[[GitProgress], object]) -> None:
+        super().__init__(call)
+        self._on_progress = on_progress
         self._decoder = sse.SseDecoder()
         self._result: GitCheckout | None = None
 
     def feed(self, data: bytes) -> list[GitProgress]:
-        """Take bytes of the answer's body and return what they tell.
-
-        Raises:
-            SandboxdError: why the clone failed, as its kind.
-            RemoteProtocolError: the events are malformed.
-        """
         found = []
-        for event in self._decoder.feed(data):
-            try:
-                value = json.loads(event.data)
-            except ValueError as error:
-                raise RemoteProtocolError("cannot read the clone's events: one is no JSON") from error
-            if event.event == "problem":
-                raise from_problem(value)
-            if event.event == "progress":
+        complaint = "cannot read the clone's events: one is no JSON"
+        for kind, value in read_events(self._decoder, data, complaint):
+            if kind == "progress":
                 found.append(read("progress", _parse_progress, value))
-            elif event.event == "end":
+            elif kind == "end":
                 self._result = read("clone", _parse_checkout, value)
         return found
 
-    def close(self) -> GitCheckout:
-        """Say that the body has ended, and return what came of it.
+    def callback(self, item: GitProgress) -> Callable[[], object]:
+        return lambda: self._on_progress(item)
 
-        Raises:
-            RemoteProtocolError: the body was cut.
-        """
+    def close(self) -> GitCheckout:
         if self._result is None:
             raise RemoteProtocolError("cannot read the clone's events: they ended before the clone did")
         return self._result

@@ -6,23 +6,27 @@ import base64
 import dataclasses
 import datetime as dt
 import json
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sandboxd.errors import RemoteProtocolError
+from sandboxd.errors import LocalProtocolError, ProcessNotRunning, RemoteProtocolError
 from sandboxd.wire import raw
 
-from .calls import RAW_TYPE, Call, StreamCall, command_body, nothing, process_path, sandbox_path
+from .calls import RAW_TYPE, Call, Steps, StreamCall, given, nothing, paged, process_path, sandbox_path
+from .exec_calls import command_body, text_callback
 from .failures import from_problem
 from .models import ExitStatus, Json, OutputChunk, Usage, parse_exit, parse_time, read
 from .text import Carry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 __all__ = ["ProcessInfo", "ProcessLogs", "WaitResult"]
 
 #: How long a log stream tries to reach the daemon again (seconds): a restart takes about one.
 RECONNECT_S: Final = 30.0
+#: One POST to a process' stdin; larger writes are cut, so that the daemon holds little at a time.
+STDIN_CHUNK_BYTES: Final = 1024 * 1024
 #: The user's own shell, as the daemon's own default for …/pty.
 DEFAULT_SHELL: Final = 'exec "${SHELL:-/bin/sh}"'
 #: Between two tries.
@@ -142,78 +146,190 @@ def process_id(process: str | ProcessInfo) -> str:
     return process.id if isinstance(process, ProcessInfo) else process
 
 
-def start(
+def write_stdin(key: str, process: str | ProcessInfo, data: bytes | str) -> Steps:
+    """Write to the standard input of a process that was started with `stdin=True`; returns when it is taken.
+
+    Raises:
+        ProcessNotFound, ProcessNotRunning: as their names say.
+    """
+    path = process_path(key, process_id(process), "/stdin")
+    whole = data.encode() if isinstance(data, str) else data
+    pieces = (whole[start : start + STDIN_CHUNK_BYTES] for start in range(0, len(whole), STDIN_CHUNK_BYTES))
+    # No time bound: a program that does not read makes us wait.
+    return Steps(Call("POST", path, content=piece, timeout_s=None, what="answer", parse=nothing) for piece in pieces)
+
+
+def close_stdin(key: str, process: str | ProcessInfo) -> Steps:
+    """Let a process read the end of its standard input. One that has ended is no error."""
+    path = process_path(key, process_id(process), "/stdin/close")
+    return Steps([Call("POST", path, what="answer", parse=nothing)], (ProcessNotRunning,))
+
+
+def start_process(  # noqa: PLR0913 - the fields of a process, all by keyword
     key: str,
     command: str | Sequence[str],
     *,
-    id: str | None,  # noqa: A002 - the API's own name
-    restart: str | None,
-    **options: Any,  # noqa: ANN401 - those of a command
+    id: str | None = None,  # noqa: A002 - the API's own name
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+    user: str | int | None = None,
+    stdin: bytes | str | bool | None = None,
+    timeout: float | None = None,
+    keep_orphans: bool = False,
+    restart: Literal["never", "on-failure"] | None = None,
 ) -> Call[ProcessInfo]:
-    """POST …/processes."""
-    body = command_body(command, **options)
-    if id is not None:
-        body["id"] = id
-    if restart is not None:
-        body["restart"] = restart
+    """Start a command that goes on by itself, and return it.
+
+    Args as of `exec`, and:
+        id: a name of your own for it, unique in the sandbox.
+        stdin: True leaves it open for `write_stdin`.
+        restart: "on-failure" starts it again, ever later, when it fails; ten times in a row at most.
+
+    Raises:
+        InvalidRequest: a value is wrong; `field` names it.
+        NameTaken: another process has that id.
+    """
+    how = {"cwd": cwd, "env": env, "user": user, "stdin": stdin, "timeout": timeout, "keep_orphans": keep_orphans}
+    return start(key, command, how, id=id, restart=restart)
+
+
+def start(
+    key: str,
+    command: str | Sequence[str],
+    options: Mapping[str, Any],
+    *,
+    id: str | None,  # noqa: A002 - the API's own name
+    restart: str | None = None,
+    terminal: Mapping[str, int] | None = None,
+    linger: float | None = None,
+) -> Call[ProcessInfo]:
+    """POST …/processes; `options` as of `command_body`, and `terminal` are its `cols` and `rows`."""
+    body = command_body(command, **options) | given(id=id, restart=restart, terminal=terminal, linger_s=linger)
     return Call("POST", sandbox_path(key, "/processes"), body=body, what="process", parse=parse_process)
 
 
-def start_terminal(
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TerminalRequest:
+    """A terminal to look at: of a process that is there, or of one to start first."""
+
+    sandbox: str
+    process: str | ProcessInfo | Call[ProcessInfo]
+    cols: int
+    rows: int
+    on_gap: Callable[[int], object] | None
+
+    def query(self, process: str | ProcessInfo) -> dict[str, str]:
+        """Return the query of WS …/pty that looks at the process' terminal."""
+        found = {"process": process_id(process), "cols": str(self.cols), "rows": str(self.rows)}
+        return {**found, "fresh": "true"} if isinstance(self.process, Call) else found
+
+
+def open_pty(  # noqa: PLR0913 - the fields of a terminal, all by keyword
+    key: str,
+    command: str | Sequence[str] | None = None,
+    *,
+    process: str | ProcessInfo | None = None,
+    cols: int = 80,
+    rows: int = 24,
+    id: str | None = None,  # noqa: A002 - the API's own name
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+    user: str | int | None = None,
+    linger: float | None = 300.0,
+    on_gap: Callable[[int], object] | None = None,
+) -> TerminalRequest:
+    """Open a terminal and look at it, or come back to one: a context manager.
+
+    In asynchronous code `async with` opens it.
+
+    Args:
+        command: a line for `sh -c`, or a list of program and arguments; else the user's own shell.
+        process: the `process_id` of a terminal that is there already; then only `cols` and `rows` mean something.
+        cols: columns, 1 to 2000.
+        rows: rows, 1 to 2000.
+        id: a name of your own for its process.
+        cwd: where it starts, absolute; else the sandbox's.
+        env: variables on top of the sandbox's.
+        user: name or uid; else the sandbox's.
+        linger: how many seconds it goes on without a viewer; None is for ever.
+        on_gap: called with a number of bytes where a slow viewer has missed some; its screen is shown anew.
+
+    Raises:
+        InvalidRequest: a value is wrong; `field` names it.
+        ProcessNotFound: there is no such `process`.
+        LimitExceeded: the sandbox has as many terminals as it may.
+    """
+    if process is not None:
+        return TerminalRequest(sandbox=key, process=process, cols=cols, rows=rows, on_gap=on_gap)
+    return new_terminal(
+        key, command, cols=cols, rows=rows, on_gap=on_gap, id=id, linger=linger, cwd=cwd, env=env, user=user
+    )
+
+
+def new_terminal(
     key: str,
     command: str | Sequence[str] | None,
     *,
-    size: tuple[int, int],
-    linger: float | None,
+    cols: int,
+    rows: int,
+    on_gap: Callable[[int], object] | None,
     id: str | None,  # noqa: A002 - the API's own name
-    **options: Any,  # noqa: ANN401 - those of a command
-) -> Call[ProcessInfo]:
-    """POST …/processes, with a terminal of that many columns and rows."""
-    call = start(key, DEFAULT_SHELL if command is None else command, id=id, restart=None, **options)
-    terminal = {"terminal": {"cols": size[0], "rows": size[1]}, **({} if linger is None else {"linger_s": linger})}
-    return dataclasses.replace(call, body={**call.body, **terminal})
+    linger: float | None,
+    **options: object,
+) -> TerminalRequest:
+    """POST …/processes, then WS …/pty."""
+    command = DEFAULT_SHELL if command is None else command
+    call = start(key, command, options, id=id, terminal={"cols": cols, "rows": rows}, linger=linger)
+    return TerminalRequest(sandbox=key, process=call, cols=cols, rows=rows, on_gap=on_gap)
 
 
-def pty_query(process: str | ProcessInfo, cols: int, rows: int, *, fresh: bool) -> dict[str, str]:
-    """Return the query of WS …/pty that looks at a terminal; `fresh` where it has just been made."""
-    found = {"process": process_id(process), "cols": str(cols), "rows": str(rows)}
-    return {**found, "fresh": "true"} if fresh else found
+def get_process(key: str, process: str | ProcessInfo) -> Call[ProcessInfo]:
+    """Return a process as it is now.
 
-
-def get(key: str, process: str | ProcessInfo) -> Call[ProcessInfo]:
-    """GET …/processes/{p}."""
+    Raises:
+        ProcessNotFound: there is none.
+    """
     return Call("GET", process_path(key, process_id(process), ""), what="process", parse=parse_process)
 
 
 def page(key: str, cursor: str | None) -> Call[tuple[list[ProcessInfo], str | None]]:
     """GET …/processes: one page, and the cursor of the next where there is one."""
-
-    def parse(value: Json) -> tuple[list[ProcessInfo], str | None]:
-        following = value.get("next")
-        return [parse_process(item) for item in value["items"]], None if following is None else str(following)
-
     params = None if cursor is None else {"cursor": cursor}
-    return Call("GET", sandbox_path(key, "/processes"), params, what="list of processes", parse=parse)
+    return Call("GET", sandbox_path(key, "/processes"), params, what="list of processes", parse=paged(parse_process))
 
 
-def remove(key: str, process: str | ProcessInfo) -> Call[None]:
-    """DELETE …/processes/{p}."""
+def remove_process(key: str, process: str | ProcessInfo) -> Call[None]:
+    """End a process with all that it started, and drop its log.
+
+    Raises:
+        ProcessNotFound: there is none.
+    """
     return Call("DELETE", process_path(key, process_id(process), ""), what="answer", parse=nothing)
 
 
-def remove_all(key: str) -> Call[None]:
-    """DELETE …/processes."""
+def kill_all_processes(key: str) -> Call[None]:
+    """End every process with all that it started, and drop every log."""
     return Call("DELETE", sandbox_path(key, "/processes"), what="answer", parse=nothing)
 
 
-def signal(key: str, process: str | ProcessInfo, number: str | int) -> Call[None]:
-    """POST …/signal."""
+def kill_process(key: str, process: str | ProcessInfo, signal: str | int = "TERM") -> Call[None]:
+    """Send a signal, TERM if not said otherwise, to a process' group; TERM and KILL go to all that it started.
+
+    Raises:
+        ProcessNotFound, ProcessNotRunning: as their names say.
+    """
     path = process_path(key, process_id(process), "/signal")
-    return Call("POST", path, body={"signal": number}, what="answer", parse=nothing)
+    return Call("POST", path, body={"signal": signal}, what="answer", parse=nothing)
 
 
-def logs(key: str, process: str | ProcessInfo, start: int, tail: int | None) -> Call[ProcessLogs]:
-    """GET …/logs: what there is."""
+def get_process_logs(
+    key: str, process: str | ProcessInfo, *, start: int = 0, tail: int | None = None
+) -> Call[ProcessLogs]:
+    """Return what a process has printed, from the offset `start` on, or the last `tail` lines of that.
+
+    Raises:
+        ProcessNotFound: there is none.
+    """
 
     def parse(value: Json) -> ProcessLogs:
         return ProcessLogs(
@@ -227,6 +343,37 @@ def logs(key: str, process: str | ProcessInfo, start: int, tail: int | None) -> 
     return Call("GET", process_path(key, process_id(process), "/logs"), params, what="log", parse=parse)
 
 
+def stream_process_logs(
+    key: str,
+    process: str | ProcessInfo,
+    *,
+    start: int = 0,
+    tail: int | None = None,
+    on_stdout: Callable[[str], object] | None = None,
+    on_stderr: Callable[[str], object] | None = None,
+    reconnect_s: float = RECONNECT_S,
+) -> LogReader:
+    """Follow what a process prints: iterate over it, or `wait()`; use it as a context manager.
+
+    In asynchronous code `async with` opens it, and what a callback returns is awaited if it can be.
+
+    Args:
+        process: which.
+        start: the offset to begin at: `offset` of an earlier stream, or `next_offset` of `get_process_logs`.
+        tail: begin with the last so many lines.
+        on_stdout: called with each piece of standard output as text, while somebody iterates or waits.
+        on_stderr: the same for standard error.
+        reconnect_s: how long a daemon that went away is tried again; 0 raises at once.
+
+    Raises:
+        ProcessNotFound: there is none.
+    """
+    reader = LogReader(key, process_id(process), start, tail)
+    reader.callbacks = {"stdout": on_stdout, "stderr": on_stderr}
+    reader.reconnect_s = reconnect_s
+    return reader
+
+
 class LogReader:
     """Reads the raw frames of a log, over as many connections as it takes.
 
@@ -236,6 +383,8 @@ class LogReader:
         restarts: how often the process was started again while we read.
         result: how the process ended; None before its exit frame.
         ended: whether the daemon said that nothing more comes.
+        callbacks: what text is told to, by the stream's name.
+        reconnect_s: how long a daemon that went away is tried again.
     """
 
     def __init__(self, key: str, process: str, start: int, tail: int | None) -> None:
@@ -245,6 +394,8 @@ class LogReader:
         self.restarts = 0
         self.result: ExitStatus | None = None
         self.ended = False
+        self.callbacks: Mapping[str, Callable[[str], object] | None] = {}
+        self.reconnect_s = RECONNECT_S
         self._path = process_path(key, process, "/logs")
         self._tail = tail
         self._seen_bytes = 0
@@ -310,6 +461,55 @@ class LogReader:
                 yield OutputChunk("stdout" if stream == "stdout" else "stderr", b"", left)
 
 
+class LogState:
+    """What both kinds of log streams know."""
+
+    def __init__(self, reader: LogReader) -> None:
+        self._reader = reader
+        self._pending: deque[tuple[OutputChunk, int]] = deque()
+        self._offset = reader.offset
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.process_id} at {self.offset}>"
+
+    @property
+    def process_id(self) -> str:
+        """The process' id."""
+        return self._reader.process_id
+
+    @property
+    def result(self) -> ExitStatus | None:
+        """How the process ended, once it has."""
+        return self._reader.result
+
+    @property
+    def offset(self) -> int:
+        """Where another stream would go on after what this one has given: `start=` of `stream_process_logs`."""
+        return self._offset if self._pending else self._reader.offset
+
+    @property
+    def dropped_bytes(self) -> int:
+        """Output that the log no longer had when we came to it."""
+        return self._reader.dropped_bytes
+
+    def _take(self) -> tuple[OutputChunk, Callable[[], object] | None]:
+        """Return what is next, and the call that it is to make."""
+        chunk, self._offset = self._pending.popleft()
+        return chunk, text_callback(chunk, self._reader.callbacks)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LocalProtocolError("cannot read the stream: it was closed before the process' end")
+
+    def _feed(self, piece: bytes | None) -> None:
+        """Take bytes of the answer, or its end."""
+        if piece is None:
+            self._reader.close()
+        else:
+            self._pending.extend(self._reader.feed(piece))
+
+
 def parse_wait(value: Json) -> WaitResult:
     """Read what a wait came to."""
     return WaitResult(
@@ -322,16 +522,51 @@ def parse_wait(value: Json) -> WaitResult:
     )
 
 
-def wait(
-    key: str,
-    process: str | ProcessInfo,
-    condition: str,
-    *,
-    timeout: float | None,
-    **fields: Any,  # noqa: ANN401 - those of the condition
+def wait_for_exit(key: str, process: str | ProcessInfo, *, timeout: float | None = None) -> Call[WaitResult]:
+    """Wait until a process has ended, for `timeout` seconds at most.
+
+    Raises:
+        ProcessNotFound: there is none.
+    """
+    return _wait(key, process, "exit", timeout_s=timeout)
+
+
+def wait_for_port(
+    key: str, process: str | ProcessInfo, port: int, *, path: str | None = None, timeout: float | None = None
 ) -> Call[WaitResult]:
-    """POST …/wait; waits as long as the daemon does."""
-    body: Mapping[str, Any] = {"for": condition, "timeout_s": timeout, **fields}
-    body = {name: value for name, value in body.items() if value is not None}
+    """Wait until something in the sandbox accepts on a TCP port, or the process ends before.
+
+    Args:
+        process: whose end ends the wait.
+        port: 1 to 65535, on any of the sandbox's addresses, IPv4 or IPv6.
+        path: where a GET must be answered with a status of 200 to 399, such as "/health".
+        timeout: seconds, else for ever.
+
+    Raises:
+        ProcessNotFound: there is none.
+    """
+    return _wait(key, process, "port", port=port, path=path, timeout_s=timeout)
+
+
+def wait_for_log(
+    key: str, process: str | ProcessInfo, pattern: str, *, timeout: float | None = None
+) -> Call[WaitResult]:
+    """Wait until a line of a process' output matches, or the process ends before; old lines count.
+
+    Args:
+        process: whose output.
+        pattern: a regular expression of RE2's syntax, searched in each line.
+        timeout: seconds, else for ever.
+
+    Raises:
+        ProcessNotFound: there is none.
+        InvalidRequest: the pattern is none.
+    """
+    return _wait(key, process, "log", pattern=pattern, timeout_s=timeout)
+
+
+def _wait(key: str, process: str | ProcessInfo, condition: str, **fields: object) -> Call[WaitResult]:
+    body = {"for": condition, **given(**fields)}
     path = process_path(key, process_id(process), "/wait")
+    # No time bound: it waits as long as the daemon does.
     return Call("POST", path, body=body, timeout_s=None, what="answer", parse=parse_wait)

@@ -6,25 +6,28 @@ import contextlib
 import socket
 import ssl
 import threading
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from sandboxd.errors import DaemonUnavailable, SandboxdError
+from sandboxd.errors import SandboxdError
 
+from .calls import Call
 from .failures import CONNECT_TIMEOUT_S, unreachable
-from .pty_wire import Gap, PtyWire
+from .pty_wire import PtyState, PtyWire
+from .stream import Closing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from types import TracebackType
+    from collections.abc import Iterator
 
     from .address import Address
+    from .client import Client
     from .models import ExitStatus
+    from .process_calls import TerminalRequest
 
 RECEIVE_BYTES: Final = 64 * 1024
 
 
-class Pty:
+class Pty(PtyState, Closing):
     """A terminal, seen and fed: iterate over it for what it shows, `write` what is typed; it is a context manager.
 
     Made by `Sandbox.open_pty`. Closing it leaves the terminal alone: it goes on without viewers for its `linger`
@@ -35,53 +38,21 @@ class Pty:
         on_gap: called with a number of bytes where a slow viewer has missed some; its screen is shown anew.
     """
 
-    def __init__(
-        self,
-        address: Address,
-        sandbox_id: str,
-        query: Mapping[str, str],
-        on_gap: Callable[[int], object] | None = None,
-    ) -> None:
-        self._wire = PtyWire(address, sandbox_id, query)
-        self._address = address
-        self.on_gap = on_gap
-        self._socket = connect(address)
+    def __init__(self, client: Client, request: TerminalRequest) -> None:
+        process = request.process
+        if isinstance(process, Call):
+            process = client.send(process)
+        wire = PtyWire(client.address, request.sandbox, request.query(process))
+        super().__init__(wire, client.address, request.on_gap)
+        self._socket = connect(client.address)
         self._sending = threading.Lock()
-        self._pending: list[bytes] = []
         try:
             self._socket.sendall(self._wire.hello())
             while not self._wire.process_id:
-                self._pending += self._receive()
+                self._receive()
         except BaseException:
             self._socket.close()
             raise
-
-    def __repr__(self) -> str:
-        state = self.result.describe() if self.result else "open" if self._wire.is_open else "closed"
-        return f"<Pty {self.process_id} {state}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def process_id(self) -> str:
-        """The id of the terminal's process."""
-        return self._wire.process_id
-
-    @property
-    def pid(self) -> int | None:
-        """The process id of its first program, in the sandbox."""
-        return self._wire.pid
-
-    @property
-    def result(self) -> ExitStatus | None:
-        """How its program ended, once it has."""
-        return self._wire.result
 
     def fileno(self) -> int:
         """Return the descriptor of the connection, to wait for, unless `has_pending`."""
@@ -105,9 +76,8 @@ class Pty:
         while not self._pending:
             if self._wire.is_over:
                 return b""
-            self._pending += self._receive()
-        data, self._pending = b"".join(self._pending), []
-        return data
+            self._receive()
+        return self._take()
 
     def wait(self) -> ExitStatus:
         """Read to the end, and return how the program ended.
@@ -117,9 +87,7 @@ class Pty:
         """
         for _ in self:
             pass
-        if self.result is None:
-            raise DaemonUnavailable("cannot say how the terminal's program ended: the connection was closed before")
-        return self.result
+        return self._ended()
 
     def write(self, data: bytes | str) -> None:
         """Type into the terminal; control characters are signals there: 3 is Ctrl-C, 4 an end of file.
@@ -152,7 +120,7 @@ class Pty:
         except OSError as error:
             raise unreachable(self._address, error) from error
 
-    def _receive(self) -> list[bytes]:
+    def _receive(self) -> None:
         try:
             data = self._socket.recv(RECEIVE_BYTES)
         except OSError as error:
@@ -161,17 +129,7 @@ class Pty:
         if answers := self._wire.take_answers():
             with self._sending, contextlib.suppress(OSError):
                 self._socket.sendall(answers)
-        return list(only_bytes(shown, self.on_gap))
-
-
-def only_bytes(shown: list[bytes | Gap], on_gap: Callable[[int], object] | None) -> Iterator[bytes]:
-    """Yield what is to be shown, and tell of gaps."""
-    for item in shown:
-        if isinstance(item, Gap):
-            if on_gap is not None:
-                on_gap(item.dropped_bytes)
-        else:
-            yield item
+        self._hold(shown)
 
 
 def connect(address: Address) -> socket.socket:

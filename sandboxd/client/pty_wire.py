@@ -30,7 +30,7 @@ from .failures import from_problem, problem_error
 from .models import ExitStatus, parse_exit, read
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from .address import Address
 
@@ -220,3 +220,53 @@ class PtyWire:
         elif kind == "truncated":
             return [Gap(int(value["dropped_bytes"]))]
         return []
+
+
+class PtyState:
+    """What both kinds of terminals know.
+
+    Attributes:
+        on_gap: called with a number of bytes where a slow viewer has missed some; its screen is shown anew.
+    """
+
+    def __init__(self, wire: PtyWire, address: Address, on_gap: Callable[[int], object] | None) -> None:
+        self._wire = wire
+        self._address = address
+        self.on_gap = on_gap
+        self._pending: list[bytes] = []
+
+    def __repr__(self) -> str:
+        state = self.result.describe() if self.result else "open" if self._wire.is_open else "closed"
+        return f"<{type(self).__name__} {self.process_id} {state}>"
+
+    @property
+    def process_id(self) -> str:
+        """The id of the terminal's process; empty before it is open."""
+        return self._wire.process_id
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of its first program, in the sandbox."""
+        return self._wire.pid
+
+    @property
+    def result(self) -> ExitStatus | None:
+        """How its program ended, once it has."""
+        return self._wire.result
+
+    def _take(self) -> bytes:
+        data, self._pending = b"".join(self._pending), []
+        return data
+
+    def _hold(self, shown: list[Shown]) -> None:
+        """Keep what is to be shown, and tell of gaps."""
+        for item in shown:
+            if not isinstance(item, Gap):
+                self._pending.append(item)
+            elif self.on_gap is not None:
+                self.on_gap(item.dropped_bytes)
+
+    def _ended(self) -> ExitStatus:
+        if self.result is None:
+            raise DaemonUnavailable("cannot say how the terminal's program ended: the connection was closed before")
+        return self.result

@@ -7,21 +7,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sandboxd.errors import SandboxdError, SandboxGone, SandboxNotFound
 
-from . import calls
+from . import calls, control_calls, exec_calls, git_calls, port_calls
 from .client import Client
 from .code import CodeMethods
-from .control import ControlPart
 from .files import FilesPart
-from .git import GitPart
-from .models import ExecResult, with_output
-from .ports import PortPart
-from .processes import ProcessPart
+from .processes import ExecStream, ProcessPart
 from .sessions import SessionPart
-from .stream import ExecStream
+from .verbs import stream_verb, sync_info_verb, sync_verb
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from sandboxd.spec import Limits
@@ -30,7 +26,7 @@ if TYPE_CHECKING:
     from .models import SandboxInfo
 
 
-class Sandbox(CodeMethods, ControlPart, FilesPart, GitPart, PortPart, ProcessPart, SessionPart):
+class Sandbox(CodeMethods, FilesPart, ProcessPart, SessionPart):
     """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
 
     As a context manager it destroys the sandbox at the end of the block. Without `client=` each sandbox makes
@@ -157,81 +153,22 @@ class Sandbox(CodeMethods, ControlPart, FilesPart, GitPart, PortPart, ProcessPar
             self._client = Client()
         return self._client
 
-    def refresh(self) -> SandboxInfo:
-        """Ask the daemon how the sandbox is, keep the answer in `info` and return it."""
-        self.info = self.client.send(calls.get(self.id))
-        return self.info
+    refresh = sync_info_verb(calls.refresh)
+    update = sync_info_verb(control_calls.update)
+    set_env_vars = sync_info_verb(control_calls.set_env_vars)
+    freeze = sync_info_verb(control_calls.freeze)
+    thaw = sync_info_verb(control_calls.thaw)
+    stats = sync_verb(control_calls.stats)
 
-    def exec(
-        self,
-        command: str | Sequence[str],
-        *,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        user: str | int | None = None,
-        stdin: bytes | str | None = None,
-        timeout: float | None = None,
-        keep_orphans: bool = False,
-    ) -> ExecResult:
-        """Run a command to its end and return how it ended and all that it printed.
+    exec = sync_verb(exec_calls.exec)
+    exec_stream = stream_verb(exec_calls.exec_stream, ExecStream)
+    git_checkout = sync_verb(git_calls.git_checkout)
 
-        A program that fails, or cannot be found (exit code 127), is a result, not an error. The output is held in
-        memory whole; for output without a bound use `exec_stream`.
-
-        Args:
-            command: a string for `sh -c`, or a list of program and arguments.
-            cwd: where it starts, absolute; else the sandbox's.
-            env: variables on top of the sandbox's.
-            user: name or uid; else the sandbox's.
-            stdin: what it reads, up to 4 MiB of JSON; else nothing (/dev/null).
-            timeout: seconds after which it is killed with all its children; else never.
-            keep_orphans: whether processes that it leaves behind go on.
-
-        Raises:
-            InvalidRequest: a value is wrong; `field` names it.
-        """
-        with self.exec_stream(
-            command, cwd=cwd, env=env, user=user, stdin=stdin, timeout=timeout, keep_orphans=keep_orphans
-        ) as stream:
-            output: dict[str, builtins.list[bytes]] = {"stdout": [], "stderr": []}
-            for chunk in stream:
-                output[chunk.stream].append(chunk.data)
-            return with_output(stream.wait(), b"".join(output["stdout"]), b"".join(output["stderr"]))
-
-    def exec_stream(  # noqa: PLR0913 - the fields of a command, all by keyword
-        self,
-        command: str | Sequence[str],
-        *,
-        on_stdout: Callable[[str], object] | None = None,
-        on_stderr: Callable[[str], object] | None = None,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        user: str | int | None = None,
-        stdin: bytes | str | bool | None = None,
-        timeout: float | None = None,
-        detach: bool = False,
-        keep_orphans: bool = False,
-    ) -> ExecStream:
-        """Start a command and return its stream: iterate over it, or `wait()`; use it as a context manager.
-
-        Args as of `exec`, and:
-            on_stdout: called with each piece of standard output as text, while somebody iterates or waits.
-            on_stderr: the same for standard error.
-            stdin: True leaves it open for the stream's `write_stdin` and `close_stdin`.
-            detach: whether the command goes on when the stream is closed before its end.
-        """
-        call = calls.exec_raw(
-            self.id,
-            command,
-            cwd=cwd,
-            env=env,
-            user=user,
-            stdin=stdin,
-            timeout=timeout,
-            detach=detach,
-            keep_orphans=keep_orphans,
-        )
-        return ExecStream(self.client, self.id, call, on_stdout, on_stderr)
+    expose_port = sync_verb(port_calls.expose_port)
+    unexpose_port = sync_verb(port_calls.unexpose_port)
+    get_exposed_ports = sync_verb(port_calls.get_exposed_ports)
+    watch_port = sync_verb(port_calls.watch_port)
+    create_preview_link = sync_verb(port_calls.create_preview_link)
 
     def events(self, *, types: str | Sequence[str] | None = None, start: int | None = None) -> EventStream:
         """Return what happened and happens to this sandbox: see `Client.events`."""

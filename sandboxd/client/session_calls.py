@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from urllib.parse import quote
 
 from sandboxd.errors import InvalidRequest
 
-from .calls import Call, nothing, sandbox_path
+from . import process_calls
+from .calls import Call, given, listed, nothing, sandbox_path
+from .exec_calls import ExecRequest, WholeExec, exec_call
 from .models import parse_time
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from .models import Json
+    from .calls import Request
+    from .models import ExecResult, Json
+    from .process_calls import ProcessInfo, TerminalRequest
 
 __all__ = ["SessionInfo"]
+
+#: What a session's verbs are about: the sandbox's id, and the session's.
+SessionKey: TypeAlias = tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,38 +68,53 @@ def parse_session(value: Json) -> SessionInfo:
     )
 
 
-def create(
+def create_session(
     key: str,
     *,
-    id: str | None,  # noqa: A002 - the API's own name
-    cwd: str | None,
-    env: Mapping[str, str] | None,
-    user: str | int | None,
-    shell: str | None,
+    id: str | None = None,  # noqa: A002 - the API's own name
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+    user: str | int | None = None,
+    shell: str | None = None,
 ) -> Call[SessionInfo]:
-    """POST …/sessions."""
-    fields = {"id": id, "cwd": cwd, "env": dict(env) if env else None, "user": user, "shell": shell}
-    body = {name: value for name, value in fields.items() if value is not None}
+    """Begin a session.
+
+    Args:
+        id: a name of your own, unique in the sandbox.
+        cwd: where it begins; else the sandbox's.
+        env: variables on top of the sandbox's.
+        user: name or uid that its commands run as; else the sandbox's.
+        shell: "bash" or "sh"; else bash where the rootfs has it. An sh keeps no functions.
+
+    Raises:
+        InvalidRequest: a value is wrong; `field` names it.
+        NameTaken: another session has that id.
+        LimitExceeded: there are as many as may be.
+    """
+    body = given(id=id, cwd=cwd, env=dict(env) if env else None, user=user, shell=shell)
     return Call("POST", sandbox_path(key, "/sessions"), body=body, what="session", parse=parse_session)
 
 
-def show_all(key: str) -> Call[list[SessionInfo]]:
-    """GET …/sessions."""
-    return Call(
-        "GET",
-        sandbox_path(key, "/sessions"),
-        what="sessions",
-        parse=lambda value: [*map(parse_session, value["items"])],
-    )
+def list_sessions(key: str) -> Call[list[SessionInfo]]:
+    """Return every session, the oldest first."""
+    return Call("GET", sandbox_path(key, "/sessions"), what="sessions", parse=listed(parse_session))
 
 
-def get(key: str, session: str) -> Call[SessionInfo]:
-    """GET …/sessions/{s}."""
+def get_session(key: str, session: str) -> Call[SessionInfo]:
+    """Return the session with that id.
+
+    Raises:
+        SessionNotFound: there is none.
+    """
     return Call("GET", _path(key, session), what="session", parse=parse_session)
 
 
-def delete(key: str, session: str) -> Call[None]:
-    """DELETE …/sessions/{s}."""
+def delete_session(key: str, session: str) -> Call[None]:
+    """End a session: all that runs with its state is killed, and what its commands left in the background.
+
+    Raises:
+        SessionNotFound: there is none.
+    """
     return Call("DELETE", _path(key, session), what="answer", parse=nothing)
 
 
@@ -100,3 +122,117 @@ def _path(key: str, session: str) -> str:
     if not session or session in (".", ".."):
         raise InvalidRequest(f"cannot name a session {session!r}", field="session")
     return sandbox_path(key, f"/sessions/{quote(session, safe='')}")
+
+
+# --- verbs of a session ---
+
+
+def refresh(key: SessionKey) -> Call[SessionInfo]:
+    """Ask the daemon how the session is, keep the answer in `info` and return it."""
+    return get_session(*key)
+
+
+def delete(key: SessionKey) -> Call[None]:
+    """End the session: all that runs with its state is killed, and what its commands left in the background.
+
+    Raises:
+        SessionNotFound: it is deleted already.
+    """
+    return delete_session(*key)
+
+
+def exec(  # noqa: A001 - the verb's name
+    key: SessionKey,
+    command: str | Sequence[str],
+    *,
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes | str | None = None,
+    timeout: float | None = None,
+    keep_orphans: bool = True,
+) -> Request[ExecResult]:
+    """Run a command to its end, when those before it have ended, and return how it ended and what it printed.
+
+    Args:
+        command: a line for the session's shell, or a list of words, of which the first may be a function too.
+        cwd: where it runs; for this command alone.
+        env: variables for this command alone.
+        stdin: what it reads, up to 4 MiB of JSON; else nothing.
+        timeout: seconds from its start after which it is killed with all its children; the session goes on.
+        keep_orphans: whether processes that it leaves behind go on.
+
+    Raises:
+        SessionNotFound: the session was deleted, before or while the command waited.
+        InvalidRequest: a value is wrong; `field` names it.
+    """
+    return WholeExec(
+        exec_stream(key, command, cwd=cwd, env=env, stdin=stdin, timeout=timeout, keep_orphans=keep_orphans)
+    )
+
+
+def exec_stream(  # noqa: PLR0913 - the fields of a command, all by keyword
+    key: SessionKey,
+    command: str | Sequence[str],
+    *,
+    on_stdout: Callable[[str], object] | None = None,
+    on_stderr: Callable[[str], object] | None = None,
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes | str | bool | None = None,
+    timeout: float | None = None,
+    detach: bool = False,
+    keep_orphans: bool = True,
+) -> ExecRequest:
+    """Start a command when those before it have ended, and return its stream; args as of the sandbox's `exec_stream`.
+
+    In asynchronous code `async with` starts it.
+    """
+    sandbox, session = key
+    how = {"cwd": cwd, "env": env, "stdin": stdin, "timeout": timeout, "keep_orphans": keep_orphans}
+    call = exec_call(sandbox, command, detach=detach, session=session, **how)
+    return ExecRequest(sandbox, call, on_stdout, on_stderr)
+
+
+def start_process(  # noqa: PLR0913 - the fields of a process, all by keyword
+    key: SessionKey,
+    command: str | Sequence[str],
+    *,
+    id: str | None = None,  # noqa: A002 - the API's own name
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes | str | bool | None = None,
+    timeout: float | None = None,
+    keep_orphans: bool = True,
+    restart: Literal["never", "on-failure"] | None = None,
+) -> Call[ProcessInfo]:
+    """Start a process with the session's state as it is now; it waits for nobody and leaves nothing to the session.
+
+    Args and errors as of the sandbox's `start_process`; the sandbox's other methods are for this process too.
+    """
+    sandbox, session = key
+    how = {"cwd": cwd, "env": env, "stdin": stdin, "timeout": timeout, "keep_orphans": keep_orphans}
+    return process_calls.start(sandbox, command, {**how, "session": session}, id=id, restart=restart)
+
+
+def open_pty(  # noqa: PLR0913 - the fields of a terminal, all by keyword
+    key: SessionKey,
+    command: str | Sequence[str] | None = None,
+    *,
+    cols: int = 80,
+    rows: int = 24,
+    id: str | None = None,  # noqa: A002 - the API's own name
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+    linger: float | None = 300.0,
+    on_gap: Callable[[int], object] | None = None,
+) -> TerminalRequest:
+    """Open a terminal with the session's state as it is now, and look at it; what is done there stays there.
+
+    Args as of the sandbox's `open_pty`, whose `process=` comes back to this one too. In asynchronous code `async with`
+    opens it, with the session's state as it is then.
+    """
+    sandbox, session = key
+    how = {"cwd": cwd, "env": env, "keep_orphans": None, "session": session}
+    return process_calls.new_terminal(
+        sandbox, command, cols=cols, rows=rows, on_gap=on_gap, id=id, linger=linger, **how
+    )

@@ -1,37 +1,29 @@
-"""Streams of the synchronous SDK: a command's output, and a file's bytes."""
+"""Streams of the synchronous SDK: what they have in common, a file's bytes, and changes of files."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import deque
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from sandboxd.errors import LocalProtocolError, ProcessNotRunning, RemoteProtocolError
+from sandboxd.errors import LocalProtocolError
 
-from . import calls, process_calls
 from .failures import mapped
+from .file_calls import ChangeReader, FileChange
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import TracebackType
 
     import httpx
 
+    from . import calls
     from .client import Client
-    from .models import ExitStatus, OutputChunk
 
-
-def process_of(response: httpx.Response) -> str:
-    """Return the id of the process whose output the answer carries.
-
-    Raises:
-        RemoteProtocolError: the answer is no raw stream, or names no process.
-    """
-    content_type = response.headers.get("content-type", "").partition(";")[0].strip()
-    process_id = str(response.headers.get(calls.PROCESS_HEADER, ""))
-    if content_type != calls.RAW_TYPE or not process_id:
-        raise RemoteProtocolError("cannot understand the daemon's answer to exec: it is no raw stream of a process")
-    return process_id
+T = TypeVar("T")
+Item = TypeVar("Item")
+Q = TypeVar("Q", bound="calls.Streamed[Any, Any]")
+Endless = TypeVar("Endless", bound="calls.Reader[Any]")
 
 
 def closed_stream() -> LocalProtocolError:
@@ -39,43 +31,8 @@ def closed_stream() -> LocalProtocolError:
     return LocalProtocolError("cannot read the stream: it was closed before the command's end")
 
 
-class ExecStream:
-    """A running command: iterate over it for its output, or `wait` for its end.
-
-    It is a context manager. Leaving before the command has ended kills the command (unless it is detached), so
-    nothing runs on unseen. Reading is what makes a command go on: one whose output nobody reads waits.
-
-    Attributes:
-        process_id: the process' id in the sandbox.
-        result: how the command ended, once it has.
-    """
-
-    def __init__(
-        self,
-        client: Client,
-        sandbox_id: str,
-        call: calls.StreamCall,
-        on_stdout: Callable[[str], object] | None = None,
-        on_stderr: Callable[[str], object] | None = None,
-    ) -> None:
-        self._client = client
-        self._sandbox_id = sandbox_id
-        self._callbacks = {"stdout": on_stdout, "stderr": on_stderr}
-        self._pending: deque[OutputChunk] = deque()
-        self._response = client.open(call)
-        try:
-            self.process_id = process_of(self._response)
-        except BaseException:
-            self._response.close()
-            raise
-        self._reader = calls.ExecReader(self.process_id)
-        self._pieces = self._response.iter_raw()
-        self._closed = False
-        self.result: ExitStatus | None = None
-
-    def __repr__(self) -> str:
-        state = self.result.describe() if self.result else "closed" if self._closed else "running"
-        return f"<ExecStream {self.process_id} {state}>"
+class Closing:
+    """A context manager whose block ends with `close`."""
 
     def __enter__(self) -> Self:
         return self
@@ -85,60 +42,63 @@ class ExecStream:
     ) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[OutputChunk]:
+    def close(self) -> None:
+        """Give back what it holds."""
+        raise NotImplementedError
+
+
+class Reading(Closing):
+    """An answer that is read as it comes."""
+
+    def __init__(self, client: Client, call: calls.StreamCall) -> None:
+        self._client = client
+        self._response = client.open(call)
+
+    def close(self) -> None:
+        """Drop the connection, also before the end."""
+        self._response.close()
+
+
+class ItemStream(Reading, Generic[Q, Item, T]):
+    """The items of an answer, and what they come to: `result`."""
+
+    def __init__(self, client: Client, request: Q) -> None:
+        super().__init__(client, request.call)
+        self._request = request
+        self._pending: deque[Item] = deque()
+        try:
+            request.begin(self._response)
+        except BaseException:
+            self._response.close()
+            raise
+        self._pieces = self._response.iter_raw()
+        self._closed = False
+        self.result: T | None = None
+
+    def __iter__(self) -> Iterator[Item]:
         return self
 
-    def __next__(self) -> OutputChunk:
+    def __next__(self) -> Item:
         while not self._pending:
             if self.result is not None:
                 raise StopIteration
             self._advance()
-        chunk = self._pending.popleft()
-        callback = self._callbacks[chunk.stream]
-        if callback is not None and (text := chunk.text):
-            callback(text)
-        return chunk
+        item = self._pending.popleft()
+        if call_back := self._request.callback(item):
+            call_back()
+        return item
 
-    def wait(self) -> ExitStatus:
-        """Read to the end (the callbacks see all of it) and return how the command ended.
+    def close(self) -> None:
+        """Drop the connection; what still runs is ended (a command killed, code interrupted), unless it is detached."""
+        self._closed = True
+        super().close()
 
-        Raises:
-            DaemonUnavailable: the connection broke.
-            LocalProtocolError: the stream was closed before.
-        """
+    def _finish(self) -> T:
         for _ in self:
             pass
         if self.result is None:
             raise closed_stream()
         return self.result
-
-    def write_stdin(self, data: bytes | str) -> None:
-        """Write to the command's standard input, which `stdin=True` left open; returns when it is taken.
-
-        Raises:
-            ProcessNotRunning: the command has ended, or closed its standard input.
-        """
-        data = data.encode() if isinstance(data, str) else data
-        for call in calls.write_stdin(self._sandbox_id, self.process_id, data):
-            self._client.send(call)
-
-    def send_signal(self, number: str | int) -> None:
-        """Send a signal, a name or a number, to the command's process group; KILL goes to all that it started.
-
-        Raises:
-            ProcessNotRunning: the command has ended.
-        """
-        self._client.send(process_calls.signal(self._sandbox_id, self.process_id, number))
-
-    def close_stdin(self) -> None:
-        """Close the command's standard input: it reads an end of file. One that has ended is no error."""
-        with contextlib.suppress(ProcessNotRunning):
-            self._client.send(calls.close_stdin(self._sandbox_id, self.process_id))
-
-    def close(self) -> None:
-        """Drop the connection; a command that still runs is killed, unless it is detached."""
-        self._closed = True
-        self._response.close()
 
     def _advance(self) -> None:
         if self._closed:
@@ -147,38 +107,51 @@ class ExecStream:
             with mapped(self._client.address):
                 piece = next(self._pieces, None)
             if piece is None:
-                self.result = self._reader.close()
+                self.result = self._request.close()
                 self.close()
             else:
-                self._pending.extend(self._reader.feed(piece))
+                self._pending.extend(self._request.feed(piece))
         except BaseException:
             self.close()
             raise
 
 
-class FileStream:
+def follow(client: Client, request: calls.Streamed[Item, T]) -> T:
+    """Send a request, read its answer as it comes, and return what it came to."""
+    stream: ItemStream[calls.Streamed[Item, T], Item, T] = ItemStream(client, request)
+    with stream:
+        return stream._finish()
+
+
+class FileStream(Reading):
     """A file's bytes as they arrive: a context manager to iterate over. `size` is in bytes, None if unknown."""
 
     def __init__(self, client: Client, call: calls.StreamCall) -> None:
-        self._client = client
-        self._response = client.open(call)
+        super().__init__(client, call)
         self.size = size_of(self._response)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[bytes]:
         with mapped(self._client.address):
             yield from self._response.iter_raw()
 
-    def close(self) -> None:
-        """Drop the connection, also before the file's end."""
-        self._response.close()
+
+class ReaderStream(Reading, Generic[Endless, Item]):
+    """An endless answer's items."""
+
+    def __init__(self, client: Client, reader: Endless) -> None:
+        super().__init__(client, reader.call)
+        self._reader = reader
+
+    def __iter__(self) -> Iterator[Item]:
+        with contextlib.closing(self._response), mapped(self._client.address):
+            for piece in self._response.iter_raw():
+                yield from self._reader.feed(piece)
+                if self._reader.over:
+                    return
+
+
+class WatchStream(ReaderStream[ChangeReader, FileChange]):
+    """Changes as they happen: a context manager to iterate over. The iteration ends when what is watched is gone."""
 
 
 def size_of(response: httpx.Response) -> int | None:

@@ -1,0 +1,214 @@
+"""POST …/exec: what to send, and the reader of its raw frames (see `calls`)."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from sandboxd.errors import RemoteProtocolError
+from sandboxd.wire import raw
+
+from .calls import RAW_TYPE, StreamCall, Streamed, given, sandbox_path
+from .failures import from_problem
+from .models import ExecResult, ExitStatus, OutputChunk, parse_exit, read, with_output
+from .text import Carry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import httpx
+
+    from .calls import Request
+
+PROCESS_HEADER: Final = "Sandboxd-Process"
+
+
+class ExecRequest(Streamed[OutputChunk, ExitStatus]):
+    """A command: output as it comes, then how it ended.
+
+    Attributes:
+        sandbox: the sandbox's id.
+        process_id: the process' id; empty before the answer begins.
+    """
+
+    def __init__(
+        self,
+        sandbox: str,
+        call: StreamCall,
+        on_stdout: Callable[[str], object] | None = None,
+        on_stderr: Callable[[str], object] | None = None,
+    ) -> None:
+        super().__init__(call)
+        self.sandbox = sandbox
+        self.process_id = ""
+        self._callbacks = {"stdout": on_stdout, "stderr": on_stderr}
+        self._result: ExitStatus | None = None
+        self._decoder = raw.RawDecoder()
+        self._carries = {"stdout": Carry(), "stderr": Carry()}
+
+    def begin(self, response: httpx.Response) -> None:
+        content_type = response.headers.get("content-type", "").partition(";")[0].strip()
+        self.process_id = str(response.headers.get(PROCESS_HEADER, ""))
+        if content_type != RAW_TYPE or not self.process_id:
+            raise RemoteProtocolError("cannot understand the daemon's answer to exec: it is no raw stream of a process")
+
+    def callback(self, item: OutputChunk) -> Callable[[], object] | None:
+        return text_callback(item, self._callbacks)
+
+    def feed(self, data: bytes) -> list[OutputChunk]:
+        chunks: list[OutputChunk] = []
+        for frame_type, payload in self._decoder.feed(data):
+            if frame_type == raw.STDOUT:
+                chunks.append(OutputChunk("stdout", payload, *self._carries["stdout"].take(payload)))
+            elif frame_type == raw.STDERR:
+                chunks.append(OutputChunk("stderr", payload, *self._carries["stderr"].take(payload)))
+            else:
+                chunks += self._end(frame_type, payload)
+        return chunks
+
+    def close(self) -> ExitStatus:
+        self._decoder.close()
+        if self._result is None:
+            raise RemoteProtocolError("cannot read the raw stream: it ended without an exit frame")
+        return self._result
+
+    def _end(self, frame_type: int, payload: bytes) -> Iterator[OutputChunk]:
+        try:
+            value = json.loads(payload)
+        except ValueError as error:
+            raise RemoteProtocolError("cannot read the raw stream: its last frame is no JSON") from error
+        if frame_type == raw.PROBLEM:
+            raise from_problem(value)
+        self._result = read("exit event", lambda item: parse_exit(self.process_id, item), value)
+        # Half a character at the very end has no piece that finishes it: it gets one of its own.
+        stdout, stderr = self._carries["stdout"].finish(), self._carries["stderr"].finish()
+        if stdout:
+            yield OutputChunk("stdout", b"", stdout)
+        if stderr:
+            yield OutputChunk("stderr", b"", stderr)
+
+
+def text_callback(
+    chunk: OutputChunk, callbacks: Mapping[str, Callable[[str], object] | None]
+) -> Callable[[], object] | None:
+    """Return the call that tells a chunk's text, if it has any and somebody wants it."""
+    callback = callbacks.get(chunk.stream)
+    if callback is None or not (text := chunk.text):
+        return None
+    return lambda: callback(text)
+
+
+class WholeExec(Streamed[OutputChunk, ExecResult]):
+    """A command whose output is kept to its end."""
+
+    def __init__(self, request: ExecRequest) -> None:
+        super().__init__(request.call)
+        self._request = request
+        self._output: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+
+    def begin(self, response: httpx.Response) -> None:
+        self._request.begin(response)
+
+    def feed(self, data: bytes) -> tuple[()]:
+        for chunk in self._request.feed(data):
+            self._output[chunk.stream].append(chunk.data)
+        return ()
+
+    def close(self) -> ExecResult:
+        status = self._request.close()
+        return with_output(status, b"".join(self._output["stdout"]), b"".join(self._output["stderr"]))
+
+
+def command_body(
+    command: str | Sequence[str],
+    *,
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+    user: str | int | None = None,
+    stdin: bytes | str | bool | None = None,
+    timeout: float | None = None,
+    keep_orphans: bool | None = False,
+    session: str | None = None,
+) -> dict[str, Any]:
+    """Return the JSON of a command: only what was given. In a session `keep_orphans=None` is the daemon's default."""
+    orphans = "keep" if keep_orphans else "kill" if session is not None and keep_orphans is False else None
+    words = command if isinstance(command, str) else list(command)
+    variables = dict(env) if env else None
+    body = given(command=words, cwd=cwd, env=variables, user=user, timeout_s=timeout, orphans=orphans, session=session)
+    if isinstance(stdin, bytes | bytearray | memoryview):
+        # JSON holds text only; the encoding says nothing about the answer here, whose frames are bytes anyway.
+        body["stdin"] = base64.b64encode(stdin).decode("ascii")
+        body["encoding"] = "base64"
+    elif stdin is not None and stdin is not False:
+        body["stdin"] = stdin
+    return body
+
+
+def exec_call(key: str, command: str | Sequence[str], *, detach: bool = False, **fields: Any) -> StreamCall:  # noqa: ANN401 - as of `command_body`
+    """POST …/exec, answered by raw frames. Waits for ever: a command may be silent for as long as it likes."""
+    body = command_body(command, **fields)
+    if detach:
+        body["detach"] = True
+    return StreamCall("POST", sandbox_path(key, "/exec"), body=body, accept=RAW_TYPE, timeout_s=None)
+
+
+def exec(  # noqa: A001 - the verb's name
+    key: str,
+    command: str | Sequence[str],
+    *,
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+    user: str | int | None = None,
+    stdin: bytes | str | None = None,
+    timeout: float | None = None,
+    keep_orphans: bool = False,
+) -> Request[ExecResult]:
+    """Run a command to its end and return how it ended and all that it printed.
+
+    A program that fails, or cannot be found (exit code 127), is a result, not an error. The output is held in
+    memory whole; for output without a bound use `exec_stream`.
+
+    Args:
+        command: a string for `sh -c`, or a list of program and arguments.
+        cwd: where it starts, absolute; else the sandbox's.
+        env: variables on top of the sandbox's.
+        user: name or uid; else the sandbox's.
+        stdin: what it reads, up to 4 MiB of JSON; else nothing (/dev/null).
+        timeout: seconds after which it is killed with all its children; else never.
+        keep_orphans: whether processes that it leaves behind go on.
+
+    Raises:
+        InvalidRequest: a value is wrong; `field` names it.
+    """
+    call = exec_call(key, command, cwd=cwd, env=env, user=user, stdin=stdin, timeout=timeout, keep_orphans=keep_orphans)
+    return WholeExec(ExecRequest(key, call))
+
+
+def exec_stream(  # noqa: PLR0913 - the fields of a command, all by keyword
+    key: str,
+    command: str | Sequence[str],
+    *,
+    on_stdout: Callable[[str], object] | None = None,
+    on_stderr: Callable[[str], object] | None = None,
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+    user: str | int | None = None,
+    stdin: bytes | str | bool | None = None,
+    timeout: float | None = None,
+    detach: bool = False,
+    keep_orphans: bool = False,
+) -> ExecRequest:
+    """Start a command and return its stream, a context manager: iterate over it, or `wait()`.
+
+    In asynchronous code `async with` starts the command, and what a callback returns is awaited if it can be.
+
+    Args as of `exec`, and:
+        on_stdout: called with each piece of standard output as text, while somebody iterates or waits.
+        on_stderr: the same for standard error.
+        stdin: True leaves it open for the stream's `write_stdin` and `close_stdin`.
+        detach: whether the command goes on when the stream is closed before its end.
+    """
+    how = {"cwd": cwd, "env": env, "user": user, "stdin": stdin, "timeout": timeout, "keep_orphans": keep_orphans}
+    call = exec_call(key, command, detach=detach, **how)
+    return ExecRequest(key, call, on_stdout, on_stderr)
