@@ -115,6 +115,7 @@ def test_every_operation_at_a_limit_is_done_or_names_it(client: Client, limit: s
         found = operations.ask_all(sandbox, SOCKET, contexts)
         if limit == "pids":
             named = {name for name, answer in found.items() if answer.body.get("limit") == limit}
-            assert {"exec", "a javascript context", "a python context", "a search"} <= named
+            # Not exec: a process that stands by may become the command.
+            assert {"a javascript context", "a python context", "a search"} <= named
         sandbox.remove_process(operations.HOG)
         assert sandbox.exec("echo on").stdout == "on\n"
