@@ -54,7 +54,7 @@ def test_contexts(daemon: Daemon, sandbox: Sandbox) -> None:
     assert run(daemon, "contexts", "ls", "-q", sandbox.id).stdout == f"{made}\n"
     assert "javascript" in run(daemon, "contexts", "ls", sandbox.id).stdout
     assert run(daemon, "code", "-x", made, sandbox.id, "-c", "globalThis.k = 1").returncode == 0
-    assert "nothing runs" in run(daemon, "contexts", "interrupt", sandbox.id, made).stderr
+    assert "nothing is running" in run(daemon, "contexts", "interrupt", sandbox.id, made).stderr
     assert run(daemon, "contexts", "restart", sandbox.id, made).returncode == 0
     assert run(daemon, "code", "-x", made, sandbox.id, "-c", "typeof k").stdout == "'undefined'\n"
     assert run(daemon, "contexts", "rm", sandbox.id, made).returncode == 0
