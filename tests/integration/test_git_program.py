@@ -278,7 +278,7 @@ def test_a_redirection_elsewhere_is_refused(run, served, to):
 def test_a_missing_branch_names_close_ones(run, served):
     with HttpServer(served) as server, pytest.raises(errors.GitRefNotFound) as caught:
         run(f"{server.url}/history.git", ref="feature-y")
-    assert "feature-x" in caught.value.close
+    assert "feature-x" in caught.value.suggestions
 
 
 @pytest.mark.parametrize("depth", [None, 1])
