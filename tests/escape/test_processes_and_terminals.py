@@ -10,23 +10,28 @@ import time
 import pytest
 
 from sandboxd import InvalidRequest, LimitExceeded, NotAvailable, Sandbox
-from sandboxd.client import process_calls
+from sandboxd.client.calls import Call
+from sandboxd.client.process_calls import parse_process
 from tests.escape.conftest import Stalls, host_pid
 from tests.support.daemon import Daemon
 
 pytestmark = pytest.mark.real
 
 
+def start(sandbox: Sandbox, command: str | list[str], process: str, **fields: object) -> None:
+    """Start a process, a terminal's among others, by the API itself: the SDK opens terminals to look at them."""
+    body = {"command": command, "id": process, **fields}
+    path = f"/v1/sandboxes/{sandbox.id}/processes"
+    sandbox.client.send(Call("POST", path, body=body, what="process", parse=parse_process))
+
+
 @pytest.mark.parametrize("process", ["self", "1"])
 def test_a_process_that_is_to_start_in_a_descriptor(shared: Sandbox, process: str) -> None:
     for number in range(3, 40):
         cwd = f"/proc/{process}/fd/{number}"
-        for call in (
-            process_calls.start(shared.id, "pwd -P", id="x", restart=None, cwd=cwd),
-            process_calls.start_terminal(shared.id, "pwd -P", size=(80, 24), linger=None, id="x", cwd=cwd),
-        ):
+        for more in ({}, {"terminal": {"cols": 80, "rows": 24}}):
             with contextlib.suppress(InvalidRequest):  # there is no such folder, for init
-                shared.client.send(call)
+                start(shared, "pwd -P", "x", cwd=cwd, **more)
                 assert shared.wait_for_exit("x", timeout=10).exit_code == 126
                 shared.remove_process("x")
 
@@ -62,11 +67,10 @@ def test_terminal_names_swapped_while_terminals_are_opened(daemon: Daemon, sandb
     swapper = sandbox.start_process(["python3", "-c", SWAPPER])
     assert sandbox.wait_for_log(swapper, "swapping", timeout=20).met
     command = ["stat", "-L", "-c", "%t", "/proc/self/fd/0", "/proc/self/fd/1"]
-    call = process_calls.start_terminal(sandbox.id, command, size=(80, 24), linger=None, id="t")
     opened = 0
     for _ in range(1000):
         with contextlib.suppress(NotAvailable, LimitExceeded):  # /dev/pts is another thing at that moment
-            sandbox.client.send(call)
+            start(sandbox, command, "t", terminal={"cols": 80, "rows": 24})
             assert sandbox.wait_for_exit("t", timeout=20).exit_code == 0
             assert sandbox.get_process_logs("t").stdout == "88\r\n88\r\n"  # 136: a pseudo-terminal of devpts
             sandbox.remove_process("t")
