@@ -36,7 +36,7 @@ def load_template(daemon: Daemon) -> int:
     with daemon.client() as client, Sandbox.create(client=client) as sandbox:
 
         def ask() -> bool:
-            if not templates_of(daemon):  # after a failure there is none for a few seconds
+            if not any(item["template"] == "python" for item in templates_of(daemon)):  # after a failure, a few seconds
                 sandbox.delete_code_context(sandbox.create_code_context("python"))
             return is_ready(daemon)
 
@@ -45,7 +45,9 @@ def load_template(daemon: Daemon) -> int:
 
 
 def template_pid(daemon: Daemon) -> int:
-    (pid,) = [pid for pid in children_of(daemon.launcher_pid()) if user_of(pid) > 2_000_131_072]
+    found = [pid for pid in children_of(daemon.launcher_pid()) if user_of(pid) > 2_000_131_072]
+    # The template `git` is the host's own Python, with a module of ours.
+    (pid,) = [pid for pid in found if b"sandboxd.templates" not in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
     return pid
 
 
