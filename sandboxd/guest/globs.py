@@ -126,6 +126,21 @@ _NAMED: Final = {
 }
 
 
+def _as_git(text: str, *, anchored: bool) -> str | None:
+    """Translate a pattern as git does, which compares what is plain before the first wildcard by itself.
+
+    So `a**/b` has its `**` at the beginning of what is left, and means any folders there (dir.c, match_pathname).
+    """
+    plain = re.match(r"[^*?\[\\]*", text)
+    head = plain[0] if anchored and plain is not None else ""
+    if not head or head.endswith("/") or not text.startswith("**", len(head)):
+        return translate(text)
+    rest = translate(text[len(head) :])
+    if rest == ".+":
+        rest = ".*"
+    return None if rest is None else f"{re.escape(head)}/?{rest}"  # what is left of `a/b` begins with a slash
+
+
 class Pattern:
     """One pattern: whether it takes back (`!`), is for folders only (`…/`), and what it matches."""
 
@@ -138,7 +153,7 @@ class Pattern:
         self.folders_only = text.endswith("/")
         text = text.rstrip("/") if self.folders_only else text
         self._anchored = "/" in text
-        regex = translate(text.lstrip("/") if text.startswith("/") else text) if text else None
+        regex = _as_git(text.lstrip("/"), anchored=self._anchored) if text else None
         self._regex = None if regex is None else re.compile(regex, re.DOTALL)
 
     def matches(self, path: str, *, is_folder: bool) -> bool:

@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sandboxd.guest.globs import Pattern, is_ignored, parse_ignore
@@ -85,7 +85,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @needs_git
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@example(["-**/*"])
+@example(["a**/b"])
+@example(["a**"])
+@example(["/a**"])
 @given(st.lists(PATTERN, min_size=1, max_size=4))
 def test_as_git_says(repository: pathlib.Path, patterns: list[str]) -> None:
     text = "\n".join(patterns) + "\n"
