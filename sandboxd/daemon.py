@@ -27,7 +27,7 @@ from . import __version__
 from .api.access import Policy
 from .api.app import Api
 from .api.call import Facts
-from .api.server import BACKLOG, Server
+from .api.http.server import BACKLOG, Server
 from .config import GROUP, USER, Config, launcher_settings
 from .errors import AlreadyRunning, ConfigError, HostUnsupported, LauncherGone
 from .linux import malloc

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from .errors import ConfigError
 from .proxy.server import BACKLOG, Proxy
-from .runtime.site import Site
+from .runtime.preview_urls import Site
 
 if TYPE_CHECKING:
     from .config import Config

@@ -1,6 +1,6 @@
 """What a caller may ask for: frozen value types and pure checks, standard library only.
 
-The API's edge (`api/models.py`) checks shapes and types; these classes check meaning and bounds. The launcher
+The API's edge (`api/v1/models.py`) checks shapes and types; these classes check meaning and bounds. The launcher
 makes the same values again from the daemon's message, so nothing reaches a kernel call unchecked.
 All raise `InvalidRequest` with the fact `field`.
 """

@@ -27,6 +27,7 @@ ALLOWED = {
     "launcher": {"stdio", "linux", "wire", "spec", "network", "allow", "errors", "guest"},
     "guest": {"linux", "wire", "spec", "errors"},
     "templates": {"stdio", "linux", "wire", "errors"},
+    "netd": {"stdio", "linux", "wire", "errors"},
     "workers": set(),
     "images": {"stdio", "spec", "errors", "linux"},
     "runtime": {"wire", "spec", "network", "allow", "git_spec", "errors"},
@@ -57,7 +58,7 @@ LIBRARIES = {
     "httpx": {"client", "cli"},
     "click": {"cli"},
     "rich": {"cli"},
-    "prctl": {"linux", "launcher", "guest", "templates"},
+    "prctl": {"linux", "launcher", "guest", "templates", "netd"},
     "pyseccomp": {"linux"},
     "ctypes": {"linux", "templates"},  # templates/base.py stands alone: a rootfs' own Python runs it
     "psutil": {"runtime"},
@@ -67,7 +68,7 @@ LIBRARIES = {
     "dulwich": {"templates"},
     "dns": {"templates", "runtime"},
     "urllib3": {"templates"},
-    "pyroute2": {"templates"},
+    "pyroute2": {"netd"},
     "h11": {"proxy", "api", "wire"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -128,7 +129,7 @@ def calls(path: pathlib.Path) -> set[str]:
 def test_forks_and_sleeps(path: pathlib.Path) -> None:
     found = calls(path)
     assert "time.sleep" not in found
-    if room_of(path) not in ("launcher", "guest", "templates"):
+    if room_of(path) not in ("launcher", "guest", "templates", "netd"):
         assert not found & {"os.fork", "os.forkpty"}
 
 

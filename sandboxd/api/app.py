@@ -12,13 +12,14 @@ from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
 from ..errors import AccessDenied, InvalidRequest, MethodNotAllowed, RouteNotFound, SandboxdError
 from ..metrics import Metrics
-from . import problems, target
+from . import problems
 from .access import Caller, Level, Policy
-from .body import ApiRequest
 from .call import Call, Facts
 from .cloudflare import problems as cloudflare_problems
 from .cloudflare import routes as cloudflare_routes
-from .routes import ROUTES
+from .http import target
+from .http.body import ApiRequest
+from .v1.routes import ROUTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from quart_trio.wrappers import TrioResponse
 
 from ..errors import InvalidRequest, UnknownField
-from . import jsontext, models
+from . import jsontext
+from .v1 import models
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ..runtime.budget import Hold
     from ..runtime.manager import Manager
     from ..runtime.sandbox import Sandbox
-    from .body import ApiRequest, BoundedBody
+    from .http.body import ApiRequest, BoundedBody
 
 _T = TypeVar("_T", bound=models._In)
 JSON_TYPE: Final = "application/json"

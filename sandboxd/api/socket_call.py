@@ -10,12 +10,13 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.sansio.request import Request
 
 from ..errors import AccessDenied, InvalidRequest, RouteNotFound, SandboxdError
-from . import jsontext, problems, target
+from . import jsontext, problems
 from .access import Level
 from .call import JSON_TYPE, Call
 from .cloudflare import problems as cloudflare_problems
 from .cloudflare import tokens as cloudflare_tokens
-from .websocket import Gone, WebSocket, check_handshake
+from .http import target
+from .http.websocket import Gone, WebSocket, check_handshake
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from .access import Caller
     from .app import Api
-    from .http1 import Http1, Upgrade
+    from .http.http1 import Http1, Upgrade
 
 _log = logging.getLogger(__name__)
 

@@ -92,12 +92,12 @@ def _is_remote_folder(sandbox: Sandbox, path: str) -> bool:
 
 def upload_folder(sandbox: Sandbox, folder: Path, path: str) -> int:
     """Copy a folder of this machine into the sandbox; tell what was left out, and return how much that is."""
-    from sandboxd.client import folders  # noqa: PLC0415 - beside httpx, loaded by now
+    from sandboxd.client import directories  # noqa: PLC0415 - beside httpx, loaded by now
 
     target = remote_target(sandbox, path, str(folder.resolve()))
     left_out: list[tuple[str, str]] = []
     try:
-        with _bar(target, folders.size(folder)) as advance:
+        with _bar(target, directories.size(folder)) as advance:
             sandbox.copy_in(
                 folder, target, on_bytes=advance, on_left_out=lambda name, why: left_out.append((name, why))
             )
@@ -176,20 +176,20 @@ def save(target: Path, pieces: Iterable[bytes], size: int | None = None, max_byt
         Failure: this machine refuses it.
         ArchiveRefused: it is over `max_bytes`.
     """
-    from sandboxd.client import folders  # noqa: PLC0415 - beside httpx, loaded by now
+    from sandboxd.client import directories  # noqa: PLC0415 - beside httpx, loaded by now
 
     try:
         if target.exists() and not target.is_file():
             with target.open("wb") as file:
                 file.writelines(pieces)
             return
-        budget = folders.Budget(target.absolute().parent, max_bytes)
+        budget = directories.Budget(target.absolute().parent, max_bytes)
         budget.member(size or 0)
         target = target.resolve()  # a symlink is followed, not replaced
         mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask()
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:200]}.", delete=False) as file:
             try:
-                folders.write_sparse(file, pieces, budget)
+                directories.write_sparse(file, pieces, budget)
                 os.fchmod(file.fileno(), mode)
                 file.flush()
                 Path(file.name).replace(target)

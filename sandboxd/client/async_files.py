@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING
 import anyio.from_thread
 import anyio.to_thread
 
-from . import file_calls, folders
+from . import directories, file_calls
 from .async_stream import AsyncFileStream, AsyncWatchStream
 from .content import AsyncFileContent, async_content, size_of_file
 from .verbs import AsyncPart, async_verb, stream_verb
@@ -142,7 +142,7 @@ class AsyncFilesPart(AsyncPart):
         Raises:
             OSError: this machine cannot read the folder, or something in it and there is no `on_left_out`.
         """
-        packing = folders.Packing(Path(local), on_bytes, on_left_out)
+        packing = directories.Packing(Path(local), on_bytes, on_left_out)
         count = await self.write_archive(path, _in_threads(iter(packing)), format="tar")
         packing.check()
         return count
@@ -170,7 +170,7 @@ class AsyncFilesPart(AsyncPart):
                 return await anext(stream, b"")
 
             pieces = iter(lambda: anyio.from_thread.run(following), b"")
-            return await anyio.to_thread.run_sync(folders.unpack, pieces, Path(local), on_bytes, max_bytes)
+            return await anyio.to_thread.run_sync(directories.unpack, pieces, Path(local), on_bytes, max_bytes)
 
 
 async def _in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from . import file_calls, folders
+from . import directories, file_calls
 from .content import FileContent, size_of_file, sync_content
 from .stream import FileStream, WatchStream
 from .verbs import Part, stream_verb, sync_verb
@@ -128,7 +128,7 @@ class FilesPart(Part):
         Raises:
             OSError: this machine cannot read the folder, or something in it and there is no `on_left_out`.
         """
-        packing = folders.Packing(Path(local), on_bytes, on_left_out)
+        packing = directories.Packing(Path(local), on_bytes, on_left_out)
         count = self.write_archive(path, packing, format="tar")
         packing.check()
         return count
@@ -151,4 +151,4 @@ class FilesPart(Part):
             OSError: this machine refuses it; nothing was copied.
         """
         with self.read_archive(path) as stream:
-            return folders.unpack(stream, Path(local), on_bytes, max_bytes)
+            return directories.unpack(stream, Path(local), on_bytes, max_bytes)

@@ -20,13 +20,13 @@ from collections.abc import Iterator
 from typing import IO, Any, Final, Protocol
 
 from ..errors import ArchiveRefused, InvalidRequest
-from .errands import Function, Means
-from .outlet import Inlet
+from .file_operations import followed
+from .frames import Inlet
+from .jobs import Function, Means
+from .path_filter import Ignores, Picker
 from .paths import TEMPORARY, mapped, open_folder, path_of, require
-from .picking import Ignores, Picker
-from .placing import Placer, refuse
+from .safe_extract import Placer, refuse
 from .tree import Entry, walk
-from .verbs import followed
 from .zipnames import Member, name_of
 
 FORMATS: Final = ("tar", "tar.gz", "zip")

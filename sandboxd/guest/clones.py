@@ -20,10 +20,10 @@ from ..linux.kernel import Kernel
 from ..wire import exhausted
 from ..wire.messages import Event
 from .commands import Commands
-from .entrants import Entrant, Entrants
-from .leaves import Leaf, Leaves
-from .loop import Loop, Timer
-from .peer import Peer
+from .eventloop import Loop, Timer
+from .incoming import Entrant, Entrants
+from .leaf_cgroups import Leaf, Leaves
+from .link_server import Peer
 
 #: Clones at once: each holds a pack's table in memory.
 MAX_CLONES: Final = 8

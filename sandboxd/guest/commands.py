@@ -15,8 +15,8 @@ from ..spec import CommandSpec, check_port, check_probe_path, check_process_id, 
 from ..wire.journal import DEFAULT_CAPACITY
 from . import users
 from .followers import Follower
-from .leaves import Leaf
-from .peer import Peer
+from .leaf_cgroups import Leaf
+from .link_server import Peer
 from .processes import Means, Process, Shell
 from .sessions import Sessions, Waiting
 from .spawn import DEFAULT_PATH

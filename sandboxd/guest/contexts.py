@@ -17,8 +17,8 @@ from ..errors import ContextNotFound, InvalidRequest, LimitExceeded, NameTaken, 
 from ..spec import CommandSpec, check_process_id
 from . import users
 from .commands import Commands
-from .entrants import Entrants
-from .peer import Peer
+from .incoming import Entrants
+from .link_server import Peer
 from .processes import Means
 from .spares import Spares, Wish
 from .worker import Worker

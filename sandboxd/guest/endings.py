@@ -13,7 +13,7 @@ import signal
 import time
 from typing import Final
 
-from .leaves import Leaf
+from .leaf_cgroups import Leaf
 
 #: Looks at a tree that grows while it is signalled; one that outgrows them is killed in the end.
 _PASSES: Final = 16

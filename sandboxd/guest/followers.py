@@ -8,7 +8,7 @@ from typing import Any
 
 from ..wire.journal import Entry, Journal
 from ..wire.messages import Event
-from .peer import Peer
+from .link_server import Peer
 
 
 def _nothing() -> None:

@@ -16,17 +16,17 @@ from ..linux.kernel import Kernel
 from ..spec import check_env, check_mode, check_path, check_user
 from ..wire import exhausted
 from ..wire.messages import Cancel, Credit, Message, Request
-from . import archives, changes, search, users, verbs, watching
+from . import archives, file_operations, search, tree_digest, users, watching
 from .clones import Clones
 from .commands import Commands
 from .contexts import Contexts
-from .entrants import Entrants
-from .errands import Errands
+from .eventloop import READ, Loop
 from .files import Files
-from .leaves import Leaves
-from .loop import READ, Loop
+from .incoming import Entrants
+from .jobs import Errands
+from .leaf_cgroups import Leaves
+from .link_server import Peer
 from .paths import path_of
-from .peer import Peer
 from .processes import Means
 from .standby import Children, Standby
 
@@ -36,11 +36,11 @@ MAX_PEERS: Final = 4
 _VERBS: Final = {"context_start": "start an interpreter", "start": "start a process", "exec": "start a process"}
 #: What runs in a process of its own.
 ERRANDS: Final = {
-    **verbs.FUNCTIONS,
+    **file_operations.FUNCTIONS,
     **search.FUNCTIONS,
     **archives.FUNCTIONS,
     **watching.FUNCTIONS,
-    **changes.FUNCTIONS,
+    **tree_digest.FUNCTIONS,
 }
 
 
@@ -77,7 +77,7 @@ class Init:
             "open_write": self._open_write,
             "commit_write": self._commit_write,
             "abort_write": self._abort_write,
-            "stat": lambda peer, request, params: peer.reply(request, verbs.stat_file(self._kernel, params)),
+            "stat": lambda peer, request, params: peer.reply(request, file_operations.stat_file(self._kernel, params)),
             "errand": self._errand,
             "ping": lambda peer, request, _params: peer.reply(request, {}),
         }

@@ -18,8 +18,8 @@ from typing import Any, Final
 from ..wire.journal import Entry, Journal
 from ..wire.modes import Modes
 from . import users
+from .eventloop import READ, Loop
 from .followers import Follower
-from .loop import READ, Loop
 from .users import User
 
 #: One read, and so one event, at most: it fits a frame, and is large enough for 1 GB/s.

@@ -28,11 +28,11 @@ from ..linux.kernel import Kernel
 from ..spec import STOP_GRACE_S, CommandSpec
 from ..wire.exhausted import limit_error
 from . import endings, lines, spawn, terminals, users
-from .feed import Done, Feed
-from .leaves import KILLED_S, POLL_S, Leaf, Leaves
-from .loop import Loop, Timer
+from .eventloop import Loop, Timer
+from .leaf_cgroups import KILLED_S, POLL_S, Leaf, Leaves
 from .output import Output
 from .standby import Standby
+from .stdin_writer import Done, Feed
 from .users import User
 
 #: How long after its main process' exit a command's pipes may stay open.

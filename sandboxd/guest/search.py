@@ -20,11 +20,11 @@ from typing import Any, Final
 
 from ..errors import Conflict, InvalidRequest
 from . import globs
-from .errands import Function, Means
+from .file_operations import followed, require_folder
+from .jobs import Function, Means
+from .path_filter import Ignores
 from .paths import TEMPORARY, mapped, path_of, same_file, shown, type_of
-from .picking import Ignores
 from .tree import Entry, walk
-from .verbs import followed, require_folder
 
 #: One block of a file, and so one line at most.
 BLOCK_BYTES: Final = 4 * 1024 * 1024

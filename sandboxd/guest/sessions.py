@@ -19,8 +19,8 @@ from ..spec import CommandSpec, check_env, check_path, check_session_id, check_u
 from ..wire.exhausted import known
 from . import lines, users
 from . import session_shells as shells
-from .leaves import Leaf
-from .peer import Peer
+from .leaf_cgroups import Leaf
+from .link_server import Peer
 from .processes import Process, Shell
 from .users import User
 

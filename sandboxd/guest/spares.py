@@ -26,8 +26,8 @@ from typing import Final
 
 import msgpack
 
-from .leaves import Leaves
-from .loop import Loop, Timer
+from .eventloop import Loop, Timer
+from .leaf_cgroups import Leaves
 from .users import User
 from .worker import Worker
 

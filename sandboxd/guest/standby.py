@@ -41,8 +41,8 @@ import prctl
 
 from ..linux.kernel import CLONE_PARENT, Kernel
 from . import spawn
-from .leaves import Leaf, Leaves
-from .loop import READ, Loop, Timer
+from .eventloop import READ, Loop, Timer
+from .leaf_cgroups import Leaf, Leaves
 
 #: An order over this is a fork's: a message of a socket pair must fit its buffer.
 MAX_ORDER_BYTES: Final = 32 * 1024

@@ -14,7 +14,7 @@ from typing import Final
 
 from ..errors import ServerBusy
 from ..linux.sockdiag import Listener, ListenerQuery
-from .loop import READ, WRITE, Loop, Timer
+from .eventloop import READ, WRITE, Loop, Timer
 
 #: A port is noticed within this time and a turn of the loop, under the 50 ms that the API promises; a look costs 50 to
 #: 200 us, so less than 1 % of a processor.

@@ -33,11 +33,11 @@ from ..linux import inotify
 from ..linux.inotify import Happening, Inotify
 from ..linux.kernel import SyscallError
 from . import tree
-from .errands import Function, Means
-from .outlet import Outlet
+from .file_operations import followed
+from .frames import Outlet
+from .jobs import Function, Means
+from .path_filter import Picker
 from .paths import TEMPORARY, mapped, path_of
-from .picking import Picker
-from .verbs import followed
 
 #: Folders of one watch: each costs the kernel about 1 KiB. The sandbox's own bound (a sysctl) may be lower.
 MAX_FOLDERS: Final = 100_000

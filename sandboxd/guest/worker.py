@@ -29,11 +29,11 @@ from ..errors import ProcessNotRunning
 from ..wire.exhausted import known
 from ..wire.messages import EVENT_OVERHEAD, Event
 from . import spawn, users
-from .entrants import Entrant, Entrants
-from .feed import Done, Feed
-from .loop import READ, Timer
-from .peer import Peer
+from .eventloop import READ, Timer
+from .incoming import Entrant, Entrants
+from .link_server import Peer
 from .processes import ORPHAN_GRACE_S, Means, signal_name
+from .stdin_writer import Done, Feed
 from .users import User
 
 #: One read, and so one event, at most; also the size of the pipes, so one read empties one.

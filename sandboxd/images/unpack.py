@@ -27,7 +27,7 @@ from collections import Counter
 from typing import Final
 
 from sandboxd.images.archive import Tape, members, shown
-from sandboxd.images.folders import Folders
+from sandboxd.images.directories import Folders
 from sandboxd.images.members import check, split
 from sandboxd.images.readers import Budget, ImageRefused
 from sandboxd.linux.kernel import Kernel

@@ -16,7 +16,7 @@ from ..errors import SandboxdError
 from ..guest import init
 from ..linux.kernel import Kernel
 from . import profiles
-from .birth import Means
+from .create_child import Means
 from .settings import Settings
 from .zygote import Zygote
 

@@ -1,4 +1,4 @@
-"""The two processes that make links and rules (templates/network), what is asked of them, and what becomes of it.
+"""The two processes that make links and rules (netd), what is asked of them, and what becomes of it.
 
     launcher ── orders, state ──▶ the process: in the host's network ── commands ──▶ its hand: runs nft in the router's
 
@@ -198,8 +198,8 @@ class NetworkProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._hand, hand = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self._spawn("sandboxd.templates.network", theirs)
-            self._spawn("sandboxd.templates.network.nft", hand, network)
+            self._spawn("sandboxd.netd", theirs)
+            self._spawn("sandboxd.netd.nft", hand, network)
         except BaseException:
             ours.close()
             raise

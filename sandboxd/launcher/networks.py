@@ -9,8 +9,8 @@ from typing import Any
 from ..errors import Conflict, InvalidRequest, SandboxdError, SandboxNotFound, StorageFull
 from ..network import NetworkSpec
 from .control import Answers, Running, id_of
-from .links import Links
 from .records import RecordStore
+from .veth import Links
 
 
 class Networks:

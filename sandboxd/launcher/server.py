@@ -35,21 +35,21 @@ from ..wire.framing import MAX_PENDING_FDS
 from ..wire.link import LinkConnection, Role
 from ..wire.messages import Cancel, Credit, Event, Failure, Message, Reply, Request
 from . import rootfs
-from .births import Births, Means, Order
 from .cgroups import SandboxCgroups
 from .control import Answers, Controls, Running, id_of
+from .create import Births, Means, Order
 from .idranges import RangeAllocator
 from .limits import Host
-from .links import Links
 from .networks import Networks, network_of
 from .outbox import Outbox
 from .profiles import Filters
 from .records import Record, RecordStore
-from .removals import RETRY_S, Removals, reap
 from .settings import Settings
 from .sockets import Sockets
 from .storage.choice import open_storage
+from .teardown import RETRY_S, Removals, reap
 from .templates import Templates
+from .veth import Links
 from .zygote import Zygote
 
 log = logging.getLogger("sandboxd.launcher")

@@ -470,7 +470,7 @@ class Templates:
 
 
 def check_leaf(name: str) -> str:
-    """Return the name of a leaf if it is one as init makes them (guest/leaves.py).
+    """Return the name of a leaf if it is one as init makes them (guest/leaf_cgroups.py).
 
     Raises:
         InvalidRequest: it is none.

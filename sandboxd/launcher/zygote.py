@@ -5,7 +5,7 @@ request changes reference counts all over its heap), and the unchanged copies of
 init alone. So births are forked from a process that lies still in between, and that has loaded only what an init
 needs. It is forked once, when the launcher starts, before the launcher loads the rest of itself.
 
-It is told of a birth by one message (`plan.Order`, with the descriptors of `birth.Fds`), and everything that becomes
+It is told of a birth by one message (`plan.Order`, with the descriptors of `create_child.Fds`), and all that becomes
 of that birth goes over the birth's own status pipe. When the launcher's end closes, it ends; when it ends, so does
 the launcher, and with that the daemon: the service manager starts all of them anew, and sandboxes go on running.
 """
@@ -21,12 +21,12 @@ from typing import Final
 import msgpack
 import prctl
 
-from ..guest.rehearsal import rehearse
+from ..guest.warm_up import rehearse
 from ..linux.kernel import CLONE_NEWNS, MS_REC, MS_SLAVE, Kernel
-from . import birth
+from . import create_child
 from .plan import Order
 
-_FDS: Final = len(birth.Fds._fields)
+_FDS: Final = len(create_child.Fds._fields)
 
 
 class Zygote:
@@ -35,7 +35,7 @@ class Zygote:
     `hosts_mounts` is a descriptor of the mount namespace that the launcher was started in, and has left.
     """
 
-    def __init__(self, kernel: Kernel, means: birth.Means) -> None:
+    def __init__(self, kernel: Kernel, means: create_child.Means) -> None:
         self.hosts_mounts = kernel.open("/proc/self/ns/mnt", os.O_RDONLY)
         leave_the_hosts_mounts(kernel)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -55,7 +55,7 @@ class Zygote:
         self._socket.close()
         os.close(self.pidfd)
 
-    def fork(self, order: bytes, fds: birth.Fds) -> None:
+    def fork(self, order: bytes, fds: create_child.Fds) -> None:
         """Have a birth forked; `fds` stay the caller's.
 
         Raises:
@@ -73,7 +73,7 @@ def leave_the_hosts_mounts(kernel: Kernel) -> None:
     kernel.mount("none", "/", None, MS_REC | MS_SLAVE)
 
 
-def _run(kernel: Kernel, connection: socket.socket, means: birth.Means) -> None:
+def _run(kernel: Kernel, connection: socket.socket, means: create_child.Means) -> None:
     prctl.set_proctitle("sandboxd: zygote")
     prctl.set_name("sandboxd-zygote")
     os.setsid()  # a terminal's Ctrl-C is the daemon's business
@@ -86,10 +86,10 @@ def _run(kernel: Kernel, connection: socket.socket, means: birth.Means) -> None:
     gc.collect()
     gc.freeze()  # a child's collector then leaves the pages that it shares with us alone
     while True:
-        message, fds, _, _ = socket.recv_fds(connection, birth.MAX_ORDER_BYTES, _FDS)
+        message, fds, _, _ = socket.recv_fds(connection, create_child.MAX_ORDER_BYTES, _FDS)
         if not message:
             os._exit(0)
-        birth.spawn(kernel, birth.Fds(*fds), Order(*msgpack.unpackb(message)), means)
+        create_child.spawn(kernel, create_child.Fds(*fds), Order(*msgpack.unpackb(message)), means)
         for fd in fds:
             os.close(fd)
 

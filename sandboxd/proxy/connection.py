@@ -19,7 +19,7 @@ from ..errors import (
     SandboxdError,
     ServerBusy,
 )
-from ..runtime.site import LINK_PATH
+from ..runtime.preview_urls import LINK_PATH
 from ..wire import http_heads
 from ..wire.http_heads import MAX_HEAD_BYTES
 from . import heads, origins, pages, plain
@@ -28,7 +28,7 @@ from .wires import Wire, WireBroken
 
 if TYPE_CHECKING:
     from ..runtime.ports import Port
-    from ..runtime.site import Target
+    from ..runtime.preview_urls import Target
     from .heads import Asked, Front
     from .plain import Head
     from .server import Proxy

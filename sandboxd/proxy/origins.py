@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from ..runtime.site import Site
+    from ..runtime.preview_urls import Site
     from .heads import Asked, Front
 
 _SAFE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})

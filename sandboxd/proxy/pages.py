@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from ..errors import SandboxdError
-    from ..runtime.site import Target
+    from ..runtime.preview_urls import Target
 
 _HINTS: Final = {
     "access-denied": "Another site sent this request. Open the preview itself and try again there.",

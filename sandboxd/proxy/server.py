@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Sequence
 
+    from ..runtime.preview_urls import Site
     from ..runtime.previews import Previews
-    from ..runtime.site import Site
 
 _log = logging.getLogger(__name__)
 

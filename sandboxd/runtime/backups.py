@@ -18,7 +18,7 @@ import trio
 from ..errors import InvalidRequest, SandboxdError
 from ..spec import name_bytes
 from . import checks, filefacts
-from .errand import FEED_BYTES
+from .jobs import FEED_BYTES
 
 if TYPE_CHECKING:
     from .sandbox import Sandbox

@@ -33,15 +33,15 @@ from ..errors import (
 from ..spec import new_id
 from ..wire import framing
 from . import checks
-from .peer import discard
-from .rendezvous import MAX_LEAF_CHARS
+from .handoff import MAX_LEAF_CHARS
+from .link_client import discard
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from ..git_spec import CloneSpec
-    from .peer import Stream
-    from .rendezvous import Rendezvous
+    from .handoff import Rendezvous
+    from .link_client import Stream
     from .sandbox import Sandbox
 
 DEFAULT_TIMEOUT_S: Final = 600.0

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from ..errors import ProtocolError
-    from .peer import Stream
-    from .rendezvous import Rendezvous
+    from .handoff import Rendezvous
+    from .link_client import Stream
     from .runs import Run
     from .sandbox import Sandbox
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..spec import CommandSpec
     from ..wire.messages import Event
-    from .peer import Stream
+    from .link_client import Stream
     from .sandbox import Sandbox
 
 #: 32 letters, so that five bits pick one without bias.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ..wire.messages import Event
-    from .peer import Stream
+    from .link_client import Stream
     from .sandbox import Sandbox
 
 

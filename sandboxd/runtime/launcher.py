@@ -11,7 +11,7 @@ from ..errors import LauncherGone, ProtocolError, SandboxdError
 from ..network import NetworkSpec
 from ..spec import Limits
 from . import checks
-from .peer import Peer
+from .link_client import Peer
 
 if TYPE_CHECKING:
     import socket

@@ -29,7 +29,6 @@ from .budget import Budget
 from .control import Control
 from .counters import Counters
 from .events import Events
-from .graves import Graves
 from .host import check_room
 from .lifecycle import ALIVE, State
 from .names import Names
@@ -37,6 +36,7 @@ from .previews import Previews
 from .registry import Registry
 from .sandbox import CONNECT_TIMEOUT_S, REASON_TIMEOUT_S, Sandbox
 from .store import Store
+from .tombstones import Graves
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from ..spec import SandboxSpec
     from .launcher import Launched, Launcher
-    from .peer import Peer
+    from .link_client import Peer
     from .store import Record
 
 _log = logging.getLogger(__name__)

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .control import Control
-    from .graves import Graves
     from .launcher import Launcher
     from .ports import Port
+    from .preview_urls import Site
     from .registry import Registry
     from .sandbox import Sandbox
-    from .site import Site
     from .store import Store
+    from .tombstones import Graves
 
 #: Sockets that are made at once: the launcher's own bound.
 BATCH: Final = 8

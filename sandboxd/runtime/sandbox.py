@@ -29,13 +29,13 @@ from .budget import UNBOUNDED, Share
 from .clone import Clone
 from .contexts import Contexts
 from .counters import Counters
-from .errand import Errand
 from .execution import Execution, exec_params, new_process_id
+from .handoff import Rendezvous
+from .jobs import Errand
 from .lifecycle import ALIVE, State, may_move
-from .peer import Peer, discarded
+from .link_client import Peer, discarded
 from .ports import Ports
 from .processes import Processes
-from .rendezvous import Rendezvous
 from .sessions import Sessions
 from .store import Record
 
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from ..git_spec import CloneSpec
     from ..network import NetworkSpec
     from ..spec import CommandSpec, Limits, SandboxSpec
+    from .handoff import Enter
     from .launcher import Launched
-    from .peer import Stream
-    from .rendezvous import Enter
+    from .link_client import Stream
 
 #: A piece of stdin on the link; init writes it before it answers.
 STDIN_PIECE_BYTES: Final = 256 * 1024

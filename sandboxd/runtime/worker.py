@@ -23,7 +23,7 @@ from ..errors import (
 from ..wire import worker as frames
 from . import checks
 from .execution import Exit, parse_exit
-from .rendezvous import MAX_LEAF_CHARS
+from .handoff import MAX_LEAF_CHARS
 from .strangers import Turn
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from ..spec import ContextSpec
     from ..wire.messages import Event
-    from .peer import Stream
-    from .rendezvous import Rendezvous
+    from .handoff import Rendezvous
+    from .link_client import Stream
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ ancestor's member can join a sandbox's.
     B       : fork ──▶ C;  ends at once, so that C's parent is the sandbox's init, which waits for it and kills it
     C       : joins every other namespace, the user's last; becomes the sandbox's root with what its init has left:
               capabilities, bounding set, no new privileges, the sandbox's own filters, not dumpable
-    C ── one byte, its pid told by the kernel ──▶ init (guest/entrants.py)
+    C ── one byte, its pid told by the kernel ──▶ init (guest/incoming.py)
     init ── the job: user, folder, variables, descriptors ──▶ C: takes all of that on, and works
 
 Nothing that a sandbox has made is opened or read before C is as powerless as any child of its init: the launcher opens

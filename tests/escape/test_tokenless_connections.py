@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from sandboxd import Sandbox
-from sandboxd.api import server as api_server
+from sandboxd.api.http import server as api_server
 from tests.support.daemon import Daemon
 from tests.support.fake_daemon import TOKEN, FakeDaemon, daemon_in, eventually
 from tests.support.previews import Visitor, start_service

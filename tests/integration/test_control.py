@@ -266,7 +266,7 @@ def test_a_cgroup_namespace_made_ahead_is_rooted_where_it_should_be() -> None:
 
 
 def test_a_sandbox_of_many_cgroups_is_destroyed_whole(daemon: Daemon, client: Client) -> None:
-    """The launcher removes them in pieces (tests/unit/test_removals.py)."""
+    """The launcher removes them in pieces (tests/unit/launcher/test_teardown.py)."""
     sandbox = Sandbox.create(client=client)
     group = daemon.cgroup() / sandbox.id
     for number in range(500):

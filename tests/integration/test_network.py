@@ -542,6 +542,6 @@ def test_two_daemons_of_one_host_have_routers_of_their_own(daemon, internet, tmp
 
 def is_network_process(pid):
     try:
-        return b"sandboxd.templates.network" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"sandboxd.netd" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False

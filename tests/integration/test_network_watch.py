@@ -17,11 +17,11 @@ LOOP = """
 import os, select, socket, subprocess, sys
 import msgpack
 from sandboxd.linux.kernel import CLONE_NEWNET, Kernel
-from sandboxd.templates.network.guard import Guard
-from sandboxd.templates.network.links import Places
-from sandboxd.templates.network.netlink import Netlink
-from sandboxd.templates.network.server import Server
-from sandboxd.templates.network.state import Host
+from sandboxd.netd.guard import Guard
+from sandboxd.netd.veth import Places
+from sandboxd.netd.netlink import Netlink
+from sandboxd.netd.server import Server
+from sandboxd.netd.state import Host
 
 kernel, here, host_link = Kernel(), os.open("/proc/self/ns/net", os.O_RDONLY), Netlink()
 kernel.unshare(CLONE_NEWNET)

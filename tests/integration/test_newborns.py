@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sandboxd.launcher.birth import NAME
+from sandboxd.launcher.create_child import NAME
 from sandboxd.linux import cgroupfs
 from sandboxd.wire.messages import Failure, Reply, Request
 from tests.support.daemon import process_name

@@ -19,8 +19,8 @@ import pytest
 import trio
 
 from sandboxd import AsyncSandbox, Sandbox
-from sandboxd.api import body as api_body
-from sandboxd.api import server as api_server
+from sandboxd.api.http import body as api_body
+from sandboxd.api.http import server as api_server
 from sandboxd.client import AsyncClient, Client
 from tests.support import footprint
 from tests.support.daemon import Daemon

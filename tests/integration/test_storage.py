@@ -22,7 +22,7 @@ from sandboxd.launcher.idranges import DISK_FIRST_ID
 from sandboxd.launcher.storage import image
 from sandboxd.launcher.storage.btrfs import BtrfsDriver
 from sandboxd.launcher.storage.choice import Storage
-from sandboxd.linux import btrfs, loop
+from sandboxd.linux import btrfs, loopdev
 from sandboxd.linux.kernel import Kernel, SyscallError
 from tests.support.failing_launcher import FailingKernel
 from tests.support.pool import Apart, loops, opened
@@ -370,7 +370,7 @@ def test_a_second_launcher_is_refused_while_the_first_lives(pool: pathlib.Path) 
 
 def found_device(say: Say, pool: pathlib.Path) -> str:
     fd = os.open(pool / "state/renamed", os.O_RDWR)
-    found = loop.find(Kernel(), fd)
+    found = loopdev.find(Kernel(), fd)
     assert found
     return found[0].removeprefix("/dev/")
 
@@ -508,7 +508,7 @@ def without_loop(say: Say, pool: pathlib.Path) -> tuple[str, str, list[str]]:
     def attach(*_: Any) -> tuple[str, int]:
         raise SyscallError(errno.EPERM, "ioctl", "LOOP_CONFIGURE")
 
-    loop.attach = attach
+    loopdev.attach = attach
     for _ in range(2):  # what the first try left must not stop the second
         storage = opened(pool, storage="auto")
     return storage.driver.name, storage.driver.unenforced_because, sorted(os.listdir(pool / "state"))

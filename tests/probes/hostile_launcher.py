@@ -21,7 +21,7 @@ import time
 from typing import Any
 
 from sandboxd.guest import init
-from sandboxd.guest.peer import Peer
+from sandboxd.guest.link_server import Peer
 from sandboxd.launcher import __main__ as launcher
 from sandboxd.wire import framing, messages
 

@@ -152,7 +152,7 @@ class Daemon:
 
     def newborn(self) -> str | None:
         """Return the id of the newborn that is held for the next sandbox: its builder waits in its cgroup."""
-        from sandboxd.launcher.birth import NAME
+        from sandboxd.launcher.create_child import NAME
 
         for path in self.cgroup().glob("*/**/cgroup.procs"):
             with contextlib.suppress(OSError):

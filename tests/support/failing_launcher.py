@@ -21,7 +21,7 @@ import msgpack
 
 from sandboxd.guest import init
 from sandboxd.launcher import profiles
-from sandboxd.launcher.birth import Means
+from sandboxd.launcher.create_child import Means
 from sandboxd.launcher.server import Launcher
 from sandboxd.launcher.settings import Settings
 from sandboxd.launcher.zygote import Zygote

@@ -17,7 +17,7 @@ import trio
 from sandboxd.api.access import Policy
 from sandboxd.api.app import Api
 from sandboxd.api.call import Facts
-from sandboxd.api.server import Server
+from sandboxd.api.http.server import Server
 from sandboxd.runtime.launcher import Launcher
 from sandboxd.runtime.manager import Manager
 from tests.support.fake_peer import FakeInit, FakeLauncher

@@ -131,7 +131,7 @@ def network_processes(launcher: int) -> list[int]:
     found = []
     for pid in pathlib.Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
         try:
-            if b"sandboxd.templates.network" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"sandboxd.netd" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(int(pid))
         except OSError:
             continue

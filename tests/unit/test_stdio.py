@@ -135,8 +135,8 @@ PROGRAMS = [
     "sandboxd.cli.main",
     "sandboxd.launcher.__main__",
     "sandboxd.templates.__main__",
-    "sandboxd.templates.network.__main__",
-    "sandboxd.templates.network.nft",
+    "sandboxd.netd.__main__",
+    "sandboxd.netd.nft",
     "sandboxd.images.unpack_child",
 ]
 

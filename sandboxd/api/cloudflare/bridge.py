@@ -34,9 +34,9 @@ from ...spec import CommandSpec, SessionSpec, check_session_id, name_bytes
 from ...wire import sse, utf8
 from .. import jsontext
 from ..call import answer, nothing, streamed
-from ..filedata import PackBody, unpack_body
-from ..files import FileBody, write_body
-from ..streams import SseBody
+from ..v1.filedata import PackBody, unpack_body
+from ..v1.files import FileBody, write_body
+from ..v1.streams import SseBody
 from . import bridge_openapi, names, problems, terminal
 from .problems import Refusal
 

@@ -18,7 +18,7 @@ from ...wire import sse
 from .. import jsontext
 from ..call import streamed
 from ..pieces import Joiner
-from ..streams import KEEP_ALIVE_S
+from ..v1.streams import KEEP_ALIVE_S
 from . import names, problems
 from .problems import Refusal
 

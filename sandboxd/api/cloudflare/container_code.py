@@ -16,8 +16,8 @@ from ...spec import ContextSpec, check_code, check_env, check_language
 from ...wire import worker as frames
 from ...wire.times import rfc3339
 from ..call import answer
-from ..contexts import to_result
 from ..pieces import ascii_only, encode
+from ..v1.contexts import to_result
 from . import charts, container, problems
 from .container import Body, Events, about
 from .problems import Refusal

@@ -17,8 +17,8 @@ from ...spec import name_bytes
 from ...wire import utf8
 from ...wire.times import rfc3339
 from .. import mime
-from ..body import UPLOAD_IDLE_S
 from ..call import answer
+from ..http.body import UPLOAD_IDLE_S
 from ..pieces import Text, answer_in_pieces
 from . import container, problems
 from . import container_sessions as sessions

@@ -18,11 +18,12 @@ from werkzeug.datastructures import Headers
 
 from ...errors import InvalidRequest
 from ...wire.sse import SseDecoder
-from .. import jsontext, target
+from .. import jsontext
 from .. import problems as native
 from ..call import JSON_TYPE, Call
+from ..http import target
+from ..http.websocket import Gone, parse_json
 from ..pieces import STEP, JsonBody, encode
-from ..websocket import Gone, parse_json
 from . import names, problems, tokens
 from .container_write import MAX_HELD
 from .problems import Refusal

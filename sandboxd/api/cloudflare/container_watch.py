@@ -17,7 +17,7 @@ from .problems import Refusal
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
 
-    from ...runtime.errand import Errand
+    from ...runtime.jobs import Errand
     from ..call import Call
 
 #: What nobody wants to hear of, unless patterns are given.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from ...errors import InvalidRequest, NameTaken, ProcessNotFound, SandboxdError
 from ...spec import CommandSpec, check_size
-from ..terminals import Viewer
+from ..v1.terminals import Viewer
 from . import container, problems
 from . import container_sessions as sessions
 from .container_exec import code_of

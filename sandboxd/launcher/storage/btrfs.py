@@ -24,7 +24,7 @@ from ...errors import StorageFull
 from ...linux import btrfs
 from ...linux.kernel import Kernel
 from .driver import make_layers
-from .room import Room
+from .reserve import Room
 
 #: More than this and its many inodes may be cached, which the deletion has to drop (184,000 took 0.7 s).
 _INLINE_BYTES: Final = 8 << 20

@@ -16,7 +16,7 @@ from . import image
 from .btrfs import BtrfsDriver
 from .directory import DirectoryDriver
 from .driver import StorageDriver
-from .room import Room
+from .reserve import Room
 
 log = logging.getLogger("sandboxd.launcher")
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from ...linux.kernel import Kernel
 from .driver import make_layers
-from .room import Room
+from .reserve import Room
 
 #: A tree this small is removed at once; a larger one by a short child, so that other requests go on.
 INLINE_ENTRIES: Final = 256

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ...errors import AlreadyRunning, HostUnsupported
-from ...linux import btrfs, loop
+from ...linux import btrfs, loopdev
 from ...linux.kernel import MNT_DETACH, MS_NOATIME, MS_NODEV, MS_NOSUID, Kernel, SyscallError
 
 #: Deleted space goes back to the host at once, and within a few seconds to the quotas.
@@ -162,7 +162,7 @@ class PoolImage:
 
     def _mount(self, image: int) -> None:
         kernel = self._kernel
-        found = loop.find(kernel, image) or loop.attach(kernel, image, os.path.basename(self._image))
+        found = loopdev.find(kernel, image) or loopdev.attach(kernel, image, os.path.basename(self._image))
         path, device = found
         try:
 
@@ -184,7 +184,7 @@ class PoolImage:
 
     def _fill(self, device: int) -> None:
         """Let device and filesystem follow the file, however far an earlier launcher had come with that."""
-        loop.refresh_size(self._kernel, device)
+        loopdev.refresh_size(self._kernel, device)
         top = self._kernel.open(self._target, os.O_RDONLY | os.O_DIRECTORY)
         try:
             btrfs.grow(self._kernel, top)

@@ -13,7 +13,7 @@ import trio
 
 from sandboxd.proxy.server import Proxy
 from sandboxd.runtime.ports import Port, PortSpec
-from sandboxd.runtime.site import Site
+from sandboxd.runtime.preview_urls import Site
 
 ID = "abcdefghij0123456789"
 

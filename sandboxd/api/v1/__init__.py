@@ -1,0 +1,1 @@
+"""The native face: the route table, the models, and one file a resource."""

@@ -1,0 +1,355 @@
+"""…/contexts and …/run: code contexts, their runs, and the two forms of what comes of one."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import trio
+from quart.wrappers.response import ResponseBody
+
+from ...errors import InvalidRequest, SandboxdError
+from ...runtime.logs import CARRY_EVENTS, STREAMS, TextDecoder
+from ...runtime.runs import Run
+from ...spec import ContextSpec, check_code, check_env, check_seconds
+from ...wire import sse
+from ...wire import worker as frames
+from ...wire.times import rfc3339
+from .. import problems
+from ..call import answer, nothing, streamed
+from ..pieces import Joiner, Text, answer_in_pieces, encode_object, fields_of
+from . import context_models as models
+from .streams import KEEP_ALIVE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from quart_trio.wrappers import TrioResponse
+
+    from ...runtime.context import Context
+    from ...runtime.contexts import Contexts
+    from ...runtime.runs import RunEvent
+    from ..call import Call
+
+RUN_HEADER: Final = "Sandboxd-Run"
+CONTEXT_HEADER: Final = "Sandboxd-Context"
+
+
+def _contexts(call: Call, ref: str) -> Contexts:
+    return call.manager.registry.find(ref).contexts
+
+
+def _shown(context: Context) -> models.ContextOut:
+    return models.ContextOut(
+        id=context.id,
+        language=context.spec.language,
+        cwd=context.spec.cwd,
+        env=context.spec.env,
+        state=context.state.value,
+        is_default=context.is_default,
+        execution_count=context.execution_count,
+        version=context.version,
+        created_at=rfc3339(context.created_at),
+    )
+
+
+async def create(call: Call, ref: str) -> TrioResponse:
+    """Start an interpreter that keeps its state; answers when it takes code."""
+    contexts = _contexts(call, ref)
+    model = await call.read(models.ContextIn)
+    spec = ContextSpec(language=model.language or "python", cwd=model.cwd, env=model.env or {})
+    return answer(_shown(await contexts.create(spec)), 201)
+
+
+async def show_all(call: Call, ref: str) -> TrioResponse:
+    """List the contexts, the oldest first."""
+    return answer_in_pieces(models.ContextList([_shown(context) for context in _contexts(call, ref).all()], None))
+
+
+async def show(call: Call, ref: str, context: str) -> TrioResponse:
+    """Show one context."""
+    return answer(_shown(_contexts(call, ref).find(context)))
+
+
+async def destroy(call: Call, ref: str, context: str) -> TrioResponse:
+    """End a context and all that it started."""
+    await _contexts(call, ref).delete(context)
+    return nothing()
+
+
+async def interrupt(call: Call, ref: str, context: str) -> TrioResponse:
+    """Interrupt the present run; answers when it is over."""
+    found = _contexts(call, ref).usable(context)
+    return answer(models.Interrupted(await found.interrupt()))
+
+
+async def restart(call: Call, ref: str, context: str) -> TrioResponse:
+    """Start the interpreter anew, without its state."""
+    found = _contexts(call, ref).usable(context)
+    await found.restart()
+    return answer(_shown(found))
+
+
+async def run(call: Call, ref: str, context: str) -> TrioResponse:
+    """Run code in a context; what the code does, failing included, is a result."""
+    found = _contexts(call, ref).usable(context)
+    model = await call.read(models.RunIn)
+    return await _run(call, found, _new_run(model))
+
+
+async def run_default(call: Call, ref: str) -> TrioResponse:
+    """Run code in the default context of its language, which is made at its first use."""
+    contexts = _contexts(call, ref)
+    model = await call.read(models.RunDefaultIn)
+    one = _new_run(model)
+    return await _run(call, await contexts.default(ContextSpec(language=model.language or "python").language), one)
+
+
+async def follow(call: Call, ref: str, context: str, run: str) -> TrioResponse:
+    """Follow a run again, from any offset; as JSON, wait for its end."""
+    contexts = _contexts(call, ref)
+    one = contexts.find_run(context, run)
+    start = call.query_int("from", 0)
+    last = call.request.headers.get("Last-Event-ID")
+    if last is not None:
+        if not last.isascii() or not last.isdigit() or len(last) > 18:
+            raise InvalidRequest("cannot accept Last-Event-ID: it is no offset", field="Last-Event-ID")
+        start = int(last) + 1
+    return await _answer(call, contexts.find(context), one, start)
+
+
+async def complete(call: Call, ref: str, context: str) -> TrioResponse:
+    """Say what may follow at the cursor."""
+    found = _contexts(call, ref).usable(context)
+    model = await call.read(models.CompleteIn)
+    message = {"op": "complete", "code": check_code(model.code), "cursor": _cursor(model.code, model.cursor)}
+    return _raw(await found.ask(message))
+
+
+async def inspect(call: Call, ref: str, context: str) -> TrioResponse:
+    """Say what the name at the cursor is."""
+    found = _contexts(call, ref).usable(context)
+    model = await call.read(models.InspectIn)
+    cursor = _cursor(model.code, model.cursor)
+    detail = 1 if model.detail else 0
+    return _raw(await found.ask({"op": "inspect", "code": check_code(model.code), "cursor": cursor, "detail": detail}))
+
+
+def _cursor(code: str, cursor: int | None) -> int:
+    if cursor is None:
+        return len(code)
+    if not 0 <= cursor <= len(code):
+        raise InvalidRequest(f"cannot accept cursor: it must be 0 to {len(code)}", field="cursor")
+    return cursor
+
+
+def _raw(text: str) -> TrioResponse:
+    return answer(_json(text) or msgspec.Raw(b"null"))
+
+
+def _new_run(model: models.RunIn) -> Run:
+    code = check_code(model.code)
+    timeout_s = check_seconds(model.timeout_s, "timeout_s")
+    return Run(code, timeout_s, check_env(model.env or {}), detach=model.detach)
+
+
+async def _run(call: Call, context: Context, one: Run) -> TrioResponse:
+    context.submit(one)
+    if not one.detach:
+        call.stack.callback(one.stop)  # a caller that goes away wants it no more; after its end this does nothing
+    return await _answer(call, context, one, 0)
+
+
+async def _answer(call: Call, context: Context, one: Run, start: int) -> TrioResponse:
+    headers = {RUN_HEADER: one.id, CONTEXT_HEADER: context.id}
+    call.stack.enter_context(one.following())
+    if call.accepts() != "sse":
+        return answer_in_pieces(await collect(context.id, one), headers=headers)
+    headers |= {"Cache-Control": "no-store", "Content-Type": "text/event-stream; charset=utf-8"}
+    return streamed(RunBody(one, start), 200, headers)
+
+
+# --- JSON at the end ----------------------------------------------------------------------------------------
+
+
+class _Shown:
+    """What is to be seen of a run: output and results, as its clearings and updates leave them."""
+
+    def __init__(self) -> None:
+        self.output: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+        self.results: list[frames.Result] = []
+        self._clear_next = False
+
+    def take(self, event: RunEvent) -> None:
+        """Take the next event."""
+        if event.type == "clear" and isinstance(event.data, dict):
+            if event.data["wait"]:
+                self._clear_next = True
+            else:
+                self._clear()
+        elif isinstance(event.data, bytes):
+            self._clear_if_waiting()
+            self.output[event.type].append(event.data)
+        elif isinstance(event.data, frames.Result):
+            self._clear_if_waiting()
+            self._show(event.data)
+
+    def _show(self, result: frames.Result) -> None:
+        if not result.update:
+            self.results.append(result)
+            return
+        for index, shown in enumerate(self.results):
+            if shown.display_id == result.display_id:
+                self.results[index] = result
+
+    def _clear_if_waiting(self) -> None:
+        if self._clear_next:
+            self._clear()
+
+    def _clear(self) -> None:
+        self._clear_next = False
+        self.output = {"stdout": [], "stderr": []}
+        self.results = []
+
+
+async def collect(context_id: str, one: Run) -> dict[str, Any]:
+    """Wait for a run's end and return all of it, for `pieces.encode`."""
+    shown = _Shown()
+    position = 0
+    while batch := await one.next_batch(position):
+        for event in batch:
+            shown.take(event)
+        position = batch[-1].offset + 1
+    error = one.error
+    shown_run = models.RunOut(
+        id=one.id,
+        context=context_id,
+        status=one.status or "exited",
+        restarted=one.restarted,
+        execution_count=one.execution_count,
+        stdout="",
+        stderr="",
+        results=[],
+        error=None if error is None else models.ErrorOut(**error),
+        duration_s=one.duration_s,
+        truncated=one.truncated,
+    )
+    return {
+        **msgspec.structs.asdict(shown_run),
+        **{name: Text(parts) for name, parts in shown.output.items()},
+        "results": map(to_result, shown.results),
+    }
+
+
+def to_result(result: frames.Result) -> models.ResultOut:
+    """Return a result as callers see it; a format that should be JSON and is none is left out and told."""
+    formats: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    notes = [] if result.note is None else [result.note]
+    for name, value in result.formats.items():
+        shown: Any = value
+        if name in frames.JSON_FORMATS or (name.endswith("json") and "/" in name and isinstance(value, str)):
+            shown = _json(str(value))
+            if shown is None:
+                notes.append(f"{name}: left out, it is no JSON")
+                continue
+        if "/" in name:
+            extra[name] = shown
+        else:
+            formats[name] = shown
+    return models.ResultOut(
+        is_main=result.main,
+        **formats,
+        extra=extra or msgspec.UNSET,
+        note="; ".join(notes) if notes else msgspec.UNSET,
+        display_id=result.display_id if result.display_id is not None else msgspec.UNSET,
+        update=True if result.update else msgspec.UNSET,
+    )
+
+
+def _json(text: str) -> msgspec.Raw | None:
+    """Return JSON as it is, checked without making its values."""
+    try:
+        raw: msgspec.Raw = msgspec.json.decode(text, type=msgspec.Raw)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return raw
+
+
+# --- server-sent events -------------------------------------------------------------------------------------
+
+
+class RunBody(ResponseBody):
+    """A run as server-sent events; text is decoded per stream, a character that an event's end cuts waits."""
+
+    def __init__(self, one: Run, start: int) -> None:
+        self._run = one
+        self._position = start
+        self._joiner = Joiner()
+        self._is_last = False
+        self._decoder = TextDecoder()
+        # One that begins in the middle of a character has read its beginning.
+        self._decoder.prime(one.events[max(0, start - CARRY_EVENTS) : start])
+        #: Whether nothing comes after the piece that was given last.
+        self.is_over = False
+
+    async def __aenter__(self) -> RunBody:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing: the run is its context's."""
+
+    def __aiter__(self) -> RunBody:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while True:
+            data = self._joiner.take()
+            if data:
+                self.is_over = self._is_last and self._joiner.is_empty
+                return data
+            if self._is_last:
+                self.is_over = True
+                raise StopAsyncIteration
+            batch: list[RunEvent] | None = None
+            try:
+                with trio.move_on_after(KEEP_ALIVE_S):
+                    batch = await self._run.next_batch(self._position)
+            except SandboxdError as error:
+                self.is_over = self._is_last = True
+                return sse.encode(problems.to_json(error), event="problem")
+            if batch is None:
+                return sse.KEEP_ALIVE
+            self._is_last = not batch or batch[-1].type == "end"
+            if batch:
+                self._position = batch[-1].offset + 1
+                self._joiner.put(part for event in batch for part in self._parts(event))
+
+    def _parts(self, event: RunEvent) -> Iterator[bytes]:
+        if isinstance(event.data, bytes):
+            text = self._decoder.decode(event.type, event.data)
+            if text:
+                yield from _event(event, event.type, {"text": text})
+            return
+        if isinstance(event.data, frames.Result):
+            yield from _event(event, "result", to_result(event.data))
+            return
+        if event.type == "end":
+            for name in STREAMS:
+                text = self._decoder.rest(name)
+                if text:  # without an id: whoever resumes after it must not miss the end
+                    data = {"offset": event.offset, "time": event.time, "text": text}
+                    yield sse.encode(msgspec.json.encode(data), event=name)
+        yield from _event(event, event.type, event.data)
+
+
+def _event(event: RunEvent, name: str, fields: dict[str, Any] | models.ResultOut) -> Iterator[bytes]:
+    """Yield the parts of an event: its JSON is one line."""
+    shown = itertools.chain((("offset", event.offset), ("time", event.time)), fields_of(fields))
+    yield b"id: %d\nevent: %s\ndata: " % (event.offset, name.encode())
+    yield from encode_object(shown)
+    yield b"\n\n"

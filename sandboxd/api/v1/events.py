@@ -1,0 +1,165 @@
+"""GET /events: what happened to all sandboxes, as a page or as server-sent events."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import trio
+from quart.wrappers.response import ResponseBody
+
+from ...errors import InvalidRequest, SandboxdError
+from ...runtime.events import MAX_BATCH, TYPES, Batch, Filter, Happening
+from ...wire import sse
+from .. import problems
+from ..call import answer, streamed
+from .streams import KEEP_ALIVE_S
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from quart_trio.wrappers import TrioResponse
+
+    from ...runtime.events import Events
+    from ..call import Call
+
+QUERY: Final = ("sandbox", "type", "from", "limit")
+#: Longer than any id or name.
+_MAX_NAME: Final = 200
+_MAX_DIGITS: Final = 18
+
+
+class EventOut(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One event. What was denied has a `name` and a `reason`, or an `address`, a `protocol` and a `port`."""
+
+    offset: int
+    time: float
+    type: str
+    sandbox: str
+    sandbox_name: str | None
+    reason: str | msgspec.UnsetType | None = msgspec.UNSET
+    name: str | msgspec.UnsetType = msgspec.UNSET
+    address: str | msgspec.UnsetType = msgspec.UNSET
+    protocol: str | msgspec.UnsetType = msgspec.UNSET
+    port: int | msgspec.UnsetType | None = msgspec.UNSET
+    suppressed: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class EventPage(msgspec.Struct, kw_only=True):
+    """Events from an offset on; more are, or will be, at `next_offset`. `dropped` is null after a restart."""
+
+    items: list[EventOut]
+    next_offset: int
+    dropped: int | None
+
+
+async def show(call: Call) -> TrioResponse:
+    """Give what happened to sandboxes: a page, or server-sent events as it happens."""
+    events, wanted = call.manager.events, _filter(call)
+    start = _start(call)
+    if call.accepts() == "sse":
+        headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store"}
+        return streamed(_EventBody(events, wanted, events.first if start is None else start), 200, headers)
+    limit = call.query_int("limit", MAX_BATCH)
+    if not 1 <= limit <= MAX_BATCH:
+        raise InvalidRequest(f"cannot accept limit: it must be 1 to {MAX_BATCH}", field="limit")
+    batch = events.read(events.first if start is None else start, wanted, limit)
+    items = [_event_out(event) for event in batch.events]
+    page = EventPage(items=items, next_offset=batch.next_offset, dropped=batch.dropped)
+    return answer(page, headers={"Cache-Control": "no-store"})
+
+
+def _filter(call: Call) -> Filter:
+    sandbox, types = call.query("sandbox"), call.query("type")
+    if sandbox is not None and not 1 <= len(sandbox) <= _MAX_NAME:
+        raise InvalidRequest("cannot accept sandbox: it is neither an id nor a name", field="sandbox")
+    if types is None:
+        return Filter(sandbox)
+    found = frozenset(types.split(","))
+    if not found <= set(TYPES):
+        raise InvalidRequest(f"cannot accept type: the types are {', '.join(TYPES)}", field="type")
+    return Filter(sandbox, found)
+
+
+def _start(call: Call) -> int | None:
+    """Return the offset to begin at: `from`, or what follows the last event that a browser has seen; else None."""
+    if call.query("from") is not None:
+        return call.query_int("from", 0)
+    last = call.request.headers.get("Last-Event-ID")
+    if not last:
+        return None
+    if not (last.isascii() and last.isdigit() and len(last) <= _MAX_DIGITS):
+        raise InvalidRequest("cannot accept Last-Event-ID: it is no offset", field="Last-Event-ID")
+    return int(last) + 1
+
+
+def _event_out(event: Happening) -> EventOut:
+    return EventOut(
+        offset=event.offset,
+        time=event.time,
+        type=event.type,
+        sandbox=event.sandbox,
+        sandbox_name=event.sandbox_name,
+        **event.facts,
+    )
+
+
+class _EventBody(ResponseBody):
+    """The journal from an offset on, until the caller leaves or the daemon stops.
+
+    A slow reader holds an offset and nothing else: what it is too late for is told as `dropped`.
+    """
+
+    def __init__(self, events: Events, wanted: Filter, start: int) -> None:
+        self._events = events
+        self._wanted = wanted
+        self._next = min(start, events.next)  # the clock was set back: all that comes is news
+        self._begun = False
+        self._over = False
+
+    async def __aenter__(self) -> _EventBody:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is held."""
+
+    def __aiter__(self) -> _EventBody:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._over:
+            raise StopAsyncIteration
+        if not self._begun:
+            self._begun = True  # the head goes out with it: the caller knows that nothing from now on is missed
+            return sse.KEEP_ALIVE
+        try:
+            return await self._following()
+        except SandboxdError as error:
+            self._over = True
+            return sse.encode(problems.to_json(error), event="problem")
+
+    async def _following(self) -> bytes:
+        with trio.move_on_after(KEEP_ALIVE_S):
+            while True:
+                await trio.lowlevel.checkpoint()
+                await self._events.wait(self._next)
+                start, batch = self._next, self._events.read(self._next, self._wanted)
+                self._next = batch.next_offset
+                if batch.events or batch.dropped != 0:
+                    return b"".join(_encoded(batch, start))
+        return sse.KEEP_ALIVE
+
+
+def _encoded(batch: Batch, start: int) -> list[bytes]:
+    parts = []
+    if batch.dropped != 0:
+        # Without an id: who comes back goes on where it was.
+        facts: dict[str, Any] = {"offset": start, "time": time.time(), "count": batch.dropped}
+        parts.append(sse.encode(msgspec.json.encode(facts), event="dropped"))
+    parts += [
+        sse.encode(msgspec.json.encode(_event_out(event)), event=event.type, id=event.offset) for event in batch.events
+    ]
+    return parts

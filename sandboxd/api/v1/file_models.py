@@ -1,0 +1,290 @@
+"""JSON shapes of the file routes. A name that is no UTF-8 comes and goes as base64 of its bytes, in `…_b64`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+
+from ...errors import InvalidRequest
+from ...spec import MAX_PATH_BYTES, check_file_path, check_text, name_bytes
+from ...wire.times import rfc3339
+from .models import _In
+
+if TYPE_CHECKING:
+    from ...runtime.filefacts import FileFacts
+
+#: Base64 of PATH_MAX, and then some: a longer text is no path.
+_MAX_B64: Final = 16_384
+
+
+class PathIn(_In, frozen=True):
+    """A file: `path`, or `path_b64` for a name that is no UTF-8."""
+
+    path: str | None = None
+    path_b64: str | None = None
+
+
+class MkdirIn(PathIn, frozen=True):
+    """A folder to make; `parents` makes those above it, and takes one that is there."""
+
+    parents: bool = False
+    mode: str | None = None
+
+
+class MoveIn(PathIn, frozen=True):
+    """What to rename or copy, and to what."""
+
+    new_path: str | None = None
+    new_path_b64: str | None = None
+    overwrite: bool = True
+
+
+class SymlinkIn(PathIn, frozen=True):
+    """A link to make; `target` is what it leads to, as it stands."""
+
+    target: str | None = None
+    target_b64: str | None = None
+
+
+class ChmodIn(PathIn, frozen=True):
+    """A mode to set: octal text such as "755"."""
+
+    mode: str | None = None
+    recursive: bool = False
+
+
+class ChownIn(PathIn, frozen=True):
+    """An owner to set: names or ids; what is absent stays."""
+
+    user: str | int | None = None
+    group: str | int | None = None
+    recursive: bool = False
+
+
+class SearchIn(PathIn, frozen=True):
+    """What to look for below a path: `name` is a pattern as in gitignore(5), `content` one of Python's re for lines."""
+
+    name: str | None = None
+    content: str | None = None
+    ignore_case: bool = False
+    gitignore: bool = False
+    hidden: bool = False
+    limit: int = 1000
+    timeout_s: float = 30.0
+
+
+class ReplaceIn(PathIn, frozen=True, kw_only=True):
+    """What to replace below a path: `pattern` as it stands, or with `regex` as Python's re."""
+
+    pattern: str
+    replacement: str
+    regex: bool = False
+    name: str | None = None
+    ignore_case: bool = False
+    gitignore: bool = False
+    hidden: bool = False
+    limit: int = 1000
+    timeout_s: float = 30.0
+
+
+class Match(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that was found: a name with its type, or a line, counted from 1, with the first match's column."""
+
+    path: str
+    path_b64: str | msgspec.UnsetType = msgspec.UNSET
+    type: str | msgspec.UnsetType = msgspec.UNSET
+    line: int | msgspec.UnsetType = msgspec.UNSET
+    column: int | msgspec.UnsetType = msgspec.UNSET
+    text: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What was found; `truncated` says why it is not all, "limit" or "timeout"."""
+
+    items: list[Match]
+    truncated: str | None
+    files: int
+
+
+class ReplacedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that was rewritten, and how many matches were replaced in it."""
+
+    path: str
+    path_b64: str | msgspec.UnsetType = msgspec.UNSET
+    count: int
+
+
+class Replaced(msgspec.Struct, frozen=True):
+    """What was replaced; `truncated` says why it is not all, "limit" or "timeout"."""
+
+    items: list[ReplacedFile]
+    count: int
+    truncated: str | None
+
+
+class Unpacked(msgspec.Struct, frozen=True):
+    """What an archive has put into a folder."""
+
+    entries: int
+    bytes: int
+
+
+class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A file. `mode` is octal text; a link is told as such, with its `target`."""
+
+    path: str
+    path_b64: str | msgspec.UnsetType = msgspec.UNSET
+    name: str
+    type: str
+    size: int
+    mode: str
+    uid: int
+    gid: int
+    modified_at: str
+    target: str | msgspec.UnsetType = msgspec.UNSET
+    target_b64: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class ChangesIn(PathIn, frozen=True):
+    """A folder whose version is asked for, and the version `since` which it may have changed."""
+
+    recursive: bool = True
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    since: str | None = None
+
+
+class ChangesOut(msgspec.Struct, frozen=True):
+    """A folder's version; `changed` is null where there was none to compare with."""
+
+    version: str
+    changed: bool | None
+    entries: int
+
+
+class BackupIn(PathIn, frozen=True, kw_only=True):
+    """A folder to keep as an archive, and the file of the sandbox that it becomes."""
+
+    archive: str
+    format: Literal["tar", "tar.gz", "zip"] = "tar.gz"
+    exclude: list[str] | None = None
+    gitignore: bool = False
+
+
+class RestoreIn(PathIn, frozen=True, kw_only=True):
+    """A folder that is to be what an archive in the sandbox has."""
+
+    archive: str
+
+
+class BackupOut(msgspec.Struct, frozen=True):
+    """An archive that was made or unpacked."""
+
+    archive: str
+    size_bytes: int
+    entries: int
+
+
+class FileOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that was written."""
+
+    path: str
+    path_b64: str | msgspec.UnsetType = msgspec.UNSET
+    size: int
+
+
+class FileList(msgspec.Struct, frozen=True):
+    """A page of a folder; `next` is the cursor of the page after it."""
+
+    items: list[FileInfo]
+    next: str | None
+
+
+class Exists(msgspec.Struct, frozen=True):
+    """Whether something has that name, and what it is."""
+
+    exists: bool
+    type: str | None
+
+
+class Copied(msgspec.Struct, frozen=True):
+    """What was copied: how many entries and bytes; `skipped` counts sockets and devices."""
+
+    file: FileInfo
+    entries: int
+    bytes: int
+    skipped: int
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """What was changed: the file, and how many entries with it."""
+
+    file: FileInfo
+    entries: int
+
+
+def decode(text: str | None, b64: str | None, field: str) -> str | bytes:
+    """Return the name that a request gives in one of two ways.
+
+    Raises:
+        InvalidRequest: in neither or both, or the base64 is none.
+    """
+    if (text is None) == (b64 is None):
+        raise InvalidRequest(f"cannot tell which file: give one of {field!r} and '{field}_b64'", field=field)
+    if b64 is None:
+        assert text is not None  # noqa: S101 - one of the two
+        return text
+    if len(b64) > _MAX_B64:
+        raise InvalidRequest(f"cannot accept {field}_b64: it is too long", field=f"{field}_b64")
+    try:
+        raw = b64.replace("-", "+").replace("_", "/").encode("ascii")
+        return base64.b64decode(raw + b"=" * (-len(raw) % 4), validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        raise InvalidRequest(f"cannot accept {field}_b64: it is no base64", field=f"{field}_b64") from None
+
+
+def path_of(model: PathIn) -> str:
+    """Return the checked path of a body."""
+    return check_file_path(decode(model.path, model.path_b64, "path"))
+
+
+def new_path_of(model: MoveIn) -> str:
+    """Return the checked new path of a body."""
+    return check_file_path(decode(model.new_path, model.new_path_b64, "new_path"), "new_path")
+
+
+def check_target(text: str) -> str:
+    """Return what a link shall lead to, if it is text that a name may hold."""
+    return check_text(text, "target", limit=MAX_PATH_BYTES)
+
+
+def shown(name: str) -> str:
+    """Return a name as JSON can hold it."""
+    return name_bytes(name).decode("utf-8", "replace")
+
+
+def spelled(name: str, field: str) -> dict[str, Any]:
+    """Return a name as one field of an answer, and as two if it is no UTF-8."""
+    raw = name_bytes(name)
+    text = raw.decode("utf-8", "replace")
+    if text.encode() == raw:
+        return {field: text}
+    return {field: text, f"{field}_b64": base64.b64encode(raw).decode()}
+
+
+def file_info(facts: FileFacts) -> FileInfo:
+    """Return what a caller sees of a file."""
+    return FileInfo(
+        **spelled(facts.path, "path"),
+        name=shown(facts.path.rpartition("/")[2]),
+        type=facts.type,
+        size=facts.size,
+        mode=f"{facts.mode:04o}",
+        uid=facts.uid,
+        gid=facts.gid,
+        modified_at=rfc3339(facts.mtime),
+        **({} if facts.target is None else spelled(facts.target, "target")),
+    )

@@ -1,0 +1,149 @@
+"""What …/files can do with names: list, stat, exists, delete, mkdir, rename, copy, symlink, chmod, chown."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any, Final
+
+from ...errors import FileNotFound, NotAFile
+from ...runtime import checks, filefacts
+from ...spec import check_file_path, check_mode, check_user, name_bytes
+from ..call import answer, nothing
+from ..pieces import answer_in_pieces
+from . import file_models as models
+
+if TYPE_CHECKING:
+    from quart_trio.wrappers import TrioResponse
+
+    from ...runtime.sandbox import Sandbox
+    from ..call import Call
+
+#: Entries of one page, at most and where nothing is asked for.
+MAX_PAGE: Final = 1000
+
+
+def query_path(call: Call) -> str:
+    """Return the checked path that the query names."""
+    return check_file_path(models.decode(call.query("path"), call.query("path_b64"), "path"))
+
+
+async def listing(call: Call, ref: str) -> TrioResponse:
+    """Show what is in a folder, sorted, a page at a time."""
+    sandbox = call.manager.registry.find(ref)
+    limit = max(1, min(call.query_int("limit", MAX_PAGE), MAX_PAGE))
+    cursor = call.query("cursor")
+    after = models.decode(None, cursor, "cursor") if cursor is not None else None
+    params = {
+        "path": name_bytes(query_path(call)),
+        "recursive": call.query_flag("recursive"),
+        "hidden": call.query_flag("hidden"),
+        "limit": limit,
+        "after": after,
+    }
+    items: list[models.FileInfo] = []
+    async with sandbox.errand("list", params) as errand:
+        while rows := await errand.next_rows():
+            items += [models.file_info(filefacts.parse(row)) for row in rows]
+        result = errand.result or {}
+        following = None if result.get("next") is None else filefacts.name(result, "next")
+    cursor = None if following is None else base64.urlsafe_b64encode(name_bytes(following)).decode()
+    return answer_in_pieces(models.FileList(items[:limit], cursor))
+
+
+async def stat(call: Call, ref: str) -> TrioResponse:
+    """Show one file; a link itself, or with `follow` what it leads to."""
+    sandbox = call.manager.registry.find(ref)
+    row = await sandbox.stat(query_path(call), follow=call.query_flag("follow"))
+    return answer(models.file_info(filefacts.parse(row)))
+
+
+async def exists(call: Call, ref: str) -> TrioResponse:
+    """Tell whether something has that name; a link that leads nowhere is something."""
+    sandbox = call.manager.registry.find(ref)
+    try:
+        row = await sandbox.stat(query_path(call), follow=False)
+    except (FileNotFound, NotAFile):
+        return answer(models.Exists(exists=False, type=None))
+    return answer(models.Exists(exists=True, type=filefacts.parse(row).type))
+
+
+async def delete(call: Call, ref: str) -> TrioResponse:
+    """Delete a file, a link or an empty folder; with `recursive` a folder and all in it."""
+    sandbox = call.manager.registry.find(ref)
+    params = {"path": name_bytes(query_path(call)), "recursive": call.query_flag("recursive")}
+    await sandbox.run_errand("delete", params)
+    return nothing()
+
+
+async def mkdir(call: Call, ref: str) -> TrioResponse:
+    """Make a folder."""
+    sandbox = call.manager.registry.find(ref)
+    model = await call.read(models.MkdirIn)
+    check_mode(model.mode)
+    result = await sandbox.run_errand(
+        "mkdir", {"path": name_bytes(models.path_of(model)), "parents": model.parents, "mode": model.mode}
+    )
+    return answer(_file(result), 201 if checks.flag(result, "created") else 200)
+
+
+async def rename(call: Call, ref: str) -> TrioResponse:
+    """Give a file or folder another name, also in another folder."""
+    sandbox, params = await _two(call, ref)
+    return answer(_file(await sandbox.run_errand("rename", params)))
+
+
+async def copy(call: Call, ref: str) -> TrioResponse:
+    """Copy a file, or a folder with all in it."""
+    sandbox, params = await _two(call, ref)
+    result = await sandbox.run_errand("copy", params)
+    counts = {name: checks.integer(result, name) for name in ("entries", "bytes", "skipped")}
+    return answer(models.Copied(_file(result), **counts), 201)
+
+
+async def _two(call: Call, ref: str) -> tuple[Sandbox, dict[str, Any]]:
+    sandbox = call.manager.registry.find(ref)
+    model = await call.read(models.MoveIn)
+    path, new_path = name_bytes(models.path_of(model)), name_bytes(models.new_path_of(model))
+    return sandbox, {"path": path, "new_path": new_path, "overwrite": model.overwrite}
+
+
+async def symlink(call: Call, ref: str) -> TrioResponse:
+    """Make a symbolic link."""
+    sandbox = call.manager.registry.find(ref)
+    model = await call.read(models.SymlinkIn)
+    target = models.decode(model.target, model.target_b64, "target")
+    params = {
+        "path": name_bytes(models.path_of(model)),
+        "target": target if isinstance(target, bytes) else name_bytes(models.check_target(target)),
+    }
+    return answer(_file(await sandbox.run_errand("symlink", params)), 201)
+
+
+async def chmod(call: Call, ref: str) -> TrioResponse:
+    """Set a mode."""
+    sandbox = call.manager.registry.find(ref)
+    model = await call.read(models.ChmodIn)
+    check_mode(model.mode)
+    params = {"path": name_bytes(models.path_of(model)), "mode": model.mode, "recursive": model.recursive}
+    return _changed(await sandbox.run_errand("chmod", params))
+
+
+async def chown(call: Call, ref: str) -> TrioResponse:
+    """Set an owner."""
+    sandbox = call.manager.registry.find(ref)
+    model = await call.read(models.ChownIn)
+    params = {
+        "path": name_bytes(models.path_of(model)),
+        "user": None if model.user is None else check_user(model.user),
+        "group": None if model.group is None else check_user(model.group, "group"),
+        "recursive": model.recursive,
+    }
+    return _changed(await sandbox.run_errand("chown", params))
+
+
+def _changed(result: dict[str, Any]) -> TrioResponse:
+    return answer(models.Changed(_file(result), checks.integer(result, "entries")))
+
+
+def _file(result: dict[str, Any]) -> models.FileInfo:
+    return models.file_info(filefacts.parse(checks.table(result, "file")))

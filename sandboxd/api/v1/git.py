@@ -1,0 +1,113 @@
+"""…/git/clone: its progress as server-sent events, or its end as JSON."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+from quart.wrappers.response import ResponseBody
+
+from ...errors import SandboxdError
+from ...git_spec import CloneSpec
+from ...wire import sse
+from .. import problems
+from ..call import answer, streamed
+from . import git_models as models
+from .streams import KEEP_ALIVE_S
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from quart_trio.wrappers import TrioResponse
+
+    from ...runtime.clone import Clone, CloneResult, Progress
+    from ..call import Call
+
+_HEADERS: Final = {"Cache-Control": "no-store", "Content-Type": "text/event-stream; charset=utf-8"}
+
+
+async def clone(call: Call, ref: str) -> TrioResponse:
+    """Clone a git repository into a sandbox; a clone that fails, or whose caller goes away, leaves nothing behind."""
+    sandbox = call.manager.registry.find(ref)
+    model = await call.read(models.CloneIn)
+    spec = CloneSpec(
+        url=model.url,
+        ref=model.branch,
+        target_dir=model.target_dir,
+        depth=model.depth,
+        single_branch=model.single_branch,
+        submodules=model.submodules,
+        sparse=tuple(model.sparse or ()),
+        username=model.username,
+        password=model.password,
+        token=model.token,
+        timeout_s=model.timeout_s,
+    )
+    found = await call.stack.enter_async_context(sandbox.clone(spec))
+    if call.accepts() == "sse":
+        return streamed(CloneBody(found), 200, dict(_HEADERS))
+    return answer(_shown(await found.finish()))
+
+
+def _shown(result: CloneResult) -> models.CloneOut:
+    return models.CloneOut(
+        target_dir=result.target_dir,
+        branch=result.branch,
+        commit=result.commit,
+        objects=result.objects,
+        received_bytes=result.received_bytes,
+        files=result.files,
+    )
+
+
+def _told(told: Progress) -> models.CloneProgress:
+    return models.CloneProgress(
+        phase=told.phase,
+        done=told.done,
+        total=told.total,
+        received_bytes=told.received_bytes,
+        percent=100 * told.done // told.total if told.total else None,
+        submodule=told.submodule,
+    )
+
+
+class CloneBody(ResponseBody):
+    """A clone as server-sent events: `progress`, and at the end `end` or `problem`."""
+
+    def __init__(self, clone: Clone) -> None:
+        self._clone = clone
+        self._offset = -1
+        self._over = False
+
+    async def __aenter__(self) -> CloneBody:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing: the call's stack ends the clone."""
+
+    def __aiter__(self) -> CloneBody:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            with trio.move_on_after(KEEP_ALIVE_S):
+                told = await self._clone.next_progress()
+                if told is not None:
+                    return self._event("progress", _told(told))
+                self._over = True
+                return self._event("end", _shown(await self._clone.finish()))
+        except SandboxdError as error:
+            self._over = True
+            return sse.encode(problems.to_json(error), event="problem")
+        return sse.KEEP_ALIVE
+
+    def _event(self, name: str, fields: msgspec.Struct) -> bytes:
+        self._offset += 1
+        head = msgspec.json.encode({"offset": self._offset, "time": time.time()})
+        return sse.encode(head[:-1] + b"," + msgspec.json.encode(fields)[1:], event=name, id=self._offset)

@@ -1,0 +1,44 @@
+"""GET /health, /info and /metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quart_trio.wrappers import TrioResponse
+
+from ...runtime import host
+from ..call import answer
+from . import models
+
+if TYPE_CHECKING:
+    from ..call import Call
+
+
+async def health(call: Call) -> TrioResponse:
+    """Say that the daemon answers."""
+    return answer(models.Health("ok", call.facts.version))
+
+
+async def info(call: Call) -> TrioResponse:
+    """Tell about the daemon, its host and its rootfs."""
+    site = call.manager.previews.site
+    launcher = await call.manager.launcher.info()
+    return answer(
+        {
+            "version": call.facts.version,
+            **call.facts.settings,
+            "previews": None if site is None else site.pattern,
+            "launcher": launcher,
+            "seccomp": launcher.get("profiles", []),
+            "rootfs": await call.manager.rootfs(),
+            "sandboxes": call.manager.statistics(),
+            "host": host.facts(),
+        }
+    )
+
+
+async def metrics(call: Call) -> TrioResponse:
+    """Give figures of the daemon, its sandboxes and their ports in the Prometheus text format."""
+    accept = call.request.headers.get("Accept", "")
+    body, content_type = await call.metrics.scrape(accept, sandboxes=call.query_flag("sandboxes", default=True))
+    return TrioResponse(body, content_type=content_type)

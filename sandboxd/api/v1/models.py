@@ -1,0 +1,389 @@
+"""The JSON that goes in and out, as msgspec structs: shapes and types here, meaning and bounds in spec.py."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import shlex
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+import msgspec
+
+from ...errors import InvalidRequest, NotAvailable, UnknownField
+from ...network import NetworkSpec
+from ...spec import CommandSpec, Limits, SandboxSpec
+from ...wire.times import rfc3339
+from .. import jsontext
+
+if TYPE_CHECKING:
+    from ...runtime.sandbox import Sandbox
+
+
+class _In(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What a caller sends; null means "as if it were not there"."""
+
+
+class IoIn(_In, frozen=True):
+    """How fast a sandbox may read and write its disks; what is absent is not limited."""
+
+    read_bytes_per_s: int | None = None
+    write_bytes_per_s: int | None = None
+    read_iops: int | None = None
+    write_iops: int | None = None
+
+
+class LimitsIn(_In, frozen=True):
+    """What a sandbox may use; what is absent is the configuration's default."""
+
+    memory_bytes: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+    disk_bytes: int | None = None
+    io: IoIn | None = None
+
+
+class NetworkIn(_In, frozen=True):
+    """Whom a sandbox may talk to."""
+
+    mode: str | None = None
+    allow: list[str] | None = None
+    receive_bytes_per_s: int | None = None
+    send_bytes_per_s: int | None = None
+    connections: int | None = None
+
+
+class SandboxIn(_In, frozen=True):
+    """A sandbox to create."""
+
+    name: str | None = None
+    rootfs: str | None = None
+    env: dict[str, str] | None = None
+    cwd: str | None = None
+    user: str | int | None = None
+    limits: LimitsIn | None = None
+    network: NetworkIn | None = None
+    seccomp: str | None = None
+    labels: dict[str, str] | None = None
+    idle_timeout_s: Any = None
+    max_lifetime_s: Any = None
+    snapshot: Any = None
+
+
+class ExecIn(_In, frozen=True):
+    """A command to run."""
+
+    command: str | list[str]
+    cwd: str | None = None
+    env: dict[str, str] | None = None
+    user: str | int | None = None
+    stdin: str | bool | None = None
+    timeout_s: float | None = None
+    encoding: Literal["utf-8", "base64"] = "utf-8"
+    detach: bool = False
+    session: str | None = None
+    orphans: Literal["kill", "keep"] | None = None
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What a command used."""
+
+    cpu_s: float
+    memory_peak_bytes: int | None
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """Output that is not here: behind the first `offset` bytes of a stream, `dropped_bytes` of it."""
+
+    stream: str
+    offset: int
+    dropped_bytes: int
+
+
+class ExecOut(msgspec.Struct, frozen=True, kw_only=True):
+    """How a command ended, with its output: all of it, or its beginning and its end, and the gaps between."""
+
+    id: str
+    exit_code: int | None
+    signal: str | None
+    stdout: str
+    stderr: str
+    duration_s: float
+    timed_out: bool
+    oom_killed: bool
+    truncated: bool
+    dropped_bytes: int
+    gaps: list[Gap]
+    usage: Usage
+    reason: str
+
+
+class IoOut(msgspec.Struct, frozen=True):
+    """How fast a sandbox may read and write its disks; null is not limited."""
+
+    read_bytes_per_s: int | None
+    write_bytes_per_s: int | None
+    read_iops: int | None
+    write_iops: int | None
+
+
+class LimitsOut(msgspec.Struct, frozen=True):
+    """A sandbox's effective limits."""
+
+    memory_bytes: int | None
+    cpus: float | None
+    pids: int | None
+    disk_bytes: int | None
+    io: IoOut | None
+
+
+class NetworkOut(msgspec.Struct, frozen=True):
+    """A sandbox's network."""
+
+    mode: str
+    allow: list[str]
+    receive_bytes_per_s: int | None
+    send_bytes_per_s: int | None
+    connections: int | None
+
+
+class SandboxOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A sandbox."""
+
+    id: str
+    name: str | None
+    state: str
+    rootfs: str
+    cwd: str
+    user: str | int
+    env: dict[str, str]
+    limits: LimitsOut
+    network: NetworkOut
+    seccomp: str
+    labels: dict[str, str]
+    unenforced: list[str]
+    created_at: str
+    reason: str | msgspec.UnsetType | None = msgspec.UNSET
+    degraded: list[str] | msgspec.UnsetType = msgspec.UNSET
+
+
+class SandboxList(msgspec.Struct, frozen=True):
+    """A page of sandboxes; `next` is the cursor of the page after it."""
+
+    items: list[SandboxOut]
+    next: str | None
+
+
+class IoStats(msgspec.Struct, frozen=True):
+    """What went to and from the disks."""
+
+    read_bytes: int
+    write_bytes: int
+    reads: int
+    writes: int
+
+
+class PortStats(msgspec.Struct, frozen=True):
+    """What went through an exposed port: bytes of bodies and tunnels, towards the sandbox and from it.
+
+    `active` are requests and tunnels under way, `connections` those to the service that are open, idle ones too.
+    """
+
+    port: int
+    requests: int
+    bytes_in: int
+    bytes_out: int
+    active: int
+    connections: int
+
+
+class NetworkStats(msgspec.Struct, frozen=True):
+    """What went over a sandbox's link, as the sandbox sees it."""
+
+    received_bytes: int
+    sent_bytes: int
+    received_packets: int
+    sent_packets: int
+
+
+class StatsOut(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sandbox uses, all of it together; null is what this host does not count.
+
+    `memory_bytes` is what counts against the limit (page cache and /dev/shm too), `memory_peak_bytes` the most that
+    it was; `pids` counts threads too; `oom_kills` the processes that died for want of memory.
+    """
+
+    id: str
+    state: str
+    limits: LimitsOut
+    cpu_s: float | None
+    cpu_user_s: float | None
+    cpu_system_s: float | None
+    cpu_throttled_s: float | None
+    memory_bytes: int | None
+    memory_peak_bytes: int | None
+    oom_kills: int | None
+    pids: int | None
+    disk_bytes: int | None
+    io: IoStats | None
+    network: NetworkStats | None = None
+    ports: list[PortStats]
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The daemon answers."""
+
+    status: str
+    version: str
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """An error (RFC 9457); more facts may follow by kind."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    kind: str
+
+
+_T = TypeVar("_T", bound=_In)
+_WHERE: Final = re.compile(r" - at `(?:\$|key in \$)?\.?(?P<path>[^`]*)`\Z")
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<name>.*?)`", re.DOTALL)
+_MISSING: Final = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
+
+
+def parse(body: bytes, model: type[_T]) -> _T:
+    """Return the model that a JSON body holds; an empty body is an empty object.
+
+    Raises:
+        UnknownField, InvalidRequest: with the fact `field` where one can be named.
+    """
+    try:
+        return msgspec.convert(jsontext.parse(body or b"{}", unique=True), model)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error)) from None
+
+
+def _explain(text: str) -> InvalidRequest:
+    """Turn msgspec's sentence, the only place where it names the field, into one of ours with facts."""
+    where = _WHERE.search(text)
+    path = where["path"].replace("[...]", "") if where else ""  # msgspec does not tell which element
+    what = text[: where.start()] if where else text
+    for pattern, cls, why in (
+        (_UNKNOWN, UnknownField, "there is no such field"),
+        (_MISSING, InvalidRequest, "missing"),
+    ):
+        match = pattern.match(what)
+        if match:
+            field = ".".join(filter(None, (path, match["name"])))[:200]
+            return cls(f"cannot accept {field}: {why}", field=field)
+    field = path[:200] or "body"
+    return InvalidRequest(f"cannot accept {field}: {what[0].lower()}{what[1:300]}", field=field)
+
+
+def _not_yet(field: str, value: object) -> None:
+    if value is not None:
+        raise NotAvailable(f"cannot accept {field}: this version does not have that feature yet", field=field)
+
+
+def to_spec(model: SandboxIn) -> SandboxSpec:
+    """Return the checked spec of a sandbox.
+
+    Raises:
+        InvalidRequest, NotAvailable: as their names say.
+    """
+    for name in ("idle_timeout_s", "max_lifetime_s", "snapshot"):
+        _not_yet(name, getattr(model, name))
+    given = {name: getattr(model, name) for name in ("name", "rootfs", "env", "cwd", "user", "seccomp", "labels")}
+    return SandboxSpec(
+        limits=Limits(**msgspec.to_builtins(model.limits or LimitsIn())),
+        network=to_network(model.network),
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def to_network(model: NetworkIn | None) -> NetworkSpec:
+    """Return the checked network."""
+    given = {name: value for name, value in msgspec.to_builtins(model or NetworkIn()).items() if value is not None}
+    return NetworkSpec(**{**given, "allow": tuple(given.get("allow", ()))})
+
+
+def to_command(model: ExecIn) -> CommandSpec:
+    """Return the checked command.
+
+    Raises:
+        InvalidRequest, NotAvailable: as their names say.
+    """
+    if isinstance(model.command, str):
+        # The shell itself would run an empty line well: say that nothing was asked for.
+        argv = CommandSpec.shell(model.command) if model.command.strip() else ()
+    else:
+        argv = tuple(model.command)
+        if model.session is not None and argv:
+            argv = CommandSpec.shell(shlex.join(argv))  # its shell's functions and aliases are programs too
+    return CommandSpec(
+        argv=argv,
+        env=model.env or {},
+        cwd=model.cwd,
+        user=model.user,
+        stdin=_stdin(model.stdin, model.encoding),
+        timeout_s=model.timeout_s,
+        # A session's commands leave their children running, as a shell that goes on would.
+        keep_orphans=(model.orphans or ("kill" if model.session is None else "keep")) == "keep",
+        session=model.session,
+    )
+
+
+def _stdin(value: str | bool | None, encoding: str) -> bytes | bool | None:
+    if isinstance(value, bool):
+        return value or None
+    if value is None:
+        return None
+    if encoding == "base64":
+        try:
+            return base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError):
+            raise InvalidRequest("cannot accept stdin: it is no base64", field="stdin") from None
+    try:
+        return value.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest("cannot accept stdin: it has a lone surrogate", field="stdin") from None
+
+
+def stats_out(sandbox: Sandbox, stats: dict[str, Any]) -> StatsOut:
+    """Return what a caller sees of what a sandbox uses."""
+    limits = msgspec.convert(sandbox.limits, LimitsOut, from_attributes=True)
+    ports = [port.statistics() for port in sandbox.ports]
+    return msgspec.convert(
+        {
+            **stats,
+            "id": sandbox.id,
+            "state": sandbox.state.value,
+            "limits": msgspec.to_builtins(limits),
+            "ports": ports,
+        },
+        StatsOut,
+    )
+
+
+def sandbox_out(sandbox: Sandbox) -> SandboxOut:
+    """Return what a caller sees of a sandbox."""
+    spec, limits = sandbox.spec, sandbox.limits
+    return SandboxOut(
+        id=sandbox.id,
+        name=spec.name,
+        state=sandbox.state.value,
+        rootfs=spec.rootfs,
+        cwd=spec.cwd,
+        user=spec.user,
+        env=spec.env,
+        limits=msgspec.convert(limits, LimitsOut, from_attributes=True),
+        network=msgspec.convert(sandbox.network, NetworkOut, from_attributes=True),
+        seccomp=spec.seccomp,
+        labels=spec.labels,
+        unenforced=list(sandbox.unenforced),
+        created_at=rfc3339(sandbox.created_at),
+        reason=sandbox.reason if sandbox.reason is not None else msgspec.UNSET,
+        degraded=[f"names: {sandbox.names_lost}"] if sandbox.names_lost is not None else msgspec.UNSET,
+    )

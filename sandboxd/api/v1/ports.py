@@ -1,0 +1,145 @@
+"""…/ports: expose, list, unexpose, and one-time links; and the JSON of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ...errors import InvalidRequest, NotAvailable
+from ...runtime import waiting
+from ...spec import check_process_id
+from ...wire.times import rfc3339
+from ..call import answer, nothing
+from .models import _In
+
+if TYPE_CHECKING:
+    from quart_trio.wrappers import TrioResponse
+
+    from ...runtime.ports import Port
+    from ...runtime.preview_urls import Site
+    from ..call import Call
+
+
+class PortIn(_In, frozen=True):
+    """A port to expose; without a token one is made, unless it is public."""
+
+    port: int
+    name: str | None = None
+    token: str | None = None
+    public: bool = False
+
+
+class PortOut(msgspec.Struct, frozen=True, kw_only=True):
+    """An exposed port; `url` holds the token."""
+
+    port: int
+    url: str
+    token: str | None
+    name: str | None
+    public: bool
+
+
+class PortList(msgspec.Struct, frozen=True):
+    """The exposed ports of a sandbox, by number; there is one page."""
+
+    items: list[PortOut]
+    next: str | None = None
+
+
+class PortWaitIn(_In, frozen=True):
+    """What to wait for: a listener, or with `path` an answer whose status is from the first to the last of `status`."""
+
+    process: str | None = None
+    path: str | None = None
+    status: tuple[int, int] | None = None
+    timeout_s: float | None = None
+
+
+class PortWaitOut(msgspec.Struct, frozen=True):
+    """What the wait came to; `reason` is port, timeout, or exit where a process was named; `status` is the answer's."""
+
+    met: bool
+    reason: str
+    status: int | None
+    exit_code: int | None
+    signal: str | None
+
+
+class LinkOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A link that opens a port once and leaves a cookie in the browser; the token is not in it."""
+
+    url: str
+    expires_at: str
+
+
+def _site(call: Call) -> Site:
+    site = call.manager.previews.site
+    if site is None:
+        raise NotAvailable("cannot serve previews: the daemon's configuration turns them off (previews)")
+    return site
+
+
+def _out(port: Port, site: Site) -> PortOut:
+    spec = port.spec
+    url = site.url(port.sandbox_id, spec)
+    return PortOut(port=spec.port, url=url, token=spec.token, name=spec.name, public=spec.public)
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 5:
+        raise InvalidRequest("cannot accept port: a port is 1 to 65535", field="port")
+    return int(text)
+
+
+async def expose(call: Call, ref: str) -> TrioResponse:
+    """Expose a port and return its URL; what listens there may start later."""
+    site, model = _site(call), await call.read(PortIn)
+    if model.public and model.token is not None:
+        raise InvalidRequest("cannot accept token: a public port has none", field="token")
+    port = await call.manager.previews.expose(ref, model.port, name=model.name, token=model.token, public=model.public)
+    return answer(_out(port, site), 201, {"Location": f"/v1/sandboxes/{port.sandbox_id}/ports"})
+
+
+async def show_all(call: Call, ref: str) -> TrioResponse:
+    """List the exposed ports."""
+    site = _site(call)
+    return answer(PortList([_out(port, site) for port in call.manager.registry.find(ref).ports]))
+
+
+async def unexpose(call: Call, ref: str, port: str) -> TrioResponse:
+    """Take a port back; open connections are cut."""
+    await call.manager.previews.unexpose(ref, _number(port))
+    return nothing()
+
+
+async def wait(call: Call, ref: str, port: str) -> TrioResponse:
+    """Wait until something in the sandbox listens at a port, or answers a request there; it need not be exposed."""
+    sandbox = call.manager.registry.find(ref)
+    number, model = _number(port), await call.read(PortWaitIn)
+    if model.process is not None:
+        check_process_id(model.process, "process")
+    if model.status is not None and model.path is None:
+        raise InvalidRequest("cannot accept status: it has no meaning without path", field="status")
+    statuses = waiting.GOOD_STATUSES if model.status is None else model.status
+    found = await waiting.for_port(sandbox, model.process, number, model.path, model.timeout_s, statuses)
+    ended = found.exit
+    return answer(
+        PortWaitOut(
+            found.met,
+            found.reason,
+            found.status,
+            ended.exit_code if ended else None,
+            ended.signal if ended else None,
+        )
+    )
+
+
+async def link(call: Call, ref: str, port: str) -> TrioResponse:
+    """Make a one-time link to a port that has a token."""
+    site = _site(call)
+    found = call.manager.registry.find(ref).ports.find(_number(port))
+    if found.spec.public:
+        raise InvalidRequest("cannot make a link: the port is public, its URL is enough", field="port")
+    code, ends = found.new_link()
+    return answer(LinkOut(url=site.link(found.sandbox_id, found.spec, code), expires_at=rfc3339(ends)), 201)

@@ -1,0 +1,100 @@
+"""…/processes: start, list, inspect, signal, remove."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...errors import InvalidRequest
+from ...runtime import waiting
+from ...runtime.processes import MAX_PAGE
+from ...spec import check_process_id, check_signal
+from ..call import answer, nothing
+from ..pieces import answer_in_pieces
+from .process_models import ProcessIn, ProcessList, SignalIn, WaitIn, WaitOut, process_out, to_process
+
+if TYPE_CHECKING:
+    from quart_trio.wrappers import TrioResponse
+
+    from ...runtime.processes import Processes
+    from ..call import Call
+
+
+def _of(call: Call, ref: str) -> Processes:
+    return call.manager.registry.find(ref).processes
+
+
+async def start(call: Call, ref: str) -> TrioResponse:
+    """Start a process that outlives the request."""
+    sandbox = call.manager.registry.find(ref)
+    model = await call.read(ProcessIn)
+    command = to_process(model)
+    info = await sandbox.processes.start(command, None if model.id is None else check_process_id(model.id))
+    return answer(process_out(info), 201, {"Location": f"/v1/sandboxes/{sandbox.id}/processes/{info.id}"})
+
+
+async def show_all(call: Call, ref: str) -> TrioResponse:
+    """List processes in the order of their start: all that run, and those ended ones that are still known."""
+    page, cursor = await _of(call, ref).page(call.query("cursor"), call.query_int("limit", MAX_PAGE))
+    return answer_in_pieces(ProcessList([process_out(info) for info in page], cursor))
+
+
+async def show(call: Call, ref: str, process: str) -> TrioResponse:
+    """Show a process."""
+    return answer(process_out(await _of(call, ref).get(check_process_id(process, "process"))))
+
+
+async def remove(call: Call, ref: str, process: str) -> TrioResponse:
+    """End a process with all that it started, and drop its log."""
+    await _of(call, ref).remove(check_process_id(process, "process"))
+    return nothing()
+
+
+async def remove_all(call: Call, ref: str) -> TrioResponse:
+    """End every process, and drop every log."""
+    await _of(call, ref).remove_all()
+    return nothing()
+
+
+async def signal(call: Call, ref: str, process: str) -> TrioResponse:
+    """Send a signal to a process' group; TERM and KILL go to all that it started."""
+    processes = _of(call, ref)
+    check_process_id(process, "process")
+    number = check_signal((await call.read(SignalIn)).signal)
+    await processes.signal(process, number)
+    return nothing()
+
+
+async def wait(call: Call, ref: str, process: str) -> TrioResponse:
+    """Wait for a process' end, for a port of the sandbox, or for a line of the process' log."""
+    sandbox = call.manager.registry.find(ref)
+    check_process_id(process, "process")
+    model = await call.read(WaitIn)
+    _check_fields(model)
+    if model.condition == "port":
+        found = await waiting.for_port(sandbox, process, model.port or 0, model.path, model.timeout_s)
+    elif model.condition == "log":
+        found = await waiting.for_log(sandbox, process, model.pattern or "", model.timeout_s)
+    else:
+        found = await waiting.for_exit(sandbox, process, model.timeout_s)
+    ended = found.exit
+    return answer(
+        WaitOut(
+            found.met,
+            found.reason,
+            ended.exit_code if ended else None,
+            ended.signal if ended else None,
+            found.line,
+        )
+    )
+
+
+def _check_fields(model: WaitIn) -> None:
+    """Refuse a field that belongs to another condition, and the lack of one that belongs to this."""
+    needed = {"exit": (), "port": ("port",), "log": ("pattern",)}[model.condition]
+    allowed = (*needed, "path") if model.condition == "port" else needed
+    for name in ("port", "path", "pattern"):
+        given = getattr(model, name) is not None
+        if given and name not in allowed:
+            raise InvalidRequest(f"cannot accept {name}: it has no meaning for {model.condition!r}", field=name)
+        if not given and name in needed:
+            raise InvalidRequest(f"cannot accept {name}: missing", field=name)

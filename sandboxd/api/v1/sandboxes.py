@@ -1,0 +1,60 @@
+"""POST, GET /sandboxes; GET, PATCH, DELETE /sandboxes/{id}; freeze, thaw and stats of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...runtime.registry import DEFAULT_PAGE
+from ..call import answer, nothing
+from ..pieces import answer_in_pieces
+from . import models, patch
+
+if TYPE_CHECKING:
+    from quart_trio.wrappers import TrioResponse
+
+    from ..call import Call
+
+
+async def create(call: Call) -> TrioResponse:
+    """Create a sandbox."""
+    spec = models.to_spec(await call.read(models.SandboxIn))
+    sandbox = await call.manager.create(spec)
+    return answer(models.sandbox_out(sandbox), 201, {"Location": f"/v1/sandboxes/{sandbox.id}"})
+
+
+async def show_all(call: Call) -> TrioResponse:
+    """List sandboxes, the oldest first."""
+    page, cursor = call.manager.registry.page(call.query("cursor"), call.query_int("limit", DEFAULT_PAGE))
+    return answer_in_pieces(models.SandboxList([models.sandbox_out(sandbox) for sandbox in page], cursor))
+
+
+async def show(call: Call, ref: str) -> TrioResponse:
+    """Show a sandbox."""
+    return answer(models.sandbox_out(call.manager.registry.find(ref)))
+
+
+async def change(call: Call, ref: str) -> TrioResponse:
+    """Change a sandbox's name, env, cwd, labels and limits (JSON merge patch)."""
+    sandbox = await call.manager.control.change(ref, patch.to_change(await call.read(patch.SandboxPatch)))
+    return answer(models.sandbox_out(sandbox))
+
+
+async def freeze(call: Call, ref: str) -> TrioResponse:
+    """Stop every process of a sandbox where it is."""
+    return answer(models.sandbox_out(await call.manager.control.freeze(ref)))
+
+
+async def thaw(call: Call, ref: str) -> TrioResponse:
+    """Let a frozen sandbox go on."""
+    return answer(models.sandbox_out(await call.manager.control.thaw(ref)))
+
+
+async def stats(call: Call, ref: str) -> TrioResponse:
+    """Tell what a sandbox uses."""
+    return answer(models.stats_out(*await call.manager.control.stats(ref)))
+
+
+async def destroy(call: Call, ref: str) -> TrioResponse:
+    """Destroy a sandbox and all that is in it."""
+    await call.manager.destroy(ref)
+    return nothing()

@@ -1,0 +1,92 @@
+"""…/sessions: create, list, inspect, delete."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ...spec import SessionSpec, check_session_id
+from ...wire.times import rfc3339
+from ..call import answer, nothing
+from ..pieces import answer_in_pieces
+from .models import _In
+
+if TYPE_CHECKING:
+    from quart_trio.wrappers import TrioResponse
+
+    from ...runtime.sessions import SessionInfo, Sessions
+    from ..call import Call
+
+
+class SessionIn(_In, frozen=True):
+    """A session to begin."""
+
+    id: str | None = None
+    cwd: str | None = None
+    env: dict[str, str] | None = None
+    user: str | int | None = None
+    shell: str | None = None
+
+
+class SessionOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A session; `running` is the process of the command that runs in it, `waiting` how many wait for their turn."""
+
+    id: str
+    shell: str
+    user: str
+    cwd: str | None
+    created_at: str
+    commands: int
+    running: str | None
+    waiting: int
+
+
+class SessionList(msgspec.Struct, frozen=True):
+    """Every session; `next` is always null: there are few."""
+
+    items: list[SessionOut]
+    next: str | None
+
+
+def session_out(info: SessionInfo) -> SessionOut:
+    """Return what a caller sees of a session."""
+    return SessionOut(
+        id=info.id,
+        shell=info.shell,
+        user=info.user,
+        cwd=info.cwd,
+        created_at=rfc3339(info.created_at),
+        commands=info.commands,
+        running=info.running,
+        waiting=info.waiting,
+    )
+
+
+def _of(call: Call, ref: str) -> Sessions:
+    return call.manager.registry.find(ref).sessions
+
+
+async def create(call: Call, ref: str) -> TrioResponse:
+    """Begin a session: a shell's state that its commands hand on."""
+    sandbox = call.manager.registry.find(ref)
+    model = await call.read(SessionIn)
+    spec = SessionSpec(id=model.id, cwd=model.cwd, env=model.env or {}, user=model.user, shell=model.shell)
+    info = await sandbox.sessions.create(spec)
+    return answer(session_out(info), 201, {"Location": f"/v1/sandboxes/{sandbox.id}/sessions/{info.id}"})
+
+
+async def show_all(call: Call, ref: str) -> TrioResponse:
+    """List sessions, the oldest first."""
+    return answer_in_pieces(SessionList([session_out(info) for info in await _of(call, ref).all()], None))
+
+
+async def show(call: Call, ref: str, session: str) -> TrioResponse:
+    """Show a session."""
+    return answer(session_out(await _of(call, ref).get(check_session_id(session))))
+
+
+async def destroy(call: Call, ref: str, session: str) -> TrioResponse:
+    """End a session with all that runs in it or with its state, and what its commands left in the background."""
+    await _of(call, ref).delete(check_session_id(session))
+    return nothing()

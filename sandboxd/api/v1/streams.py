@@ -1,0 +1,238 @@
+"""The three forms of a command's output: JSON at its end, server-sent events, raw frames."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+import trio
+from quart.wrappers.response import ResponseBody
+
+from ...errors import SandboxdError
+from ...runtime.headtail import Collected, collect
+from ...runtime.logs import STREAMS, TextDecoder
+from ...wire import raw, sse
+from .. import problems
+from ..call import answer
+from ..pieces import STEP, Joiner, Text, answer_in_pieces
+from .models import ExecOut, Gap, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from quart_trio.wrappers import TrioResponse
+
+    from ...runtime.budget import Hold
+    from ...runtime.execution import Execution, Exit
+    from ...wire.messages import Event
+
+#: What a JSON answer keeps of each stream: half of it from the beginning, half from the end; `gaps` tell the rest.
+MAX_JSON_OUTPUT_BYTES: Final = 8 * 1024 * 1024
+#: Proxies close streams that say nothing for 30 to 60 seconds.
+KEEP_ALIVE_S: Final = 15.0
+_FRAME_OF: Final = {"stdout": raw.STDOUT, "stderr": raw.STDERR}
+
+
+class Source(Protocol):
+    """What an answer follows: a command (`Execution`) or a process' log (`Follow`)."""
+
+    @property
+    def process_id(self) -> str:
+        """The process' id."""
+
+    @property
+    def exit(self) -> Exit | None:
+        """How it ended, once that event has come."""
+
+    async def next_batch(self) -> list[Event]:
+        """Return the events that are here, waiting for the first; an empty list is the end."""
+
+
+async def answer_at_end(execution: Execution, encoding: str, hold: Hold, headers: dict[str, str]) -> TrioResponse:
+    """Read a command to its end and answer with its output; `hold` must last until the answer is sent."""
+    found = await collect(execution, MAX_JSON_OUTPUT_BYTES, hold)
+    texts = {name: Text(stream.parts, encoding) for name, stream in found.output.items()}
+    is_small = found.size <= STEP
+    ended = found.exit
+    shown = ExecOut(
+        id=execution.process_id,
+        exit_code=ended.exit_code,
+        signal=ended.signal,
+        stdout=str(texts["stdout"]) if is_small else "",
+        stderr=str(texts["stderr"]) if is_small else "",
+        duration_s=ended.duration_s,
+        timed_out=ended.timed_out,
+        oom_killed=ended.oom_killed,
+        truncated=found.dropped_bytes > 0,
+        dropped_bytes=found.dropped_bytes,
+        gaps=_gaps(found),
+        usage=Usage(ended.cpu_s, ended.memory_peak_bytes),
+        reason=ended.reason,
+    )
+    if is_small:
+        return answer(shown, headers=headers)
+    return answer_in_pieces({**msgspec.structs.asdict(shown), **texts}, headers=headers)
+
+
+def _gaps(found: Collected) -> list[Gap]:
+    return [
+        Gap(name, len(stream.parts[0]), stream.dropped_bytes)
+        for name, stream in found.output.items()
+        if stream.dropped_bytes
+    ]
+
+
+class StreamBody(ResponseBody):
+    """An answer that follows a source; the call's stack, not this body, owns that."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._joiner = Joiner()
+        self._is_last = False
+        #: Whether nothing comes after the piece that was given last.
+        self.is_over = False
+
+    async def __aenter__(self) -> StreamBody:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing: see the class."""
+
+    def __aiter__(self) -> StreamBody:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while True:
+            data = self._joiner.take()
+            if data:
+                self.is_over = self._is_last and self._joiner.is_empty
+                return data
+            if self._is_last:
+                self.is_over = True
+                raise StopAsyncIteration
+            try:
+                batch = await self._next()
+            except SandboxdError as error:
+                self.is_over = self._is_last = True
+                return self._problem(error)
+            if batch is None:
+                return self._idle()
+            self._is_last = not batch or batch[-1].type == "exit"
+            self._joiner.put(self._pieces(batch))
+
+    def _pieces(self, batch: list[Event]) -> Iterable[bytes]:
+        """Yield what goes out of a batch, in parts that are cheap to make."""
+        yield self._encode(batch)
+        if self._is_last:
+            yield self._end()
+
+    async def _next(self) -> list[Event] | None:
+        """Return the next events, or None when it is time for a sign of life."""
+        return await self._source.next_batch()
+
+    def _idle(self) -> bytes:
+        return b""
+
+    def _end(self) -> bytes:
+        """Return what goes out at the end of the source."""
+        return b""
+
+    def _encode(self, batch: list[Event]) -> bytes:
+        raise NotImplementedError
+
+    def _problem(self, error: SandboxdError) -> bytes:
+        raise NotImplementedError
+
+
+class RawBody(StreamBody):
+    """Raw frames (wire/raw.py); what came together goes out together."""
+
+    def _encode(self, batch: list[Event]) -> bytes:
+        parts: list[bytes] = []
+        for event in batch:
+            if isinstance(event.data, bytes):
+                parts += (raw.header(_FRAME_OF[event.type], len(event.data)), event.data)
+            elif event.type == "exit" and self._source.exit is not None:
+                shown = {"id": self._source.process_id, "time": event.time, **self._source.exit.to_dict()}
+                parts.append(raw.encode(raw.EXIT, msgspec.json.encode(self._exit_facts(event) | shown)))
+            else:
+                parts += self._other(event)
+        return b"".join(parts)
+
+    def _exit_facts(self, event: Event) -> dict[str, Any]:
+        return {}
+
+    def _other(self, event: Event) -> list[bytes]:
+        """Return the frames of an event that is neither output nor the exit: none, in a command's answer."""
+        return []
+
+    def _problem(self, error: SandboxdError) -> bytes:
+        return raw.encode(raw.PROBLEM, problems.to_json(error))
+
+
+class SseBody(StreamBody):
+    """Server-sent events; text is decoded per stream, a character cut by an event's end waits for the next."""
+
+    def __init__(self, source: Source, encoding: str, decoder: TextDecoder | None = None) -> None:
+        super().__init__(source)
+        self._decoder = None if encoding == "base64" else decoder or TextDecoder()
+        self._last = dict.fromkeys(STREAMS, 0)
+
+    async def _next(self) -> list[Event] | None:
+        with trio.move_on_after(KEEP_ALIVE_S):
+            return await self._source.next_batch()
+        return None
+
+    def _idle(self) -> bytes:
+        return sse.KEEP_ALIVE
+
+    def _pieces(self, batch: list[Event]) -> Iterable[bytes]:
+        for event in batch:
+            yield from self._parts(event)
+
+    def _parts(self, event: Event) -> list[bytes]:
+        if isinstance(event.data, bytes):
+            if self._decoder is None:
+                return [_sse(event, event.type, {"data_b64": base64.b64encode(event.data).decode()})]
+            self._last[event.type] = event.offset
+            text = self._decoder.decode(event.type, event.data)
+            return [_sse(event, event.type, {"text": text})] if text else []
+        if event.type == "exit" and self._source.exit is not None:
+            return [*self._rest(event.time), _sse(event, "exit", self._source.exit.to_dict())]
+        return [_sse(event, event.type, event_facts(event, self._source.process_id))]
+
+    def _rest(self, time: float) -> list[bytes]:
+        """Flush characters that were cut by the end of the output.
+
+        They belong to the last event of their stream, and give the reader no id: a new one would be the exit's,
+        and whoever resumes after it would miss the exit.
+        """
+        found = []
+        for name in STREAMS:
+            text = self._decoder.rest(name) if self._decoder else ""
+            if text:
+                data = msgspec.json.encode({"offset": self._last[name], "time": time, "text": text})
+                found.append(sse.encode(data, event=name))
+        return found
+
+    def _problem(self, error: SandboxdError) -> bytes:
+        return sse.encode(problems.to_json(error), event="problem")
+
+
+def event_facts(event: Event, process_id: str) -> dict[str, Any]:
+    """Return what a caller sees of a start, a restart or a gap: only fields that were checked."""
+    data = event.data if isinstance(event.data, dict) else {}
+    if event.type == "start":
+        return {"id": process_id, "pid": data["pid"]}
+    if event.type == "restart":
+        return {name: data.get(name) for name in ("exit_code", "signal", "reason", "delay_s", "count")}
+    return {"dropped_bytes": data["dropped_bytes"]}
+
+
+def _sse(event: Event, name: str, fields: dict[str, Any]) -> bytes:
+    data = msgspec.json.encode({"offset": event.offset, "time": event.time, **fields})
+    return sse.encode(data, event=name, id=event.offset)

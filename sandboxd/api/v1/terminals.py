@@ -1,0 +1,305 @@
+"""WS …/pty: a terminal in a sandbox, opened or come back to."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from ...errors import InvalidRequest, ProcessNotRunning, SandboxdError, ServerBusy
+from ...runtime import logs, replay
+from ...runtime.sandbox import STDIN_PIECE_BYTES
+from ...spec import CommandSpec, check_process_id, check_size
+from ..http.websocket import CLOSE_TIMEOUT_S, Gone, WebSocket, parse_json
+
+if TYPE_CHECKING:
+    from ...runtime.follow import Follow
+    from ...runtime.processes import ProcessInfo
+    from ...runtime.sandbox import Sandbox
+    from ..socket_call import SocketCall
+
+QUERY: Final = ("cols", "rows", "command", "cwd", "user", "id", "linger_s", "orphans", "process", "fresh", "session")
+#: The shell that the sandbox's own passwd names for the user.
+DEFAULT_COMMAND: Final = 'exec "${SHELL:-/bin/sh}"'
+#: How long a terminal without a viewer goes on.
+DEFAULT_LINGER_S: Final = 300.0
+#: What of a viewer's input waits for the program to read it; with more it is not listened to until there is room.
+MAX_UNREAD_BYTES: Final = 4 * 1024 * 1024
+_PIECE_OVERHEAD: Final = 256  # single keys are small
+#: A viewer that is not listened to for this long is dropped, and may come back: nobody would notice that it has left.
+INPUT_TIMEOUT_S: Final = 60.0
+_MAX_LINGER_S: Final = 86_400.0 * 365
+#: Close codes of our own begin at 4000: the HTTP status of what happened is added.
+_CLOSE_BASE: Final = 4000
+
+
+async def open_terminal(call: SocketCall, ref: str) -> None:
+    """Open a terminal in the sandbox, or with `process` come back to one: binary messages are what it shows and reads.
+
+    Text messages are JSON: from the client `{"type": "resize", "cols", "rows"}`; to it `start`, `truncated`, `error`
+    and at last `exit`.
+    """
+    sandbox = call.manager.registry.find(ref)
+    size = _size(call)
+    process = call.query("process")
+    if process is None:
+        info = await sandbox.processes.start(*_command(call, size or (80, 24)))
+    else:
+        for name in ("command", "cwd", "user", "id", "linger_s", "orphans"):
+            if call.query(name) is not None:
+                raise InvalidRequest(f"cannot accept {name}: the terminal is there already", field=name)
+        info = await sandbox.processes.get(check_process_id(process, "process"))
+        if not info.terminal:
+            raise InvalidRequest(f"cannot view process {info.id}: it has no terminal", field="process")
+    await call.socket.accept()
+    # Whose terminal has shown nothing of it yet needs no reset, and may well be asked what it is.
+    is_fresh = process is None or call.query_flag("fresh")
+    await Viewer(call.socket, sandbox, info, size, is_fresh).run()
+
+
+def _size(call: SocketCall) -> tuple[int, int] | None:
+    if call.query("cols") is None and call.query("rows") is None:
+        return None
+    return check_size(call.query_int("cols", 80), call.query_int("rows", 24))
+
+
+def _command(call: SocketCall, size: tuple[int, int]) -> tuple[CommandSpec, str | None]:
+    user = call.query("user")
+    orphans = call.query("orphans") or "kill"
+    if orphans not in ("kill", "keep"):
+        raise InvalidRequest("cannot accept query parameter 'orphans': it is kill or keep", field="orphans")
+    process_id = call.query("id")
+    command = CommandSpec(
+        argv=CommandSpec.shell(call.query("command") or DEFAULT_COMMAND),
+        cwd=call.query("cwd"),
+        user=int(user) if user is not None and user.isascii() and user.isdigit() and len(user) < 6 else user,
+        keep_orphans=orphans == "keep",
+        terminal=size,
+        linger_s=_linger(call.query("linger_s")),
+        session=call.query("session"),
+    )
+    return command, None if process_id is None else check_process_id(process_id)
+
+
+def _linger(text: str | None) -> float:
+    if text is None:
+        return DEFAULT_LINGER_S
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= _MAX_LINGER_S:
+        raise InvalidRequest("cannot accept linger_s: it is no number of seconds", field="linger_s")
+    return value
+
+
+class Typed:
+    """What a viewer has typed and its program has not read yet: in order, and bounded by whoever waits for room."""
+
+    def __init__(self) -> None:
+        self._waiting, self._next = trio.open_memory_channel[bytes](math.inf)
+        self._size = 0
+        self._changed = trio.Event()
+
+    def put(self, data: bytes) -> None:
+        """Take input."""
+        for start in range(0, len(data), STDIN_PIECE_BYTES):
+            piece = data[start : start + STDIN_PIECE_BYTES]
+            self._size += len(piece) + _PIECE_OVERHEAD
+            self._waiting.send_nowait(piece)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether no more waits than may."""
+        return self._size <= MAX_UNREAD_BYTES
+
+    async def wait_for_room(self) -> bool:
+        """Return when there is room; False when the program has long read nothing."""
+        while not self.has_room:
+            with trio.move_on_after(INPUT_TIMEOUT_S) as scope:
+                await self._changed.wait()
+            if scope.cancelled_caught:
+                return False
+        return True
+
+    async def wait_until_read(self) -> None:
+        """Return when nothing waits."""
+        while self._size:
+            await self._changed.wait()
+
+    async def get(self) -> bytes:
+        """Return the next piece; it counts until it is `done`."""
+        return await self._next.receive()
+
+    def done(self, piece: bytes) -> None:
+        """Say that a piece was read, or never will be."""
+        self._size -= len(piece) + _PIECE_OVERHEAD
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+@dataclasses.dataclass(slots=True)
+class Viewer:
+    """One client at one terminal. The `say_…` methods are the form of what it hears beside bytes."""
+
+    socket: WebSocket
+    sandbox: Sandbox
+    info: ProcessInfo
+    size: tuple[int, int] | None
+    is_fresh: bool
+    typed: Typed = dataclasses.field(default_factory=Typed)
+
+    async def run(self) -> None:
+        """Show and feed the terminal until it ends or the client leaves, then close the connection."""
+        goodbye: tuple[int, str] | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read_client, nursery.cancel_scope)
+            with contextlib.suppress(Gone):
+                goodbye = await self._show()
+            nursery.cancel_scope.cancel()
+        if goodbye is not None:
+            await self.socket.close(*goodbye)
+
+    async def _show(self) -> tuple[int, str]:
+        try:
+            await self._start()
+            is_ready = False
+            while True:
+                with self.sandbox.share.hold() as hold:
+                    found = await logs.read(self.sandbox.processes, self.info.id, hold=hold)
+                    async with self.sandbox.processes.view(self.info.id, found.next_offset) as follow:
+                        await self._replay(found)
+                        del found  # it may be watched for days
+                        hold.close()
+                        if not is_ready:
+                            is_ready = True
+                            await self.say_ready()
+                        if await self._follow(follow):
+                            break
+            return await self._end()
+        except SandboxdError as error:
+            await self.say_error(error)
+            code = 1012 if isinstance(error, ServerBusy) else _CLOSE_BASE + error.status
+            return code, error.kind
+
+    async def _start(self) -> None:
+        if self.size is not None:
+            with contextlib.suppress(ProcessNotRunning):  # what it showed last is still there
+                await self.sandbox.processes.resize(self.info.id, *self.size)
+        await self.say_start()
+
+    async def _replay(self, found: logs.Snapshot) -> None:
+        if self.is_fresh and not found.dropped_bytes:
+            self.is_fresh = False
+            await self.socket.send_bytes(replay.output_of(found.events))
+            return
+        # Up to a MiB of regular expressions: a few milliseconds that the loop need not wait for.
+        shown = await trio.to_thread.run_sync(
+            lambda: replay.build(found.events, dropped_bytes=found.dropped_bytes, known=found.modes),
+            limiter=self.sandbox.search_turns,
+        )
+        await self.socket.send_bytes(shown.data)
+        if not shown.is_whole and found.running:
+            with contextlib.suppress(ProcessNotRunning):
+                await self.sandbox.processes.redraw(self.info.id)
+
+    async def _follow(self, follow: Follow) -> bool:
+        """Show what comes; return False where a gap makes a new beginning necessary."""
+        while batch := await follow.next_batch():
+            data: list[bytes] = []
+            for event in batch:
+                if isinstance(event.data, bytes):
+                    data.append(event.data)
+                elif event.type == "truncated" and isinstance(event.data, dict):
+                    await self.say_truncated(event.data["dropped_bytes"])
+                    return False
+            await self.socket.send_bytes(b"".join(data))
+        return True
+
+    async def _end(self) -> tuple[int, str]:
+        await self.say_exit(await self.sandbox.processes.get(self.info.id))
+        return 1000, "exit"
+
+    # --- what it hears ---
+
+    async def say_start(self) -> None:
+        """Say which terminal it is, before anything else."""
+        await self.socket.send_json({"type": "start", "id": self.info.id, "pid": self.info.pid})
+
+    async def say_ready(self) -> None:
+        """Nothing: what it showed before was sent, and what follows is new."""
+
+    async def say_truncated(self, dropped_bytes: int) -> None:
+        """Say that the client was too slow for so many bytes."""
+        await self.socket.send_json({"type": "truncated", "dropped_bytes": dropped_bytes})
+
+    async def say_error(self, error: SandboxdError) -> None:
+        """Say what went wrong."""
+        await self.socket.send_problem(error)
+
+    async def say_exit(self, info: ProcessInfo) -> None:
+        """Say how the program ended."""
+        facts: dict[str, Any] = {} if info.result is None else info.result.to_dict()
+        await self.socket.send_json({"type": "exit", "id": info.id, **facts})
+
+    # --- what it says ---
+
+    async def _read_client(self, whole: trio.CancelScope) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._feed)
+                await self._take_all()
+                with trio.move_on_after(CLOSE_TIMEOUT_S):  # what was typed before the goodbye
+                    await self.typed.wait_until_read()
+                whole.cancel()
+        except* Gone:
+            whole.cancel()
+
+    async def _take_all(self) -> None:
+        """Take what the client says until it has left."""
+        with contextlib.suppress(Gone):
+            while True:
+                await self._take(await self.socket.receive())
+
+    async def _take(self, message: bytes | str) -> None:
+        try:
+            if isinstance(message, bytes):
+                await self._type(message)
+            else:
+                await self._obey(parse_json(message))
+        except ProcessNotRunning:
+            return  # its end is on its way to the client
+        except SandboxdError as error:
+            await self.say_error(error)
+
+    async def _type(self, data: bytes) -> None:
+        """Have input wait for the program, so that what comes behind it need not: a size, a goodbye."""
+        self.typed.put(data)
+        if not await self.typed.wait_for_room():
+            await self.socket.close(1013, "the program reads no input")
+            raise Gone
+
+    async def _feed(self) -> None:
+        """Give the program what was typed, as it reads."""
+        while True:
+            data = await self.typed.get()
+            try:
+                await self.sandbox.write_stdin(self.info.id, data)
+            except ProcessNotRunning:
+                pass  # its end is on its way to the client
+            except SandboxdError as error:
+                await self.say_error(error)
+            self.typed.done(data)
+
+    async def _obey(self, message: dict[str, Any]) -> None:
+        if message.get("type") != "resize":
+            raise InvalidRequest("cannot understand the message: its type is 'resize'", field="type")
+        unknown = set(message) - {"type", "cols", "rows"}
+        size = [message.get(name) for name in ("cols", "rows")]
+        if unknown or not all(isinstance(value, int) and not isinstance(value, bool) for value in size):
+            raise InvalidRequest("cannot resize: cols and rows are whole numbers", field="cols")
+        cols, rows = (int(value) for value in size if value is not None)
+        await self.sandbox.processes.resize(self.info.id, *check_size(cols, rows))

@@ -1,0 +1,215 @@
+"""The one way out of every sandbox, born or stillborn: kill, wait until its cgroup is empty, give everything back.
+
+A removal never blocks the loop: it is looked at again (`advance`) when an init's pidfd, a child or a short timeout
+says that it may go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable
+from typing import Final
+
+from ..errors import InternalError, SandboxdError
+from .cgroups import SandboxCgroups
+from .idranges import RangeAllocator
+from .records import RecordStore
+from .storage.choice import Storage
+from .veth import Links
+
+log = logging.getLogger("sandboxd.launcher")
+
+#: How soon a killed cgroup that is not empty yet is looked at again.
+RETRY_S: Final = 0.002
+#: How many cgroups are removed in one turn of the loop, of all sandboxes together: 5 ms. A sandbox may have 4,096.
+GROUPS_A_TURN: Final = 64
+#: How soon one is tried again that the host refused: no descriptors, a disk that fails.
+AGAIN_S: Final = 1.0
+#: Called at the end of a removal, with why something had to be left.
+Done = Callable[[SandboxdError | None], None]
+
+
+@dataclasses.dataclass(slots=True)
+class _Removal:
+    """A destruction under way: what it still waits for, and who waits for it; `error` once something was refused."""
+
+    id: str
+    range_index: int | None
+    done: list[Done]
+    pidfd: int
+    helper: int = 0
+    detaching: bool = False
+    error: SandboxdError | None = None
+    again_at: float = 0.0
+
+
+class Removals:
+    """The removals under way."""
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        cgroups: SandboxCgroups,
+        storage: Storage,
+        records: RecordStore,
+        ranges: RangeAllocator,
+        links: Links,
+        links_dir: str,
+    ) -> None:
+        self._selector = selector
+        self._cgroups = cgroups
+        self._storage = storage
+        self._records = records
+        self._ranges = ranges
+        self._links = links
+        self._links_dir = links_dir
+        self._active: dict[str, _Removal] = {}
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    def __contains__(self, sandbox_id: object) -> bool:
+        return sandbox_id in self._active
+
+    def begin(self, sandbox_id: str, range_index: int | None, done: Done, pidfd: int = -1) -> None:
+        """Remove everything that belongs to an id, and its init behind `pidfd` (ours from now on); then call `done`."""
+        removal = _Removal(sandbox_id, range_index, [done], pidfd)
+        self._active[sandbox_id] = removal
+        if pidfd >= 0:
+            self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_end(removal))
+        self._cgroups.kill(sandbox_id)
+        self._advance(removal)
+
+    @property
+    def wait_s(self) -> float | None:
+        """How soon something may go on; None where nothing is under way."""
+        if not self._active:
+            return None
+        return AGAIN_S if all(removal.error for removal in self._active.values()) else RETRY_S
+
+    def join(self, sandbox_id: str, done: Done) -> None:
+        """Call `done` too at the end of a removal that is under way."""
+        removal = self._active[sandbox_id]
+        if removal.error:
+            done(removal.error)
+        else:
+            removal.done.append(done)
+
+    def _on_end(self, removal: _Removal) -> None:
+        self._selector.unregister(removal.pidfd)
+        reap(removal.pidfd)
+        os.close(removal.pidfd)
+        removal.pidfd = -1
+
+    def reap_helpers(self) -> None:
+        """Notice children that have removed a large tree; called after SIGCHLD."""
+        for removal in self._active.values():
+            if not removal.helper:
+                continue
+            ended, status = os.waitpid(removal.helper, os.WNOHANG)
+            if ended:
+                removal.helper = 0
+                if status:
+                    self._postpone(removal, OSError(errno.EIO, "the child that removes its files failed"))
+
+    def advance(self) -> None:
+        """Go on wherever something can."""
+        budget = GROUPS_A_TURN
+        for removal in list(self._active.values()):
+            budget -= self._advance(removal, budget)
+            if budget <= 0:
+                # The others first at the next turn.
+                if removal.id in self._active:
+                    self._active[removal.id] = self._active.pop(removal.id)
+                return
+
+    def _advance(self, removal: _Removal, budget: int = GROUPS_A_TURN) -> int:
+        """Go on with one, for at most `budget` cgroups; returns how many it removed."""
+        if removal.helper or removal.detaching or removal.pidfd >= 0:
+            return 0
+        if removal.error and time.monotonic() < removal.again_at:
+            return 0
+        removed = 0
+        try:
+            gone, removed = self._cgroups.remove(removal.id, budget)
+            if not gone or not self._detached(removal) or not self._take_away(removal):
+                return removed
+        except OSError as failure:
+            self._postpone(removal, failure)
+            return removed
+        del self._active[removal.id]
+        for callback in removal.done:
+            callback(None)
+        return removed
+
+    def _detached(self, removal: _Removal) -> bool:
+        """Give back its link, once nothing runs that could use it; return whether it has none any more."""
+        if removal.id not in self._links:
+            return True
+        removal.detaching = True
+
+        def detached(error: SandboxdError | None) -> None:
+            removal.detaching = False
+            if error:
+                self._postpone(removal, OSError(errno.EIO, error.message))
+
+        self._links.detach(removal.id, detached)
+        return removal.id not in self._links
+
+    def _take_away(self, removal: _Removal) -> bool:
+        """Give back all that is left once the cgroup is; return whether it is gone, else a child is at it."""
+        if not self._storage.remove(removal.id):
+            removal.helper = self._remove_in_child(removal.id)
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self._links_dir}/{removal.id}.sock")
+        self._records.remove(removal.id)
+        if removal.range_index is not None:
+            self._ranges.release(removal.range_index, self._cgroups.path(removal.id))
+        else:
+            self._ranges.sweep()  # an earlier launcher died before it recorded which range the sandbox had
+        return True
+
+    def _postpone(self, removal: _Removal, failure: OSError) -> None:
+        """Tell who waits, and try again later: descriptors may come back, a disk may heal. So does the next start."""
+        if not removal.error:
+            log.exception("Cannot remove all of sandbox %s yet", removal.id)
+            text = f"cannot remove all of sandbox {removal.id} yet: {failure}"
+            removal.error = InternalError(text, id=removal.id)
+        removal.again_at = time.monotonic() + AGAIN_S
+        waiting, removal.done = removal.done, []
+        for callback in waiting:
+            callback(removal.error)
+
+    def _remove_in_child(self, sandbox_id: str) -> int:
+        """Remove a large tree in a short child, so that other requests go on."""
+        pid = os.fork()
+        if pid:
+            return pid
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            self._storage.remove(sandbox_id, in_child=True)
+            status = 0
+        finally:
+            os._exit(status)
+
+
+def reap(pidfd: int) -> str:
+    """Reap an init that has ended and say how; one that an earlier launcher started is not ours to reap."""
+    try:
+        status = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    except ChildProcessError:
+        status = None
+    if status is None:
+        return "init ended"
+    if status.si_code == os.CLD_EXITED:
+        return f"init exited with status {status.si_status}"
+    return f"init was killed by {signal.Signals(status.si_status).name}"

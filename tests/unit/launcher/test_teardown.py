@@ -1,0 +1,97 @@
+"""Removals in pieces: however many cgroups a sandbox made, other orders of the launcher come in between."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import selectors
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sandboxd.launcher import teardown
+from sandboxd.launcher.cgroups import SandboxCgroups
+from sandboxd.linux import cgroupfs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def groups(top: Path, count: int) -> None:
+    """Make folders, which are removed by the same calls as cgroups."""
+    (top / "work").mkdir(parents=True)
+    for number in range(count):
+        (top / "work" / f"g{number}").mkdir()
+
+
+def left(top: Path) -> int:
+    return sum(len(folders) for _, folders, _ in os.walk(top))
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Any:
+    """Removals over folders; everything but the cgroups is gone at once."""
+    cgroups = SandboxCgroups.__new__(SandboxCgroups)
+    cgroups.root = str(tmp_path)
+    cgroups.kill = lambda sandbox_id: None  # type: ignore[method-assign]
+    done: list[str] = []
+    nothing = SimpleNamespace(remove=lambda *_: True, release=lambda *_: None, sweep=lambda: None)
+    work = teardown.Removals(
+        selectors.DefaultSelector(),
+        cgroups,
+        nothing,
+        nothing,
+        nothing,
+        {},
+        str(tmp_path),  # type: ignore[arg-type]
+    )
+
+    def begin(name: str, count: int) -> None:
+        groups(tmp_path / name, count)
+        work.begin(name, None, lambda error: done.append(name))
+
+    return SimpleNamespace(begin=begin, work=work, done=done, path=tmp_path)
+
+
+def test_thousands_of_cgroups_go_in_pieces(host: Any):
+    host.begin("big", 300)
+    turns = [left(host.path)]
+    while "big" not in host.done:
+        assert len(turns) < 20
+        host.work.advance()
+        turns.append(left(host.path))
+    assert max(before - after for before, after in itertools.pairwise(turns)) <= teardown.GROUPS_A_TURN
+    assert len(host.work) == 0
+    assert left(host.path) == 0
+
+
+def test_a_small_one_does_not_wait_for_a_large_one(host: Any):
+    host.begin("big", 300)
+    host.begin("other", 300)
+    host.begin("small", 3)  # its own beginning is a turn
+    assert host.done == ["small"]
+    groups(host.path / "late", 100)
+    host.work.begin("late", None, lambda error: host.done.append("late"))
+    for _ in range(6):
+        host.work.advance()
+    assert host.done == ["small", "late"]
+    while len(host.work):
+        host.work.advance()
+    assert sorted(host.done) == ["big", "late", "other", "small"]
+
+
+@pytest.mark.parametrize("budget", [None, 1, 2, 7, 1000])
+def test_a_budget_is_kept_and_the_end_is_told(tmp_path: Path, budget: int | None):
+    top = tmp_path / "top"
+    groups(top, 20)
+    total = turns = 0
+    while True:
+        removed = cgroupfs.remove_tree(str(top), budget)
+        total, turns = total + removed, turns + 1
+        if budget is None or removed < budget:
+            break
+        assert removed == budget
+    assert total == 22
+    assert turns == (1 if budget is None else 22 // budget + 1)
+    assert not top.exists()

@@ -1,0 +1,41 @@
+"""The doctor's verdict on the installed service, for hosts that are made up."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from sandboxd.linux.probes import service
+from sandboxd.linux.probes.service import Facts
+
+ROOT = pathlib.Path(__file__).parents[3]
+UNITS = {"unit": "/etc/systemd/system/sandboxd.service", "holder": "/etc/systemd/system/sandboxd-cgroups.service"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "found"),
+    [
+        (Facts(systemd=False), "ok", "systemd does not run this host"),
+        (Facts(systemd=True), "ok", "not installed"),
+        (Facts(systemd=True, **UNITS, program="/p"), "ok", "not running"),
+        (Facts(systemd=True, **UNITS, program="/p", running=True, holding=True), "ok", "does not start with the host"),
+        (Facts(systemd=True, **UNITS, program="/p", running=True, holding=True, enabled=True), "ok", "running, starts"),
+        (Facts(systemd=True, unit="/u", program="/p"), "degraded", "sandboxd-cgroups.service is not"),
+        (Facts(systemd=True, **UNITS, program="/p", missing=True), "degraded", "starts /p, which is not there"),
+        (Facts(systemd=True, **UNITS), "degraded", "starts nothing"),
+        (Facts(systemd=True, **UNITS, program="/p", running=True), "degraded", "nothing holds"),
+    ],
+)
+def test_service(facts: Facts, status: str, found: str) -> None:
+    (feature,) = service.evaluate(facts)
+    assert str(feature.status) == status
+    assert found in feature.found
+    assert (feature.remedy is None) == (status == "ok")
+
+
+def test_the_program_of_our_own_unit() -> None:
+    unit = (ROOT / "systemd/sandboxd.service").read_text().replace("@PREFIX@", "/opt/sandboxd")
+    assert service.program_of(unit) == "/opt/sandboxd/bin/sandboxd"
+    assert service.program_of("[Service]\nExecStart=-/a b\n") == "/a"
+    assert service.program_of("[Service]\nExecStart=\n") is None
