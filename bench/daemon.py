@@ -20,7 +20,7 @@ from sandboxd.linux import cgroupfs, procfs
 
 _START_S = 30.0
 _STOP_S = 15.0
-_BIRTH = re.compile(r"Created sandbox \S+ in ([0-9.]+) ms")
+_CREATE = re.compile(r"Created sandbox \S+ in ([0-9.]+) ms")
 
 
 class Daemon:
@@ -84,8 +84,8 @@ class Daemon:
         return self._process.pid
 
     def births(self) -> list[float]:
-        """Return how long the daemon says that each birth took, in seconds."""
-        return [float(ms) / 1000 for ms in _BIRTH.findall(self.log.read_text())]
+        """Return how long the daemon says that each creation took, in seconds."""
+        return [float(ms) / 1000 for ms in _CREATE.findall(self.log.read_text())]
 
     def _answers(self) -> bool:
         try:

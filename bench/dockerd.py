@@ -63,7 +63,7 @@ class Dockerd:
 
 
 def small_image(tree: Path) -> bytes:
-    """Return a tar of the tree without what lies in /usr: its links, /etc, and empty folders to mount on."""
+    """Return a tar of the tree without what lies in /usr: its links, /etc, and empty directories to mount on."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for path in sorted(tree.iterdir()):

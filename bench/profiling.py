@@ -1,4 +1,4 @@
-"""Where sandboxd's own time goes: the SDK's phases, the daemon's word for births, and the daemon's functions."""
+"""Where sandboxd's own time goes: the SDK's phases, the daemon's word for creations, and the daemon's functions."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def phases(found: dict[str, list[float]]) -> str:
 
 
 def births(daemon: Daemon) -> str:
-    """Return the daemon's own time for births, launcher and link included."""
+    """Return the daemon's own time for creations, launcher and link included."""
     found = spread(daemon.births())
-    return f"Births by the daemon's log: {show_spread(found.scaled(1000) if found else None)} ms"
+    return f"Creations by the daemon's log: {show_spread(found.scaled(1000) if found else None)} ms"
 
 
 def functions(output: Path) -> str:

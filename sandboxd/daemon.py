@@ -26,7 +26,7 @@ import trio
 from . import __version__
 from .api.access import Policy
 from .api.app import Api
-from .api.call import Facts
+from .api.call import DaemonFacts
 from .api.http.server import BACKLOG, Server
 from .config import GROUP, USER, Config, launcher_settings
 from .errors import AlreadyRunning, ConfigError, HostUnsupported, LauncherGone
@@ -268,7 +268,7 @@ def _end_launcher(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(LAUNCHER_END_S)
     except subprocess.TimeoutExpired:
-        # It may be in the middle of a birth; killing it there would leave half a sandbox to the next sweep.
+        # It may be in the middle of a creation; killing it there would leave half a sandbox to the next sweep.
         _log.warning("The launcher (pid %d) has not ended yet", process.pid)
 
 
@@ -282,10 +282,10 @@ class Sockets(NamedTuple):
 
 async def _serve(config: Config, identity: Identity, token: str | None, sockets: Sockets) -> int:
     launcher = Launcher(sockets.link)
-    graves = config.previews_dir / "destroyed.jsonl"
-    manager = Manager(launcher, config.registry_dir, config.links_dir, graves, config.network_dns)
+    tombstones = config.previews_dir / "destroyed.jsonl"
+    manager = Manager(launcher, config.registry_dir, config.links_dir, tombstones, config.network_dns)
     manager.spare_s, manager.standby_s = config.node_spare_s, config.standby_s
-    facts = Facts(__version__, _shown(config))
+    facts = DaemonFacts(__version__, _shown(config))
     policy = Policy(token, frozenset({identity.uid}), identity.socket_gid)
     metrics = Metrics(manager, __version__)
     server = Server(Api(manager, policy, facts, metrics), sockets.api)
@@ -303,7 +303,7 @@ async def _serve(config: Config, identity: Identity, token: str | None, sockets:
             await proxy.drained.wait()
         await server.drained.wait()
 
-    manager.farewell = drain
+    manager.on_shutdown = drain
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(manager.run)
@@ -313,7 +313,7 @@ async def _serve(config: Config, identity: Identity, token: str | None, sockets:
             _log.info("Listening on %s", " and ".join(_describe(sock) for sock in sockets.api))
             if proxy is not None:
                 await nursery.start(proxy.run)
-                _log.info("Serving previews at %s", proxy.site.pattern)
+                _log.info("Serving previews at %s", proxy.urls.pattern)
             notify("READY=1")
             await _wait_for_a_signal()
             _log.info("Stopping; sandboxes go on running")

@@ -226,14 +226,14 @@ class FileExists(Conflict):
 
 
 class DirectoryNotEmpty(Conflict):
-    """The folder has something in it, and deleting all of it was not asked for: `path`."""
+    """The directory has something in it, and deleting all of it was not asked for: `path`."""
 
     kind = "directory-not-empty"
     origin = Origin.INIT | Origin.CLONE
 
 
 class ArchiveRefused(InvalidRequest):
-    """An archive is damaged, or a member of it would leave the folder: `reason`, `member`."""
+    """An archive is damaged, or a member of it would leave the directory: `reason`, `member`."""
 
     kind = "archive-refused"
     status = 422
@@ -408,7 +408,7 @@ class GitProtocolError(GitError):
 
 
 class LaunchFailed(SandboxdError):
-    """A step of a sandbox's birth failed: `step`, `syscall`, `errno` (a name such as "EINVAL"), `hint`."""
+    """A step of a sandbox's creation failed: `step`, `syscall`, `errno` (a name such as "EINVAL"), `hint`."""
 
     kind = "launch-failed"
 

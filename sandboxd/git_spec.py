@@ -59,7 +59,7 @@ class CloneSpec:
         target_dir: absolute, or beside the sandbox's cwd; None is the repository's name there.
         depth: how many commits of history; None is all.
         single_branch: only what belongs to `ref`; None is whether there is a depth.
-        sparse: the folders to check out; none is all.
+        sparse: the directories to check out; none is all.
         token: instead of a password.
         timeout_s: of all of it.
     """
@@ -106,7 +106,7 @@ class CloneSpec:
             raise _fail("depth", "it must be at least 1")
         if len(self.sparse) > MAX_SPARSE:
             raise _fail("sparse", f"it has more than {MAX_SPARSE} directories")
-        object.__setattr__(self, "sparse", tuple(_sparse_folder(folder) for folder in self.sparse))
+        object.__setattr__(self, "sparse", tuple(_sparse_directory(directory) for directory in self.sparse))
         check_seconds(self.timeout_s, "timeout_s")
         if self.target_dir is not None and not self.target_dir.startswith("/"):
             check_path("/" + self.target_dir, "target_dir")
@@ -132,9 +132,9 @@ class CloneSpec:
         return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
-def _sparse_folder(folder: str) -> str:
-    check_text(folder, "sparse", limit=MAX_PATH_BYTES)
-    parts = [part for part in folder.split("/") if part not in ("", ".")]
-    if not parts or ".." in parts or any(character in folder for character in "*?[]!\\#\n"):
+def _sparse_directory(directory: str) -> str:
+    check_text(directory, "sparse", limit=MAX_PATH_BYTES)
+    parts = [part for part in directory.split("/") if part not in ("", ".")]
+    if not parts or ".." in parts or any(character in directory for character in "*?[]!\\#\n"):
         raise _fail("sparse", "each entry must be a directory of the repository, without patterns")
     return "/".join(parts)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from .errors import ConfigError
 from .proxy.server import BACKLOG, Proxy
-from .runtime.preview_urls import Site
+from .runtime.preview_urls import PreviewUrls
 
 if TYPE_CHECKING:
     from .config import Config
@@ -100,5 +100,5 @@ def make_proxy(config: Config, previews: Previews, listeners: PreviewListeners, 
     scheme = "http" if listeners.tls is None else "https"
     parts = urllib.parse.urlsplit(config.preview_url or f"{scheme}://localhost:{listeners.port}")
     default = 443 if parts.scheme == "https" else 80
-    site = previews.site = Site(parts.scheme, parts.hostname or "localhost", parts.port or default)
-    return Proxy(previews, site, listeners.sockets, tls=listeners.tls, secret=secret, trusted=config.preview_proxies)
+    urls = previews.urls = PreviewUrls(parts.scheme, parts.hostname or "localhost", parts.port or default)
+    return Proxy(previews, urls, listeners.sockets, tls=listeners.tls, secret=secret, trusted=config.preview_proxies)

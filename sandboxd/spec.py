@@ -347,7 +347,7 @@ class Limits:
 DEFAULT_LIMITS: Final = Limits(memory_bytes=2 << 30, cpus=2.0, pids=1024, disk_bytes=8 << 30)
 
 
-#: The folder of the user's own files, which every birth makes.
+#: The directory of the user's own files, which every creation makes.
 WORKSPACE: Final = "/workspace"
 
 
@@ -378,7 +378,7 @@ class SandboxSpec:
 
     @property
     def has_own_place(self) -> bool:
-        """Whether commands start in a folder, or as a user, that not every sandbox has."""
+        """Whether commands start in a directory, or as a user, that not every sandbox has."""
         return self.cwd != WORKSPACE or self.user not in ("root", 0)
 
 

@@ -38,17 +38,17 @@ _QUICK, _FULL = 50, 400
 
 def measure(rounds: int) -> dict[str, list[float]]:
     """Return the milliseconds of every call."""
-    folder = cloudflare_client.install()
+    directory = cloudflare_client.install()
     program = Path(__file__).with_name("program.mjs")
     shim = Path(cloudflare_client.__file__).parent / "cloudflare" / "shim.mjs"
     for path in (program, shim):  # beside node_modules, where their imports are looked up
-        shutil.copy(path, folder / path.name)
+        shutil.copy(path, directory / path.name)
     with Workspace(Config().rootfs_path, "default") as workspace:
         daemon = Daemon(workspace)
         asked = {"baseUrl": f"{daemon.tcp_url}/cloudflare/sandboxes/bench", "token": daemon.token, "rounds": rounds}
-        node = str(cloudflare_client.node_of(folder))
+        node = str(cloudflare_client.node_of(directory))
         command = [node, "--import", f"./{shim.name}", program.name, json.dumps(asked)]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise Unavailable(done.stderr[-2000:])
         found: dict[str, list[float]] = json.loads(done.stdout)

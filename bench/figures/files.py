@@ -25,8 +25,8 @@ def measure(contenders: Mapping[str, Contender], quick: bool) -> list[Table]:
     up = Table("upload", f"a file of {size // _MEBI} MiB in", "MB/s", higher_is_better=True)
     down = Table("download", f"a file of {size // _MEBI} MiB out", "MB/s", higher_is_better=True)
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sandboxd-bench-files-")))
-        source = folder / "source"
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sandboxd-bench-files-")))
+        source = directory / "source"
         with source.open("wb") as file:
             for _ in range(size // _MEBI):
                 file.write(os.urandom(_MEBI))
@@ -36,7 +36,7 @@ def measure(contenders: Mapping[str, Contender], quick: bool) -> list[Table]:
             each = held[name]
             if not isinstance(each, Transfers):
                 raise Unavailable("copies no files")
-            back = folder / "back"
+            back = directory / "back"
             seconds = each.put(source), each.get(back)
             if back.stat().st_size != size:
                 raise Unavailable(f"gave {back.stat().st_size} of {size} bytes")

@@ -99,13 +99,13 @@ def main() -> int:
             done = subprocess.run([*enter, *words], check=True, capture_output=True, text=True, env={"PATH": _PATH})
             gather(samples["veth and NAT"], json.loads(done.stdout))
     show(samples)
-    samples["adoption s"] = adopt()
+    samples["adoption s"] = take_over()
     if chosen.json:
         chosen.json.write_text(json.dumps(samples, indent=2))
     return 0
 
 
-def adopt() -> dict[str, list[float]]:
+def take_over() -> dict[str, list[float]]:
     """Print and return how long it takes until many links are filtered, after a start of what does so."""
     found = {}
     for count, entries, links in ((0, 0, False), (1000, 5, True), (130, 200, False)):

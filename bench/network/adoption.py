@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from sandboxd.allow import FORBIDDEN_4, FORBIDDEN_6
-from sandboxd.launcher.network_process import Means, NetworkProcess
+from sandboxd.launcher.network_process import Deps, NetworkProcess
 from sandboxd.launcher.router import Router
 from sandboxd.linux.kernel import Kernel
 
@@ -26,10 +26,10 @@ def measure(sandboxes: int, entries: int, *, links: bool) -> dict[str, float]:
 
     All of it with what starting the processes takes.
     """
-    with tempfile.TemporaryDirectory(prefix="bench-network-") as folder:
-        stage = f"{folder}/stage"
+    with tempfile.TemporaryDirectory(prefix="bench-network-") as directory:
+        stage = f"{directory}/stage"
         os.mkdir(stage)
-        router = Router(Kernel(), f"{folder}/router", os.open("/proc/self/ns/mnt", os.O_RDONLY))
+        router = Router(Kernel(), f"{directory}/router", os.open("/proc/self/ns/mnt", os.O_RDONLY))
         states = [_state(index, entries) for index in range(1, sandboxes + 1)]
         began: list[float] = []
         forward = router.forward
@@ -42,10 +42,10 @@ def measure(sandboxes: int, entries: int, *, links: bool) -> dict[str, float]:
         router.open()
         router.forward = opened  # type: ignore[method-assign]
         if links:
-            _make_links(f"{folder}/router", sandboxes)
+            _make_links(f"{directory}/router", sandboxes)
         selector = selectors.DefaultSelector()
-        means = Means(stage, router, lambda: True, lambda: (_host(), states), lambda _: None)
-        process = NetworkProcess(selector, Kernel(), means)
+        deps = Deps(stage, router, lambda: True, lambda: (_host(), states), lambda _: None)
+        process = NetworkProcess(selector, Kernel(), deps)
         found = {}
         try:
             for name in ("first", "again"):

@@ -54,9 +54,9 @@ class _Plain(Contender):
 class _HeldPipe:
     """No sandbox at all."""
 
-    def __init__(self, den: Den, folder: Path) -> None:
+    def __init__(self, den: Den, directory: Path) -> None:
         self._den = den
-        self._file = folder / "file"
+        self._file = directory / "file"
 
     def exec(self) -> float:
         return self._den.run(TRUE).check().total_s

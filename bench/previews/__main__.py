@@ -151,11 +151,11 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         workspace = stack.enter_context(Workspace(chosen.rootfs_dir, "default"))
         workspace.profile = chosen.profile.absolute() if chosen.profile else None
-        folder, daemon = workspace.path, workspace.share(Daemon)
+        directory, daemon = workspace.path, workspace.share(Daemon)
         sandbox = stack.enter_context(Sandbox.create(client=daemon.client))
         sandbox.write_file("/workspace/server.c", Path(__file__).with_name("server.c").read_bytes())
         sandbox.exec("gcc -O2 -static -o server server.c").check()
-        program = folder / "server"
+        program = directory / "server"
         program.write_bytes(sandbox.read_file("/workspace/server"))
         program.chmod(0o755)
         process = sandbox.start_process(["/workspace/server", "8000"])
@@ -164,7 +164,7 @@ def main() -> int:
         doors = {"direct": stack.enter_context(peers.running([str(program), str(service)], service))}
         for peer in (peers.nginx, peers.haproxy, peers.socat):
             try:
-                doors[peer.__name__] = stack.enter_context(peer(folder, service))
+                doors[peer.__name__] = stack.enter_context(peer(directory, service))
             except Unavailable as error:
                 print(f"{peer.__name__}: {error}", file=sys.stderr)
         parts = urllib.parse.urlsplit(sandbox.expose_port(8000).url)

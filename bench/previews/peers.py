@@ -17,11 +17,11 @@ from bench.contender import Unavailable
 _START_S: Final = 10.0
 
 _NGINX: Final = """
-daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
+daemon off; worker_processes 1; pid {directory}/nginx.pid; error_log {directory}/nginx.log;
 events {{ worker_connections 4096; }}
 http {{
-  access_log off; client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c;
-  uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
+  access_log off; client_body_temp_path {directory}/a; proxy_temp_path {directory}/b; fastcgi_temp_path {directory}/c;
+  uwsgi_temp_path {directory}/d; scgi_temp_path {directory}/e;
   upstream service {{ server 127.0.0.1:{service}; keepalive 64; }}
   map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}
   server {{
@@ -96,27 +96,27 @@ def running(argv: list[str], port: int) -> Iterator[Door]:
 
 
 @contextlib.contextmanager
-def nginx(folder: Path, service: int) -> Iterator[Door]:
+def nginx(directory: Path, service: int) -> Iterator[Door]:
     """One worker, upstream connections kept."""
     port = free_port()
-    config = folder / "nginx.conf"
-    config.write_text(_NGINX.format(folder=folder, port=port, service=service))
-    with running(["nginx", "-c", str(config), "-p", str(folder)], port) as door:
+    config = directory / "nginx.conf"
+    config.write_text(_NGINX.format(directory=directory, port=port, service=service))
+    with running(["nginx", "-c", str(config), "-p", str(directory)], port) as door:
         yield door
 
 
 @contextlib.contextmanager
-def haproxy(folder: Path, service: int) -> Iterator[Door]:
+def haproxy(directory: Path, service: int) -> Iterator[Door]:
     """One thread, upstream connections reused, splicing."""
     port = free_port()
-    config = folder / "haproxy.cfg"
+    config = directory / "haproxy.cfg"
     config.write_text(_HAPROXY.format(port=port, service=service))
     with running(["haproxy", "-db", "-f", str(config)], port) as door:
         yield door
 
 
 @contextlib.contextmanager
-def socat(folder: Path, service: int) -> Iterator[Door]:
+def socat(directory: Path, service: int) -> Iterator[Door]:
     """A process a connection, bytes only."""
     port = free_port()
     listen = f"TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr,nodelay,backlog=1024"

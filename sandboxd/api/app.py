@@ -14,7 +14,7 @@ from ..errors import AccessDenied, InvalidRequest, MethodNotAllowed, RouteNotFou
 from ..metrics import Metrics
 from . import problems
 from .access import Caller, Level, Policy
-from .call import Call, Facts
+from .call import Call, DaemonFacts
 from .cloudflare import problems as cloudflare_problems
 from .cloudflare import routes as cloudflare_routes
 from .http import target
@@ -51,7 +51,7 @@ class Api(QuartTrio):
 
     request_class = ApiRequest
 
-    def __init__(self, manager: Manager, policy: Policy, facts: Facts, metrics: Metrics | None = None) -> None:
+    def __init__(self, manager: Manager, policy: Policy, facts: DaemonFacts, metrics: Metrics | None = None) -> None:
         super().__init__("sandboxd.api", static_folder=None)
         self.config["MAX_CONTENT_LENGTH"] = None  # bodies are bounded by what reads them
         self.manager = manager
@@ -142,4 +142,4 @@ def problem_response(error: SandboxdError) -> TrioResponse:
     return TrioResponse(problems.to_json(error), error.status, problems.headers(error))
 
 
-__all__ = ["Api", "Caller", "Facts", "Policy", "problem_response"]
+__all__ = ["Api", "Caller", "DaemonFacts", "Policy", "problem_response"]

@@ -28,7 +28,7 @@ JSON_TYPE: Final = "application/json"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Facts:
+class DaemonFacts:
     """What the composition root tells the API about the daemon."""
 
     version: str
@@ -44,7 +44,7 @@ class Call:
     """
 
     def __init__(
-        self, request: ApiRequest, manager: Manager, facts: Facts, metrics: Metrics, routed: str | None = None
+        self, request: ApiRequest, manager: Manager, facts: DaemonFacts, metrics: Metrics, routed: str | None = None
     ) -> None:
         self.request = request
         self.routed = request.path if routed is None else routed

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
-#: Seconds after which a refused caller may try again; births take 10 ms each, so a full queue is gone by then.
+#: Seconds after which a refused caller may try again; creations take 10 ms each, so a full queue is gone by then.
 RETRY_AFTER_S: Final = 1
 
 #: Facts that a header carries instead of, or beside, the body.

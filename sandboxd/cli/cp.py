@@ -1,4 +1,4 @@
-"""`sandboxd cp`: files and folders into or out of a sandbox."""
+"""`sandboxd cp`: files and directories into or out of a sandbox."""
 
 from __future__ import annotations
 
@@ -67,49 +67,49 @@ def cp(ctx: click.Context, *, max_bytes: int, source: str, target: str) -> None:
             except NotAFile as error:
                 if error.facts.get("file_type") != "directory":
                     raise
-                ctx.exit(1 if download_folder(sandbox, here.path, str(there), max_bytes) else 0)
+                ctx.exit(1 if download_directory(sandbox, here.path, str(there), max_bytes) else 0)
         elif isinstance(there, Remote):
             if here != "-" and Path(here).is_dir():
                 sandbox = Sandbox.connect(there.sandbox, client=client_of(ctx))
-                ctx.exit(1 if upload_folder(sandbox, Path(here), there.path) else 0)
+                ctx.exit(1 if upload_directory(sandbox, Path(here), there.path) else 0)
             with _source(here) as (file, size):
                 sandbox = Sandbox.connect(there.sandbox, client=client_of(ctx))
                 upload(sandbox, file, size, remote_target(sandbox, there.path, here))
 
 
 def remote_target(sandbox: Sandbox, path: str, source: str) -> str:
-    """Return the path that a copy of `source` gets: in a folder that is there it has the source's name."""
-    in_folder = path.endswith("/") or (source != "-" and _is_remote_folder(sandbox, path))
-    return f"{path.rstrip('/')}/{_name(source)}" if in_folder else path
+    """Return the path that a copy of `source` gets: in a directory that is there it has the source's name."""
+    in_directory = path.endswith("/") or (source != "-" and _is_remote_directory(sandbox, path))
+    return f"{path.rstrip('/')}/{_name(source)}" if in_directory else path
 
 
-def _is_remote_folder(sandbox: Sandbox, path: str) -> bool:
+def _is_remote_directory(sandbox: Sandbox, path: str) -> bool:
     try:
         return sandbox.stat_file(path, follow=True).is_dir
     except (FileNotFound, NotAFile):
         return False
 
 
-def upload_folder(sandbox: Sandbox, folder: Path, path: str) -> int:
-    """Copy a folder of this machine into the sandbox; tell what was left out, and return how much that is."""
+def upload_directory(sandbox: Sandbox, directory: Path, path: str) -> int:
+    """Copy a directory of this machine into the sandbox; tell what was left out, and return how much that is."""
     from sandboxd.client import directories  # noqa: PLC0415 - beside httpx, loaded by now
 
-    target = remote_target(sandbox, path, str(folder.resolve()))
+    target = remote_target(sandbox, path, str(directory.resolve()))
     left_out: list[tuple[str, str]] = []
     try:
-        with _bar(target, directories.size(folder)) as advance:
+        with _bar(target, directories.size(directory)) as advance:
             sandbox.copy_in(
-                folder, target, on_bytes=advance, on_left_out=lambda name, why: left_out.append((name, why))
+                directory, target, on_bytes=advance, on_left_out=lambda name, why: left_out.append((name, why))
             )
     except OSError as error:
-        raise Failure(f"cannot read {error.filename or folder}: {error.strerror or error}") from error
+        raise Failure(f"cannot read {error.filename or directory}: {error.strerror or error}") from error
     for name, why in left_out:
-        say(f"sandboxd: left out {shown(os.path.join(folder, name))}: {why}", err=True)
+        say(f"sandboxd: left out {shown(os.path.join(directory, name))}: {why}", err=True)
     return len(left_out)
 
 
-def download_folder(sandbox: Sandbox, path: str, target: str, max_bytes: int) -> int:
-    """Copy a folder of the sandbox to this machine, or as a tar to standard output for `-`.
+def download_directory(sandbox: Sandbox, path: str, target: str, max_bytes: int) -> int:
+    """Copy a directory of the sandbox to this machine, or as a tar to standard output for `-`.
 
     What was left out is told; returns how many sockets, FIFOs and devices that is, for which no archive has a place.
     """

@@ -101,7 +101,7 @@ class Demo:
             self._console.print(f"   [bold red]not as it should be:[/] {otherwise}")
 
     def tour(self, sandbox: Sandbox, output: Path) -> None:
-        """Run the steps between birth and end."""
+        """Run the steps between creation and end."""
         with self.step("look around inside"):
             self._look(sandbox)
         with self.step("stream a command's lines as they are printed"):

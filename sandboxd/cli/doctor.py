@@ -69,32 +69,32 @@ def examine(config: configuration.Config) -> Report:
     """Look at everything, for a daemon with this configuration."""
     kernel, root = Kernel(), os.geteuid() == 0
     images = rootfs.gather(kernel, str(config.rootfs_path))
-    folder = _upper_folder(str(config.state_dir))
-    folders = {
+    directory = _upper_directory(str(config.state_dir))
+    directories = {
         "state-dir": str(config.state_dir),
         "runtime-dir": str(config.runtime_dir),
         "id-claims": ID_CLAIMS_DIR,
     }
     package = str(Path(configuration.__file__).parent)
-    filesystem = filesystem_of(folder, procfs.mounts())
+    filesystem = filesystem_of(directory, procfs.mounts())
     lower = next(iter(rootfs.trees(images)), None)
     features = [
         *users.evaluate(users.gather(kernel, configuration.USER, configuration.GROUP, package)),
         *service.evaluate(service.gather()),
         *sysctls.evaluate(sysctls.gather()),
         *namespaces.evaluate(namespaces.gather(kernel, root=root)),
-        *overlay.evaluate(overlay.gather(kernel, folder, filesystem, lower, root=root)),
+        *overlay.evaluate(overlay.gather(kernel, directory, filesystem, lower, root=root)),
         *cgroups.evaluate(cgroups.gather(kernel, root=root)),
         *filters.evaluate(filters.gather(kernel, str(configuration.data_dir("seccomp")))),
         *rootfs.evaluate(images),
-        *storage.evaluate(storage.gather(folders, root=root)),
+        *storage.evaluate(storage.gather(directories, root=root)),
         *network.evaluate(network.gather(kernel, root=root)),
     ]
     return Report(tuple(features), allow_unenforced=config.allow_unenforced)
 
 
-def _upper_folder(state_dir: str) -> str:
-    """Return a folder on the filesystem that will hold the sandboxes' own files: a pool may be a mount of its own."""
+def _upper_directory(state_dir: str) -> str:
+    """Return a directory on the filesystem that holds the sandboxes' own files: a pool may be a mount of its own."""
     state, pool = existing_ancestor(state_dir), f"{state_dir}/pool"
     try:
         return pool if os.stat(pool).st_dev != os.stat(state).st_dev else state

@@ -70,7 +70,7 @@ def change_json(change: FileChange) -> dict[str, Any]:
 
 
 def change_line(change: FileChange) -> str:
-    """Return a change as one line; a folder's path ends with a slash, and of a rename the old one stands first."""
+    """Return a change as one line; a directory's path ends with a slash, and of a rename the old one stands first."""
     end = "/" if change.is_folder else ""
     old = "" if change.old_path is None else f"{shown(change.old_path)}{end} -> "
     return f"{change.type:<8} {old}{shown(change.path)}{end}"

@@ -114,7 +114,7 @@ class LazyGroup(click.Group):
         except (output.OutputClosed, output.OutputFailed):
             raise
         except OSError as error:
-            # Our own input is a folder, say. What a verb opens for its user it explains itself.
+            # Our own input is a directory, say. What a verb opens for its user it explains itself.
             what = f"{error.filename}: " if error.filename else ""
             raise Failure(f"cannot go on: {what}{error.strerror or error}") from error
         except KeyboardInterrupt:

@@ -20,7 +20,7 @@ from sandboxd.cli.failure import Failure, Interrupted, Interrupts, one_sentence
 from sandboxd.cli.output import say, shown_line
 from sandboxd.cli.params import Size, client_of
 from sandboxd.errors import DaemonUnavailable, InvalidRequest, RootfsError, RootfsNotFound
-from sandboxd.images.importer import MAX_BYTES, Wanted, import_image
+from sandboxd.images.importer import MAX_BYTES, UnpackRequest, import_image
 
 __all__ = ["rootfs"]
 
@@ -91,7 +91,7 @@ def import_(
     SOURCE is an archive made by `docker export` or `docker save`, or an OCI image layout (`skopeo copy`) as an archive
     or a directory; - reads an archive from stdin.
     """
-    wanted = Wanted(image, platform, max_size)
+    wanted = UnpackRequest(image, platform, max_size)
     with _failures(), _watcher() as watch:
         done = import_image(
             name,

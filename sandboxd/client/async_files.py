@@ -35,7 +35,7 @@ class AsyncFilesPart(AsyncPart):
 
         Raises:
             FileNotFound: there is no such file.
-            NotAFile: it is a folder or a device.
+            NotAFile: it is a directory or a device.
         """
         async with self.read_file_stream(path) as stream:
             return b"".join([piece async for piece in stream])
@@ -54,7 +54,7 @@ class AsyncFilesPart(AsyncPart):
         return count
 
     async def write_file(self, path: SandboxPath, data: AsyncFileContent, *, mode: int | None = None) -> int:
-        """Make or replace a file and return its size; folders above it are made.
+        """Make or replace a file and return its size; directories above it are made.
 
         It appears when it is whole; until then the old one stays.
 
@@ -85,13 +85,13 @@ class AsyncFilesPart(AsyncPart):
     # --- many files ---
 
     async def list_files(self, path: SandboxPath, *, recursive: bool = False, hidden: bool = False) -> list[FileInfo]:
-        """Return what is in a folder, sorted; `hidden`: names that begin with a dot too."""
+        """Return what is in a directory, sorted; `hidden`: names that begin with a dot too."""
         return [file async for file in self.iter_files(path, recursive=recursive, hidden=hidden)]
 
     async def iter_files(
         self, path: SandboxPath, *, recursive: bool = False, hidden: bool = False
     ) -> AsyncIterator[FileInfo]:
-        """Give what is in a folder, as `list_files`, a page at a time."""
+        """Give what is in a directory, as `list_files`, a page at a time."""
         cursor: str | None = None
         while True:
             call = file_calls.page(self.id, path, cursor, recursive=recursive, hidden=hidden)
@@ -108,7 +108,7 @@ class AsyncFilesPart(AsyncPart):
     restore_backup = async_verb(file_calls.restore_backup)
     watch = stream_verb(file_calls.watch, AsyncWatchStream)
 
-    # --- archives and folders ---
+    # --- archives and directories ---
 
     read_archive = stream_verb(file_calls.read_archive, AsyncFileStream)
 
@@ -119,10 +119,10 @@ class AsyncFilesPart(AsyncPart):
         *,
         format: ArchiveFormat | None = None,  # noqa: A002
     ) -> int:
-        """Unpack a tar, tar.gz or zip into a folder, which is made, and return how many entries it had.
+        """Unpack a tar, tar.gz or zip into a directory, which is made, and return how many entries it had.
 
         Raises:
-            ArchiveRefused: it is damaged, or a member would leave the folder; `reason` and `member` say more.
+            ArchiveRefused: it is damaged, or a member would leave the directory; `reason` and `member` say more.
         """
         return await self.client.send(file_calls.write_archive(self.id, path, async_content(data), format))
 
@@ -134,13 +134,13 @@ class AsyncFilesPart(AsyncPart):
         on_bytes: Callable[[int], object] = lambda count: None,
         on_left_out: Callable[[str, str], object] | None = None,
     ) -> int:
-        """Copy what is in a folder of this machine into a folder of the sandbox; returns how many entries.
+        """Copy what is in a directory of this machine into a directory of the sandbox; returns how many entries.
 
         Links stay as they are: inside they lead to the sandbox's own files. What cannot be read, and sockets, FIFOs
         and devices, are left out and told to `on_left_out` (name, why); the rest is copied.
 
         Raises:
-            OSError: this machine cannot read the folder, or something in it and there is no `on_left_out`.
+            OSError: this machine cannot read the directory, or something in it and there is no `on_left_out`.
         """
         packing = directories.Packing(Path(local), on_bytes, on_left_out)
         count = await self.write_archive(path, _in_threads(iter(packing)), format="tar")
@@ -155,7 +155,7 @@ class AsyncFilesPart(AsyncPart):
         on_bytes: Callable[[int], object] = lambda count: None,
         max_bytes: int | None = None,
     ) -> list[str]:
-        """Copy what is in a folder of the sandbox into a folder of this machine; returns what was left out.
+        """Copy what is in a directory of the sandbox into a directory of this machine; returns what was left out.
 
         Left out are devices and links that lead out of the copy: nothing in a sandbox can make one that harms here.
         Holes of files stay holes.

@@ -65,7 +65,7 @@ class SandboxStats:
     Attributes:
         state: running or frozen.
         limits: what it may use.
-        cpu_s: seconds of processor time since its birth; `cpu_user_s` and `cpu_system_s` are its parts.
+        cpu_s: seconds of processor time since its creation; `cpu_user_s` and `cpu_system_s` are its parts.
         cpu_throttled_s: seconds that it waited because of `limits.cpus`.
         memory_bytes: what counts against `limits.memory_bytes` now, page cache and /dev/shm included.
         memory_peak_bytes: the most that it was.

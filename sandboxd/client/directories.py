@@ -1,12 +1,12 @@
-"""Folders of this machine as tar streams, both ways.
+"""Directories of this machine as tar streams, both ways.
 
 Into a sandbox goes all that can be read; what cannot, and what a copy has no place for, is left out and told, so that
 a copy never stops half-way. Links go as they are: inside they lead to the sandbox's own files.
 
 What comes out of a sandbox may have been made by whoever took it over, so it is unpacked as a stranger's: into a new
-folder where nothing is yet, the links last of all, so that no name can lead anywhere else; then moved into its place.
-Names and links that lead outside, devices and what has no business in a copy are left out and told. It is bounded, and
-its holes stay holes.
+directory where nothing is yet, the links last of all, so that no name can lead anywhere else; then moved into its
+place. Names and links that lead outside, devices and what has no business in a copy are left out and told. It is
+bounded, and its holes stay holes.
 """
 
 from __future__ import annotations
@@ -37,27 +37,30 @@ _RESERVE: Final = 0.05
 _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _KINDS: Final = {stat.S_IFSOCK: "socket", stat.S_IFIFO: "FIFO", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
-#: Takes the name of what was left out, from the folder on, and why.
+#: Takes the name of what was left out, from the directory on, and why.
 LeftOut = Callable[[str, str], object]
 
 
 class Packing:
-    """A tar of what is in a folder: iterate over it once for its bytes.
+    """A tar of what is in a directory: iterate over it once for its bytes.
 
     What cannot be read, and sockets, FIFOs and devices, are told to `on_left_out`. Several names of one file stay that.
     """
 
     def __init__(
-        self, folder: Path, on_bytes: Callable[[int], object] = lambda count: None, on_left_out: LeftOut | None = None
+        self,
+        directory: Path,
+        on_bytes: Callable[[int], object] = lambda count: None,
+        on_left_out: LeftOut | None = None,
     ) -> None:
-        self._folder = folder
+        self._directory = directory
         self._on_bytes = on_bytes
         self._on_left_out = on_left_out
         self._failure: OSError | None = None
         self._seen: dict[tuple[int, int], str] = {}
 
     def __iter__(self) -> Iterator[bytes]:
-        for path in _walk(self._folder, self._failed):
+        for path in _walk(self._directory, self._failed):
             try:
                 yield from self._member(path)
             except OSError as error:
@@ -80,7 +83,7 @@ class Packing:
             self._on_left_out(self._name(path), error.strerror or str(error))
 
     def _name(self, path: Path) -> str:
-        return str(path.relative_to(self._folder))
+        return str(path.relative_to(self._directory))
 
     def _member(self, path: Path) -> Iterator[bytes]:
         facts = path.lstat()
@@ -134,14 +137,14 @@ class Packing:
         yield bytes(-size % tarfile.BLOCKSIZE)
 
 
-def _walk(folder: Path, failed: Callable[[OSError, Path], object] = lambda error, path: None) -> Iterator[Path]:
-    pending = [folder]
+def _walk(directory: Path, failed: Callable[[OSError, Path], object] = lambda error, path: None) -> Iterator[Path]:
+    pending = [directory]
     while pending:
         place = pending.pop()
         try:
             entries = sorted(os.scandir(place), key=lambda entry: entry.name)
         except OSError as error:
-            if place == folder:
+            if place == directory:
                 raise
             failed(error, place)
             continue
@@ -156,10 +159,10 @@ def _header(info: tarfile.TarInfo) -> bytes:
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
-def size(folder: Path) -> int:
+def size(directory: Path) -> int:
     """Return how many bytes of content a `Packing` will give, as far as can be told."""
     total = 0
-    for path in _walk(folder):
+    for path in _walk(directory):
         with contextlib.suppress(OSError):
             facts = path.lstat()
             total += facts.st_size if stat.S_ISREG(facts.st_mode) else 0
@@ -244,7 +247,7 @@ def unpack(
     on_bytes: Callable[[int], object] = lambda count: None,
     max_bytes: int | None = None,
 ) -> list[str]:
-    """Put a sandbox's tar at `target`, merged into the folder that may be there; return what was left out.
+    """Put a sandbox's tar at `target`, merged into the directory that may be there; return what was left out.
 
     Raises:
         ArchiveRefused: the stream is damaged, or larger than `max_bytes` (`MAX_BYTES` if not given).
@@ -310,7 +313,7 @@ class _Reader:
 def _place(
     archive: tarfile.TarFile, member: tarfile.TarInfo, root: Path, links: list[tuple[Path, str]], budget: Budget
 ) -> bool:
-    """Put one member below the new folder; False for one that is left out."""
+    """Put one member below the new directory; False for one that is left out."""
     name = PurePosixPath(member.name.lstrip("/"))
     if ".." in name.parts or not name.parts or "\0" in member.name:
         return False
@@ -364,22 +367,22 @@ def _check_merge(source: Path, target: Path) -> None:
     """Look ahead at what `_merge` will do, so that it does not end in the middle.
 
     Raises:
-        FileExistsError: a folder is in the way of a file, or the other way round.
+        FileExistsError: a directory is in the way of a file, or the other way round.
     """
     if not os.path.lexists(target):
         return
     if target.is_symlink() or not target.is_dir():
-        raise FileExistsError(errno.EEXIST, "it is there and is no folder", str(target))
+        raise FileExistsError(errno.EEXIST, "it is there and is no directory", str(target))
     for entry in list(os.scandir(source)):
         below = target / entry.name
         if entry.is_dir(follow_symlinks=False):
             _check_merge(Path(entry.path), below)
         elif below.is_dir() and not below.is_symlink():
-            raise FileExistsError(errno.EEXIST, "it is there and is a folder", str(below))
+            raise FileExistsError(errno.EEXIST, "it is there and is a directory", str(below))
 
 
 def _merge(source: Path, target: Path) -> None:
-    """Move a tree to where another may be: folders are joined, the rest is replaced."""
+    """Move a tree to where another may be: directories are joined, the rest is replaced."""
     if not target.is_dir():
         source.rename(target)
         return

@@ -58,7 +58,7 @@ class FileInfo:
 
     @property
     def is_dir(self) -> bool:
-        """Whether it is a folder."""
+        """Whether it is a directory."""
         return self.type == "directory"
 
 
@@ -93,7 +93,7 @@ class ReplaceResult:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """A folder's version, and whether it changed since an earlier one; None where there was none to compare with."""
+    """A directory's version, and whether it changed since an earlier one; None where there was none to compare with."""
 
     version: str
     changed: bool | None
@@ -102,7 +102,7 @@ class Changes:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Backup:
-    """An archive in a sandbox that a folder was put into, or taken from: its path, size in bytes, and entries."""
+    """An archive in a sandbox that a directory was put into, or taken from: its path, size in bytes, and entries."""
 
     archive: str
     size: int
@@ -116,7 +116,7 @@ class FileChange:
     Attributes:
         type: create, write, chmod, remove, rename, or overflow: changes were lost, look anew at what you need.
         path: what changed, by its new name.
-        is_folder: whether it is a folder.
+        is_folder: whether it is a directory.
         old_path: of a rename, the name before.
     """
 
@@ -243,7 +243,7 @@ def exists(key: str, path: SandboxPath) -> Call[bool]:
 
 
 def delete_file(key: str, path: SandboxPath, *, recursive: bool = False) -> Call[None]:
-    """Delete a file, a link or an empty folder; `recursive`: a folder with all that is in it."""
+    """Delete a file, a link or an empty directory; `recursive`: a directory with all that is in it."""
     return Call("DELETE", **_get(key, path, "", recursive=recursive), timeout_s=None, what="answer", parse=nothing)
 
 
@@ -255,13 +255,13 @@ def _post(key: str, verb: str, path: SandboxPath, /, **fields: object) -> dict[s
 
 
 def mkdir(key: str, path: SandboxPath, *, parents: bool = False, mode: int | None = None) -> Call[FileInfo]:
-    """Make a folder; with `parents` those above it too, and one that is there is no error."""
+    """Make a directory; with `parents` those above it too, and one that is there is no error."""
     octal = None if mode is None else _octal(mode)
     return Call(**_post(key, "mkdir", path, parents=parents, mode=octal), what="file", parse=parse_file)
 
 
 def rename_file(key: str, path: SandboxPath, new_path: SandboxPath, *, overwrite: bool = True) -> Call[FileInfo]:
-    """Give a file or folder another name; folders above the new one are made.
+    """Give a file or directory another name; directories above the new one are made.
 
     Raises:
         FileExists: something has that name, and `overwrite` is false.
@@ -271,7 +271,7 @@ def rename_file(key: str, path: SandboxPath, new_path: SandboxPath, *, overwrite
 
 
 def copy_file(key: str, path: SandboxPath, new_path: SandboxPath, *, overwrite: bool = True) -> Call[FileInfo]:
-    """Copy a file, or a folder with all that is in it (to a name that is free), within the sandbox."""
+    """Copy a file, or a directory with all that is in it (to a name that is free), within the sandbox."""
     request = _post(key, "copy", path, **spell(new_path, "new_path"), overwrite=overwrite)
     return Call(**request, what="answer", parse=_parse_inner)
 
@@ -317,7 +317,7 @@ def search_files(  # noqa: PLR0913 - the fields of a search, all by keyword
     """Find files below `path` by name, or lines in them.
 
     Args:
-        path: a folder, or one file.
+        path: a directory, or one file.
         name: a pattern as in gitignore(5), such as "*.py" or "src/**/test_*".
         content: a regular expression of Python's, matched against lines.
         ignore_case: whether `content` does not tell A from a.
@@ -364,7 +364,7 @@ def _parse_replaced(value: Json) -> ReplaceResult:
 
 
 def read_archive(key: str, path: SandboxPath, *, format: ArchiveFormat = "tar") -> StreamCall:  # noqa: A002
-    """Return what is in a folder as an archive's bytes: a context manager to iterate over.
+    """Return what is in a directory as an archive's bytes: a context manager to iterate over.
 
     In asynchronous code `async with` opens it.
     """
@@ -392,12 +392,12 @@ def check_changes(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> Call[Changes]:
-    """Return a folder's version, and whether anything in it changed since the version `since`.
+    """Return a directory's version, and whether anything in it changed since the version `since`.
 
     `include` and `exclude` are patterns as in gitignore(5); a version is compared by the rules that it was made by.
 
     Raises:
-        InvalidRequest: `since` is no version of this folder by these rules.
+        InvalidRequest: `since` is no version of this directory by these rules.
     """
     rules = {"include": list(include), "exclude": list(exclude), "recursive": recursive}
     return Call(**_post(key, "changes", path, since=since, **rules), what="version", parse=_parse_version)
@@ -425,7 +425,7 @@ def create_backup(
     exclude: Sequence[str] = (),
     gitignore: bool = False,
 ) -> Call[Backup]:
-    """Keep what is in a folder as an archive in the sandbox: the file `archive`, replaced when it is whole.
+    """Keep what is in a directory as an archive in the sandbox: the file `archive`, replaced when it is whole.
 
     `exclude` are patterns as in gitignore(5); with `gitignore`, what git ignores there is left out too.
     """
@@ -434,10 +434,10 @@ def create_backup(
 
 
 def restore_backup(key: str, path: SandboxPath, archive: str) -> Call[Backup]:
-    """Put what an archive in the sandbox has in the place of what is in a folder.
+    """Put what an archive in the sandbox has in the place of what is in a directory.
 
     Raises:
-        ArchiveRefused: it is damaged, or a member would leave the folder; the folder is as it was.
+        ArchiveRefused: it is damaged, or a member would leave the directory; the directory is as it was.
     """
     return Call(**_post(key, "restore", path, archive=archive), what="backup", parse=_parse_backup)
 
@@ -450,10 +450,10 @@ def watch(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> ChangeReader:
-    """Watch a folder or a file: a context manager to iterate over.
+    """Watch a directory or a file: a context manager to iterate over.
 
     It begins when this returns; in asynchronous code, with `async with`. `include` and `exclude` are patterns as in
-    gitignore(5); folders that are left out are not watched.
+    gitignore(5); directories that are left out are not watched.
     """
     request = _get(key, path, "/watch", recursive=recursive)
     for name, patterns in (("include", include), ("exclude", exclude)):

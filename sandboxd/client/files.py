@@ -32,7 +32,7 @@ class FilesPart(Part):
 
         Raises:
             FileNotFound: there is no such file.
-            NotAFile: it is a folder or a device.
+            NotAFile: it is a directory or a device.
         """
         with self.read_file_stream(path) as stream:
             return b"".join(stream)
@@ -51,7 +51,7 @@ class FilesPart(Part):
         return count
 
     def write_file(self, path: SandboxPath, data: FileContent, *, mode: int | None = None) -> int:
-        """Make or replace a file and return its size; folders above it are made.
+        """Make or replace a file and return its size; directories above it are made.
 
         It appears when it is whole; until then the old one stays.
 
@@ -80,11 +80,11 @@ class FilesPart(Part):
     # --- many files ---
 
     def list_files(self, path: SandboxPath, *, recursive: bool = False, hidden: bool = False) -> list[FileInfo]:
-        """Return what is in a folder, sorted; `hidden`: names that begin with a dot too."""
+        """Return what is in a directory, sorted; `hidden`: names that begin with a dot too."""
         return list(self.iter_files(path, recursive=recursive, hidden=hidden))
 
     def iter_files(self, path: SandboxPath, *, recursive: bool = False, hidden: bool = False) -> Iterator[FileInfo]:
-        """Give what is in a folder, as `list_files`, a page at a time."""
+        """Give what is in a directory, as `list_files`, a page at a time."""
         cursor: str | None = None
         while True:
             call = file_calls.page(self.id, path, cursor, recursive=recursive, hidden=hidden)
@@ -100,15 +100,15 @@ class FilesPart(Part):
     restore_backup = sync_verb(file_calls.restore_backup)
     watch = stream_verb(file_calls.watch, WatchStream)
 
-    # --- archives and folders ---
+    # --- archives and directories ---
 
     read_archive = stream_verb(file_calls.read_archive, FileStream)
 
     def write_archive(self, path: SandboxPath, data: FileContent, *, format: ArchiveFormat | None = None) -> int:  # noqa: A002
-        """Unpack a tar, tar.gz or zip into a folder, which is made, and return how many entries it had.
+        """Unpack a tar, tar.gz or zip into a directory, which is made, and return how many entries it had.
 
         Raises:
-            ArchiveRefused: it is damaged, or a member would leave the folder; `reason` and `member` say more.
+            ArchiveRefused: it is damaged, or a member would leave the directory; `reason` and `member` say more.
         """
         return self.client.send(file_calls.write_archive(self.id, path, sync_content(data), format))
 
@@ -120,13 +120,13 @@ class FilesPart(Part):
         on_bytes: Callable[[int], object] = lambda count: None,
         on_left_out: Callable[[str, str], object] | None = None,
     ) -> int:
-        """Copy what is in a folder of this machine into a folder of the sandbox; returns how many entries.
+        """Copy what is in a directory of this machine into a directory of the sandbox; returns how many entries.
 
         Links stay as they are: inside they lead to the sandbox's own files. What cannot be read, and sockets, FIFOs
         and devices, are left out and told to `on_left_out` (name, why); the rest is copied.
 
         Raises:
-            OSError: this machine cannot read the folder, or something in it and there is no `on_left_out`.
+            OSError: this machine cannot read the directory, or something in it and there is no `on_left_out`.
         """
         packing = directories.Packing(Path(local), on_bytes, on_left_out)
         count = self.write_archive(path, packing, format="tar")
@@ -141,7 +141,7 @@ class FilesPart(Part):
         on_bytes: Callable[[int], object] = lambda count: None,
         max_bytes: int | None = None,
     ) -> list[str]:
-        """Copy what is in a folder of the sandbox into a folder of this machine; returns what was left out.
+        """Copy what is in a directory of the sandbox into a directory of this machine; returns what was left out.
 
         Left out are devices and links that lead out of the copy: nothing in a sandbox can make one that harms here.
         Holes of files stay holes.

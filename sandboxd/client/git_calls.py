@@ -74,12 +74,12 @@ def git_checkout(  # noqa: PLR0913 - the options of a clone, all by keyword
     Args:
         repo_url: an https, http or git:// address, or an absolute path of the sandbox.
         branch: a branch, a tag, or a commit of 40 digits; else the repository's default branch.
-        target_dir: where to, absolute or in the sandbox's cwd; else the repository's name there. A folder that is
+        target_dir: where to, absolute or in the sandbox's cwd; else the repository's name there. A directory that is
             there must be empty.
         depth: how many commits of history; else all.
         single_branch: only what belongs to `branch`; else whether a depth is given.
         submodules: clone the submodules as well.
-        sparse: folders to check out; else all.
+        sparse: directories to check out; else all.
         username: for https and http, with
         password: or with
         token: instead of a password; without a user name it goes with one that GitHub, GitLab and Gitea take.

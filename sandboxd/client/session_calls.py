@@ -35,7 +35,7 @@ class SessionInfo:
         id: its name in the sandbox, the caller's own or the daemon's.
         shell: the path of its shell.
         user: whose name its commands run under.
-        cwd: the working folder that its last command left; None where that has no name in text.
+        cwd: the working directory that its last command left; None where that has no name in text.
         commands: how many were begun.
         running: the process id of the command that runs now, if one does.
         waiting: how many wait for their turn.

@@ -9,14 +9,14 @@ sandbox's own group, and its event loop's. It has one thread, imports nothing an
 could block it.
 
     init.py        the loop, the link, the operations
-    loop.py        epoll with timers
-    peer.py        one connection of the daemon
+    eventloop.py   epoll with timers
+    link_server.py one connection of the daemon
     commands.py    the operations on commands, the table of them, the reaper
     processes.py   one command: start, restart, signals, end
     output.py      its pipes into its journal; followers.py: the journal to the daemon
-    feed.py        its standard input
+    stdin_writer.py  its standard input
     terminals.py   its terminal, where it has one
-    leaves.py      its cgroup leaf
+    leaf_cgroups.py  its cgroup leaf
     endings.py     who of its tree was asked to end, and until when
     contexts.py    the operations on code contexts; worker.py: one interpreter, its pipes and their order
     spawn.py       the child's side of a start; standby.py: a child that waits to become the next command

@@ -1,9 +1,9 @@
-"""Packs a folder and unpacks a stranger's archive, as errands: tar, tar.gz and zip, streamed.
+"""Packs a directory and unpacks a stranger's archive, as file jobs: tar, tar.gz and zip, streamed.
 
 The formats are the standard library's (`tarfile`, `zipfile`, `zlib`); what it would look up for convenience (names
 of users, which goes through nss and the rootfs' libraries) is never asked for. What a member may do is `placing.py`'s
 to say. A tar is unpacked as it arrives. A zip has its table at its end, so it is kept in a file without a name until
-it is whole. A header that wants all memory there is meets the errand's own bound.
+it is whole. A header that wants all memory there is meets the file job's own bound.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import IO, Any, Final, Protocol
 
 from ..errors import ArchiveRefused, InvalidRequest
 from .file_operations import followed
-from .frames import Inlet
-from .jobs import Function, Means
-from .path_filter import Ignores, Picker
-from .paths import TEMPORARY, mapped, open_folder, path_of, require
-from .safe_extract import Placer, refuse
+from .frames import ChunkReader
+from .jobs import Deps, Function
+from .path_filter import Ignores, PathFilter
+from .paths import TEMPORARY, mapped, open_directory, path_of, require
+from .safe_extract import SafeExtract, refuse
 from .tree import Entry, walk
 from .zipnames import Member, name_of
 
@@ -58,29 +58,29 @@ class _Sink(Protocol):
 # --- packing ---
 
 
-def pack(means: Means, params: dict[str, Any]) -> dict[str, Any]:
-    """Give the bytes of an archive of `path`: what is in a folder, or the one file. Links stay links.
+def pack(deps: Deps, params: dict[str, Any]) -> dict[str, Any]:
+    """Give the bytes of an archive of `path`: what is in a directory, or the one file. Links stay links.
 
     Sockets, FIFOs and devices are left out; the result counts them (`skipped`) and the `entries`. `exclude` are
     patterns of what else is, and with `gitignore` what git ignores there.
     """
     path = path_of(params)
     with mapped(path, "pack"):
-        folder, name, facts = followed(means.kernel, path)
+        directory, name, facts = followed(deps.kernel, path)
         if stat.S_ISDIR(facts.st_mode):
-            root = open_folder(means.kernel, path)
-            entries = Picker(params).pick(walk(root))
+            root = open_directory(deps.kernel, path)
+            entries = PathFilter(params).pick(walk(root))
             if params.get("gitignore"):
                 entries = Ignores(root).pick(entries)
         else:
             require(path, facts.st_mode, stat.S_IFREG, "pack")
-            entries = iter([Entry(folder, name, path.rpartition("/")[2], facts)])
+            entries = iter([Entry(directory, name, path.rpartition("/")[2], facts)])
         if params["format"] == "zip":
-            return _pack_zip(entries, means.outlet)
+            return _pack_zip(entries, deps.writer)
         if params["format"] == "tar.gz":
-            with _Gzip(means.outlet) as sink:
+            with _Gzip(deps.writer) as sink:
                 return _pack_tar(entries, sink)
-        return _pack_tar(entries, means.outlet)
+        return _pack_tar(entries, deps.writer)
 
 
 class _Gzip:
@@ -131,7 +131,7 @@ def _describe(entry: Entry, info: tarfile.TarInfo) -> int | None:
     fd = -1
     try:
         if stat.S_ISREG(facts.st_mode):
-            fd = os.open(entry.name, _OPEN, dir_fd=entry.folder)
+            fd = os.open(entry.name, _OPEN, dir_fd=entry.directory)
             facts = os.fstat(fd)
             if not stat.S_ISREG(facts.st_mode):
                 os.close(fd)
@@ -139,7 +139,7 @@ def _describe(entry: Entry, info: tarfile.TarInfo) -> int | None:
             info.size = facts.st_size
         elif stat.S_ISLNK(facts.st_mode):
             info.type = tarfile.SYMTYPE
-            info.linkname = os.readlink(entry.name, dir_fd=entry.folder)
+            info.linkname = os.readlink(entry.name, dir_fd=entry.directory)
         elif stat.S_ISDIR(facts.st_mode):
             info.type = tarfile.DIRTYPE
         else:
@@ -218,33 +218,33 @@ def _add_zip(archive: zipfile.ZipFile, info: tarfile.TarInfo, fd: int) -> None:
 # --- unpacking ---
 
 
-def unpack(means: Means, params: dict[str, Any]) -> dict[str, Any]:
-    """Unpack what is fed into the folder `path`, which is made; `format` None looks at the first bytes.
+def unpack(deps: Deps, params: dict[str, Any]) -> dict[str, Any]:
+    """Unpack what is fed into the directory `path`, which is made; `format` None looks at the first bytes.
 
     The result counts `entries` and `bytes`. At most `max_bytes` are unpacked. What was put before a refusal stays.
     """
-    assert means.inlet is not None  # noqa: S101 - the request says so
+    assert deps.chunks is not None  # noqa: S101 - the request says so
     path = path_of(params)
     with mapped(path, "unpack into"):
-        root = open_folder(means.kernel, path, owner=means.owner)
-    placer = Placer(means.kernel, root, means.owner, int(params["max_bytes"]))
-    source = _Source(means.inlet)
+        root = open_directory(deps.kernel, path, owner=deps.owner)
+    extract = SafeExtract(deps.kernel, root, deps.owner, int(params["max_bytes"]))
+    source = _Source(deps.chunks)
     head = source.peek(4)
     name = params["format"] or _format_of(head)
     with mapped(path, "unpack into"):
         try:
             if name == "zip":
-                with _spooled(root, source, placer) as file:
-                    _unpack_zip(file, placer)
+                with _spooled(root, source, extract) as file:
+                    _unpack_zip(file, extract)
             else:
-                _unpack_tar(_Gunzip(source) if name == "tar.gz" else source, placer)
+                _unpack_tar(_Gunzip(source) if name == "tar.gz" else source, extract)
                 while source.read(_PIECE):
                     pass  # what follows a tar's end is nothing, but the sender must be rid of it
         except _DAMAGED as error:
             raise ArchiveRefused(f"cannot unpack: the archive is damaged ({error})", reason="damaged") from None
         except NotImplementedError as error:
             raise ArchiveRefused(f"cannot unpack: {error}", reason="method") from None
-    return {"entries": placer.entries, "bytes": placer.bytes}
+    return {"entries": extract.entries, "bytes": extract.bytes}
 
 
 def _format_of(head: bytes) -> str:
@@ -260,8 +260,8 @@ def _format_of(head: bytes) -> str:
 class _Source:
     """The fed bytes, with a look ahead; `read` gives as many as were asked for, fewer at the end only."""
 
-    def __init__(self, inlet: Inlet) -> None:
-        self._inlet = inlet
+    def __init__(self, chunks: ChunkReader) -> None:
+        self._chunks = chunks
         self._ahead = b""
 
     def peek(self, size: int) -> bytes:
@@ -272,7 +272,7 @@ class _Source:
         found = bytearray(self._ahead[:size])
         self._ahead = self._ahead[size:]
         while len(found) < size:
-            data = self._inlet.read(size - len(found))
+            data = self._chunks.read(size - len(found))
             if not data:
                 break
             found += data
@@ -304,13 +304,13 @@ class _Gunzip:
         return bytes(found)
 
 
-def _unpack_tar(source: _Source | _Gunzip, placer: Placer) -> None:
+def _unpack_tar(source: _Source | _Gunzip, extract: SafeExtract) -> None:
     file: Any = source
     with tarfile.open(fileobj=file, mode="r|", bufsize=_PIECE, encoding="utf-8", errors="surrogateescape") as archive:
         member = archive.next()
         while member is not None:
             archive.members = []  # type: ignore[attr-defined]  # it would keep every one of them
-            _place_tar(archive, member, placer)
+            _place_tar(archive, member, extract)
             member = _next_member(archive)
 
 
@@ -327,19 +327,19 @@ def _next_member(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
         return None
 
 
-def _place_tar(archive: tarfile.TarFile, member: tarfile.TarInfo, placer: Placer) -> None:
+def _place_tar(archive: tarfile.TarFile, member: tarfile.TarInfo, extract: SafeExtract) -> None:
     name = member.name
     if member.isdir():
-        placer.folder(name)
+        extract.directory(name)
     elif member.issym():
-        placer.link(name, member.linkname)
+        extract.link(name, member.linkname)
     elif member.islnk():
-        placer.hard_link(name, member.linkname)
+        extract.hard_link(name, member.linkname)
     elif member.isreg() and not member.issparse():
         content = archive.extractfile(member)
         if content is None or member.size < 0:
             raise refuse(name, "kind", "has no content")
-        placer.file(name, member.mode, float(member.mtime), _content(content, member.size))
+        extract.file(name, member.mode, float(member.mtime), _content(content, member.size))
     else:
         raise refuse(name, "kind", "is a device, a FIFO, a sparse file or of a kind that nobody knows")
 
@@ -354,20 +354,20 @@ def _content(file: IO[bytes], size: int) -> Iterator[bytes]:
         yield piece
 
 
-def _spooled(folder: int, source: _Source, placer: Placer) -> IO[bytes]:
+def _spooled(directory: int, source: _Source, extract: SafeExtract) -> IO[bytes]:
     """Keep the fed bytes in a file without a name, on the disk that they are unpacked to."""
     name = f"{TEMPORARY}{os.urandom(8).hex()}"
-    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
-    os.unlink(name, dir_fd=folder)
+    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    os.unlink(name, dir_fd=directory)
     file = open(fd, "w+b")  # noqa: SIM115 - the caller closes it
     while piece := source.read(_PIECE):
         file.write(piece)
-        placer.spooled(len(piece))
+        extract.spooled(len(piece))
     file.seek(0)
     return file
 
 
-def _unpack_zip(file: IO[bytes], placer: Placer) -> None:
+def _unpack_zip(file: IO[bytes], extract: SafeExtract) -> None:
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             name = name_of(member)
@@ -378,14 +378,14 @@ def _unpack_zip(file: IO[bytes], placer: Placer) -> None:
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
                 raise refuse(name, "kind", "is a device, a FIFO or a socket")
             if name.endswith("/") or kind == stat.S_IFDIR:
-                placer.folder(name)
+                extract.directory(name)
                 continue
             with archive.open(member) as content:
                 if kind == stat.S_IFLNK:
-                    placer.link(name, os.fsdecode(content.read(4096)))
+                    extract.link(name, os.fsdecode(content.read(4096)))
                 else:
                     mode = stat.S_IMODE(mode) if kind else 0o644
-                    placer.file(name, mode, _zip_time(member), iter(lambda: content.read(_PIECE), b""))
+                    extract.file(name, mode, _zip_time(member), iter(lambda: content.read(_PIECE), b""))
 
 
 def _zip_time(member: zipfile.ZipInfo) -> float:
@@ -396,7 +396,7 @@ def _zip_time(member: zipfile.ZipInfo) -> float:
 
 
 def preload() -> None:
-    """Load the codec of zip's old names: it is a module, and nothing is imported after the birth."""
+    """Load the codec of zip's old names: it is a module, and nothing is imported after the creation."""
     codecs.lookup("cp437")
 
 

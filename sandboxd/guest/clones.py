@@ -1,6 +1,6 @@
 """Clones of git repositories: children of the template `git` (sandboxd/templates/git), from init's side.
 
-A clone is a child that comes from outside (`entrants.py`) into a leaf of its own, with the rights of the sandbox's
+A clone is a child that comes from outside (`incoming.py`) into a leaf of its own, with the rights of the sandbox's
 user. init gives it its order and the pipe on which it speaks straight to the daemon, ends it (asked to, too late, or
 when the daemon is gone), reaps it, and then ends the request.
 """
@@ -20,10 +20,10 @@ from ..linux.kernel import Kernel
 from ..wire import exhausted
 from ..wire.messages import Event
 from .commands import Commands
-from .eventloop import Loop, Timer
-from .incoming import Entrant, Entrants
-from .leaf_cgroups import Leaf, Leaves
-from .link_server import Peer
+from .eventloop import EventLoop, Timer
+from .incoming import IncomingChild, IncomingChildren
+from .leaf_cgroups import LeafCgroup, LeafCgroups
+from .link_server import LinkServer
 
 #: Clones at once: each holds a pack's table in memory.
 MAX_CLONES: Final = 8
@@ -36,20 +36,22 @@ TIDY_S: Final = 5.0
 class Clones:
     """Every clone under way."""
 
-    def __init__(self, loop: Loop, kernel: Kernel, leaves: Leaves, entrants: Entrants, commands: Commands) -> None:
+    def __init__(
+        self, loop: EventLoop, kernel: Kernel, leaves: LeafCgroups, incoming: IncomingChildren, commands: Commands
+    ) -> None:
         self._loop = loop
         self._kernel = kernel
         self._leaves = leaves
-        self._entrants = entrants
+        self._incoming = incoming
         self._commands = commands
         self._clones: dict[str, _Clone] = {}
         self._next = 1
-        self.operations: dict[str, Callable[[Peer, int, dict[str, Any]], None]] = {
+        self.operations: dict[str, Callable[[LinkServer, int, dict[str, Any]], None]] = {
             "clone": self._start,
             "clone_stop": self._stop,
         }
 
-    def _start(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _start(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         """Expect a child, and tell the daemon where; the request is answered when the child has ended.
 
         Params: `order` (for the child; it has a password in it), `timeout_s`. With them come the end of a socket at
@@ -58,7 +60,7 @@ class Clones:
         Raises:
             ServerBusy: there are too many.
         """
-        rendezvous, pipe = peer.take_fds(2)
+        handoff, pipe = peer.take_fds(2)
         name = str(params["order"]["temporary"])
         try:
             if len(self._clones) >= MAX_CLONES or name in self._clones:
@@ -66,7 +68,7 @@ class Clones:
             leaf = self._leaves.new(f"_git{self._next}")  # no process can have that id
             os.close(leaf.open())
         except BaseException as error:
-            os.close(rendezvous)
+            os.close(handoff)
             os.close(pipe)
             if isinstance(error, OSError):
                 raise exhausted.known(error, "clone") from None
@@ -74,25 +76,25 @@ class Clones:
         self._next += 1
         self._clones[name] = clone = _Clone(self, peer, request, leaf, pipe, params["order"])
         clone.timer = self._loop.call_later(float(params["timeout_s"]), lambda: clone.end("it took too long"))
-        clone.entrant = self._entrants.expect(
-            rendezvous, clone.on_arrived, clone.on_begun, clone.on_failed, timeout_s=ARRIVAL_TIMEOUT_S
+        clone.incoming = self._incoming.expect(
+            handoff, clone.on_arrived, clone.on_begun, clone.on_failed, timeout_s=ARRIVAL_TIMEOUT_S
         )
         peer.send(Event(request, 0, time.time(), "expecting", {"leaf": leaf.name}))
 
-    def _stop(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _stop(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         """End a clone; one that is over is no error."""
         clone = self._clones.get(params["name"])
         if clone is not None and clone.peer is peer:
             clone.end("it was stopped")
         peer.reply(request, {})
 
-    def cancel(self, peer: Peer, request: int) -> None:
+    def cancel(self, peer: LinkServer, request: int) -> None:
         """End the clone of a request that nobody waits for."""
         for clone in list(self._clones.values()):
             if clone.peer is peer and clone.request == request:
                 clone.end("it was cancelled")
 
-    def drop(self, peer: Peer) -> None:
+    def drop(self, peer: LinkServer) -> None:
         """End the clones of a daemon that is gone."""
         for clone in list(self._clones.values()):
             if clone.peer is peer:
@@ -103,10 +105,10 @@ class Clones:
     def send(self, clone: _Clone, pid: int) -> None:
         """Give the child that arrived its job."""
         self._commands.children[pid] = clone.on_exit
-        assert clone.entrant is not None  # noqa: S101 - it is what calls
-        clone.entrant.send(self._commands.user, "/", {}, [clone.pipe], clone.order)
+        assert clone.incoming is not None  # noqa: S101 - it is what calls
+        clone.incoming.send(self._commands.user, "/", {}, [clone.pipe], clone.order)
 
-    def full(self, leaf: Leaf) -> SandboxdError | None:
+    def full(self, leaf: LeafCgroup) -> SandboxdError | None:
         """Return the limit for which no process can begin in a leaf now; None where one can."""
         try:
             leaf.try_out(self._kernel)
@@ -131,7 +133,9 @@ class Clones:
 class _Clone:
     """One clone: expected, then a process."""
 
-    def __init__(self, clones: Clones, peer: Peer, request: int, leaf: Leaf, pipe: int, order: dict[str, Any]) -> None:
+    def __init__(
+        self, clones: Clones, peer: LinkServer, request: int, leaf: LeafCgroup, pipe: int, order: dict[str, Any]
+    ) -> None:
         self._clones = clones
         self.peer = peer
         self.request = request
@@ -139,7 +143,7 @@ class _Clone:
         self.pipe = pipe
         self.order = order
         self.pid = 0
-        self.entrant: Entrant | None = None
+        self.incoming: IncomingChild | None = None
         self.timer: Timer | None = None
         self._why: str | None = None
         self._is_over = False
@@ -151,12 +155,12 @@ class _Clone:
 
     def on_begun(self) -> None:
         """It has its order and the pipe."""
-        self.entrant = None
+        self.incoming = None
         self._let_go()
 
     def on_failed(self, why: str, declined: bool) -> None:
         """Nobody comes."""
-        self.entrant = None
+        self.incoming = None
         if self.pid:
             self.leaf.kill()  # its status ends the request
             self._why = self._why or why
@@ -170,9 +174,9 @@ class _Clone:
         if self._is_over or self._why is not None:
             return
         self._why = why
-        if self.entrant is not None:  # still on its way, with nothing made
-            self.entrant.cancel()
-            self.entrant = None
+        if self.incoming is not None:  # still on its way, with nothing made
+            self.incoming.cancel()
+            self.incoming = None
             self._let_go()
             if not self.pid:
                 self._finish(InternalError(f"cannot clone: {why}"))
@@ -188,9 +192,9 @@ class _Clone:
 
     def on_exit(self, status: int, rusage: resource.struct_rusage) -> None:
         """Its status is here: the request is over."""
-        if self.entrant is not None:
-            self.entrant.cancel()
-            self.entrant = None
+        if self.incoming is not None:
+            self.incoming.cancel()
+            self.incoming = None
         if status == 0 and self._why is None:
             self._finish(None)
         elif self._why is not None:

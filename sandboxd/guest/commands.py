@@ -15,9 +15,9 @@ from ..spec import CommandSpec, check_port, check_probe_path, check_process_id, 
 from ..wire.journal import DEFAULT_CAPACITY
 from . import users
 from .followers import Follower
-from .leaf_cgroups import Leaf
-from .link_server import Peer
-from .processes import Means, Process, Shell
+from .leaf_cgroups import LeafCgroup
+from .link_server import LinkServer
+from .processes import Deps, Process, Shell
 from .sessions import Sessions, Waiting
 from .spawn import DEFAULT_PATH
 from .standby import Children
@@ -35,33 +35,33 @@ MAX_ENDED_BYTES: Final = 8 * 1024 * 1024
 MAX_PAGE: Final = 100
 PAGE_BYTES: Final = 384 * 1024
 
-Operation = Callable[[Peer, int, dict[str, Any]], None]
+Operation = Callable[[LinkServer, int, dict[str, Any]], None]
 
 
 class Commands:
     """Every command of the sandbox, and the streams that follow them."""
 
-    def __init__(self, means: Means, children: Children, on_other_exit: Callable[[int, int], None]) -> None:
+    def __init__(self, deps: Deps, children: Children, on_other_exit: Callable[[int, int], None]) -> None:
         self._on_other_exit = on_other_exit
         self.env: dict[str, str] = {}
         self.cwd = "/"
         self._user: User | None = None
-        self._means = means
-        self._ports = PortWaits(means.loop)
+        self._deps = deps
+        self._ports = PortWaits(deps.loop)
         self._processes: dict[str, Process] = {}
         self._numbers: dict[str, int] = {}
         self._next_number = 1
         self._running = 0
         self._by_pid: dict[int, Process] = {}
-        means.standby.is_command = self._by_pid.__contains__
+        deps.standby.is_command = self._by_pid.__contains__
         #: Children that are no commands, and who takes their status.
         self.children = children
         #: Called before a status is taken for a stranger's: a child that came from outside may be just known.
         self.before_unknown: Callable[[], None] = lambda: None
         #: What a request of a peer holds open: how to let go of it, and whom it follows.
-        self._streams: dict[tuple[Peer, int], tuple[Process, Follower, bool]] = {}
-        self._waits: dict[tuple[Peer, int], Callable[[], None]] = {}
-        self.loop = means.loop
+        self._streams: dict[tuple[LinkServer, int], tuple[Process, Follower, bool]] = {}
+        self._waits: dict[tuple[LinkServer, int], Callable[[], None]] = {}
+        self.loop = deps.loop
         self.sessions = Sessions(self)
         self.operations: dict[str, Operation] = {
             "exec": self._exec,
@@ -84,7 +84,7 @@ class Commands:
 
     # --- what the connections say ---
 
-    def drop_peer(self, peer: Peer) -> None:
+    def drop_peer(self, peer: LinkServer) -> None:
         """A daemon is gone; commands go on, and nobody is waited for any more."""
         for key in [key for key in self._streams if key[0] is peer]:
             process, follower, _ = self._streams.pop(key)
@@ -92,20 +92,20 @@ class Commands:
         for key in [key for key in self._waits if key[0] is peer]:
             self._waits.pop(key)()
 
-    def wake(self, peer: Peer) -> None:
+    def wake(self, peer: LinkServer) -> None:
         """Its connection has room again."""
         for (owner, _), (process, _, _) in list(self._streams.items()):
             if owner is peer:
                 process.output.wake()
 
-    def credit(self, peer: Peer, request: int, count: int) -> None:
+    def credit(self, peer: LinkServer, request: int, count: int) -> None:
         """A stream may send that much more."""
         stream = self._streams.get((peer, request))
         if stream:
             stream[1].credit += count
             stream[0].output.wake()
 
-    def cancel(self, peer: Peer, request: int) -> None:
+    def cancel(self, peer: LinkServer, request: int) -> None:
         """Nobody waits for a request any more."""
         wait = self._waits.pop((peer, request), None)
         if wait is not None:
@@ -127,18 +127,18 @@ class Commands:
 
     # --- start ---
 
-    def _exec(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _exec(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         spec = _spec(params)
         if spec.session is None:
             self._follow_start(peer, request, params, self._start(params, spec, background=False))
         else:
             self._wait_for_turn(peer, request, params, spec)
 
-    def _follow_start(self, peer: Peer, request: int, params: dict[str, Any], process: Process) -> None:
+    def _follow_start(self, peer: LinkServer, request: int, params: dict[str, Any], process: Process) -> None:
         follower = Follower(peer, request, 0, params["credit"], lossless=True)
         self._stream(process, follower, kill_on_cancel=not params.get("detach", False))
 
-    def _wait_for_turn(self, peer: Peer, request: int, params: dict[str, Any], spec: CommandSpec) -> None:
+    def _wait_for_turn(self, peer: LinkServer, request: int, params: dict[str, Any], spec: CommandSpec) -> None:
         """Run in a session when it is free. A caller that leaves before takes the command back, unless it detached."""
         key, is_left = (peer, request), False
 
@@ -164,7 +164,7 @@ class Commands:
         if take_back is not None:
             self._waits[key] = leave
 
-    def _start_background(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _start_background(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         spec = _spec(params)
         if spec.session is None:
             process = self._start(params, spec, background=True)
@@ -197,7 +197,7 @@ class Commands:
             raise InvalidRequest(f"cannot run in {cwd}: no such directory in the sandbox", field="cwd")
         env = self.environment(spec, user) if shell is None else {}
         process = Process(
-            self._means,
+            self._deps,
             process_id,
             spec,
             env,
@@ -252,14 +252,14 @@ class Commands:
 
     # --- streams and waits ---
 
-    def _follow(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _follow(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         process = self._process(params)
         until = process.output.journal.next if params.get("snapshot") else None
         seen = int(params.get("seen_bytes", 0))
         follower = Follower(peer, request, int(params["from"]), params["credit"], until=until, seen_bytes=seen)
         self._stream(process, follower)
 
-    def _view(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _view(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         """Follow a terminal: it goes on while somebody does."""
         process = self._process(params)
         if process.spec.terminal is None:
@@ -282,7 +282,7 @@ class Commands:
         follower.on_done = done
         process.output.follow(follower)
 
-    def _await_exit(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _await_exit(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         process = self._process(params)
 
         def ended() -> None:
@@ -293,7 +293,7 @@ class Commands:
             self._waits[peer, request] = lambda: process.forget_ended(ended)
         process.when_ended(ended)
 
-    def _await_port(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _await_port(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         """Answer when somebody accepts on a port, or the process, where one is named, has ended before."""
         process = None if params.get("process") is None else self._process(params)
         port, path = check_port(params["port"]), params.get("path")
@@ -337,10 +337,10 @@ class Commands:
             raise ProcessNotFound(f"cannot find process {params['process']!r:.70}: no such process")
         return process
 
-    def _info(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _info(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         peer.reply(request, self._process(params).info())
 
-    def _list(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _list(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         """Answer a page: `after` is the number of the last one seen, `next` that of the last one here."""
         after, limit = int(params.get("after", 0)), min(MAX_PAGE, int(params.get("limit", MAX_PAGE)))
         items: list[dict[str, Any]] = []
@@ -357,10 +357,10 @@ class Commands:
             last = number
         peer.reply(request, {"items": items, "next": None})
 
-    def _remove(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _remove(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         self._end_and_forget([self._process(params)], lambda: peer.reply(request, {}))
 
-    def _remove_all(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _remove_all(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         self._end_and_forget(list(self._processes.values()), lambda: peer.reply(request, {}))
 
     def _end_and_forget(self, processes: list[Process], done: Callable[[], None]) -> None:
@@ -373,7 +373,9 @@ class Commands:
 
         self.end(processes, [], ended)
 
-    def end(self, processes: Sequence[Process], trees: Sequence[Sequence[Leaf]], done: Callable[[], None]) -> None:
+    def end(
+        self, processes: Sequence[Process], trees: Sequence[Sequence[LeafCgroup]], done: Callable[[], None]
+    ) -> None:
         """Kill processes, what earlier runs of theirs have left, and `trees`; call back when all of it has ended."""
         left = len(processes) + 1
 
@@ -388,7 +390,7 @@ class Commands:
         for process in processes:
             process.when_ended(one_ended)
         trees = [*trees, *(process.leaves for process in processes)]
-        self._means.leaves.end([leaf for tree in trees for leaf in tree], one_ended)
+        self._deps.leaves.end([leaf for tree in trees for leaf in tree], one_ended)
 
     def _forget(self, process: Process) -> None:
         if self._processes.get(process.id) is process:
@@ -397,7 +399,7 @@ class Commands:
 
     # --- what is done to one ---
 
-    def _write_stdin(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _write_stdin(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         def done(error: SandboxdError | None) -> None:
             if error:
                 peer.fail(request, error)
@@ -406,19 +408,19 @@ class Commands:
 
         self._process(params).write_stdin(params["data"], done)
 
-    def _close_stdin(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _close_stdin(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         self._process(params).close_stdin()
         peer.reply(request, {})
 
-    def _signal(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _signal(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         self._process(params).signal(check_signal(params["signal"]))
         peer.reply(request, {})
 
-    def _resize(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _resize(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         self._process(params).resize(*check_size(params["cols"], params["rows"]))
         peer.reply(request, {})
 
-    def _redraw(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _redraw(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         self._process(params).redraw()
         peer.reply(request, {})
 
@@ -440,13 +442,13 @@ class Commands:
             if on_exit:
                 on_exit(status, rusage)
             else:
-                self._on_other_exit(pid, status)  # an errand, or an orphan
-        self._means.leaves.retry()
+                self._on_other_exit(pid, status)  # a file job, or an orphan
+        self._deps.leaves.retry()
 
     def _on_end(self, _: Process) -> None:
         self._running -= 1
         self._forget_old()
-        self.loop.defer(self._means.standby.on_command_end)  # after the flush that the end has deferred
+        self.loop.defer(self._deps.standby.on_command_end)  # after the flush that the end has deferred
 
     def _forget_old(self) -> None:
         """Drop ended commands over the bounds, the oldest first; one that is still being followed stays."""

@@ -17,9 +17,9 @@ from ..errors import ContextNotFound, InvalidRequest, LimitExceeded, NameTaken, 
 from ..spec import CommandSpec, check_process_id
 from . import users
 from .commands import Commands
-from .incoming import Entrants
-from .link_server import Peer
-from .processes import Means
+from .incoming import IncomingChildren
+from .link_server import LinkServer
+from .processes import Deps
 from .spares import Spares, Wish
 from .worker import Worker
 
@@ -28,21 +28,21 @@ MAX_WORKERS: Final = 16
 #: Programs and their size: ours are two, of less than 100 KiB.
 MAX_SOURCES: Final = 4
 MAX_SOURCE_BYTES: Final = 1024 * 1024
-#: What the daemon may leave with a worker: its language, working folder and variables.
+#: What the daemon may leave with a worker: its language, working directory and variables.
 MAX_NOTE_ENTRIES: Final = 2048
 
-Operation = Callable[[Peer, int, dict[str, Any]], None]
+Operation = Callable[[LinkServer, int, dict[str, Any]], None]
 
 
 class Contexts:
     """Every worker of the sandbox."""
 
-    def __init__(self, means: Means, commands: Commands, entrants: Entrants) -> None:
-        self._means = means
+    def __init__(self, deps: Deps, commands: Commands, incoming: IncomingChildren) -> None:
+        self._deps = deps
         self._commands = commands
-        self._entrants = entrants
+        self._incoming = incoming
         self._workers: dict[str, Worker] = {}
-        self._spares = Spares(means.loop, means.leaves, self._new_worker)
+        self._spares = Spares(deps.loop, deps.leaves, self._new_worker)
         self._notes: dict[str, dict[str, Any]] = {}
         self._sources: dict[str, int] = {}
         self.operations: dict[str, Operation] = {
@@ -60,25 +60,25 @@ class Contexts:
 
     # --- what the connections say ---
 
-    def drop_peer(self, peer: Peer) -> None:
+    def drop_peer(self, peer: LinkServer) -> None:
         """A daemon is gone; its workers wait for the next one."""
         for worker in self._workers.values():
             if worker.is_followed_by(peer):
                 worker.unfollow()
 
-    def wake(self, peer: Peer) -> None:
+    def wake(self, peer: LinkServer) -> None:
         """Its connection has room again."""
         for worker in self._workers.values():
             if worker.is_followed_by(peer):
                 worker.wake()
 
-    def credit(self, peer: Peer, request: int, count: int) -> None:
+    def credit(self, peer: LinkServer, request: int, count: int) -> None:
         """A stream may send that much more."""
         for worker in self._workers.values():
             if worker.is_followed_by(peer, request):
                 worker.add_credit(count)
 
-    def cancel(self, peer: Peer, request: int) -> None:
+    def cancel(self, peer: LinkServer, request: int) -> None:
         """Nobody follows any more."""
         for worker in self._workers.values():
             if worker.is_followed_by(peer, request):
@@ -86,7 +86,7 @@ class Contexts:
 
     # --- operations ---
 
-    def _source(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _source(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         name, data = check_process_id(params["name"]), params["data"]
         if not isinstance(data, bytes) or len(data) > MAX_SOURCE_BYTES:
             raise LimitExceeded(f"cannot take program {name}: it is over {MAX_SOURCE_BYTES} bytes")
@@ -110,8 +110,8 @@ class Contexts:
             os.close(old)
         peer.reply(request, {})
 
-    def _start(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
-        """Start a worker; with `entrant`, a socket came along at which a template's child may be expected."""
+    def _start(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
+        """Start a worker; with `incoming child`, a socket came along at which a template's child may be expected."""
         fds = peer.take_fds(1) if params.get("entrant") else []
         try:
             self._start_with(peer, request, params, fds)
@@ -119,7 +119,7 @@ class Contexts:
             for fd in fds:
                 os.close(fd)
 
-    def _start_with(self, peer: Peer, request: int, params: dict[str, Any], fds: list[int]) -> None:
+    def _start_with(self, peer: LinkServer, request: int, params: dict[str, Any], fds: list[int]) -> None:
         name = check_process_id(params["context"])
         note = params["note"]
         if name in self._workers:
@@ -150,9 +150,9 @@ class Contexts:
         if spare:
             self._spares.arm(wish, spare["park"], spare["idle_s"])
 
-    def _new_worker(self, wish: Wish, name: str, rendezvous: int | None = None) -> Worker:
+    def _new_worker(self, wish: Wish, name: str, handoff: int | None = None) -> Worker:
         return Worker(
-            self._means,
+            self._deps,
             name,
             wish.argv,
             wish.env,
@@ -160,25 +160,25 @@ class Contexts:
             wish.user,
             self._sources[wish.source],
             self._commands.children,
-            self._entrants,
-            rendezvous,
+            self._incoming,
+            handoff,
         )
 
-    def _drop_spare(self, peer: Peer, request: int, _params: dict[str, Any]) -> None:
+    def _drop_spare(self, peer: LinkServer, request: int, _params: dict[str, Any]) -> None:
         self._spares.drop()
         peer.reply(request, {})
 
-    def _follow(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _follow(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         self._worker(params).follow(peer, request, params["credit"])
 
-    def _list(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _list(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         """Answer one worker a page: a note may hold as much as an environment does."""
         names = list(self._workers)
         at = int(params.get("after", 0))
         items = [{"context": name, "note": self._notes[name]} for name in names[at : at + 1]]
         peer.reply(request, {"items": items, "next": at + 1 if at + 1 < len(names) else None})
 
-    def _write(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _write(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         def done(error: SandboxdError | None) -> None:
             if error:
                 peer.fail(request, error)
@@ -187,18 +187,18 @@ class Contexts:
 
         self._worker(params).write(params["data"], done)
 
-    def _interrupt(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _interrupt(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         self._worker(params).interrupt(int(params["run"]))
         peer.reply(request, {})
 
-    def _mute(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _mute(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         peer.reply(request, {"dropped_bytes": self._worker(params).mute(on=bool(params["on"]))})
 
-    def _kill(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _kill(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         self._worker(params).kill("killed")
         peer.reply(request, {})
 
-    def _forget(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _forget(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         """Drop a worker that has ended."""
         worker = self._worker(params)
         if not worker.ended:

@@ -13,7 +13,7 @@ import signal
 import time
 from typing import Final
 
-from .leaf_cgroups import Leaf
+from .leaf_cgroups import LeafCgroup
 
 #: Looks at a tree that grows while it is signalled; one that outgrows them is killed in the end.
 _PASSES: Final = 16
@@ -22,7 +22,7 @@ _PASSES: Final = 16
 class Ending:
     """One end under way: of all that is in a leaf, or with `group` of that process group alone."""
 
-    def __init__(self, leaf: Leaf, seconds: float, group: int | None = None, *, is_kill: bool = False) -> None:
+    def __init__(self, leaf: LeafCgroup, seconds: float, group: int | None = None, *, is_kill: bool = False) -> None:
         self._is_kill = is_kill
         self._leaf = leaf
         self._group = group
@@ -49,7 +49,7 @@ class Ending:
         return self.is_late and self.is_whole and not self._is_kill and self.has_members()
 
 
-def signal_tree(leaf: Leaf, number: int, leader: int | None) -> None:
+def signal_tree(leaf: LeafCgroup, number: int, leader: int | None) -> None:
     """Send a signal to all in a leaf; those that are stopped go on, or they could not heed it.
 
     The group of `leader`, where that lives, is signalled as one: no child that it just forks is missed, and no shell
@@ -78,7 +78,7 @@ def signal_led(leader: int, number: int) -> None:
         _send(leader, number)  # not yet the leader: it is between clone3 and setsid
 
 
-def signal_group(leaf: Leaf, number: int, group: int) -> None:
+def signal_group(leaf: LeafCgroup, number: int, group: int) -> None:
     """Send a signal to those of a process group whose leader is gone: its number alone may mean another one by now."""
     for pid in leaf.pids():
         if _group_of(pid) == group:

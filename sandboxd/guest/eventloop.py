@@ -30,7 +30,7 @@ class Timer:
         self.callback = None
 
 
-class Loop:
+class EventLoop:
     """Waits for descriptors and timers, and runs what was deferred before it waits again."""
 
     _epoll: select.epoll

@@ -25,16 +25,16 @@ MAX_WRITES: Final = 256
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Write:
-    """A write under way: the target's folder, its name, and the temporary name beside it."""
+    """A write under way: the target's directory, its name, and the temporary name beside it."""
 
-    folder: int
+    directory: int
     name: str
     temporary: str
     holder: object
 
 
 class Files:
-    """The file operations of one sandbox; owns the folders of the writes under way."""
+    """The file operations of one sandbox; owns the directories of the writes under way."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
@@ -62,7 +62,7 @@ class Files:
     def open_write(self, path: str, owner: User, mode: int | None, holder: object) -> tuple[int, int]:
         """Return a ticket and a descriptor of an empty temporary file that `commit` makes `path`.
 
-        Missing folders are made. A link is followed to what it names, as a program's own write would. The file gets
+        Missing directories are made. A link is followed to what it names, as a program's own write would. The file gets
         `mode`, or that of the one that it replaces, or 0644. `holder` stands for whoever asked (see `abort_of`).
 
         Raises:
@@ -71,33 +71,33 @@ class Files:
         """
         if len(self._writes) >= MAX_WRITES:
             raise ServerBusy(f"cannot write {shown(path)}: {MAX_WRITES} writes are under way already")
-        folder, name = open_target(self._kernel, path, owner)
+        directory, name = open_target(self._kernel, path, owner)
         try:
-            old = self._target_mode(path, folder, name)
+            old = self._target_mode(path, directory, name)
             mode = old if mode is None else mode
             ticket = self._next_ticket
             # Not made of the name, which may fill NAME_MAX; not to be guessed by what runs here.
             temporary = f"{TEMPORARY}{os.urandom(8).hex()}"
             with mapped(path, "write"):
-                fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+                fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
                 try:
                     os.fchown(fd, owner.uid, owner.gid)
                     os.fchmod(fd, mode)
                 except OSError:
                     os.close(fd)
-                    os.unlink(temporary, dir_fd=folder)
+                    os.unlink(temporary, dir_fd=directory)
                     raise
         except (OSError, SandboxdError):
-            os.close(folder)
+            os.close(directory)
             raise
         self._next_ticket += 1
-        self._writes[ticket] = _Write(folder, name, temporary, holder)
+        self._writes[ticket] = _Write(directory, name, temporary, holder)
         return ticket, fd
 
-    def _target_mode(self, path: str, folder: int, name: str) -> int:
+    def _target_mode(self, path: str, directory: int, name: str) -> int:
         """Return the mode that the file gets: that of the one it replaces, or 0644."""
         try:
-            old = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+            old = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
         except FileNotFoundError:
             return 0o644
         require(path, old, stat.S_IFREG, "write")
@@ -108,23 +108,23 @@ class Files:
 
         Raises:
             InvalidRequest: no such write.
-            NotAFile: a folder has that name by now.
+            NotAFile: a directory has that name by now.
         """
         write = self._take(ticket)
         try:
             with mapped(write.name, "write"):
                 try:
-                    os.stat(write.name, dir_fd=write.folder, follow_symlinks=False)
+                    os.stat(write.name, dir_fd=write.directory, follow_symlinks=False)
                     created = False
                 except FileNotFoundError:
                     created = True
-                os.rename(write.temporary, write.name, src_dir_fd=write.folder, dst_dir_fd=write.folder)
+                os.rename(write.temporary, write.name, src_dir_fd=write.directory, dst_dir_fd=write.directory)
         except SandboxdError:
             with contextlib.suppress(OSError):
-                os.unlink(write.temporary, dir_fd=write.folder)
+                os.unlink(write.temporary, dir_fd=write.directory)
             raise
         finally:
-            os.close(write.folder)
+            os.close(write.directory)
         return created
 
     def abort(self, ticket: int) -> None:
@@ -135,8 +135,8 @@ class Files:
         """
         write = self._take(ticket)
         with contextlib.suppress(OSError):
-            os.unlink(write.temporary, dir_fd=write.folder)
-        os.close(write.folder)
+            os.unlink(write.temporary, dir_fd=write.directory)
+        os.close(write.directory)
 
     def abort_of(self, matches: Callable[[Any], bool]) -> bool:
         """Forget the writes whose holder matches: nobody waits for them any more; return whether there was one."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..wire.journal import Entry, Journal
 from ..wire.messages import Event
-from .link_server import Peer
+from .link_server import LinkServer
 
 
 def _nothing() -> None:
@@ -27,7 +27,7 @@ class Follower:
         on_done: called once when it has been answered.
     """
 
-    peer: Peer
+    peer: LinkServer
     request: int
     position: int
     credit: int

@@ -1,4 +1,4 @@
-"""How an errand and the daemon speak: frames out, pieces in, over two plain pipes.
+"""How a file job and the daemon speak: frames out, pieces in, over two plain pipes.
 
 Out: the link's frames (`wire/framing.py`), each an array:
 
@@ -27,8 +27,8 @@ PIECE_BYTES: Final = 256 * 1024
 _LENGTH: Final = struct.Struct(">I")
 
 
-class Outlet:
-    """Writes an errand's frames; blocks while the daemon does not read."""
+class FrameWriter:
+    """Writes a file job's frames; blocks while the daemon does not read."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -76,8 +76,8 @@ class Outlet:
             left = left[os.write(self._fd, left) :]
 
 
-class Inlet:
-    """Reads what the daemon feeds an errand; a file's `read`, so that libraries can be given this."""
+class ChunkReader:
+    """Reads what the daemon feeds a file job; a file's `read`, so that libraries can be given this."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

@@ -1,6 +1,6 @@
 """Patterns of names as gitignore(5) has them: pure code, text in, yes or no out.
 
-`*` and `?` do not match a slash, `**` between slashes matches any folders, `[…]` a class; a pattern without a slash
+`*` and `?` do not match a slash, `**` between slashes matches any directories, `[…]` a class; a pattern without a slash
 (but for one at its end) matches the last part of a path, another one the path from its start.
 
 Patterns become regular expressions that cannot run away, whoever wrote them: what follows a star is looked for from
@@ -129,7 +129,7 @@ _NAMED: Final = {
 def _as_git(text: str, *, anchored: bool) -> str | None:
     """Translate a pattern as git does, which compares what is plain before the first wildcard by itself.
 
-    So `a**/b` has its `**` at the beginning of what is left, and means any folders there (dir.c, match_pathname).
+    So `a**/b` has its `**` at the beginning of what is left, and means any directories there (dir.c, match_pathname).
     """
     plain = re.match(r"[^*?\[\\]*", text)
     head = plain[0] if anchored and plain is not None else ""
@@ -142,23 +142,23 @@ def _as_git(text: str, *, anchored: bool) -> str | None:
 
 
 class Pattern:
-    """One pattern: whether it takes back (`!`), is for folders only (`…/`), and what it matches."""
+    """One pattern: whether it takes back (`!`), is for directories only (`…/`), and what it matches."""
 
-    __slots__ = ("_anchored", "_regex", "folders_only", "negated")
+    __slots__ = ("_anchored", "_regex", "directories_only", "negated")
 
     def __init__(self, text: str) -> None:
         self.negated = text.startswith("!")
         if self.negated:
             text = text[1:]
-        self.folders_only = text.endswith("/")
-        text = text.rstrip("/") if self.folders_only else text
+        self.directories_only = text.endswith("/")
+        text = text.rstrip("/") if self.directories_only else text
         self._anchored = "/" in text
         regex = _as_git(text.lstrip("/"), anchored=self._anchored) if text else None
         self._regex = None if regex is None else re.compile(regex, re.DOTALL)
 
     def matches(self, path: str, *, is_folder: bool) -> bool:
         """Tell whether it matches `path`, which is relative to where the pattern was written."""
-        if self._regex is None or (self.folders_only and not is_folder):
+        if self._regex is None or (self.directories_only and not is_folder):
             return False
         return self._regex.fullmatch(path if self._anchored else path.rpartition("/")[2]) is not None
 
@@ -179,7 +179,7 @@ def parse_ignore(text: str) -> list[Pattern]:
     return found
 
 
-#: The rules above a place, outermost first: (folder, its slash included; patterns). None in the place of patterns is
+#: The rules above a place, outermost first: (directory, its slash included; patterns). None in the place of patterns is
 #: where a repository begins: what is said above it does not count.
 Rules = list[tuple[str, list[Pattern] | None]]
 
@@ -187,14 +187,14 @@ Rules = list[tuple[str, list[Pattern] | None]]
 def is_ignored(stack: Rules, path: str, *, is_folder: bool) -> bool:
     """Tell whether `path` is ignored by the files above it.
 
-    The last pattern that matches decides. What is below an ignored folder is ignored too: walks do not enter it.
+    The last pattern that matches decides. What is below an ignored directory is ignored too: walks do not enter it.
     """
-    for folder, patterns in reversed(stack):
+    for directory, patterns in reversed(stack):
         if patterns is None:
             return False
-        if not path.startswith(folder):
+        if not path.startswith(directory):
             continue
-        below = path[len(folder) :]
+        below = path[len(directory) :]
         for pattern in reversed(patterns):
             if pattern.matches(below, is_folder=is_folder):
                 return not pattern.negated

@@ -2,7 +2,7 @@
 
 The daemon gives init one end of a socket pair and the launcher the other, which goes on to the child. The child speaks
 when it has become as powerless as any child of init's: a byte, with which the kernel tells its pid. From then on it is
-waited for and killed like the others; it is sent its job (user, folder, variables, descriptors), and says that it
+waited for and killed like the others; it is sent its job (user, directory, variables, descriptors), and says that it
 begins or that it declines. Whatever goes wrong on the way shows as the end of the socket, since nobody else has its
 other end.
 
@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import msgpack
 
-from .eventloop import READ, WRITE, Loop, Timer
+from .eventloop import READ, WRITE, EventLoop, Timer
 from .users import User
 
 #: How long a child may take to come; a template that has to be loaded first says so to the launcher, not here.
@@ -40,12 +40,12 @@ _RLIMITS: Final = tuple(
 )
 
 
-class Entrants:
+class IncomingChildren:
     """All that are expected; the reaper asks for those that came before it takes a status for a stranger's."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: EventLoop) -> None:
         self._loop = loop
-        self._expected: list[Entrant] = []
+        self._expected: list[IncomingChild] = []
 
     def expect(
         self,
@@ -55,33 +55,33 @@ class Entrants:
         on_failed: Callable[[str, bool], None],
         *,
         timeout_s: float = ARRIVAL_TIMEOUT_S,
-    ) -> Entrant:
-        """Expect a child at the socket `fd`, which is the entrant's from now on.
+    ) -> IncomingChild:
+        """Expect a child at the socket `fd`, which is the incoming child's from now on.
 
         `on_arrived(pid)` has to register the pid with the reaper and to call `send`; one of `on_begun` and
         `on_failed(why, declined)` is called at the end, unless it is cancelled.
         """
-        entrant = Entrant(self._loop, fd, on_arrived, on_begun, on_failed, self._expected, timeout_s)
-        self._expected.append(entrant)
-        return entrant
+        incoming = IncomingChild(self._loop, fd, on_arrived, on_begun, on_failed, self._expected, timeout_s)
+        self._expected.append(incoming)
+        return incoming
 
     def drain(self) -> None:
         """Hear of those that have arrived just now."""
-        for entrant in list(self._expected):
-            entrant.read()
+        for incoming in list(self._expected):
+            incoming.read()
 
 
-class Entrant:
+class IncomingChild:
     """One child on its way."""
 
     def __init__(
         self,
-        loop: Loop,
+        loop: EventLoop,
         fd: int,
         on_arrived: Callable[[int], None],
         on_begun: Callable[[], None],
         on_failed: Callable[[str, bool], None],
-        expected: list[Entrant],
+        expected: list[IncomingChild],
         timeout_s: float,
     ) -> None:
         self._loop = loop

@@ -20,14 +20,14 @@ from . import archives, file_operations, search, tree_digest, users, watching
 from .clones import Clones
 from .commands import Commands
 from .contexts import Contexts
-from .eventloop import READ, Loop
+from .eventloop import READ, EventLoop
 from .files import Files
-from .incoming import Entrants
-from .jobs import Errands
-from .leaf_cgroups import Leaves
-from .link_server import Peer
+from .incoming import IncomingChildren
+from .jobs import FileJobs
+from .leaf_cgroups import LeafCgroups
+from .link_server import LinkServer
 from .paths import path_of
-from .processes import Means
+from .processes import Deps
 from .standby import Children, Standby
 
 #: Daemons that may be connected at once: the present one, and an old one that is on its way out.
@@ -35,7 +35,7 @@ MAX_PEERS: Final = 4
 #: What a caller reads of operations whose names say less.
 _VERBS: Final = {"context_start": "start an interpreter", "start": "start a process", "exec": "start a process"}
 #: What runs in a process of its own.
-ERRANDS: Final = {
+JOBS: Final = {
     **file_operations.FUNCTIONS,
     **search.FUNCTIONS,
     **archives.FUNCTIONS,
@@ -54,21 +54,21 @@ class Init:
     _listener: socket.socket
 
     def __init__(self) -> None:
-        self._loop = Loop()
+        self._loop = EventLoop()
         self._kernel = Kernel()
-        self._leaves = leaves = Leaves(self._loop)
-        self._errands = Errands(self._loop, self._kernel, leaves, ERRANDS)
+        self._leaves = leaves = LeafCgroups(self._loop)
+        self._jobs = FileJobs(self._loop, self._kernel, leaves, JOBS)
         children: Children = {}
         standby = Standby(self._loop, self._kernel, leaves, children)
-        self._means = means = Means(self._loop, self._kernel, leaves, standby)
-        self._commands = Commands(means, children, self._errands.on_exit)
-        entrants = Entrants(self._loop)
-        self._commands.before_unknown = entrants.drain
-        self._contexts = Contexts(means, self._commands, entrants)
-        self._clones = Clones(self._loop, self._kernel, leaves, entrants, self._commands)
+        self._deps = deps = Deps(self._loop, self._kernel, leaves, standby)
+        self._commands = Commands(deps, children, self._jobs.on_exit)
+        incoming = IncomingChildren(self._loop)
+        self._commands.before_unknown = incoming.drain
+        self._contexts = Contexts(deps, self._commands, incoming)
+        self._clones = Clones(self._loop, self._kernel, leaves, incoming, self._commands)
         self._files = Files(self._kernel)
-        self._peers: list[Peer] = []
-        self._operations: dict[str, Callable[[Peer, int, dict[str, Any]], None]] = {
+        self._peers: list[LinkServer] = []
+        self._operations: dict[str, Callable[[LinkServer, int, dict[str, Any]], None]] = {
             "configure": self._configure,
             **self._commands.operations,
             **self._contexts.operations,
@@ -78,7 +78,7 @@ class Init:
             "commit_write": self._commit_write,
             "abort_write": self._abort_write,
             "stat": lambda peer, request, params: peer.reply(request, file_operations.stat_file(self._kernel, params)),
-            "errand": self._errand,
+            "errand": self._job,
             "ping": lambda peer, request, _params: peer.reply(request, {}),
         }
 
@@ -88,14 +88,14 @@ class Init:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, listener_fd)
         work = os.open("work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=cgroup_fd)
         self._leaves.work_fd = work
-        self._means.null_fd = self._means.standby.null_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._deps.null_fd = self._deps.standby.null_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self._loop.watch(wake_read, READ, lambda: self._reap(wake_read))
         self._loop.watch(self._listener.fileno(), READ, self._accept)
         self._loop.run()
 
-    def rehearse(self, connection: socket.socket, ask: Callable[[], object]) -> None:
+    def warm_up(self, connection: socket.socket, ask: Callable[[], object]) -> None:
         """Serve whoever is behind `connection` for as many turns as `ask` is true, and be as nothing had happened."""
         self._loop.open()
         self._welcome(connection)
@@ -120,22 +120,22 @@ class Init:
         if len(self._peers) >= MAX_PEERS:
             connection.close()
             return
-        self._peers.append(Peer(self._loop, connection, self._on_message, self._on_room, self._on_gone))
+        self._peers.append(LinkServer(self._loop, connection, self._on_message, self._on_room, self._on_gone))
 
-    def _on_gone(self, peer: Peer) -> None:
+    def _on_gone(self, peer: LinkServer) -> None:
         """A daemon is gone; commands go on, and nobody is waited for any more."""
         self._peers.remove(peer)
         self._commands.drop_peer(peer)
-        self._errands.drop(peer)
+        self._jobs.drop(peer)
         self._clones.drop(peer)
         self._files.abort_of(lambda holder: holder[0] is peer)
         self._contexts.drop_peer(peer)
 
-    def _on_room(self, peer: Peer) -> None:
+    def _on_room(self, peer: LinkServer) -> None:
         self._commands.wake(peer)
         self._contexts.wake(peer)
 
-    def _on_message(self, peer: Peer, message: Message) -> None:
+    def _on_message(self, peer: LinkServer, message: Message) -> None:
         if isinstance(message, Request):
             self._run_operation(peer, message)
         elif isinstance(message, Credit):
@@ -143,13 +143,13 @@ class Init:
             self._contexts.credit(peer, message.id, message.bytes)
         elif isinstance(message, Cancel):
             self._commands.cancel(peer, message.id)
-            self._errands.cancel(peer, message.id)
+            self._jobs.cancel(peer, message.id)
             self._clones.cancel(peer, message.id)
             # An open_write whose answer nobody took: nobody will commit it.
             self._files.abort_of(lambda holder: holder == (peer, message.id))
             self._contexts.cancel(peer, message.id)
 
-    def _run_operation(self, peer: Peer, message: Request) -> None:
+    def _run_operation(self, peer: LinkServer, message: Request) -> None:
         operation = self._operations.get(message.op)
         try:
             if operation is None:
@@ -164,7 +164,7 @@ class Init:
 
     # --- operations ---
 
-    def _configure(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _configure(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         env = check_env(params["env"])
         cwd = check_path(params["cwd"], "cwd")
         wanted = check_user(params["user"])
@@ -173,29 +173,29 @@ class Init:
         if not os.path.isdir(cwd):
             raise InvalidRequest(f"cannot use {cwd} as cwd: no such directory in the rootfs", field="cwd")
         self._commands.env, self._commands.cwd, self._commands.user = env, cwd, user
-        self._means.standby.idle_s = float(params.get("standby_s", 0))
+        self._deps.standby.idle_s = float(params.get("standby_s", 0))
         if user and user.uid:
-            # The default working folder belongs to whom the sandbox is for.
+            # The default working directory belongs to whom the sandbox is for.
             with contextlib.suppress(FileNotFoundError):
                 os.chown("/workspace", user.uid, user.gid, follow_symlinks=False)
         peer.reply(request, {})
 
-    def _errand(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
-        self._errands.start(peer, request, params, self._commands.user)
+    def _job(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
+        self._jobs.start(peer, request, params, self._commands.user)
 
-    def _open_read(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _open_read(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         facts, fd = self._files.open_read(path_of(params))
         peer.reply(request, facts, fd)
 
-    def _open_write(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _open_write(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         mode = check_mode(params.get("mode"))
         ticket, fd = self._files.open_write(path_of(params), self._commands.user, mode, (peer, request))
         peer.reply(request, {"ticket": ticket}, fd)
 
-    def _commit_write(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _commit_write(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         peer.reply(request, {"created": self._files.commit(params["ticket"])})
 
-    def _abort_write(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _abort_write(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         self._files.abort(params["ticket"])
         peer.reply(request, {})
 

@@ -1,14 +1,14 @@
-"""Errands: short-lived forks of init that do one thing which can wait for a disk or take long.
+"""File jobs: short-lived forks of init that do one thing which can wait for a disk or take long.
 
 Theory of operation. init has one thread and must never wait, so what walks a tree, copies data, matches a stranger's
 pattern or unpacks a stranger's archive runs in a fork of its own: born in a cgroup leaf below `work/`, so that its
 time, memory and files count against the sandbox; with the rights of the sandbox's root; without init's descriptors.
-It speaks straight to the daemon, over pipes that the daemon made and passed: frames out (`outlet.py`), and for some
+It speaks straight to the daemon, over pipes that the daemon made and passed: frames out (`writer.py`), and for some
 pieces in. init only starts it, kills it (its deadline, a Cancel, a daemon that is gone), reaps it, and then ends the
-request: well if the errand said how it went, else with why it could not.
+request: well if the file job said how it went, else with why it could not.
 
-An errand imports nothing, as init does: it empties `sys.meta_path` first, so that a module which somebody forgot
-to load before the birth is an error and never code of the rootfs.
+A file job imports nothing, as init does: it empties `sys.meta_path` first, so that a module which somebody forgot
+to load before the creation is an error and never code of the rootfs.
 """
 
 from __future__ import annotations
@@ -27,61 +27,61 @@ from typing import Any, Final
 from ..errors import InternalError, InvalidRequest, LimitExceeded, SandboxdError, ServerBusy
 from ..linux.kernel import Kernel
 from ..wire import exhausted
-from .eventloop import Loop, Timer
-from .frames import Inlet, Outlet
-from .leaf_cgroups import Leaf, Leaves
-from .link_server import Peer
+from .eventloop import EventLoop, Timer
+from .frames import ChunkReader, FrameWriter
+from .leaf_cgroups import LeafCgroup, LeafCgroups
+from .link_server import LinkServer
 from .paths import file_error
 from .users import User
 
-#: Errands at once: each is a process with about 1 MiB of its own, and a watch lives as long as its client.
-MAX_ERRANDS: Final = 64
-#: What an errand may map beyond init's own: a bound on patterns and archives that want all memory there is.
+#: File jobs at once: each is a process with about 1 MiB of its own, and a watch lives as long as its client.
+MAX_JOBS: Final = 64
+#: What a file job may map beyond init's own: a bound on patterns and archives that want all memory there is.
 MAX_MEMORY_BYTES: Final = 1 << 30
 #: Descriptors: a walk holds one a level.
 MAX_FILES: Final = 4096
-#: How long an errand that is to end may take to put things in order.
+#: How long a file job that is to end may take to put things in order.
 TIDY_S: Final = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Means:
-    """What an errand works with."""
+class Deps:
+    """What a file job works with."""
 
     kernel: Kernel
     owner: User
-    outlet: Outlet
-    inlet: Inlet | None
+    writer: FrameWriter
+    chunks: ChunkReader | None
 
 
-#: An errand: takes its means and parameters and returns its result, a map.
-Function = Callable[[Means, dict[str, Any]], dict[str, Any]]
+#: A file job: takes its means and parameters and returns its result, a map.
+Function = Callable[[Deps, dict[str, Any]], dict[str, Any]]
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class _Errand:
-    peer: Peer
+class _Job:
+    peer: LinkServer
     request: int
     name: str
-    leaf: Leaf
+    leaf: LeafCgroup
     pid: int
     timer: Timer | None = None
     killed: SandboxdError | None = None
 
 
-class Errands:
-    """Starts errands and ends them; `functions` says which there are."""
+class FileJobs:
+    """Starts file jobs and ends them; `functions` says which there are."""
 
-    def __init__(self, loop: Loop, kernel: Kernel, leaves: Leaves, functions: dict[str, Function]) -> None:
+    def __init__(self, loop: EventLoop, kernel: Kernel, leaves: LeafCgroups, functions: dict[str, Function]) -> None:
         self._loop = loop
         self._kernel = kernel
         self._leaves = leaves
         self._functions = functions
-        self._running: dict[int, _Errand] = {}
+        self._running: dict[int, _Job] = {}
         self._next = 1
 
-    def start(self, peer: Peer, request: int, params: dict[str, Any], owner: User) -> None:
-        """Fork an errand; the request is answered when it has ended.
+    def start(self, peer: LinkServer, request: int, params: dict[str, Any], owner: User) -> None:
+        """Fork a file job; the request is answered when it has ended.
 
         Params: `do` (its name), `with` (its parameters), `feed` (whether a second pipe brings data in), `timeout_s`.
 
@@ -93,20 +93,22 @@ class Errands:
             name, given, timeout = params["do"], params["with"], params.get("timeout_s")
             if name not in self._functions:
                 raise InvalidRequest(f"cannot do {name!r:.40}: no such operation", field="do")
-            if len(self._running) >= MAX_ERRANDS:
-                raise ServerBusy(f"cannot {name}: {MAX_ERRANDS} file operations are under way already")
-            errand = self._fork(peer, request, name, given, owner, fds)
+            if len(self._running) >= MAX_JOBS:
+                raise ServerBusy(f"cannot {name}: {MAX_JOBS} file operations are under way already")
+            job = self._fork(peer, request, name, given, owner, fds)
         except OSError as error:
             raise exhausted.known(error, name) from error
         finally:
             for fd in fds:
                 os.close(fd)
-        self._running[errand.pid] = errand
+        self._running[job.pid] = job
         if timeout is not None:
             late = LimitExceeded(f"cannot {name}: it took longer than {timeout:g} s", timeout_s=timeout)
-            errand.timer = self._loop.call_later(float(timeout), lambda: self._kill(errand, late))
+            job.timer = self._loop.call_later(float(timeout), lambda: self._kill(job, late))
 
-    def _fork(self, peer: Peer, request: int, name: str, given: dict[str, Any], owner: User, fds: list[int]) -> _Errand:
+    def _fork(
+        self, peer: LinkServer, request: int, name: str, given: dict[str, Any], owner: User, fds: list[int]
+    ) -> _Job:
         leaf = self._leaves.new(f"_{self._next}")  # no process can have that id
         self._next += 1
         leaf_fd = leaf.open()
@@ -120,51 +122,51 @@ class Errands:
         if pid == 0:
             _run(self._kernel, self._functions[name], name, given, owner, fds)
         os.close(pidfd)
-        return _Errand(peer, request, name, leaf, pid)
+        return _Job(peer, request, name, leaf, pid)
 
     # --- ends ---
 
-    def cancel(self, peer: Peer, request: int) -> bool:
-        """Kill the errand of a request that nobody waits for; return whether there is one."""
-        for errand in self._running.values():
-            if errand.peer is peer and errand.request == request:
-                self._kill(errand, InternalError(f"cannot {errand.name}: it was cancelled"))
+    def cancel(self, peer: LinkServer, request: int) -> bool:
+        """Kill the file job of a request that nobody waits for; return whether there is one."""
+        for job in self._running.values():
+            if job.peer is peer and job.request == request:
+                self._kill(job, InternalError(f"cannot {job.name}: it was cancelled"))
                 return True
         return False
 
-    def drop(self, peer: Peer) -> None:
-        """Kill the errands of a daemon that is gone."""
-        for errand in self._running.values():
-            if errand.peer is peer:
-                self._kill(errand, InternalError(f"cannot {errand.name}: nobody is waiting for it"))
+    def drop(self, peer: LinkServer) -> None:
+        """Kill the file jobs of a daemon that is gone."""
+        for job in self._running.values():
+            if job.peer is peer:
+                self._kill(job, InternalError(f"cannot {job.name}: nobody is waiting for it"))
 
-    def _kill(self, errand: _Errand, why: SandboxdError) -> None:
-        """End an errand: it may take away what is half done, then it is killed."""
-        if errand.killed is None:
-            errand.killed = why
-            if errand.timer is not None:
-                errand.timer.cancel()
-            errand.timer = self._loop.call_later(TIDY_S, lambda: _signal(errand.pid, signal.SIGKILL))
-            _signal(errand.pid, signal.SIGTERM)
+    def _kill(self, job: _Job, why: SandboxdError) -> None:
+        """End a file job: it may take away what is half done, then it is killed."""
+        if job.killed is None:
+            job.killed = why
+            if job.timer is not None:
+                job.timer.cancel()
+            job.timer = self._loop.call_later(TIDY_S, lambda: _signal(job.pid, signal.SIGKILL))
+            _signal(job.pid, signal.SIGTERM)
 
     def on_exit(self, pid: int, status: int) -> None:
-        """Take the status of a child that the reaper saw; one that is no errand is passed over."""
-        errand = self._running.pop(pid, None)
-        if errand is None:
+        """Take the status of a child that the reaper saw; one that is no file job is passed over."""
+        job = self._running.pop(pid, None)
+        if job is None:
             return
-        if errand.timer is not None:
-            errand.timer.cancel()
+        if job.timer is not None:
+            job.timer.cancel()
         if status == 0:
-            errand.peer.reply(errand.request, {})
+            job.peer.reply(job.request, {})
         else:
-            errand.peer.fail(errand.request, errand.killed or self._why(errand, status))
-        self._loop.defer(lambda: self._leaves.drop(errand.leaf, keep_orphans=False))
+            job.peer.fail(job.request, job.killed or self._why(job, status))
+        self._loop.defer(lambda: self._leaves.drop(job.leaf, keep_orphans=False))
 
-    def _why(self, errand: _Errand, status: int) -> SandboxdError:
-        if errand.leaf.oom_kills():
-            why = f"cannot {errand.name}: the sandbox is out of memory"
+    def _why(self, job: _Job, status: int) -> SandboxdError:
+        if job.leaf.oom_kills():
+            why = f"cannot {job.name}: the sandbox is out of memory"
             return LimitExceeded(why, limit="memory_bytes", oom_killed=True)
-        return InternalError(f"cannot {errand.name}: it ended with status {status:#x}")
+        return InternalError(f"cannot {job.name}: it ended with status {status:#x}")
 
 
 def _signal(pid: int, number: int) -> None:
@@ -173,7 +175,7 @@ def _signal(pid: int, number: int) -> None:
 
 
 class _Stopped(BaseException):
-    """Nobody waits for this errand any more."""
+    """Nobody waits for this file job any more."""
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -182,7 +184,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _run(kernel: Kernel, function: Function, name: str, given: dict[str, Any], owner: User, fds: list[int]) -> None:
-    """Be the errand; never returns."""
+    """Be the file job; never returns."""
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -192,16 +194,16 @@ def _run(kernel: Kernel, function: Function, name: str, given: dict[str, Any], o
         signal.signal(signal.SIGTERM, _stop)
         sys.meta_path.clear()
         gc.disable()
-        outlet = Outlet(_keep(kernel, fds))
-        inlet = Inlet(4) if len(fds) > 1 else None
+        writer = FrameWriter(_keep(kernel, fds))
+        chunks = ChunkReader(4) if len(fds) > 1 else None
         _bound()
         os.umask(0o022)
         try:
-            result = function(Means(kernel, owner, outlet, inlet), given)
+            result = function(Deps(kernel, owner, writer, chunks), given)
         except Exception as error:
-            outlet.fail(_known(error, name))
+            writer.fail(_known(error, name))
         else:
-            outlet.end(result)
+            writer.end(result)
         os._exit(0)
     finally:
         os._exit(1)
@@ -231,7 +233,7 @@ def _bound() -> None:
 
 
 def _known(error: Exception, name: str) -> SandboxdError:
-    """Return what to tell of an errand's failure."""
+    """Return what to tell of a file job's failure."""
     if isinstance(error, SandboxdError):
         return error
     if isinstance(error, MemoryError):

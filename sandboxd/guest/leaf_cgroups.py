@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from ..linux.kernel import Kernel
-from .eventloop import Loop
+from .eventloop import EventLoop
 
 _READ_BYTES: Final = 4096
 #: How long until a leaf that was not empty is tried again; a reaped orphan tries at once.
@@ -29,14 +29,14 @@ POLL_S: Final = 0.01
 KILLED_S: Final = 2.0
 
 
-class Leaves:
+class LeafCgroups:
     """All leaves: makes them, and removes those that are given up as soon as they are empty."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: EventLoop) -> None:
         self._loop = loop
         #: `work/`; given when the process is the sandbox's.
         self.work_fd = -1
-        self._dropped: list[tuple[Leaf, bool]] = []
+        self._dropped: list[tuple[LeafCgroup, bool]] = []
         self._count = 0
 
     def __len__(self) -> int:
@@ -50,13 +50,13 @@ class Leaves:
                 return False
         return True
 
-    def new(self, process_id: str) -> Leaf:
+    def new(self, process_id: str) -> LeafCgroup:
         """Return a leaf for a process, not yet made; its name is the id unless an earlier leaf still has that."""
         self._count += 1
         taken = any(leaf.process_id == process_id for leaf, _ in self._dropped)
-        return Leaf(self.work_fd, f"{process_id}~{self._count}" if taken else process_id, process_id)
+        return LeafCgroup(self.work_fd, f"{process_id}~{self._count}" if taken else process_id, process_id)
 
-    def drop(self, leaf: Leaf, *, keep_orphans: bool) -> None:
+    def drop(self, leaf: LeafCgroup, *, keep_orphans: bool) -> None:
         """Give up a leaf; what is in it is killed, or may stay."""
         if leaf.remove():
             return
@@ -65,7 +65,7 @@ class Leaves:
         self._dropped.append((leaf, keep_orphans))
         self._loop.call_later(_RETRY_S, self.retry)
 
-    def end(self, leaves: Sequence[Leaf], done: Callable[[], None]) -> None:
+    def end(self, leaves: Sequence[LeafCgroup], done: Callable[[], None]) -> None:
         """Kill all that is in `leaves`; call back when they are empty, or would be if the kernel let them."""
         for leaf in leaves:
             leaf.kill()
@@ -91,8 +91,8 @@ class Leaves:
             self._loop.call_later(_RETRY_S, self.retry)
 
 
-class Leaf:
-    """One leaf; those of processes are made by `Leaves`."""
+class LeafCgroup:
+    """One leaf; those of processes are made by `LeafCgroups`."""
 
     def __init__(self, work_fd: int, name: str, process_id: str = "") -> None:
         self._work_fd = work_fd

@@ -12,7 +12,7 @@ from typing import Any, Final
 from ..errors import InvalidRequest, LocalProtocolError, RemoteProtocolError, SandboxdError
 from ..wire.link import LinkConnection, Role
 from ..wire.messages import Failure, Message, Reply
-from .eventloop import READ, WRITE, Loop
+from .eventloop import READ, WRITE, EventLoop
 
 _RECV_BYTES: Final = 64 * 1024
 #: One for all, since what is received is copied on: made in the zygote, it costs an init only the pages it fills.
@@ -23,16 +23,16 @@ _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(4 * 4)
 HIGH_WATER: Final = 1024 * 1024
 
 
-class Peer:
+class LinkServer:
     """A connected daemon; owns the socket."""
 
     def __init__(
         self,
-        loop: Loop,
+        loop: EventLoop,
         connection: socket.socket,
-        on_message: Callable[[Peer, Message], None],
-        on_room: Callable[[Peer], None],
-        on_gone: Callable[[Peer], None],
+        on_message: Callable[[LinkServer, Message], None],
+        on_room: Callable[[LinkServer], None],
+        on_gone: Callable[[LinkServer], None],
     ) -> None:
         self._loop = loop
         self._socket = connection

@@ -18,7 +18,7 @@ from typing import Any, Final
 from ..wire.journal import Entry, Journal
 from ..wire.modes import Modes
 from . import users
-from .eventloop import READ, Loop
+from .eventloop import READ, EventLoop
 from .followers import Follower
 from .users import User
 
@@ -33,7 +33,7 @@ _F_SETPIPE_SZ: Final = 1031
 class Output:
     """The sources, the journal and the followers of one process; `on_drained` is called whenever a source is gone."""
 
-    def __init__(self, loop: Loop, on_drained: Callable[[], None], *, is_terminal: bool = False) -> None:
+    def __init__(self, loop: EventLoop, on_drained: Callable[[], None], *, is_terminal: bool = False) -> None:
         #: A terminal's modes as the output left them that is no longer in the journal.
         self._modes = Modes() if is_terminal else None
         self.journal = Journal(on_drop=None if self._modes is None else _feeder(self._modes))

@@ -1,7 +1,7 @@
 """Names of files: how the sandbox's own root resolves them, and what an errno of theirs means.
 
 Everything is opened by `openat2` with RESOLVE_NO_MAGICLINKS: /proc's links into other processes lead out of the
-tree. The last part of a path is always used relative to a descriptor of its folder, so that what is looked at is
+tree. The last part of a path is always used relative to a descriptor of its directory, so that what is looked at is
 what is changed, whatever a program swaps meanwhile. Names are bytes; inside they are text with surrogates for what
 is no UTF-8, and `shown` is the form that may leave in a message.
 """
@@ -116,22 +116,22 @@ def require(path: str, mode: int, wanted: int, verb: str) -> None:
 
 
 def split(path: str, verb: str) -> tuple[str, str]:
-    """Return a path's folder and last part.
+    """Return a path's directory and last part.
 
     Raises:
         InvalidRequest: it is the root, which has no name.
     """
-    folder, _, name = path.rpartition("/")
+    directory, _, name = path.rpartition("/")
     if not name:
         raise InvalidRequest(f"cannot {verb} /: it is the sandbox's root", field="path")
-    return folder or "/", name
+    return directory or "/", name
 
 
-def open_folder(kernel: Kernel, path: str, *, dirfd: int = AT_FDCWD, owner: User | None = None) -> int:
-    """Return a descriptor of a folder; with an `owner` it is made where it is missing, as all above it.
+def open_directory(kernel: Kernel, path: str, *, dirfd: int = AT_FDCWD, owner: User | None = None) -> int:
+    """Return a descriptor of a directory; with an `owner` it is made where it is missing, as all above it.
 
     Raises:
-        OSError: it is not there, or no folder.
+        OSError: it is not there, or no directory.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY
     try:
@@ -147,7 +147,7 @@ def open_folder(kernel: Kernel, path: str, *, dirfd: int = AT_FDCWD, owner: User
             below = kernel.openat2(at, part, flags, RESOLVE_NO_MAGICLINKS)
         except FileNotFoundError:
             try:
-                make_folder(part, at, owner)
+                make_directory(part, at, owner)
                 below = kernel.openat2(at, part, flags, RESOLVE_NO_MAGICLINKS)
             except BaseException:
                 os.close(at)
@@ -160,31 +160,31 @@ def open_folder(kernel: Kernel, path: str, *, dirfd: int = AT_FDCWD, owner: User
     return at
 
 
-def make_folder(name: str, folder: int, owner: User, mode: int = 0o755) -> None:
-    """Make one folder that belongs to `owner`; one that somebody else just made is as good."""
+def make_directory(name: str, directory: int, owner: User, mode: int = 0o755) -> None:
+    """Make one directory that belongs to `owner`; one that somebody else just made is as good."""
     try:
-        os.mkdir(name, 0o700, dir_fd=folder)
+        os.mkdir(name, 0o700, dir_fd=directory)
     except FileExistsError:
-        if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        if not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
             raise
         return
-    os.chown(name, owner.uid, owner.gid, dir_fd=folder, follow_symlinks=False)
-    os.chmod(name, mode, dir_fd=folder)
+    os.chown(name, owner.uid, owner.gid, dir_fd=directory, follow_symlinks=False)
+    os.chmod(name, mode, dir_fd=directory)
 
 
 def open_parent(kernel: Kernel, path: str, verb: str, *, owner: User | None = None) -> tuple[int, str]:
-    """Return a descriptor of a path's folder and its last part; with an `owner` missing folders are made.
+    """Return a descriptor of a path's directory and its last part; with an `owner` missing directories are made.
 
     Raises:
         SandboxdError: as `file_error` says.
     """
-    folder, name = split(path, verb)
+    directory, name = split(path, verb)
     with mapped(path, verb):
-        return open_folder(kernel, folder, owner=owner), name
+        return open_directory(kernel, directory, owner=owner), name
 
 
 def open_target(kernel: Kernel, path: str, owner: User) -> tuple[int, str]:
-    """Return the folder and the name that a program's own write to `path` would make or change: links are followed.
+    """Return the directory and the name that a program's own write to `path` would make or change: links are followed.
 
     By the kernel's own rules and bound: code that follows links itself can be kept busy by a chain of them.
 
@@ -198,11 +198,11 @@ def open_target(kernel: Kernel, path: str, owner: User) -> tuple[int, str]:
                 link = os.readlink(name, dir_fd=fd)
             except OSError:
                 return fd, name  # no link, or nothing there: this is the place
-            folder, _, name = link.rpartition("/")
+            directory, _, name = link.rpartition("/")
             if link.startswith("/"):
-                folder = folder or "/"
+                directory = directory or "/"
             try:
-                after = open_folder(kernel, folder or ".", dirfd=fd, owner=owner)
+                after = open_directory(kernel, directory or ".", dirfd=fd, owner=owner)
             finally:
                 os.close(fd)
             fd = after

@@ -28,11 +28,11 @@ from ..linux.kernel import Kernel
 from ..spec import STOP_GRACE_S, CommandSpec
 from ..wire.exhausted import limit_error
 from . import endings, lines, spawn, terminals, users
-from .eventloop import Loop, Timer
-from .leaf_cgroups import KILLED_S, POLL_S, Leaf, Leaves
+from .eventloop import EventLoop, Timer
+from .leaf_cgroups import KILLED_S, POLL_S, LeafCgroup, LeafCgroups
 from .output import Output
 from .standby import Standby
-from .stdin_writer import Done, Feed
+from .stdin_writer import Done, StdinWriter
 from .users import User
 
 #: How long after its main process' exit a command's pipes may stay open.
@@ -62,12 +62,12 @@ class State(enum.Enum):
 
 
 @dataclasses.dataclass(slots=True)
-class Means:
+class Deps:
     """What every command of a sandbox is made with; `null_fd` is /dev/null, once there is a sandbox."""
 
-    loop: Loop
+    loop: EventLoop
     kernel: Kernel
-    leaves: Leaves
+    leaves: LeafCgroups
     standby: Standby
     null_fd: int = -1
 
@@ -99,7 +99,7 @@ class Process:
 
     def __init__(  # noqa: PLR0913 - what a command is made of
         self,
-        means: Means,
+        deps: Deps,
         process_id: str,
         spec: CommandSpec,
         env: dict[str, str],
@@ -119,12 +119,12 @@ class Process:
         self.ended_at: float | None = None
         self.result: dict[str, Any] | None = None
         self.viewers = 0
-        self.output = Output(means.loop, self._maybe_finish, is_terminal=spec.terminal is not None)
-        self.leaf = means.leaves.new(process_id)
+        self.output = Output(deps.loop, self._maybe_finish, is_terminal=spec.terminal is not None)
+        self.leaf = deps.leaves.new(process_id)
         #: This run's, and those of earlier ones in which something may go on.
-        self.leaves: list[Leaf] = []
-        self._means = means
-        self._loop = means.loop
+        self.leaves: list[LeafCgroup] = []
+        self._deps = deps
+        self._loop = deps.loop
         self._env = env
         self._cwd = cwd
         self._user = user
@@ -132,7 +132,7 @@ class Process:
         self._on_start = on_start
         self._on_end = on_end
         self._state = State.RUNNING
-        self._feed: Feed | None = None
+        self._feed: StdinWriter | None = None
         self._terminal: int | None = None
         self._status: int | None = None
         self._rusage: resource.struct_rusage | None = None
@@ -183,39 +183,41 @@ class Process:
             for fd in set(stdio):
                 undo.callback(os.close, fd)
             order, fds = self._order(stdio, undo)
-            ready = self._means.standby.take(order, fds)
+            ready = self._deps.standby.take(order, fds)
             if ready is not None:
                 self.pid, self.leaf = ready
                 return
             leaf = self.leaf.open()
             undo.callback(os.close, leaf)
-            kernel = self._means.kernel
+            kernel = self._deps.kernel
             pid, pidfd = kernel.clone3(0, cgroup_fd=leaf)
             if pid == 0:
                 spawn.run_child(kernel, order, fds)
             undo.callback(os.close, pidfd)
             self.pid = pid
 
-    def _order(self, stdio: tuple[int, int, int], undo: contextlib.ExitStack) -> tuple[spawn.Order, tuple[int, ...]]:
+    def _order(
+        self, stdio: tuple[int, int, int], undo: contextlib.ExitStack
+    ) -> tuple[spawn.SpawnRequest, tuple[int, ...]]:
         terminal, shell, ids = self.spec.terminal is not None, self._shell, self._user.ids
         if shell is None and (line := self.spec.long_line) is not None:
             source = lines.open_line(line)
             undo.callback(os.close, source)
             argv = lines.argv(self.spec.argv)
-            return spawn.Order(argv, self._env, self._cwd, *ids, terminal, lines.LINE_FD), (*stdio, source)
+            return spawn.SpawnRequest(argv, self._env, self._cwd, *ids, terminal, lines.LINE_FD), (*stdio, source)
         if shell is None:
-            return spawn.Order(self.spec.argv, self._env, self._cwd, *ids, terminal), stdio
-        # Its environment and working folder are the state's: the shell takes them on by itself.
-        return spawn.Order(shell.argv, shell.env, "/", *ids, terminal, shell.first_fd), (*stdio, *shell.fds)
+            return spawn.SpawnRequest(self.spec.argv, self._env, self._cwd, *ids, terminal), stdio
+        # Its environment and working directory are the state's: the shell takes them on by itself.
+        return spawn.SpawnRequest(shell.argv, shell.env, "/", *ids, terminal, shell.first_fd), (*stdio, *shell.fds)
 
     def _stdio(self) -> tuple[int, int, int]:
         """Open our sides, and return the program's."""
         if self.spec.terminal is not None:
             cols, rows = self.spec.terminal
-            self._terminal, theirs = terminals.open_terminal(self._means.kernel, cols, rows, self._user)
+            self._terminal, theirs = terminals.open_terminal(self._deps.kernel, cols, rows, self._user)
             self.output.attach(self._terminal, "stdout")
             # A descriptor of its own, so that the loop can wait for both ways apart.
-            self._feed = Feed(self._loop, self.id, os.dup(self._terminal))
+            self._feed = StdinWriter(self._loop, self.id, os.dup(self._terminal))
             return theirs, theirs, theirs
         with contextlib.ExitStack() as undo:
             made: list[int] = []
@@ -227,9 +229,9 @@ class Process:
 
     def _stdin_pipe(self) -> int:
         if self.spec.stdin is None or self.spec.stdin is False:
-            return os.dup(self._means.null_fd)  # never by its path, which the sandbox may have made a FIFO
+            return os.dup(self._deps.null_fd)  # never by its path, which the sandbox may have made a FIFO
         theirs, ours = users.pipe_of(self._user)
-        self._feed = Feed(self._loop, self.id, ours, close_after=self.spec.stdin is not True)
+        self._feed = StdinWriter(self._loop, self.id, ours, close_after=self.spec.stdin is not True)
         return theirs
 
     # --- stdin and the terminal ---
@@ -254,7 +256,7 @@ class Process:
             raise ProcessNotRunning(f"cannot close stdin of process {self.id}: it is a terminal", id=self.id)
         feed.close_when_written()
 
-    def _open_feed(self, verb: str) -> Feed:
+    def _open_feed(self, verb: str) -> StdinWriter:
         if self._feed is None or not self._feed.is_open:
             raise ProcessNotRunning(f"cannot {verb} process {self.id}: it has no open stdin", id=self.id)
         return self._feed
@@ -444,7 +446,7 @@ class Process:
         self._on_end(self)
 
     def _drop_leaf(self) -> None:
-        self._means.leaves.drop(self.leaf, keep_orphans=self._keeps_orphans())
+        self._deps.leaves.drop(self.leaf, keep_orphans=self._keeps_orphans())
 
     def _cancel(self, name: str) -> None:
         timer: Timer | None = getattr(self, name)
@@ -480,7 +482,7 @@ class Process:
         self._status = self._rusage = self._kill_reason = None
         self._run_began = time.monotonic()
         self._state = State.RUNNING
-        self.leaf = self._means.leaves.new(self.id)
+        self.leaf = self._deps.leaves.new(self.id)
         try:
             self._start()
         except Exception:  # whatever it is, the next try may do better: no descriptors or processes just now

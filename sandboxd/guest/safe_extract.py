@@ -1,11 +1,11 @@
-"""Puts the members of an archive below one folder, whatever their names say.
+"""Puts the members of an archive below one directory, whatever their names say.
 
 The rules are those of the standard library's data filter (`tarfile.data_filter`), but for symbolic links: a leading
 slash is taken off; a name or a hard link that leads outside is refused; devices and FIFOs are refused; set-id bits and
 the write bits of others are dropped, owners are those of whoever unpacks. They are held by the kernel: every name is
-resolved by `openat2` with RESOLVE_BENEATH, so no link, old or new, and no program that swaps a folder in between leads
-a member outside. A symbolic link stays as it is, as in tar(1) and docker cp: whoever follows it is in the sandbox, and
-comes to the sandbox's own files (`.venv/bin/python` is such a link in every project).
+resolved by `openat2` with RESOLVE_BENEATH, so no link, old or new, and no program that swaps a directory in between
+leads a member outside. A symbolic link stays as it is, as in tar(1) and docker cp: whoever follows it is in the
+sandbox, and comes to the sandbox's own files (`.venv/bin/python` is such a link in every project).
 
 A file appears when it is whole: where there was one before, that one stays until then.
 """
@@ -21,14 +21,14 @@ from typing import Final
 
 from ..errors import ArchiveRefused, QuotaExceeded
 from ..linux.kernel import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, Kernel
-from .paths import TEMPORARY, make_folder, shown
+from .paths import TEMPORARY, make_directory, shown
 from .users import User
 
 #: Members of one archive: each costs an inode, which no disk limit of bytes counts.
 MAX_MEMBERS: Final = 1_000_000
 _MAX_NAME: Final = 4095
 _RULES: Final = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS
-_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
 
 
 def refuse(name: str, reason: str, why: str) -> ArchiveRefused:
@@ -37,8 +37,8 @@ def refuse(name: str, reason: str, why: str) -> ArchiveRefused:
     return ArchiveRefused(f"cannot unpack: the member {member} {why}", reason=reason, member=member)
 
 
-class Placer:
-    """Puts members below the folder `root`; they belong to `owner`. Counts entries and bytes, and holds them bounded.
+class SafeExtract:
+    """Puts members below the directory `root`; they belong to `owner`. Bounds entries and bytes.
 
     Every method raises `ArchiveRefused` for a member that must not be, and OSError for what the disk says.
     """
@@ -48,25 +48,25 @@ class Placer:
         self._root = root
         self._owner = owner
         self._max_bytes = max_bytes
-        self._at: tuple[str, int] | None = None  # the folder of the last member
+        self._at: tuple[str, int] | None = None  # the directory of the last member
         self._spooled = 0
         self.entries = 0
         self.bytes = 0
 
-    def folder(self, name: str) -> None:
-        """Make a folder, or take the one that is there."""
+    def directory(self, name: str) -> None:
+        """Make a directory, or take the one that is there."""
         parts = self._parts(name)
         if parts:
             self._open(parts, name)
 
     def file(self, name: str, mode: int, mtime: float, data: Iterator[bytes]) -> None:
         """Put a file of the bytes that `data` gives; 0644 and 0755 are what a mode becomes, less if it says so."""
-        folder, last = self._place(name)
+        directory, last = self._place(name)
         mode = stat.S_IMODE(mode) & 0o755 | 0o600
         if not mode & 0o100:
             mode &= ~0o111
         temporary = f"{TEMPORARY}{os.urandom(8).hex()}"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
         try:
             try:
                 for piece in data:
@@ -82,25 +82,25 @@ class Placer:
                     os.utime(fd, (mtime, mtime))
             finally:
                 os.close(fd)
-            self._rename(temporary, folder, last, name)
+            self._rename(temporary, directory, last, name)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(temporary, dir_fd=folder)
+                os.unlink(temporary, dir_fd=directory)
             raise
 
     def link(self, name: str, target: str) -> None:
         """Put a symbolic link, wherever it leads: no member is ever placed through one that leads out."""
-        folder, last = self._place(name)
+        directory, last = self._place(name)
         if not target or "\0" in target or len(os.fsencode(target)) > _MAX_NAME:
             raise refuse(name, "link", "is a link to an impossible name")
         temporary = f"{TEMPORARY}{os.urandom(8).hex()}"
-        os.symlink(target, temporary, dir_fd=folder)
+        os.symlink(target, temporary, dir_fd=directory)
         try:
-            os.chown(temporary, self._owner.uid, self._owner.gid, dir_fd=folder, follow_symlinks=False)
-            self._rename(temporary, folder, last, name)
+            os.chown(temporary, self._owner.uid, self._owner.gid, dir_fd=directory, follow_symlinks=False)
+            self._rename(temporary, directory, last, name)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(temporary, dir_fd=folder)
+                os.unlink(temporary, dir_fd=directory)
             raise
 
     def hard_link(self, name: str, target: str) -> None:
@@ -108,22 +108,22 @@ class Placer:
         parts = self._parts(target)
         if target.startswith("/") or not parts:
             raise refuse(name, "absolute-link", f"is a hard link to {shown(target)}")
-        folder, last = self._place(name)
+        directory, last = self._place(name)
         source = -1
         temporary = f"{TEMPORARY}{os.urandom(8).hex()}"
         try:
             with self._contained(name):
-                source = self._kernel.openat2(self._root, "/".join(parts[:-1]) or ".", _FOLDER, _RULES)
+                source = self._kernel.openat2(self._root, "/".join(parts[:-1]) or ".", _DIRECTORY, _RULES)
             facts = os.stat(parts[-1], dir_fd=source, follow_symlinks=False)
             if not stat.S_ISREG(facts.st_mode):
                 raise refuse(name, "kind", "is a hard link to something other than a file")
-            os.link(parts[-1], temporary, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
-            self._rename(temporary, folder, last, name)
+            os.link(parts[-1], temporary, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
+            self._rename(temporary, directory, last, name)
         except FileNotFoundError:
             raise refuse(name, "link", f"is a hard link to {shown(target)}, which does not exist") from None
         finally:
             with contextlib.suppress(OSError):
-                os.unlink(temporary, dir_fd=folder)
+                os.unlink(temporary, dir_fd=directory)
             if source >= 0:
                 os.close(source)
 
@@ -146,7 +146,7 @@ class Placer:
         return parts
 
     def _place(self, name: str) -> tuple[int, str]:
-        """Return the folder that a member lies in, made where it is missing, and the last part of its name."""
+        """Return the directory that a member lies in, made where it is missing, and the last part of its name."""
         parts = self._parts(name)
         if not parts:
             raise refuse(name, "name", "has the name of the directory itself")
@@ -159,7 +159,7 @@ class Placer:
             raise QuotaExceeded(f"cannot unpack: the archive has over {MAX_MEMBERS} members", bound=MAX_MEMBERS)
 
     def _open(self, parts: list[str], name: str) -> int:
-        """Return a descriptor of a folder below the root, which stays ours; it is made where it is missing."""
+        """Return a descriptor of a directory below the root, which stays ours; it is made where it is missing."""
         path = "/".join(parts) or "."
         if self._at is not None:
             if self._at[0] == path:
@@ -168,23 +168,23 @@ class Placer:
             self._at = None
         with self._contained(name):
             try:
-                fd = self._kernel.openat2(self._root, path, _FOLDER, _RULES)
+                fd = self._kernel.openat2(self._root, path, _DIRECTORY, _RULES)
             except FileNotFoundError:
                 fd = self._make(parts)
         self._at = (path, fd)
         return fd
 
     def _make(self, parts: list[str]) -> int:
-        fd = self._kernel.openat2(self._root, ".", _FOLDER, _RULES)
+        fd = self._kernel.openat2(self._root, ".", _DIRECTORY, _RULES)
         for count, part in enumerate(parts, 1):
             path = "/".join(parts[:count])
             try:
-                below = self._kernel.openat2(self._root, path, _FOLDER, _RULES)
+                below = self._kernel.openat2(self._root, path, _DIRECTORY, _RULES)
             except FileNotFoundError:
                 try:
-                    make_folder(part, fd, self._owner)
+                    make_directory(part, fd, self._owner)
                     self._count()
-                    below = self._kernel.openat2(self._root, path, _FOLDER, _RULES)
+                    below = self._kernel.openat2(self._root, path, _DIRECTORY, _RULES)
                 except BaseException:
                     os.close(fd)
                     raise
@@ -195,9 +195,9 @@ class Placer:
             fd = below
         return fd
 
-    def _rename(self, temporary: str, folder: int, last: str, name: str) -> None:
+    def _rename(self, temporary: str, directory: int, last: str, name: str) -> None:
         try:
-            os.rename(temporary, last, src_dir_fd=folder, dst_dir_fd=folder)
+            os.rename(temporary, last, src_dir_fd=directory, dst_dir_fd=directory)
         except OSError as error:
             if error.errno in (errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY):
                 raise refuse(name, "kind", "has the name of an existing directory") from None

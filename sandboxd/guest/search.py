@@ -1,4 +1,4 @@
-"""Search by name and by content, and replacement, as errands.
+"""Search by name and by content, and replacement, as file jobs.
 
 A caller's pattern may be one that never ends: it burns the sandbox's own time in a process of its own until the
 deadline, whose alarm Python's matcher sees (it looks for signals every 4096 steps); what was found until then stands,
@@ -20,8 +20,8 @@ from typing import Any, Final
 
 from ..errors import Conflict, InvalidRequest
 from . import globs
-from .file_operations import followed, require_folder
-from .jobs import Function, Means
+from .file_operations import followed, require_directory
+from .jobs import Deps, Function
 from .path_filter import Ignores
 from .paths import TEMPORARY, mapped, path_of, same_file, shown, type_of
 from .tree import Entry, walk
@@ -56,7 +56,7 @@ class _Rules:
     hidden: bool
 
 
-def search(means: Means, params: dict[str, Any]) -> dict[str, Any]:
+def search(deps: Deps, params: dict[str, Any]) -> dict[str, Any]:
     """Give rows {path, type} of names that match `name`, or {path, line, column, text} of lines that match `content`.
 
     The result says why it is not all (`truncated`: "limit" or "timeout", else None), and how many `files` were looked
@@ -68,14 +68,14 @@ def search(means: Means, params: dict[str, Any]) -> dict[str, Any]:
     truncated = None
     try:
         with _alarm(float(params["timeout_s"])):
-            for path, entry in _files(means, params, only_files=content is not None):
+            for path, entry in _files(deps, params, only_files=content is not None):
                 state["files"] += 1
                 if content is None:
-                    means.outlet.row({"path": os.fsencode(path), "type": type_of(entry.facts.st_mode)}, len(path))
+                    deps.writer.row({"path": os.fsencode(path), "type": type_of(entry.facts.st_mode)}, len(path))
                     state["found"] += 1
                 else:
                     for row in _lines(entry, path, content, limit - state["found"]):
-                        means.outlet.row(row, len(row["path"]) + len(row["text"]))
+                        deps.writer.row(row, len(row["path"]) + len(row["text"]))
                         state["found"] += 1
                 if state["found"] >= limit:
                     truncated = "limit"
@@ -85,7 +85,7 @@ def search(means: Means, params: dict[str, Any]) -> dict[str, Any]:
     return {"truncated": truncated, "files": state["files"]}
 
 
-def replace(means: Means, params: dict[str, Any]) -> dict[str, Any]:
+def replace(deps: Deps, params: dict[str, Any]) -> dict[str, Any]:
     """Replace `pattern` by `replacement` in every file meant; give rows {path, count} of those that changed.
 
     Each file is written anew and renamed into its place: whole, with its mode and owner, or not at all.
@@ -99,7 +99,7 @@ def replace(means: Means, params: dict[str, Any]) -> dict[str, Any]:
     truncated = None
     try:
         with _alarm(float(params["timeout_s"])):
-            for path, entry in _files(means, params, only_files=True):
+            for path, entry in _files(deps, params, only_files=True):
                 if found["files"] >= limit:
                     truncated = "limit"
                     break
@@ -107,7 +107,7 @@ def replace(means: Means, params: dict[str, Any]) -> dict[str, Any]:
                 if count:
                     found["files"] += 1
                     found["count"] += count
-                    means.outlet.row({"path": os.fsencode(path), "count": count}, len(path))
+                    deps.writer.row({"path": os.fsencode(path), "count": count}, len(path))
     except _Deadline:
         truncated = "timeout"
     return {"truncated": truncated, "files": found["files"], "count": found["count"]}
@@ -137,18 +137,18 @@ def _compile(pattern: str, params: dict[str, Any]) -> re.Pattern[str]:
 # --- which files ---
 
 
-def _files(means: Means, params: dict[str, Any], *, only_files: bool) -> Iterator[tuple[str, Entry]]:
+def _files(deps: Deps, params: dict[str, Any], *, only_files: bool) -> Iterator[tuple[str, Entry]]:
     """Give what is meant below `path`, or `path` itself if it is a file, with its whole path."""
     path = path_of(params)
     name = globs.Pattern(params["name"]) if params["name"] is not None else None
     rules = _Rules(name, params["gitignore"], params["hidden"])
     with mapped(path, "search"):
-        fd, last, facts = followed(means.kernel, path)
+        fd, last, facts = followed(deps.kernel, path)
     if not stat.S_ISDIR(facts.st_mode):
         if stat.S_ISREG(facts.st_mode):
             yield path, Entry(fd, last, last, facts)
         return
-    root = require_folder(means.kernel, path, "search")
+    root = require_directory(deps.kernel, path, "search")
     base = path.rstrip("/")
     entries = walk(root, hidden=rules.hidden)
     for entry in Ignores(root).pick(entries) if rules.gitignore else entries:
@@ -164,7 +164,7 @@ def _files(means: Means, params: dict[str, Any], *, only_files: bool) -> Iterato
 def _open_file(entry: Entry) -> int | None:
     """Open a regular file that a walk met; None if it is something else by now."""
     with contextlib.suppress(OSError):
-        fd = os.open(entry.name, _OPEN, dir_fd=entry.folder)
+        fd = os.open(entry.name, _OPEN, dir_fd=entry.directory)
         if stat.S_ISREG(os.fstat(fd).st_mode):
             return fd
         os.close(fd)
@@ -274,20 +274,20 @@ def _rewrite(entry: Entry, facts: os.stat_result, data: bytes) -> None:
     # No alarm in between: a temporary file must not stay.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=entry.folder)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=entry.directory)
         try:
             with open(fd, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fchown(fd, facts.st_uid, facts.st_gid)
                 os.fchmod(fd, stat.S_IMODE(facts.st_mode))
-            now = os.stat(entry.name, dir_fd=entry.folder, follow_symlinks=False)
+            now = os.stat(entry.name, dir_fd=entry.directory, follow_symlinks=False)
             if not same_file(now, facts) or now.st_mtime_ns != facts.st_mtime_ns:
                 raise _Changed
-            os.rename(temporary, entry.name, src_dir_fd=entry.folder, dst_dir_fd=entry.folder)
+            os.rename(temporary, entry.name, src_dir_fd=entry.directory, dst_dir_fd=entry.directory)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(temporary, dir_fd=entry.folder)
+                os.unlink(temporary, dir_fd=entry.directory)
             raise
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})

@@ -14,9 +14,9 @@ what the sandbox's programs made it: it is only ever run by a shell inside, and 
 
 It is saved after the command and, by a trap, at an `exit` within it. A command that is killed, that `exec`s another
 program, or (bash) exits within a function, whose local variables would become global, leaves the state as it was.
-Kept by bash: variables with their attributes, functions, aliases, options, traps but EXIT, umask, the working folder
+Kept by bash: variables with their attributes, functions, aliases, options, traps but EXIT, umask, the working directory
 and its stack, positional parameters. By another sh: variables, exports, aliases, options, traps, umask, the working
-folder; those shells cannot print their functions. Neither keeps jobs, `$!` or redirections made by `exec`.
+directory; those shells cannot print their functions. Neither keeps jobs, `$!` or redirections made by `exec`.
 """
 
 from __future__ import annotations
@@ -95,11 +95,11 @@ unset _sandboxd_first _sandboxd_names _sandboxd_status _sandboxd_lost
 if cd -- "$_sandboxd_at"; then OLDPWD=$_sandboxd_back; else _sandboxd_lost=$_sandboxd_at; fi
 [ -n "$_sandboxd_back" ] || unset OLDPWD
 """
-#: A folder that is gone must not become another one silently: the command may be `rm -rf *`.
+#: A directory that is gone must not become another one silently: the command may be `rm -rf *`.
 _LOST_CWD: Final = r"""if [ -n "${_sandboxd_lost-}" ]; then
 _sandboxd_dir=%s
 [ "$_sandboxd_lost" != "$_sandboxd_dir" ] || _sandboxd_dir=/
-_sandboxd_command='printf "sandboxd: cannot enter %%s, the working folder of the session: the command was not run, \
+_sandboxd_command='printf "sandboxd: cannot enter %%s, the working directory of the session: the command was not run, \
 and the session goes on in %%s\n" "$_sandboxd_lost" "$_sandboxd_dir" >&2; exit 126'
 fi
 """
@@ -158,7 +158,7 @@ def beside(shell: str, line: str) -> tuple[tuple[str, ...], dict[str, str]]:
 
 
 def first_state(shell: str, env: dict[str, str], cwd: str) -> str:
-    """Return the state of a session that has not run anything: exported variables and a working folder."""
+    """Return the state of a session that has not run anything: exported variables and a working directory."""
     options = "shopt -s expand_aliases" if is_bash(shell) else ":"
     exports = "".join(f"export {name}={quote(value)}\n" for name, value in env.items())
     return f"_sandboxd_set() {{ {options}; }}\n{exports}_sandboxd_at={quote(cwd)} _sandboxd_back=\n#cwd {cwd}\n#end\n"
@@ -172,8 +172,8 @@ def prelude(
     Args:
         shell: its path.
         env: variables for this command alone.
-        cwd: a working folder for this command alone.
-        home: where the session goes on when its working folder is gone.
+        cwd: a working directory for this command alone.
+        home: where the session goes on when its working directory is gone.
         saves: whether the command leaves its state to the session.
         line: the command, where it is too long to be the shell's argument.
     """
@@ -214,9 +214,9 @@ def _sh_overlay(env: dict[str, str]) -> str:
 
 
 def read_end(tail: bytes) -> tuple[bool, str | None]:
-    """Return whether the end of a state says that it is whole, and the working folder that it names.
+    """Return whether the end of a state says that it is whole, and the working directory that it names.
 
-    The folder is what the sandbox's programs say it is; None where it is no absolute path of UTF-8 text.
+    The directory is what the sandbox's programs say it is; None where it is no absolute path of UTF-8 text.
     """
     if not tail.endswith(END_MARK):
         return False, None

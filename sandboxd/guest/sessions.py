@@ -19,8 +19,8 @@ from ..spec import CommandSpec, check_env, check_path, check_session_id, check_u
 from ..wire.exhausted import known
 from . import lines, users
 from . import session_shells as shells
-from .leaf_cgroups import Leaf
-from .link_server import Peer
+from .leaf_cgroups import LeafCgroup
+from .link_server import LinkServer
 from .processes import Process, Shell
 from .users import User
 
@@ -31,7 +31,7 @@ MAX_WAITING: Final = 64
 _BASH: Final = ("/bin/bash", "/usr/bin/bash")
 _TAIL_BYTES: Final = 4096 + len(shells.CWD_MARK) + len(shells.END_MARK)
 
-Operation = Callable[[Peer, int, dict[str, Any]], None]
+Operation = Callable[[LinkServer, int, dict[str, Any]], None]
 #: Starts a command in the session's shell and returns it.
 Start = Callable[[Shell], Process]
 
@@ -52,7 +52,7 @@ class Session:
     #: What runs with its state beside its commands: processes in the background, terminals.
     beside: list[Process] = dataclasses.field(default_factory=list)
     #: Where those ran that have ended: something of them may go on.
-    trees: list[list[Leaf]] = dataclasses.field(default_factory=list)
+    trees: list[list[LeafCgroup]] = dataclasses.field(default_factory=list)
 
     def info(self) -> dict[str, Any]:
         """Return what a list shows of it."""
@@ -78,7 +78,7 @@ class Waiting:
 
 
 class Sessions:
-    """Every session of the sandbox. `commands` gives the sandbox's environment, working folder and user."""
+    """Every session of the sandbox. `commands` gives the sandbox's environment, working directory and user."""
 
     def __init__(self, commands: Any) -> None:  # noqa: ANN401 - Commands, which imports this
         self._commands = commands
@@ -104,7 +104,7 @@ class Sessions:
 
     # --- operations ---
 
-    def _create(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _create(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         name = check_session_id(params["session"])
         if name in self._sessions:
             raise NameTaken(f"cannot create session {name}: the id is in use", id=name)
@@ -120,11 +120,11 @@ class Sessions:
         session = self._sessions[name] = Session(name, shell, user, state, cwd)
         peer.reply(request, session.info())
 
-    def _list(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _list(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         del params
         peer.reply(request, {"items": [session.info() for session in self._sessions.values()]})
 
-    def _delete(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _delete(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         """End a session: what runs in it or beside its commands is killed, and what earlier ones have left."""
         session = self.find(params)
         del self._sessions[session.id]

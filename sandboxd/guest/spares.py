@@ -1,10 +1,10 @@
 """An interpreter that waits for its context: started beforehand, so that the next one begins at once.
 
 At most one, of this sandbox's own: a process in a leaf of its own, as any worker, with the very words, variables,
-user and working folder that the last context was started with. It serves a context that asks for just these, and only
-while nothing that a start would read has changed since: the program that its name stands for now, what is mapped into
-it, the loader's and OpenSSL's configuration, the working folder. Nothing of a user's has run in it. In every other
-case it is dropped and an interpreter starts as ever, so a spare can only ever save time.
+user and working directory that the last context was started with. It serves a context that asks for just these, and
+only while nothing that a start would read has changed since: the program that its name stands for now, what is mapped
+into it, the loader's and OpenSSL's configuration, the working directory. Nothing of a user's has run in it. In every
+other case it is dropped and an interpreter starts as ever, so a spare can only ever save time.
 
     armed --a while later, with room--> started --it says "parked" and what it has mapped--> parked --taken--> a worker
                                            |                                                   |
@@ -26,8 +26,8 @@ from typing import Final
 
 import msgpack
 
-from .eventloop import Loop, Timer
-from .leaf_cgroups import Leaves
+from .eventloop import EventLoop, Timer
+from .leaf_cgroups import LeafCgroups
 from .users import User
 from .worker import Worker
 
@@ -69,15 +69,15 @@ def _stamp(path: str) -> Stamp:
 
 def _find(wish: Wish) -> str | None:
     """Return the file that would be executed (spawn.py), if it can be told."""
-    for folder in wish.env.get("PATH", "").split(":"):
-        path = os.path.join(wish.cwd, folder, wish.argv[0])
+    for directory in wish.env.get("PATH", "").split(":"):
+        path = os.path.join(wish.cwd, directory, wish.argv[0])
         if os.path.isfile(path):
             return path
     return None
 
 
 def _place(path: str) -> Stamp:
-    """Return which folder is there: what is in it may change."""
+    """Return which directory is there: what is in it may change."""
     stamp = _stamp(path)
     return None if stamp is None else stamp[:2]
 
@@ -142,7 +142,7 @@ class Spare:
 class Spares:
     """The one of this sandbox; `start` makes a worker of a wish and a name."""
 
-    def __init__(self, loop: Loop, leaves: Leaves, start: Callable[[Wish, str], Worker]) -> None:
+    def __init__(self, loop: EventLoop, leaves: LeafCgroups, start: Callable[[Wish, str], Worker]) -> None:
         self._loop = loop
         self._leaves = leaves
         self._start = start

@@ -1,7 +1,7 @@
 """The child's side of a start: between clone3 and execve.
 
 The child is born in its own cgroup leaf. It may fail in ways that are the program's (not found, not executable,
-a working folder it may not enter): these are told on its stderr and as status 127 or 126, as a shell does.
+a working directory it may not enter): these are told on its stderr and as status 127 or 126, as a shell does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Order:
+class SpawnRequest:
     """What a child becomes.
 
     Attributes:
@@ -44,7 +44,7 @@ class Order:
     first: int = 3
 
 
-def run_child(kernel: Kernel, order: Order, fds: Sequence[int]) -> NoReturn:
+def run_child(kernel: Kernel, order: SpawnRequest, fds: Sequence[int]) -> NoReturn:
     """Become the program, with `fds` as stdin, stdout, stderr and what `order` says of others; never returns."""
     try:
         prepare(kernel)
@@ -63,7 +63,7 @@ def prepare(kernel: Kernel) -> None:
     kernel.seccomp(seccomp.COMMAND_FILTER)
 
 
-def run(kernel: Kernel, order: Order, fds: Sequence[int]) -> NoReturn:
+def run(kernel: Kernel, order: SpawnRequest, fds: Sequence[int]) -> NoReturn:
     """Do the rest; why a program cannot be run is told where its errors would be."""
     try:
         _place(order, fds)
@@ -79,7 +79,7 @@ def run(kernel: Kernel, order: Order, fds: Sequence[int]) -> NoReturn:
         os._exit(NOT_EXECUTABLE)
 
 
-def practise(kernel: Kernel, order: Order) -> None:
+def warm_up(kernel: Kernel, order: SpawnRequest) -> None:
     """Go through as much of the rest as can be done twice, so that what it writes to is not copied later.
 
     Raises:
@@ -95,7 +95,7 @@ def practise(kernel: Kernel, order: Order) -> None:
         os.execve("", order.argv, order.env)  # noqa: S606 - there is no such program
 
 
-def _place(order: Order, fds: Sequence[int]) -> None:
+def _place(order: SpawnRequest, fds: Sequence[int]) -> None:
     """Give descriptors their numbers."""
     more, first = fds[3:], order.first
     # Out of the way first: a number among them may be another one's target.
@@ -108,7 +108,7 @@ def _place(order: Order, fds: Sequence[int]) -> None:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-def _own(order: Order) -> None:
+def _own(order: SpawnRequest) -> None:
     os.setgroups(order.groups)
     os.setresgid(order.gid, order.gid, order.gid)
     os.setresuid(order.uid, order.uid, order.uid)

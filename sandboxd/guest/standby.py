@@ -41,8 +41,8 @@ import prctl
 
 from ..linux.kernel import CLONE_PARENT, Kernel
 from . import spawn
-from .eventloop import READ, Loop, Timer
-from .leaf_cgroups import Leaf, Leaves
+from .eventloop import READ, EventLoop, Timer
+from .leaf_cgroups import LeafCgroup, LeafCgroups
 
 #: An order over this is a fork's: a message of a socket pair must fit its buffer.
 MAX_ORDER_BYTES: Final = 32 * 1024
@@ -73,7 +73,7 @@ Children = dict[int, Callable[[int, resource.struct_rusage], None]]
 class _Child:
     """A forker or a standby, as init knows it; a standby has no pid until it has said that it is ready."""
 
-    leaf: Leaf
+    leaf: LeafCgroup
     socket: socket.socket
     pid: int = 0
 
@@ -81,7 +81,7 @@ class _Child:
 class Standby:
     """The one of this sandbox, and its forker."""
 
-    def __init__(self, loop: Loop, kernel: Kernel, leaves: Leaves, children: Children) -> None:
+    def __init__(self, loop: EventLoop, kernel: Kernel, leaves: LeafCgroups, children: Children) -> None:
         #: How long they wait for a command, in seconds; 0 is no time at all.
         self.idle_s = 0.0
         #: /dev/null, for their first descriptors.
@@ -94,14 +94,14 @@ class Standby:
         self._children = children
         self._count = itertools.count(1)
         self._forker: _Child | None = None
-        self._asked: Leaf | None = None
+        self._asked: LeafCgroup | None = None
         self._coming: _Child | None = None
         self._ready: _Child | None = None
         self._wanted_at = float("-inf")
         self._due: Timer | None = None
         self._is_watched = False
 
-    def take(self, order: spawn.Order, fds: Sequence[int]) -> tuple[int, Leaf] | None:
+    def take(self, order: spawn.SpawnRequest, fds: Sequence[int]) -> tuple[int, LeafCgroup] | None:
         """Have the standby become a program; return its pid and leaf, or None where init must fork.
 
         If commands follow each other, another one is asked for when one has ended, or after a moment: the forker would
@@ -185,7 +185,7 @@ class Standby:
             if self._forker is not None and not (self._ready or self._coming or self._asked):
                 self._ask(self._forker)
 
-    def _new_leaf(self) -> Leaf:
+    def _new_leaf(self) -> LeafCgroup:
         return self._leaves.new(f"~{next(self._count)}")  # no process can have that id
 
     def _fork(self) -> None:
@@ -229,7 +229,7 @@ class Standby:
         self._asked = leaf
         self._loop.call_later(ANSWER_TIMEOUT_S, functools.partial(self._on_no_answer, leaf))
 
-    def _on_no_answer(self, leaf: Leaf) -> None:
+    def _on_no_answer(self, leaf: LeafCgroup) -> None:
         if self._asked is leaf or (self._coming is not None and self._coming.leaf is leaf):
             self.drop()
 
@@ -346,11 +346,11 @@ def _be_standby(kernel: Kernel, connection: int) -> NoReturn:
     try:
         init = _settle(kernel, connection, "standby")
         spawn.prepare(kernel)
-        spawn.practise(kernel, spawn.Order(*marshal.loads(_PRACTICE)))  # noqa: S302 - our own
+        spawn.warm_up(kernel, spawn.SpawnRequest(*marshal.loads(_PRACTICE)))  # noqa: S302 - our own
         init.send(b"1")
         data, ancillary, _, _ = init.recvmsg(MAX_ORDER_BYTES + 1, socket.CMSG_SPACE(4 * MAX_FDS))
         if data:
-            spawn.run(kernel, spawn.Order(*marshal.loads(data)), _fds(ancillary))  # noqa: S302 - it is init's
+            spawn.run(kernel, spawn.SpawnRequest(*marshal.loads(data)), _fds(ancillary))  # noqa: S302 - it is init's
     finally:
         os._exit(spawn.NOT_EXECUTABLE)
 

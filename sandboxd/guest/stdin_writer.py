@@ -11,17 +11,17 @@ from collections.abc import Callable
 from typing import Final
 
 from ..errors import ProcessNotRunning, ServerBusy
-from .eventloop import WRITE, Loop
+from .eventloop import WRITE, EventLoop
 
 #: Pieces that may wait for the program; each is at most 256 KiB.
 MAX_PIECES: Final = 16
 Done = Callable[[ProcessNotRunning | None], None]
 
 
-class Feed:
+class StdinWriter:
     """Writes to a pipe or a terminal as far as it takes it; owns the descriptor."""
 
-    def __init__(self, loop: Loop, process_id: str, fd: int, *, close_after: bool = False) -> None:
+    def __init__(self, loop: EventLoop, process_id: str, fd: int, *, close_after: bool = False) -> None:
         self._loop = loop
         self._id = process_id
         self._fd: int | None = fd

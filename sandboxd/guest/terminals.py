@@ -30,7 +30,7 @@ def open_terminal(kernel: Kernel, cols: int, rows: int, owner: User) -> tuple[in
 
     Raises:
         LimitExceeded: the sandbox has as many terminals as it may.
-        NotAvailable: its /dev/pts is not what it was at birth.
+        NotAvailable: its /dev/pts is not what it was at creation.
     """
     try:
         flags = os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC

@@ -1,7 +1,7 @@
 """Walking, deleting and copying trees of files that somebody else may be changing meanwhile.
 
-Each step down is an open relative to the folder above, which never follows a link, so a folder that is swapped for a
-link in the middle of a walk ends the walk there and leads nowhere else. What disappears meanwhile is passed over.
+Each step down is an open relative to the directory above, which never follows a link, so a directory that is swapped
+for a link in the middle of a walk ends the walk there and leads nowhere else. What disappears meanwhile is passed over.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from .paths import TEMPORARY, same_file, shown, type_of
 
 #: How deep a walk goes: it holds a descriptor a level (a copy two).
 MAX_DEPTH: Final = 1024
-#: Names of one folder that deleting takes at a time.
+#: Names of one directory that deleting takes at a time.
 _DELETE_BATCH: Final = 4096
 #: Levels that deleting holds open; what lies deeper is moved up first.
 _MAX_DELETE_DEPTH: Final = 256
-_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: One copy between two descriptors.
 _COPY_BYTES: Final = 16 * 1024 * 1024
 _GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -36,12 +36,13 @@ _NO_RANGE: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @dataclasses.dataclass(slots=True)
 class Entry:
-    """Something that a walk met: `folder` is a descriptor of where it is, `path` its name below the walk's root.
+    """Something that a walk met: `directory` is a descriptor of where it is, `path` its name below the walk's root.
 
-    `opened` is a descriptor that the caller may set when it has opened a folder: the walk goes on in it, and owns it.
+    `opened` is a descriptor that the caller may set when it has opened a directory: the walk goes on in it, and owns
+    it.
     """
 
-    folder: int
+    directory: int
     name: str
     path: str
     facts: os.stat_result
@@ -50,22 +51,22 @@ class Entry:
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder."""
+        """Whether it is a directory."""
         return stat.S_ISDIR(self.facts.st_mode)
 
 
 def order_of(path: str) -> list[bytes]:
-    """Return what paths are sorted by: their parts, as bytes, so that a folder is followed by what is in it."""
+    """Return what paths are sorted by: their parts, as bytes, so that a directory is followed by what is in it."""
     return [os.fsencode(part) for part in path.split("/")]
 
 
 def walk(
     root: int, *, recursive: bool = True, hidden: bool = True, after: str | None = None, at_most: int | None = None
 ) -> Iterator[Entry]:
-    """Give everything below the folder `root` in order, each folder before what is in it.
+    """Give everything below the directory `root` in order, each directory before what is in it.
 
     The caller may set an entry's `descend` to False. `after` is a path: only what sorts behind it is given. No
-    folder is held in memory for more than the next `at_most` names of it.
+    directory is held in memory for more than the next `at_most` names of it.
 
     Raises:
         LimitExceeded: it is deeper than `MAX_DEPTH`.
@@ -75,8 +76,8 @@ def walk(
     levels = [(root, "", _names(root, hidden, start[:1], at_most))]
     try:
         while levels:
-            folder, prefix, names = levels[-1]
-            entry = _next(folder, prefix, names)
+            directory, prefix, names = levels[-1]
+            entry = _next(directory, prefix, names)
             if entry is None:
                 levels.pop()
                 if opened:
@@ -108,31 +109,31 @@ def walk(
             os.close(fd)
 
 
-def _next(folder: int, prefix: str, names: Iterator[str]) -> Entry | None:
+def _next(directory: int, prefix: str, names: Iterator[str]) -> Entry | None:
     """Return the next of these names that is still there, None after the last."""
     for name in names:
         try:
-            facts = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            facts = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
             continue
-        return Entry(folder, name, prefix + name, facts)
+        return Entry(directory, name, prefix + name, facts)
     return None
 
 
 def _open(entry: Entry) -> int | None:
     try:
-        return os.open(entry.name, _FOLDER, dir_fd=entry.folder)
+        return os.open(entry.name, _DIRECTORY, dir_fd=entry.directory)
     except OSError as error:
         if error.errno in _GONE:
             return None
         raise
 
 
-def _names(folder: int, hidden: bool, start: list[bytes], at_most: int | None) -> Iterator[str]:
-    """Give a folder's names in order, from `start` on; `at_most` are held at a time, and the folder read again."""
+def _names(directory: int, hidden: bool, start: list[bytes], at_most: int | None) -> Iterator[str]:
+    """Give a directory's names in order, from `start` on; holds `at_most` at a time, and reads the directory again."""
     last: list[bytes] = []
     while True:
-        with _reading(folder) as entries:
+        with _reading(directory) as entries:
             raw = (os.fsencode(entry.name) for entry in entries)
             wanted = (
                 name
@@ -149,55 +150,55 @@ def _names(folder: int, hidden: bool, start: list[bytes], at_most: int | None) -
         last = names[-1:]
 
 
-def _reading(folder: int) -> Any:  # noqa: ANN401 - what os.scandir gives has no name
-    """Read an open folder from its start. btrfs shows what was there at the last rewind, and no entry made since."""
-    os.lseek(folder, 0, os.SEEK_SET)
-    return os.scandir(folder)
+def _reading(directory: int) -> Any:  # noqa: ANN401 - what os.scandir gives has no name
+    """Read an open directory from its start. btrfs shows what was there at the last rewind, and no entry made since."""
+    os.lseek(directory, 0, os.SEEK_SET)
+    return os.scandir(directory)
 
 
 # --- deleting ---
 
 
-def delete_tree(folder: int, name: str) -> None:
-    """Delete a folder with all that is in it, whatever its depth; its name goes last."""
-    top = os.open(name, _FOLDER, dir_fd=folder)
+def delete_tree(directory: int, name: str) -> None:
+    """Delete a directory with all that is in it, whatever its depth; its name goes last."""
+    top = os.open(name, _DIRECTORY, dir_fd=directory)
     try:
         _empty(top, top, 1)
     finally:
         os.close(top)
-    os.rmdir(name, dir_fd=folder)
+    os.rmdir(name, dir_fd=directory)
 
 
-def _empty(top: int, folder: int, depth: int) -> None:
-    """Delete what is in `folder`, again as long as moving things up gave it more."""
+def _empty(top: int, directory: int, depth: int) -> None:
+    """Delete what is in `directory`, again as long as moving things up gave it more."""
     while True:
-        with _reading(folder) as entries:
+        with _reading(directory) as entries:
             names = [(e.name, e.is_dir(follow_symlinks=False)) for e in itertools.islice(entries, _DELETE_BATCH)]
         if not names:
             return
         progress = False
         for name, is_folder in names:
-            progress |= _delete_one(top, folder, name, is_folder, depth)
+            progress |= _delete_one(top, directory, name, is_folder, depth)
         if not progress:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), shown(names[0][0]))
 
 
-def _delete_one(top: int, folder: int, name: str, is_folder: bool, depth: int) -> bool:
-    """Delete one name; return whether it has left this folder."""
+def _delete_one(top: int, directory: int, name: str, is_folder: bool, depth: int) -> bool:
+    """Delete one name; return whether it has left this directory."""
     try:
         if not is_folder:
-            os.unlink(name, dir_fd=folder)
+            os.unlink(name, dir_fd=directory)
             return True
         if depth >= _MAX_DELETE_DEPTH:
             # Up beside the first level, where the outermost loop comes by again: depth costs time, not descriptors.
-            os.rename(name, f"{TEMPORARY}{os.urandom(8).hex()}", src_dir_fd=folder, dst_dir_fd=top)
+            os.rename(name, f"{TEMPORARY}{os.urandom(8).hex()}", src_dir_fd=directory, dst_dir_fd=top)
             return True
-        below = os.open(name, _FOLDER, dir_fd=folder)
+        below = os.open(name, _DIRECTORY, dir_fd=directory)
         try:
             _empty(top, below, depth + 1)
         finally:
             os.close(below)
-        os.rmdir(name, dir_fd=folder)
+        os.rmdir(name, dir_fd=directory)
     except FileNotFoundError:
         return True
     except (NotADirectoryError, IsADirectoryError):
@@ -213,7 +214,7 @@ def _delete_one(top: int, folder: int, name: str, is_folder: bool, depth: int) -
 
 
 class Copier:
-    """Copies files, folders, links and FIFOs as they are, owner, mode and time included; counts what it did."""
+    """Copies files, directories, links and FIFOs as they are, owner, mode and time included; counts what it did."""
 
     def __init__(self) -> None:
         self.entries = 0
@@ -221,7 +222,7 @@ class Copier:
         self.skipped = 0
 
     def copy(self, source: int, name: str, target: int, new: str, facts: os.stat_result) -> None:
-        """Copy one thing, a folder with all that is in it; `new` must not exist.
+        """Copy one thing, a directory with all that is in it; `new` must not exist.
 
         Raises:
             NotAFile: it is a socket or a device.
@@ -231,10 +232,10 @@ class Copier:
                 kind = type_of(facts.st_mode)
                 raise NotAFile(f"cannot copy {shown(name)}: it is a {kind}", path=shown(name), file_type=kind)
             return
-        top = os.open(name, _FOLDER, dir_fd=source)
+        top = os.open(name, _DIRECTORY, dir_fd=source)
         try:
             os.mkdir(new, 0o700, dir_fd=target)
-            root = os.open(new, _FOLDER, dir_fd=target)
+            root = os.open(new, _DIRECTORY, dir_fd=target)
             try:
                 self._copy_tree(top, root)
                 self.entries += 1
@@ -245,23 +246,23 @@ class Copier:
             os.close(top)
 
     def _copy_tree(self, source: int, root: int) -> None:
-        """Copy what is in a folder. Folders get their modes and times last, when nothing is put into them any more."""
+        """Copy what is in a directory. Directories get their modes and times last."""
         own = os.fstat(root)
         levels: list[tuple[int, str, os.stat_result]] = [(root, "", own)]
         try:
             for entry in walk(source):
-                folder_path = entry.path.rpartition("/")[0]
-                while levels[-1][1] != folder_path:
+                directory_path = entry.path.rpartition("/")[0]
+                while levels[-1][1] != directory_path:
                     _leave(levels)
                 if same_file(entry.facts, own):
                     entry.descend = False  # the copy itself, which lies in what is copied
                     continue
                 if not entry.is_folder:
-                    if not self._copy_plain(entry.folder, entry.name, levels[-1][0], entry.name, entry.facts):
+                    if not self._copy_plain(entry.directory, entry.name, levels[-1][0], entry.name, entry.facts):
                         self.skipped += 1
                     continue
                 os.mkdir(entry.name, 0o700, dir_fd=levels[-1][0])
-                levels.append((os.open(entry.name, _FOLDER, dir_fd=levels[-1][0]), entry.path, entry.facts))
+                levels.append((os.open(entry.name, _DIRECTORY, dir_fd=levels[-1][0]), entry.path, entry.facts))
                 self.entries += 1
             while len(levels) > 1:
                 _leave(levels)
@@ -270,7 +271,7 @@ class Copier:
                 os.close(fd)
 
     def _copy_plain(self, source: int, name: str, target: int, new: str, facts: os.stat_result) -> bool:
-        """Copy what is no folder; False for a socket or a device."""
+        """Copy what is no directory; False for a socket or a device."""
         if stat.S_ISREG(facts.st_mode):
             self._copy_file(source, name, target, new)
         elif stat.S_ISLNK(facts.st_mode):
@@ -400,10 +401,10 @@ def place(
     return copier
 
 
-def discard(folder: int, name: str) -> None:
+def discard(directory: int, name: str) -> None:
     """Delete whatever has that name, if anything has."""
     with contextlib.suppress(OSError):
-        if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-            delete_tree(folder, name)
+        if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+            delete_tree(directory, name)
         else:
-            os.unlink(name, dir_fd=folder)
+            os.unlink(name, dir_fd=directory)

@@ -1,8 +1,8 @@
-"""A version of a folder: a digest of what its files are, so that two versions tell whether anything changed between.
+"""A version of a directory: a digest of what its files are, so that two versions tell whether anything changed between.
 
 Nothing is watched and nothing kept: the version is computed from the tree when somebody asks. It holds each name with
 its type, mode, owner, size and the times of its content and of its inode, which no program can set back; so it costs a
-walk, not a reading. Of a folder it holds no times: they change with entries that are left out.
+walk, not a reading. Of a directory it holds no times: they change with entries that are left out.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from typing import Any, Final
 
 from . import tree
 from .file_operations import followed
-from .jobs import Function, Means
-from .path_filter import Picker
-from .paths import mapped, open_folder, path_of
+from .jobs import Deps, Function
+from .path_filter import PathFilter
+from .paths import mapped, open_directory, path_of
 from .tree import Entry
 
 _DIGEST_BYTES: Final = 16
 
 
-def changes(means: Means, params: dict[str, Any]) -> dict[str, Any]:
+def changes(deps: Deps, params: dict[str, Any]) -> dict[str, Any]:
     """Return {version, entries} of what is below `path`, or of the one file."""
     path = path_of(params)
     with mapped(path, "look at"):
-        folder, name, facts = followed(means.kernel, path)
+        directory, name, facts = followed(deps.kernel, path)
         entries: Iterator[Entry]
         if stat.S_ISDIR(facts.st_mode):
-            root = open_folder(means.kernel, path)
-            entries = Picker(params).pick(tree.walk(root, recursive=params["recursive"]))
+            root = open_directory(deps.kernel, path)
+            entries = PathFilter(params).pick(tree.walk(root, recursive=params["recursive"]))
         else:
-            entries = iter([Entry(folder, name, ".", facts)])
+            entries = iter([Entry(directory, name, ".", facts)])
         digest = blake2b(digest_size=_DIGEST_BYTES)
         count = 0
         for entry in entries:

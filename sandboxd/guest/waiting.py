@@ -14,14 +14,14 @@ from typing import Final
 
 from ..errors import ServerBusy
 from ..linux.sockdiag import Listener, ListenerQuery
-from .eventloop import READ, WRITE, Loop, Timer
+from .eventloop import READ, WRITE, EventLoop, Timer
 
 #: A port is noticed within this time and a turn of the loop, under the 50 ms that the API promises; a look costs 50 to
 #: 200 us, so less than 1 % of a processor.
 INTERVAL_S: Final = 0.03
 #: After this long a wait is looked at less often.
 EAGER_S: Final = 10.0
-PATIENT_INTERVAL_S: Final = 0.04
+BATCH_INTERVAL_S: Final = 0.04
 MAX_WAITS: Final = 64
 #: One HTTP request: the status line comes in its first bytes, or the program is too slow for this try.
 PROBE_TIMEOUT_S: Final = 2.0
@@ -50,7 +50,7 @@ class PortWait:
 class PortWaits:
     """Every wait of the sandbox."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: EventLoop) -> None:
         self._loop = loop
         self._query: ListenerQuery | None = None
         self._waits: list[PortWait] = []
@@ -85,7 +85,7 @@ class PortWaits:
         if self._waits:
             if self._timer is None:
                 eager = any(time.monotonic() - wait.began < EAGER_S for wait in self._waits)
-                self._timer = self._loop.call_later(INTERVAL_S if eager else PATIENT_INTERVAL_S, self._tick)
+                self._timer = self._loop.call_later(INTERVAL_S if eager else BATCH_INTERVAL_S, self._tick)
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -132,7 +132,7 @@ class PortWaits:
 class _Probe:
     """One GET; `done` is told the status of the answer, None where there was none in time."""
 
-    def __init__(self, loop: Loop, listener: Listener, port: int, path: str, done: Met) -> None:
+    def __init__(self, loop: EventLoop, listener: Listener, port: int, path: str, done: Met) -> None:
         self._loop = loop
         self._done = done
         self._address = (_reachable(listener.address), port)

@@ -25,7 +25,7 @@ _ASKED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
 )
 
 
-def rehearse() -> None:
+def warm_up() -> None:
     """Live the first moments of an init, several times, in this process; leaves nothing open."""
     for _ in range(ROUNDS):
         ours, theirs = socket.socketpair()
@@ -33,7 +33,7 @@ def rehearse() -> None:
             link = LinkConnection(Role.ASKER)
             frames = [link.greet()]
             frames += [link.send(Request(number, op, params)) for number, (op, params) in enumerate(_ASKED, 1)]
-            Init().rehearse(theirs, functools.partial(_send_next, ours, iter(frames)))
+            Init().warm_up(theirs, functools.partial(_send_next, ours, iter(frames)))
 
 
 def _send_next(ours: socket.socket, frames: Iterator[bytes]) -> bool:

@@ -1,20 +1,20 @@
-"""Watches a folder for changes: an errand that lives as long as its client.
+"""Watches a directory for changes: a file job that lives as long as its client.
 
-Theory of operation. The kernel watches folders, one by one, and names what changes in each. Three things are made
+Theory of operation. The kernel watches directories, one by one, and names what changes in each. Three things are made
 good here:
 
-- A folder that is new (made, or moved in) is watched first and read then, so nothing in it is missed; what the
+- A directory that is new (made, or moved in) is watched first and read then, so nothing in it is missed; what the
   reading has told is remembered until the kernel's queue is empty, and not told again when its own event comes.
-  Reading sees more than the events told so far: a folder may have left its place (it is `_missing` until its event
+  Reading sees more than the events told so far: a directory may have left its place (it is `_missing` until its event
   says where it went), or its name may be another's by now (it is read again when that one's event comes). One that is
   met under its next name takes it at once, so a removal in it that is still queued is told under that name.
 - The two halves of a rename carry a cookie. They are joined to one `rename`; a half alone is a `remove` or a
-  `create` (the other side lies outside). A folder that was renamed keeps its watches, whose paths are rewritten.
-- When the kernel's queue is full, events are lost: an `overflow` event says so, and the folders are read again, so
+  `create` (the other side lies outside). A directory that was renamed keeps its watches, whose paths are rewritten.
+- When the kernel's queue is full, events are lost: an `overflow` event says so, and the directories are read again, so
   that what comes after it is whole. A reader who sees it must list what it wants to know.
 
 - What comes in by a rename from outside may take the place of a file, and the kernel does not say so. The names in
-  each watched folder are remembered, by the number of its watch, so that this is a `write` and not a `create`.
+  each watched directory are remembered, by the number of its watch, so that this is a `write` and not a `create`.
 
 Names of writes under way (`TEMPORARY`) are outside: their rename into place is such a `write`, or a `create`.
 """
@@ -34,18 +34,19 @@ from ..linux.inotify import Happening, Inotify
 from ..linux.kernel import SyscallError
 from . import tree
 from .file_operations import followed
-from .frames import Outlet
-from .jobs import Function, Means
-from .path_filter import Picker
+from .frames import FrameWriter
+from .jobs import Deps, Function
+from .path_filter import PathFilter
 from .paths import TEMPORARY, mapped, path_of
 
-#: Folders of one watch: each costs the kernel about 1 KiB. The sandbox's own bound (a sysctl) may be lower.
-MAX_FOLDERS: Final = 100_000
+#: Directories of one watch: each costs the kernel about 1 KiB. The sandbox's own bound (a sysctl) may be lower.
+MAX_DIRECTORIES: Final = 100_000
 #: Names of one watch that are remembered: about 30 MiB. What comes in the place of one that is not is a `create`.
 MAX_NAMES: Final = 250_000
 #: How long the second half of a rename may take; the kernel queues both at once, almost always.
 _PAIR_S: Final = 0.05
-#: Folders that may be missing at once. The kernel queues 16,384 events by default: what more of them wait for is lost.
+#: Directories that may be missing at once. The kernel queues 16,384 events by default: what more of them wait for is
+#: lost.
 _MAX_MISSING: Final = 20_000
 _MASK: Final = (
     inotify.IN_CREATE
@@ -60,44 +61,47 @@ _MASK: Final = (
     | inotify.IN_ONLYDIR
 )
 _GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def watch(means: Means, params: dict[str, Any]) -> dict[str, Any]:
+def watch(deps: Deps, params: dict[str, Any]) -> dict[str, Any]:
     """Give rows {type, path, is_folder, from} until `path` is gone: that is the result's `reason`, "removed".
 
     Types: ready (once, when everything is watched), create, write, chmod, remove, rename (`from` is the old path),
-    overflow. With `include` and `exclude`, patterns, only what they mean is told, and left out folders are not watched.
+    overflow. With `include` and `exclude`, patterns, only what they mean is told, and left out directories are not
+    watched.
     """
     path = path_of(params)
-    picker = Picker(params)
+    path_filter = PathFilter(params)
     with mapped(path, "watch"):
-        _, _, facts = followed(means.kernel, path)
-        watcher = _Watcher(path.rstrip("/"), stat.S_ISDIR(facts.st_mode), params["recursive"], means.outlet, picker)
+        _, _, facts = followed(deps.kernel, path)
+        watcher = _Watcher(path.rstrip("/"), stat.S_ISDIR(facts.st_mode), params["recursive"], deps.writer, path_filter)
         watcher.start()
     watcher.run()
     return {"reason": "removed"}
 
 
 class _Watcher:
-    """The state of one watch: which number stands for which folder."""
+    """The state of one watch: which number stands for which directory."""
 
-    def __init__(self, root: str, is_folder: bool, recursive: bool, outlet: Outlet, picker: Picker) -> None:
+    def __init__(
+        self, root: str, is_folder: bool, recursive: bool, writer: FrameWriter, path_filter: PathFilter
+    ) -> None:
         self._root = root
         self._top = root if is_folder else root.rpartition("/")[0]
         self._is_folder = is_folder
         self._recursive = recursive
-        self._outlet = outlet
-        self._picker = picker
+        self._writer = writer
+        self._path_filter = path_filter
         self._inotify = Inotify()
         self._paths: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
         self._names: dict[int, set[bytes]] = {}
         self._named = 0
-        #: What reading a new folder has told already.
+        #: What reading a new directory has told already.
         self._told: set[str] = set()
         self._written: set[str] = set()
-        #: Folders that had left their place before they could be watched, each until the event comes that says so.
+        #: Directories that had left their place before they could be watched, each until the event comes that says so.
         #: An empty queue does not end that: a rename is seen in the tree before the kernel queues its events.
         self._missing: set[str] = set()
         self._moved: tuple[Happening, str, float] | None = None
@@ -108,11 +112,11 @@ class _Watcher:
         if self._is_folder:
             self._add(self._root, tell=False)
         else:
-            # Its folder is watched: a file that is written by a rename is another inode each time.
+            # Its directory is watched: a file that is written by a rename is another inode each time.
             self._recursive = False
             self._add(self._top, tell=False)
         self._tell("ready", self._root, self._is_folder)
-        self._outlet.flush()
+        self._writer.flush()
 
     def run(self) -> None:
         """Tell what happens until the root is gone."""
@@ -129,7 +133,7 @@ class _Watcher:
                     self._overflow()
                 if not poll.poll(0):
                     self._caught_up()
-            self._outlet.flush()
+            self._writer.flush()
 
     def _caught_up(self) -> None:
         """The kernel's queue is empty; what happens now may come a moment after it can be seen in the tree."""
@@ -145,13 +149,13 @@ class _Watcher:
         if mask & inotify.IN_Q_OVERFLOW:
             self._overflow()
             return
-        folder = self._paths.get(happening.watch)
-        if folder is None or happening.name.startswith(TEMPORARY.encode()):
+        directory = self._paths.get(happening.watch)
+        if directory is None or happening.name.startswith(TEMPORARY.encode()):
             return
         if not happening.name:
-            self._take_self(happening.watch, folder, mask)
+            self._take_self(happening.watch, directory, mask)
             return
-        path = f"{folder}/{os.fsdecode(happening.name)}"
+        path = f"{directory}/{os.fsdecode(happening.name)}"
         if self._moved and not (mask & inotify.IN_MOVED_TO and happening.cookie == self._moved[0].cookie):
             self._settle_moved()
             if happening.watch not in self._paths:
@@ -185,11 +189,11 @@ class _Watcher:
         elif mask & inotify.IN_ATTRIB:
             self._tell("chmod", path, is_folder)
 
-    def _take_self(self, number: int, folder: str, mask: int) -> None:
-        """Something happened to a watched folder itself; but for the root, its own folder says so too."""
+    def _take_self(self, number: int, directory: str, mask: int) -> None:
+        """Something happened to a watched directory itself; but for the root, its own directory says so too."""
         if mask & inotify.IN_IGNORED:
             self._forget(number)
-        elif folder != self._top:
+        elif directory != self._top:
             return
         elif mask & (inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF | inotify.IN_UNMOUNT):
             self._tell("remove", self._root, self._is_folder)
@@ -204,9 +208,9 @@ class _Watcher:
             self._told = {told for told in self._told if not told.startswith(path + "/")}
 
     def _vacate(self, path: str) -> None:
-        """What had that name is gone. A folder that was watched under it has it since: its event comes, and it is read.
+        """What had that name is gone. A directory that was watched under it: its event comes, and it is read.
 
-        Reading has told what is in that folder already, and a reader takes it for gone by what is told next.
+        Reading has told what is in that directory already, and a reader takes it for gone by what is told next.
         """
         self._missing.discard(path)
         if path in self._numbers:
@@ -217,7 +221,7 @@ class _Watcher:
         moved, self._moved = self._moved, None
         if moved is None:
             if was_there and is_folder:
-                self._vacate(path)  # an empty folder, and the kernel's word that it is gone comes behind this
+                self._vacate(path)  # an empty directory, and the kernel's word that it is gone comes behind this
             if was_there and not is_folder and path not in self._told:
                 self._tell("write", path, is_folder)
             else:
@@ -265,13 +269,13 @@ class _Watcher:
     # --- watches ---
 
     def _add(self, path: str, *, tell: bool) -> None:
-        """Watch a folder and, where asked for, all below it; each is watched before it is read."""
+        """Watch a directory and, where asked for, all below it; each is watched before it is read."""
         try:
-            fd = os.open(path or "/", _FOLDER if path != self._top else _FOLDER & ~os.O_NOFOLLOW)
+            fd = os.open(path or "/", _DIRECTORY if path != self._top else _DIRECTORY & ~os.O_NOFOLLOW)
         except OSError as error:
             if path == self._top or error.errno not in _GONE:
                 raise
-            # Deleted, or a folder above it has another name by now: that event comes.
+            # Deleted, or a directory above it has another name by now: that event comes.
             self._missing.add(path)
             return
         try:
@@ -286,9 +290,9 @@ class _Watcher:
                 return
             for entry in tree.walk(fd):
                 below = f"{path}/{entry.path}"
-                folder = self._numbers.get(below.rpartition("/")[0])
-                if folder is not None:
-                    self._know(folder, os.fsencode(entry.name))
+                directory = self._numbers.get(below.rpartition("/")[0])
+                if directory is not None:
+                    self._know(directory, os.fsencode(entry.name))
                 if entry.is_folder and (self._is_left_out(below) or not self._watch_entry(entry, below)):
                     entry.descend = False
                 if tell and below not in self._told:
@@ -298,12 +302,12 @@ class _Watcher:
             os.close(fd)
 
     def _watch_entry(self, entry: tree.Entry, path: str) -> bool:
-        """Watch a folder that a walk met; False if it has left its place, which its event will tell.
+        """Watch a directory that a walk met; False if it has left its place, which its event will tell.
 
-        The walk goes on in what is opened here: a second open by name could miss it, or meet another folder.
+        The walk goes on in what is opened here: a second open by name could miss it, or meet another directory.
         """
         try:
-            entry.opened = os.open(entry.name, _FOLDER, dir_fd=entry.folder)
+            entry.opened = os.open(entry.name, _DIRECTORY, dir_fd=entry.directory)
         except OSError as error:
             if error.errno not in _GONE:
                 raise
@@ -312,9 +316,9 @@ class _Watcher:
         return True
 
     def _watch(self, fd: int, path: str) -> None:
-        """Watch the open folder that has this path: by descriptor, since a path may lead elsewhere by now."""
-        if len(self._paths) >= MAX_FOLDERS:
-            raise LimitExceeded(f"cannot watch more than {MAX_FOLDERS} directories", bound=MAX_FOLDERS)
+        """Watch the open directory that has this path: by descriptor, since a path may lead elsewhere by now."""
+        if len(self._paths) >= MAX_DIRECTORIES:
+            raise LimitExceeded(f"cannot watch more than {MAX_DIRECTORIES} directories", bound=MAX_DIRECTORIES)
         number = self._number_of(fd)
         self._forget(number)
         self._paths[number] = path
@@ -341,7 +345,7 @@ class _Watcher:
     # --- names ---
 
     def _know(self, number: int, name: bytes) -> bool:
-        """Remember a name in a watched folder; return whether it was known."""
+        """Remember a name in a watched directory; return whether it was known."""
         names = self._names.setdefault(number, set())
         if name in names:
             return True
@@ -351,7 +355,7 @@ class _Watcher:
         return False
 
     def _keep_names(self, happening: Happening) -> bool:
-        """Keep the names of a folder as an event says they are; return whether the event's name was known."""
+        """Keep the names of a directory as an event says they are; return whether the event's name was known."""
         if happening.mask & (inotify.IN_CREATE | inotify.IN_MOVED_TO):
             return self._know(happening.watch, happening.name)
         names = self._names.get(happening.watch, set())
@@ -362,7 +366,7 @@ class _Watcher:
         return was_there
 
     def _rebase(self, old: str, new: str) -> None:
-        """A folder has a new name: so have the paths of its watches."""
+        """A directory has a new name: so have the paths of its watches."""
         if not self._recursive:
             return
         for number, path in list(self._paths.items()):
@@ -389,9 +393,9 @@ class _Watcher:
         return taken
 
     def _is_same(self, path: str) -> bool:
-        """Tell whether the folder with that path is the one that was watched under it; one that is gone may be."""
+        """Tell whether the directory with that path is the one that was watched under it; one that is gone may be."""
         try:
-            fd = os.open(path, _FOLDER)
+            fd = os.open(path, _DIRECTORY)
         except OSError:
             return True
         try:
@@ -400,14 +404,14 @@ class _Watcher:
             os.close(fd)
 
     def _is_left_out(self, path: str) -> bool:
-        return self._picker.leaves_out(path.removeprefix(self._root + "/"), is_folder=True)
+        return self._path_filter.leaves_out(path.removeprefix(self._root + "/"), is_folder=True)
 
     def _is_meant(self, path: str, is_folder: bool) -> bool:
         if path == self._root:
             return True
         below = path.removeprefix(self._root + "/")
-        picker = self._picker
-        return picker.keeps(below, is_folder=is_folder) and not picker.leaves_out(below, is_folder=is_folder)
+        path_filter = self._path_filter
+        return path_filter.keeps(below, is_folder=is_folder) and not path_filter.leaves_out(below, is_folder=is_folder)
 
     def _tell(self, kind: str, path: str, is_folder: bool, source: str | None = None) -> None:
         if source is not None and not self._is_meant(source, is_folder):
@@ -418,7 +422,7 @@ class _Watcher:
             kind, path, source = "remove", source, None
         row: dict[str, Any] = {"type": kind, "path": os.fsencode(path or "/"), "is_folder": is_folder}
         row["from"] = None if source is None else os.fsencode(source)
-        self._outlet.row(row, len(path) + len(source or ""))
+        self._writer.row(row, len(path) + len(source or ""))
 
 
 FUNCTIONS: Final[dict[str, Function]] = {"watch": watch}

@@ -30,10 +30,10 @@ from ..wire.exhausted import known
 from ..wire.messages import EVENT_OVERHEAD, Event
 from . import spawn, users
 from .eventloop import READ, Timer
-from .incoming import Entrant, Entrants
-from .link_server import Peer
-from .processes import ORPHAN_GRACE_S, Means, signal_name
-from .stdin_writer import Done, Feed
+from .incoming import IncomingChild, IncomingChildren
+from .link_server import LinkServer
+from .processes import ORPHAN_GRACE_S, Deps, signal_name
+from .stdin_writer import Done, StdinWriter
 from .users import User
 
 #: One read, and so one event, at most; also the size of the pipes, so one read empties one.
@@ -109,7 +109,7 @@ class Worker:
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a worker is made of
         self,
-        means: Means,
+        deps: Deps,
         name: str,
         argv: tuple[str, ...],
         env: dict[str, str],
@@ -117,23 +117,23 @@ class Worker:
         user: User,
         source_fd: int,
         reaped: Reaped,
-        entrants: Entrants,
-        rendezvous: int | None = None,
+        incoming: IncomingChildren,
+        handoff: int | None = None,
     ) -> None:
-        """Start it. `rendezvous`, ours from now on, is where a template's child may come instead of a fork of ours."""
+        """Start it. `handoff`, ours from now on, is where a template's child may come instead of a fork of ours."""
         self.name = name
         self.pid = 0
         self._argv, self._env, self._cwd, self._user = argv, env, cwd, user
         self._reaped = reaped
-        self._entrant: Entrant | None = None
+        self._incoming: IncomingChild | None = None
         self._theirs: list[int] = []  # the program's ends of the pipes, until it has them
         self.ended = False
-        self.leaf = means.leaves.new(name)
-        self._means = means
-        self._loop = means.loop
+        self.leaf = deps.leaves.new(name)
+        self._deps = deps
+        self._loop = deps.loop
         self._pipes: dict[str, int] = {}
         self._watching = False
-        self._follower: tuple[Peer, int] | None = None
+        self._follower: tuple[LinkServer, int] | None = None
         self._credit = 0
         self._offset = 0
         self._counter = FrameCounter()
@@ -148,20 +148,20 @@ class Worker:
         self._began = time.monotonic()
         self._result: dict[str, Any] = {}
         self._tick = self._interrupts = -1
-        self._feed: Feed | None = None
+        self._feed: StdinWriter | None = None
         #: Whether it ended without having read all that it was sent: its last message did nothing, then.
         self._is_unread = False
         try:
             self._open_pipes(source_fd)
-            if rendezvous is None:
+            if handoff is None:
                 self._start()
             else:
-                self._expect(entrants, rendezvous)
+                self._expect(incoming, handoff)
         except BaseException:
-            if rendezvous is not None and self._entrant is None:
-                os.close(rendezvous)
+            if handoff is not None and self._incoming is None:
+                os.close(handoff)
             self._close_all()
-            means.leaves.drop(self.leaf, keep_orphans=False)
+            deps.leaves.drop(self.leaf, keep_orphans=False)
             raise
 
     # --- start ---
@@ -169,7 +169,7 @@ class Worker:
     def _open_pipes(self, source_fd: int) -> None:
         """Make the pipes; `_theirs` are the program's descriptors from 0 on."""
         theirs = self._theirs
-        theirs.append(os.dup(self._means.null_fd))
+        theirs.append(os.dup(self._deps.null_fd))
         for name in _OUTPUTS:
             theirs.append(self._output_pipe(name, *users.pipe_of(self._user)))
         theirs.append(self._control_pipe())
@@ -188,12 +188,12 @@ class Worker:
         """Fork the interpreter."""
         leaf = self.leaf.open()
         try:
-            pid, pidfd = self._means.kernel.clone3(0, cgroup_fd=leaf)
+            pid, pidfd = self._deps.kernel.clone3(0, cgroup_fd=leaf)
         finally:
             os.close(leaf)
         if pid == 0:
-            order = spawn.Order(self._argv, self._env, self._cwd, *self._user.ids)
-            spawn.run_child(self._means.kernel, order, self._theirs)
+            order = spawn.SpawnRequest(self._argv, self._env, self._cwd, *self._user.ids)
+            spawn.run_child(self._deps.kernel, order, self._theirs)
         os.close(pidfd)
         self.pid = pid
         self._reaped[pid] = self.on_exit
@@ -202,33 +202,33 @@ class Worker:
 
     # --- a child of a template's instead ---
 
-    def _expect(self, entrants: Entrants, rendezvous: int) -> None:
+    def _expect(self, incoming: IncomingChildren, handoff: int) -> None:
         """Wait for a child that a template forks into our leaf; without one, start as ever."""
         os.close(self.leaf.open())
-        self._entrant = entrants.expect(rendezvous, self._on_arrived, self._on_begun, self._on_nobody)
+        self._incoming = incoming.expect(handoff, self._on_arrived, self._on_begun, self._on_nobody)
 
     def _on_arrived(self, pid: int) -> None:
-        assert self._entrant is not None  # noqa: S101 - it is what calls
+        assert self._incoming is not None  # noqa: S101 - it is what calls
         self.pid = pid
         self._reaped[pid] = self.on_exit
-        self._entrant.send(self._user, self._cwd, self._env, self._theirs, self.name)
+        self._incoming.send(self._user, self._cwd, self._env, self._theirs, self.name)
 
     def _on_begun(self) -> None:
-        self._entrant = None
+        self._incoming = None
         self._close_theirs()
         self.wake()
 
     def _on_nobody(self, why: str, declined: bool) -> None:
         """Start as ever."""
-        self._entrant = None
+        self._incoming = None
         if self._follower is not None:
             self._send("declined" if declined else "absent", {"why": why})
         if self.pid:
             self._reaped[self.pid] = _forget
             self.pid = 0
-        self._means.leaves.drop(self.leaf, keep_orphans=False)
+        self._deps.leaves.drop(self.leaf, keep_orphans=False)
         self._status = None
-        self.leaf = self._means.leaves.new(self.name)
+        self.leaf = self._deps.leaves.new(self.name)
         try:
             self._start()
         except OSError as error:
@@ -241,7 +241,7 @@ class Worker:
 
     def _control_pipe(self) -> int:
         theirs, ours = os.pipe2(os.O_CLOEXEC)
-        self._feed = Feed(self._loop, self.name, ours)
+        self._feed = StdinWriter(self._loop, self.name, ours)
         return theirs
 
     @staticmethod
@@ -292,13 +292,13 @@ class Worker:
 
     # --- the daemon that listens ---
 
-    def follow(self, peer: Peer, request: int, credit: int, *, is_spare: bool = False) -> None:
+    def follow(self, peer: LinkServer, request: int, credit: int, *, is_spare: bool = False) -> None:
         """Send this peer all that comes from now on; an earlier follower's request is answered as over."""
         self.unfollow({"replaced": True})
         self._follower, self._credit = (peer, request), credit
         self._skipping = not self._counter.at_boundary
         self._send("start", {"id": self.name, "pid": self.pid, "spare": is_spare})
-        if self._entrant is not None:
+        if self._incoming is not None:
             self._send("expecting", {"leaf": self.leaf.name})
         if self.ended:
             self._tell_exit()
@@ -311,7 +311,7 @@ class Worker:
         if follower is not None and result is not None:
             follower[0].reply(follower[1], result)
 
-    def is_followed_by(self, peer: Peer, request: int | None = None) -> bool:
+    def is_followed_by(self, peer: LinkServer, request: int | None = None) -> bool:
         """Whether that peer (and request) is the follower."""
         follower = self._follower
         return follower is not None and follower[0] is peer and request in (None, follower[1])
@@ -421,7 +421,7 @@ class Worker:
     # --- what the daemon asks ---
 
     def write(self, data: bytes, done: Done) -> None:
-        """Give the worker frames; `done` as of `Feed.write`.
+        """Give the worker frames; `done` as of `StdinWriter.write`.
 
         Raises:
             ProcessNotRunning: it has ended. ServerBusy: too much waits.
@@ -448,9 +448,9 @@ class Worker:
         """SIGKILL the whole tree; `reason` names the end."""
         self._reason = self._reason or reason
         self.leaf.kill()
-        if self._entrant is not None:
-            self._entrant.cancel()
-            self._entrant = None
+        if self._incoming is not None:
+            self._incoming.cancel()
+            self._incoming = None
             self._close_theirs()
             if not self.pid:
                 self.on_exit(signal.SIGKILL, None)  # nobody's status will come
@@ -463,7 +463,7 @@ class Worker:
 
     def on_exit(self, status: int, rusage: resource.struct_rusage | None) -> None:
         """Take the process' status; called by the reaper."""
-        if self._entrant is not None:
+        if self._incoming is not None:
             self.pid = 0  # it ended before it began: the end of its socket says the rest
             return
         self._status = status
@@ -501,7 +501,7 @@ class Worker:
         if self._follower is not None:
             self._tell_exit()
         # After the flush that the end has deferred.
-        self._loop.defer(lambda: self._means.leaves.drop(self.leaf, keep_orphans=False))
+        self._loop.defer(lambda: self._deps.leaves.drop(self.leaf, keep_orphans=False))
 
     def _tell_exit(self) -> None:
         self._send("exit", self._result)

@@ -5,7 +5,7 @@ found in the wild, and what `zipfile` does not know, is this:
 
 - Info-ZIP's `zip`, and macOS, write the bytes of a Unix name as they are, without the flag. Info-ZIP adds an extra
   field (0x7075, APPNOTE 4.6.9) with the name in UTF-8, which holds where its checksum is that of the name beside it.
-- Some programs of Windows part folders by backslashes, against 4.4.17; no name there can have one.
+- Some programs of Windows part directories by backslashes, against 4.4.17; no name there can have one.
 
 So a name without the flag is the extra field's, or UTF-8 where it is some; else it is cp437 where a system that has
 such code pages wrote it, and plain bytes where Unix did. What such a name may lead to is asked of the result only.

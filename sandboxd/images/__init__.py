@@ -1,6 +1,6 @@
 """Rootfs: the named, unpacked, read-only trees that sandboxes share; built from recipes, listed, removed.
 
-Theory of operation. On disk a rootfs is a folder below the rootfs folder of a state directory:
+Theory of operation. On disk a rootfs is a directory below the rootfs directory of a state directory:
 
     <rootfs-dir>/                    0755 root
       <name>/                        0755 root; appears complete, by one rename, or not at all
@@ -13,9 +13,9 @@ Theory of operation. On disk a rootfs is a folder below the rootfs folder of a s
 Whoever builds or removes holds a flock on <rootfs-dir> itself, which the kernel gives back when its holder dies: what
 the holder finds as `.building-…` and `.removing-…` is therefore dead, and it sweeps that first. Every program of a
 build runs in mount and pid namespaces of its own and dies with the builder (`contained`), so a killed build leaves
-neither mounts nor processes, only a folder with a dot that nothing takes for a rootfs.
+neither mounts nor processes, only a directory with a dot that nothing takes for a rootfs.
 
-A recipe (`Recipe`) is a folder with a manifest; `plan` turns it into an ordered tuple of steps, purely, and `build`
+A recipe (`Recipe`) is a directory with a manifest; `plan` turns it into an ordered tuple of steps, purely, and `build`
 runs them. The built rootfs records the recipe's hash: building again with the same recipe is free.
 """
 

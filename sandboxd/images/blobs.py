@@ -1,4 +1,4 @@
-"""The named files of an image that is a folder or an archive of them: manifests, configurations, layers."""
+"""The named files of an image that is a directory or an archive of them: manifests, configurations, layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 from sandboxd.images.archive import Tape, members, shown
 from sandboxd.images.readers import Budget, ImageRefused, Region
 
-__all__ = ["ArchiveBlobs", "Blobs", "FolderBlobs", "read_blob", "read_json"]
+__all__ = ["ArchiveBlobs", "Blobs", "DirectoryBlobs", "read_blob", "read_json"]
 
 #: Manifests, indexes and configurations; what registries allow.
 MAX_JSON: Final = 4 * 1024 * 1024
@@ -27,8 +27,8 @@ class Blobs(Protocol):
         ...
 
 
-class FolderBlobs:
-    """Files of a folder that this process cannot see: `ask` returns a descriptor and its size, or None."""
+class DirectoryBlobs:
+    """Files of a directory that this process cannot see: `ask` returns a descriptor and its size, or None."""
 
     def __init__(self, ask: Callable[[str], tuple[int, int] | None]) -> None:
         self._ask = ask

@@ -1,4 +1,4 @@
-"""Build a rootfs from its recipe: into a folder that nothing uses, then by one rename into place."""
+"""Build a rootfs from its recipe: into a directory that nothing uses, then by one rename into place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sandboxd.images import packages, store
 from sandboxd.images.progress import Progress, ProgressCallback, silent
 from sandboxd.images.recipe import Recipe, find_recipe
 from sandboxd.images.steps import Site, plan
-from sandboxd.images.tree import disk_usage, fsync_folder, make_root, remove_tree
+from sandboxd.images.tree import disk_usage, fsync_directory, make_root, remove_tree
 
 __all__ = ["build"]
 
@@ -29,16 +29,16 @@ def build(
 ) -> store.Rootfs:
     """Build the rootfs `name` from the recipe of that name, unless it is there and up to date.
 
-    Waits while another build or removal works in the same folder. Ended by an exception (a Ctrl-C too), it leaves
-    nothing behind; killed, it leaves a folder that the next build sweeps.
+    Waits while another build or removal works in the same directory. Ended by an exception (a Ctrl-C too), it leaves
+    nothing behind; killed, it leaves a directory that the next build sweeps.
 
     Args:
         name: the rootfs' name, and its recipe's.
-        rootfs_dir: the folder of all rootfs; made when missing.
+        rootfs_dir: the directory of all rootfs; made when missing.
         progress: told of each step and of each line that a step's program prints.
         force: build although the built one is up to date.
         in_use: names the sandboxes that use a rootfs; one in use is not replaced.
-        recipes: the folder of recipes; None is that of sandboxd itself.
+        recipes: the directory of recipes; None is that of sandboxd itself.
 
     Raises:
         InvalidRequest: `name` cannot be a rootfs' name.
@@ -121,7 +121,7 @@ def _fill(recipe: Recipe, scratch: Path, progress: ProgressCallback) -> store.Ro
     # One syncfs of the filesystem, not tens of thousands of fsyncs; what is renamed into place is whole on the disk.
     subprocess.run(["sync", "--file-system", scratch], check=True)
     scratch.chmod(0o755)
-    fsync_folder(scratch)
+    fsync_directory(scratch)
     return rootfs
 
 

@@ -5,8 +5,8 @@ Theory of operation. The parent (`unpack_process`, root) starts `unpack_child` w
     child    imports all that it will use (nothing of the image's is ever loaded: there is no /usr in its cell)
     child    leaves every namespace at once: user, mount, net, ipc, uts, cgroup; says so
     parent   maps its ids 0..65535 onto a range of the host's that is nobody's, and sends descriptors: the target
-             folder as a detached mount (nosuid, nodev, noexec; idmapped, so that on disk it writes 0..65535) and a
-             nameless file to copy a stream to; a file of an image's folder comes when asked for, if its name fits
+             directory as a detached mount (nosuid, nodev, noexec; idmapped, so that on disk it writes 0..65535) and a
+             nameless file to copy a stream to; a file of an image's directory comes when asked for, if its name fits
     child    makes that mount its root and detaches the host's tree: there is nothing else to write to, by any path
     child    takes its own uid 0, keeps four capabilities over files of its own ids (CHOWN, DAC_OVERRIDE, FOWNER,
              FSETID), no_new_privs, not dumpable, rlimits (no fork, bounded memory and file size), a system call list
@@ -53,7 +53,7 @@ from sandboxd.spec import ID_RANGE_WIDTH
 __all__ = ["CAPABILITIES", "FIRST_ID", "MAX_PACKET", "STRICT"]
 __all__ += ["compile_filter", "lock_in", "map_ids", "mount_of", "unshare"]
 
-#: How a name is looked up below a folder: following no link, leaving it by no way.
+#: How a name is looked up below a directory: following no link, leaving it by no way.
 STRICT: Final = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV
 #: A packet of either side; less than a socket's buffer, which it must fit into.
 MAX_PACKET: Final = 128 * 1024
@@ -63,7 +63,7 @@ FIRST_ID: Final = 2_000_065_536
 CAPABILITIES: Final = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4
 #: An xz dictionary may want 1.5 GiB; usual ones 64 MiB.
 _MEMORY: Final = 1024 * 1024 * 1024
-#: A walk of the tree holds one a level (members.MAX_DEPTH), an image's folder one a blob.
+#: A walk of the tree holds one a level (members.MAX_DEPTH), an image's directory one a blob.
 _DESCRIPTORS: Final = 2048
 
 #: What Python and the unpacking use. No mknod, mount, clone, exec, socket, setns, kill, ptrace, open_by_handle_at.
@@ -97,9 +97,9 @@ def map_ids(pid: int) -> int:
     return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def mount_of(folder: Path, userns: int, kernel: Kernel) -> int:
-    """Return a detached mount of `folder` as the user namespace sees it; raises OSError."""
-    fd = kernel.open_tree(AT_FDCWD, str(folder), OPEN_TREE_CLONE)
+def mount_of(directory: Path, userns: int, kernel: Kernel) -> int:
+    """Return a detached mount of `directory` as the user namespace sees it; raises OSError."""
+    fd = kernel.open_tree(AT_FDCWD, str(directory), OPEN_TREE_CLONE)
     try:
         kernel.mount_setattr(fd, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, userns_fd=userns)
     except OSError:
@@ -122,7 +122,7 @@ def lock_in(kernel: Kernel, mount: int, keep: list[int], filters: list[bytes], m
     `keep` are the descriptors that stay open beside stderr.
     """
     kernel.mount("none", "/", None, MS_REC | MS_PRIVATE)
-    kernel.move_mount(mount, AT_FDCWD, "/proc")  # any folder does: it becomes the root next
+    kernel.move_mount(mount, AT_FDCWD, "/proc")  # any directory does: it becomes the root next
     os.fchdir(mount)
     kernel.pivot_root(".", ".")
     kernel.umount2(".", MNT_DETACH)

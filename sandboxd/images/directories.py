@@ -1,4 +1,4 @@
-"""The folders of a tree being unpacked, found by name below its root without following any link."""
+"""The directories of a tree being unpacked, found by name below its root without following any link."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sandboxd.images.readers import ImageRefused
 if TYPE_CHECKING:
     from sandboxd.linux.kernel import Kernel
 
-__all__ = ["Folders"]
+__all__ = ["Directories"]
 
 
-class Folders:
-    """Opens and makes folders below `root`; the last one made is kept open, since its next member follows it."""
+class Directories:
+    """Opens and makes directories below `root`; the last one made is kept open, since its next member follows it."""
 
     def __init__(self, root: int, kernel: Kernel) -> None:
         self._root = root
@@ -26,12 +26,12 @@ class Folders:
         self._cached: tuple[str, int] = ("", -1)
 
     def open(self, parts: tuple[str, ...]) -> int:
-        """Return a descriptor of the folder `parts`, the caller's to close; raises OSError."""
+        """Return a descriptor of the directory `parts`, the caller's to close; raises OSError."""
         # Without O_NOFOLLOW: a link at the end is then ELOOP, as one on the way is.
         return self._kernel.openat2(self._root, "/".join(parts) or ".", os.O_RDONLY | os.O_DIRECTORY, STRICT)
 
     def exists(self, parts: tuple[str, ...]) -> bool:
-        """Tell whether there is a folder `parts`."""
+        """Tell whether there is a directory `parts`."""
         try:
             os.close(self.open(parts))
         except OSError:
@@ -39,7 +39,7 @@ class Folders:
         return True
 
     def make(self, parts: tuple[str, ...], member: tarfile.TarInfo) -> int:
-        """Return a descriptor of the folder `parts`, made where missing; it stays ours."""
+        """Return a descriptor of the directory `parts`, made where missing; it stays ours."""
         path = "/".join(parts)
         if self._cached[1] >= 0 and self._cached[0] == path:
             return self._cached[1]
@@ -67,7 +67,7 @@ class Folders:
         return fd
 
     def forget(self) -> None:
-        """Close the folder that is kept, which may be about to go."""
+        """Close the directory that is kept, which may be about to go."""
         if self._cached[1] >= 0:
             os.close(self._cached[1])
         self._cached = ("", -1)

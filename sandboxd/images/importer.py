@@ -1,8 +1,8 @@
 """Import a stranger's image: start the unpacking process, give it what it needs, and judge what it says.
 
 The image is read by `unpack_child` alone, in a cell (`confine`); `unpack_process` starts it and listens to it. This
-side, which is root, opens the source, makes the folder, and gives it its name by one rename when the child is done and
-gone, as a build does (`builder`).
+side, which is root, opens the source, makes the directory, and gives it its name by one rename when the child is done
+and gone, as a build does (`builder`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from sandboxd import spec
 from sandboxd.errors import Conflict, RootfsError
 from sandboxd.images import store
 from sandboxd.images.progress import Progress, ProgressCallback, silent
-from sandboxd.images.tree import disk_usage, fsync_folder, make_root, remove_tree
-from sandboxd.images.unpack_process import MAX_BYTES, UnpackProcess, Wanted, broken
+from sandboxd.images.tree import disk_usage, fsync_directory, make_root, remove_tree
+from sandboxd.images.unpack_process import MAX_BYTES, UnpackProcess, UnpackRequest, broken
 
-__all__ = ["MAX_BYTES", "Imported", "Wanted", "import_image"]
+__all__ = ["MAX_BYTES", "Imported", "UnpackRequest", "import_image"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +42,20 @@ def import_image(
     source: str,
     rootfs_dir: Path,
     *,
-    wanted: Wanted | None = None,
+    wanted: UnpackRequest | None = None,
     progress: ProgressCallback = silent,
     force: bool = False,
     in_use: store.InUse = store.nobody,
 ) -> Imported:
     """Import an image as the rootfs `name`.
 
-    Waits while another build or removal works in the same folder. Ended by an exception (a Ctrl-C too), it leaves
-    nothing behind; killed, it leaves a folder that the next build or import sweeps.
+    Waits while another build or removal works in the same directory. Ended by an exception (a Ctrl-C too), it leaves
+    nothing behind; killed, it leaves a directory that the next build or import sweeps.
 
     Args:
         name: the rootfs' name.
-        source: a `docker export` or `docker save` archive, an OCI layout as a folder or archive; `-` is stdin.
-        rootfs_dir: the folder of all rootfs; made when missing.
+        source: a `docker export` or `docker save` archive, an OCI layout as a directory or archive; `-` is stdin.
+        rootfs_dir: the directory of all rootfs; made when missing.
         wanted: which image of several, and the bounds; None is the defaults.
         progress: told of each layer and of how far it is.
         force: replace a rootfs that has the name.
@@ -81,7 +81,7 @@ def import_image(
             _refuse_taken(name, rootfs_dir, force)
             if os.path.lexists(rootfs_dir / name):
                 store.check_unused(name, rootfs_dir, in_use, verb="replace")
-            return _import(name, rootfs_dir, UnpackProcess(name, form, fd, wanted or Wanted(), progress))
+            return _import(name, rootfs_dir, UnpackProcess(name, form, fd, wanted or UnpackRequest(), progress))
 
 
 def _refuse_taken(name: str, rootfs_dir: Path, force: bool) -> None:
@@ -91,7 +91,7 @@ def _refuse_taken(name: str, rootfs_dir: Path, force: bool) -> None:
 
 @contextlib.contextmanager
 def _opened(name: str, source: str) -> Iterator[tuple[str, int]]:
-    """Open the source: yields its form (file, pipe or folder) and a descriptor."""
+    """Open the source: yields its form (file, pipe or directory) and a descriptor."""
     try:
         fd = os.dup(0) if source == "-" else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -125,7 +125,7 @@ def _import(name: str, rootfs_dir: Path, child: UnpackProcess) -> Imported:
         (scratch / "rootfs.json").chmod(0o644)
         subprocess.run(["sync", "--file-system", scratch], check=True)
         scratch.chmod(0o755)
-        fsync_folder(scratch)
+        fsync_directory(scratch)
         store.publish(scratch, name, rootfs_dir)
     except (OSError, subprocess.CalledProcessError) as error:
         raise RootfsError(f"cannot import rootfs {name}: {error}", rootfs=name) from error

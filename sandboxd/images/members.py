@@ -13,8 +13,8 @@ __all__ = ["check", "split"]
 
 #: Deep enough for every node_modules; walks of the tree hold a descriptor a level.
 MAX_DEPTH: Final = 256
-#: A birth mounts on these, or writes below: a link would send it elsewhere.
-_FOLDERS: Final = frozenset({("dev",), ("proc",), ("sys",), ("etc",)})
+#: A creation mounts on these, or writes below: a link would send it elsewhere.
+_DIRECTORIES: Final = frozenset({("dev",), ("proc",), ("sys",), ("etc",)})
 _FILES: Final = frozenset({("etc", "hostname"), ("etc", "hosts")})
 _KINDS: Final = {
     tarfile.CHRTYPE: "a character device",
@@ -59,7 +59,7 @@ def check(member: tarfile.TarInfo, parts: tuple[str, ...]) -> None:
             raise _refuse(member, "owner", f"has the {what} {number}; a sandbox has the ids 0 to {ID_RANGE_WIDTH - 1}")
     if member.size < 0:
         raise _refuse(member, "header", f"has the size {member.size}")
-    if not member.isdir() and (not parts or parts in _FOLDERS):
+    if not member.isdir() and (not parts or parts in _DIRECTORIES):
         raise _refuse(member, "no-folder", "must be a directory")
     if parts in _FILES and not member.isreg():
         raise _refuse(member, "no-file", "must be a regular file, not a link or a directory")

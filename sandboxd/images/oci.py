@@ -1,4 +1,4 @@
-"""What an image archive or folder holds: OCI layouts, `docker save` archives, skopeo's `dir:` folders.
+"""What an image archive or directory holds: OCI layouts, `docker save` archives, skopeo's `dir:` directories.
 
 Every form ends in the same `Image`: a configuration and layers in order, each with the digest of its blob and of its
 unpacked content.

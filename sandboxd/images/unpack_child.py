@@ -19,7 +19,7 @@ from typing import Any, Final
 from sandboxd import stdio
 from sandboxd.images import confine, packages
 from sandboxd.images.archive import Tape, names, shown
-from sandboxd.images.blobs import ArchiveBlobs, Blobs, FolderBlobs
+from sandboxd.images.blobs import ArchiveBlobs, Blobs, DirectoryBlobs
 from sandboxd.images.choice import choose
 from sandboxd.images.oci import Image, Layer, find_images, is_image_name
 from sandboxd.images.readers import Budget, Hashing, ImageRefused, Pipe, Pushback, Reader, Region, decompressed
@@ -54,7 +54,7 @@ class Job:
         """Unpack; return what is told of the result; raises ImageRefused."""
         blobs: Blobs | None = None
         if self._source < 0:
-            blobs = FolderBlobs(self._link.ask)
+            blobs = DirectoryBlobs(self._link.ask)
         else:
             size = self._wanted["size"] if self._wanted["form"] == "file" else None
             raw: Reader = Pipe(self._source, self._link.fileno()) if size is None else Region(self._source, 0, size)
@@ -130,7 +130,7 @@ class Job:
 
     def _finish(self, digest: str, facts: dict[str, Any]) -> dict[str, Any]:
         settle(self._root, self._unpacker.notes)
-        self._unpacker.restore_folder_times()
+        self._unpacker.restore_directory_times()
         return {
             "digest": digest,
             "config": facts,
@@ -181,14 +181,14 @@ def _packages() -> dict[str, dict[str, str]]:
     return found if len(json.dumps(found)) < confine.MAX_PACKET // 2 else {}
 
 
-def _rehearse() -> None:
+def _warm_up() -> None:
     """Make the standard library load what it loads on first use; `test_nothing_is_loaded_in_the_cell` finds more."""
     str(HeaderParser().parsestr("Name: x\n\n", headersonly=True)["Name"])
 
 
 def run(link: Link, wanted: dict[str, Any]) -> None:
     """Lock this process in, unpack, and say how it went."""
-    _rehearse()
+    _warm_up()
     kernel = Kernel()
     filters = confine.compile_filter()
     confine.unshare(kernel)

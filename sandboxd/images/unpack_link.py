@@ -1,6 +1,6 @@
 """What the unpacking process says to its parent, and asks of it: one JSON packet each over one socket.
 
-To the parent: `unshared`; `locked`; `open` (a file of the image's folder: the answer carries a descriptor or none);
+To the parent: `unshared`; `locked`; `open` (a file of the image's directory: the answer carries a descriptor or none);
 `progress`; and in the end `done` or `refused`.
 """
 
@@ -42,7 +42,7 @@ class Link:
         return json.loads(data), fds
 
     def ask(self, name: str) -> tuple[int, int] | None:
-        """Ask for a file of the image's folder; return its descriptor and size."""
+        """Ask for a file of the image's directory; return its descriptor and size."""
         self.send("open", name=name)
         answer, fds = self.receive()
         return (fds[0], int(answer["size"])) if fds else None

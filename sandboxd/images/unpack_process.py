@@ -20,15 +20,15 @@ from sandboxd.images import confine
 from sandboxd.images.progress import Progress, ProgressCallback
 from sandboxd.linux.kernel import Kernel
 
-__all__ = ["MAX_BYTES", "MAX_ENTRIES", "UnpackProcess", "Wanted", "broken"]
+__all__ = ["MAX_BYTES", "MAX_ENTRIES", "UnpackProcess", "UnpackRequest", "broken"]
 
-#: The unpacking process: Python without the environment's, the user's and the current folder's say.
+#: The unpacking process: Python without the environment's, the user's and the current directory's say.
 PROGRAM = (sys.executable, "-I", "-X", "utf8", "-m", "sandboxd.images.unpack_child")
 #: What an image may unpack to: five times the largest that people commonly run.
 MAX_BYTES: Final = 20 * 1024**3
 #: Members of all layers; the largest images have some hundred thousand.
 MAX_ENTRIES: Final = 2_000_000
-#: The only files of an image folder that the child may have: a layout's, docker save's, skopeo's dir.
+#: The only files of an image directory that the child may have: a layout's, docker save's, skopeo's dir.
 _FILE: Final = re.compile(
     r"(index\.json|manifest\.json|(blobs/sha256/)?[0-9a-f]{64}(\.json|\.tar|\.manifest\.json|/layer\.tar)?)\Z"
 )
@@ -38,7 +38,7 @@ _LAST_WORDS_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class UnpackRequest:
     """Which image of an archive, and how large it may be."""
 
     image: str | None = None
@@ -55,7 +55,7 @@ def broken(name: str, why: str) -> RootfsError:
 class UnpackProcess:
     """The unpacking process, from start to end."""
 
-    def __init__(self, name: str, form: str, fd: int, wanted: Wanted, progress: ProgressCallback) -> None:
+    def __init__(self, name: str, form: str, fd: int, wanted: UnpackRequest, progress: ProgressCallback) -> None:
         self.progress = progress
         self._name = name
         self._form = form
@@ -104,7 +104,7 @@ class UnpackProcess:
                 message = json.loads(packet)
                 kind = message["kind"]
                 if kind == "unshared":
-                    self._equip(process, sock, tree, scratch)
+                    self._attach(process, sock, tree, scratch)
                 elif kind == "open" and self._form == "folder":
                     self._answer(sock, str(message["name"]))
                 elif kind == "progress":
@@ -116,7 +116,7 @@ class UnpackProcess:
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise broken(self._name, f"it sent nonsense ({error!r})") from error
 
-    def _equip(self, process: subprocess.Popen[bytes], sock: socket.socket, tree: Path, scratch: Path) -> None:
+    def _attach(self, process: subprocess.Popen[bytes], sock: socket.socket, tree: Path, scratch: Path) -> None:
         userns = confine.map_ids(process.pid)
         try:
             mount = confine.mount_of(tree, userns, self._kernel)

@@ -16,7 +16,7 @@ from ..errors import SandboxdError
 from ..guest import init
 from ..linux.kernel import Kernel
 from . import profiles
-from .create_child import Means
+from .create_child import Deps
 from .settings import Settings
 from .zygote import Zygote
 
@@ -52,7 +52,7 @@ def main() -> None:
     kernel.close_range(fd + 1, 2**32 - 1)
     try:
         filters = profiles.compile_all(settings.profile_dir, settings.own_profile_dir)
-        zygote = Zygote(kernel, Means(filters.profiles, init.prepare()))
+        zygote = Zygote(kernel, Deps(filters.profiles, init.prepare()))
         _serve(settings, connection, kernel, zygote, filters)
     except SandboxdError as error:
         _log().critical("Cannot start: %s", error)

@@ -57,7 +57,7 @@ class SandboxCgroups:
     """Makes, limits, kills and removes the sandboxes' cgroups."""
 
     def __init__(
-        self, kernel: Kernel, name: str, *, parent: str = "", folders: Sequence[str] = (), mount: str | None = None
+        self, kernel: Kernel, name: str, *, parent: str = "", directories: Sequence[str] = (), mount: str | None = None
     ) -> None:
         """Make our own group with every controller that can be had.
 
@@ -65,7 +65,7 @@ class SandboxCgroups:
             kernel: makes the sandboxes' groups.
             name: of our own group.
             parent: the group above ours, as a path from the hierarchy's root; "" is that root.
-            folders: where sandboxes read and write: io limits apply to the disks below.
+            directories: where sandboxes read and write: io limits apply to the disks below.
             mount: the hierarchy; found where none is given.
 
         Raises:
@@ -86,7 +86,7 @@ class SandboxCgroups:
                 feature="cgroup",
                 remedy="systemctl start sandboxd-cgroups, or name another one with --cgroup",
             )
-        self._folders = tuple(folders)
+        self._directories = tuple(directories)
         self.root = f"{above}/{name}"
         with contextlib.suppress(FileExistsError):
             os.mkdir(self.root)
@@ -109,7 +109,7 @@ class SandboxCgroups:
         return missing
 
     def _disks(self) -> list[str]:
-        return disks.under(self._folders)
+        return disks.under(self._directories)
 
     def path(self, sandbox_id: str) -> str:
         """Return where a sandbox's cgroup is."""

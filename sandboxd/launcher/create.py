@@ -1,10 +1,10 @@
-"""Births under way: the host's side, then what the zygote, the builder and pid 1 say, then the record.
+"""Creations under way: the host's side, then what the zygote, the builder and pid 1 say, then the record.
 
-A birth has two halves: what is the same for every sandbox (processes, namespaces, ids, /proc, /sys, /dev), and what
-its order names (the rootfs, limits). One *newborn*, no more, may be held between them: it has cgroups, a range of ids
-and a socket under the id that the daemon will order it by, waits, and costs two processes' memory. It ends with the
-launcher, whose successor sweeps what it had like all that has no record. An order for another id, or for what the
-newborn was not made for, has a birth of its own: the same two halves, one right after the other.
+A creation has two halves: what is the same for every sandbox (processes, namespaces, ids, /proc, /sys, /dev), and what
+its order names (the rootfs, limits). One *prepared sandbox*, no more, may be held between them: it has cgroups, a range
+of ids and a socket under the id that the daemon will order it by, waits, and costs two processes' memory. It ends with
+the launcher, whose successor sweeps what it had like all that has no record. An order for another id, or for what the
+prepared sandbox was not made for, has a creation of its own: the same two halves, one right after the other.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from ..spec import Limits
 from . import buffers, create_child, limits
 from .cgroups import SandboxCgroups
 from .idranges import IdRange, RangeAllocator
-from .plan import LaunchSpec, NewbornSpec
+from .plan import LaunchSpec, PreparedSpec
 from .records import Record
 from .settings import Settings
 from .storage.choice import Storage
-from .teardown import Done, Removals
+from .teardown import Done, Teardowns
 from .veth import Links
 from .zygote import Zygote
 
@@ -40,11 +40,11 @@ log = logging.getLogger("sandboxd.launcher")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class CreateRequest:
     """A checked creation, and who waits for it.
 
-    `on_born` gets the record, the init's pidfd (its owner's from then on) and how long each step took;
-    `on_failed` gets the error when nothing is left of the birth.
+    `on_created` gets the record, the init's pidfd (its owner's from then on) and how long each step took;
+    `on_failed` gets the error when nothing is left of the creation.
     """
 
     id: str
@@ -53,13 +53,13 @@ class Order:
     seccomp: str
     network: NetworkSpec
     unenforced: list[str]
-    on_born: Callable[[Record, int, dict[str, float]], None]
+    on_created: Callable[[Record, int, dict[str, float]], None]
     on_failed: Callable[[SandboxdError], None]
 
 
 @dataclasses.dataclass(slots=True)
-class _Birth:
-    """A creation under way, or a newborn that waits for its `order`."""
+class _Creation:
+    """A creation under way, or a prepared sandbox that waits for its `order`."""
 
     id: str
     limits: Limits
@@ -68,7 +68,7 @@ class _Birth:
     range: IdRange
     status: create_child.StatusReader
     orders: socket.socket
-    order: Order | None = None
+    order: CreateRequest | None = None
     was_held: bool = False
     builder: int = 0
     pid: int = 0
@@ -82,97 +82,97 @@ class _Birth:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Means:
-    """What births are made with."""
+class Deps:
+    """What creations are made with."""
 
     settings: Settings
     kernel: Kernel
     ranges: RangeAllocator
     cgroups: SandboxCgroups
     storage: Storage
-    removals: Removals
+    teardowns: Teardowns
     zygote: Zygote
     links: Links
 
 
-class Births:
-    """The births under way."""
+class Creations:
+    """The creations under way."""
 
-    def __init__(self, selector: selectors.BaseSelector, means: Means) -> None:
+    def __init__(self, selector: selectors.BaseSelector, deps: Deps) -> None:
         self._selector = selector
-        self._means = means
+        self._deps = deps
         self._buffers = buffers.of_host()
-        self._active: dict[str, _Birth] = {}
+        self._active: dict[str, _Creation] = {}
         self._ending: list[int] = []
 
     def __len__(self) -> int:
         """How many are ordered."""
-        return sum(newborn.order is not None for newborn in self._active.values())
+        return sum(prepared.order is not None for prepared in self._active.values())
 
     def __contains__(self, sandbox_id: object) -> bool:
         return sandbox_id in self._active
 
     @property
     def held(self) -> str | None:
-        """The id of the newborn that is held for an order."""
+        """The id of the prepared sandbox that is held for an order."""
         return next((one.id for one in self._active.values() if one.order is None and not one.failure), None)
 
     @property
     def unordered(self) -> list[str]:
-        """The ids of newborns that nobody has ordered: the one that is held, and those that are ending."""
-        return [newborn.id for newborn in self._active.values() if newborn.order is None]
+        """The ids of prepared sandboxes that nobody has ordered: the one that is held, and those that are ending."""
+        return [prepared.id for prepared in self._active.values() if prepared.order is None]
 
     def prepare(self, sandbox_id: str, limits: Limits, seccomp: str) -> None:
-        """Have the newborn that is held ready; it fits an order with the same processes and profile.
+        """Have the prepared sandbox that is held ready; it fits an order with the same processes and profile.
 
         Raises:
             OSError, SandboxdError: it cannot be made, and leaves nothing.
         """
-        self._conceive(sandbox_id, limits, seccomp).was_held = True
+        self._begin(sandbox_id, limits, seccomp).was_held = True
 
-    def begin(self, order: Order) -> None:
-        """Start a birth, of the newborn that is held where it has this id; the order's callbacks tell its end."""
-        if order.id in self._means.removals:
-            # Of a newborn that has just died, for one.
-            self._means.removals.join(order.id, lambda error: order.on_failed(error) if error else self.begin(order))
+    def begin(self, order: CreateRequest) -> None:
+        """Start a creation, of the prepared sandbox where it has this id; the order's callbacks tell its end."""
+        if order.id in self._deps.teardowns:
+            # Of a prepared sandbox that has just died, for one.
+            self._deps.teardowns.join(order.id, lambda error: order.on_failed(error) if error else self.begin(order))
             return
-        newborn = self._active.get(order.id)
-        if newborn and newborn.order:
+        prepared = self._active.get(order.id)
+        if prepared and prepared.order:
             taken = NameTaken(f"cannot create sandbox {order.id}: the id is in use", id=order.id)
             order.on_failed(taken)
             return
-        if newborn and not self._fits(newborn, order):
+        if prepared and not self._fits(prepared, order):
             self.abandon(order.id, lambda _: self.begin(order))
             return
         try:
-            newborn = newborn or self._conceive(order.id, order.limits, order.seccomp)
+            prepared = prepared or self._begin(order.id, order.limits, order.seccomp)
         except (OSError, SandboxdError) as error:
             self._fail(order, _failure("host-side", error, order.id) if isinstance(error, OSError) else error)
             return
-        newborn.order = order
+        prepared.order = order
         try:
-            self._complete(newborn, order)
+            self._complete(prepared, order)
         except (OSError, SandboxdError) as error:
             failed = _failure("host-side", error, order.id) if isinstance(error, OSError) else error
-            self._abandon(newborn, failed)
+            self._abandon(prepared, failed)
 
-    def _fits(self, newborn: _Birth, order: Order) -> bool:
-        """Return whether a newborn is what the order would have had made."""
-        processes = limits.processes_of(order.limits, self._means.cgroups.controllers)
-        return not newborn.failure and (newborn.processes, newborn.seccomp) == (processes, order.seccomp)
+    def _fits(self, prepared: _Creation, order: CreateRequest) -> bool:
+        """Return whether a prepared sandbox is what the order would have had made."""
+        processes = limits.processes_of(order.limits, self._deps.cgroups.controllers)
+        return not prepared.failure and (prepared.processes, prepared.seccomp) == (processes, order.seccomp)
 
     def abandon(self, sandbox_id: str, done: Done) -> None:
-        """End a birth that nobody wants any more, as soon as its init is known, and call `done` when all is gone."""
-        newborn = self._active[sandbox_id]
-        newborn.abandoned.append(done)
-        self._abandon(newborn, _unwanted(sandbox_id))
+        """End a creation that nobody wants any more, as soon as its init is known, and call `done` when all is gone."""
+        prepared = self._active[sandbox_id]
+        prepared.abandoned.append(done)
+        self._abandon(prepared, _unwanted(sandbox_id))
 
-    def _abandon(self, newborn: _Birth, error: SandboxdError) -> None:
-        newborn.failure = newborn.failure or error
-        if newborn.pid and newborn.builder:
-            self._stillborn(newborn, newborn.failure)
+    def _abandon(self, prepared: _Creation, error: SandboxdError) -> None:
+        prepared.failure = prepared.failure or error
+        if prepared.pid and prepared.builder:
+            self._fail_creation(prepared, prepared.failure)
 
-    def _conceive(self, sandbox_id: str, limits_: Limits, seccomp: str) -> _Birth:
+    def _begin(self, sandbox_id: str, limits_: Limits, seccomp: str) -> _Creation:
         """Do the host's side of the first half and have it forked.
 
         Raises:
@@ -180,31 +180,31 @@ class Births:
             OSError, SandboxdError: the host's side failed; what was made of it is being removed.
         """
         try:
-            range_ = self._means.ranges.take()
+            range_ = self._deps.ranges.take()
         except OSError as error:
             raise _failure("id-range", error, sandbox_id) from None
         try:
-            newborn = self._fork(sandbox_id, limits_, seccomp, range_)
+            prepared = self._fork(sandbox_id, limits_, seccomp, range_)
         except (OSError, SandboxdError):
-            self._means.removals.begin(sandbox_id, range_.index, lambda _: None)
+            self._deps.teardowns.begin(sandbox_id, range_.index, lambda _: None)
             raise
-        self._active[sandbox_id] = newborn
-        self._selector.register(newborn.status.fd, selectors.EVENT_READ, lambda: self._on_status(newborn))
-        return newborn
+        self._active[sandbox_id] = prepared
+        self._selector.register(prepared.status.fd, selectors.EVENT_READ, lambda: self._on_status(prepared))
+        return prepared
 
-    def _fail(self, order: Order, error: SandboxdError) -> None:
+    def _fail(self, order: CreateRequest, error: SandboxdError) -> None:
         """Tell that an order failed, once nothing is left of it."""
-        if order.id in self._means.removals:
-            self._means.removals.join(order.id, lambda _: order.on_failed(error))
+        if order.id in self._deps.teardowns:
+            self._deps.teardowns.join(order.id, lambda _: order.on_failed(error))
         else:
             order.on_failed(error)
 
-    def _fork(self, sandbox_id: str, limits_: Limits, seccomp: str, range_: IdRange) -> _Birth:
-        means, settings = self._means, self._means.settings
+    def _fork(self, sandbox_id: str, limits_: Limits, seccomp: str, range_: IdRange) -> _Creation:
+        deps, settings = self._deps, self._deps.settings
         with contextlib.ExitStack() as undo:
-            places = means.cgroups.create(sandbox_id, range_.base, limits_)
+            places = deps.cgroups.create(sandbox_id, range_.base, limits_)
             undo.callback(places.close)
-            means.ranges.bind(range_, means.cgroups.path(sandbox_id))
+            deps.ranges.bind(range_, deps.cgroups.path(sandbox_id))
             listener = create_child.listen(settings.links_dir, sandbox_id, (settings.daemon_uid, settings.daemon_gid))
             undo.callback(listener.close)
             status_read, status_write = os.pipe2(os.O_CLOEXEC)
@@ -216,10 +216,10 @@ class Births:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(theirs.close)
             failed.callback(ours.close)
-            spec = NewbornSpec(
+            spec = PreparedSpec(
                 id=sandbox_id,
                 stage=settings.stage_dir,
-                processes=limits.processes_of(limits_, means.cgroups.controllers),
+                processes=limits.processes_of(limits_, deps.cgroups.controllers),
                 seccomp=seccomp,
                 range_base=range_.base,
                 **self._buffers._asdict(),
@@ -233,18 +233,18 @@ class Births:
                 disk_userns=range_.disk_userns,
                 cgroup_ns=places.namespace,
             )
-            means.zygote.fork(spec.order(), fds)
+            deps.zygote.fork(spec.order(), fds)
             failed.pop_all()
-        return _Birth(sandbox_id, limits_, spec.processes, seccomp, range_, reader, ours)
+        return _Creation(sandbox_id, limits_, spec.processes, seccomp, range_, reader, ours)
 
-    def _complete(self, newborn: _Birth, order: Order) -> None:
-        """Do the host's side of the second half, and give the order; all that is made here `Removals` removes."""
-        means, settings = self._means, self._means.settings
-        if newborn.pid:
-            self._attach(newborn, order)
-        disk = means.storage.create(order.id, order.limits.disk_bytes or 0)
-        if order.limits != newborn.limits:
-            means.cgroups.change(order.id, order.limits)
+    def _complete(self, prepared: _Creation, order: CreateRequest) -> None:
+        """Do the host's side of the second half, and give the order; all that is made here `Teardowns` removes."""
+        deps, settings = self._deps, self._deps.settings
+        if prepared.pid:
+            self._attach(prepared, order)
+        disk = deps.storage.create(order.id, order.limits.disk_bytes or 0)
+        if order.limits != prepared.limits:
+            deps.cgroups.change(order.id, order.limits)
         spec = LaunchSpec(
             id=order.id,
             rootfs=order.rootfs,
@@ -255,119 +255,121 @@ class Births:
             has_link=order.network.has_link,
         )
         with contextlib.suppress(BrokenPipeError):  # it has failed: its status says why
-            newborn.orders.send(spec.pack(), socket.MSG_NOSIGNAL)
+            prepared.orders.send(spec.pack(), socket.MSG_NOSIGNAL)
 
-    def _on_status(self, newborn: _Birth) -> None:
-        """Take what is said of a birth; the processes' messages may come in any order."""
-        messages, ended = newborn.status.read()
+    def _on_status(self, prepared: _Creation) -> None:
+        """Take what is said of a creation; the processes' messages may come in any order."""
+        messages, ended = prepared.status.read()
         for message in messages:
             if message[0] == "builder":
-                newborn.builder = message[1]
+                prepared.builder = message[1]
             elif message[0] == "pid":
-                newborn.pid = message[1]
-                newborn.pidfd = os.pidfd_open(newborn.pid)
-                if newborn.order:
-                    self._attach(newborn, newborn.order)
+                prepared.pid = message[1]
+                prepared.pidfd = os.pidfd_open(prepared.pid)
+                if prepared.order:
+                    self._attach(prepared, prepared.order)
             elif message[0] == "failed":
                 step, syscall, code, path = message[1:]
                 # The first cause stands; what the other process says of its end is a consequence.
-                newborn.failure = newborn.failure or create_child.failure(step, syscall, code, path, newborn.id)
+                prepared.failure = prepared.failure or create_child.failure(step, syscall, code, path, prepared.id)
             elif message[0] == "built":
-                newborn.devices = message[1]
-                newborn.timings.update(message[2])
+                prepared.devices = message[1]
+                prepared.timings.update(message[2])
             elif message[0] == "ready":
-                newborn.is_ready = True
-                newborn.timings.update(message[1])
-        self._judge(newborn)
-        if ended and newborn.is_ready and newborn.id in self._active:
-            self._selector.unregister(newborn.status.fd)  # only its link is waited for
-        elif ended and newborn.id in self._active:
-            died = create_child.failure("start", "", "the process died", "", newborn.id)
-            self._stillborn(newborn, newborn.failure or died)
+                prepared.is_ready = True
+                prepared.timings.update(message[1])
+        self._judge(prepared)
+        if ended and prepared.is_ready and prepared.id in self._active:
+            self._selector.unregister(prepared.status.fd)  # only its link is waited for
+        elif ended and prepared.id in self._active:
+            died = create_child.failure("start", "", "the process died", "", prepared.id)
+            self._fail_creation(prepared, prepared.failure or died)
 
-    def _judge(self, newborn: _Birth) -> None:
-        """End a birth that is over, one way or the other."""
-        if newborn.pid and newborn.builder and newborn.id in self._active:
-            if newborn.failure:
-                self._stillborn(newborn, newborn.failure)
-            elif newborn.is_ready and newborn.is_linked and newborn.order:
-                self._born(newborn, newborn.order)
+    def _judge(self, prepared: _Creation) -> None:
+        """End a creation that is over, one way or the other."""
+        if prepared.pid and prepared.builder and prepared.id in self._active:
+            if prepared.failure:
+                self._fail_creation(prepared, prepared.failure)
+            elif prepared.is_ready and prepared.is_linked and prepared.order:
+                self._created(prepared, prepared.order)
 
-    def _attach(self, newborn: _Birth, order: Order) -> None:
+    def _attach(self, prepared: _Creation, order: CreateRequest) -> None:
         """Have its link made beside the rest: pid 1 is in its network namespace from the start."""
         if not order.network.has_link:
-            newborn.is_linked = True
+            prepared.is_linked = True
             return
         began = time.perf_counter()
 
         def attached(error: SandboxdError | None) -> None:
-            newborn.is_linked = True
-            newborn.timings["attach-network"] = time.perf_counter() - began
-            newborn.failure = newborn.failure or error
-            self._judge(newborn)
+            prepared.is_linked = True
+            prepared.timings["attach-network"] = time.perf_counter() - began
+            prepared.failure = prepared.failure or error
+            self._judge(prepared)
 
         try:
-            self._means.links.attach(newborn.id, newborn.range.index, newborn.pid, order.network, attached)
+            self._deps.links.attach(prepared.id, prepared.range.index, prepared.pid, order.network, attached)
         except (OSError, SandboxdError) as error:
-            failed = _failure("attach-network", error, newborn.id) if isinstance(error, OSError) else error
-            newborn.failure = newborn.failure or failed
+            failed = _failure("attach-network", error, prepared.id) if isinstance(error, OSError) else error
+            prepared.failure = prepared.failure or failed
 
-    def _close(self, newborn: _Birth) -> None:
+    def _close(self, prepared: _Creation) -> None:
         with contextlib.suppress(KeyError):
-            self._selector.unregister(newborn.status.fd)
-        newborn.status.close()
-        newborn.orders.close()
-        del self._active[newborn.id]
+            self._selector.unregister(prepared.status.fd)
+        prepared.status.close()
+        prepared.orders.close()
+        del self._active[prepared.id]
 
     def reap_builders(self) -> None:
         """Reap builders that have handed over; called after SIGCHLD."""
         self._ending = [pid for pid in self._ending if not os.waitpid(pid, os.WNOHANG)[0]]
 
-    def _born(self, newborn: _Birth, order: Order) -> None:
-        self._ending.append(newborn.builder)  # its end may take longer than pid 1's last steps
+    def _created(self, prepared: _Creation, order: CreateRequest) -> None:
+        self._ending.append(prepared.builder)  # its end may take longer than pid 1's last steps
         self.reap_builders()
-        self._close(newborn)
+        self._close(prepared)
         record = Record(
             id=order.id,
-            pid=newborn.pid,
-            started=procfs.start_time(newborn.pid) or 0,
-            range_index=newborn.range.index,
+            pid=prepared.pid,
+            started=procfs.start_time(prepared.pid) or 0,
+            range_index=prepared.range.index,
             rootfs=order.rootfs,
             seccomp=order.seccomp,
-            devices=newborn.devices or [],
+            devices=prepared.devices or [],
             limits=dataclasses.asdict(order.limits),
             unenforced=order.unenforced,
             network=dataclasses.asdict(order.network) if order.network.has_link else {},
         )
-        order.on_born(record, newborn.pidfd, newborn.timings)
+        order.on_created(record, prepared.pidfd, prepared.timings)
 
-    def _stillborn(self, newborn: _Birth, error: SandboxdError) -> None:
-        self._close(newborn)
-        if newborn.builder:
+    def _fail_creation(self, prepared: _Creation, error: SandboxdError) -> None:
+        self._close(prepared)
+        if prepared.builder:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(newborn.builder, signal.SIGKILL)
-            os.waitpid(newborn.builder, 0)
-        on_failed = self._hearer(newborn)
-        self._means.removals.begin(newborn.id, newborn.range.index, lambda _: on_failed(error), newborn.pidfd)
-        for done in newborn.abandoned:
-            if newborn.id in self._means.removals:
-                self._means.removals.join(newborn.id, done)
+                os.kill(prepared.builder, signal.SIGKILL)
+            os.waitpid(prepared.builder, 0)
+        on_failed = self._hearer(prepared)
+        self._deps.teardowns.begin(prepared.id, prepared.range.index, lambda _: on_failed(error), prepared.pidfd)
+        for done in prepared.abandoned:
+            if prepared.id in self._deps.teardowns:
+                self._deps.teardowns.join(prepared.id, done)
             else:
                 done(None)
 
-    def _hearer(self, newborn: _Birth) -> Callable[[SandboxdError], None]:
-        """Return who is to hear why a birth failed, once nothing is left of it."""
-        order = newborn.order
+    def _hearer(self, prepared: _Creation) -> Callable[[SandboxdError], None]:
+        """Return who is to hear why a creation failed, once nothing is left of it."""
+        order = prepared.order
         if order is None:
             return _note
-        if newborn.was_held and not newborn.abandoned:
-            return lambda _: self.begin(order)  # it may have died long ago; a birth of the order's own tells the cause
+        if prepared.was_held and not prepared.abandoned:
+            return lambda _: self.begin(
+                order
+            )  # it may have died long ago; a creation of the order's own tells the cause
         return order.on_failed
 
 
 def _note(error: SandboxdError) -> None:
     if not isinstance(error, SandboxGone):
-        log.warning("Cannot hold a newborn: %s", error)
+        log.warning("Cannot hold a prepared sandbox: %s", error)
 
 
 def _unwanted(sandbox_id: str) -> SandboxdError:

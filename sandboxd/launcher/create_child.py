@@ -1,11 +1,11 @@
-"""One birth: a builder that makes what the sandbox sees, and pid 1, which enters it and becomes init.
+"""One creation: a builder that makes what the sandbox sees, and pid 1, which enters it and becomes init.
 
     zygote ── clone3(CLONE_PARENT) ──▶ builder: unshares every namespace but the user's; the cgroup namespace's root
                 │                        is <id>, made ahead (groupns.py) or by being born there
                 ├─ clone3(into <id>/init, CLONE_PARENT) ──▶ pid 1
                 │   ◀── its /proc: only a member of a pid namespace can mount it
                 ├─ the builder's first steps of plan.py: /proc, /sys, /dev, the network
-                │   ◀── the launcher's order, which may be long in coming (a newborn that is held ready)
+                │   ◀── the launcher's order, which may be long in coming (a prepared sandbox that is held ready)
                 ├─ its other steps, pivot_root at their end
                 └── the root and the cgroup ──▶ pid 1: its own steps, then guest.init's loop
 
@@ -44,16 +44,17 @@ from ..linux.kernel import (
     SyscallError,
 )
 from ..wire import framing
-from .plan import INIT_PLAN, LaunchSpec, NewbornSpec, Order, plan_builder, plan_newborn
-from .steps import Birth, Newborn, OtherGone
+from .plan import INIT_PLAN, ChildRequest, LaunchSpec, PreparedSpec, plan_builder, plan_prepared
+from .steps import Creation, OtherGone, Prepared
 
 _NAMESPACES: Final = (
     CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | CLONE_NEWTIME
 )
 #: A LaunchSpec, or what the zygote is sent: names, numbers and two paths.
 MAX_ORDER_BYTES: Final = 64 * 1024
-#: What a builder and its pid 1 are called until it serves; those that there are for long are the newborn that is held.
-NAME: Final = "sandboxd-birth"
+#: What a builder and its pid 1 are called until it serves; those that there are for long are the prepared sandbox that
+#: is held.
+NAME: Final = "sandboxd-create"
 #: Connections that may wait while init is busy; the daemon makes one.
 _BACKLOG: Final = 4
 
@@ -79,15 +80,15 @@ _HINTS: Final = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Means:
-    """What every birth of a zygote has: the compiled seccomp profiles by name, and init's main function."""
+class Deps:
+    """What every creation of a zygote has: the compiled seccomp profiles by name, and init's main function."""
 
     filters: dict[str, list[bytes]]
     serve: Callable[[int, int], None]
 
 
 class Fds(NamedTuple):
-    """The descriptors that a birth needs, as they are sent to the zygote."""
+    """The descriptors that a creation needs, as they are sent to the zygote."""
 
     listener: int
     builder_cgroup: int
@@ -122,7 +123,7 @@ def listen(links_dir: str, sandbox_id: str, owner: tuple[int, int]) -> socket.so
     return listener
 
 
-def spawn(kernel: Kernel, fds: Fds, order: Order, means: Means) -> None:
+def spawn(kernel: Kernel, fds: Fds, order: ChildRequest, deps: Deps) -> None:
     """Fork the builder, which forks pid 1, and tell its pid or why there is none. The children never return."""
     try:
         pid, pidfd = kernel.clone3(CLONE_PARENT, cgroup_fd=fds.builder_cgroup, exit_signal=0)
@@ -130,12 +131,12 @@ def spawn(kernel: Kernel, fds: Fds, order: Order, means: Means) -> None:
         _tell_failure(fds.status, "clone", error)
         return
     if pid == 0:
-        _build(kernel, fds, order, means)
+        _build(kernel, fds, order, deps)
     os.close(pidfd)
     tell(fds.status, ["builder", pid])
 
 
-def _build(kernel: Kernel, fds: Fds, order: Order, means: Means) -> None:
+def _build(kernel: Kernel, fds: Fds, order: ChildRequest, deps: Deps) -> None:
     """Be the builder. Nothing that could be left for later is done before pid 1 is forked: it inherits our pages."""
     step = "unshare"
     try:
@@ -150,26 +151,26 @@ def _build(kernel: Kernel, fds: Fds, order: Order, means: Means) -> None:
         pid, _ = kernel.clone3(CLONE_PARENT, cgroup_fd=fds.init_cgroup, exit_signal=0)
         if pid == 0:
             ours.close()
-            _become_init(kernel, fds, order, theirs, means)
+            _become_init(kernel, fds, order, theirs, deps)
         theirs.close()
         tell(fds.status, ["pid", pid])
-        birth = Birth(init=ours, init_pid=pid, disk_userns=fds.disk_userns)
+        creation = Creation(init=ours, init_pid=pid, disk_userns=fds.disk_userns)
         timings: dict[str, float] = {}
-        for item in plan_newborn(NewbornSpec.unpack(order.spec)):
+        for item in plan_prepared(PreparedSpec.unpack(order.spec)):
             step = item.name
             began = time.perf_counter()
-            item.run(kernel, birth)
+            item.run(kernel, creation)
             timings[step] = time.perf_counter() - began
         step = "wait"
         rest = _await_order(fds.orders)
         for item in plan_builder(rest):
             step = item.name
             began = time.perf_counter()
-            item.run(kernel, birth)
+            item.run(kernel, creation)
             timings[step] = time.perf_counter() - began
-        tell(fds.status, ["built", birth.devices, timings])
+        tell(fds.status, ["built", creation.devices, timings])
         step = "hand-over"
-        socket.send_fds(ours, [b"b"], [birth.root, birth.cgroup])
+        socket.send_fds(ours, [b"b"], [creation.root, creation.cgroup])
         os._exit(0)
     except (OtherGone, BrokenPipeError):
         os._exit(1)  # pid 1 has told why, or was killed
@@ -186,25 +187,25 @@ def _await_order(orders: int) -> LaunchSpec:
     return LaunchSpec.unpack(packed)
 
 
-def _become_init(kernel: Kernel, fds: Fds, order: Order, builder: socket.socket, means: Means) -> None:
+def _become_init(kernel: Kernel, fds: Fds, order: ChildRequest, builder: socket.socket, deps: Deps) -> None:
     """Be pid 1: run the steps, say so, and serve for ever."""
     step = "start"
     timings: dict[str, float] = {}
     cgroup = -1
     try:
-        newborn = Newborn(
+        prepared = Prepared(
             builder=builder,
             range_base=order.range_base,
             processes=order.processes,
-            filters=means.filters[order.seccomp],
+            filters=deps.filters[order.seccomp],
             keep={fds.status, fds.listener},
         )
         for item in INIT_PLAN:
             step = item.name
             began = time.perf_counter()
-            item.run(kernel, newborn)
+            item.run(kernel, prepared)
             timings[step] = time.perf_counter() - began
-        cgroup = newborn.cgroup
+        cgroup = prepared.cgroup
         tell(fds.status, ["ready", timings])
         os.close(fds.status)
     except OtherGone:
@@ -213,7 +214,7 @@ def _become_init(kernel: Kernel, fds: Fds, order: Order, builder: socket.socket,
         _tell_failure(fds.status, step, error)
         os._exit(1)
     try:
-        means.serve(fds.listener, cgroup)
+        deps.serve(fds.listener, cgroup)
     finally:
         os._exit(1)
 
@@ -244,7 +245,7 @@ def failure(step: str, syscall: str, code: str, path: str, sandbox_id: str) -> L
 
 
 class StatusReader:
-    """Reads the status pipe of one birth without blocking."""
+    """Reads the status pipe of one creation without blocking."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd

@@ -29,7 +29,7 @@ from ..linux.kernel import (
     Kernel,
     SyscallError,
 )
-from .steps import STRICT, Birth, Named, Newborn, OtherGone, attach, cover, open_directory
+from .steps import STRICT, Creation, Named, OtherGone, Prepared, attach, cover, open_directory
 
 SAFE: Final = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 
@@ -111,8 +111,8 @@ DEV_LINKS: Final = (
 class IsolateMounts(Named):
     """A mount namespace that tells the host nothing, and a tmpfs to build the root on.
 
-    Slaves, not private: a newborn that waits for an order sees what the host mounts and unmounts meanwhile, and holds
-    none of it.
+    Slaves, not private: a prepared sandbox that waits for an order sees what the host mounts and unmounts meanwhile,
+    and holds none of it.
     """
 
     stage: str
@@ -121,7 +121,7 @@ class IsolateMounts(Named):
         """Say what it does."""
         return f"make every mount a slave of the host's, mount a tmpfs at {self.stage}"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
         kernel.mount("none", "/", None, MS_REC | MS_SLAVE)
         kernel.mount("stage", self.stage, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=16k,nr_inodes=16,mode=755")
@@ -141,11 +141,11 @@ class MountLayers(Named):
         """Say what it does."""
         return f"idmapped copies of {self.tree} (read-only) and {self.disk}"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
         for source, target, attributes, userns in (
-            (self.tree, "lower", MOUNT_ATTR_RDONLY, birth.sandbox_userns),
-            (self.disk, "disk", 0, birth.disk_userns),
+            (self.tree, "lower", MOUNT_ATTR_RDONLY, creation.sandbox_userns),
+            (self.disk, "disk", 0, creation.disk_userns),
         ):
             fd = kernel.open_tree(AT_FDCWD, source, OPEN_TREE_CLONE)
             kernel.mount_setattr(fd, attributes | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, userns_fd=userns)
@@ -163,7 +163,7 @@ class ActAsOwner(Named):
         """Say what it does."""
         return f"fsuid and fsgid {self.owner}, capabilities kept"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
         kernel.set_securebits(SECBIT_NO_SETUID_FIXUP)
         kernel.setfsids(self.owner, self.owner)
@@ -188,7 +188,7 @@ class MountOverlay(Named):
         """Say what it does."""
         return f"overlay with {self.options}, its credentials cut to what the upper layer needs"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
         own = kernel.capget()
         kernel.capset(_OVERLAY_CAPABILITIES & own, own, 0)
@@ -196,10 +196,10 @@ class MountOverlay(Named):
             kernel.mount("overlay", "merged", "overlay", MS_NOSUID | MS_NODEV, self.options)
         finally:
             kernel.capset(own, own, 0)
-        birth.root = kernel.open("merged", os.O_RDONLY | os.O_DIRECTORY)
-        if os.fstatvfs(birth.root).f_flag & os.ST_RDONLY:
+        creation.root = kernel.open("merged", os.O_RDONLY | os.O_DIRECTORY)
+        if os.fstatvfs(creation.root).f_flag & os.ST_RDONLY:
             raise SyscallError(errno.EROFS, "mount", "overlay (the kernel refused the upper layer: see its log)")
-        birth.devices.append(os.fstat(birth.root).st_dev)
+        creation.devices.append(os.fstat(creation.root).st_dev)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -210,11 +210,11 @@ class MountProc(Named):
         """Say what it does."""
         return "pid 1's proc, on the stage"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
-        kernel.move_mount(birth.proc, AT_FDCWD, "proc")
+        kernel.move_mount(creation.proc, AT_FDCWD, "proc")
         # Attached first: a mount that is nowhere yet cannot be copied before Linux 6.15.
-        birth.proc_writable = kernel.open_tree(birth.proc, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
+        creation.proc_writable = kernel.open_tree(creation.proc, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -228,37 +228,37 @@ class MountSys(Named):
         """Say what it does."""
         return f"tmpfs at /sys with {', '.join(SYS_SHOWN)} of sysfs; cgroup2 at /sys/{_CGROUP}; all read-only"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
         whole = kernel.fsmount("sysfs", {}, SAFE | MOUNT_ATTR_RDONLY)
         kernel.move_mount(whole, AT_FDCWD, _WHOLE_SYS)  # before Linux 6.15 only what is attached can be copied
-        view = birth.sys = kernel.fsmount("tmpfs", {"size": "64k", "nr_inodes": "128", "mode": "0755"}, SAFE)
+        view = creation.sys = kernel.fsmount("tmpfs", {"size": "64k", "nr_inodes": "128", "mode": "0755"}, SAFE)
         kernel.move_mount(view, AT_FDCWD, "sys")
-        _make_folders(kernel, view, (*SYS_EMPTY, _CGROUP, *(os.path.dirname(path) for path in SYS_SHOWN)))
+        _make_directories(kernel, view, (*SYS_EMPTY, _CGROUP, *(os.path.dirname(path) for path in SYS_SHOWN)))
         for path in SYS_SHOWN:
             with contextlib.suppress(FileNotFoundError):  # a kernel without NUMA or huge pages
                 _show(kernel, whole, path, view)
         os.close(whole)
-        birth.cgroup = kernel.fsmount("cgroup2", {}, SAFE)
+        creation.cgroup = kernel.fsmount("cgroup2", {}, SAFE)
         own = kernel.fsmount("cgroup2", {}, SAFE | MOUNT_ATTR_RDONLY)
         kernel.move_mount(own, view, _CGROUP)
         os.close(own)
         kernel.mount_setattr(view, MOUNT_ATTR_RDONLY | SAFE)
 
 
-def _make_folders(kernel: Kernel, root: int, paths: Iterable[str]) -> None:
+def _make_directories(kernel: Kernel, root: int, paths: Iterable[str]) -> None:
     """Make each of `paths` and what is above it in a filesystem of our own."""
     made: set[str] = set()
     for path in paths:
         parts = path.split("/")
-        for folder in ("/".join(parts[: count + 1]) for count in range(len(parts))):
-            if folder not in made:
-                kernel.mkdir(folder, dirfd=root)
-                made.add(folder)
+        for directory in ("/".join(parts[: count + 1]) for count in range(len(parts))):
+            if directory not in made:
+                kernel.mkdir(directory, dirfd=root)
+                made.add(directory)
 
 
 def _show(kernel: Kernel, source: int, path: str, target: int) -> None:
-    """Attach a copy of what is at `path` of the mount `source` at the same path of `target`, where its folder is."""
+    """Attach a copy of what is at `path` of the mount `source` at the same path of `target`, where its directory is."""
     at = kernel.openat2(source, path, os.O_PATH, STRICT)
     try:
         copy = kernel.open_tree(at, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
@@ -283,9 +283,9 @@ class MountDev(Named):
         names = ", ".join(name for name, _, _ in DEVICES)
         return f"tmpfs at /dev with {names}; devpts and mqueue of its own"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
-        dev = birth.dev = kernel.fsmount(
+        dev = creation.dev = kernel.fsmount(
             "tmpfs", {"size": "64k", "nr_inodes": "64", "mode": "0755"}, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
         )
         kernel.move_mount(dev, AT_FDCWD, "dev")
@@ -296,7 +296,7 @@ class MountDev(Named):
         for name, target in DEV_LINKS:
             kernel.symlink(target, name, dirfd=dev)
         # A device node's descriptor for later masks, taken without opening the device.
-        birth.null = kernel.open_tree(dev, "null", OPEN_TREE_CLONE)
+        creation.null = kernel.open_tree(dev, "null", OPEN_TREE_CLONE)
         terminals = {"max": str(MAX_TERMINALS), "ptmxmode": "0666", "mode": "0620", "gid": str(self.tty_gid)}
         for name, fstype, options, attributes in (
             ("pts", "devpts", terminals, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC),
@@ -319,13 +319,13 @@ class MountShm(Named):
         """Say what it does."""
         return f"tmpfs of {self.size} bytes at /dev/shm"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
         # Empty files take memory too: as many as pages.
         options = {"mode": "1777", "size": str(self.size), "nr_inodes": str(self.size // 4096)}
         fd = kernel.fsmount("tmpfs", options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
-        kernel.move_mount(fd, birth.dev, "shm")
-        birth.devices.append(os.fstat(fd).st_dev)
+        kernel.move_mount(fd, creation.dev, "shm")
+        creation.devices.append(os.fstat(fd).st_dev)
         os.close(fd)
 
 
@@ -337,10 +337,10 @@ class AttachMounts(Named):
         """Say what it does."""
         return f"move {', '.join(ATTACHED)} from the stage into the root"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
-        for mount, path in zip((birth.proc, birth.sys, birth.dev), ATTACHED, strict=True):
-            attach(kernel, birth, mount, path)
+        for mount, path in zip((creation.proc, creation.sys, creation.dev), ATTACHED, strict=True):
+            attach(kernel, creation, mount, path)
 
 
 #: Where the daemon answers a sandbox's questions about names, on the sandbox's own loopback.
@@ -349,7 +349,7 @@ RESOLVER: Final = "127.0.0.53"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WriteIdentity(Named):
-    """Files that tell a program who and where it is: written anew at each birth, never inherited from an image."""
+    """Files that tell a program who and where it is: written anew at each creation, never inherited from an image."""
 
     hostname: str
     machine_id: str
@@ -359,10 +359,10 @@ class WriteIdentity(Named):
         """Say what it does."""
         return "write /etc/hostname, hosts, resolv.conf and machine-id; make /workspace and /tmp"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
         hosts = f"127.0.0.1 localhost {self.hostname}\n::1 localhost ip6-localhost ip6-loopback {self.hostname}\n"
-        etc = open_directory(kernel, birth, "etc", 0o755)
+        etc = open_directory(kernel, creation, "etc", 0o755)
         # Where the layers are two filesystems, and one cannot take part in xino, a file has a device number of its
         # layer's (which no other mount has): the rootfs' is found here, the upper's by what is written.
         # All of the rootfs' have the same: one tells.
@@ -376,7 +376,7 @@ class WriteIdentity(Named):
             ("machine-id", f"{self.machine_id}\n"),
         ):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-            # O_NONBLOCK: a FIFO that a rootfs left here must not hang the birth.
+            # O_NONBLOCK: a FIFO that a rootfs left here must not hang the creation.
             fd = kernel.openat2(etc, name, flags | os.O_NONBLOCK, STRICT, 0o644)
             try:
                 facts = os.fstat(fd)
@@ -388,9 +388,9 @@ class WriteIdentity(Named):
             finally:
                 os.close(fd)
         os.close(etc)
-        birth.devices += sorted(devices - set(birth.devices))
+        creation.devices += sorted(devices - set(creation.devices))
         for name, mode in (("workspace", 0o755), ("tmp", 0o1777)):
-            os.close(open_directory(kernel, birth, name, mode))
+            os.close(open_directory(kernel, creation, name, mode))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -401,20 +401,20 @@ class RestrictProc(Named):
         """Say what it does."""
         return f"/proc: {', '.join(PROC_READ_ONLY)} read-only; {', '.join(PROC_MASKED)} masked"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
         for path in PROC_READ_ONLY:
             with contextlib.suppress(FileNotFoundError):
-                at = kernel.openat2(birth.proc, path, os.O_PATH, STRICT)
+                at = kernel.openat2(creation.proc, path, os.O_PATH, STRICT)
                 view = kernel.open_tree(at, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
                 kernel.mount_setattr(view, MOUNT_ATTR_RDONLY | SAFE)
                 kernel.move_mount(view, at)
                 os.close(view)
                 os.close(at)
-        kernel.mount_setattr(birth.null, MOUNT_ATTR_RDONLY)
-        cover(kernel, birth.proc, PROC_MASKED, birth.null)
+        kernel.mount_setattr(creation.null, MOUNT_ATTR_RDONLY)
+        cover(kernel, creation.proc, PROC_MASKED, creation.null)
         empty = kernel.fsmount("tmpfs", {"size": "4k", "mode": "0555"}, SAFE | MOUNT_ATTR_RDONLY)
-        cover(kernel, birth.proc, PROC_EMPTIED, empty)
+        cover(kernel, creation.proc, PROC_EMPTIED, empty)
         os.close(empty)
 
 
@@ -426,9 +426,9 @@ class PivotRoot(Named):
         """Say what it does."""
         return "pivot_root to the merged root, for pid 1 too, and detach the old one"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
-        os.fchdir(birth.root)
+        os.fchdir(creation.root)
         kernel.pivot_root(".", ".")
         kernel.umount2(".", MNT_DETACH)
 
@@ -441,9 +441,9 @@ class MakeProc(Named):
         """Say what it does."""
         return "make proc, for the builder to mount"
 
-    def run(self, kernel: Kernel, newborn: Newborn) -> None:
+    def run(self, kernel: Kernel, prepared: Prepared) -> None:
         """Do it."""
-        newborn.proc = kernel.fsmount("proc", {}, SAFE)
+        prepared.proc = kernel.fsmount("proc", {}, SAFE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -458,13 +458,13 @@ class EnterRoot(Named):
         """Say what it does."""
         return "wait for the builder, enter its root, /dev/null at 0, 1 and 2"
 
-    def run(self, kernel: Kernel, newborn: Newborn) -> None:
+    def run(self, kernel: Kernel, prepared: Prepared) -> None:
         """Do it."""
-        _, received, _, _ = socket.recv_fds(newborn.builder, 1, 2)
+        _, received, _, _ = socket.recv_fds(prepared.builder, 1, 2)
         if len(received) != 2:
             raise OtherGone
-        root, newborn.cgroup = received
-        newborn.keep.add(newborn.cgroup)
+        root, prepared.cgroup = received
+        prepared.keep.add(prepared.cgroup)
         kernel.fchroot(root)
         null = kernel.open("/dev/null", os.O_RDWR)
         for fd in (0, 1, 2):

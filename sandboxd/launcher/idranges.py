@@ -11,9 +11,9 @@ proofs are gone may be taken over, so whoever gives one back looks first whether
 that starts takes over the claims of the sandboxes it found, and removes what a crash left.
 
 Two user namespaces belong to a range. The sandbox's own maps 0.. to it and is the map of its rootfs too; pid 1 makes it
-at its birth, as the range's first id, so its kernel counters are charged there. The other one maps the constant on-disk
-range to it; nothing ever runs in it, so the map of a range that is given back is kept for the next sandbox that takes
-it. Making one costs a fork, so the launcher keeps one range prepared.
+at its creation, as the range's first id, so its kernel counters are charged there. The other one maps the constant
+on-disk range to it; nothing ever runs in it, so the map of a range that is given back is kept for the next sandbox that
+takes it. Making one costs a fork, so the launcher keeps one range prepared.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class RangeAllocator:
         with self._locked():
             self._write(range_.index, cgroup)
 
-    def adopt(self, index: int, cgroup: str) -> None:
+    def take_over(self, index: int, cgroup: str) -> None:
         """Make an earlier launcher's claim ours: it then outlives its sandbox's init, until `release`."""
         with self._locked():
             self._write(index, cgroup)

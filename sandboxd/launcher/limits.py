@@ -25,7 +25,7 @@ CONTROLLER_OF: Final = {"memory_bytes": "memory", "cpus": "cpu", "pids": "pids",
 HUGETLB: Final = "hugetlb"
 #: init's own share on top of a sandbox's limit: its pages, its journals (8 MiB) and what waits for slow readers.
 INIT_MEMORY: Final = 64 * 1024 * 1024
-#: init, a helper or two, and the newborn's parents.
+#: init, a helper or two, and the prepared sandbox's parents.
 INIT_PIDS: Final = 16
 #: init's share of a processor when the sandbox has used its own up.
 INIT_CPUS: Final = 0.25
@@ -119,7 +119,7 @@ def settings_of(limits: Limits, controllers: Collection[str], disks: Collection[
 
 
 def processes_of(limits: Limits, controllers: Collection[str]) -> int:
-    """Return RLIMIT_NPROC of each user and, at a birth, of the user namespace: it stands in for a controller."""
+    """Return RLIMIT_NPROC of each user and, at a creation, of the user namespace: it stands in for a controller."""
     return MAX_PIDS if "pids" in controllers else limits.pids or MAX_PIDS
 
 

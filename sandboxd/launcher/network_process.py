@@ -47,15 +47,15 @@ _IDLE_S: Final = 300.0
 _MAX_LOSSES: Final = 10
 _GIVE_UP_S: Final = 45.0
 #: How long the launcher's own end may wait for the last network's.
-_FAREWELL_S: Final = 5.0
-_FAREWELL_STEP_S: Final = 0.05
+_SHUTDOWN_S: Final = 5.0
+_SHUTDOWN_STEP_S: Final = 0.05
 _ANSWER_BYTES: Final = 64 * 1024
 
 Done = Callable[[SandboxdError | None], None]
 
 
 @dataclasses.dataclass(slots=True)
-class _Order:
+class _NetworkRequest:
     """What is asked of the process; `fds` are ours until it is done, and `again` says whether it is asked again."""
 
     operation: str
@@ -79,7 +79,7 @@ class _Order:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Means:
+class Deps:
     """What the processes stand on.
 
     Attributes:
@@ -100,10 +100,10 @@ class Means:
 class NetworkProcess:
     """Starts the processes when they are needed, and asks them."""
 
-    def __init__(self, selector: selectors.BaseSelector, kernel: Kernel, means: Means) -> None:
+    def __init__(self, selector: selectors.BaseSelector, kernel: Kernel, deps: Deps) -> None:
         self._selector = selector
         self._kernel = kernel
-        self._means = means
+        self._deps = deps
         self._connection: socket.socket | None = None
         self._hand: socket.socket | None = None  # the process' end of its hand's, until it is sent
         self._pidfds: list[int] = []
@@ -112,8 +112,8 @@ class NetworkProcess:
         self._started_at = -_REST_S
         self._idle_at = 0.0
         self._sequence = 0
-        self._waiting: collections.deque[_Order] = collections.deque()
-        self._sent: dict[int, _Order] = {}
+        self._waiting: collections.deque[_NetworkRequest] = collections.deque()
+        self._sent: dict[int, _NetworkRequest] = {}
 
     @property
     def is_busy(self) -> bool:
@@ -122,7 +122,7 @@ class NetworkProcess:
 
     def ask(self, operation: str, params: dict[str, Any], fds: list[int], done: Done) -> None:
         """Ask for something; `fds` are the process' from now on."""
-        self._waiting.append(_Order(operation, params, fds, done))
+        self._waiting.append(_NetworkRequest(operation, params, fds, done))
         self.start()
         self._send_orders()
 
@@ -140,13 +140,13 @@ class NetworkProcess:
 
     def close(self) -> None:
         """Let it end; the rules stay. What the last network leaves is taken away first."""
-        until = time.monotonic() + _FAREWELL_S
+        until = time.monotonic() + _SHUTDOWN_S
         while self._is_ending and time.monotonic() < until:
             self.advance()
             poll = select.poll()  # select(2) takes no descriptor over 1023, and there is one for each sandbox
             if self._connection is not None:  # else until it may start again
                 poll.register(self._connection, select.POLLIN)
-            if poll.poll(_FAREWELL_STEP_S * 1000):
+            if poll.poll(_SHUTDOWN_STEP_S * 1000):
                 self._on_answer()
         self._started_at = math.inf  # never again
         for order in [*self._sent.values(), *self._waiting]:
@@ -180,7 +180,7 @@ class NetworkProcess:
     def _due(self) -> float | None:
         if self._connection is None:
             # Without it, what names were answered with would not lapse.
-            return self._started_at + _REST_S if self._waiting or self._means.needed() else None
+            return self._started_at + _REST_S if self._waiting or self._deps.needed() else None
         if self._is_idle:
             return self._idle_at + _IDLE_S
         if not self._is_ready:
@@ -194,7 +194,7 @@ class NetworkProcess:
     # --- the processes ---
 
     def _start(self) -> None:
-        network = self._means.router.open()
+        network = self._deps.router.open()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._hand, hand = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -215,8 +215,8 @@ class NetworkProcess:
         start = Start(
             argv=(template_start.INTERPRETER, "-I", "-B", "-m", module),
             tree=None,
-            folders=template_start.host_folders(),
-            stage=self._means.stage,
+            directories=template_start.host_directories(),
+            stage=self._deps.stage,
             filters=(),
             capabilities=_CAPABILITIES,
             namespaces=_NAMESPACES,
@@ -249,8 +249,8 @@ class NetworkProcess:
             self._connection.close()
         self._connection, self._is_ready, self._has_table = None, False, False
         self._end_processes()
-        if not self._means.router.is_kept:
-            self._means.router.close()
+        if not self._deps.router.is_kept:
+            self._deps.router.close()
         self._ask_again(why or "it was let go")
 
     def _ask_again(self, why: str) -> None:
@@ -268,16 +268,16 @@ class NetworkProcess:
 
     def _begin(self) -> None:
         """Tell the process everything there is, in one message, before what is asked."""
-        self._means.router.open()  # keeps it, where the last network's end let go of it
-        host, states = self._means.state()
+        self._deps.router.open()  # keeps it, where the last network's end let go of it
+        host, states = self._deps.state()
         file = os.memfd_create("networks", os.MFD_CLOEXEC)
         with open(file, "wb", closefd=False) as writer:
             writer.write(msgpack.packb(states))
-        first = [_Order("begin", host, [file], _or_log("begin"), again=False)]
+        first = [_NetworkRequest("begin", host, [file], _or_log("begin"), again=False)]
         if self._hand is not None:
-            fds = [*self._means.router.sockets(), os.dup(self._means.router.namespace), self._hand.detach()]
+            fds = [*self._deps.router.sockets(), os.dup(self._deps.router.namespace), self._hand.detach()]
             self._hand = None
-            first.insert(0, _Order("router", {}, fds, _or_log("router"), again=False))
+            first.insert(0, _NetworkRequest("router", {}, fds, _or_log("router"), again=False))
         self._has_table = True
         self._waiting.extendleft(reversed(first))
 
@@ -314,7 +314,7 @@ class NetworkProcess:
             self._drop("it ended")
         elif answer == b"ready" and not self._is_ready:
             self._is_ready = True
-            if self._means.needed():
+            if self._deps.needed():
                 self._begin_at_once()
             self._send_orders()
         elif not self._is_ready:
@@ -341,7 +341,7 @@ class NetworkProcess:
             self._drop("it sent nonsense")
             return
         if attempt:
-            self._means.denied(attempt)
+            self._deps.denied(attempt)
         elif order is not None:
             for line in left_out:
                 log.error("The network of a sandbox is shut: %s", line)
@@ -356,9 +356,9 @@ class NetworkProcess:
         """Have the router forward once its rules are there, and let it go when nothing is in it."""
         try:
             if operation == "begin":
-                self._means.router.forward(True)
+                self._deps.router.forward(True)
             elif operation == "end" and not self._has_table:
-                self._means.router.forget()
+                self._deps.router.forget()
         except OSError as error:
             log.error("Cannot open or let go of the router: %s", error)
 

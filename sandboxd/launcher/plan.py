@@ -1,8 +1,8 @@
-"""From a request to the steps of a birth, purely: nothing here touches the host.
+"""From a request to the steps of a creation, purely: nothing here touches the host.
 
-The builder's steps run beside pid 1's (birth.py), whose last wait for the builder's end; the first half of them knows
-nothing of the rootfs, so that it can be done before somebody asks (births.py). The user namespace owns none of the
-mounts and none of the other namespaces: they are made by the host's root.
+The builder's steps run beside pid 1's (create_child.py), whose last wait for the builder's end; the first half of them
+knows nothing of the rootfs, so that it can be done before somebody asks (create.py). The user namespace owns none of
+the mounts and none of the other namespaces: they are made by the host's root.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ SHM_SHARE: Final = 0.5
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class NewbornSpec:
-    """What a newborn is made of before anybody has ordered it: names and numbers only.
+class PreparedSpec:
+    """What a prepared sandbox is made of before anybody has ordered it: names and numbers only.
 
     Attributes:
         id: the sandbox's id, and its host name.
@@ -46,14 +46,14 @@ class NewbornSpec:
     tcp_wmem: str
 
     def order(self) -> bytes:
-        """Return what the zygote is sent: an `Order`."""
+        """Return what the zygote is sent: an `ChildRequest`."""
         spec = msgpack.packb(dataclasses.asdict(self))
         order: bytes = msgpack.packb([self.range_base, self.processes, self.seccomp, spec])
         return order
 
     @classmethod
     def unpack(cls, packed: bytes) -> Self:
-        """Return what is in an `Order`."""
+        """Return what is in an `ChildRequest`."""
         return cls(**msgpack.unpackb(packed))
 
 
@@ -91,8 +91,8 @@ class LaunchSpec:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Order:
-    """What pid 1 has to know, and beside it the whole `NewbornSpec`, packed: only the builder opens it."""
+class ChildRequest:
+    """What pid 1 has to know, and beside it the whole `PreparedSpec`, packed: only the builder opens it."""
 
     range_base: int
     processes: int
@@ -100,8 +100,8 @@ class Order:
     spec: bytes
 
 
-def plan_newborn(spec: NewbornSpec) -> tuple[Step, ...]:
-    """Return the builder's ordered steps that need no rootfs: done ahead where a newborn is held ready."""
+def plan_prepared(spec: PreparedSpec) -> tuple[Step, ...]:
+    """Return the builder's ordered steps that need no rootfs: done ahead where a prepared sandbox is held ready."""
     return (
         privilege.AdjustOomScore(),
         filesystem.IsolateMounts(stage=spec.stage),

@@ -13,7 +13,7 @@ from ..linux import netns
 from ..linux.kernel import CLONE_NEWUSER, SECBIT_NO_SETUID_FIXUP, Kernel, SyscallError
 from ..spec import ID_RANGE_WIDTH
 from .idranges import NAMESPACE_RLIMITS, NAMESPACE_SPARE_PROCESSES, set_rlimit, write_maps
-from .steps import Birth, Named, Newborn, OtherGone, write_proc
+from .steps import Creation, Named, OtherGone, Prepared, write_proc
 
 MAX_OPEN_FILES: Final = 1_048_576
 #: No core dumps: 1 is the one value with which the kernel starts no piped core_pattern either (that program is the
@@ -31,7 +31,7 @@ class PrepareProcess(Named):
         """Say what it does."""
         return "new session, new session keyring, umask 022"
 
-    def run(self, kernel: Kernel, newborn: Newborn) -> None:
+    def run(self, kernel: Kernel, prepared: Prepared) -> None:
         """Do it."""
         os.setsid()
         os.umask(0o022)
@@ -46,9 +46,9 @@ class AdjustOomScore(Named):
         """Say what it does."""
         return "oom_score_adj of pid 1 to 0"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
-        fd = kernel.open(f"/proc/{birth.init_pid}/oom_score_adj", os.O_WRONLY)
+        fd = kernel.open(f"/proc/{creation.init_pid}/oom_score_adj", os.O_WRONLY)
         try:
             kernel.write(fd, b"0")
         finally:
@@ -69,7 +69,7 @@ class ConfigureNetwork(Named):
         sizes = f"tcp_rmem {self.tcp_rmem}, tcp_wmem {self.tcp_wmem}"
         return f"lo up, ip_unprivileged_port_start 0, ping_group_range {self.first_gid} {last}, {sizes}"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
         try:
             netns.bring_loopback_up()
@@ -82,9 +82,9 @@ class ConfigureNetwork(Named):
             ("tcp_rmem", self.tcp_rmem),
             ("tcp_wmem", self.tcp_wmem),
         ):
-            write_proc(kernel, birth.proc_writable, f"sys/net/ipv4/{name}", value)
+            write_proc(kernel, creation.proc_writable, f"sys/net/ipv4/{name}", value)
         with contextlib.suppress(FileNotFoundError):  # before Linux 6.19
-            write_proc(kernel, birth.proc_writable, "sys/net/core/bypass_prot_mem", "1")
+            write_proc(kernel, creation.proc_writable, "sys/net/core/bypass_prot_mem", "1")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class NameHost(Named):
         """Say what it does."""
         return f"host name {self.hostname}"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
         kernel.sethostname(self.hostname)
 
@@ -110,12 +110,12 @@ class MakeUserNamespace(Named):
         """Say what it does."""
         return "become the range's first host id, make a user namespace; no further user namespaces"
 
-    def run(self, kernel: Kernel, newborn: Newborn) -> None:
+    def run(self, kernel: Kernel, prepared: Prepared) -> None:
         """Do it."""
-        for name, value in (*NAMESPACE_RLIMITS, ("NPROC", newborn.processes + NAMESPACE_SPARE_PROCESSES)):
+        for name, value in (*NAMESPACE_RLIMITS, ("NPROC", prepared.processes + NAMESPACE_SPARE_PROCESSES)):
             set_rlimit(name, value)
         kernel.set_securebits(SECBIT_NO_SETUID_FIXUP)
-        kernel.setresids(newborn.range_base, newborn.range_base)
+        kernel.setresids(prepared.range_base, prepared.range_base)
         kernel.unshare(CLONE_NEWUSER)
         # The number belongs to the namespace of who opens the file (kernel/ucount.c, set_lookup). This is the host's
         # own /proc still: the builder goes on to change what we see only when it is called.
@@ -134,10 +134,10 @@ class CallBuilder(Named):
         """Say what it does."""
         return "hand the builder proc"
 
-    def run(self, kernel: Kernel, newborn: Newborn) -> None:
+    def run(self, kernel: Kernel, prepared: Prepared) -> None:
         """Do it."""
         try:
-            socket.send_fds(newborn.builder, [b"p"], [newborn.proc])
+            socket.send_fds(prepared.builder, [b"p"], [prepared.proc])
         except BrokenPipeError:
             raise OtherGone from None
 
@@ -152,14 +152,14 @@ class MapIds(Named):
         """Say what it does."""
         return f"map 0 to {self.first_id} in pid 1's user namespace"
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
-        _, received, _, _ = socket.recv_fds(birth.init, 1, 1)
+        _, received, _, _ = socket.recv_fds(creation.init, 1, 1)
         if not received:
             raise OtherGone
-        birth.proc = received[0]
-        write_maps(kernel, birth.init_pid, 0, self.first_id)
-        birth.sandbox_userns = kernel.open(f"/proc/{birth.init_pid}/ns/user", os.O_RDONLY)
+        creation.proc = received[0]
+        write_maps(kernel, creation.init_pid, 0, self.first_id)
+        creation.sandbox_userns = kernel.open(f"/proc/{creation.init_pid}/ns/user", os.O_RDONLY)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class BecomeRoot(Named):
         """Say what it does."""
         return "become 0 in the user namespace"
 
-    def run(self, kernel: Kernel, newborn: Newborn) -> None:
+    def run(self, kernel: Kernel, prepared: Prepared) -> None:
         """Do it."""
         kernel.setresids(0, 0)
 
@@ -183,11 +183,11 @@ class LimitResources(Named):
         """Say what it does."""
         return f"rlimits: nproc the sandbox's, {', '.join(f'{name} {value}' for name, value in FIXED_RLIMITS)}"
 
-    def run(self, kernel: Kernel, newborn: Newborn) -> None:
+    def run(self, kernel: Kernel, prepared: Prepared) -> None:
         """Do it."""
         hard = min(MAX_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))
-        for name, value in (*FIXED_RLIMITS, ("NPROC", newborn.processes)):
+        for name, value in (*FIXED_RLIMITS, ("NPROC", prepared.processes)):
             set_rlimit(name, value)
 
 
@@ -201,7 +201,7 @@ class DropPrivileges(Named):
         """Say what it does."""
         return f"securebits 0, bounding set and capabilities cut to {self.keep:#x}, not dumpable, no_new_privs"
 
-    def run(self, kernel: Kernel, newborn: Newborn) -> None:
+    def run(self, kernel: Kernel, prepared: Prepared) -> None:
         """Do it."""
         kernel.set_securebits(0)
         kernel.cut_bounding_set(self.keep)
@@ -218,9 +218,9 @@ class ApplySeccomp(Named):
         """Say what it does."""
         return "the seccomp profile's filters"
 
-    def run(self, kernel: Kernel, newborn: Newborn) -> None:
+    def run(self, kernel: Kernel, prepared: Prepared) -> None:
         """Do it."""
-        for program in newborn.filters:
+        for program in prepared.filters:
             kernel.seccomp(program)
 
 
@@ -232,10 +232,10 @@ class CloseDescriptors(Named):
         """Say what it does."""
         return "close every descriptor but init's own"
 
-    def run(self, kernel: Kernel, newborn: Newborn) -> None:
+    def run(self, kernel: Kernel, prepared: Prepared) -> None:
         """Do it."""
         first = 3
-        for fd in sorted(newborn.keep):
+        for fd in sorted(prepared.keep):
             if fd > first:
                 kernel.close_range(first, fd - 1)
             first = fd + 1

@@ -17,7 +17,7 @@ from ..spec import check_profile
 _TEMPLATE_BASE: Final = "default"
 #: ioctl(2) of a template and its children, as (mask, value): terminals, pipes and sockets by their type (0x54, 0x89);
 #: files' own by their number (flags, extents, clones). The rest of a filesystem's would freeze, trim, shut
-#: down or search the host's disk for whoever has CAP_SYS_ADMIN, and a read-only folder of it is enough to ask.
+#: down or search the host's disk for whoever has CAP_SYS_ADMIN, and a read-only directory of it is enough to ask.
 _IOCTLS: Final = (
     *((0xFFFFFF00, kind << 8) for kind in (0x54, 0x89)),
     *((0xFFFFFFFF, number) for number in (0x2, 0x80086601, 0xC020660B, 0x801C581F)),
@@ -47,7 +47,7 @@ def compile_all(directory: str, own_directory: str | None = None) -> Filters:
     Each allows what init needs on top (see `seccomp.FOR_INIT`).
 
     Raises:
-        ConfigError: a profile cannot be compiled, or the operator's folder is not root's alone; the launcher does
+        ConfigError: a profile cannot be compiled, or the operator's directory is not root's alone; the launcher does
             not start with fewer walls than configured.
     """
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
@@ -128,7 +128,7 @@ def _found(directory: str) -> dict[str, str]:
 
 
 def _check_roots(path: str) -> None:
-    """Raise ValueError unless root alone can change what `path` (a folder or file, no link) says."""
+    """Raise ValueError unless root alone can change what `path` (a directory or file, no link) says."""
     facts = os.lstat(path)
     if not (stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)):
         raise ValueError(f"{path} is neither a directory nor a regular file")

@@ -1,6 +1,6 @@
 """Which rootfs there are, as the launcher sees them.
 
-`images/` puts a whole folder in its place by one rename, so a name with a `rootfs.json` is a whole rootfs.
+`images/` puts a whole directory in its place by one rename, so a name with a `rootfs.json` is a whole rootfs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The launcher's event loop: one daemon, a closed list of operations, and the sandboxes' ends.
 
-It never waits for one thing: a birth goes on while its steps run in another process (`births.py`), a removal while
-a cgroup empties or a child deletes files (`removals.py`).
+It never waits for one thing: a creation goes on while its steps run in another process (`create.py`), a removal while
+a cgroup empties or a child deletes files (`teardowns.py`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ..wire.messages import Cancel, Credit, Event, Failure, Message, Reply, Requ
 from . import rootfs
 from .cgroups import SandboxCgroups
 from .control import Answers, Controls, Running, id_of
-from .create import Births, Means, Order
+from .create import CreateRequest, Creations, Deps
 from .idranges import RangeAllocator
 from .limits import Host
 from .networks import Networks, network_of
@@ -47,7 +47,7 @@ from .records import Record, RecordStore
 from .settings import Settings
 from .sockets import Sockets
 from .storage.choice import open_storage
-from .teardown import RETRY_S, Removals, reap
+from .teardown import RETRY_S, Teardowns, reap
 from .templates import Templates
 from .veth import Links
 from .zygote import Zygote
@@ -57,15 +57,16 @@ log = logging.getLogger("sandboxd.launcher")
 _RECV_BYTES: Final = 256 * 1024
 #: How long nobody may have asked for anything before the next sandbox's ids are made ready.
 QUIET_S: Final = 0.02
-#: How much longer before a newborn is made: that takes a processor for some 8 ms, and a first command is short.
+#: How much longer before a prepared sandbox is made: that takes a processor for some 8 ms, and a first command is
+#: short.
 HOLD_AFTER_S: Final = 0.05
 #: How often the pool's limit follows what others do with the host's disk, while there are sandboxes.
 TEND_S: Final = 5.0
-#: How long the end of the launcher may wait for that of a newborn that nobody has ordered.
+#: How long the end of the launcher may wait for that of a prepared sandbox that nobody has ordered.
 LET_GO_S: Final = 1.0
 #: The profile of an order that names none.
 DEFAULT_PROFILE: Final = "default"
-#: Births and removals that may be under way at once; the daemon asks for far fewer.
+#: Creations and removals that may be under way at once; the daemon asks for far fewer.
 _MAX_PENDING: Final = 4096
 #: Answers that may wait for a daemon; a list of all sandboxes that there can be is a quarter of it.
 _MAX_UNREAD: Final = 8 * 1024 * 1024
@@ -95,25 +96,25 @@ class Launcher:
         self._selector = selectors.DefaultSelector()
         self._ranges = RangeAllocator(kernel)
         self._storage = open_storage(kernel, settings)
-        parent, folders = settings.cgroup_parent, (self._storage.driver.path, settings.rootfs_dir)
-        self._cgroups = SandboxCgroups(kernel, settings.cgroup_name, parent=parent, folders=folders)
+        parent, directories = settings.cgroup_parent, (self._storage.driver.path, settings.rootfs_dir)
+        self._cgroups = SandboxCgroups(kernel, settings.cgroup_name, parent=parent, directories=directories)
         self._records = RecordStore(settings.records_dir)
         self._sandboxes: dict[str, Running] = {}
         self._links = Links(self._selector, settings, kernel, self._denied, zygote.hosts_mounts)
-        self._removals = Removals(
+        self._teardowns = Teardowns(
             self._selector, self._cgroups, self._storage, self._records, self._ranges, self._links, settings.links_dir
         )
-        means = Means(
+        deps = Deps(
             settings=settings,
             kernel=kernel,
             ranges=self._ranges,
             cgroups=self._cgroups,
             storage=self._storage,
-            removals=self._removals,
+            teardowns=self._teardowns,
             zygote=zygote,
             links=self._links,
         )
-        self._births = Births(self._selector, means)
+        self._creations = Creations(self._selector, deps)
         self._host = Host.look(self._storage.driver.capacity)
         answers = Answers(reply=self._reply, fail=self._fail)
         self._templates = Templates(self._selector, settings, kernel, self._cgroups, filters, self._sandboxes, answers)
@@ -125,7 +126,7 @@ class Launcher:
             self._judged,
             answers,
         )
-        self._wanted: str | None = None  # the id of the newborn that is to be held
+        self._wanted: str | None = None  # the id of the prepared sandbox that is to be held
         self._rested = False  # whether the present pause has been used to prepare
         self._watch: tuple[int, int] | None = None  # request id, next offset
         self._operations = self._table(kernel, answers)
@@ -137,7 +138,7 @@ class Launcher:
     ) -> dict[str, Callable[[int, dict[str, Any]], dict[str, Any] | None]]:
         return {
             "create": self._create,
-            "prepare": self._prepare_newborn,
+            "prepare": self._prepare_next,
             "destroy": self._destroy,
             "kill": self._kill,
             "list": self._list,
@@ -161,7 +162,7 @@ class Launcher:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self._selector.register(wake_read, selectors.EVENT_READ, lambda: self._on_child(wake_read))
         self._selector.register(self._zygote.pidfd, selectors.EVENT_READ, self._on_zygote_end)
-        self._adopt()
+        self._take_over()
         try:
             while True:
                 self._turn()
@@ -177,24 +178,24 @@ class Launcher:
                 self._cgroups.close()
 
     def _let_go(self) -> None:
-        """End the newborn that is held; what is not gone in time is the next launcher's to sweep."""
+        """End the prepared sandbox that is held; what is not gone in time is the next launcher's to sweep."""
         for watched in (self._socket, self._zygote.pidfd):
             self._selector.unregister(watched)
-        ids, until = self._births.unordered, time.monotonic() + LET_GO_S
-        if self._births.held is not None:
-            self._births.abandon(self._births.held, lambda _: None)
-        while any(one in self._births or one in self._removals for one in ids) and time.monotonic() < until:
+        ids, until = self._creations.unordered, time.monotonic() + LET_GO_S
+        if self._creations.held is not None:
+            self._creations.abandon(self._creations.held, lambda _: None)
+        while any(one in self._creations or one in self._teardowns for one in ids) and time.monotonic() < until:
             for key, _ in self._selector.select(RETRY_S):
                 key.data()
-            self._removals.advance()
+            self._teardowns.advance()
 
     def _turn(self) -> None:
-        removing = self._removals.wait_s
-        quiet = not (self._births or removing or self._rested)
-        if removing == RETRY_S and not self._births:
+        removing = self._teardowns.wait_s
+        quiet = not (self._creations or removing or self._rested)
+        if removing == RETRY_S and not self._creations:
             # While a sandbox' processes end there is nothing else to do, and who takes one away often asks for another.
             self._prepare_ids()
-        holding = bool(self._rested and self._wanted and not (self._births or removing))
+        holding = bool(self._rested and self._wanted and not (self._creations or removing))
         idle = HOLD_AFTER_S if holding else TEND_S if self._sandboxes else None
         waits = (QUIET_S if quiet else removing or idle, self._templates.wait_s, self._links.wait_s)
         ready = self._selector.select(min((seconds for seconds in waits if seconds is not None), default=None))
@@ -215,7 +216,7 @@ class Launcher:
             current = watched.get(key.fd)
             if current is not None and current.data == key.data:
                 key.data()
-        self._removals.advance()
+        self._teardowns.advance()
         self._templates.advance()
         self._links.advance()
         self._flush()
@@ -228,13 +229,13 @@ class Launcher:
 
     def _hold(self) -> None:
         wanted, self._wanted = self._wanted, None
-        if wanted is None or self._births.held is not None:
+        if wanted is None or self._creations.held is not None:
             return
         try:
             limits, _ = self._judged({})
-            self._births.prepare(wanted, limits, DEFAULT_PROFILE)
+            self._creations.prepare(wanted, limits, DEFAULT_PROFILE)
         except (SandboxdError, OSError) as error:
-            log.warning("Cannot hold a newborn: %s", error)
+            log.warning("Cannot hold a prepared sandbox: %s", error)
 
     def _prepare_ids(self) -> None:
         try:
@@ -270,7 +271,7 @@ class Launcher:
                     return taking(message.id, message.params, self._one_descriptor())
                 if operation is None:
                     raise InvalidRequest(f"cannot do {message.op[:40]!r}: no such operation", field="op")
-                if len(self._births) + len(self._removals) > _MAX_PENDING:
+                if len(self._creations) + len(self._teardowns) > _MAX_PENDING:
                     raise Conflict("cannot take more requests: too many are under way")
                 result = operation(message.id, message.params)
                 if result is not None:
@@ -316,20 +317,20 @@ class Launcher:
 
     # --- create ---
 
-    def _prepare_newborn(self, request: int, params: dict[str, Any]) -> dict[str, Any]:
-        """Hold a newborn for an order of this id, as soon as it is quiet, and for no other that was asked before."""
+    def _prepare_next(self, request: int, params: dict[str, Any]) -> dict[str, Any]:
+        """Hold a prepared sandbox for an order of this id, as soon as it is quiet, and for no earlier one."""
         if set(params) - {"id"}:
             raise InvalidRequest("cannot prepare a sandbox: unknown parameters", field="params")
         sandbox_id = id_of(params)
         self._check_free(sandbox_id)
-        held = self._births.held
+        held = self._creations.held
         if held is not None:
-            self._births.abandon(held, lambda _: None)
+            self._creations.abandon(held, lambda _: None)
         self._wanted = sandbox_id
         return {}
 
     def _check_free(self, sandbox_id: str) -> None:
-        if sandbox_id in self._births or sandbox_id in self._sandboxes or sandbox_id in self._removals:
+        if sandbox_id in self._creations or sandbox_id in self._sandboxes or sandbox_id in self._teardowns:
             raise NameTaken(f"cannot create sandbox {sandbox_id}: the id is in use", id=sandbox_id)
 
     def _create(self, request: int, params: dict[str, Any]) -> dict[str, Any] | None:
@@ -337,12 +338,12 @@ class Launcher:
         network = self._links.check(network_of(params.get("network")))
         limits, unenforced = self._judged(params.get("limits") or {})
 
-        def on_born(record: Record, pidfd: int, timings: dict[str, float]) -> None:
+        def on_created(record: Record, pidfd: int, timings: dict[str, float]) -> None:
             try:
                 self._records.save(record)
             except OSError as failure:
                 error = StorageFull(f"cannot record sandbox {record.id}: {failure}")
-                self._removals.begin(record.id, record.range_index, lambda _: self._fail(request, error), pidfd)
+                self._teardowns.begin(record.id, record.range_index, lambda _: self._fail(request, error), pidfd)
                 return
             self._keep(record, pidfd)
             self._reply(request, {**_facts(record), "timings": timings})
@@ -350,17 +351,17 @@ class Launcher:
         self._storage.admit()
         if sandbox_id == self._wanted:
             self._wanted = None
-        order = Order(
+        order = CreateRequest(
             id=sandbox_id,
             rootfs=rootfs_name,
             limits=limits,
             seccomp=profile,
             network=network,
             unenforced=unenforced,
-            on_born=on_born,
+            on_created=on_created,
             on_failed=lambda error: self._fail(request, error),
         )
-        self._births.begin(order)
+        self._creations.begin(order)
         return None
 
     def _checked(self, params: dict[str, Any]) -> tuple[str, str, str]:
@@ -373,8 +374,8 @@ class Launcher:
         sandbox_id, name, profile = (str(value) for value in values)
         check_id(sandbox_id)
         check_rootfs(name)
-        # A newborn's own end, and a removal, are waited for.
-        if sandbox_id not in self._births.unordered and sandbox_id not in self._removals:
+        # A prepared sandbox's own end, and a removal, are waited for.
+        if sandbox_id not in self._creations.unordered and sandbox_id not in self._teardowns:
             self._check_free(sandbox_id)
         if not rootfs.exists(self._settings.rootfs_dir, name):
             available = [item["name"] for item in rootfs.items(self._settings.rootfs_dir)]
@@ -456,26 +457,26 @@ class Launcher:
     def _on_child(self, wake: int) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(wake, 4096)
-        self._births.reap_builders()
-        self._removals.reap_helpers()
+        self._creations.reap_builders()
+        self._teardowns.reap_helpers()
         self._controls.reap_helpers()
 
     # --- destroy ---
 
     def _destroy(self, request: int, params: dict[str, Any]) -> dict[str, Any] | None:
         sandbox_id = id_of(params)
-        if sandbox_id in self._births:
-            self._births.abandon(sandbox_id, lambda error: self._destroyed(request, error))
+        if sandbox_id in self._creations:
+            self._creations.abandon(sandbox_id, lambda error: self._destroyed(request, error))
             return None
-        if sandbox_id in self._removals:
-            self._removals.join(sandbox_id, lambda error: self._destroyed(request, error))
+        if sandbox_id in self._teardowns:
+            self._teardowns.join(sandbox_id, lambda error: self._destroyed(request, error))
             return None
         sandbox = self._sandboxes.pop(sandbox_id, None)
         if sandbox is None:
             return {}
         if sandbox.pidfd >= 0:
             self._selector.unregister(sandbox.pidfd)
-        self._removals.begin(
+        self._teardowns.begin(
             sandbox_id, sandbox.record.range_index, lambda error: self._destroyed(request, error), sandbox.pidfd
         )
         return None
@@ -495,7 +496,7 @@ class Launcher:
 
     # --- after a start ---
 
-    def _adopt(self) -> None:
+    def _take_over(self) -> None:
         """Take over what an earlier launcher left: what lives goes on, all else is removed."""
         records = self._records.load()
         for record in records.values():
@@ -503,11 +504,11 @@ class Launcher:
                 with contextlib.suppress(ProcessLookupError):
                     pidfd = os.pidfd_open(record.pid)
                     if record.is_alive:  # the pid was not used again between the two
-                        self._ranges.adopt(record.range_index, self._cgroups.path(record.id))
+                        self._ranges.take_over(record.range_index, self._cgroups.path(record.id))
                         self._keep(record, pidfd)
                         if record.network:
                             spec = network_of(record.network)
-                            self._links.adopt(record.id, record.range_index, record.pid, spec, record.generation)
+                            self._links.take_over(record.id, record.range_index, record.pid, spec, record.generation)
                     else:
                         os.close(pidfd)
         self._templates.sweep()
@@ -517,7 +518,7 @@ class Launcher:
             log.info("Sweeping sandbox %s: its init is gone", sandbox_id)
             if record_ is not None and record_.network:
                 self._links.sweep(sandbox_id, record_.range_index)
-            self._removals.begin(sandbox_id, record_.range_index if record_ else None, lambda _: None)
+            self._teardowns.begin(sandbox_id, record_.range_index if record_ else None, lambda _: None)
         self._ranges.sweep()
         self._links.settle()
 
@@ -559,7 +560,7 @@ class Launcher:
             "enforceable": [name for name in names if name not in missing],
             "missing": [{"limit": name, "why": why} for name, why in sorted(missing.items())],
             "sandboxes": len(self._sandboxes),
-            "newborn": self._births.held,
+            "newborn": self._creations.held,
             "templates": self._templates.facts(),
         }
 

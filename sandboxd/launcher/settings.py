@@ -99,7 +99,7 @@ class Settings:
 
     @property
     def stage_dir(self) -> str:
-        """An empty directory: the mount point that each birth uses in its own mount namespace."""
+        """An empty directory: the mount point that each creation uses in its own mount namespace."""
         return f"{self.runtime_dir}/stage"
 
     @property

@@ -1,7 +1,7 @@
-"""What the steps of a birth have in common.
+"""What the steps of a creation have in common.
 
-A step is a value with `describe()` (what a person reads in a failure or a plan) and `run`. `Birth` is what the
-builder's steps hand to later ones, `Newborn` what pid 1's do. Every path inside the sandbox is resolved by `openat2`
+A step is a value with `describe()` (what a person reads in a failure or a plan) and `run`. `Creation` is what the
+builder's steps hand to later ones, `Prepared` what pid 1's do. Every path inside the sandbox is resolved by `openat2`
 below the merged root without following any link, so a rootfs whose /proc, /sys, /dev or /etc is a link is refused,
 never followed (CVE-2019-19921, CVE-2025-52881); every mount is made detached and attached by descriptor.
 """
@@ -27,7 +27,7 @@ STRICT: Final = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 
 
 @dataclasses.dataclass(slots=True)
-class Birth:
+class Creation:
     """What the builder's steps share; every descriptor here is the builder's own.
 
     Attributes:
@@ -55,7 +55,7 @@ class Birth:
 
 
 @dataclasses.dataclass(slots=True)
-class Newborn:
+class Prepared:
     """What pid 1's steps share; every descriptor here is its own.
 
     Attributes:
@@ -90,7 +90,7 @@ class Step(Protocol):
         """Say what it does, with its values."""
         ...
 
-    def run(self, kernel: Kernel, birth: Birth) -> None:
+    def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it; raises `SyscallError`."""
         ...
 
@@ -107,7 +107,7 @@ class InitStep(Protocol):
         """Say what it does, with its values."""
         ...
 
-    def run(self, kernel: Kernel, newborn: Newborn) -> None:
+    def run(self, kernel: Kernel, prepared: Prepared) -> None:
         """Do it; raises `SyscallError`, or `OtherGone`."""
         ...
 
@@ -124,21 +124,21 @@ class Named:
         return words.removeprefix("-")
 
 
-def open_directory(kernel: Kernel, birth: Birth, path: str, mode: int) -> int:
+def open_directory(kernel: Kernel, creation: Creation, path: str, mode: int) -> int:
     """Open a directory of the merged root, making it where the rootfs has none; a link is refused."""
     flags = os.O_RDONLY | os.O_DIRECTORY
     try:
-        return kernel.openat2(birth.root, path, flags, STRICT)
+        return kernel.openat2(creation.root, path, flags, STRICT)
     except FileNotFoundError:
         old = os.umask(0)
-        kernel.mkdir(path, mode, dirfd=birth.root)
+        kernel.mkdir(path, mode, dirfd=creation.root)
         os.umask(old)
-        return kernel.openat2(birth.root, path, flags, STRICT)
+        return kernel.openat2(creation.root, path, flags, STRICT)
 
 
-def attach(kernel: Kernel, birth: Birth, mount: int, path: str) -> None:
+def attach(kernel: Kernel, creation: Creation, mount: int, path: str) -> None:
     """Attach a detached mount at a directory of the merged root."""
-    at = open_directory(kernel, birth, path, 0o755)
+    at = open_directory(kernel, creation, path, 0o755)
     try:
         kernel.move_mount(mount, at)
     finally:
@@ -146,7 +146,7 @@ def attach(kernel: Kernel, birth: Birth, mount: int, path: str) -> None:
 
 
 def cover(kernel: Kernel, root: int, paths: Iterable[str], with_: int) -> None:
-    """Attach the detached mount `with_` over those of `paths` that exist: a file over files, a folder over folders.
+    """Attach the detached mount `with_` over those of `paths` that exist: each over its kind.
 
     The first takes the mount itself and the others copies of it: before Linux 6.15 a mount can be copied only once
     it is attached.

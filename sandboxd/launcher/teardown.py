@@ -1,4 +1,4 @@
-"""The one way out of every sandbox, born or stillborn: kill, wait until its cgroup is empty, give everything back.
+"""The one way out of every sandbox, born or failed: kill, wait until its cgroup is empty, give everything back.
 
 A removal never blocks the loop: it is looked at again (`advance`) when an init's pidfd, a child or a short timeout
 says that it may go on.
@@ -37,7 +37,7 @@ Done = Callable[[SandboxdError | None], None]
 
 
 @dataclasses.dataclass(slots=True)
-class _Removal:
+class _Teardown:
     """A destruction under way: what it still waits for, and who waits for it; `error` once something was refused."""
 
     id: str
@@ -50,7 +50,7 @@ class _Removal:
     again_at: float = 0.0
 
 
-class Removals:
+class Teardowns:
     """The removals under way."""
 
     def __init__(
@@ -70,7 +70,7 @@ class Removals:
         self._ranges = ranges
         self._links = links
         self._links_dir = links_dir
-        self._active: dict[str, _Removal] = {}
+        self._active: dict[str, _Teardown] = {}
 
     def __len__(self) -> int:
         return len(self._active)
@@ -80,113 +80,113 @@ class Removals:
 
     def begin(self, sandbox_id: str, range_index: int | None, done: Done, pidfd: int = -1) -> None:
         """Remove everything that belongs to an id, and its init behind `pidfd` (ours from now on); then call `done`."""
-        removal = _Removal(sandbox_id, range_index, [done], pidfd)
-        self._active[sandbox_id] = removal
+        teardown = _Teardown(sandbox_id, range_index, [done], pidfd)
+        self._active[sandbox_id] = teardown
         if pidfd >= 0:
-            self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_end(removal))
+            self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_end(teardown))
         self._cgroups.kill(sandbox_id)
-        self._advance(removal)
+        self._advance(teardown)
 
     @property
     def wait_s(self) -> float | None:
         """How soon something may go on; None where nothing is under way."""
         if not self._active:
             return None
-        return AGAIN_S if all(removal.error for removal in self._active.values()) else RETRY_S
+        return AGAIN_S if all(teardown.error for teardown in self._active.values()) else RETRY_S
 
     def join(self, sandbox_id: str, done: Done) -> None:
         """Call `done` too at the end of a removal that is under way."""
-        removal = self._active[sandbox_id]
-        if removal.error:
-            done(removal.error)
+        teardown = self._active[sandbox_id]
+        if teardown.error:
+            done(teardown.error)
         else:
-            removal.done.append(done)
+            teardown.done.append(done)
 
-    def _on_end(self, removal: _Removal) -> None:
-        self._selector.unregister(removal.pidfd)
-        reap(removal.pidfd)
-        os.close(removal.pidfd)
-        removal.pidfd = -1
+    def _on_end(self, teardown: _Teardown) -> None:
+        self._selector.unregister(teardown.pidfd)
+        reap(teardown.pidfd)
+        os.close(teardown.pidfd)
+        teardown.pidfd = -1
 
     def reap_helpers(self) -> None:
         """Notice children that have removed a large tree; called after SIGCHLD."""
-        for removal in self._active.values():
-            if not removal.helper:
+        for teardown in self._active.values():
+            if not teardown.helper:
                 continue
-            ended, status = os.waitpid(removal.helper, os.WNOHANG)
+            ended, status = os.waitpid(teardown.helper, os.WNOHANG)
             if ended:
-                removal.helper = 0
+                teardown.helper = 0
                 if status:
-                    self._postpone(removal, OSError(errno.EIO, "the child that removes its files failed"))
+                    self._postpone(teardown, OSError(errno.EIO, "the child that removes its files failed"))
 
     def advance(self) -> None:
         """Go on wherever something can."""
         budget = GROUPS_A_TURN
-        for removal in list(self._active.values()):
-            budget -= self._advance(removal, budget)
+        for teardown in list(self._active.values()):
+            budget -= self._advance(teardown, budget)
             if budget <= 0:
                 # The others first at the next turn.
-                if removal.id in self._active:
-                    self._active[removal.id] = self._active.pop(removal.id)
+                if teardown.id in self._active:
+                    self._active[teardown.id] = self._active.pop(teardown.id)
                 return
 
-    def _advance(self, removal: _Removal, budget: int = GROUPS_A_TURN) -> int:
+    def _advance(self, teardown: _Teardown, budget: int = GROUPS_A_TURN) -> int:
         """Go on with one, for at most `budget` cgroups; returns how many it removed."""
-        if removal.helper or removal.detaching or removal.pidfd >= 0:
+        if teardown.helper or teardown.detaching or teardown.pidfd >= 0:
             return 0
-        if removal.error and time.monotonic() < removal.again_at:
+        if teardown.error and time.monotonic() < teardown.again_at:
             return 0
         removed = 0
         try:
-            gone, removed = self._cgroups.remove(removal.id, budget)
-            if not gone or not self._detached(removal) or not self._take_away(removal):
+            gone, removed = self._cgroups.remove(teardown.id, budget)
+            if not gone or not self._detached(teardown) or not self._take_away(teardown):
                 return removed
         except OSError as failure:
-            self._postpone(removal, failure)
+            self._postpone(teardown, failure)
             return removed
-        del self._active[removal.id]
-        for callback in removal.done:
+        del self._active[teardown.id]
+        for callback in teardown.done:
             callback(None)
         return removed
 
-    def _detached(self, removal: _Removal) -> bool:
+    def _detached(self, teardown: _Teardown) -> bool:
         """Give back its link, once nothing runs that could use it; return whether it has none any more."""
-        if removal.id not in self._links:
+        if teardown.id not in self._links:
             return True
-        removal.detaching = True
+        teardown.detaching = True
 
         def detached(error: SandboxdError | None) -> None:
-            removal.detaching = False
+            teardown.detaching = False
             if error:
-                self._postpone(removal, OSError(errno.EIO, error.message))
+                self._postpone(teardown, OSError(errno.EIO, error.message))
 
-        self._links.detach(removal.id, detached)
-        return removal.id not in self._links
+        self._links.detach(teardown.id, detached)
+        return teardown.id not in self._links
 
-    def _take_away(self, removal: _Removal) -> bool:
+    def _take_away(self, teardown: _Teardown) -> bool:
         """Give back all that is left once the cgroup is; return whether it is gone, else a child is at it."""
-        if not self._storage.remove(removal.id):
-            removal.helper = self._remove_in_child(removal.id)
+        if not self._storage.remove(teardown.id):
+            teardown.helper = self._remove_in_child(teardown.id)
             return False
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self._links_dir}/{removal.id}.sock")
-        self._records.remove(removal.id)
-        if removal.range_index is not None:
-            self._ranges.release(removal.range_index, self._cgroups.path(removal.id))
+            os.unlink(f"{self._links_dir}/{teardown.id}.sock")
+        self._records.remove(teardown.id)
+        if teardown.range_index is not None:
+            self._ranges.release(teardown.range_index, self._cgroups.path(teardown.id))
         else:
             self._ranges.sweep()  # an earlier launcher died before it recorded which range the sandbox had
         return True
 
-    def _postpone(self, removal: _Removal, failure: OSError) -> None:
+    def _postpone(self, teardown: _Teardown, failure: OSError) -> None:
         """Tell who waits, and try again later: descriptors may come back, a disk may heal. So does the next start."""
-        if not removal.error:
-            log.exception("Cannot remove all of sandbox %s yet", removal.id)
-            text = f"cannot remove all of sandbox {removal.id} yet: {failure}"
-            removal.error = InternalError(text, id=removal.id)
-        removal.again_at = time.monotonic() + AGAIN_S
-        waiting, removal.done = removal.done, []
+        if not teardown.error:
+            log.exception("Cannot remove all of sandbox %s yet", teardown.id)
+            text = f"cannot remove all of sandbox {teardown.id} yet: {failure}"
+            teardown.error = InternalError(text, id=teardown.id)
+        teardown.again_at = time.monotonic() + AGAIN_S
+        waiting, teardown.done = teardown.done, []
         for callback in waiting:
-            callback(removal.error)
+            callback(teardown.error)
 
     def _remove_in_child(self, sandbox_id: str) -> int:
         """Remove a large tree in a short child, so that other requests go on."""

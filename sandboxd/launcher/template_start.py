@@ -80,8 +80,8 @@ class Start:
 
     Attributes:
         argv: the interpreter (looked up along PATH, in the template's own root) and its arguments.
-        tree: the rootfs that is to be its root; None makes one of the host's `folders`.
-        folders: folders of the host, read-only, for a root of its own.
+        tree: the rootfs that is to be its root; None makes one of the host's `directories`.
+        directories: directories of the host, read-only, for a root of its own.
         stage: an empty directory to mount at, in a mount namespace that nobody else sees.
         filters: the system call filters.
         program: what it finds at PROGRAM_FD; a descriptor, or -1.
@@ -92,7 +92,7 @@ class Start:
 
     argv: tuple[str, ...]
     tree: str | None
-    folders: tuple[str, ...] = ()
+    directories: tuple[str, ...] = ()
     stage: str
     filters: tuple[bytes, ...]
     program: int = -1
@@ -157,7 +157,7 @@ def _make_root(kernel: Kernel, start: Start) -> None:
     # First: before Linux 6.15 nothing can be mounted on a mount that is not mounted itself.
     kernel.move_mount(root, AT_FDCWD, start.stage)
     if start.tree is None:
-        _fill(kernel, root, start.folders)
+        _fill(kernel, root, start.directories)
     _mount_dev(kernel, root)
     os.fchdir(root)
     kernel.pivot_root(".", ".")
@@ -165,20 +165,20 @@ def _make_root(kernel: Kernel, start: Start) -> None:
     os.chdir("/")
 
 
-def _fill(kernel: Kernel, root: int, folders: tuple[str, ...]) -> None:
-    """Put read-only views of the host's folders on a small tmpfs, which is read-only then; a link stays a link."""
+def _fill(kernel: Kernel, root: int, directories: tuple[str, ...]) -> None:
+    """Put read-only views of the host's directories on a small tmpfs, which is read-only then; a link stays a link."""
     os.mkdir("dev", 0o755, dir_fd=root)
-    for folder in folders:
-        above, _, name = folder.strip("/").rpartition("/")
+    for directory in directories:
+        above, _, name = directory.strip("/").rpartition("/")
         at = root
         for part in above.split("/") if above else ():
             with contextlib.suppress(FileExistsError):
                 os.mkdir(part, 0o755, dir_fd=at)
             at = kernel.openat2(at, part, os.O_RDONLY | os.O_DIRECTORY, _STRICT)
-        if os.path.islink(folder):
-            os.symlink(os.readlink(folder), name, dir_fd=at)
+        if os.path.islink(directory):
+            os.symlink(os.readlink(directory), name, dir_fd=at)
             continue
-        view = kernel.open_tree(AT_FDCWD, folder, OPEN_TREE_CLONE)
+        view = kernel.open_tree(AT_FDCWD, directory, OPEN_TREE_CLONE)
         kernel.mount_setattr(view, _READ_ONLY)
         os.mkdir(name, 0o755, dir_fd=at)
         kernel.move_mount(view, at, name)
@@ -187,7 +187,7 @@ def _fill(kernel: Kernel, root: int, folders: tuple[str, ...]) -> None:
 
 
 def _mount_dev(kernel: Kernel, root: int) -> None:
-    """Give it a /dev of a few nodes that are its own, read-only as a folder."""
+    """Give it a /dev of a few nodes that are its own, read-only as a directory."""
     mode = stat.S_IFCHR | 0o666
     dev = kernel.fsmount("tmpfs", {"size": "16k", "mode": "0755"}, MOUNT_ATTR_NOSUID)
     old = os.umask(0)
@@ -255,7 +255,7 @@ def _execute(argv: tuple[str, ...]) -> None:
     raise SyscallError(errno.ENOENT, "execve", argv[0])
 
 
-def host_folders() -> tuple[str, ...]:
+def host_directories() -> tuple[str, ...]:
     """Return what the host's own interpreter and sandboxd itself need of the host."""
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     wanted = [sys.prefix, sys.base_prefix, package, "/usr", "/bin", "/lib", "/lib64", "/etc/ssl"]

@@ -61,7 +61,7 @@ _GROUP_PREFIX: Final = "template-"
 #: The order of templates/base.py, NAMESPACES; each with the name that /proc has for it.
 NAMESPACES: Final = ("pid", "cgroup", "ipc", "uts", "net", "time", "mnt", "user")
 _ANSWER_BYTES: Final = 2048
-#: A process' id, or an errand's with its underscore, and a number where the name was taken.
+#: A process' id, or a file job's with its underscore, and a number where the name was taken.
 _LEAF: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}(~[0-9]{1,19})?\Z")
 
 
@@ -92,13 +92,13 @@ class Kinds:
 
 
 @dataclasses.dataclass(slots=True)
-class _Order:
-    """A child that is to enter a sandbox; `rendezvous` is ours until it was sent."""
+class _EnterRequest:
+    """A child that is to enter a sandbox; `handoff` is ours until it was sent."""
 
     request: int
     sandbox: Running
     leaf: str
-    rendezvous: int
+    handoff: int
     deadline: float
 
 
@@ -114,8 +114,8 @@ class _Template:
     deadline: float
     is_ready: bool = False
     used_at: float = 0.0
-    waiting: collections.deque[_Order] = dataclasses.field(default_factory=collections.deque)
-    sent: collections.deque[_Order] = dataclasses.field(default_factory=collections.deque)
+    waiting: collections.deque[_EnterRequest] = dataclasses.field(default_factory=collections.deque)
+    sent: collections.deque[_EnterRequest] = dataclasses.field(default_factory=collections.deque)
 
 
 @dataclasses.dataclass(slots=True)
@@ -199,10 +199,10 @@ class Templates:
 
     # --- orders ---
 
-    def _enter(self, request: int, params: dict[str, Any], rendezvous: int) -> None:
-        """Have a child of a template enter a sandbox. `rendezvous` is ours: a unix socket that we never read."""
+    def _enter(self, request: int, params: dict[str, Any], handoff: int) -> None:
+        """Have a child of a template enter a sandbox. `handoff` is ours: a unix socket that we never read."""
         try:
-            order, wait = self._order(request, params, rendezvous)
+            order, wait = self._order(request, params, handoff)
             key = self._key(params, order.sandbox)
             template = self._templates.get(key)
             if template is not None and template.tree != self._identity(key):
@@ -215,12 +215,12 @@ class Templates:
             if len(template.waiting) + len(template.sent) >= MAX_ORDERS:
                 raise TemplateUnavailable(f"cannot enter {order.sandbox.record.id}: too many requests are waiting")
         except (SandboxdError, OSError):
-            os.close(rendezvous)
+            os.close(handoff)
             raise
         template.waiting.append(order)
         self._send_orders(template)
 
-    def _order(self, request: int, params: dict[str, Any], rendezvous: int) -> tuple[_Order, bool]:
+    def _order(self, request: int, params: dict[str, Any], handoff: int) -> tuple[_EnterRequest, bool]:
         if set(params) - {"id", "template", "leaf", "wait"} or not isinstance(params.get("wait", False), bool):
             raise InvalidRequest("cannot enter: unknown parameters", field="params")
         sandbox_id = id_of(params)
@@ -235,7 +235,7 @@ class Templates:
             # A template's own filter stays on its children, and allows what the shipped profiles do.
             raise TemplateUnavailable(f"cannot enter {sandbox_id}: its seccomp profile is the operator's own")
         deadline = time.monotonic() + ORDER_TIMEOUT_S
-        return _Order(request, sandbox, leaf, rendezvous, deadline), params.get("wait", False)
+        return _EnterRequest(request, sandbox, leaf, handoff, deadline), params.get("wait", False)
 
     def _key(self, params: dict[str, Any], sandbox: Running) -> tuple[str, str]:
         kind = params.get("template")
@@ -268,9 +268,9 @@ class Templates:
             except (SandboxdError, OSError) as error:
                 self._refuse(order, error)
             finally:
-                os.close(order.rendezvous)
+                os.close(order.handoff)
 
-    def _send(self, template: _Template, order: _Order) -> None:
+    def _send(self, template: _Template, order: _EnterRequest) -> None:
         sandbox = order.sandbox
         opened: list[int] = []
         try:
@@ -281,7 +281,7 @@ class Templates:
                 raise SandboxNotFound(f"cannot enter sandbox {sandbox.record.id}: it has ended", id=sandbox.record.id)
             order.deadline = time.monotonic() + ORDER_TIMEOUT_S
             message = json.dumps({"profile": sandbox.record.seccomp}).encode()
-            socket.send_fds(template.connection, [message], [order.rendezvous, *opened])
+            socket.send_fds(template.connection, [message], [order.handoff, *opened])
             template.used_at = time.monotonic()
         finally:
             for fd in opened:
@@ -303,7 +303,7 @@ class Templates:
         finally:
             os.close(work)
 
-    def _refuse(self, order: _Order, error: Exception) -> None:
+    def _refuse(self, order: _EnterRequest, error: Exception) -> None:
         if not isinstance(error, SandboxdError):
             error = TemplateUnavailable(f"cannot enter sandbox {order.sandbox.record.id}: {error}")
         self._answers.fail(order.request, error)
@@ -356,7 +356,9 @@ class Templates:
         filters, stage = tuple(self._filters.template), self._settings.stage_dir
         if kind == Kinds.GIT:
             argv = (template_start.INTERPRETER, "-I", "-B", "-m", "sandboxd.templates", kind)
-            return Start(argv=argv, tree=None, folders=template_start.host_folders(), stage=stage, filters=filters)
+            return Start(
+                argv=argv, tree=None, directories=template_start.host_directories(), stage=stage, filters=filters
+            )
         tree = self._settings.tree_of(name)
         return Start(argv=PYTHON, tree=tree, stage=stage, filters=filters, program=self._program())
 
@@ -464,7 +466,7 @@ class Templates:
             self._rests[template.key] = _Rest(time.monotonic() + length, length)
         error = TemplateUnavailable(f"cannot use template {name}: {why}")
         for order in template.waiting:
-            os.close(order.rendezvous)
+            os.close(order.handoff)
         for order in (*template.sent, *template.waiting):
             self._answers.fail(order.request, error)
 

@@ -26,7 +26,7 @@ from ..allow import FORBIDDEN_4, FORBIDDEN_6, AllowList, forbidden
 from ..errors import InvalidRequest, NetworkUnavailable, SandboxdError
 from ..linux.kernel import Kernel
 from ..network import NetworkSpec
-from .network_process import Done, Means, NetworkProcess
+from .network_process import Deps, Done, NetworkProcess
 from .router import Router
 from .settings import Settings
 
@@ -73,8 +73,8 @@ class Links:
         self._table, self._prefix = f"sandboxd_{mark}", f"sd{mark[:6]}-"
         self._group = int(mark[:4], 16) | 1
         self._router = Router(kernel, settings.router_file, mounts)
-        means = Means(settings.stage_dir, self._router, self._is_needed, self._all, denied)
-        self._process = NetworkProcess(selector, kernel, means)
+        deps = Deps(settings.stage_dir, self._router, self._is_needed, self._all, denied)
+        self._process = NetworkProcess(selector, kernel, deps)
 
     def __contains__(self, sandbox_id: object) -> bool:
         return sandbox_id in self._links or sandbox_id in self._detaching
@@ -118,7 +118,7 @@ class Links:
 
         self._process.ask("attach", state, fds, attached)
 
-    def adopt(self, sandbox_id: str, index: int, pid: int, spec: NetworkSpec, generation: int) -> None:
+    def take_over(self, sandbox_id: str, index: int, pid: int, spec: NetworkSpec, generation: int) -> None:
         """Take over the network of a sandbox that an earlier launcher made: the process is told of all at its start."""
         link = _Link(sandbox_id, index, pid, spec, generation)
         self._links[sandbox_id] = link

@@ -1,13 +1,14 @@
-"""The zygote: a process that does nothing but fork births, so that what inits share stays shared.
+"""The zygote: a process that does nothing but fork creations, so that what inits share stays shared.
 
 A forked init shares every page with its parent until one of them writes to it. The launcher writes all the time (each
 request changes reference counts all over its heap), and the unchanged copies of those pages would be left to the last
-init alone. So births are forked from a process that lies still in between, and that has loaded only what an init
+init alone. So creations are forked from a process that lies still in between, and that has loaded only what an init
 needs. It is forked once, when the launcher starts, before the launcher loads the rest of itself.
 
-It is told of a birth by one message (`plan.Order`, with the descriptors of `create_child.Fds`), and all that becomes
-of that birth goes over the birth's own status pipe. When the launcher's end closes, it ends; when it ends, so does
-the launcher, and with that the daemon: the service manager starts all of them anew, and sandboxes go on running.
+It is told of a creation by one message (`plan.ChildRequest`, with the descriptors of `create_child.Fds`), and all that
+becomes of that creation goes over the creation's own status pipe. When the launcher's end closes, it ends; when it
+ends, so does the launcher, and with that the daemon: the service manager starts all of them anew, and sandboxes go on
+running.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from typing import Final
 import msgpack
 import prctl
 
-from ..guest.warm_up import rehearse
+from ..guest.warm_up import warm_up
 from ..linux.kernel import CLONE_NEWNS, MS_REC, MS_SLAVE, Kernel
 from . import create_child
-from .plan import Order
+from .plan import ChildRequest
 
 _FDS: Final = len(create_child.Fds._fields)
 
@@ -35,7 +36,7 @@ class Zygote:
     `hosts_mounts` is a descriptor of the mount namespace that the launcher was started in, and has left.
     """
 
-    def __init__(self, kernel: Kernel, means: create_child.Means) -> None:
+    def __init__(self, kernel: Kernel, deps: create_child.Deps) -> None:
         self.hosts_mounts = kernel.open("/proc/self/ns/mnt", os.O_RDONLY)
         leave_the_hosts_mounts(kernel)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -45,7 +46,7 @@ class Zygote:
                 # The one connection, and 0, 1 and 2; the launcher's own must not be held open by us.
                 kernel.close_range(3, theirs.fileno() - 1)
                 kernel.close_range(theirs.fileno() + 1, 2**32 - 1)
-                _run(kernel, theirs, means)
+                _run(kernel, theirs, deps)
             finally:
                 os._exit(1)
         theirs.close()
@@ -56,7 +57,7 @@ class Zygote:
         os.close(self.pidfd)
 
     def fork(self, order: bytes, fds: create_child.Fds) -> None:
-        """Have a birth forked; `fds` stay the caller's.
+        """Have a creation forked; `fds` stay the caller's.
 
         Raises:
             OSError: the zygote is gone.
@@ -65,7 +66,7 @@ class Zygote:
 
 
 def leave_the_hosts_mounts(kernel: Kernel) -> None:
-    """Take a mount namespace of our own, in which the launcher mounts the pool for itself and for births.
+    """Take a mount namespace of our own, in which the launcher mounts the pool for itself and for creations.
 
     A slave of the host's, not private: what the host mounts or unmounts later is to be seen here too.
     """
@@ -73,7 +74,7 @@ def leave_the_hosts_mounts(kernel: Kernel) -> None:
     kernel.mount("none", "/", None, MS_REC | MS_SLAVE)
 
 
-def _run(kernel: Kernel, connection: socket.socket, means: create_child.Means) -> None:
+def _run(kernel: Kernel, connection: socket.socket, deps: create_child.Deps) -> None:
     prctl.set_proctitle("sandboxd: zygote")
     prctl.set_name("sandboxd-zygote")
     os.setsid()  # a terminal's Ctrl-C is the daemon's business
@@ -82,14 +83,14 @@ def _run(kernel: Kernel, connection: socket.socket, means: create_child.Means) -
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, _ignore)
-    rehearse()
+    warm_up()
     gc.collect()
     gc.freeze()  # a child's collector then leaves the pages that it shares with us alone
     while True:
         message, fds, _, _ = socket.recv_fds(connection, create_child.MAX_ORDER_BYTES, _FDS)
         if not message:
             os._exit(0)
-        create_child.spawn(kernel, create_child.Fds(*fds), Order(*msgpack.unpackb(message)), means)
+        create_child.spawn(kernel, create_child.Fds(*fds), ChildRequest(*msgpack.unpackb(message)), deps)
         for fd in fds:
             os.close(fd)
 

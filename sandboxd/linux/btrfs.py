@@ -70,7 +70,7 @@ def is_btrfs(kernel: Kernel, fd: int) -> bool:
 
 
 def uuid(kernel: Kernel, fd: int) -> str:
-    """Return the filesystem's id as its folder in /sys/fs/btrfs is called."""
+    """Return the filesystem's id as its directory in /sys/fs/btrfs is called."""
     buffer = bytearray(1024)
     kernel.ioctl(fd, _FS_INFO, buffer, "BTRFS_IOC_FS_INFO")
     text = buffer[16:32].hex()

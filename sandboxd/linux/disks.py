@@ -1,4 +1,4 @@
-"""Which disks lie under a folder, as io.max names them: whole devices, by "major:minor"."""
+"""Which disks lie under a directory, as io.max names them: whole devices, by "major:minor"."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from . import procfs
 
 
 def under(paths: Iterable[str], *, sysfs: str = "/sys") -> list[str]:
-    """Return the disks under the folders `paths`, each once; none where a folder is on no block device."""
+    """Return the disks under the directories `paths`, each once; none where a directory is on no block device."""
     found: dict[str, None] = {}
     mounts = procfs.mounts()
     for path in paths:
@@ -33,12 +33,12 @@ def _disks(path: str, device: int, mounts: Sequence[procfs.Mount], sysfs: str) -
 
 
 def mount_of(path: str, mounts: Sequence[procfs.Mount]) -> procfs.Mount | None:
-    """Return the mount that a folder is in; st_dev does not tell: each subvolume of btrfs has its own."""
+    """Return the mount that a directory is in; st_dev does not tell: each subvolume of btrfs has its own."""
     real = os.path.realpath(path)
     found = None
     for mount in mounts:
         above = mount.target.rstrip("/")
-        # In mount order: the last of those that hold the folder covers the ones before.
+        # In mount order: the last of those that hold the directory covers the ones before.
         if real == above or real.startswith(f"{above}/"):
             found = mount if found is None or len(above) >= len(found.target.rstrip("/")) else found
     return found
@@ -64,9 +64,9 @@ def _members(mount: procfs.Mount, sysfs: str) -> list[str]:
 
 def whole(name: str, sysfs: str = "/sys") -> str:
     """Return the disk of a partition, or the device itself: io.max takes no partition (block/blk-cgroup.c)."""
-    folder = os.path.realpath(f"{sysfs}/dev/block/{name}")
-    if os.path.exists(f"{folder}/partition"):
-        return _read(f"{os.path.dirname(folder)}/dev") or name
+    directory = os.path.realpath(f"{sysfs}/dev/block/{name}")
+    if os.path.exists(f"{directory}/partition"):
+        return _read(f"{os.path.dirname(directory)}/dev") or name
     return name
 
 

@@ -1,4 +1,4 @@
-"""inotify(7): what happens in folders. Through libc, since the standard library has no part for it."""
+"""inotify(7): what happens in directories. Through libc, since the standard library has no part for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kernel call that a sandbox's birth stands on, behind one class.
+"""Every kernel call that a sandbox's creation stands on, behind one class.
 
 One method is one system call under the kernel's own name; a failure is an `OSError` with the call in `syscall`
 (`SyscallError`). The launcher's steps are given a `Kernel`; tests give them one that fails at a chosen call.

@@ -17,7 +17,7 @@ from .state import Host, State, version_of
 
 if TYPE_CHECKING:
     from .veth import Places
-    from .watch import Facts
+    from .watch import HostNetwork
 
 _TABLE: Final = """
 add table inet {table}
@@ -72,7 +72,7 @@ class Guard:
         self._pids: set[int] = set()
         self.uplink = 0
 
-    def restore(self, facts: Facts, states: Iterable[State]) -> str:
+    def restore(self, facts: HostNetwork, states: Iterable[State]) -> str:
         """Make all of it what it should be; return why it was refused, or nothing.
 
         Raises:
@@ -85,7 +85,7 @@ class Guard:
         self._present = set(self._listed)
         return self._run(table(self._host, facts, self._present))
 
-    def renew_facts(self, facts: Facts) -> str:
+    def renew_facts(self, facts: HostNetwork) -> str:
         """Follow the host's network; return why that was refused, or nothing."""
         return self._run(
             "".join(
@@ -143,7 +143,7 @@ class Guard:
         return refused
 
 
-def table(host: Host, facts: Facts, listed: Iterable[str]) -> str:
+def table(host: Host, facts: HostNetwork, listed: Iterable[str]) -> str:
     """Return the commands that make the host's table anew."""
     elements = {
         f"{name}_{version}": _show(address for address in addresses if version_of(address) == version)
@@ -166,7 +166,7 @@ def table(host: Host, facts: Facts, listed: Iterable[str]) -> str:
     )
 
 
-def _special(host: Host, facts: Facts, version: int) -> set[str]:
+def _special(host: Host, facts: HostNetwork, version: int) -> set[str]:
     forbidden = host.forbidden_4 if version == 4 else host.forbidden_6
     return {*forbidden, *facts.own(version), *facts.near(version)}
 

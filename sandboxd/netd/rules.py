@@ -24,7 +24,7 @@ from . import boxes
 from .state import UPLINK, Host, Ports, State, parse, version_of
 
 if TYPE_CHECKING:
-    from .watch import Facts
+    from .watch import HostNetwork
 
 #: How long an attempt that was denied is not told again.
 TOLD_S: Final = 10
@@ -120,7 +120,7 @@ table inet {table} {{
 """
 
 
-def table(host: Host, facts: Facts) -> str:
+def table(host: Host, facts: HostNetwork) -> str:
     """Return the commands that make the table anew: no sandbox is in it."""
     forbidden = {4: set(host.forbidden_4), 6: set(host.forbidden_6)}
     for version, pool in host.pools:
@@ -141,7 +141,7 @@ def table(host: Host, facts: Facts) -> str:
     )
 
 
-def renew_facts(host: Host, facts: Facts) -> str:
+def renew_facts(host: Host, facts: HostNetwork) -> str:
     """Return the commands that say what the host's own addresses are now, and what is on its links."""
     lines = ""
     for version in (4, 6):

@@ -20,7 +20,7 @@ from .guard import Guard
 from .netlink import Netlink
 from .state import Host, State
 from .veth import Places
-from .watch import Change, Facts, Watch, facts_of
+from .watch import Change, HostNetwork, Watch, facts_of
 
 #: The launcher's end.
 SOCKET_FD: Final = 3
@@ -60,7 +60,7 @@ class Server:
         self._host: Host | None = None
         self._guard: Guard | None = None
         self._watch: Watch | None = None
-        self._facts = Facts()
+        self._facts = HostNetwork()
         self._heal_at: float | None = None
         self._lapse_at = 0.0
         self._states: dict[str, State] = {}

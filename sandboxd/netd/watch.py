@@ -43,7 +43,7 @@ _QUEUE_BYTES: Final = 8 * 1024 * 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Facts:
+class HostNetwork:
     """The host's own addresses (with broadcast and anycast ones), and the networks on its links, as CIDR."""
 
     own_addresses: frozenset[str] = frozenset()
@@ -58,7 +58,7 @@ class Facts:
         return [network for network in self.near_networks if version_of(network) == version]
 
 
-def facts_of(routes: Iterable[netlink.Route], uplink: int) -> Facts:
+def facts_of(routes: Iterable[netlink.Route], uplink: int) -> HostNetwork:
     """Return what the host's routes say, but for those to sandboxes, which lead through the uplink."""
     own, near = set(), set()
     for route in routes:
@@ -68,7 +68,7 @@ def facts_of(routes: Iterable[netlink.Route], uplink: int) -> Facts:
             own.add(route.network)
         elif route.kind == netlink.UNICAST and route.device and not route.has_gateway:
             near.add(route.network)
-    return Facts(frozenset(own), frozenset(near))
+    return HostNetwork(frozenset(own), frozenset(near))
 
 
 @dataclasses.dataclass(slots=True)
@@ -152,7 +152,7 @@ class Watch:
                     continue
                 if route.device != uplink:
                     # Not what a routing daemon does all day: routes through gateways say nothing of the host itself.
-                    change.facts |= facts_of([route], uplink) != Facts()
+                    change.facts |= facts_of([route], uplink) != HostNetwork()
                 elif kind == netlink.RTM_DELROUTE and port not in ours:
                     change.harmed = True
             elif kind in (netlink.RTM_NEWLINK, netlink.RTM_DELLINK):

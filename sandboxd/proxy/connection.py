@@ -124,7 +124,7 @@ class Connection:
         exchange: Exchange | None = None
         try:
             try:
-                target = self._proxy.site.parse(asked.host)
+                target = self._proxy.urls.parse(asked.host)
             except ValueError as error:
                 raise InvalidRequest(f"cannot take the request: its Host {error}") from None
             port = self._admit(asked, target)
@@ -225,7 +225,7 @@ class Connection:
         if not admitted and given is None and port is not None:
             admitted = any([port.admits_cookie(value) for value in heads.our_cookies(asked)])
             # A browser sends the cookie along whatever page has it ask; a token only its holder knows.
-            if admitted and origins.is_foreign(asked, self.front, self._proxy.site):
+            if admitted and origins.is_foreign(asked, self.front, self._proxy.urls):
                 raise AccessDenied("cannot take the request: a page of another origin sent it, and the cookie alone")
         if not admitted:
             raise _not_found()
@@ -244,7 +244,7 @@ class Connection:
         if cookie is None:
             raise _not_found()
         again = asked.keep_alive
-        await self.wire.send(pages.redirect(cookie, secure=self._proxy.site.scheme == "https", close=not again))
+        await self.wire.send(pages.redirect(cookie, secure=self._proxy.urls.scheme == "https", close=not again))
         return again
 
     # --- refusals ---------------------------------------------------------------------------------------

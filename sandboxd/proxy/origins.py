@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from ..runtime.preview_urls import Site
+    from ..runtime.preview_urls import PreviewUrls
     from .heads import Asked, Front
 
 _SAFE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
@@ -24,7 +24,7 @@ _ORIGIN: Final = re.compile(rb"(https?)://([a-z0-9._-]+)(?::([0-9]{1,5}))?\Z")
 _Origin = tuple[bytes, bytes, int]
 
 
-def is_foreign(asked: Asked, front: Front, site: Site) -> bool:
+def is_foreign(asked: Asked, front: Front, urls: PreviewUrls) -> bool:
     """Whether the request opens a WebSocket or changes something, and a page of another origin sent it.
 
     A request that says nothing of where it comes from is no page's: browsers do.
@@ -34,7 +34,7 @@ def is_foreign(asked: Asked, front: Front, site: Site) -> bool:
     if any(value.lower() not in _OWN_SITES for value in _values(asked, b"sec-fetch-site")):
         return True
     said = _values(asked, b"origin")
-    own = _own(asked, front, site) if said else frozenset()
+    own = _own(asked, front, urls) if said else frozenset()
     return any(_parse(value) not in own for value in said)
 
 
@@ -42,13 +42,13 @@ def _values(asked: Asked, name: bytes) -> list[bytes]:
     return [value for found, value in asked.headers if found.lower() == name]
 
 
-def _own(asked: Asked, front: Front, site: Site) -> frozenset[_Origin]:
+def _own(asked: Asked, front: Front, urls: PreviewUrls) -> frozenset[_Origin]:
     """Return the origins of the preview's own pages.
 
     The port is that of the Host header or of the previews' URL: front proxies pass on either. A front proxy that is
     trusted may say the name and the scheme that the browser sees.
     """
-    hosts, schemes = [asked.host], {site.scheme.encode()}
+    hosts, schemes = [asked.host], {urls.scheme.encode()}
     if front.scheme == b"https":
         schemes.add(front.scheme)
     if front.trusted:
@@ -59,7 +59,7 @@ def _own(asked: Asked, front: Front, site: Site) -> frozenset[_Origin]:
         for host in hosts:
             found = _parse(scheme + b"://" + host)
             if found is not None:
-                own |= {found, (scheme, found[1], site.port)}
+                own |= {found, (scheme, found[1], urls.port)}
     return frozenset(own)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Sequence
 
-    from ..runtime.preview_urls import Site
+    from ..runtime.preview_urls import PreviewUrls
     from ..runtime.previews import Previews
 
 _log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Proxy:
     def __init__(
         self,
         previews: Previews,
-        site: Site,
+        urls: PreviewUrls,
         listeners: Sequence[socket.socket],
         *,
         tls: ssl.SSLContext | None = None,
@@ -62,7 +62,7 @@ class Proxy:
         trusted: Sequence[str] = (),
     ) -> None:
         self.previews = previews
-        self.site = site
+        self.urls = urls
         self.active: collections.Counter[str] = collections.Counter()
         self.is_stopping = False
         self._listeners = list(listeners)
@@ -77,7 +77,7 @@ class Proxy:
         self.drained = trio.Event()
 
     def __repr__(self) -> str:
-        return f"<Proxy of {self.site!r}, {len(self._connections)} connections>"
+        return f"<Proxy of {self.urls!r}, {len(self._connections)} connections>"
 
     def statistics(self) -> dict[str, int]:
         """Return how many connections are open, and how many of them wait for a request."""

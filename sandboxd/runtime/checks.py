@@ -1,6 +1,6 @@
 """Checks of what a peer said: init is hostile in principle, so every field is looked at before it is used.
 
-All raise `RemoteProtocolError`; the caller then drops the link (`Peer.abort`) and the sandbox is failed.
+All raise `RemoteProtocolError`; the caller then drops the link (`LinkClient.abort`) and the sandbox is failed.
 """
 
 from __future__ import annotations

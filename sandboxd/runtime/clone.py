@@ -3,7 +3,7 @@
 The work is done by a child of the template `git` inside the sandbox (`templates/git`), which init expects, gives its
 order and waits for (`guest/clones.py`). The daemon makes the pipe on which the child tells of it, reads that with
 suspicion (the sandbox has its other end), sees to the time, and, where a child was killed before it could tidy up,
-removes the temporary folder, whose name it chose.
+removes the temporary directory, whose name it chose.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ..git_spec import CloneSpec
-    from .handoff import Rendezvous
+    from .handoff import Handoff
     from .link_client import Stream
     from .sandbox import Sandbox
 
@@ -112,32 +112,32 @@ class Clone:
         return f"<Clone into {self._target} of {self._sandbox!r} result={self.result}>"
 
     async def __aenter__(self) -> Clone:
-        rendezvous = self._sandbox.rendezvous()
-        if rendezvous is None:
+        handoff = self._sandbox.handoff()
+        if handoff is None:
             raise InternalError("cannot clone: there is no launcher")
         try:
             ours, theirs = os.pipe2(os.O_CLOEXEC)
         except OSError as error:
-            rendezvous.drop()
+            handoff.drop()
             raise InternalError(f"cannot make a pipe: {error.strerror}") from error
         self._out = trio.lowlevel.FdStream(ours)
         with_room(ours)
-        fds = [rendezvous.for_init, theirs]
+        fds = [handoff.for_init, theirs]
         try:
             self._stream = self._sandbox.open_stream("clone", self._params(), fds=fds)
             await self._stream.__aenter__()
         except BaseException as error:
             discard([theirs])  # they never left
-            rendezvous.drop()
+            handoff.drop()
             await self._close()
             if isinstance(error, ProtocolError):
                 raise await self._sandbox.why_broken(error) from error
             raise
         self._entered = True
         try:
-            await self._bring(rendezvous)
+            await self._bring(handoff)
         except BaseException:
-            rendezvous.close()
+            handoff.close()
             await self._stop()
             raise
         return self
@@ -160,14 +160,14 @@ class Clone:
         }
         return {"order": order, "timeout_s": self._timeout_s + _SLACK_S}
 
-    async def _bring(self, rendezvous: Rendezvous) -> None:
+    async def _bring(self, handoff: Handoff) -> None:
         """Have a child of the template come, into the leaf that init names."""
         with self._in_time():
             batch = await self._events()
             if not batch or batch[0].type != "expecting" or not isinstance(batch[0].data, dict):
-                raise await self._blame("no leaf")
+                raise await self._fail_protocol("no leaf")
             leaf = checks.text(batch[0].data, "leaf", limit=MAX_LEAF_CHARS)
-            why = await rendezvous.bring("git", leaf, wait=True)
+            why = await handoff.bring("git", leaf, wait=True)
         if why is not None:
             raise await self._why_nobody(why)
 
@@ -266,7 +266,7 @@ class Clone:
         except ProtocolError as error:
             raise await self._sandbox.why_broken(error) from error
 
-    async def _blame(self, what: str) -> SandboxdError:
+    async def _fail_protocol(self, what: str) -> SandboxdError:
         return await self._sandbox.why_broken(RemoteProtocolError(f"a clone gave {what}"))
 
     # --- its end ---
@@ -293,15 +293,15 @@ class Clone:
             pass
 
     async def _tidy(self) -> None:
-        """Remove the temporary folder of a child that could not."""
+        """Remove the temporary directory of a child that could not."""
         parent = self._target.rpartition("/")[0]
         for place in (f"{parent}/{self._temporary}", f"{self._target}/{self._temporary}"):
             try:
-                await self._sandbox.run_errand("delete", {"path": place.encode("utf-8"), "recursive": True})
+                await self._sandbox.run_job("delete", {"path": place.encode("utf-8"), "recursive": True})
             except (FileNotFound, NotAFile):
                 continue
             except SandboxdError:
-                return  # the sandbox is gone, and with it the folder
+                return  # the sandbox is gone, and with it the directory
 
     async def _close(self) -> None:
         with trio.CancelScope(shield=True):

@@ -107,7 +107,7 @@ class Context:
         self._program = program
         self._worker: Worker | None = None
         self.generation = 0
-        self._adopted = ""
+        self._taken_over = ""
         self._queue: collections.deque[Run | Question] = collections.deque()
         self._work = trio.Event()
         self._restart: trio.Event | None = None
@@ -236,19 +236,19 @@ class Context:
                 await worker.gone.wait()
 
     def take_over(self, name: str, generation: int) -> None:
-        """Say which worker of an earlier daemon is this context's; then `serve` with `adopt`."""
-        self._adopted = name
+        """Say which worker of an earlier daemon is this context's; then `serve` with `take_over`."""
+        self._taken_over = name
         self.generation = generation
 
     # --- its task ---------------------------------------------------------------------------------------
 
-    async def serve(self, *, adopt: bool = False) -> None:
+    async def serve(self, *, take_over: bool = False) -> None:
         """Live until it is deleted or the sandbox is gone. Never raises but Cancelled."""
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 try:
-                    await self._live(adopt=adopt)
+                    await self._live(take_over=take_over)
                 except SandboxdError as error:
                     self.start_failure = error
                 nursery.cancel_scope.cancel()
@@ -263,8 +263,8 @@ class Context:
             if self._restart is not None:
                 self._restart.set()
 
-    async def _live(self, *, adopt: bool) -> None:
-        await self._start_worker(adopt=adopt)
+    async def _live(self, *, take_over: bool) -> None:
+        await self._start_worker(take_over=take_over)
         if self.start_failure is not None:
             raise self.start_failure
         self.started.set()
@@ -304,26 +304,26 @@ class Context:
             self.state = State.EXITED
             self._give_up_waiting(self.start_failure)
 
-    async def _start_worker(self, *, adopt: bool = False) -> None:
+    async def _start_worker(self, *, take_over: bool = False) -> None:
         """Start an interpreter and wait until it takes code; how it failed is in `start_failure`."""
         assert self._nursery is not None  # noqa: S101 - serve opened it
         self.start_failure = None
         self._between.clear()
         self._muted = False
         self.generation += 1
-        if adopt:
+        if take_over:
             self.generation -= 1
-        name = self._adopted if adopt else f"{self.id}.{self.generation}"
+        name = self._taken_over if take_over else f"{self.id}.{self.generation}"
         self._worker = worker = Worker(self._link, name, self, self._share.hold())
-        if adopt:
+        if take_over:
             # Its run, if it was in one, was for a daemon that is gone.
             self._nursery.start_soon(worker.serve, "context_follow", {})
             worker.ready.set()
             await worker.interrupt(0)
             await worker.mute(on=False)
             return
-        rendezvous = self._link.rendezvous(self.spec)
-        self._nursery.start_soon(worker.serve, "context_start", self._program(), rendezvous)
+        handoff = self._link.handoff(self.spec)
+        self._nursery.start_soon(worker.serve, "context_start", self._program(), handoff)
         await self._wait_until_ready(worker)
         if worker.was_spare and (worker.gone.is_set() or not worker.ready.is_set()) and worker.failure is None:
             _log.info("A spare interpreter did not become context %s: %s", self.id, self._how())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from ..errors import ProtocolError
-    from .handoff import Rendezvous
+    from .handoff import Handoff
     from .link_client import Stream
     from .runs import Run
     from .sandbox import Sandbox
@@ -33,7 +33,7 @@ MAX_CONTEXTS: Final = 16
 _WORKERS: Final = Path(__file__).parent.parent / "workers"
 _LETTERS: Final = "abcdefghijklmnopqrstuvwxyz234567"
 #: The first words of a worker: read the program from descriptor 7 (never by its path) and be it. For Python, no file
-#: of the working folder may pass for a module of the library meanwhile.
+#: of the working directory may pass for a module of the library meanwhile.
 _PYTHON: Final = (
     "import sys; sys.path[:] = [p for p in sys.path if p]; import os; "
     "exec(compile(os.pread(7, os.fstat(7).st_size, 0), '<sandboxd>', 'exec'), {'__name__': '__main__'})"
@@ -123,16 +123,16 @@ class Contexts:
         """Return a stream of init's."""
         return self._sandbox.open_stream(op, params, fds=fds)
 
-    def rendezvous(self, spec: ContextSpec) -> Rendezvous | None:
+    def handoff(self, spec: ContextSpec) -> Handoff | None:
         """Return where a template's child may come to be a context's worker; None where there is to be none."""
         if spec.language != "python" or self._is_changed or not may_share({**self._sandbox.spec.env, **spec.env}):
             return None
-        return self._sandbox.rendezvous()
+        return self._sandbox.handoff()
 
-    def bring(self, rendezvous: Rendezvous, leaf: str) -> None:
+    def bring(self, handoff: Handoff, leaf: str) -> None:
         """Have a child of the rootfs' template come; without one, init starts an interpreter itself."""
         assert self.start_soon is not None  # noqa: S101 - set before the sandbox runs
-        self.start_soon(functools.partial(rendezvous.bring, "python", leaf))
+        self.start_soon(functools.partial(handoff.bring, "python", leaf))
 
     def declined(self, why: str) -> None:
         """Ask no template for this sandbox again: it has changed what one would hold."""
@@ -188,7 +188,7 @@ class Contexts:
         Raises:
             InterpreterMissing: the rootfs lacks what the language needs.
             LimitExceeded: there are as many as may be.
-            InvalidRequest: the working folder does not exist.
+            InvalidRequest: the working directory does not exist.
         """
         self._sandbox.check_usable()
         if len(self._contexts) >= MAX_CONTEXTS:
@@ -238,11 +238,11 @@ class Contexts:
         context = Context(context_id, spec, self, params, is_default=is_default, share=share)
         return context
 
-    def _start(self, context: Context, *, adopt: bool = False) -> None:
+    def _start(self, context: Context, *, take_over: bool = False) -> None:
         assert self.start_soon is not None  # noqa: S101 - set before the sandbox runs
 
         async def serve() -> None:
-            await context.serve(adopt=adopt)
+            await context.serve(take_over=take_over)
 
         self.start_soon(serve)
 
@@ -308,11 +308,11 @@ class Contexts:
         while after is not None and len(self._contexts) < MAX_CONTEXTS:
             answer = await self.ask("context_list", after=after)
             for item in checks.items(answer, "items", dict, limit=1):
-                self._adopt(item)
+                self._take_over(item)
             following = answer.get("next")
             after = None if following is None else checks.integer(answer, "next", low=after + 1, high=1 << 16)
 
-    def _adopt(self, item: dict[str, Any]) -> None:
+    def _take_over(self, item: dict[str, Any]) -> None:
         note = checks.table(item, "note")
         try:
             name = check_process_id(checks.text(item, "context", limit=64))
@@ -328,5 +328,5 @@ class Contexts:
         context = self._new(context_id, spec, is_default=checks.flag(note, "is_default"))
         context.take_over(name, checks.integer(note, "generation", high=1 << 31))
         self._contexts[context_id] = context
-        self._start(context, adopt=True)
+        self._start(context, take_over=True)
         _log.info("Found context %s of sandbox %s again", context_id, self._sandbox.id)

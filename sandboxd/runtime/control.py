@@ -120,7 +120,7 @@ class Control:
                 await self._join(sandbox)  # a daemon that started found it frozen
         except (OSError, trio.TooSlowError, SandboxdError) as error:
             if sandbox.state is State.FROZEN:
-                sandbox.broke(f"its init cannot be reached: {error}")
+                sandbox.mark_failed(f"its init cannot be reached: {error}")
             sandbox.check_usable()
             raise
         _expect(sandbox, State.FROZEN)
@@ -149,7 +149,7 @@ class Control:
     async def _change(self, sandbox: Sandbox, new: SandboxSpec) -> None:
         old, limits, unenforced, network = sandbox.spec, sandbox.limits, sandbox.unenforced, sandbox.network
         if new.cwd != old.cwd:
-            sandbox.check_usable()  # only init can tell whether there is such a folder, and it must not be frozen
+            sandbox.check_usable()  # only init can tell whether there is such a directory, and it must not be frozen
         self._set(sandbox, new)
         try:
             if (new.env, new.cwd) != (old.env, old.cwd) and sandbox.state is State.RUNNING:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .ports import Port
 
-#: Upper bounds in seconds: from an exec's start (ms) to a birth that waits for others and a full disk.
+#: Upper bounds in seconds: from an exec's start (ms) to a creation that waits for others and a full disk.
 DURATION_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -71,9 +71,10 @@ class Counters:
     """Made by the manager, and shared with what counts.
 
     Attributes:
-        creates: births that ended well, by seconds from the request to a configured init (waiting for a turn included).
+        creates: creations that ended well, by seconds from the request to a configured init (waiting for a turn
+        included).
         create_failures: those that did not, by the error's kind.
-        steps: seconds that the steps of births took in the launcher, by step.
+        steps: seconds that the steps of creations took in the launcher, by step.
         destroys: destructions, by seconds; `destroy_failures` by the error's kind.
         losses: sandboxes that failed by themselves: their init ended or broke a rule.
         exec_starts: commands of exec that started, by seconds from the request to the start.
@@ -102,7 +103,7 @@ class Counters:
     loop_lag: Durations = dataclasses.field(default_factory=Durations)
 
     def created(self, seconds: float, steps: dict[str, float]) -> None:
-        """Count a birth; `steps` are the seconds of each."""
+        """Count a creation; `steps` are the seconds of each."""
         self.creates.add(seconds)
         for name, value in steps.items():
             self.steps[name] = self.steps.get(name, 0.0) + value

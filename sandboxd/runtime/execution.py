@@ -148,7 +148,7 @@ class Execution:
     `start` must be called first; then `next_batch` gives events until an empty list.
     """
 
-    def __init__(self, sandbox: Sandbox, stream: Stream, process_id: str, *, patient: bool) -> None:
+    def __init__(self, sandbox: Sandbox, stream: Stream, process_id: str, *, batched: bool) -> None:
         self._sandbox = sandbox
         self._stream = stream
         self._first: list[Event] = []
@@ -156,7 +156,7 @@ class Execution:
         self.pid: int | None = None
         self.exit: Exit | None = None
         stream.check = EventCheck(started=False)
-        if patient:
+        if batched:
             stream.patience = PATIENCE_BYTES
 
     def __repr__(self) -> str:

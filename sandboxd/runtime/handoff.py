@@ -19,7 +19,7 @@ from .link_client import discard
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    #: `(template, leaf, rendezvous, wait)`: `Launcher.enter` of one sandbox.
+    #: `(template, leaf, handoff, wait)`: `Launcher.enter` of one sandbox.
     Enter = Callable[[str, str, int, bool], Awaitable[None]]
 
 _log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 MAX_LEAF_CHARS: Final = 85
 
 
-class Rendezvous:
+class Handoff:
     """One pair. `for_init` is to be passed with a request and is the peer's then; the other end is ours."""
 
     def __init__(self, enter: Enter) -> None:
@@ -38,7 +38,7 @@ class Rendezvous:
         self._for_child = theirs.detach()
 
     def __repr__(self) -> str:
-        return f"<Rendezvous {'open' if self._for_child >= 0 else 'closed'}>"
+        return f"<Handoff {'open' if self._for_child >= 0 else 'closed'}>"
 
     async def bring(self, template: str, leaf: str, *, wait: bool = False) -> str | None:
         """Have a child come; return why none does, or None. init hears of it by the end of its socket."""

@@ -8,20 +8,20 @@ import psutil
 
 from ..errors import ServerBusy
 
-#: What stays for the host and for the sandboxes that there are. A birth needs a few MiB; the reserve is there so that
-#: a host that runs out says so to the next caller, and does not choose among the present ones whom to kill.
+#: What stays for the host and for the sandboxes that there are. A creation needs a few MiB; the reserve is there so
+#: that a host that runs out says so to the next caller, and does not choose among the present ones whom to kill.
 RESERVE_BYTES: Final = 256 * 1024 * 1024
 #: Of a small host, no more than this part.
 RESERVE_SHARE: Final = 0.05
 
 
 def reserve(total: int) -> int:
-    """Return how many bytes of `total` must be available for a birth."""
+    """Return how many bytes of `total` must be available for a creation."""
     return min(RESERVE_BYTES, int(total * RESERVE_SHARE))
 
 
 def check_room() -> None:
-    """Refuse a birth where the host has hardly any memory left.
+    """Refuse a creation where the host has hardly any memory left.
 
     Raises:
         ServerBusy: `available_bytes` is below `reserve_bytes`.

@@ -1,8 +1,8 @@
-"""One errand of a sandbox's init (`guest/jobs.py`), seen from the daemon.
+"""One file job of a sandbox's init (`guest/jobs.py`), seen from the daemon.
 
 The daemon makes the pipes and keeps its own ends: an end is an open file description of its own, so nothing that
 the other side does to its end (O_NONBLOCK, O_ASYNC) reaches ours, and a read that has nothing waits in the loop as
-any other. Frames are bounded and checked like the link's, whose request stays open until the errand has ended.
+any other. Frames are bounded and checked like the link's, whose request stays open until the file job has ended.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import trio
 from ..errors import InternalError, ProtocolError, RemoteProtocolError
 from ..wire import framing
 from . import checks
-from .link_client import Peer, Stream, discard
+from .link_client import LinkClient, Stream, discard
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -38,13 +38,13 @@ def _no_events(event: Event) -> None:
     raise RemoteProtocolError(f"cannot take an event of type {event.type[:20]!r}: a file job has no such event")
 
 
-class Errand:
-    """An errand under way. Made by `Sandbox.errand`; an async context manager whose end kills it.
+class FileJob:
+    """A file job under way. Made by `Sandbox.file job`; an async context manager whose end kills it.
 
     `next_rows` and `next_piece` give what it finds, until `result` says how it went.
     """
 
-    def __init__(self, sandbox: Sandbox, peer: Peer, asked: dict[str, Any]) -> None:
+    def __init__(self, sandbox: Sandbox, peer: LinkClient, asked: dict[str, Any]) -> None:
         self._sandbox = sandbox
         self._peer = peer
         self._asked = asked
@@ -55,9 +55,9 @@ class Errand:
         self.result: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
-        return f"<Errand {self._asked['do']} of {self._sandbox!r} result={self.result}>"
+        return f"<File job {self._asked['do']} of {self._sandbox!r} result={self.result}>"
 
-    async def __aenter__(self) -> Errand:
+    async def __aenter__(self) -> FileJob:
         given, out, into = _pipes(feed=self._asked["feed"])
         self._out = trio.lowlevel.FdStream(out)
         if into is not None:
@@ -115,38 +115,38 @@ class Errand:
         """Return the next results; an empty list is the end, and `result` is set.
 
         Raises:
-            SandboxdError: why the errand failed.
+            SandboxdError: why the file job failed.
         """
         frame = await self._next("rows")
         if frame is None:
             return []
         rows = frame[1]
         if not isinstance(rows, list) or not 0 < len(rows) <= MAX_ROWS or not all(isinstance(r, dict) for r in rows):
-            raise await self._blame("rows that are no short list of maps")
+            raise await self._fail_protocol("rows that are no short list of maps")
         return rows
 
     async def next_piece(self) -> bytes:
         """Return the next piece of the stream; no bytes are the end, and `result` is set.
 
         Raises:
-            SandboxdError: why the errand failed.
+            SandboxdError: why the file job failed.
         """
         frame = await self._next("data")
         if frame is None:
             return b""
         piece = frame[1]
         if not isinstance(piece, bytes) or not 0 < len(piece) <= MAX_PIECE_BYTES:
-            raise await self._blame("a piece that is no bytes, or too large")
+            raise await self._fail_protocol("a piece that is no bytes, or too large")
         return piece
 
     async def finish(self) -> dict[str, Any]:
-        """Wait for the result of an errand that gives nothing else.
+        """Wait for the result of a file job that gives nothing else.
 
         Raises:
-            SandboxdError: why the errand failed.
+            SandboxdError: why the file job failed.
         """
         if await self._next("nothing") is not None or self.result is None:
-            raise await self._blame("results where none were asked for")
+            raise await self._fail_protocol("results where none were asked for")
         return self.result
 
     async def _next(self, wanted: str) -> list[Any] | None:
@@ -167,10 +167,10 @@ class Errand:
                 try:
                     failure = checks.failure(kind, message, facts, allowed=checks.INIT_KINDS)
                 except RemoteProtocolError:
-                    raise await self._blame(f"a failure of kind {kind[:40]!r}") from None
+                    raise await self._fail_protocol(f"a failure of kind {kind[:40]!r}") from None
                 self.result = {}  # it has ended by itself
                 raise failure
-        raise await self._blame("a frame of an unknown kind")
+        raise await self._fail_protocol("a frame of an unknown kind")
 
     async def _receive(self) -> None:
         try:
@@ -185,22 +185,22 @@ class Errand:
         try:
             return self._decoder.next_message()
         except RemoteProtocolError as error:
-            self._peer.blame(error)
+            self._peer.fail_protocol(error)
             raise
 
     async def _early_end(self) -> BaseException:
-        """Return why the errand ended without a result: init knows."""
+        """Return why the file job ended without a result: init knows."""
         try:
             await self._stream.next_batch()
         except ProtocolError as error:
             return await self._sandbox.why_broken(error)
         except Exception as error:
             return error
-        return await self._blame("no result")
+        return await self._fail_protocol("no result")
 
-    async def _blame(self, what: str) -> BaseException:
-        """Give up an init whose errand broke the rules; return what to tell the caller."""
-        return await self._sandbox.why_broken(RemoteProtocolError(f"an errand gave {what}"))
+    async def _fail_protocol(self, what: str) -> BaseException:
+        """Give up an init whose file job broke the rules; return what to tell the caller."""
+        return await self._sandbox.why_broken(RemoteProtocolError(f"a file job gave {what}"))
 
 
 def _pipes(*, feed: bool) -> tuple[list[int], int, int | None]:

@@ -11,7 +11,7 @@ from ..errors import LauncherGone, ProtocolError, SandboxdError
 from ..network import NetworkSpec
 from ..spec import Limits
 from . import checks
-from .link_client import Peer
+from .link_client import LinkClient
 
 if TYPE_CHECKING:
     import socket
@@ -37,7 +37,7 @@ class Launched:
         limits: the effective ones, defaults filled in.
         frozen: whether it was asked to freeze, done or not.
         network: the effective one, defaults filled in.
-        timings: seconds per step of its birth; empty for one that was found at start.
+        timings: seconds per step of its creation; empty for one that was found at start.
     """
 
     id: str
@@ -55,7 +55,7 @@ class Launcher:
     """Client of the launcher. Its owner runs `run`; when that returns, the launcher is gone."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._peer = Peer(sock, "the launcher")
+        self._peer = LinkClient(sock, "the launcher")
 
     def __repr__(self) -> str:
         return f"<Launcher {self._peer!r}>"
@@ -87,7 +87,7 @@ class Launcher:
             raise LauncherGone(f"cannot ask the launcher: {error}") from error
 
     async def create(self, sandbox_id: str, spec: SandboxSpec) -> Launched:
-        """Give birth to a sandbox. Sends names and numbers only: its memory is every init's memory.
+        """Give creation to a sandbox. Sends names and numbers only: its memory is every init's memory.
 
         Raises:
             LaunchFailed, RootfsNotFound, LimitUnenforceable, InvalidRequest: as their names say.
@@ -176,16 +176,16 @@ class Launcher:
         rows = [[address, [list(ports) for ports in ranges], ttl_s] for address, ranges, ttl_s in items]
         await self._ask("permit", id=sandbox_id, items=rows)
 
-    async def enter(self, sandbox_id: str, template: str, leaf: str, rendezvous: int, wait: bool) -> None:
+    async def enter(self, sandbox_id: str, template: str, leaf: str, handoff: int, wait: bool) -> None:
         """Have a child of a template enter a sandbox, into the leaf that init has made; returns when it was forked.
 
-        A duplicate of `rendezvous`, a unix socket whose other end init has, goes to the child; it stays the caller's.
+        A duplicate of `handoff`, a unix socket whose other end init has, goes to the child; it stays the caller's.
 
         Args:
             sandbox_id: which sandbox.
             template: "git", or "python" for that of the sandbox' rootfs.
             leaf: what init calls the leaf.
-            rendezvous: a unix stream socket.
+            handoff: a unix stream socket.
             wait: whether to wait for a template that has to be loaded first.
 
         Raises:
@@ -194,7 +194,7 @@ class Launcher:
         """
         params = {"id": sandbox_id, "template": template, "leaf": leaf, "wait": wait}
         try:
-            await self._peer.request("enter", params, passing=[os.dup(rendezvous)])
+            await self._peer.request("enter", params, passing=[os.dup(handoff)])
         except ProtocolError as error:
             raise LauncherGone(f"cannot ask the launcher: {error}") from error
 

@@ -1,6 +1,6 @@
 """One connection to the launcher or to an init, under trio: requests, replies, streams, descriptors.
 
-Theory of operation. `Peer.run` is the only reader: it receives into one scratch buffer that all peers share (trio
+Theory of operation. `LinkClient.run` is the only reader: it receives into one scratch buffer that all peers share (trio
 runs one task at a time and `feed` copies), and hands every message to the call that it belongs to. Writing is
 synchronous: a frame is queued and flushed as far as the socket takes it, and only what is left waits for
 `_write_loop`; so the usual request costs no task switch, and a Cancel can be sent from a cancelled task. The
@@ -161,7 +161,7 @@ class _Call:
         self.abandoned = False
 
 
-class Peer:
+class LinkClient:
     """The asker's side of one connection. Made by its owner, which must also run `run` in a nursery.
 
     Args:
@@ -184,7 +184,7 @@ class Peer:
         self._drained = trio.Event()
         self._drained.set()
         self._ended: SandboxdError | None = None
-        self.blamed = False  # whether it ended because the peer broke a rule
+        self.broke_protocol = False  # whether it ended because the peer broke a rule
         self._scope = trio.CancelScope()
         self._turn = Turn()
         self._unwanted: list[int] = []  # late descriptors; the next read waits until they are closed
@@ -192,7 +192,7 @@ class Peer:
 
     def __repr__(self) -> str:
         state = f"ended: {self._ended}" if self._ended else self._wire.state.value
-        return f"<Peer {self.name} {state}, {len(self._calls)} calls, {self._queued} bytes queued>"
+        return f"<LinkClient {self.name} {state}, {len(self._calls)} calls, {self._queued} bytes queued>"
 
     def statistics(self) -> dict[str, int]:
         """Return how many calls are open and how many bytes are queued."""
@@ -241,11 +241,11 @@ class Peer:
             discard([*unwanted, self._sock.detach()])
         self._scope.cancel()
 
-    def blame(self, error: ProtocolError) -> None:
+    def fail_protocol(self, error: ProtocolError) -> None:
         """End the connection because the peer broke a rule."""
         if self._ended is None:
             _log.warning("Dropping %s: %s", self.name, error)
-            self.blamed = True
+            self.broke_protocol = True
         self.abort(error)
 
     async def _read_loop(self) -> None:
@@ -258,7 +258,7 @@ class Peer:
                     unwanted, self._unwanted = self._unwanted, []
                     await discarded(unwanted)
         except ProtocolError as error:
-            self.blame(error)
+            self.fail_protocol(error)
         except (OSError, trio.ClosedResourceError) as error:
             self.abort(RemoteProtocolError(f"the connection broke: {error}"))
 
@@ -337,7 +337,7 @@ class Peer:
             if self._queued > HIGH_WATER and self._drained.is_set():
                 self._drained = trio.Event()
             if self._queued > MAX_QUEUED:
-                self.blame(RemoteProtocolError("the peer does not read"))
+                self.fail_protocol(RemoteProtocolError("the peer does not read"))
 
     def _flush(self) -> None:
         try:
@@ -417,7 +417,7 @@ class Peer:
             raise
         if call.error is None and len(call.fds) != fds:
             error = RemoteProtocolError(f"cannot take {len(call.fds)} descriptors for {op}: it gives {fds}")
-            self.blame(error)
+            self.fail_protocol(error)
             discard(call.fds)
             raise error
         if call.error is not None:
@@ -446,12 +446,12 @@ class Peer:
 
 
 class Stream:
-    """A request's events in order. Made by `Peer.stream`; leaving it before its end cancels the request.
+    """A request's events in order. Made by `LinkClient.stream`; leaving it before its end cancels the request.
 
     Credit goes back to the peer as events are taken, so that one that nobody takes stops its own source only.
     """
 
-    def __init__(self, peer: Peer, op: str, params: dict[str, Any], window: int, fds: Iterable[int] = ()) -> None:
+    def __init__(self, peer: LinkClient, op: str, params: dict[str, Any], window: int, fds: Iterable[int] = ()) -> None:
         self._peer = peer
         self._fds = fds
         self._op = op

@@ -1,8 +1,8 @@
 """The one owner of all sandboxes: creates, destroys, watches and recovers them.
 
 Structured concurrency: `run` holds the nursery in which each sandbox has one task that serves its link. That task
-never raises, so that a failing sandbox ends alone. Births are shielded: a caller that goes away in the middle
-lets the birth end and then has it destroyed, so a sandbox is listed whole or not at all.
+never raises, so that a failing sandbox ends alone. Creations are shielded: a caller that goes away in the middle
+lets the creation end and then has it destroyed, so a sandbox is listed whole or not at all.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .previews import Previews
 from .registry import Registry
 from .sandbox import CONNECT_TIMEOUT_S, REASON_TIMEOUT_S, Sandbox
 from .store import Store
-from .tombstones import Graves
+from .tombstones import Tombstones
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -44,20 +44,20 @@ if TYPE_CHECKING:
 
     from ..spec import SandboxSpec
     from .launcher import Launched, Launcher
-    from .link_client import Peer
+    from .link_client import LinkClient
     from .store import Record
 
 _log = logging.getLogger(__name__)
 
-#: Births under way at once: the launcher makes one after the other, more would only queue there.
+#: Creations under way at once: the launcher makes one after the other, more would only queue there.
 CONCURRENT_CREATES: Final = 8
-#: Births that may wait; more are told to come again.
+#: Creations that may wait; more are told to come again.
 QUEUED_CREATES: Final = 256
-#: A birth takes 10 ms; after this long it has failed.
+#: A creation takes 10 ms; after this long it has failed.
 CREATE_TIMEOUT_S: Final = 60.0
 #: A destruction unmounts and deletes; a full disk makes that slow.
 DESTROY_TIMEOUT_S: Final = 60.0
-CONCURRENT_ADOPTIONS: Final = 16
+CONCURRENT_TAKE_OVERS: Final = 16
 
 
 class Manager:
@@ -68,7 +68,7 @@ class Manager:
         launcher: Launcher,
         registry_dir: Path,
         links_dir: Path,
-        graves: Path | None = None,
+        tombstones: Path | None = None,
         nameservers: Sequence[tuple[str, int]] = (),
     ) -> None:
         self.launcher = launcher
@@ -79,12 +79,12 @@ class Manager:
         self._store = Store(registry_dir)
         self._links = links_dir
         self.control = Control(launcher, self.registry, self._store, self.join, self.events)
-        self.previews = Previews(launcher, self.registry, self._store, self.control, Graves(graves))
+        self.previews = Previews(launcher, self.registry, self._store, self.control, Tombstones(tombstones))
         self.previews.counters = self.counters
         self._names = Names(launcher, nameservers, self._denied, self._degraded)
         self._creates = trio.Semaphore(CONCURRENT_CREATES)
         self._waiting = 0
-        self._prepared: str | None = None  # the id that the launcher holds a newborn for
+        self._prepared: str | None = None  # the id that the launcher holds a prepared sandbox for
         self._nursery: trio.Nursery | None = None
         self._stopping = False
         #: How long an unused Node interpreter waits in a sandbox for the next context; the daemon's owner sets it.
@@ -92,13 +92,13 @@ class Manager:
         #: The same of a process for the next command, while commands follow each other.
         self.standby_s = 0
         #: Awaited when the launcher is gone, before `run` raises: lets callers hear why their requests end.
-        self.farewell: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        self.on_shutdown: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
 
     def __repr__(self) -> str:
         return f"<Manager {self.registry!r}>"
 
     def statistics(self) -> dict[str, int]:
-        """Return how many sandboxes there are in each shown state, and how many births wait."""
+        """Return how many sandboxes there are in each shown state, and how many creations wait."""
         found = {state.value: 0 for state in State}
         for sandbox in self.registry:
             found[sandbox.state.value] += 1
@@ -123,25 +123,25 @@ class Manager:
         except LauncherGone:
             # Before the daemon's tasks are cancelled: a cancelled exec would tell its init to kill the command.
             self.stop()
-            await self.farewell()
+            await self.on_shutdown()
             raise
 
     def stop(self) -> None:
-        """Refuse new births and end every stream; sandboxes go on running."""
+        """Refuse new creations and end every stream; sandboxes go on running."""
         self._stopping = True
         self.events.close()
         for sandbox in self.registry:
             sandbox.stop()
 
-    # --- birth ------------------------------------------------------------------------------------------
+    # --- creation ------------------------------------------------------------------------------------------
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
         """Create a sandbox and return it running.
 
         Raises:
             NameTaken, RootfsNotFound, LimitUnenforceable, InvalidRequest: nothing was made.
-            LaunchFailed: a step of the birth failed; nothing was left.
-            ServerBusy: too many births wait, the host has no memory to spare, or the daemon stops.
+            LaunchFailed: a step of the creation failed; nothing was left.
+            ServerBusy: too many creations wait, the host has no memory to spare, or the daemon stops.
         """
         began = trio.current_time()
         try:
@@ -155,14 +155,14 @@ class Manager:
         return sandbox
 
     async def _prepare(self) -> None:
-        """Have the next sandbox' newborn made, since who creates one often creates another."""
+        """Have the next sandbox' prepared sandbox made, since who creates one often creates another."""
         if self._prepared is not None or self._stopping:
             return
         self._prepared = sandbox_id = new_id()
         try:
             await self.launcher.prepare(sandbox_id)
         except SandboxdError as error:
-            _log.debug("No newborn is held: %s", error)
+            _log.debug("No prepared sandbox is held: %s", error)
             if self._prepared == sandbox_id:
                 self._prepared = None
 
@@ -180,7 +180,7 @@ class Manager:
         try:
             async with self._creates:
                 with trio.CancelScope(shield=True):
-                    await self._give_birth(sandbox)
+                    await self._launch_init(sandbox)
         except BaseException:
             if sandbox.state is State.CREATING:
                 self.registry.remove(sandbox)
@@ -195,16 +195,16 @@ class Manager:
             raise
         return sandbox
 
-    async def _give_birth(self, sandbox: Sandbox) -> None:
+    async def _launch_init(self, sandbox: Sandbox) -> None:
         started = trio.current_time()
         try:
             with trio.fail_after(CREATE_TIMEOUT_S):
                 await self._launch(sandbox)
                 await self._answer_for_names(sandbox, is_new=True)
                 if sandbox.spec.has_own_place:
-                    await self.join(sandbox)  # only init can tell whether there are such a folder and user
+                    await self.join(sandbox)  # only init can tell whether there are such a directory and user
                 else:
-                    self._equip(sandbox)
+                    self._attach(sandbox)
                     sandbox.open_link = self._open_link
                 sandbox.move(State.RUNNING)
         except BaseException as error:
@@ -216,7 +216,7 @@ class Manager:
         _log.info("Created sandbox %s in %.1f ms", sandbox.id, 1000 * (trio.current_time() - started))
 
     async def _launch(self, sandbox: Sandbox) -> None:
-        """Ask the launcher, and write the record beside it: fsync takes about as long as the birth."""
+        """Ask the launcher, and write the record beside it: fsync takes about as long as the creation."""
         failure: Exception | None = None
 
         async def save() -> None:
@@ -229,7 +229,7 @@ class Manager:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(save)
             try:
-                sandbox.adopt(await self.launcher.create(sandbox.id, sandbox.spec))
+                sandbox.take_over(await self.launcher.create(sandbox.id, sandbox.spec))
             except SandboxdError as error:
                 failure = error
         if isinstance(failure, OSError):
@@ -241,13 +241,13 @@ class Manager:
 
     async def join(self, sandbox: Sandbox) -> None:
         """Connect to init, serve the link in the manager's nursery, and configure it."""
-        running = self._equip(sandbox)
+        running = self._attach(sandbox)
         running.start_soon(self._serve, sandbox, sandbox.connect(self._links))
         await sandbox.configure()
         if not sandbox.has_link:
             raise LaunchFailed(f"cannot keep the init of sandbox {sandbox.id}: its link ended", step="configure")
 
-    def _equip(self, sandbox: Sandbox) -> trio.Nursery:
+    def _attach(self, sandbox: Sandbox) -> trio.Nursery:
         """Give a sandbox what it asks of the daemon itself; return where its link is served."""
         if self._nursery is None:
             raise LaunchFailed("cannot create a sandbox: the daemon is not running", step="connect")
@@ -259,7 +259,7 @@ class Manager:
 
     def _open_link(self, sandbox: Sandbox) -> None:
         """Connect to an init at the first request to it: one that serves nobody has touched 0.8 MiB less."""
-        running = self._equip(sandbox)
+        running = self._attach(sandbox)
         try:
             peer = sandbox.connect(self._links)
         except OSError as error:
@@ -269,18 +269,20 @@ class Manager:
         if peer.ended is None:
             running.start_soon(self._await_configured, sandbox, peer, peer.begin("configure", sandbox.settings))
 
-    async def _await_configured(self, sandbox: Sandbox, peer: Peer, answer: Callable[[], Awaitable[object]]) -> None:
+    async def _await_configured(
+        self, sandbox: Sandbox, peer: LinkClient, answer: Callable[[], Awaitable[object]]
+    ) -> None:
         try:
             with trio.fail_after(CONNECT_TIMEOUT_S):
                 await answer()
         except (SandboxdError, trio.TooSlowError) as error:
-            if peer.ended is None and sandbox.broke(f"its init cannot be configured: {error}"):
+            if peer.ended is None and sandbox.mark_failed(f"its init cannot be configured: {error}"):
                 self.counters.losses += 1
                 _log.warning("Sandbox %s failed: its init cannot be configured: %s", sandbox.id, error)
 
     async def _clean_up(self, sandbox: Sandbox) -> None:
-        """Leave nothing of a birth that failed."""
-        sandbox.cut(SandboxGone(f"cannot use sandbox {sandbox.id}: its creation failed"))
+        """Leave nothing of a creation that failed."""
+        sandbox.disconnect(SandboxGone(f"cannot use sandbox {sandbox.id}: its creation failed"))
         with trio.move_on_after(DESTROY_TIMEOUT_S):
             try:
                 await self.launcher.destroy(sandbox.id)
@@ -290,22 +292,24 @@ class Manager:
 
     # --- life -------------------------------------------------------------------------------------------
 
-    async def _serve(self, sandbox: Sandbox, peer: Peer) -> None:
+    async def _serve(self, sandbox: Sandbox, peer: LinkClient) -> None:
         """Serve one sandbox's link to its end, then say what that means."""
         error = await peer.run()
         if sandbox.state not in ALIVE or self._stopping:
             return
-        reason = "protocol error" if isinstance(error, ProtocolError) and peer.blamed else "init closed its link"
-        if not peer.blamed:
+        reason = (
+            "protocol error" if isinstance(error, ProtocolError) and peer.broke_protocol else "init closed its link"
+        )
+        if not peer.broke_protocol:
             with trio.move_on_after(REASON_TIMEOUT_S):
                 await sandbox.settled.wait()
-        if sandbox.broke(reason):
+        if sandbox.mark_failed(reason):
             self.counters.losses += 1
             _log.warning("Sandbox %s failed: %s (%s)", sandbox.id, reason, error)
 
     def _init_ended(self, sandbox_id: str, reason: str) -> None:
         sandbox = self.registry.get(sandbox_id)
-        if sandbox is not None and sandbox.broke(reason):
+        if sandbox is not None and sandbox.mark_failed(reason):
             self.counters.losses += 1
             _log.warning("Sandbox %s failed: %s", sandbox_id, reason)
 
@@ -347,7 +351,7 @@ class Manager:
     async def _answer_for_names(self, sandbox: Sandbox, *, is_new: bool) -> None:
         if sandbox.network.has_link:
             serve = functools.partial(self._names.serve, is_new=is_new)
-            await self._equip(sandbox).start(serve, sandbox)
+            await self._attach(sandbox).start(serve, sandbox)
 
     # --- end --------------------------------------------------------------------------------------------
 
@@ -367,8 +371,8 @@ class Manager:
     async def _destroy(self, sandbox: Sandbox) -> None:
         began = trio.current_time()
         sandbox.move(State.DESTROYING)
-        self.previews.bury(sandbox)
-        sandbox.cut(SandboxGone(f"cannot continue in sandbox {sandbox.id}: it was destroyed"))
+        self.previews.add_tombstone(sandbox)
+        sandbox.disconnect(SandboxGone(f"cannot continue in sandbox {sandbox.id}: it was destroyed"))
         try:
             with trio.fail_after(DESTROY_TIMEOUT_S):
                 await self.launcher.destroy(sandbox.id)
@@ -420,8 +424,8 @@ class Manager:
     async def _recover(self) -> None:
         launched = await self.launcher.sandboxes()
         records = await trio.to_thread.run_sync(self._store.load)
-        folders = await trio.to_thread.run_sync(self._store.names)
-        found = recovery.decide(launched, records, folders)
+        directories = await trio.to_thread.run_sync(self._store.names)
+        found = recovery.decide(launched, records, directories)
         await self.previews.recover()
         swept = set(found.drop)
         for note in found.notes:
@@ -439,15 +443,15 @@ class Manager:
                 await trio.to_thread.run_sync(self._store.drop, sandbox_id)
             except (OSError, SandboxdError) as error:
                 _log.warning("Cannot drop the record of sandbox %s: %s", sandbox_id, error)
-        limiter = trio.CapacityLimiter(CONCURRENT_ADOPTIONS)
+        limiter = trio.CapacityLimiter(CONCURRENT_TAKE_OVERS)
         async with trio.open_nursery() as nursery:
-            for record, one in found.adopt:
-                nursery.start_soon(self._adopt, record, one, limiter)
+            for record, one in found.take_over:
+                nursery.start_soon(self._take_over, record, one, limiter)
 
-    async def _adopt(self, record: Record, launched: Launched, limiter: trio.CapacityLimiter) -> None:
+    async def _take_over(self, record: Record, launched: Launched, limiter: trio.CapacityLimiter) -> None:
         share = self.budget.share()
         sandbox = Sandbox(record.id, record.spec, record.created_at, self.counters, self._tell_end, share)
-        sandbox.adopt(launched)
+        sandbox.take_over(launched)
         for port in record.ports:
             sandbox.ports.add(port)
         self.registry.add(sandbox)
@@ -465,7 +469,7 @@ class Manager:
             _log.info("Found sandbox %s again", sandbox.id)
         except (OSError, trio.TooSlowError, SandboxdError) as error:
             sandbox.move(State.FAILED, f"its init cannot be reached: {error}")
-            sandbox.cut(SandboxNotFound("its init cannot be reached"))
+            sandbox.disconnect(SandboxNotFound("its init cannot be reached"))
             _log.warning("Sandbox %s failed: its init cannot be reached: %s", sandbox.id, error)
 
     async def rootfs(self) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ class Target:
     token: str | None
 
 
-class Site:
+class PreviewUrls:
     """The previews' common origin: `scheme://<label>.<domain>:<port>`."""
 
     def __init__(self, scheme: str, domain: str, port: int) -> None:

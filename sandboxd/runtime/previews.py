@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from .control import Control
     from .launcher import Launcher
     from .ports import Port
-    from .preview_urls import Site
+    from .preview_urls import PreviewUrls
     from .registry import Registry
     from .sandbox import Sandbox
     from .store import Store
-    from .tombstones import Graves
+    from .tombstones import Tombstones
 
 #: Sockets that are made at once: the launcher's own bound.
 BATCH: Final = 8
@@ -46,7 +46,9 @@ class _Stock:
 class Previews:
     """Made by the manager. `wake` lets a request thaw a frozen sandbox."""
 
-    def __init__(self, launcher: Launcher, registry: Registry, store: Store, control: Control, graves: Graves) -> None:
+    def __init__(
+        self, launcher: Launcher, registry: Registry, store: Store, control: Control, tombstones: Tombstones
+    ) -> None:
         self._launcher = launcher
         self._registry = registry
         self._store = store
@@ -54,10 +56,10 @@ class Previews:
         self.wake = False
         self.counters = Counters()
         #: Where previews are; None where they are turned off.
-        self.site: Site | None = None
+        self.urls: PreviewUrls | None = None
         self._stocks: weakref.WeakKeyDictionary[Sandbox, dict[int, _Stock]] = weakref.WeakKeyDictionary()
-        self._graves = graves
-        self._grave_turn = trio.Lock()
+        self._tombstones = tombstones
+        self._tombstone_turn = trio.Lock()
 
     def __repr__(self) -> str:
         return f"<Previews of {self._registry!r}>"
@@ -112,13 +114,13 @@ class Previews:
         if self._registry.get(sandbox.id) is not sandbox:
             await trio.to_thread.run_sync(self._store.drop, sandbox.id)  # it was destroyed meanwhile
 
-    def bury(self, sandbox: Sandbox) -> None:
+    def add_tombstone(self, sandbox: Sandbox) -> None:
         """Cut the ports of a sandbox that is being destroyed, and remember whom to tell."""
         for port in sandbox.ports:
             if not port.closed:  # a destruction that broke off is asked for again
                 self.counters.closed_ports.add(port)
         sandbox.ports.cut()
-        self._graves.add(sandbox.id, sandbox.ports.specs())
+        self._tombstones.add(sandbox.id, sandbox.ports.specs())
         for stock in self._stocks.pop(sandbox, {}).values():
             while stock.fds:
                 stock.fds.pop().close()
@@ -126,13 +128,13 @@ class Previews:
     async def keep(self, sandbox_id: str, specs: tuple[PortSpec, ...]) -> None:
         """Remember the ports of a sandbox that is gone for the daemons to come."""
         if specs:
-            self._graves.add(sandbox_id, specs)
-            async with self._grave_turn:
-                await trio.to_thread.run_sync(self._graves.write, sandbox_id, specs)
+            self._tombstones.add(sandbox_id, specs)
+            async with self._tombstone_turn:
+                await trio.to_thread.run_sync(self._tombstones.write, sandbox_id, specs)
 
     async def recover(self) -> None:
         """Read what daemons before have kept."""
-        await trio.to_thread.run_sync(self._graves.load)
+        await trio.to_thread.run_sync(self._tombstones.load)
 
     # --- the proxy's side -------------------------------------------------------------------------------
 
@@ -142,8 +144,8 @@ class Previews:
         found = None if sandbox is None else sandbox.ports.get(port)
         if found is not None:
             return found.spec, found
-        grave = self._graves.get(sandbox_id, port)
-        return None if grave is None else (grave, None)
+        tombstone = self._tombstones.get(sandbox_id, port)
+        return None if tombstone is None else (tombstone, None)
 
     def ports(self) -> Iterator[Port]:
         """Yield every exposed port."""

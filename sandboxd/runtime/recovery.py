@@ -17,30 +17,30 @@ class Recovery:
     """The decision.
 
     Attributes:
-        adopt: alive and registered: connect again.
+        take_over: alive and registered: connect again.
         destroy: ids that the launcher must give back: dead ones, and live ones that no record knows.
         drop: ids whose record goes: nothing of them is alive.
         notes: why, one sentence each, for the log.
     """
 
-    adopt: tuple[tuple[Record, Launched], ...]
+    take_over: tuple[tuple[Record, Launched], ...]
     destroy: tuple[str, ...]
     drop: tuple[str, ...]
     notes: tuple[str, ...]
 
 
-def decide(launched: Iterable[Launched], records: Iterable[Record], folders: Iterable[str]) -> Recovery:
-    """Match what the launcher has with what the registry has; `folders` are the registry's ids, readable or not."""
+def decide(launched: Iterable[Launched], records: Iterable[Record], directories: Iterable[str]) -> Recovery:
+    """Match what the launcher has with what the registry has; `directories` are the registry's ids, readable or not."""
     known = {record.id: record for record in records}
-    adopt, destroy, notes = [], [], []
+    take_over, destroy, notes = [], [], []
     for one in launched:
         record = known.pop(one.id, None)
         if one.alive and record is not None:
-            adopt.append((record, one))
+            take_over.append((record, one))
             continue
         destroy.append(one.id)
         notes.append(f"Sandbox {one.id} goes: {'no record of it' if one.alive else 'its init is dead'}")
-    kept = {record.id for record, _ in adopt}
-    drop = [name for name in folders if name not in kept]
+    kept = {record.id for record, _ in take_over}
+    drop = [name for name in directories if name not in kept]
     notes += [f"Sandbox {name} goes: the launcher does not know it" for name in known]
-    return Recovery(tuple(adopt), tuple(destroy), tuple(drop), tuple(notes))
+    return Recovery(tuple(take_over), tuple(destroy), tuple(drop), tuple(notes))

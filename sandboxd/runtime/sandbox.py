@@ -30,10 +30,10 @@ from .clone import Clone
 from .contexts import Contexts
 from .counters import Counters
 from .execution import Execution, exec_params, new_process_id
-from .handoff import Rendezvous
-from .jobs import Errand
+from .handoff import Handoff
+from .jobs import FileJob
 from .lifecycle import ALIVE, State, may_move
-from .link_client import Peer, discarded
+from .link_client import LinkClient, discarded
 from .ports import Ports
 from .processes import Processes
 from .sessions import Sessions
@@ -89,7 +89,7 @@ class Sandbox:
         self.network: NetworkSpec = spec.network
         self.timings: dict[str, float] = {}
         self._devices: frozenset[int] = frozenset()
-        self._peer: Peer | None = None
+        self._peer: LinkClient | None = None
         #: Opens the link to an init that nobody has asked anything yet; the manager gives it.
         self.open_link: Callable[[Sandbox], None] | None = None
         self.settled = trio.Event()
@@ -134,7 +134,7 @@ class Sandbox:
         moved.set()
         self._tell_move(self)
 
-    def adopt(self, launched: Launched) -> None:
+    def take_over(self, launched: Launched) -> None:
         """Take over what the launcher said."""
         self.limits = launched.limits
         self.unenforced = launched.unenforced
@@ -146,7 +146,7 @@ class Sandbox:
         """Return what is to be kept of it."""
         return Record(self.id, self.spec, self.created_at, self.ports.specs())
 
-    def connect(self, links: Path) -> Peer:
+    def connect(self, links: Path) -> LinkClient:
         """Connect to init, which takes no wait, since it listens; the caller runs the peer.
 
         Raises:
@@ -159,14 +159,14 @@ class Sandbox:
         except BaseException:
             sock.close()
             raise
-        self._peer = Peer(sock, f"sandbox {self.id}", failure_kinds=checks.INIT_KINDS)
+        self._peer = LinkClient(sock, f"sandbox {self.id}", failure_kinds=checks.INIT_KINDS)
         return self._peer
 
-    def connect_nowhere(self) -> Peer:
+    def connect_nowhere(self) -> LinkClient:
         """Have a link that is at its end, for an init that cannot be reached: whoever asks then hears why."""
         ours, theirs = socket.socketpair()
         theirs.close()
-        self._peer = Peer(ours, f"sandbox {self.id}", failure_kinds=checks.INIT_KINDS)
+        self._peer = LinkClient(ours, f"sandbox {self.id}", failure_kinds=checks.INIT_KINDS)
         return self._peer
 
     @property
@@ -188,15 +188,15 @@ class Sandbox:
         """Return its link's figures, or None."""
         return None if self._peer is None or self._peer.ended is not None else self._peer.statistics()
 
-    def broke(self, reason: str) -> bool:
+    def mark_failed(self, reason: str) -> bool:
         """Note that init is gone; return whether that was news."""
         if self.state not in ALIVE:
             return False
         self.move(State.FAILED, reason)
-        self.cut(SandboxFailed(f"cannot continue in sandbox {self.id}: {reason}", reason=reason))
+        self.disconnect(SandboxFailed(f"cannot continue in sandbox {self.id}: {reason}", reason=reason))
         return True
 
-    def cut(self, error: SandboxdError) -> None:
+    def disconnect(self, error: SandboxdError) -> None:
         """Drop the link; what is under way ends with `error`."""
         self.settled.set()
         if self._peer is not None:
@@ -205,7 +205,7 @@ class Sandbox:
     async def why_broken(self, error: ProtocolError) -> SandboxdError:
         """Return what to tell a caller whose request a broken link ended."""
         if self._peer is not None and self._peer.ended is None:
-            self._peer.blame(error)  # it broke a rule that only the caller of `stream` could see
+            self._peer.fail_protocol(error)  # it broke a rule that only the caller of `stream` could see
         if self.state is State.CREATING:
             return LaunchFailed(f"cannot configure the init of sandbox {self.id}: {error}", step="configure")
         with trio.move_on_after(REASON_TIMEOUT_S):
@@ -234,7 +234,7 @@ class Sandbox:
         if absence is not None:
             raise absence
 
-    def _link(self) -> Peer:
+    def _link(self) -> LinkClient:
         self.check_usable()
         if self._peer is None and self.open_link is not None:
             self.open_link(self)
@@ -258,24 +258,26 @@ class Sandbox:
         """
         return self._link().stream(op, params, window=window, fds=fds)
 
-    def rendezvous(self) -> Rendezvous | None:
+    def handoff(self) -> Handoff | None:
         """Return where a template's child may come to its init; None where there is no launcher to send one."""
-        return None if self.enter is None else Rendezvous(self.enter)
+        return None if self.enter is None else Handoff(self.enter)
 
     async def _ask_fds(self, op: str, params: dict[str, Any], fds: int) -> tuple[dict[str, Any], list[int]]:
         peer = self._peer if self.state is State.CREATING and self._peer is not None else self._link()
         return await self._request(peer, op, params, fds)
 
-    async def _request(self, peer: Peer, op: str, params: dict[str, Any], fds: int) -> tuple[dict[str, Any], list[int]]:
+    async def _request(
+        self, peer: LinkClient, op: str, params: dict[str, Any], fds: int
+    ) -> tuple[dict[str, Any], list[int]]:
         try:
             return await peer.request(op, params, fds=fds)
         except ProtocolError as error:
             raise await self.why_broken(error) from error
 
-    def execute(self, command: CommandSpec, *, detach: bool = False, patient: bool = False) -> Execution:
+    def execute(self, command: CommandSpec, *, detach: bool = False, batched: bool = False) -> Execution:
         """Return a command to run: an async context manager that starts it.
 
-        A patient caller is not woken for each event, but for much output or the exit.
+        A batched caller is not woken for each event, but for much output or the exit.
 
         Raises (on entry):
             InvalidRequest: init cannot run it: no such user or directory.
@@ -283,7 +285,7 @@ class Sandbox:
         """
         process = new_process_id()
         stream = self._link().stream("exec", exec_params(command, process, detach=detach))
-        return Execution(self, stream, process, patient=patient)
+        return Execution(self, stream, process, batched=batched)
 
     async def write_stdin(self, process: str, data: bytes) -> None:
         """Feed a process that was started with an open stdin; returns when it has been written.
@@ -305,22 +307,22 @@ class Sandbox:
         """Return when init has answered."""
         await self.ask("ping")
 
-    def errand(self, do: str, params: dict[str, Any], *, feed: bool = False, timeout_s: float | None = None) -> Errand:
+    def job(self, do: str, params: dict[str, Any], *, feed: bool = False, timeout_s: float | None = None) -> FileJob:
         """Return an operation on files that init does in a process of its own: an async context manager starts it.
 
         Raises (on entry or later):
             SandboxdError: what the operation says; SandboxFailed and SandboxGone as their names say.
         """
-        return Errand(self, self._link(), {"do": do, "with": params, "feed": feed, "timeout_s": timeout_s})
+        return FileJob(self, self._link(), {"do": do, "with": params, "feed": feed, "timeout_s": timeout_s})
 
     def clone(self, spec: CloneSpec) -> Clone:
         """Return a clone of a git repository: an async context manager starts it."""
         return Clone(self, spec)
 
-    async def run_errand(self, do: str, params: dict[str, Any]) -> dict[str, Any]:
-        """Do an errand that gives one result, and return that."""
-        async with self.errand(do, params) as errand:
-            return await errand.finish()
+    async def run_job(self, do: str, params: dict[str, Any]) -> dict[str, Any]:
+        """Do a file job that gives one result, and return that."""
+        async with self.job(do, params) as job:
+            return await job.finish()
 
     async def stat(self, path: str, *, follow: bool) -> dict[str, Any]:
         """Return init's row of a file, not yet checked (`filefacts.parse`).
@@ -369,7 +371,7 @@ class Sandbox:
     async def _refused(self, error: BaseException, path: str, fd: int) -> BaseException:
         """Close a descriptor that could not be taken, its sender blamed before, and return what to raise."""
         if isinstance(error, RemoteProtocolError) and self._peer is not None:
-            self._peer.blame(error)
+            self._peer.fail_protocol(error)
         with trio.CancelScope(shield=True):
             await discarded([fd])
         if isinstance(error, RemoteProtocolError):

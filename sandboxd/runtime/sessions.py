@@ -27,7 +27,8 @@ class SessionInfo:
     Attributes:
         shell: the path of its shell.
         user: whose name its commands run under.
-        cwd: the working folder that its last command left; the sandbox's programs say so. None where they say nonsense.
+        cwd: the working directory that its last command left; the sandbox's programs say so. None where they say
+        nonsense.
         created_at: seconds since the epoch.
         commands: how many were begun.
         running: the process of the command that runs now.

@@ -48,8 +48,8 @@ class Store:
 
     def save(self, record: Record) -> None:
         """Write a record: a new file beside it, synced, then renamed over it."""
-        folder = self._root / check_id(record.id)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        directory = self._root / check_id(record.id)
+        directory.mkdir(mode=0o700, exist_ok=True)
         data = {
             "version": VERSION,
             "id": record.id,
@@ -57,35 +57,35 @@ class Store:
             "spec": dataclasses.asdict(record.spec),
             "ports": [dataclasses.asdict(port) for port in record.ports],
         }
-        fd = os.open(folder / "sandbox.json.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = os.open(directory / "sandbox.json.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
             file.write(json.dumps(data).encode())
             file.flush()
             os.fsync(file.fileno())
-        os.rename(folder / "sandbox.json.new", folder / "sandbox.json")
+        os.rename(directory / "sandbox.json.new", directory / "sandbox.json")
 
     def drop(self, sandbox_id: str) -> None:
         """Remove a record; none is fine."""
-        folder = self._root / check_id(sandbox_id)
+        directory = self._root / check_id(sandbox_id)
         for name in ("sandbox.json", "sandbox.json.new"):
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(folder / name)
+                os.unlink(directory / name)
         with contextlib.suppress(FileNotFoundError):
-            os.rmdir(folder)
+            os.rmdir(directory)
 
     def load(self) -> list[Record]:
         """Return every record, the oldest first; one that cannot be read is logged and left out."""
         found = []
-        for folder in sorted(self._root.iterdir()):
+        for directory in sorted(self._root.iterdir()):
             try:
-                found.append(_parse(json.loads((folder / "sandbox.json").read_bytes())))
+                found.append(_parse(json.loads((directory / "sandbox.json").read_bytes())))
             except (OSError, ValueError, TypeError, KeyError, SandboxdError) as error:
-                _log.warning("Cannot read the record of sandbox %s: %s", folder.name, error)
+                _log.warning("Cannot read the record of sandbox %s: %s", directory.name, error)
         return sorted(found, key=lambda record: record.created_at)
 
     def names(self) -> list[str]:
-        """Return the ids that have a folder, readable or not."""
-        return [folder.name for folder in self._root.iterdir()]
+        """Return the ids that have a directory, readable or not."""
+        return [directory.name for directory in self._root.iterdir()]
 
 
 def _parse(data: dict[str, Any]) -> Record:

@@ -1,8 +1,8 @@
 """Ports of destroyed sandboxes, whose visitors are told that (410) instead of that there never was one (404).
 
 Kept in one file, so that a daemon that starts still knows: a JSON line is appended for each sandbox that had exposed
-ports, before its record is dropped. The newest `MAX_GRAVES` ports count; the file is written anew, atomically, when it
-holds twice as many. Nothing here is worth a sync, or a failure of a destruction: what is lost is answered by 404.
+ports, before its record is dropped. The newest `MAX_TOMBSTONES` ports count; the file is written anew, atomically, when
+it holds twice as many. Nothing here is worth a sync, or a failure of a destruction: what is lost is answered by 404.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 #: Ports that are remembered, the newest: a line takes about 130 bytes, the file at most some MiB.
-MAX_GRAVES: Final = 4096
+MAX_TOMBSTONES: Final = 4096
 
 
-class Graves:
+class Tombstones:
     """The newest ports that are gone. `path` is the file; without one they are forgotten with the daemon.
 
     `add` and `get` use memory only; `load` and `write` block on the disk and never raise.
     """
 
-    def __init__(self, path: Path | None = None, bound: int = MAX_GRAVES) -> None:
+    def __init__(self, path: Path | None = None, bound: int = MAX_TOMBSTONES) -> None:
         self._path = path
         self._bound = bound
         self._ports: collections.OrderedDict[tuple[str, int], PortSpec] = collections.OrderedDict()
         self._rows = 0  # ports in the file
 
     def __repr__(self) -> str:
-        return f"<Graves {len(self._ports)} ports>"
+        return f"<Tombstones {len(self._ports)} ports>"
 
     def __len__(self) -> int:
         return len(self._ports)

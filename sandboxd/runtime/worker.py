@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from ..spec import ContextSpec
     from ..wire.messages import Event
-    from .handoff import Rendezvous
+    from .handoff import Handoff
     from .link_client import Stream
 
 _log = logging.getLogger(__name__)
@@ -51,11 +51,11 @@ class Link(Protocol):
         """Return a stream of init's."""
         ...
 
-    def rendezvous(self, spec: ContextSpec) -> Rendezvous | None:
+    def handoff(self, spec: ContextSpec) -> Handoff | None:
         """Return where a template's child may come; None where there is to be none."""
         ...
 
-    def bring(self, rendezvous: Rendezvous, leaf: str) -> None:
+    def bring(self, handoff: Handoff, leaf: str) -> None:
         """Have a template's child come."""
         ...
 
@@ -80,7 +80,7 @@ class Listener(Protocol):
         ...
 
     def on_gone(self, worker: Worker) -> None:
-        """It has ended; `exit`, `failure` and `blame` say how."""
+        """It has ended; `exit`, `failure` and `violation` say how."""
         ...
 
 
@@ -93,7 +93,7 @@ class Worker:
         exit: how it ended, where init could say.
         failure: why the sandbox can tell nothing of it.
         refusal: which limit of the sandbox' let it not begin.
-        blame: which rule of frames it broke.
+        violation: which rule of frames it broke.
         missing: what it said that it lacks.
         left_unread: whether it ended before it had read its last message.
         seen: set when init has said which process it is, or it is gone.
@@ -110,14 +110,14 @@ class Worker:
         self.exit: Exit | None = None
         self.failure: SandboxdError | None = None
         self.refusal: LimitExceeded | None = None
-        self.blame: str | None = None
+        self.violation: str | None = None
         self.missing: str | None = None
         self.left_unread = False
         self._link = link
         self._listener = listener
         self._decoder = frames.WorkerDecoder(room)
         self._turn = Turn()
-        self._rendezvous: Rendezvous | None = None
+        self._handoff: Handoff | None = None
         self._begin: bytes | None = None
         self._last_offset = -1
 
@@ -127,14 +127,14 @@ class Worker:
     @property
     def reason(self) -> str:
         """Why it has ended, in a word or two."""
-        if self.blame is not None:
+        if self.violation is not None:
             return "protocol error"
         return self.exit.reason if self.exit is not None else "gone"
 
     def how_it_ended(self) -> str:
         """Return how it has ended, in words."""
-        if self.blame is not None:
-            return f"its interpreter broke the protocol and was ended ({self.blame})"
+        if self.violation is not None:
+            return f"its interpreter broke the protocol and was ended ({self.violation})"
         ended = self.exit
         if ended is None:
             return "its interpreter is gone"
@@ -143,14 +143,14 @@ class Worker:
         how = f"exit code {ended.exit_code}" if ended.signal is None else ended.signal
         return f"its interpreter has ended ({how}{'' if ended.reason in ('exit', 'signal') else ', ' + ended.reason})"
 
-    async def serve(self, op: str, params: dict[str, Any], rendezvous: Rendezvous | None = None) -> None:
-        """Follow it to its end. With `rendezvous`, a template's child may be it. Never raises but Cancelled."""
-        self._rendezvous = rendezvous
+    async def serve(self, op: str, params: dict[str, Any], handoff: Handoff | None = None) -> None:
+        """Follow it to its end. With `handoff`, a template's child may be it. Never raises but Cancelled."""
+        self._handoff = handoff
         self._begin = params.get("begin")
         fds = []
-        if rendezvous is not None:
+        if handoff is not None:
             params = {**params, "entrant": True}
-            fds.append(rendezvous.for_init)
+            fds.append(handoff.for_init)
         try:
             stream = self._link.stream(op, {**params, "context": self.name}, fds=fds)
             async with stream:
@@ -173,8 +173,8 @@ class Worker:
         finally:
             for fd in fds:
                 os.close(fd)
-            if rendezvous is not None:
-                rendezvous.close()
+            if handoff is not None:
+                handoff.close()
             self._decoder.close()
             self.seen.set()
             self.ready.set()
@@ -201,9 +201,9 @@ class Worker:
         elif event.type == "exit":
             self.exit = parse_exit(event.data)
             self.left_unread = event.data.get("unread") is True  # an init of an older version does not say
-        elif event.type == "expecting" and self._rendezvous is not None:
-            rendezvous, self._rendezvous = self._rendezvous, None
-            self._link.bring(rendezvous, checks.text(event.data, "leaf", limit=MAX_LEAF_CHARS))
+        elif event.type == "expecting" and self._handoff is not None:
+            handoff, self._handoff = self._handoff, None
+            self._link.bring(handoff, checks.text(event.data, "leaf", limit=MAX_LEAF_CHARS))
         elif event.type == "declined":
             self._link.declined(checks.text(event.data, "why", limit=1000))
         elif event.type == "absent":
@@ -217,7 +217,7 @@ class Worker:
             raise RemoteProtocolError(f"cannot take a worker's event of type {event.type[:20]!r}")
 
     async def _take_frames(self, data: bytes) -> None:
-        if self.blame is not None:
+        if self.violation is not None:
             return
         try:
             for frame in self._decoder.feed(data):
@@ -231,7 +231,7 @@ class Worker:
                 await self._turn.rest()
         except RemoteProtocolError as error:
             # The user's code wrote to the worker's pipe: that interpreter cannot be understood any more.
-            self.blame = str(error)
+            self.violation = str(error)
             await self.kill()
 
     async def send(self, message: dict[str, Any]) -> None:

@@ -5,16 +5,16 @@ nothing, CAP_SYS_ADMIN and CAP_SYS_CHROOT, no new privileges, a system call filt
 empty network, and one descriptor, the socket to the launcher. It stays in the host's pid namespace, since only an
 ancestor's member can join a sandbox's.
 
-    launcher ── order: profile; leaf, rendezvous, namespaces ──▶ template
+    launcher ── order: profile; leaf, handoff, namespaces ──▶ template
     template: setns(the sandbox's pids, for children), clone3(into the leaf) ──▶ B;  setns(back)
     B       : fork ──▶ C;  ends at once, so that C's parent is the sandbox's init, which waits for it and kills it
     C       : joins every other namespace, the user's last; becomes the sandbox's root with what its init has left:
               capabilities, bounding set, no new privileges, the sandbox's own filters, not dumpable
     C ── one byte, its pid told by the kernel ──▶ init (guest/incoming.py)
-    init ── the job: user, folder, variables, descriptors ──▶ C: takes all of that on, and works
+    init ── the job: user, directory, variables, descriptors ──▶ C: takes all of that on, and works
 
 Nothing that a sandbox has made is opened or read before C is as powerless as any child of its init: the launcher opens
-the leaf and the namespaces, the rendezvous is the daemon's, and what init says comes after.
+the leaf and the namespaces, the handoff is the daemon's, and what init says comes after.
 
 This file stands alone (Python 3.9 or newer, the standard library): a template of a rootfs is that rootfs' own Python,
 which is handed this text. Hence ctypes, and the numbers of system calls.
@@ -190,38 +190,38 @@ class Template:
             self._socket.send(answer)
 
     def _fork(self, order, fds):
-        rendezvous, leaf, pids = fds[:3]
+        handoff, leaf, pids = fds[:3]
         _setns(pids, CLONE_NEWPID)
         try:
             if _clone_into(leaf) == 0:
-                self._be_b(order, rendezvous, fds[3:])
+                self._be_b(order, handoff, fds[3:])
         finally:
             try:
                 _setns(self._own_pids, CLONE_NEWPID)
             except OSError:
                 os._exit(1)  # the next child would be born in this sandbox
 
-    def _be_b(self, order, rendezvous, namespaces):
+    def _be_b(self, order, handoff, namespaces):
         """Be B, and in its child C; never returns."""
         try:
             if os.fork():
                 os._exit(0)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            self._enter(order, rendezvous, namespaces)
+            self._enter(order, handoff, namespaces)
         except BaseException as error:
-            # Words for a log; init sees the end of the rendezvous in any case.
+            # Words for a log; init sees the end of the handoff in any case.
             why = ("failed %s: %s" % (type(error).__name__, error)).encode("utf-8", "replace")
             try:
-                socket.socket(fileno=rendezvous).send(why[:1000])
+                socket.socket(fileno=handoff).send(why[:1000])
             except OSError:
                 os.write(2, why[:1000])  # it had begun
         finally:
             os._exit(1)
 
-    def _enter(self, order, rendezvous, namespaces):
+    def _enter(self, order, handoff, namespaces):
         """Be C: enter, give everything up, and only then speak."""
         self._socket.detach()
-        close_others([rendezvous, *namespaces])
+        close_others([handoff, *namespaces])
         for (_, flag), fd in zip(NAMESPACES[1:], namespaces):
             _setns(fd, flag)
         os.umask(0o022)
@@ -235,10 +235,10 @@ class Template:
                 _prctl(_PR_CAPBSET_DROP, capability)
         _capset(keep)
         _prctl(_PR_SET_DUMPABLE, 0)
-        close_others([rendezvous])
+        close_others([handoff])
         for program in self._settings["filters"][order["profile"]]:
             install_filter(bytes.fromhex(program))
-        link = socket.socket(fileno=rendezvous)
+        link = socket.socket(fileno=handoff)
         link.sendall(b"h")
         job, fds = receive_job(link)
         self._do(link, self._unpack(job), fds)

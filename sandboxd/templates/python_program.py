@@ -3,7 +3,7 @@
 Stands alone, as base.py does: the launcher hands it in as descriptor 7 with `_SOURCES` (base.py, the worker's files)
 before its first line, and the rootfs' own Python runs it as it would run a worker, so that a child differs from one by
 nothing but its age. Where it would differ, in a sandbox that has changed what was loaded here, the child declines
-(`Truth`), and init starts an interpreter of the sandbox' own.
+(`StalenessCheck`), and init starts an interpreter of the sandbox' own.
 """
 
 import ctypes
@@ -43,7 +43,7 @@ SYSTEM_FILES = ("/etc/ld.so.preload",)
 
 def load():
     """Import and use, once, what contexts use; return the session that a child goes on with."""
-    # matplotlib wants a folder of its own, and nothing here can be written to.
+    # matplotlib wants a directory of its own, and nothing here can be written to.
     make, tempfile.mkdtemp = tempfile.mkdtemp, lambda *_, **__: "/nonexistent"
     os.environ["MPLCONFIGDIR"] = "/nonexistent"
     for name in LIBRARIES:
@@ -56,13 +56,13 @@ def load():
     use(session.shell)
     tempfile.mkdtemp = make
     tempfile._name_sequence = None
-    forget_folders()
+    forget_directories()
     importlib.invalidate_caches()  # what that imports is there, then
     return session
 
 
 def make_session():
-    """Make the shell; its folders, descriptors and channel are those of the sandbox, and come later."""
+    """Make the shell; its directories, descriptors and channel are those of the sandbox, and come later."""
     session = WORKER["Session"](None)
     session.start()
     sys.stdin.close()
@@ -109,8 +109,8 @@ def open_descriptors():
     return found
 
 
-def forget_folders():
-    """Let matplotlib look for its folders anew: those of the template are not the sandbox's."""
+def forget_directories():
+    """Let matplotlib look for its directories anew: those of the template are not the sandbox's."""
     matplotlib = sys.modules.get("matplotlib")
     for name in ("get_configdir", "get_cachedir"):
         function = getattr(matplotlib, name, None)
@@ -125,8 +125,8 @@ def forget_folders():
 # --- whether a child would do -------------------------------------------------------------------------------
 
 
-class Folder:
-    """A folder that something was loaded from, or below which there is one.
+class Directory:
+    """A directory that something was loaded from, or below which there is one.
 
     `entries` are the names in it, where Python looks for modules there; `files` what was loaded.
     """
@@ -140,16 +140,16 @@ class Folder:
         self.entries = None
 
 
-class Truth:
+class StalenessCheck:
     """What was loaded, and from where; `check` finds out whether a sandbox has the same.
 
-    A sandbox' root is an overlay: whatever is changed below a folder, it and all folders above it are copied up first,
-    and their change times are new from then on. So one look at /usr tells of all that is below it, and where that has
-    changed, only folders that did are looked into.
+    A sandbox' root is an overlay: whatever is changed below a directory, it and all directories above it are copied up
+    first, and their change times are new from then on. So one look at /usr tells of all that is below it, and where
+    that has changed, only directories that did are looked into.
     """
 
     def __init__(self):
-        self.root = Folder("/")
+        self.root = Directory("/")
         self.absent = [path for path in SYSTEM_FILES if not os.path.lexists(path)]
         self.modules = {name.partition(".")[0] for name in sys.modules}
         self.libraries = set()
@@ -164,19 +164,19 @@ class Truth:
         self.executable = sys.executable
         for path in sys.path:
             if os.path.isdir(path):
-                self._folder(os.path.realpath(path)).entries = frozenset(os.listdir(path))
+                self._directory(os.path.realpath(path)).entries = frozenset(os.listdir(path))
             elif path:
                 self.absent.append(path)
 
-    def _folder(self, path):
-        folder = self.root
+    def _directory(self, path):
+        directory = self.root
         for part in path.split("/"):
             if part:
-                found = folder.below.get(part)
+                found = directory.below.get(part)
                 if found is None:
-                    found = folder.below[part] = Folder(folder.path.rstrip("/") + "/" + part)
-                folder = found
-        return folder
+                    found = directory.below[part] = Directory(directory.path.rstrip("/") + "/" + part)
+                directory = found
+        return directory
 
     def _add(self, path):
         path = os.path.realpath(path)
@@ -184,8 +184,8 @@ class Truth:
             facts = os.stat(path)
         except OSError:
             return
-        folder, _, name = path.rpartition("/")
-        self._folder(folder or "/").files[name] = (facts.st_size, facts.st_mtime_ns)
+        directory, _, name = path.rpartition("/")
+        self._directory(directory or "/").files[name] = (facts.st_size, facts.st_mtime_ns)
 
     def check(self, job):
         """Raise `Declined` unless an interpreter that starts in this sandbox for this job would load the same."""
@@ -196,8 +196,8 @@ class Truth:
                 raise Declined("there is " + path)
         if os.path.lexists(os.path.join(job["cwd"], "matplotlibrc")):
             raise Declined("there is a matplotlibrc")
-        for folder in env.get("PATH", "").split(":"):
-            path = os.path.join(folder, "python3")
+        for directory in env.get("PATH", "").split(":"):
+            path = os.path.join(directory, "python3")
             if path == self.executable:
                 break
             if os.path.lexists(path):
@@ -209,41 +209,41 @@ class Truth:
         version = "python%d.%d" % sys.version_info[:2]
         return os.path.join(home, ".local", "lib", version, "site-packages")
 
-    def _compare(self, folder):
+    def _compare(self, directory):
         try:
-            facts = os.stat(folder.path)
+            facts = os.stat(directory.path)
         except OSError:
-            raise Declined(folder.path + " is gone") from None
+            raise Declined(directory.path + " is gone") from None
         if not stat.S_ISDIR(facts.st_mode):
-            raise Declined(folder.path + " is no folder")
-        if (facts.st_ctime_ns, facts.st_mtime_ns) == (folder.ctime, folder.mtime):
+            raise Declined(directory.path + " is no directory")
+        if (facts.st_ctime_ns, facts.st_mtime_ns) == (directory.ctime, directory.mtime):
             return
-        for name, (size, mtime) in folder.files.items():
-            path = folder.path + "/" + name
+        for name, (size, mtime) in directory.files.items():
+            path = directory.path + "/" + name
             try:
                 found = os.stat(path)
             except OSError:
                 raise Declined(path + " is gone") from None
             if (found.st_size, found.st_mtime_ns) != (size, mtime):
                 raise Declined(path + " is another")
-        if facts.st_mtime_ns != folder.mtime:
-            self._compare_names(folder)
-        for below in folder.below.values():
+        if facts.st_mtime_ns != directory.mtime:
+            self._compare_names(directory)
+        for below in directory.below.values():
             self._compare(below)
 
-    def _compare_names(self, folder):
-        """Look at what was put into a folder: something that would be found before what was loaded?"""
-        if folder.entries is not None:
-            for name in frozenset(os.listdir(folder.path)) - folder.entries:
+    def _compare_names(self, directory):
+        """Look at what was put into a directory: something that would be found before what was loaded?"""
+        if directory.entries is not None:
+            for name in frozenset(os.listdir(directory.path)) - directory.entries:
                 stem = name.partition(".")[0]
                 if stem in self.modules or stem in ("sitecustomize", "usercustomize") or name.endswith(".pth"):
-                    raise Declined("there is " + folder.path + "/" + name)
-        if folder.path in ("/usr", "/usr/bin") and os.path.lexists(folder.path + "/pyvenv.cfg"):
+                    raise Declined("there is " + directory.path + "/" + name)
+        if directory.path in ("/usr", "/usr/bin") and os.path.lexists(directory.path + "/pyvenv.cfg"):
             raise Declined("there is a pyvenv.cfg")
-        if not folder.files.keys() & self.libraries:
+        if not directory.files.keys() & self.libraries:
             for name in self.libraries:
-                if ".so" in name and name not in folder.files and os.path.lexists(folder.path + "/" + name):
-                    raise Declined("there is " + folder.path + "/" + name)
+                if ".so" in name and name not in directory.files and os.path.lexists(directory.path + "/" + name):
+                    raise Declined("there is " + directory.path + "/" + name)
 
 
 class _Object(ctypes.Structure):
@@ -307,7 +307,7 @@ def main():
         gc.collect()
         if open_descriptors() != before:
             raise RuntimeError("an import keeps descriptors %s" % sorted(open_descriptors() - before))
-        truth = Truth()
+        staleness = StalenessCheck()
         free_threads()
     except Exception as error:
         template.fail("%s: %s" % (type(error).__name__, error))
@@ -316,7 +316,7 @@ def main():
         refresh()
         WORKER["main"](session)
 
-    template.serve(work, truth.check)
+    template.serve(work, staleness.check)
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def make_shell(base, session):
     from traitlets import default
 
     class Shell(load("errors")["Telling"], _make_commands(base, session)):  # noqa: F821 - the worker's own
-        """A shell without a terminal; its folders below the user's home are made when somebody asks for them."""
+        """A shell without a terminal; its directories below the user's home are made when somebody asks for them."""
 
         displayhook_class = _make_hook(DisplayHook, session)
         display_pub_class = _make_publisher(DisplayPublisher, session)

@@ -335,7 +335,7 @@ class Session:
         config = Config()
         config.HistoryManager.enabled = False
         config.HistoryAccessor.enabled = False
-        config.HistoryManager.hist_file = ":memory:"  # its own would be in a folder that nobody may ever need
+        config.HistoryManager.hist_file = ":memory:"  # its own would be in a directory that nobody may ever need
         config.Completer.use_jedi = False
         config.InteractiveShell.colors = "nocolor"  # what it prints; tracebacks have theirs
         config.InteractiveShell.color_info = False

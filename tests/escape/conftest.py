@@ -172,13 +172,13 @@ def _remove_deep(group: pathlib.Path) -> None:
 @pytest.fixture
 def hostile() -> Iterator[HostileDaemon]:
     """A hostile daemon of the test's own, removed whatever state it is in."""
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="sandboxd-escape-"))
-    daemon = HostileDaemon(folder)
+    directory = pathlib.Path(tempfile.mkdtemp(prefix="sandboxd-escape-"))
+    daemon = HostileDaemon(directory)
     daemon.start()
     check_hostile(daemon)
     yield daemon
     daemon.wreck()
-    shutil.rmtree(folder)
+    shutil.rmtree(directory)
 
 
 def take_over(daemon: Daemon, sandbox: Sandbox, source: str, seconds: float = 6) -> str | None:

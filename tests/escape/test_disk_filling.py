@@ -53,8 +53,8 @@ try:
 except OSError as error:
     print(errno.errorcode[error.errno], made)
 """
-#: Asks for compression by every door that a program has, in folders and files of each origin, and writes below them;
-#: prints what was granted, and which files the filesystem keeps encoded (FIEMAP_EXTENT_ENCODED).
+#: Asks for compression by every door that a program has, in directories and files of each origin, and writes below
+#: them; prints what was granted, and which files the filesystem keeps encoded (FIEMAP_EXTENT_ENCODED).
 COMPRESS = """
 import errno, fcntl, os, shutil, struct
 data, granted, encoded = b''.join(b'%d %d\\n' % (i, i * i) for i in range(20000)), [], []
@@ -88,12 +88,12 @@ os.makedirs('/workspace/made/below'); os.makedirs('/workspace/to move'); os.rena
 size = 0
 for place in ('/workspace/made/below', '/tmp/moved', '/usr/local', '/etc', '/'):
     for name in doors:
-        folder = os.path.join(place, 'tried')
-        os.mkdir(folder)
-        fd = os.open(folder, os.O_RDONLY)
-        apply(name, fd, folder)
+        directory = os.path.join(place, 'tried')
+        os.mkdir(directory)
+        fd = os.open(directory, os.O_RDONLY)
+        apply(name, fd, directory)
         os.close(fd)
-        with open(folder + '/file', 'w+b', buffering=0) as file:
+        with open(directory + '/file', 'w+b', buffering=0) as file:
             apply(name, file.fileno(), file.name)
             file.write(data)
             os.fsync(file.fileno())
@@ -101,7 +101,7 @@ for place in ('/workspace/made/below', '/tmp/moved', '/usr/local', '/etc', '/'):
             if is_encoded(file.fileno()):
                 encoded.append(f'{name} in {place}')
             size += len(data)
-        shutil.rmtree(folder)
+        shutil.rmtree(directory)
 print(granted, encoded, size)
 """
 REFUSED = ("EDQUOT", "ENOSPC")
@@ -129,8 +129,8 @@ def small(client: Client, daemon: Daemon) -> Iterator[Sandbox]:
 
 def test_bytes_are_refused_at_the_limit(daemon: Daemon, small: Sandbox, neighbour: Sandbox) -> None:
     before, free = own_bytes(daemon), os.statvfs(daemon.state_dir)
-    for folder in ("/workspace", "/tmp", "/usr/lib"):
-        refused, written = small.exec(["python3", "-c", FILL, f"{folder}/f"]).stdout.split()
+    for directory in ("/workspace", "/tmp", "/usr/lib"):
+        refused, written = small.exec(["python3", "-c", FILL, f"{directory}/f"]).stdout.split()
         assert refused in REFUSED
         assert 60 * MIB < int(written) <= 64 * MIB
         assert own_bytes(daemon) - before < 200 * MIB
@@ -140,7 +140,9 @@ def test_bytes_are_refused_at_the_limit(daemon: Daemon, small: Sandbox, neighbou
             small.write_file("/workspace/more", bytes(8 * MIB))
         assert caught.value.kind == "quota-exceeded"
         assert neighbour.exec("head -c 10M /dev/urandom > /workspace/n && rm /workspace/n").exit_code == 0
-        assert small.exec(f"rm {folder}/f && head -c 10M /dev/zero > {folder}/g && rm {folder}/g").exit_code == 0
+        assert (
+            small.exec(f"rm {directory}/f && head -c 10M /dev/zero > {directory}/g && rm {directory}/g").exit_code == 0
+        )
     after = os.statvfs(daemon.state_dir)
     assert after.f_files == free.f_files
 

@@ -1,4 +1,4 @@
-"""Who on the host may reach what: `nobody` against the daemon's sockets, folders and processes; TCP without a token."""
+"""Who on the host may reach what: `nobody` against the daemon's sockets, files and processes; TCP without a token."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ for path in sys.argv[3].split(','):
 
 @pytest.fixture(scope="module")
 def reachable() -> Iterator[Daemon]:
-    """A daemon whose folders lie where anybody may go, as installed ones do (pytest's are closed above)."""
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="sandboxd-access-"))
-    folder.chmod(0o755)
-    token = folder / "token"
+    """A daemon whose directories lie where anybody may go, as installed ones do (pytest's are closed above)."""
+    directory = pathlib.Path(tempfile.mkdtemp(prefix="sandboxd-access-"))
+    directory.chmod(0o755)
+    token = directory / "token"
     token.write_text("correct-horse-battery-staple")
     token.chmod(0o600)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    daemon = Daemon(folder, options=("--listen", f"127.0.0.1:{port}", "--token-file", str(token)))
+    daemon = Daemon(directory, options=("--listen", f"127.0.0.1:{port}", "--token-file", str(token)))
     daemon.start()
     daemon.port = port  # type: ignore[attr-defined]
     yield daemon
     daemon.close()
-    shutil.rmtree(folder)
+    shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +93,14 @@ def test_nobody_reaches_nothing(reachable: Daemon, inhabited: Sandbox) -> None:
 
 def test_modes_on_disk(reachable: Daemon, inhabited: Sandbox) -> None:
     for path in (reachable.state_dir, reachable.runtime_dir):
-        for folder, _, files in os.walk(path):
-            below = pathlib.Path(folder).relative_to(path).parts
+        for directory, _, files in os.walk(path):
+            below = pathlib.Path(directory).relative_to(path).parts
             if below[:1] == ("pool",) and below != ("pool",):
                 continue
             for name in files:
-                facts = os.lstat(f"{folder}/{name}")
-                assert not facts.st_mode & stat.S_IWOTH, f"{folder}/{name}"
-                assert not facts.st_mode & (stat.S_ISUID | stat.S_ISGID), f"{folder}/{name}"
+                facts = os.lstat(f"{directory}/{name}")
+                assert not facts.st_mode & stat.S_IWOTH, f"{directory}/{name}"
+                assert not facts.st_mode & (stat.S_ISUID | stat.S_ISGID), f"{directory}/{name}"
     assert (reachable.state_dir / "registry").stat().st_mode & 0o7777 == 0o700
     assert (reachable.runtime_dir / "links").stat().st_mode & 0o007 == 0
     assert reachable.socket.stat().st_mode & 0o7777 == 0o660

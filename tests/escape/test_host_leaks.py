@@ -33,7 +33,7 @@ def test_nothing_of_the_cgroup_tree_takes_a_change(python: Python, user: str | i
     source = """
 import os
 tried = 0
-for top, folders, files in os.walk('/sys/fs/cgroup'):
+for top, directories, files in os.walk('/sys/fs/cgroup'):
     for name in files:
         tried += 1
         try:
@@ -204,12 +204,12 @@ def test_there_is_no_way_to_ask_for_a_host_path(daemon: Daemon, field: str) -> N
 PLANT = r"""
 cd /workspace
 mark='import os; open("@", "w")'
-for folder in $(python3 -c 'import site, sys; print(*sys.path[1:], *site.getsitepackages())') /workspace / /root; do
-    mkdir -p "$folder" 2>/dev/null
+for directory in $(python3 -c 'import site, sys; print(*sys.path[1:], *site.getsitepackages())') /workspace / /root; do
+    mkdir -p "$directory" 2>/dev/null
     for name in sitecustomize usercustomize sandboxd msgpack prctl; do
-        echo "$mark" > "$folder/$name.py" 2>/dev/null
+        echo "$mark" > "$directory/$name.py" 2>/dev/null
     done
-    echo "$mark" > "$folder/x.pth" 2>/dev/null
+    echo "$mark" > "$directory/x.pth" 2>/dev/null
 done
 for file in /etc/profile /etc/bash.bashrc /root/.bashrc /root/.profile /etc/environment /etc/sandboxd/config.toml; do
     mkdir -p $(dirname $file); echo 'touch @' >> $file

@@ -58,7 +58,7 @@ REFUSED = {
     "a file through a tail of dots": tar(
         member("a/x"), member("l", tarfile.SYMTYPE, "a/../../outside"), member("l/evil")
     ),
-    "a folder through an absolute link": tar(
+    "a directory through an absolute link": tar(
         member("l", tarfile.SYMTYPE, "/outside"), member("l/evil", tarfile.DIRTYPE)
     ),
     "a link through an absolute link": tar(
@@ -76,12 +76,12 @@ REFUSED = {
         member("d", tarfile.SYMTYPE, "."), member("l", tarfile.LNKTYPE, "d/../../etc/shadow")
     ),
     "a file through a link that was there": tar(member("out/evil")),
-    "a folder through a link that was there": tar(member("out/evil", tarfile.DIRTYPE)),
+    "a directory through a link that was there": tar(member("out/evil", tarfile.DIRTYPE)),
     "a character device": tar(member("null", tarfile.CHRTYPE)),
     "a block device": tar(member("disk", tarfile.BLKTYPE)),
     "a FIFO": tar(member("fifo", tarfile.FIFOTYPE)),
     "a sparse file": tar(member("s", tarfile.GNUTYPE_SPARSE)),
-    "the folder itself": tar(member("./")),
+    "the directory itself": tar(member("./")),
     "a name over PATH_MAX": tar(member("x/" * 3000 + "evil")),
     "zip: dot-dot": as_zip(("../evil", b"evil", REG)),
     "zip: a file through an absolute link": as_zip(("l", b"/outside", LNK), ("l/evil", b"evil", REG)),
@@ -124,7 +124,7 @@ def test_links_stay_and_lead_to_the_sandboxs_own(sandbox: Sandbox, form: str) ->
         data = tar(*[member(name, tarfile.SYMTYPE, target) for name, target in links.items()], member("last"))
     else:
         data = as_zip(*[(name, target.encode(), LNK) for name, target in links.items()], ("last", b"evil", REG))
-    assert sandbox.write_archive("/workspace/in", data) == 6  # and the folder venv
+    assert sandbox.write_archive("/workspace/in", data) == 6  # and the directory venv
     for name, target in links.items():
         assert sandbox.exec(["readlink", f"in/{name}"]).stdout == f"{target}\n"
     assert sandbox.exec("in/venv/python -c 'print(40+2)'; cat in/last").stdout == "42\nevil"
@@ -134,7 +134,7 @@ def test_links_stay_and_lead_to_the_sandboxs_own(sandbox: Sandbox, form: str) ->
 
 
 def test_a_folder_that_is_swapped_while_it_is_unpacked_to(daemon: Daemon, sandbox: Sandbox) -> None:
-    """10,000 swaps of a member's folder for a link out of the target."""
+    """10,000 swaps of a member's directory for a link out of the target."""
     source = """
 import ctypes, os
 libc = ctypes.CDLL(None)

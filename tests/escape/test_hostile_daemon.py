@@ -42,15 +42,15 @@ class DroppedDaemon(Daemon):
 
 @pytest.fixture(scope="module")
 def dropped() -> Iterator[DroppedDaemon]:
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="sandboxd-dropped-"))
-    folder.chmod(0o755)
+    directory = pathlib.Path(tempfile.mkdtemp(prefix="sandboxd-dropped-"))
+    directory.chmod(0o755)
     os.environ["PYTHONPATH"] = str(PROBES.parents[1])
-    daemon = DroppedDaemon(folder)
+    daemon = DroppedDaemon(directory)
     daemon.start()
     yield daemon
     daemon.close()
     del os.environ["PYTHONPATH"]
-    shutil.rmtree(folder)
+    shutil.rmtree(directory)
 
 
 def test_the_daemon_keeps_nothing_of_root(dropped: DroppedDaemon) -> None:
@@ -72,9 +72,9 @@ def test_without_the_launcher_it_can_do_nothing_privileged(dropped: DroppedDaemo
     with dropped.client() as client, Sandbox.create(client=client) as sandbox:
         pid, launcher, group = host_pid(dropped, sandbox), dropped.launcher_pid(), dropped.cgroup() / sandbox.id
         words = [dropped.state_dir, dropped.runtime_dir, sandbox.id, pid, launcher, group, ROOTFS_DIR]
-        with tempfile.TemporaryDirectory() as folder:
-            program = shutil.copy(PROBES / "powers.py", folder)
-            pathlib.Path(folder).chmod(0o755)
+        with tempfile.TemporaryDirectory() as directory:
+            program = shutil.copy(PROBES / "powers.py", directory)
+            pathlib.Path(directory).chmod(0o755)
             done = subprocess.run(
                 [sys.executable, "-I", program, *map(str, words)],
                 user=UID, group=UID, extra_groups=[], capture_output=True, text=True, timeout=60, check=True,
@@ -153,7 +153,7 @@ def launchers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Launch
 
 
 def world(*launchers: LauncherProcess) -> dict[str, object]:
-    """What no request may have changed: mounts, the folders, the groups and limits, who runs."""
+    """What no request may have changed: mounts, the directories, the groups and limits, who runs."""
     # Another daemon of this machine may give its first sandbox a network meanwhile.
     mounts = sorted(mount.target for mount in procfs.mounts() if mount.fstype != "nsfs")
     found: dict[str, object] = {"mounts": mounts}
@@ -177,7 +177,7 @@ def test_an_operation_reaches_no_sandbox_of_another(
     before = world(ours, theirs)
     for value in HOSTILE_IDS:
         if op == "prepare" and value in (OTHER, "q" * 20):
-            continue  # ids that are free: a newborn would be held
+            continue  # ids that are free: a prepared sandbox would be held
         answer = ours.asker.ask(op, id=value, **({"limits": {}} if op == "limit" else {}))
         if op in IDEMPOTENT and value in (OTHER, "q" * 20):
             assert isinstance(answer, Reply)
@@ -244,7 +244,7 @@ def test_limits_are_numbers_of_their_own_files(launchers: tuple[LauncherProcess,
         params: dict[str, Any] = {"id": ID, "limits": limits}
         if op == "create":
             if not limits:
-                continue  # "none given" at a birth: the defaults
+                continue  # "none given" at a creation: the defaults
             params |= {"id": "n" * 20, "rootfs": "default", "network": {"mode": "none"}, "seccomp": "default"}
         answer = ours.asker.ask(op, **params)
         assert isinstance(answer, Failure), (op, limits)

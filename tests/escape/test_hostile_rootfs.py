@@ -66,10 +66,10 @@ REFUSED = {
 
 @pytest.fixture
 def rootfs(tmp_path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """The folder of an almost empty rootfs `evil`, and a canary of the host's that holds one file."""
+    """The directory of an almost empty rootfs `evil`, and a canary of the host's that holds one file."""
     tree = tmp_path / "rootfs" / "evil" / "private" / "tree"
-    for folder in ("proc", "sys", "dev", "etc", "workspace", "tmp"):
-        (tree / folder).mkdir(parents=True)
+    for directory in ("proc", "sys", "dev", "etc", "workspace", "tmp"):
+        (tree / directory).mkdir(parents=True)
     (tree.parents[1] / "rootfs.json").write_text("{}")
     canary = tmp_path / "canary"
     canary.mkdir()
@@ -136,7 +136,7 @@ def test_the_masks_are_made_of_our_own_null(
 def test_what_is_written_at_birth_goes_to_the_real_proc(
     launcher: LauncherProcess, rootfs: tuple[pathlib.Path, pathlib.Path]
 ) -> None:
-    """A rootfs whose /proc holds files of the names that a birth writes: they are covered, not written."""
+    """A rootfs whose /proc holds files of the names that a creation writes: they are covered, not written."""
     tree, canary = rootfs
     decoys = [tree / "proc" / path for path in ("self/oom_score_adj", "sys/net/ipv4/ping_group_range", "1/uid_map")]
     for decoy in decoys:

@@ -40,7 +40,10 @@ OTHERWISE = {
     "nice": {"EACCES"},
     "packet socket": {"EAFNOSUPPORT"},
     "raw socket": {"EPERM", "ESOCKTNOSUPPORT", "EPROTONOSUPPORT"},
-    **{f"write {folder}": {"EROFS", "EACCES"} for folder in ("/", "/tmp", "/dev", "/var/tmp", "/root", "/run", "/usr")},
+    **{
+        f"write {directory}": {"EROFS", "EACCES"}
+        for directory in ("/", "/tmp", "/dev", "/var/tmp", "/root", "/run", "/usr")
+    },
 }
 
 
@@ -159,8 +162,8 @@ try:
 except Exception:
     pass
 END
-for folder in /usr/lib/python3/dist-packages /usr/lib/python3.13 /usr/local/lib/python3.13/dist-packages; do
-    cp --remove-destination /tmp/evil.py $folder/sitecustomize.py; done
+for directory in /usr/lib/python3/dist-packages /usr/lib/python3.13 /usr/local/lib/python3.13/dist-packages; do
+    cp --remove-destination /tmp/evil.py $directory/sitecustomize.py; done
 for name in os socket ctypes/__init__ json/__init__ encodings/utf_8 resource random site; do
     [ -e /usr/lib/python3.13/$name.py ] && cat /tmp/evil.py >> /usr/lib/python3.13/$name.py; done
 cat > /tmp/evil.c <<'END'
@@ -204,7 +207,7 @@ echo 'passwd: compat files dns' > /etc/nsswitch.conf
 
 
 class Inside:
-    """A launcher with a sandbox, whose init's part in a rendezvous the test plays."""
+    """A launcher with a sandbox, whose init's part in a handoff the test plays."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         self.launcher = LauncherProcess(directory)

@@ -110,7 +110,7 @@ def flipping(daemon: Daemon, sandbox: Sandbox, source: str) -> Iterator[None]:
     assert turns >= 10_000, f"only {turns} turns were raced"
 
 
-#: A folder and a link swap names: what is looked at is a folder, what is used may be the link.
+#: A directory and a link swap names: what is looked at is a directory, what is used may be the link.
 SWAP = """
 import ctypes, os
 libc = ctypes.CDLL(None)
@@ -135,7 +135,7 @@ print('turns', turns)
 
 @pytest.mark.parametrize("target", ["/etc", "../../../../../etc", "/proc/self/root/etc", "/proc/1/root/etc"])
 def test_a_folder_that_is_swapped_for_a_link_leads_nowhere_else(daemon: Daemon, sandbox: Sandbox, target: str) -> None:
-    """10,000 swaps under every operation; writes go to the folder or to the sandbox's own /etc, never further."""
+    """10,000 swaps under every operation; writes go to the directory or to the sandbox's own /etc, never further."""
     marker = f"sandboxd-attack-{secrets.token_hex(4)}"
     shadow = pathlib.Path("/etc/shadow").read_text()
     before = set(pathlib.Path("/etc").iterdir())
@@ -161,7 +161,7 @@ def test_a_folder_that_is_swapped_for_a_link_leads_nowhere_else(daemon: Daemon, 
 
 
 def test_a_walk_survives_a_tree_that_turns_under_it(daemon: Daemon, sandbox: Sandbox) -> None:
-    """Deleting, copying, packing and listing a tree whose folders become links and files all the while."""
+    """Deleting, copying, packing and listing a tree whose directories become links and files all the while."""
     source = """
 import os
 os.makedirs('/workspace/t', exist_ok=True); os.chdir('/workspace/t')

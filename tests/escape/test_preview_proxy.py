@@ -25,10 +25,10 @@ TOKEN = "the-api-token-of-this-daemon"
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon with an API over TCP, whose token must never reach a sandbox."""
-    folder = tmp_path_factory.mktemp("row33")
-    token = folder / "token"
+    directory = tmp_path_factory.mktemp("row33")
+    token = directory / "token"
     token.write_text(TOKEN)
-    daemon = Daemon(folder / "d", options=("--listen", "127.0.0.1:0", "--token-file", str(token)))
+    daemon = Daemon(directory / "d", options=("--listen", "127.0.0.1:0", "--token-file", str(token)))
     daemon.start()
     yield daemon
     daemon.close()

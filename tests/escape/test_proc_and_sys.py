@@ -91,17 +91,17 @@ def test_dmesg_and_raw_disks_are_closed(run: Run) -> None:
 
 WALK = """
 import os
-for folder, folders, files in os.walk('/sys'):
-    print(folder)
+for directory, directories, files in os.walk('/sys'):
+    print(directory)
     for name in files:
-        print(os.path.join(folder, name))
+        print(os.path.join(directory, name))
 """
 #: Whatever is below these.
 PARTS = (
     "/sys/class/net/", "/sys/devices/virtual/net/", "/sys/devices/system/cpu/", "/sys/devices/system/node/",
     "/sys/fs/cgroup/",
 )  # fmt: skip
-#: And these alone: files, what is above them, and folders that are empty.
+#: And these alone: files, what is above them, and directories that are empty.
 ALONE = """
 /sys /sys/block /sys/bus /sys/bus/pci /sys/bus/pci/devices /sys/bus/usb /sys/bus/usb/devices /sys/class /sys/class/block
 /sys/class/drm /sys/class/hwmon /sys/class/power_supply /sys/class/thermal /sys/dev /sys/dev/block /sys/dev/char

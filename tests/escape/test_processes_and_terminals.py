@@ -30,7 +30,7 @@ def test_a_process_that_is_to_start_in_a_descriptor(shared: Sandbox, process: st
     for number in range(3, 40):
         cwd = f"/proc/{process}/fd/{number}"
         for more in ({}, {"terminal": {"cols": 80, "rows": 24}}):
-            with contextlib.suppress(InvalidRequest):  # there is no such folder, for init
+            with contextlib.suppress(InvalidRequest):  # there is no such directory, for init
                 start(shared, "pwd -P", "x", cwd=cwd, **more)
                 assert shared.wait_for_exit("x", timeout=10).exit_code == 126
                 shared.remove_process("x")

@@ -109,9 +109,9 @@ await new Promise((done) => server.listen(0, '127.0.0.1', done));
 const got = await (await fetch(`http://127.0.0.1:${server.address().port}/`)).text();
 server.close();
 if (got !== 'hi') throw Error(got);
-const folder = await mkdtemp('/tmp/n');
-await writeFile(folder + '/f', gzipSync(scryptSync('a', 'b', 16)));
-gunzipSync(await readFile(folder + '/f'));
+const directory = await mkdtemp('/tmp/n');
+await writeFile(directory + '/f', gzipSync(scryptSync('a', 'b', 16)));
+gunzipSync(await readFile(directory + '/f'));
 console.log('fine', await WebAssembly.instantiate(new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0])) ? 1 : 0);
 """
 
@@ -190,19 +190,19 @@ def test_a_name_is_no_path(daemon: Daemon, name: str) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: pathlib.Path) -> pathlib.Path:
-    """An operator's folder with one profile: strict without links."""
-    folder = tmp_path / "profiles"
-    folder.mkdir(mode=0o755)
+def directory(tmp_path: pathlib.Path) -> pathlib.Path:
+    """An operator's directory with one profile: strict without links."""
+    directory = tmp_path / "profiles"
+    directory.mkdir(mode=0o755)
     profile = json.loads(pathlib.Path(PROFILES, "strict.json").read_text())
     for rule in profile["syscalls"]:
         rule["names"] = [name for name in rule["names"] if name not in ("symlink", "symlinkat")]
-    (folder / "no-links.json").write_text(json.dumps(profile))
-    return folder
+    (directory / "no-links.json").write_text(json.dumps(profile))
+    return directory
 
 
-def test_the_operators_own(tmp_path: pathlib.Path, folder: pathlib.Path, request: pytest.FixtureRequest) -> None:
-    daemon = Daemon(tmp_path / "d", options=("--seccomp-dir", str(folder)))
+def test_the_operators_own(tmp_path: pathlib.Path, directory: pathlib.Path, request: pytest.FixtureRequest) -> None:
+    daemon = Daemon(tmp_path / "d", options=("--seccomp-dir", str(directory)))
     daemon.start()
     request.addfinalizer(daemon.close)
     with daemon.client() as client, Sandbox.create(client=client, seccomp="no-links") as sandbox:
@@ -212,52 +212,52 @@ def test_the_operators_own(tmp_path: pathlib.Path, folder: pathlib.Path, request
         assert sandbox.exec("touch /workspace/y && echo fine").stdout == "fine\n"
 
 
-def _group_writable(folder: pathlib.Path) -> None:
-    folder.chmod(0o775)
+def _group_writable(directory: pathlib.Path) -> None:
+    directory.chmod(0o775)
 
 
-def _writable_file(folder: pathlib.Path) -> None:
-    (folder / "no-links.json").chmod(0o666)
+def _writable_file(directory: pathlib.Path) -> None:
+    (directory / "no-links.json").chmod(0o666)
 
 
-def _foreign(folder: pathlib.Path) -> None:
-    os.chown(folder / "no-links.json", 65534, 65534)
+def _foreign(directory: pathlib.Path) -> None:
+    os.chown(directory / "no-links.json", 65534, 65534)
 
 
-def _link(folder: pathlib.Path) -> None:
-    (folder / "other.json").symlink_to(folder / "no-links.json")
+def _link(directory: pathlib.Path) -> None:
+    (directory / "other.json").symlink_to(directory / "no-links.json")
 
 
-def _shadow(folder: pathlib.Path) -> None:
-    shutil.copy(folder / "no-links.json", folder / "default.json")
+def _shadow(directory: pathlib.Path) -> None:
+    shutil.copy(directory / "no-links.json", directory / "default.json")
 
 
-def _docker(folder: pathlib.Path) -> None:
+def _docker(directory: pathlib.Path) -> None:
     rule = {"names": ["mount"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_ADMIN"]}}
     text = json.dumps({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [rule]})
-    (folder / "docker.json").write_text(text)
+    (directory / "docker.json").write_text(text)
 
 
-def _nonsense(folder: pathlib.Path) -> None:
-    (folder / "other.json").write_text('{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"]}]}')
+def _nonsense(directory: pathlib.Path) -> None:
+    (directory / "other.json").write_text('{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"]}]}')
 
 
-def _name(folder: pathlib.Path) -> None:
-    shutil.copy(folder / "no-links.json", folder / "No Name.json")
+def _name(directory: pathlib.Path) -> None:
+    shutil.copy(directory / "no-links.json", directory / "No Name.json")
 
 
 @pytest.mark.parametrize(
     "spoil", [_group_writable, _writable_file, _foreign, _link, _shadow, _docker, _nonsense, _name]
 )
 def test_a_folder_that_is_not_as_it_must_be(
-    tmp_path: pathlib.Path, folder: pathlib.Path, spoil: Callable[[pathlib.Path], None]
+    tmp_path: pathlib.Path, directory: pathlib.Path, spoil: Callable[[pathlib.Path], None]
 ) -> None:
     """The daemon does not start with walls that somebody else may have set; it names the file."""
-    spoil(folder)
-    daemon = Daemon(tmp_path / "d", options=("--seccomp-dir", str(folder)))
+    spoil(directory)
+    daemon = Daemon(tmp_path / "d", options=("--seccomp-dir", str(directory)))
     with pytest.raises(AssertionError, match="cannot compile the seccomp profiles") as caught:
         daemon.start()
-    assert str(folder) in str(caught.value)
+    assert str(directory) in str(caught.value)
     assert daemon.process
     assert daemon.process.wait(10) != 0
     assert not daemon.cgroup().exists()

@@ -130,7 +130,7 @@ def test_what_a_socket_holds_is_a_part_of_the_hosts_budget(daemon: Daemon, pytho
     most = sum(int(value.split()[2]) for value in wanted)
     packets = 2 * 65_536  # a buffer that has a byte of room takes one of the largest, at either end
     assert int(python(HOARD)) <= most + packets
-    with daemon.client() as client, Sandbox.create(client=client) as other:  # of a newborn that was held
+    with daemon.client() as client, Sandbox.create(client=client) as other:  # of a prepared sandbox that was held
         assert other.exec("cat /proc/sys/net/ipv4/tcp_rmem").stdout.split() == wanted.tcp_rmem.split()
         assert other.exec("echo 4096 131072 33554432 > /proc/sys/net/ipv4/tcp_rmem").exit_code != 0
 

@@ -19,6 +19,8 @@ import dns.message
 import msgpack
 import pytest
 import trio
+from tests.unit.test_resolver import resolving
+from tests.unit.test_websocket import PTY, Client, Terminal
 
 from sandboxd.git_spec import CloneSpec
 from sandboxd.runtime.clone import Clone
@@ -30,8 +32,6 @@ from tests.support.fake_daemon import TOKEN, FakeDaemon, daemon_in
 from tests.support.fake_peer import Conversation, exit_data
 from tests.support.previews.local import previews
 from tests.support.steps import MAX_STEP_S, Steps, watched
-from tests.unit.test_resolver import resolving
-from tests.unit.test_websocket import PTY, Client, Terminal
 
 #: Connections that do the same at once.
 MANY = 20
@@ -319,7 +319,7 @@ async def test_frames_of_a_worker(name: str) -> None:
     with watched() as steps:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(worker.serve, "context_start", {})
-    assert (worker.blame, worker.failure) == (None, None)
+    assert (worker.violation, worker.failure) == (None, None)
     assert len(heard) == sum(map(len, pieces)) // len(frame)
     check(steps)
 

@@ -97,12 +97,12 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def daemon(world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("soak")
-    token = folder / "token"
+    directory = tmp_path_factory.mktemp("soak")
+    token = directory / "token"
     token.write_text(TOKEN)
     token.chmod(0o600)
     options = ("--listen", "127.0.0.1:7070", "--token-file", str(token), "--preview-listen", "127.0.0.1:7071")
-    found = Daemon(folder / "d", config={"network_dns": [NAMESERVER]}, options=options)
+    found = Daemon(directory / "d", config={"network_dns": [NAMESERVER]}, options=options)
     found.start()
     yield found
     found.close()

@@ -168,15 +168,15 @@ class Small(Daemon):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, tuple[str, int]]]:
-    folder = tmp_path_factory.mktemp("a53")
-    token = folder / "token"
+    directory = tmp_path_factory.mktemp("a53")
+    token = directory / "token"
     token.write_text(TOKEN)
     token.chmod(0o600)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = probe.getsockname()
     options = ("--listen", f"{address[0]}:{address[1]}", "--token-file", str(token), "--preview-listen", "127.0.0.1:0")
-    daemon = Small(folder / "d", options=options)
+    daemon = Small(directory / "d", options=options)
     daemon.start()
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], min(before[1], 8192)), before[1]))

@@ -91,15 +91,15 @@ def run(shared: Sandbox) -> Callable[[str], str]:
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, str]]:
     """A daemon that listens on TCP for a bearer token, and its URL."""
-    folder = tmp_path_factory.mktemp("served")
-    token = folder / "token"
+    directory = tmp_path_factory.mktemp("served")
+    token = directory / "token"
     token.write_text(TOKEN)
     token.chmod(0o600)
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{found.getsockname()[1]}"
     options = ("--listen", address, "--token-file", str(token), "--preview-listen", "127.0.0.1:0")
-    daemon = Daemon(folder / "d", options=options)
+    daemon = Daemon(directory / "d", options=options)
     daemon.start()
     yield daemon, f"http://{address}"
     daemon.close()

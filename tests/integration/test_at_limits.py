@@ -32,7 +32,7 @@ NEEDS_A_PROCESS = {
     *("exec", "exec of a list", "a long line", "exec in a session", "a process", "a process in a session"),
     *("a terminal", "a python context", "a javascript context", "a typescript context"),
     *("a run in a default context", "a list", "a search", "packing", "unpacking", "a watch", "a version"),
-    *("a backup", "restoring", "a folder"),
+    *("a backup", "restoring", "a directory"),
 }
 
 

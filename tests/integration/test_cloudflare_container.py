@@ -362,7 +362,7 @@ def test_rename_move_delete_exists(cf: Driver) -> None:
 
 @pytest.fixture(scope="module")
 def context(cf: Driver) -> str:
-    """A context with a folder and a variable of its own."""
+    """A context with a directory and a variable of its own."""
     asked = {"language": "python", "cwd": "/tmp", "envVars": {"QUESTION": "42"}}
     made = cf.call("interpreter.createCodeContext", asked)
     assert (made["language"], made["cwd"]) == ("python", "/tmp")

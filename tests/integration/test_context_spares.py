@@ -22,9 +22,10 @@ const status = Object.fromEntries(fs.readFileSync('/proc/self/status', 'utf8').t
   .map((line) => line.split(':\t')));
 const words = ['Uid', 'Gid', 'Groups', 'CapInh', 'CapPrm', 'CapEff', 'CapBnd', 'CapAmb', 'NoNewPrivs', 'Seccomp',
   'Seccomp_filters', 'SigBlk', 'SigIgn', 'SigCgt', 'Umask', 'TracerPid', 'PPid'];
-const links = (folder) => fs.readdirSync(`/proc/self/${folder}`)
+const links = (directory) => fs.readdirSync(`/proc/self/${directory}`)
   .map((name) => {
-    try { return [name, fs.readlinkSync(`/proc/self/${folder}/${name}`).replace(/\d{3,}/, 'N')]; } catch { return []; }
+    try { return [name, fs.readlinkSync(`/proc/self/${directory}/${name}`).replace(/\d{3,}/, 'N')]; } catch { return [];
+    }
   })
   .filter(([, target]) => target && !target.startsWith('/proc/'));
 console.log(JSON.stringify({
@@ -124,7 +125,7 @@ CHANGES = {
     "the loader's cache": "cp /etc/ld.so.cache /root/x && mv /root/x /etc/ld.so.cache",
     "the loader's list": "touch /etc/ld.so.preload",
     "OpenSSL's configuration": "echo >> /etc/ssl/openssl.cnf",
-    "the working folder": "mv /workspace /gone && mkdir /workspace",
+    "the working directory": "mv /workspace /gone && mkdir /workspace",
 }
 
 

@@ -266,11 +266,11 @@ def test_letters_of_east_asia_are_drawn(show: Any, before: str) -> None:
 LATER = """
 import matplotlib.font_manager as fm, pathlib
 data = pathlib.Path(fm.findfont('DejaVu Sans')).read_bytes()
-folder = pathlib.Path({folder!r}).expanduser()
-folder.mkdir(parents=True, exist_ok=True)
+directory = pathlib.Path({directory!r}).expanduser()
+directory.mkdir(parents=True, exist_ok=True)
 for code in ('ascii', 'utf-16-be'):
     data = data.replace('DejaVu Sans'.encode(code), {name!r}.encode(code))
-(folder / '{name}-later.ttf').write_bytes(data)
+(directory / '{name}-later.ttf').write_bytes(data)
 print(fm.findfont({name!r}, fallback_to_default=False))
 """
 
@@ -278,9 +278,9 @@ print(fm.findfont({name!r}, fallback_to_default=False))
 @pytest.mark.parametrize("folder", ["~/.fonts", "~/.local/share/fonts/deep", "/usr/local/share/fonts"])
 @pytest.mark.parametrize("program", [False, True], ids=["context", "program"])
 def test_a_font_that_is_installed_later_is_found(
-    shared: Sandbox, context: CodeContext, folder: str, program: bool
+    shared: Sandbox, context: CodeContext, directory: str, program: bool
 ) -> None:
-    code = LATER.format(folder=folder, name=f"{'Xyz'[len(folder) % 3]}ejaWu Sun{'sp'[program]}")
+    code = LATER.format(directory=directory, name=f"{'Xyz'[len(directory) % 3]}ejaWu Sun{'sp'[program]}")
     if program:
         result = shared.exec(["python3", "-c", code])
         assert result.stdout.strip().endswith("later.ttf"), result.stderr

@@ -1,4 +1,4 @@
-"""`sandboxd cp` of files and folders, against a real daemon."""
+"""`sandboxd cp` of files and directories, against a real daemon."""
 
 from __future__ import annotations
 

@@ -121,8 +121,8 @@ class Blow:
         self.error: SandboxdError | None = None
         self.surprise: BaseException | None = None
         self._over = threading.Event()
-        # The newborn that is held may be the one that is created.
-        self._before = set(os.listdir(ground.daemon.cgroup())) - {ground.daemon.newborn()}
+        # The prepared sandbox that is held may be the one that is created.
+        self._before = set(os.listdir(ground.daemon.cgroup())) - {ground.daemon.prepared()}
         self._victim = ground.new_victim() if operation != "create" else None
 
     def strike(self) -> None:
@@ -293,7 +293,7 @@ def test_what_runs_in_a_sandbox_that_a_daemon_cannot_reach_ends(own_daemon: Daem
                 again.thaw()
         shown = again.refresh()
         assert (shown.state, (shown.reason or "").partition(":")[0]) == ("failed", "its init cannot be reached")
-        until(lambda: not footprint.sandboxed(own_daemon, own_daemon.newborn() or "none"), client)
+        until(lambda: not footprint.sandboxed(own_daemon, own_daemon.prepared() or "none"), client)
         again.destroy()
 
 
@@ -328,7 +328,7 @@ CREATE = {"rootfs": "default", "limits": {}, "network": {"mode": "none"}, "secco
 
 
 def test_a_destruction_during_a_birth_is_carried_out(launcher: LauncherProcess) -> None:
-    """A daemon that gave up waiting for a birth must not leave a sandbox that nobody knows."""
+    """A daemon that gave up waiting for a creation must not leave a sandbox that nobody knows."""
     for number in range(10):
         sandbox_id = f"{number:020d}"
         answers = launcher.asker.ask_all(

@@ -59,8 +59,8 @@ def told(result: subprocess.CompletedProcess[str]) -> dict[str, dict[str, str | 
     return features
 
 
-def entries(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+def entries(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
 
 
 @needs_root
@@ -126,7 +126,7 @@ def test_as_nobody_it_says_what_it_cannot_try(host):
 
 @needs_root
 def test_the_way_to_a_file_is_judged_as_the_kernel_does(tmp_path):
-    """`tmp_path` lies in a folder that is its owner's alone."""
+    """`tmp_path` lies in a directory that is its owner's alone."""
     paths = ["/", "/etc/passwd", "/etc/shadow", "/root", str(tmp_path), "/proc/1/environ", "/tmp", sys.executable]
     program = "import os, sys; print(*(int(os.access(p, os.R_OK)) for p in sys.argv[1:]))"
     answer = subprocess.run(
@@ -164,13 +164,13 @@ import errno, sys
 from sandboxd.linux.kernel import Kernel, SyscallError
 from sandboxd.linux.probes import overlay
 
-folder, failing = sys.argv[1:]
+directory, failing = sys.argv[1:]
 
 def refuse(*_, **__):
     raise SyscallError(errno.EPERM, failing)
 
 setattr(Kernel, failing, refuse)
-facts = overlay.gather(Kernel(), folder, "ext4", None, root=True)
+facts = overlay.gather(Kernel(), directory, "ext4", None, root=True)
 print(facts.outcome.syscall, facts.outcome.code, overlay.evaluate(facts)[0].status)
 """
 
@@ -184,10 +184,10 @@ def test_a_trial_that_fails_says_where_and_leaves_nothing(tmp_path, failing):
     assert os.listdir(tmp_path) == []
 
 
-def fake_nft(folder: Path, text: str) -> dict[str, str]:
-    (folder / "nft").write_text(f"#!/bin/sh\n{text}\n")
-    (folder / "nft").chmod(0o755)
-    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+def fake_nft(directory: Path, text: str) -> dict[str, str]:
+    (directory / "nft").write_text(f"#!/bin/sh\n{text}\n")
+    (directory / "nft").chmod(0o755)
+    return os.environ | {"PATH": f"{directory}:{os.environ['PATH']}"}
 
 
 @needs_root

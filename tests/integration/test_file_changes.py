@@ -1,4 +1,4 @@
-"""Versions of folders, watches by patterns, folders kept as archives: by SDK and command line on a real daemon."""
+"""Versions of directories, watches by patterns, directories kept as archives: SDK and command line, a real daemon."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.real
 
 
 @pytest.fixture
-def folder(shared: Sandbox, request: pytest.FixtureRequest) -> str:
-    """A folder of the test's own with a small project in it."""
+def directory(shared: Sandbox, request: pytest.FixtureRequest) -> str:
+    """A directory of the test's own with a small project in it."""
     path = f"/workspace/{request.node.name.partition('[')[0]}"
     lines = "mkdir -p src/deep .git node_modules/x; echo a > src/a.ts; echo b > src/deep/b.py; echo c > .git/c"
     shared.exec(f"rm -rf {path}; mkdir -p {path}; cd {path}; {lines}; echo '*.log' > .gitignore; echo l > x.log")
@@ -45,131 +45,131 @@ def folder(shared: Sandbox, request: pytest.FixtureRequest) -> str:
         "cp -p src/a.ts src/t && mv src/t src/a.ts",
     ],
 )
-def test_every_change_is_another_version(shared: Sandbox, folder: str, line: str) -> None:
-    before = shared.check_changes(folder)
+def test_every_change_is_another_version(shared: Sandbox, directory: str, line: str) -> None:
+    before = shared.check_changes(directory)
     assert before.changed is None
     assert before.entries == 10
-    assert shared.check_changes(folder, since=before.version).changed is False
-    shared.exec(line, cwd=folder)
-    after = shared.check_changes(folder, since=before.version)
+    assert shared.check_changes(directory, since=before.version).changed is False
+    shared.exec(line, cwd=directory)
+    after = shared.check_changes(directory, since=before.version)
     assert after.changed is True
     assert after.version != before.version
 
 
 @pytest.mark.parametrize("line", ["cat src/a.ts; ls -R", "touch .git/c node_modules/x/y", "rm -r .git", "mkdir .git/z"])
-def test_reading_and_what_is_left_out_change_nothing(shared: Sandbox, folder: str, line: str) -> None:
+def test_reading_and_what_is_left_out_change_nothing(shared: Sandbox, directory: str, line: str) -> None:
     rules = {"exclude": [".git", "node_modules"]}
-    before = shared.check_changes(folder, **rules)  # type: ignore[arg-type]
+    before = shared.check_changes(directory, **rules)  # type: ignore[arg-type]
     assert before.entries == 6
-    shared.exec(line, cwd=folder)
-    assert shared.check_changes(folder, since=before.version, **rules).changed is False  # type: ignore[arg-type]
+    shared.exec(line, cwd=directory)
+    assert shared.check_changes(directory, since=before.version, **rules).changed is False  # type: ignore[arg-type]
 
 
-def test_only_what_is_included_counts(shared: Sandbox, folder: str) -> None:
-    before = shared.check_changes(folder, include=["*.py"])
+def test_only_what_is_included_counts(shared: Sandbox, directory: str) -> None:
+    before = shared.check_changes(directory, include=["*.py"])
     assert before.entries == 1
-    shared.exec("echo x >> src/a.ts; mkdir other", cwd=folder)
-    assert shared.check_changes(folder, include=["*.py"], since=before.version).changed is False
-    shared.exec("echo x > other/n.py", cwd=folder)
-    assert shared.check_changes(folder, include=["*.py"], since=before.version).changed is True
+    shared.exec("echo x >> src/a.ts; mkdir other", cwd=directory)
+    assert shared.check_changes(directory, include=["*.py"], since=before.version).changed is False
+    shared.exec("echo x > other/n.py", cwd=directory)
+    assert shared.check_changes(directory, include=["*.py"], since=before.version).changed is True
 
 
-def test_a_version_is_compared_by_its_own_rules(shared: Sandbox, folder: str) -> None:
-    version = shared.check_changes(folder).version
+def test_a_version_is_compared_by_its_own_rules(shared: Sandbox, directory: str) -> None:
+    version = shared.check_changes(directory).version
     for since, more in ((version, {"recursive": False}), (version, {"exclude": ["x"]}), ("1", {}), (version + "0", {})):
         with pytest.raises(InvalidRequest) as caught:
-            shared.check_changes(folder, since=since, **more)  # type: ignore[arg-type]
+            shared.check_changes(directory, since=since, **more)  # type: ignore[arg-type]
         assert caught.value.facts["field"] == "since"
     with pytest.raises(InvalidRequest):
-        shared.check_changes(folder + "/src", since=version)
+        shared.check_changes(directory + "/src", since=version)
     with pytest.raises(InvalidRequest):
-        shared.check_changes(folder, exclude=["x" * 1001])
+        shared.check_changes(directory, exclude=["x" * 1001])
     with pytest.raises(FileNotFound):
-        shared.check_changes(folder + "/none")
+        shared.check_changes(directory + "/none")
 
 
-def test_a_file_has_a_version_too(shared: Sandbox, folder: str) -> None:
-    before = shared.check_changes(folder + "/src/a.ts")
+def test_a_file_has_a_version_too(shared: Sandbox, directory: str) -> None:
+    before = shared.check_changes(directory + "/src/a.ts")
     assert before.entries == 1
-    shared.exec("echo x > src/b.ts", cwd=folder)
-    assert shared.check_changes(folder + "/src/a.ts", since=before.version).changed is False
-    shared.exec("echo x > src/a.ts", cwd=folder)
-    assert shared.check_changes(folder + "/src/a.ts", since=before.version).changed is True
+    shared.exec("echo x > src/b.ts", cwd=directory)
+    assert shared.check_changes(directory + "/src/a.ts", since=before.version).changed is False
+    shared.exec("echo x > src/a.ts", cwd=directory)
+    assert shared.check_changes(directory + "/src/a.ts", since=before.version).changed is True
 
 
-def test_a_watch_tells_what_its_patterns_mean(shared: Sandbox, folder: str) -> None:
-    with shared.watch(folder, exclude=[".git", "node_modules"]) as changes:
+def test_a_watch_tells_what_its_patterns_mean(shared: Sandbox, directory: str) -> None:
+    with shared.watch(directory, exclude=[".git", "node_modules"]) as changes:
         line = "echo > .git/d; echo > node_modules/x/e; mkdir -p .git/deep; echo > .git/deep/f; mv src/a.ts .git/; "
-        shared.exec(line + "mv .git/c src/c; echo > end", cwd=folder)
+        shared.exec(line + "mv .git/c src/c; echo > end", cwd=directory)
         seen = [one.type for one in itertools.islice(changes, 3)]
     assert seen == ["remove", "create", "create"]
-    with shared.watch(folder, include=["*.py"]) as changes:
-        shared.exec("echo > x.ts; mkdir -p fresh; echo > fresh/y.ts; echo > fresh/n.py", cwd=folder)
-        assert next(iter(changes)).path == f"{folder}/fresh/n.py"
+    with shared.watch(directory, include=["*.py"]) as changes:
+        shared.exec("echo > x.ts; mkdir -p fresh; echo > fresh/y.ts; echo > fresh/n.py", cwd=directory)
+        assert next(iter(changes)).path == f"{directory}/fresh/n.py"
     with pytest.raises(InvalidRequest):
-        shared.watch(folder, include=["a,b"])
+        shared.watch(directory, include=["a,b"])
 
 
-def test_backup_and_restore(shared: Sandbox, folder: str) -> None:
+def test_backup_and_restore(shared: Sandbox, directory: str) -> None:
     archive = "/tmp/kept/it.tar.gz"
-    made = shared.create_backup(folder, archive)
+    made = shared.create_backup(directory, archive)
     assert made.size == shared.stat_file(archive).size
-    before = shared.exec("find . | sort", cwd=folder).stdout
-    shared.exec("rm -r src; echo new > more; echo changed > x.log", cwd=folder)
-    inode = shared.exec("stat -c %i .", cwd=folder).stdout
-    assert shared.restore_backup(folder, archive).entries == made.entries
-    assert shared.exec("find . | sort; stat -c %i .", cwd=folder).stdout == before + inode
-    assert shared.exec("cat src/a.ts x.log", cwd=folder).stdout == "a\nl\n"
-    assert shared.restore_backup(folder + "/restored-elsewhere", archive).entries == made.entries
+    before = shared.exec("find . | sort", cwd=directory).stdout
+    shared.exec("rm -r src; echo new > more; echo changed > x.log", cwd=directory)
+    inode = shared.exec("stat -c %i .", cwd=directory).stdout
+    assert shared.restore_backup(directory, archive).entries == made.entries
+    assert shared.exec("find . | sort; stat -c %i .", cwd=directory).stdout == before + inode
+    assert shared.exec("cat src/a.ts x.log", cwd=directory).stdout == "a\nl\n"
+    assert shared.restore_backup(directory + "/restored-elsewhere", archive).entries == made.entries
     left = shared.exec("find / -xdev -name '.sandboxd-tmp-*'").stdout
     assert left == ""
 
 
 @pytest.mark.parametrize("form", ["tar", "tar.gz", "zip"])
-def test_what_a_backup_leaves_out(shared: Sandbox, folder: str, form: str) -> None:
+def test_what_a_backup_leaves_out(shared: Sandbox, directory: str, form: str) -> None:
     archive = f"/tmp/left.{form}"
-    shared.create_backup(folder, archive, format=form, exclude=["node_modules", "deep"], gitignore=True)  # type: ignore[arg-type]
-    shared.restore_backup(folder + "/out", archive)
-    assert shared.exec("find . -mindepth 1 | sort", cwd=folder + "/out").stdout.split() == [
+    shared.create_backup(directory, archive, format=form, exclude=["node_modules", "deep"], gitignore=True)  # type: ignore[arg-type]
+    shared.restore_backup(directory + "/out", archive)
+    assert shared.exec("find . -mindepth 1 | sort", cwd=directory + "/out").stdout.split() == [
         "./.gitignore",
         "./src",
         "./src/a.ts",
     ]
 
 
-def test_below_a_repositorys_root_its_rules_hold(shared: Sandbox, folder: str) -> None:
+def test_below_a_repositorys_root_its_rules_hold(shared: Sandbox, directory: str) -> None:
     shared.exec(
-        "mkdir -p .git/info; echo secret > .git/info/exclude; echo x > src/secret; echo x > src/y.log", cwd=folder
+        "mkdir -p .git/info; echo secret > .git/info/exclude; echo x > src/secret; echo x > src/y.log", cwd=directory
     )
-    shared.create_backup(folder + "/src", "/tmp/below.tar", format="tar", gitignore=True)
-    shared.restore_backup(folder + "/out", "/tmp/below.tar")
-    assert "secret" not in (kept := shared.exec("ls -A", cwd=folder + "/out").stdout.split())
+    shared.create_backup(directory + "/src", "/tmp/below.tar", format="tar", gitignore=True)
+    shared.restore_backup(directory + "/out", "/tmp/below.tar")
+    assert "secret" not in (kept := shared.exec("ls -A", cwd=directory + "/out").stdout.split())
     assert "y.log" not in kept
-    found = shared.search_files(folder + "/src", content="x|a", gitignore=True)
+    found = shared.search_files(directory + "/src", content="x|a", gitignore=True)
     assert {match.path.rpartition("/")[2] for match in found.items} == {"a.ts"}
-    changed = shared.replace_in_files(folder + "/src", "x", "z", gitignore=True)
+    changed = shared.replace_in_files(directory + "/src", "x", "z", gitignore=True)
     assert not changed.items
 
 
-def test_a_damaged_backup_changes_nothing(shared: Sandbox, folder: str) -> None:
-    shared.create_backup(folder, "/tmp/whole.tar.gz")
+def test_a_damaged_backup_changes_nothing(shared: Sandbox, directory: str) -> None:
+    shared.create_backup(directory, "/tmp/whole.tar.gz")
     shared.exec("head -c 150 /tmp/whole.tar.gz > /tmp/cut.tar.gz")
     evil = io.BytesIO()
     with tarfile.open(fileobj=evil, mode="w") as file:
         file.addfile(tarfile.TarInfo("../../evil"))
     shared.write_file("/tmp/evil.tar", evil.getvalue())
-    version = shared.check_changes(folder).version
+    version = shared.check_changes(directory).version
     for archive in ("/tmp/cut.tar.gz", "/tmp/evil.tar"):
         with pytest.raises(ArchiveRefused):
-            shared.restore_backup(folder, archive)
+            shared.restore_backup(directory, archive)
     with pytest.raises(FileNotFound):
-        shared.restore_backup(folder, "/tmp/none.tar")
-    assert shared.check_changes(folder, since=version).changed is False
+        shared.restore_backup(directory, "/tmp/none.tar")
+    assert shared.check_changes(directory, since=version).changed is False
     with pytest.raises(FileNotFound):
-        shared.create_backup(folder + "/none", "/tmp/none.tar")
+        shared.create_backup(directory + "/none", "/tmp/none.tar")
     assert not shared.exists("/tmp/none.tar")
     with pytest.raises(NotAFile):
-        shared.create_backup(folder, folder)
+        shared.create_backup(directory, directory)
     left = shared.exec("find / -xdev -name '.sandboxd-tmp-*'").stdout
     assert left == ""
 
@@ -185,19 +185,19 @@ async def test_the_asynchronous_twins(daemon: Daemon) -> None:
         assert await sandbox.exists("/workspace/a/b")
 
 
-def test_the_command_line(shared: Sandbox, folder: str, daemon: Daemon) -> None:
+def test_the_command_line(shared: Sandbox, directory: str, daemon: Daemon) -> None:
     def run(*words: str) -> tuple[int, str]:
         command = [sys.executable, "-m", "sandboxd", "files", *words]
         env = {**os.environ, "SANDBOXD_URL": daemon.url}
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
         return done.returncode, done.stdout
 
-    code, version = run("changes", shared.id, folder, "--exclude", ".git")
+    code, version = run("changes", shared.id, directory, "--exclude", ".git")
     assert code == 0
-    asked = ("changes", shared.id, folder, "--exclude", ".git", "--since", version.strip())
+    asked = ("changes", shared.id, directory, "--exclude", ".git", "--since", version.strip())
     assert run(*asked) == (0, version)
-    assert run("backup", shared.id, folder, "/tmp/cli.tar.gz")[0] == 0
-    shared.exec("echo x > more", cwd=folder)
+    assert run("backup", shared.id, directory, "/tmp/cli.tar.gz")[0] == 0
+    shared.exec("echo x > more", cwd=directory)
     assert run(*asked)[0] == 1
-    assert run("restore", shared.id, "/tmp/cli.tar.gz", folder) == (0, f"{folder}: 10 entries\n")
-    assert not shared.exists(f"{folder}/more")
+    assert run("restore", shared.id, "/tmp/cli.tar.gz", directory) == (0, f"{directory}: 10 entries\n")
+    assert not shared.exists(f"{directory}/more")

@@ -116,8 +116,8 @@ def test_a_folder_out_and_in(sandbox: Sandbox, kind: str) -> None:
     listing = "cd {} && find . ! -type p -printf '%p %y %m %s %T@ %l\\n' | sort | sed 's/^\\. .*/./'"
     ours = sandbox.exec(f"rm -rf t/p; diff -r --no-dereference t new/t; {listing.format('new/t')}").stdout
     theirs = sandbox.exec(listing.format("t")).stdout
-    without_folder_times = [" ".join(line.split()[:3]) for line in ours.splitlines()]
-    assert without_folder_times == [" ".join(line.split()[:3]) for line in theirs.splitlines()]
+    without_directory_times = [" ".join(line.split()[:3]) for line in ours.splitlines()]
+    assert without_directory_times == [" ".join(line.split()[:3]) for line in theirs.splitlines()]
     assert sandbox.exec("stat -c %Y new/t/none").stdout == "978307200\n"
 
 
@@ -261,7 +261,7 @@ def test_a_watch_tells_what_happens(daemon: Daemon, sandbox: Sandbox) -> None:
             " mv old/f /tmp/f; sleep .2; mv /tmp/f old/f; mv old/sub /tmp/; sleep .2; touch /tmp/sub/unseen; ln -s a l;"
             " touch END"
         ).check()
-    # Whether the folder was seen before the file in it was written is a matter of luck.
+    # Whether the directory was seen before the file in it was written is a matter of luck.
     assert [told for told in watched.told() if told != "write /workspace/n/e/h"] == [
         "create /workspace/f", "write /workspace/f", "chmod /workspace/f", "rename /workspace/g <- /workspace/f",
         "create /workspace/n", "create /workspace/n/e", "create /workspace/n/e/h",

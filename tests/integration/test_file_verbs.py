@@ -122,7 +122,7 @@ def test_rename_and_move(sandbox: Sandbox) -> None:
     assert sandbox.exec("stat -c '%a %N' /dev/shm/deep/er /dev/shm/deep/l; cat /dev/shm/deep/l; ls -A").stdout == (
         "700 '/dev/shm/deep/er'\n777 '/dev/shm/deep/l' -> 'er/c'\nb"
     )
-    sandbox.rename_file("/usr/lib/python3", "/usr/lib/python3.moved")  # a folder of the rootfs
+    sandbox.rename_file("/usr/lib/python3", "/usr/lib/python3.moved")  # a directory of the rootfs
     assert sandbox.exists("/usr/lib/python3.moved")
 
 

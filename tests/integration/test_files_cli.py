@@ -53,7 +53,7 @@ def test_the_verbs_of_files(daemon: Daemon, sandbox: Sandbox) -> None:
     assert done("replace", key, "one", "three", strange) == b"/workspace/d/\\xff\\n:1\n"
     assert done("cat", key, strange) == b"def three\n\x1b[31mtwo\n"
     done("mv", key, strange, "/workspace/new/plain")
-    done("copy", key, "/workspace/new/plain", "/workspace/d")  # a folder: under its name into it
+    done("copy", key, "/workspace/new/plain", "/workspace/d")  # a directory: under its name into it
     done("ln", key, "d/plain", "/workspace/link")
     assert done("cat", key, "/workspace/link") == b"def three\n\x1b[31mtwo\n"
     taken = files(daemon, "copy", "-n", key, "/workspace/link", "/workspace/d/plain")

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder with history.git."""
+    """A directory with history.git."""
     root = tmp_path_factory.mktemp("repositories")
     git_history.make(root / "history.git", commits=2500)
     return root
@@ -48,7 +48,7 @@ def head_of(served: pathlib.Path, name: str = "main") -> str:
 
 
 def leftovers(sandbox: Sandbox) -> list[str]:
-    """Return what clones have left: folders, and processes."""
+    """Return what clones have left: directories, and processes."""
     script = (
         "ls -A /workspace; find / -xdev -name '.sandboxd-clone*'; grep -l [s]andboxd.templates /proc/[0-9]*/cmdline"
     )
@@ -84,7 +84,7 @@ def test_a_path_of_the_sandbox(sandbox: Sandbox, served: pathlib.Path, server: H
     second = sandbox.git_checkout("/workspace/one", target_dir="two")
     third = sandbox.git_checkout("file:///workspace/one/.git", target_dir="three", branch="main", depth=1)
     assert first.commit == second.commit == third.commit == head_of(served)
-    with pytest.raises(errors.GitRepositoryNotFound):  # the host's folders are not the sandbox's
+    with pytest.raises(errors.GitRepositoryNotFound):  # the host's directories are not the sandbox's
         sandbox.git_checkout(str(served / "history.git"), target_dir="four")
 
 
@@ -233,16 +233,16 @@ def test_what_a_clone_is_inside(daemon: Daemon, sandbox: Sandbox, server: HttpSe
     assert facts["Uid"].split()[0] != "0"  # the host's root it is not
 
 
-def _authority(folder: pathlib.Path) -> ssl.SSLContext:
+def _authority(directory: pathlib.Path) -> ssl.SSLContext:
     """Make a certificate for localhost that is its own authority: cert.pem, and a server's context with it."""
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(folder / "key.pem"),
-         "-out", str(folder / "cert.pem")],
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(directory / "key.pem"),
+         "-out", str(directory / "cert.pem")],
         check=True, capture_output=True,
     )  # fmt: skip
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    context.load_cert_chain(directory / "cert.pem", directory / "key.pem")
     return context
 
 
@@ -308,9 +308,9 @@ run("update-ref", "refs/heads/main", run("commit-tree", "-m", "x", tree))
 def test_a_repository_that_does_not_fit_in_memory(client: Client) -> None:
     """A path is packed by dulwich in the child, which holds each object as a whole."""
     with Sandbox.create(client=client, limits={"memory_bytes": 96 << 20}) as sandbox:
-        for folder, mebibytes in (("small", 4), ("large", 160)):
-            sandbox.mkdir(f"/workspace/{folder}")
-            sandbox.exec(["python3", "-c", MAKE, str(mebibytes)], cwd=f"/workspace/{folder}").check()
+        for directory, mebibytes in (("small", 4), ("large", 160)):
+            sandbox.mkdir(f"/workspace/{directory}")
+            sandbox.exec(["python3", "-c", MAKE, str(mebibytes)], cwd=f"/workspace/{directory}").check()
         found = sandbox.git_checkout("/workspace/small", target_dir="a")
         assert found.files == 1
         with pytest.raises(errors.LimitExceeded) as caught:

@@ -13,7 +13,7 @@ import pytest
 
 from bench import git_history
 from sandboxd import errors
-from sandboxd.templates.git.clone import Order, clone
+from sandboxd.templates.git.clone import CloneRequest, clone
 from tests.support.git_hostile import git
 from tests.support.git_server import GIT_ENV, HttpServer, git_daemon
 
@@ -81,7 +81,7 @@ def address_of(path, way):
 
 
 def ours(url, target, **more):
-    order = Order(url=url, target=str(target), temporary=".x", **more)
+    order = CloneRequest(url=url, target=str(target), temporary=".x", **more)
     return clone(order, ssl.create_default_context(), lambda _: None)
 
 
@@ -89,12 +89,12 @@ def theirs(path, target, *more):
     subprocess.run(["git", "clone", "-q", *more, f"file://{path}", str(target)], check=True, env=GIT_ENV)
 
 
-def files_in(folder):
+def files_in(directory):
     return {
-        os.fsencode(os.path.relpath(os.path.join(at, name), folder)): oct(os.lstat(os.path.join(at, name)).st_mode)
-        for at, folders, files in os.walk(folder)
-        for name in folders + files
-        if not os.path.relpath(os.path.join(at, name), folder).startswith(".git")
+        os.fsencode(os.path.relpath(os.path.join(at, name), directory)): oct(os.lstat(os.path.join(at, name)).st_mode)
+        for at, directories, files in os.walk(directory)
+        for name in directories + files
+        if not os.path.relpath(os.path.join(at, name), directory).startswith(".git")
     }
 
 
@@ -170,14 +170,16 @@ def test_an_odd_tree_is_checked_out_as_c_git_does(tmp_path, name):
     with HttpServer(tmp_path) as server:
         for number, url in enumerate((str(odd.path), f"{server.url}/odd.git")):
             ours(url, tmp_path / f"ours{number}")
-            folders = (tmp_path / f"ours{number}", tmp_path / "theirs")
-            assert files_in(folders[0]) == files_in(folders[1])
-            assert git(folders[0], "ls-files", "-s") == git(folders[1], "ls-files", "-s")
-            contents = [{path.name: path.read_bytes() for path in one.iterdir() if path.is_file()} for one in folders]
+            directories = (tmp_path / f"ours{number}", tmp_path / "theirs")
+            assert files_in(directories[0]) == files_in(directories[1])
+            assert git(directories[0], "ls-files", "-s") == git(directories[1], "ls-files", "-s")
+            contents = [
+                {path.name: path.read_bytes() for path in one.iterdir() if path.is_file()} for one in directories
+            ]
             assert contents[0] == contents[1]
 
 
-def link_and_folder(odd):
+def link_and_directory(odd):
     return odd.tree((b"120000", b"a", odd.add(3, b"/tmp")), (b"40000", b"a", odd.plain))
 
 
@@ -186,7 +188,7 @@ HOSTILE = {
         lambda odd: odd.tree((b"100644", b".git", odd.blob)),
         lambda odd: odd.tree((b"40000", b".GIT", odd.plain)),
         lambda odd: odd.tree((b"40000", b"..", odd.plain)),
-        link_and_folder,
+        link_and_directory,
         lambda odd: odd.tree((b"100644", b"a", odd.blob), (b"40000", b"a", odd.plain)),
         lambda odd: odd.tree((b"40000", b"a", odd.plain), (b"40000", b"a", odd.tree((b"100644", b"g", odd.blob)))),
         lambda odd: odd.tree((b"120000", b"a", odd.add(3, b"/x")), (b"120000", b"a", odd.add(3, b"/y"))),

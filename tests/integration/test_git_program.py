@@ -22,7 +22,7 @@ import pytest
 from bench import git_history
 from sandboxd import errors
 from sandboxd.templates.git import configfile
-from sandboxd.templates.git.clone import Order, clone
+from sandboxd.templates.git.clone import CloneRequest, clone
 from sandboxd.templates.git.intake import PackIntake
 from sandboxd.templates.git.transport import Login
 from tests.support.git_hostile import PWNED, git, packed, raw_repository, with_submodule, write_pack, write_repository
@@ -33,7 +33,7 @@ TEMPORARY = ".sandboxd-clone-x"
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory):
-    """A repository with a history, and one that has it as a submodule; gives their folder."""
+    """A repository with a history, and one that has it as a submodule; gives their directory."""
     root = tmp_path_factory.mktemp("served")
     git_history.make(root / "history.git")
     with_submodule(root)
@@ -50,12 +50,12 @@ def own_timeout():
 
 @pytest.fixture
 def run(tmp_path):
-    """Clone into a new folder; gives (result, folder)."""
+    """Clone into a new directory; gives (result, directory)."""
 
     def _run(url, **more):
         target = tmp_path / more.pop("target", "clone")
         told = []
-        order = Order(url=url, target=str(target), temporary=TEMPORARY, **more)
+        order = CloneRequest(url=url, target=str(target), temporary=TEMPORARY, **more)
         try:
             result = clone(order, ssl.create_default_context(), told.append)
         finally:
@@ -67,9 +67,9 @@ def run(tmp_path):
     return _run
 
 
-def is_whole(folder, **more):
-    git(folder, "fsck", "--strict", *([] if more.get("shallow") else ["--full"]))
-    assert git(folder, "status", "--porcelain") == ""
+def is_whole(directory, **more):
+    git(directory, "fsck", "--strict", *([] if more.get("shallow") else ["--full"]))
+    assert git(directory, "status", "--porcelain") == ""
 
 
 # --- what comes ---------------------------------------------------------------------------------------------
@@ -77,9 +77,9 @@ def is_whole(folder, **more):
 
 def test_a_full_clone_is_what_c_git_makes(run, served, tmp_path):
     with HttpServer(served) as server:
-        result, folder = run(f"{server.url}/history.git")
+        result, directory = run(f"{server.url}/history.git")
         subprocess.run(["git", "clone", "-q", f"{server.url}/history.git", str(tmp_path / "theirs")], check=True)
-    is_whole(folder)
+    is_whole(directory)
     for question in (
         ["log", "--all", "--format=%H %P %s"],
         ["show-ref"],
@@ -90,14 +90,14 @@ def test_a_full_clone_is_what_c_git_makes(run, served, tmp_path):
         ["config", "branch.main.merge"],
         ["config", "remote.origin.fetch"],
     ):
-        assert git(folder, *question) == git(tmp_path / "theirs", *question), question
+        assert git(directory, *question) == git(tmp_path / "theirs", *question), question
     assert result["branch"] == "main"
     assert result["commit"] == git(served / "history.git", "rev-parse", "main")
-    assert result["target_dir"] == str(folder)
-    assert (folder / "link.md").readlink() == Path("README.md")
-    assert os.access(folder / "bin/run.sh", os.X_OK)
-    assert (folder / git_history.UNICODE).read_text() == "Grüße\n"
-    assert (folder / git_history.LARGE).stat().st_size == 300_000
+    assert result["target_dir"] == str(directory)
+    assert (directory / "link.md").readlink() == Path("README.md")
+    assert os.access(directory / "bin/run.sh", os.X_OK)
+    assert (directory / git_history.UNICODE).read_text() == "Grüße\n"
+    assert (directory / git_history.LARGE).stat().st_size == 300_000
     phases = [told["phase"] for told in result["told"]]
     assert list(dict.fromkeys(phases)) == [
         "connecting",
@@ -115,23 +115,23 @@ def test_work_goes_on_from_a_clone_with_c_git(run, served, tmp_path):
     shutil.copytree(served / "history.git", tmp_path / "origin.git")
     git(tmp_path / "origin.git", "config", "http.receivepack", "true")
     with HttpServer(tmp_path) as server:
-        _, folder = run(f"{server.url}/origin.git", depth=1)
-        (folder / "new.txt").write_text("new\n")
-        git(folder, "add", "new.txt")
-        git(folder, "-c", "user.name=A", "-c", "user.email=a@example.com", "commit", "-q", "-m", "new")
-        git(folder, "push", "-q")
-        git(folder, "fetch", "-q", "--unshallow")
-    is_whole(folder)
-    assert git(tmp_path / "origin.git", "rev-parse", "main") == git(folder, "rev-parse", "HEAD")
+        _, directory = run(f"{server.url}/origin.git", depth=1)
+        (directory / "new.txt").write_text("new\n")
+        git(directory, "add", "new.txt")
+        git(directory, "-c", "user.name=A", "-c", "user.email=a@example.com", "commit", "-q", "-m", "new")
+        git(directory, "push", "-q")
+        git(directory, "fetch", "-q", "--unshallow")
+    is_whole(directory)
+    assert git(tmp_path / "origin.git", "rev-parse", "main") == git(directory, "rev-parse", "HEAD")
 
 
 def test_a_shallow_clone_ends_at_its_depth(run, served):
     with HttpServer(served) as server:
-        result, folder = run(f"{server.url}/history.git", depth=3, single_branch=True)
-    is_whole(folder, shallow=True)
-    assert git(folder, "rev-parse", "--is-shallow-repository") == "true"
-    assert len(git(folder, "log", "--first-parent", "--format=%H").splitlines()) == 3
-    assert git(folder, "branch", "-r").split() == ["origin/HEAD", "->", "origin/main", "origin/main"]
+        result, directory = run(f"{server.url}/history.git", depth=3, single_branch=True)
+    is_whole(directory, shallow=True)
+    assert git(directory, "rev-parse", "--is-shallow-repository") == "true"
+    assert len(git(directory, "log", "--first-parent", "--format=%H").splitlines()) == 3
+    assert git(directory, "branch", "-r").split() == ["origin/HEAD", "->", "origin/main", "origin/main"]
     assert result["branch"] == "main"
 
 
@@ -148,21 +148,21 @@ def test_a_shallow_clone_ends_at_its_depth(run, served):
 @pytest.mark.parametrize("single_branch", [False, True])
 def test_a_branch_or_a_tag(run, served, ref, branch, single_branch):
     with HttpServer(served) as server:
-        result, folder = run(f"{server.url}/history.git", ref=ref, single_branch=single_branch)
-    is_whole(folder)
+        result, directory = run(f"{server.url}/history.git", ref=ref, single_branch=single_branch)
+    is_whole(directory)
     assert result["branch"] == branch
     assert result["commit"] == git(served / "history.git", "rev-parse", f"{ref}^{{commit}}")
-    assert git(folder, "rev-parse", "HEAD") == result["commit"]
+    assert git(directory, "rev-parse", "HEAD") == result["commit"]
 
 
 @pytest.mark.parametrize("depth", [None, 1])
 def test_a_commit(run, served, depth):
     commit = git(served / "history.git", "rev-parse", "main~7")
     with HttpServer(served) as server:
-        result, folder = run(f"{server.url}/history.git", ref=commit, depth=depth, single_branch=depth is not None)
-    is_whole(folder, shallow=depth)
+        result, directory = run(f"{server.url}/history.git", ref=commit, depth=depth, single_branch=depth is not None)
+    is_whole(directory, shallow=depth)
     assert (result["branch"], result["commit"]) == (None, commit)
-    assert git(folder, "rev-parse", "HEAD") == commit
+    assert git(directory, "rev-parse", "HEAD") == commit
 
 
 def test_git_daemon(run, served):
@@ -171,38 +171,38 @@ def test_git_daemon(run, served):
         assert run(f"{url}/history.git", target="commit", ref=commit)[0]["commit"] == commit
         with pytest.raises(errors.GitRefNotFound):
             run(f"{url}/history.git", target="no-commit", ref="1" * 40)
-        result, folder = run(f"{url}/history.git")
+        result, directory = run(f"{url}/history.git")
         shallow, _ = run(f"{url}/history.git", target="shallow", depth=1, single_branch=True)
-    is_whole(folder)
-    assert result["commit"] == shallow["commit"] == git(folder, "rev-parse", "origin/main")
+    is_whole(directory)
+    assert result["commit"] == shallow["commit"] == git(directory, "rev-parse", "origin/main")
 
 
 @pytest.mark.parametrize("depth", [None, 2])
 def test_a_path(run, served, depth):
-    result, folder = run(str(served / "history.git"), depth=depth)
-    is_whole(folder, shallow=depth)
+    result, directory = run(str(served / "history.git"), depth=depth)
+    is_whole(directory, shallow=depth)
     assert result["commit"] == git(served / "history.git", "rev-parse", "main")
 
 
 def test_an_empty_repository(run, served):
     with HttpServer(served) as server:
-        result, folder = run(f"{server.url}/empty.git")
+        result, directory = run(f"{server.url}/empty.git")
     assert (result["commit"], result["files"]) == (None, 0)
-    assert git(folder, "status", "--porcelain") == ""
+    assert git(directory, "status", "--porcelain") == ""
 
 
 def test_submodules(run, served):
     commit = git(served / "history.git", "rev-parse", "v1.2^{commit}")
     with HttpServer(served) as server:
-        result, folder = run(f"{server.url}/outer.git", submodules=True)
+        result, directory = run(f"{server.url}/outer.git", submodules=True)
         without, plain = run(f"{server.url}/outer.git", target="plain")
         _, shallow = run(f"{server.url}/outer.git", target="shallow", submodules=True, depth=1, single_branch=True)
-    is_whole(folder)
-    is_whole(folder / "libs/history")
-    for one in (folder, shallow):
+    is_whole(directory)
+    is_whole(directory / "libs/history")
+    for one in (directory, shallow):
         assert git(one / "libs/history", "rev-parse", "HEAD") == commit
         assert git(one, "submodule", "status").split()[:2] == [commit, "libs/history"]
-    assert (folder / "libs/history/README.md").read_text() == "# A history\n"
+    assert (directory / "libs/history/README.md").read_text() == "# A history\n"
     assert not list((plain / "libs/history").iterdir())
     assert result["files"] > without["files"]
     assert {told.get("submodule") for told in result["told"]} == {None, "libs/history"}
@@ -210,13 +210,13 @@ def test_submodules(run, served):
 
 def test_sparse_paths(run, served):
     with HttpServer(served) as server:
-        result, folder = run(f"{server.url}/history.git", sparse=("docs", "src/babers"))
-    is_whole(folder)
-    assert sorted(os.listdir(folder)) == [".git", "README.md", "docs", "link.md", "src"]
-    assert os.listdir(folder / "src") == ["babers"]
-    assert git(folder, "sparse-checkout", "list").splitlines() == ["docs", "src/babers"]
-    git(folder, "sparse-checkout", "disable")
-    assert (folder / git_history.LARGE).stat().st_size == 300_000
+        result, directory = run(f"{server.url}/history.git", sparse=("docs", "src/babers"))
+    is_whole(directory)
+    assert sorted(os.listdir(directory)) == [".git", "README.md", "docs", "link.md", "src"]
+    assert os.listdir(directory / "src") == ["babers"]
+    assert git(directory, "sparse-checkout", "list").splitlines() == ["docs", "src/babers"]
+    git(directory, "sparse-checkout", "disable")
+    assert (directory / git_history.LARGE).stat().st_size == 300_000
     assert result["files"] < 30
 
 
@@ -226,12 +226,12 @@ def test_sparse_paths(run, served):
 def test_a_password_opens_and_stays_nowhere(run, served):
     secret = "s3cr3t-zugang"
     with HttpServer(served, login=("anne", secret)) as server:
-        result, folder = run(f"{server.url}/history.git", login=Login("anne", secret))
+        result, directory = run(f"{server.url}/history.git", login=Login("anne", secret))
         assert all(token is not None for _, token in server.hits)
     assert secret not in repr(result)
-    found = [path for path in folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+    found = [path for path in directory.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
     assert found == []
-    assert git(folder, "config", "remote.origin.url") == f"{server.url}/history.git"
+    assert git(directory, "config", "remote.origin.url") == f"{server.url}/history.git"
 
 
 @pytest.mark.parametrize("login", [None, Login("anne", "wrong")])
@@ -256,11 +256,11 @@ def _redirect(to):
 def test_a_redirection_takes_no_password_along(run, served):
     with HttpServer(served) as other, HttpServer(served) as first:
         first.answer = _redirect(other.url)
-        result, folder = run(f"{first.url}/history.git", login=Login("anne", "secret"))
+        result, directory = run(f"{first.url}/history.git", login=Login("anne", "secret"))
         assert first.hits[0][1] is not None
         assert other.hits
         assert all(token is None for _, token in other.hits)
-    is_whole(folder)
+    is_whole(directory)
     assert result["branch"] == "main"
 
 
@@ -381,19 +381,19 @@ def test_a_server_that_hangs_up_in_the_middle(run, served):
 
 def test_the_target(run, served, tmp_path):
     url = str(served / "history.git")
-    _, folder = run(url, target="a/b/c", depth=1)
-    is_whole(folder, shallow=True)
+    _, directory = run(url, target="a/b/c", depth=1)
+    is_whole(directory, shallow=True)
     with pytest.raises(errors.DirectoryNotEmpty):
         run(url, target="a/b/c")
-    is_whole(folder, shallow=True)
+    is_whole(directory, shallow=True)
     (tmp_path / "file").write_text("x")
     with pytest.raises(errors.FileExists):
         run(url, target="file")
     empty = tmp_path / "empty"
     empty.mkdir(0o711)
     before = empty.stat().st_ino
-    _, folder = run(url, target="empty")
-    is_whole(folder)
+    _, directory = run(url, target="empty")
+    is_whole(directory)
     assert (empty.stat().st_ino, empty.stat().st_mode & 0o777) == (before, 0o711)
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "round").symlink_to("round")
@@ -441,8 +441,8 @@ def test_a_target_that_came_meanwhile_is_left_alone(run, served, tmp_path):
     ],
 )  # fmt: skip
 def test_names_that_are_git_or_lead_away_are_not_made(run, tmp_path, name):
-    folder = [(b"100755", b"post-checkout", PWNED)]
-    raw_repository(tmp_path / "bad.git", [(b"40000", name, [(b"40000", b"hooks", folder)])])
+    directory = [(b"100755", b"post-checkout", PWNED)]
+    raw_repository(tmp_path / "bad.git", [(b"40000", name, [(b"40000", b"hooks", directory)])])
     with HttpServer(tmp_path) as server, pytest.raises(errors.GitError) as caught:
         run(f"{server.url}/bad.git")
     assert caught.value.kind in ("git-refused", "git-protocol-error")
@@ -473,10 +473,10 @@ def test_links_and_attributes_are_only_files(run, tmp_path):
         ],
     )
     with HttpServer(tmp_path) as server:
-        _, folder = run(f"{server.url}/odd.git")
-    assert (folder / "a.txt").read_bytes() == b"one\ntwo\n"
-    assert os.readlink(folder / "link") == "/etc/shadow"
-    assert not list((folder / ".git").glob("hooks/*"))
+        _, directory = run(f"{server.url}/odd.git")
+    assert (directory / "a.txt").read_bytes() == b"one\ntwo\n"
+    assert os.readlink(directory / "link") == "/etc/shadow"
+    assert not list((directory / ".git").glob("hooks/*"))
 
 
 def test_a_git_bomb_is_counted_before_it_is_made(run, tmp_path):
@@ -639,8 +639,8 @@ def test_gitmodules_include_nothing_and_lose_nothing(run, tmp_path, served, gitm
     gitmodules = gitmodules.replace(b"FIFO", bytes(tmp_path / "fifo")).replace(b"OTHER", bytes(tmp_path / "other"))
     commit = declaring(tmp_path, served, gitmodules)
     with HttpServer(tmp_path) as server:
-        _, folder = run(f"{server.url}/outer.git", submodules=True, depth=1)
-    assert git(folder / "libs/history", "rev-parse", "HEAD") == commit
+        _, directory = run(f"{server.url}/outer.git", submodules=True, depth=1)
+    assert git(directory / "libs/history", "rev-parse", "HEAD") == commit
 
 
 @pytest.mark.parametrize(

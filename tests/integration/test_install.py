@@ -1,4 +1,4 @@
-"""`make install` into a folder of the test's own: what is where, that a second run changes nothing, and its end."""
+"""`make install` into a directory of the test's own: what is where, that a second run changes nothing, and its end."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
-def make(goal: str, folder: pathlib.Path) -> None:
+def make(goal: str, directory: pathlib.Path) -> None:
     done = subprocess.run(
-        ["make", goal, f"DESTDIR={folder}", "PREFIX=/srv/sandboxd"],
+        ["make", goal, f"DESTDIR={directory}", "PREFIX=/srv/sandboxd"],
         cwd=ROOT,
         env={key: value for key, value in os.environ.items() if not key.startswith("MAKE")},
         capture_output=True,
@@ -27,9 +27,9 @@ def make(goal: str, folder: pathlib.Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def state(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
+def state(directory: pathlib.Path) -> dict[str, tuple[int, int]]:
     """Return every file with its inode and when it was written; compiled Python is a matter of who ran it."""
-    found = (path for path in folder.rglob("*") if "__pycache__" not in path.parts and not path.is_dir())
+    found = (path for path in directory.rglob("*") if "__pycache__" not in path.parts and not path.is_dir())
     return {str(path): (path.lstat().st_ino, path.lstat().st_mtime_ns) for path in found}
 
 

@@ -102,8 +102,8 @@ def test_ids_are_nobodys_on_the_host(daemon: Daemon, sandbox: Sandbox) -> None:
     assert idranges.FIRST_ID <= first < idranges.DISK_FIRST_ID
     stored = (daemon.pool() / sandbox.id / "upper/workspace/mine").stat()
     assert stored.st_uid == idranges.DISK_FIRST_ID  # tests/README.md, row 48
-    for folder in (daemon.state_dir / "pool", daemon.runtime_dir / "pool"):
-        assert folder.stat().st_mode & 0o077 == 0
+    for directory in (daemon.state_dir / "pool", daemon.runtime_dir / "pool"):
+        assert directory.stat().st_mode & 0o077 == 0
 
 
 def test_ranges_are_disjoint(client: object, daemon: Daemon) -> None:

@@ -1,4 +1,4 @@
-"""The launcher alone: births that fail at every kernel call, the sweep, requests from a hostile daemon."""
+"""The launcher alone: creations that fail at every kernel call, the sweep, requests from a hostile daemon."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sandboxd.launcher.plan import INIT_PLAN, LaunchSpec, NewbornSpec, plan_builder, plan_newborn
+from sandboxd.launcher.plan import INIT_PLAN, LaunchSpec, PreparedSpec, plan_builder, plan_prepared
 from sandboxd.linux import procfs
 from sandboxd.spec import DEFAULT_LIMITS
 from sandboxd.wire.messages import Failure, Reply
@@ -37,11 +37,11 @@ def create(launcher: LauncherProcess, sandbox_id: str = ID, **changes: object) -
 
 
 def step_names() -> set[str]:
-    newborn = NewbornSpec(
+    prepared = PreparedSpec(
         id=ID, stage="/x", processes=9, seccomp="default", range_base=1, tcp_rmem="1 1 1", tcp_wmem="1 1 1"
     )
     rest = LaunchSpec(id=ID, rootfs="x", tree="/x", disk="/x", limits=DEFAULT_LIMITS, machine_id="0")
-    return {step.name for step in (*plan_newborn(newborn), *plan_builder(rest), *INIT_PLAN)}
+    return {step.name for step in (*plan_prepared(prepared), *plan_builder(rest), *INIT_PLAN)}
 
 
 @pytest.mark.slow
@@ -67,7 +67,7 @@ def test_a_birth_that_fails_at_any_kernel_call_leaves_nothing(tmp_path: pathlib.
                 assert abs(launcher.fds() - fds) <= 1, answer  # the map of a range is kept until there is a rest
                 assert launcher.children() == [], answer
             else:
-                pytest.fail("no birth succeeded")
+                pytest.fail("no creation succeeded")
             launcher.asker.ask("destroy", id=sandbox_id)
             assert launcher.leftovers() == []
         assert len(procfs.mounts()) == mounts
@@ -85,8 +85,8 @@ def test_a_foreign_root_with_links_is_refused(tmp_path: pathlib.Path) -> None:
     canary.mkdir()
     for name, target in (("proc", "/tmp"), ("sys", "../../etc"), ("dev", str(canary)), ("etc", str(canary))):
         tree = rootfs / name / "private" / "tree"
-        for folder in {"proc", "sys", "dev", "etc", "tmp"} - {name}:
-            (tree / folder).mkdir(parents=True)
+        for directory in {"proc", "sys", "dev", "etc", "tmp"} - {name}:
+            (tree / directory).mkdir(parents=True)
         (tree / name).symlink_to(target)
         (rootfs / name / "rootfs.json").write_text("{}")
     tree = rootfs / "hostname" / "private" / "tree"

@@ -20,8 +20,8 @@ from tests.support.daemon import Daemon
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 MIB = 1024 * 1024
-#: An init is a fork of the launcher: what it has of its own are the pages that its birth touched. CPython before 3.12
-#: counts references to constants too, which dirties most of them: 3.4 MiB were seen there.
+#: An init is a fork of the launcher: what it has of its own are the pages that its creation touched. CPython before
+#: 3.12 counts references to constants too, which dirties most of them: 3.4 MiB were seen there.
 MAX_PSS_PER_IDLE = 4 * MIB
 #: Cycles before the host is counted: lazy imports, arenas, sockets' buffers and the prepared range exist from then on.
 #: As many at once as in the test: four need more than one, and most of what a daemon grows by it does in the first 200
@@ -29,7 +29,7 @@ MAX_PSS_PER_IDLE = 4 * MIB
 WARM_UP = 160
 CYCLES = 500
 #: 500 cycles that leak one 4 KiB page each would pass 2 MB; allocators' own unrest was seen below 1 MiB.
-#: The launcher makes ids and a newborn ready when nobody has asked it for anything for some 70 ms.
+#: The launcher makes ids and a prepared sandbox ready when nobody has asked it for anything for some 70 ms.
 STEADY_S = 0.5
 MAX_DAEMON_GROWTH = 2 * MIB
 #: Every init is a fork of the launcher, so its memory counts hundreds of times.
@@ -56,9 +56,9 @@ async def gone(daemon: Daemon) -> None:
 
 
 async def baseline(daemon: Daemon, launcher: int) -> footprint.Footprint:
-    """Return a footprint that stays the same: what was before has been tidied up, and a newborn is held again."""
+    """Return a footprint that stays the same: what was before is tidied up, and a prepared sandbox is held again."""
     with trio.move_on_after(10):
-        while daemon.newborn() is None:
+        while daemon.prepared() is None:
             await trio.to_thread.run_sync(daemon.ping)
     taken = [footprint.take(daemon, launcher)]
     since = trio.current_time()
@@ -164,7 +164,7 @@ async def test_five_hundred_cycles_leave_the_host_as_it_was(own_daemon: Daemon) 
 
 
 class Breakage:
-    """A way in which a host can fail a birth: `harm` does it and returns how to heal it."""
+    """A way in which a host can fail a creation: `harm` does it and returns how to heal it."""
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
@@ -262,7 +262,7 @@ async def test_a_host_that_fails_is_told_and_leaves_nothing(fragile: Daemon, way
         await cycle(client, 1)
     before = await baseline(fragile, breakage.launcher)
     async with AsyncClient(fragile.url) as client:
-        fragile.end_newborn()  # it is beyond some of what a whole birth would meet
+        fragile.end_newborn()  # it is beyond some of what a whole creation would meet
         heal = getattr(breakage, way)()
         try:
             for _ in range(3):

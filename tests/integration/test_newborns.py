@@ -1,4 +1,4 @@
-"""The newborn that the launcher holds for the next sandbox: taken, refused, killed, and gone with its launcher."""
+"""The prepared sandbox that the launcher holds: taken, refused, killed, and gone with its launcher."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.launching import LauncherProcess
 pytestmark = pytest.mark.real
 
 ID, OTHER = "a" * 20, "b" * 20
-#: Far more than a newborn takes, on a busy machine too.
+#: Far more than a prepared sandbox takes, on a busy machine too.
 DEADLINE_S = 30.0
 #: System calls, as /proc/<pid>/syscall has them.
 READ, RECVMSG = ("63", "212") if os.uname().machine == "aarch64" else ("0", "47")
@@ -35,7 +35,7 @@ def launcher(tmp_path: pathlib.Path) -> Iterator[LauncherProcess]:
 
 
 def until(what: Callable[[], object]) -> None:
-    """Wait without asking the launcher for anything: it makes a newborn only when nobody does."""
+    """Wait without asking the launcher for anything: it makes a prepared sandbox only when nobody does."""
     end = time.monotonic() + DEADLINE_S
     while not what():
         assert time.monotonic() < end
@@ -53,7 +53,7 @@ def processes(launcher: LauncherProcess, sandbox_id: str) -> dict[int, str]:
 
 
 def hold(launcher: LauncherProcess, sandbox_id: str = ID) -> dict[int, str]:
-    """Have a newborn held and return its processes: the builder, which waits, and pid 1."""
+    """Have a prepared sandbox held and return its processes: the builder, which waits, and pid 1."""
     assert isinstance(launcher.asker.ask("prepare", id=sandbox_id), Reply)
     until(lambda: sorted(map(waits_in, processes(launcher, sandbox_id))) == ["orders", "root"])
     assert set(processes(launcher, sandbox_id).values()) == {NAME}
@@ -61,7 +61,7 @@ def hold(launcher: LauncherProcess, sandbox_id: str = ID) -> dict[int, str]:
 
 
 def waits_in(pid: int) -> str:
-    """Return what one of a newborn's processes waits for: the builder for orders, pid 1 for a root."""
+    """Return what one of a prepared sandbox's processes waits for: the builder for orders, pid 1 for a root."""
     try:
         return {READ: "orders", RECVMSG: "root"}.get(pathlib.Path(f"/proc/{pid}/syscall").read_text().split()[0], "")
     except OSError:
@@ -122,7 +122,7 @@ def test_an_order_at_once_takes_the_newborn_that_is_being_made(launcher: Launche
 
 
 def test_an_order_of_other_limits_gets_what_it_asked_for(launcher: LauncherProcess) -> None:
-    """The limit of processes is the user namespace's own, which is there already: another birth is made."""
+    """The limit of processes is the user namespace's own, which is there already: another creation is made."""
     hold(launcher)
     assert create(launcher, pids=64).result["limits"]["pids"] == 64
     assert runs(launcher)

@@ -73,9 +73,9 @@ if (import.meta.hot) {
 
 @pytest.fixture(scope="module")
 def apps() -> Iterator[Sandbox]:
-    folder = web.build()
+    directory = web.build()
     with tempfile.TemporaryDirectory(prefix="sandboxd-web-") as name:
-        daemon = Daemon(pathlib.Path(name, "d"), rootfs_dir=str(folder))
+        daemon = Daemon(pathlib.Path(name, "d"), rootfs_dir=str(directory))
         daemon.start()
         try:
             with daemon.client() as client, Sandbox.create(rootfs="web", client=client) as sandbox:

@@ -27,11 +27,11 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
 @contextlib.contextmanager
-def daemon_with(folder: pathlib.Path, lines: str = "", *options: str) -> Iterator[Daemon]:
-    folder.mkdir(exist_ok=True)
-    config = folder / "previews.toml"
+def daemon_with(directory: pathlib.Path, lines: str = "", *options: str) -> Iterator[Daemon]:
+    directory.mkdir(exist_ok=True)
+    config = directory / "previews.toml"
     config.write_text(lines)
-    daemon = Daemon(folder / "d", options=("--config", str(config), *options))
+    daemon = Daemon(directory / "d", options=("--config", str(config), *options))
     daemon.start()
     try:
         yield daemon
@@ -39,8 +39,8 @@ def daemon_with(folder: pathlib.Path, lines: str = "", *options: str) -> Iterato
         daemon.close()
 
 
-def certificate(folder: pathlib.Path, domain: str) -> tuple[pathlib.Path, pathlib.Path]:
-    cert, key = folder / "cert.pem", folder / "key.pem"
+def certificate(directory: pathlib.Path, domain: str) -> tuple[pathlib.Path, pathlib.Path]:
+    cert, key = directory / "cert.pem", directory / "key.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
         + ["-subj", f"/CN={domain}", "-addext", f"subjectAltName=DNS:*.{domain}", "-keyout", key, "-out", cert],
@@ -105,11 +105,11 @@ preview_key = "{key}"
 
 
 NGINX = """
-daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
+daemon off; worker_processes 1; pid {directory}/pid; error_log {directory}/error.log;
 events {{ worker_connections 512; }}
 http {{
-  access_log off; client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c;
-  uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
+  access_log off; client_body_temp_path {directory}/a; proxy_temp_path {directory}/b; fastcgi_temp_path {directory}/c;
+  uwsgi_temp_path {directory}/d; scgi_temp_path {directory}/e;
   {server}
 }}
 """
@@ -135,10 +135,10 @@ def snippet(language: str, changes: dict[str, str]) -> str:
 
 @contextlib.contextmanager
 def front_proxy(
-    program: str, folder: pathlib.Path, cert: pathlib.Path, key: pathlib.Path, ports: tuple[int, int]
+    program: str, directory: pathlib.Path, cert: pathlib.Path, key: pathlib.Path, ports: tuple[int, int]
 ) -> Iterator[None]:
     listener, front = ports
-    config = folder / f"{program}.conf"
+    config = directory / f"{program}.conf"
     to = {"127.0.0.1:8080": f"127.0.0.1:{listener}"}
     if program == "nginx":
         to |= {
@@ -146,18 +146,18 @@ def front_proxy(
             "/etc/ssl/preview.pem": f"{cert}",
             "/etc/ssl/preview.key": f"{key}",
         }
-        config.write_text(NGINX.format(folder=folder, server=snippet("nginx", to)))
-        argv = ["nginx", "-c", str(config), "-p", str(folder)]
+        config.write_text(NGINX.format(directory=directory, server=snippet("nginx", to)))
+        argv = ["nginx", "-c", str(config), "-p", str(directory)]
     else:
         to |= {
             "*.preview.example.com {": f"*.preview.example.com:{front} {{",
             "tls { dns <provider> }": f"tls {cert} {key}",
         }
-        config.write_text(CADDY.format(site=snippet("caddyfile", to)))
+        config.write_text(CADDY.format(urls=snippet("caddyfile", to)))
         argv = ["caddy", "run", "--adapter", "caddyfile", "--config", str(config)]
-    homes = {name: str(folder / "home") for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}
+    homes = {name: str(directory / "home") for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}
     with (
-        (folder / f"{program}.log").open("wb") as log,
+        (directory / f"{program}.log").open("wb") as log,
         subprocess.Popen(argv, env={**os.environ, **homes}, stdout=log, stderr=log) as process,
     ):
         try:

@@ -87,7 +87,7 @@ def test_signals_that_do_not_exist(shared: Sandbox, asked: str | int) -> None:
 
 
 def test_a_signal_reaches_the_group_at_once(shared: Sandbox) -> None:
-    """Also between the birth of the child and its setsid: none is lost."""
+    """Also between the creation of the child and its setsid: none is lost."""
     for _ in range(30):
         process = shared.start_process("sleep 1001 & sleep 1001 & wait")
         shared.kill_process(process)

@@ -38,8 +38,8 @@ def mode(path: Path) -> int:
     return path.lstat().st_mode & 0o7777
 
 
-def entries(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder))
+def entries(directory: Path) -> list[str]:
+    return sorted(os.listdir(directory))
 
 
 def with_host_programs(recipe: Path, finish: str) -> None:

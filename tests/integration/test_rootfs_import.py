@@ -16,14 +16,14 @@ import pytest
 from sandboxd import Sandbox, images
 from sandboxd.errors import Conflict, InvalidRequest, RootfsError
 from sandboxd.images import confine, unpack_process
-from sandboxd.images.importer import Wanted, import_image
+from sandboxd.images.importer import UnpackRequest, import_image
 from tests.support import images as made
 from tests.support.daemon import ROOTFS_DIR, Daemon
-from tests.support.images import Layout, file, folder, hardlink, symlink, tar
+from tests.support.images import Layout, directory, file, hardlink, symlink, tar
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can import an image")
 
-LOW = tar([folder("bin"), file("bin/tool", "content", mode=0o4755), file("gone"), file("d/low"), folder("etc")])
+LOW = tar([directory("bin"), file("bin/tool", "content", mode=0o4755), file("gone"), file("d/low"), directory("etc")])
 HIGH = tar([file(".wh.gone"), file("d/.wh..wh..opq"), file("d/high"), hardlink("bin/same", "bin/tool")])
 MERGED = ["bin", "bin/same", "bin/tool", "d", "d/high"]
 NEEDED = {"dev", "proc", "sys", "etc", "tmp", "workspace"}
@@ -51,8 +51,8 @@ def names(rootfs_dir, name="x"):
     return sorted(str(path) for path in found if path.parts[0] not in NEEDED)
 
 
-def entries(folder):
-    return sorted(os.listdir(folder)) if folder.exists() else []
+def entries(directory):
+    return sorted(os.listdir(directory)) if directory.exists() else []
 
 
 class TestForms:
@@ -60,7 +60,7 @@ class TestForms:
         layout = Layout()
         layout.image([LOW, HIGH], "x:1", zipped="gzip" in kind, Env=["A=b"], Cmd=["tool"], WorkingDir="/d", User="1")
         match kind:
-            case "layout folder" | "layout folder, gzip":
+            case "layout directory" | "layout directory, gzip":
                 return layout.write(tmp_path / "layout")
             case "layout archive" | "layout archive, gzip":
                 data = layout.archive()
@@ -83,8 +83,8 @@ class TestForms:
     @pytest.mark.parametrize(
         "kind",
         [
-            "layout folder",
-            "layout folder, gzip",
+            "layout directory",
+            "layout directory, gzip",
             "layout archive",
             "layout archive, gzip",
             "layout archive, all gzip",
@@ -142,9 +142,9 @@ class TestForms:
         with pytest.raises(RootfsError) as caught:
             import_image("x", path, rootfs_dir)
         assert caught.value.facts["images"] == ["one (linux/amd64)", "two (linux/amd64)"]
-        import_image("x", path, rootfs_dir, wanted=Wanted(image="one"))
+        import_image("x", path, rootfs_dir, wanted=UnpackRequest(image="one"))
         assert "gone" in names(rootfs_dir)
-        import_image("y", path, rootfs_dir, wanted=Wanted(platform="linux/s390x"))
+        import_image("y", path, rootfs_dir, wanted=UnpackRequest(platform="linux/s390x"))
 
     @pytest.mark.parametrize("what", ["blob", "diff_id"])
     def test_a_layer_that_is_not_its_digest(self, what, source, rootfs_dir):
@@ -184,7 +184,7 @@ class TestPlace:
         with pytest.raises(RootfsError, match="not an OCI layout"):
             import_image("x", str(tmp_path / "empty"), rootfs_dir)
         with pytest.raises(RootfsError, match="--max-size"):
-            import_image("x", source(tar([file("a", bytes(10**6))])), rootfs_dir, wanted=Wanted(max_bytes=10**5))
+            import_image("x", source(tar([file("a", bytes(10**6))])), rootfs_dir, wanted=UnpackRequest(max_bytes=10**5))
         assert entries(rootfs_dir) == []
 
     def test_a_layout_s_files_may_not_be_links(self, rootfs_dir, tmp_path):
@@ -446,7 +446,7 @@ def need(program, package):
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    """A daemon with a rootfs folder of its own."""
+    """A daemon with a rootfs directory of its own."""
     place = tmp_path_factory.mktemp("import")
     daemon = Daemon(place, rootfs_dir=str(place / "rootfs"))
     (place / "rootfs").mkdir()
@@ -479,12 +479,12 @@ class TestRunning:
         export = tar(
             [
                 file(".dockerenv"),
-                folder("bin"),
+                directory("bin"),
                 file("bin/busybox", busybox.read_bytes(), mode=0o755),
                 *applets,
-                folder("dev"),
+                directory("dev"),
                 file("dev/console"),
-                folder("etc"),
+                directory("etc"),
                 file("etc/hostname"),
                 symlink("etc/mtab", "/proc/mounts"),
             ]
@@ -521,7 +521,7 @@ class TestRunning:
             if path.is_symlink():
                 members.append(symlink(name, os.readlink(path)))
             elif path.is_dir():
-                members.append(folder(name))
+                members.append(directory(name))
             else:
                 members.append(file(name, path.read_bytes(), mode=path.stat().st_mode & 0o7777))
         members += [symlink(entry, f"usr/{entry}") for entry in ("bin", "lib", "lib64") if (tree / entry).is_symlink()]

@@ -152,9 +152,9 @@ FAILURES: dict[str, tuple[list[str], dict[str, Any], int]] = {
     "no such path": (["/no/such/program"], {}, 127),
     "no interpreter": (["/workspace/script"], {}, 127),
     "not executable": (["/etc/passwd"], {}, 126),
-    "a folder": (["/etc"], {}, 126),
+    "a directory": (["/etc"], {}, 126),
     "not executable on PATH": (["passwd"], {"env": {"PATH": "/etc"}}, 126),
-    "a folder that it may not enter": (["true"], {"cwd": "/closed", "user": 1234}, 126),
+    "a directory that it may not enter": (["true"], {"cwd": "/closed", "user": 1234}, 126),
 }
 
 

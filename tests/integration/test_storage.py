@@ -111,7 +111,7 @@ def test_bytes_are_limited_at_once_and_freed_at_once(pool: pathlib.Path) -> None
 
 
 def compressible(say: Say, pool: pathlib.Path) -> list[tuple[str, bool]]:
-    """In a sandbox's layers and, for a control, in a folder beside them: what a wish to compress comes to."""
+    """In a sandbox's layers and, for a control, in a directory beside them: what a wish to compress comes to."""
     storage = opened(pool)
     path = storage.create(ID, 64 * MIB)
     os.mkdir(f"{path}/control")
@@ -206,7 +206,7 @@ def test_all_sandboxes_together_are_limited(pool: pathlib.Path) -> None:
 # --- nothing is left ---
 
 
-def removal(say: Say, pool: pathlib.Path) -> dict[str, Any]:
+def teardown(say: Say, pool: pathlib.Path) -> dict[str, Any]:
     storage = opened(pool)
     filesystem = filesystem_of(storage)
     before = sorted(btrfs.groups(filesystem))
@@ -229,7 +229,7 @@ def removal(say: Say, pool: pathlib.Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_removed_sandbox_leaves_no_subvolume_no_quota_group_and_no_bytes(pool: pathlib.Path) -> None:
-    found = Apart(removal, pool).result()
+    found = Apart(teardown, pool).result()
     assert not found["large"], "what takes long is left to a child"
     assert all(found["removed"])
     assert found["again"], "what is not there is removed"
@@ -297,26 +297,26 @@ def writes(say: Say, pool: pathlib.Path) -> None:
     storage = opened(pool)
     if not storage.stored():
         storage.create(ID, 512 * MIB)
-    folder = pathlib.Path(storage.driver.path) / ID / "upper"
-    number = len(list(folder.glob("synced-*")))
-    for path in sorted(folder.glob("synced-*")):
+    directory = pathlib.Path(storage.driver.path) / ID / "upper"
+    number = len(list(directory.glob("synced-*")))
+    for path in sorted(directory.glob("synced-*")):
         data = path.read_bytes()
         say(f"{'whole' if hashlib.sha256(data[32:]).digest() == data[:32] else 'torn'} {path.name}")
     say("checked")
     while True:
         body = os.urandom(MIB // 4)
-        fresh = folder / "fresh"
+        fresh = directory / "fresh"
         with fresh.open("wb") as file:
             file.write(hashlib.sha256(body).digest() + body)
             os.fsync(file.fileno())
-        fresh.rename(folder / f"synced-{number:05d}")
-        fd = os.open(folder, os.O_RDONLY)
+        fresh.rename(directory / f"synced-{number:05d}")
+        fd = os.open(directory, os.O_RDONLY)
         os.fsync(fd)
         os.close(fd)
         say(f"synced-{number:05d}")
         number += 1
         if number % 16 == 0:
-            (folder / "noise").write_bytes(os.urandom(4 * MIB))
+            (directory / "noise").write_bytes(os.urandom(4 * MIB))
 
 
 @pytest.mark.slow

@@ -55,8 +55,8 @@ def sandbox(loaded: Daemon) -> Iterator[Sandbox]:
         yield sandbox
 
 
-def links(pid: int, folder: str) -> dict[str, str]:
-    return {name: os.readlink(f"/proc/{pid}/{folder}/{name}") for name in os.listdir(f"/proc/{pid}/{folder}")}
+def links(pid: int, directory: str) -> dict[str, str]:
+    return {name: os.readlink(f"/proc/{pid}/{directory}/{name}") for name in os.listdir(f"/proc/{pid}/{directory}")}
 
 
 def test_both_sides_agree() -> None:
@@ -112,9 +112,9 @@ def test_a_child_is_in_every_way_what_a_worker_that_init_started_is(loaded: Daem
     child = pid_of(loaded, sandbox, sandbox.create_code_context("python"))
     assert is_template_child(child)
     assert not is_template_child(plain)
-    for folder in ("status", "limits"):
-        texts = [pathlib.Path(f"/proc/{pid}/{folder}").read_text() for pid in (plain, child)]
-        if folder == "status":
+    for directory in ("status", "limits"):
+        texts = [pathlib.Path(f"/proc/{pid}/{directory}").read_text() for pid in (plain, child)]
+        if directory == "status":
             rows = [status_of(pid) for pid in (plain, child)]
             names = [name for name in rows[0] if name not in OWN_STATUS and not name.startswith(("Vm", "Rss"))]
             for row in rows:

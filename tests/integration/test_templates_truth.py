@@ -79,7 +79,7 @@ CHANGES = {
         "import matplotlib; matplotlib.rcParams['lines.linewidth']",
         "7.5",
     ),
-    "settings in the working folder": (
+    "settings in the working directory": (
         "echo 'lines.linewidth: 8.5' > /workspace/matplotlibrc",
         "import matplotlib; matplotlib.rcParams['lines.linewidth']",
         "8.5",
@@ -154,11 +154,11 @@ def test_variables_that_are_read_at_the_start(loaded: Daemon, env: dict[str, str
 
 
 def test_a_profile_of_the_operators_own_and_a_shipped_one(tmp_path: pathlib.Path) -> None:
-    folder = tmp_path / "profiles"
-    folder.mkdir(mode=0o755)
+    directory = tmp_path / "profiles"
+    directory.mkdir(mode=0o755)
     strict = pathlib.Path(__file__).parents[2] / "seccomp" / "strict.json"
-    (folder / "mine.json").write_bytes(strict.read_bytes())
-    daemon = Daemon(tmp_path / "d", config={"seccomp_dir": str(folder)})
+    (directory / "mine.json").write_bytes(strict.read_bytes())
+    daemon = Daemon(tmp_path / "d", config={"seccomp_dir": str(directory)})
     daemon.start()
     try:
         load_template(daemon)
@@ -179,8 +179,8 @@ def test_a_rootfs_that_no_recipe_built_has_no_template_unless_it_is_named(tmp_pa
     (rootfs / "mine" / "rootfs.json").write_text(text.replace('"name": "default"', '"name": "mine"'))
     (rootfs / "mine" / "private" / "tree").symlink_to(source / "private" / "tree")
     for config in ({}, {"template_rootfs": ["mine"]}):
-        folder = tmp_path / f"d{len(config)}"
-        daemon = Daemon(folder, rootfs_dir=str(rootfs), config={"log_level": "debug", **config})  # type: ignore[dict-item]
+        directory = tmp_path / f"d{len(config)}"
+        daemon = Daemon(directory, rootfs_dir=str(rootfs), config={"log_level": "debug", **config})  # type: ignore[dict-item]
         daemon.start()
         try:
             with daemon.client() as client, Sandbox.create(client=client, rootfs="mine") as sandbox:
@@ -200,7 +200,7 @@ def loads(sandbox: Sandbox) -> tuple[int | None, str]:
     sandbox.write_file("/tmp/sources", repr(sources))
     code = (
         "import sys; sources = eval(open('/tmp/sources').read()); names = {'__name__': 't', '_SOURCES': sources}\n"
-        "exec(sources['program'], names); session = names['load'](); names['Truth']()\n"
+        "exec(sources['program'], names); session = names['load'](); names['StalenessCheck']()\n"
         "print(session.shell is not None, *[n for n in ('numpy', 'pandas', 'matplotlib.pyplot') if n in sys.modules])"
     )
     done = sandbox.exec(["python3", "-c", code], timeout=100)

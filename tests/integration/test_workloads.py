@@ -23,8 +23,8 @@ CACHE = pathlib.Path("/var/cache/sandboxd-tests/rootfs")
 def debugging() -> Iterator[Sandbox]:
     """A sandbox of a rootfs with gdb and strace."""
     images.build("debugging", CACHE, recipes=RECIPES)
-    with tempfile.TemporaryDirectory(prefix="sandboxd-gdb-") as folder:
-        daemon = Daemon(pathlib.Path(folder, "d"), rootfs_dir=str(CACHE))
+    with tempfile.TemporaryDirectory(prefix="sandboxd-gdb-") as directory:
+        daemon = Daemon(pathlib.Path(directory, "d"), rootfs_dir=str(CACHE))
         daemon.start()
         try:
             with daemon.client() as client, Sandbox.create(rootfs="debugging", client=client) as sandbox:

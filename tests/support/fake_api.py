@@ -199,7 +199,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.stdin(process, rest)
             case "GET", ["sandboxes", key, "files", "stat"]:
                 self.server.find(key)
-                raise errors.FileNotFound("cannot look at it: there are no folders here")
+                raise errors.FileNotFound("cannot look at it: there are no directories here")
             case _, ["sandboxes", key, "files"]:
                 self.server.find(key)
                 self.file(self.query["path"])

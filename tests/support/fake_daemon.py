@@ -16,7 +16,7 @@ import trio
 
 from sandboxd.api.access import Policy
 from sandboxd.api.app import Api
-from sandboxd.api.call import Facts
+from sandboxd.api.call import DaemonFacts
 from sandboxd.api.http.server import Server
 from sandboxd.runtime.launcher import Launcher
 from sandboxd.runtime.manager import Manager
@@ -57,9 +57,9 @@ class FakeDaemon:
 
 
 @contextlib.asynccontextmanager
-async def manager_of(folder: Path, fake: FakeLauncher | None = None) -> AsyncIterator[tuple[FakeLauncher, Manager]]:
+async def manager_of(directory: Path, fake: FakeLauncher | None = None) -> AsyncIterator[tuple[FakeLauncher, Manager]]:
     """Run a manager over a fake launcher."""
-    links, registry, trees = folder / "links", folder / "registry", folder / "trees"
+    links, registry, trees = directory / "links", directory / "registry", directory / "trees"
     for path in (links, registry, trees):
         path.mkdir(exist_ok=True)
     fake = fake or FakeLauncher(links, trees)
@@ -76,9 +76,9 @@ async def manager_of(folder: Path, fake: FakeLauncher | None = None) -> AsyncIte
 
 
 @contextlib.asynccontextmanager
-async def daemon_in(folder: Path, *, policy: Policy | None = None) -> AsyncIterator[FakeDaemon]:
+async def daemon_in(directory: Path, *, policy: Policy | None = None) -> AsyncIterator[FakeDaemon]:
     """Run the daemon over a fake launcher and connect a client."""
-    path = folder / "api.sock"
+    path = directory / "api.sock"
     unix = socket.socket(socket.AF_UNIX)
     unix.bind(str(path))
     unix.listen(64)
@@ -86,13 +86,13 @@ async def daemon_in(folder: Path, *, policy: Policy | None = None) -> AsyncItera
     tcp.bind(("127.0.0.1", 0))
     tcp.listen(64)
     address = tcp.getsockname()
-    async with manager_of(folder) as (fake, manager), trio.open_nursery() as nursery:
+    async with manager_of(directory) as (fake, manager), trio.open_nursery() as nursery:
         policy = policy or Policy(TOKEN, frozenset({os.geteuid()}), None)
-        server = Server(Api(manager, policy, Facts("0", {})), [unix, tcp])
+        server = Server(Api(manager, policy, DaemonFacts("0", {})), [unix, tcp])
         await nursery.start(server.run)
         transport = httpx.AsyncHTTPTransport(uds=str(path))
         async with httpx.AsyncClient(transport=transport, base_url="http://sandboxd", timeout=20) as client:
-            yield FakeDaemon(fake, manager.launcher, manager, server, path, address, client, folder / "registry")
+            yield FakeDaemon(fake, manager.launcher, manager, server, path, address, client, directory / "registry")
         server.stop()
         nursery.cancel_scope.cancel()
 

@@ -45,9 +45,9 @@ class Memory:
 
 
 def take(daemon: Daemon, launcher: int) -> Footprint:
-    """Count everything but the newborn that is held for the next sandbox."""
+    """Count everything but the prepared sandbox that is held for the next sandbox."""
     assert daemon.process
-    held = daemon.newborn() or "none"
+    held = daemon.prepared() or "none"
     pids = [daemon.process.pid, launcher, *sandboxed(daemon, held)]
     return Footprint(
         mounts=tuple(sorted(m.target for m in procfs.mounts() if _is_ours(m.target, daemon))),
@@ -78,9 +78,9 @@ def _loop_files() -> list[str]:
 
 
 def sandboxed(daemon: Daemon, but: str | None = None) -> list[int]:
-    """Return every process in a sandbox of this daemon, but for those of one, or of the newborn that is held."""
+    """Return every process in a sandbox of this daemon, but for those of one, or of the prepared sandbox."""
     found: list[int] = []
-    but = but or daemon.newborn() or "none"
+    but = but or daemon.prepared() or "none"
     for path in daemon.cgroup().rglob("cgroup.procs"):
         if but in str(path):
             continue
@@ -92,7 +92,7 @@ def sandboxed(daemon: Daemon, but: str | None = None) -> list[int]:
 def claims(daemon: Daemon, launcher: int, but: str | None = None) -> list[str]:
     """Return the id ranges that this daemon's sandboxes, or its launcher alone, have a claim on, but for one's."""
     found = []
-    but = but or daemon.newborn() or "none"
+    but = but or daemon.prepared() or "none"
     for path in pathlib.Path(CLAIMS_DIR).glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError):
             pid, _, group = msgpack.unpackb(path.read_bytes())

@@ -9,8 +9,10 @@ from hashlib import sha1
 from tests.support.git_server import GIT_ENV
 
 
-def git(folder, *args, ok=True):
-    done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, env=GIT_ENV, check=False)
+def git(directory, *args, ok=True):
+    done = subprocess.run(
+        ["git", "-C", str(directory), *args], capture_output=True, text=True, env=GIT_ENV, check=False
+    )
     assert done.returncode == 0 or not ok, done.stderr
     return done.stdout.strip()
 

@@ -1,4 +1,4 @@
-"""Images made from nothing: tar members, layers, and the archives and folders that tools put them in."""
+"""Images made from nothing: tar members, layers, and the archives and directories that tools put them in."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def file(name: str, data: bytes | str = b"", **facts: Any) -> Member:
     return member(name, tarfile.REGTYPE, data.encode() if isinstance(data, str) else data, **facts)
 
 
-def folder(name: str, **facts: Any) -> Member:
+def directory(name: str, **facts: Any) -> Member:
     return member(name, tarfile.DIRTYPE, **facts)
 
 
@@ -53,7 +53,7 @@ def tar(members: Iterable[Member], *, form: int = tarfile.PAX_FORMAT) -> bytes:
 
 
 def tree(path: pathlib.Path) -> list[Member]:
-    """Return the members of a folder on disk, as root's."""
+    """Return the members of a directory on disk, as root's."""
     found: list[Member] = []
     with tarfile.open(fileobj=io.BytesIO(), mode="w") as archive:
         for entry in sorted(path.rglob("*")):
@@ -153,7 +153,7 @@ def docker_save(layers: list[bytes], tags: list[str], *, shared: bool = False, *
 
 
 def skopeo_dir(path: pathlib.Path, layers: list[bytes]) -> pathlib.Path:
-    """Write a folder as `skopeo copy … dir:` does."""
+    """Write a directory as `skopeo copy … dir:` does."""
     layout = Layout()
     manifest = layout.image(layers)
     files = {name.removeprefix("blobs/sha256/"): data for name, data in layout.files.items()}
@@ -179,33 +179,33 @@ def _header_of(size: int, kind: bytes) -> bytes:
 
 
 def hostile(canary: str) -> dict[str, tuple[bytes, str]]:
-    """Return archives that must be refused, each with the reason; `canary` is a folder that they try to reach."""
+    """Return archives that must be refused, each with the reason; `canary` is a directory that they try to reach."""
     out = f"../../../../../../../../..{canary}"
     long = "/".join(["d"] * 300)
     made = {
         "absolute file": ([file(f"{canary}/x", "evil")], "absolute"),
         "absolute with many slashes": ([file(f"///{canary}/x", "evil")], "absolute"),
-        "absolute folder": ([folder(f"{canary}/x")], "absolute"),
+        "absolute directory": ([directory(f"{canary}/x")], "absolute"),
         "absolute symlink name": ([symlink(f"{canary}/x", "y")], "absolute"),
         "dot-dot": ([file(f"{out}/x", "evil")], "dot-dot"),
-        "dot-dot inside": ([folder("a"), file("a/../b", "evil")], "dot-dot"),
-        "dot-dot at the end": ([folder("a/..")], "dot-dot"),
+        "dot-dot inside": ([directory("a"), file("a/../b", "evil")], "dot-dot"),
+        "dot-dot at the end": ([directory("a/..")], "dot-dot"),
         "through an absolute link": ([symlink("l", canary), file("l/x", "evil")], "through-link"),
         "through a relative link": ([symlink("l", out), file("l/x", "evil")], "through-link"),
-        "through a link that stays": ([folder("a"), symlink("l", "a"), file("l/x", "evil")], "through-link"),
+        "through a link that stays": ([directory("a"), symlink("l", "a"), file("l/x", "evil")], "through-link"),
         "through a link of links": ([symlink("m", canary), symlink("l", "m"), file("l/a/b/x", "evil")], "through-link"),
-        "folder through a link": ([symlink("l", canary), folder("l/x")], "through-link"),
-        "whole path of links": ([folder("a"), symlink("a/l", out), file("a/l/victim", "evil")], "through-link"),
+        "directory through a link": ([symlink("l", canary), directory("l/x")], "through-link"),
+        "whole path of links": ([directory("a"), symlink("a/l", out), file("a/l/victim", "evil")], "through-link"),
         "over its own link": ([symlink("l", f"{canary}/victim"), file("l", "evil")], "duplicate"),
-        "link then folder of its name": ([symlink("l", canary), folder("l", mode=0o777)], "duplicate"),
+        "link then directory of its name": ([symlink("l", canary), directory("l", mode=0o777)], "duplicate"),
         "through a file": ([file("f"), file("f/x")], "through-file"),
         "hard link out, absolute": ([hardlink("h", f"{canary}/victim"), file("h", "evil")], "absolute"),
         "hard link out, dot-dot": ([hardlink("h", f"{out}/victim")], "dot-dot"),
         "hard link through a link": ([symlink("l", canary), hardlink("h", "l/victim")], "link"),
         "hard link to nothing": ([hardlink("h", "nothing")], "link"),
         "hard link to itself": ([file("f"), hardlink("h", "h")], "link"),
-        "hard link to a folder": ([folder("d"), hardlink("h", "d")], "link"),
-        "hard link as a folder": ([symlink("l", canary), hardlink("h", "l"), file("h/x", "evil")], "through-link"),
+        "hard link to a directory": ([directory("d"), hardlink("h", "d")], "link"),
+        "hard link as a directory": ([symlink("l", canary), hardlink("h", "l"), file("h/x", "evil")], "through-link"),
         "character device": ([member("null", tarfile.CHRTYPE, devmajor=1, devminor=3)], "kind"),
         "block device": ([member("etc/disk", tarfile.BLKTYPE, devmajor=8, devminor=0)], "kind"),
         "overlay whiteout": ([member("bin/sh", tarfile.CHRTYPE, devmajor=0, devminor=0)], "kind"),
@@ -222,13 +222,13 @@ def hostile(canary: str) -> dict[str, tuple[bytes, str]]:
         "hostname is a link": ([symlink("etc/hostname", "/proc/sys/kernel/core_pattern")], "no-file"),
         "hosts is a link": ([symlink("etc/hosts", f"{canary}/victim")], "no-file"),
         "hosts is a hard link": ([file("etc/passwd"), hardlink("etc/hosts", "etc/passwd")], "no-file"),
-        "hostname is a folder": ([folder("etc/hostname")], "no-file"),
-        "resolv.conf is a folder": ([folder("etc/resolv.conf")], "no-file"),
+        "hostname is a directory": ([directory("etc/hostname")], "no-file"),
+        "resolv.conf is a directory": ([directory("etc/resolv.conf")], "no-file"),
         "tmp is a file": ([file("tmp")], "no-folder"),
         "the same file twice": ([file("a", "one"), file("./a", "two")], "duplicate"),
-        "a file over its folder": ([file("a/b"), file("a")], "duplicate"),
+        "a file over its directory": ([file("a/b"), file("a")], "duplicate"),
         "owner too high": ([file("a", uid=65536)], "owner"),
-        "group too high": ([folder("a", gid=2**31)], "owner"),
+        "group too high": ([directory("a", gid=2**31)], "owner"),
         "name with NUL": ([file("a\0b", pax_headers={"path": "a\0b"})], "name"),
         "name too deep": ([file(long)], "name"),
         "part too long": ([file("x" * 300)], "write"),

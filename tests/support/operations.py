@@ -85,7 +85,7 @@ def operations(contexts: dict[str, str], turn: int) -> dict[str, tuple[str, str,
         "writing": ("PUT", "/files?path=/workspace/new", b"x" * 3_000_000),
         "a stat": ("GET", "/files/stat?path=/workspace/f", None),
         "a list": ("GET", "/files/list?path=/workspace", None),
-        "a folder": ("POST", "/files/mkdir", {"path": f"/workspace/made{turn}"}),
+        "a directory": ("POST", "/files/mkdir", {"path": f"/workspace/made{turn}"}),
         "a copy": ("POST", "/files/copy", {"path": "/workspace/big", "new_path": f"/workspace/big{turn}"}),
         "a search": ("POST", "/files/search", {"path": "/workspace", "name": "*"}),
         "replacing": ("POST", "/files/replace", {"path": "/workspace/f", "pattern": "hi", "replacement": "ho"}),
@@ -109,7 +109,7 @@ def ask_all(box: Sandbox, path: pathlib.Path, contexts: dict[str, str], turn: in
         kind = answer.body.get("kind")
         if kind == "context-exited" and name in IN_CONTEXTS:  # out of memory, the kernel ended its interpreter
             continue
-        if answer.status >= 300 and name != "a clone":  # of a folder that is no repository
+        if answer.status >= 300 and name != "a clone":  # of a directory that is no repository
             assert NAMED.get(str(kind)) == answer.status, (name, answer)
             assert answer.body["limit"], (name, answer)
         assert answer.status != 500, (name, answer)

@@ -17,7 +17,7 @@ CACHE = pathlib.Path("/var/cache/sandboxd-tests")
 
 
 def build() -> pathlib.Path:
-    """Build the rootfs unless it is there, and return the folder to look for it in."""
+    """Build the rootfs unless it is there, and return the directory to look for it in."""
     parts = [_NODE_LOCK, *sorted(_HERE.iterdir())]
     name = hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()[:16]
     recipes = CACHE / "recipes" / name

@@ -95,18 +95,18 @@ def wheel(name, files):
 (root / 'answer/answer-1.0-py3-none-any.whl').write_bytes(wheel('answer', {'answer.py': 'VALUE = 42\n'}))
 BACKEND = """
 import pathlib, subprocess, sysconfig, zipfile
-def build_wheel(folder, config_settings=None, metadata_directory=None):
+def build_wheel(directory, config_settings=None, metadata_directory=None):
     name = 'extension-1.0-py3-none-any.whl'
     module = '_extension' + sysconfig.get_config_var('EXT_SUFFIX')
     subprocess.run(['gcc', '-shared', '-fPIC', '-I', sysconfig.get_path('include'), '-o', module, 'extension.c'], check=True)
     info = 'extension-1.0.dist-info/'
-    with zipfile.ZipFile(folder + '/' + name, 'w') as archive:
+    with zipfile.ZipFile(directory + '/' + name, 'w') as archive:
         archive.write(module)
         archive.writestr(info + 'METADATA', 'Metadata-Version: 2.1\\nName: extension\\nVersion: 1.0\\nRequires-Dist: answer\\n')
         archive.writestr(info + 'WHEEL', 'Wheel-Version: 1.0\\nGenerator: x\\nRoot-Is-Purelib: false\\nTag: py3-none-any\\n')
         archive.writestr(info + 'RECORD', '')
     return name
-def build_sdist(folder, config_settings=None):
+def build_sdist(directory, config_settings=None):
     raise NotImplementedError
 """
 SOURCE = """

@@ -33,7 +33,7 @@ from collections.abc import Iterator
 
 from . import drives
 from .channel import MachineGone, write_all
-from .machine import ENVIRONMENT, PYTHON, TREE, Machine, boot, folder
+from .machine import ENVIRONMENT, PYTHON, TREE, Machine, boot, directory
 
 STAYING = pathlib.Path("/var/tmp") / f"sandboxd-vm-up-{hashlib.sha256(str(drives.SOURCE).encode()).hexdigest()[:8]}"
 UP_S = 7200
@@ -67,7 +67,7 @@ def machine_with_tree(*, install: bool) -> Iterator[Machine]:
         if machine is None:
             files = drives.get(say)
             say("Boot")
-            machine = boot(stack.enter_context(folder()), files, say)
+            machine = boot(stack.enter_context(directory()), files, say)
             stack.callback(machine.kill)
         else:
             stack.callback(machine.channel.close)

@@ -89,14 +89,14 @@ def _machine(say: Say) -> pathlib.Path:
         builder.build("machine", trees, recipes=HERE / "recipes", progress=_progress(say))
         os.utime(trees)
         _drop_unused()
-        with _building(path) as folder:
-            folder.mkdir()
+        with _building(path) as directory:
+            directory.mkdir()
             say("Install the locked Python packages in the machine's tree, then write its drive")
             contained.run(
-                ["sh", "-euc", _FILL, "sh", str(folder), str(ROOT_BYTES)],
+                ["sh", "-euc", _FILL, "sh", str(directory), str(ROOT_BYTES)],
                 verb="build the test machine",
                 report=lambda line: None,
-                mounts=_MOUNTS.format(tree=trees / "machine/private/tree", source=SOURCE, folder=folder),
+                mounts=_MOUNTS.format(tree=trees / "machine/private/tree", source=SOURCE, directory=directory),
                 network=True,
             )
     os.utime(path)
@@ -106,8 +106,8 @@ def _machine(say: Say) -> pathlib.Path:
 # The tree stays as it is: what is installed goes to an overlay's upper. pip in the tree uses the host's resolver,
 # certificates and settings.
 _MOUNTS = """
-mount -t tmpfs -o mode=0755 tmpfs /mnt; mkdir /mnt/root; mkdir {folder}/upper {folder}/work
-mount -t overlay -o lowerdir={tree},upperdir={folder}/upper,workdir={folder}/work overlay /mnt/root
+mount -t tmpfs -o mode=0755 tmpfs /mnt; mkdir /mnt/root; mkdir {directory}/upper {directory}/work
+mount -t overlay -o lowerdir={tree},upperdir={directory}/upper,workdir={directory}/work overlay /mnt/root
 cd /mnt/root; mount --rbind /dev dev; mount -t proc proc proc
 mount -t tmpfs -o mode=1777 tmpfs tmp; mount -t tmpfs tmpfs mnt; mkdir mnt/source
 mount --rbind {source} mnt/source
@@ -150,13 +150,15 @@ def project(drives: Drives) -> bytes:
         if not path.exists():
             _drop_unused()
             tree = CACHE / "trees" / _recipe().hash[:16] / "machine/private/tree"
-            with _building(path) as folder:
-                folder.mkdir()
+            with _building(path) as directory:
+                directory.mkdir()
                 contained.run(
-                    ["sh", "-euc", _INSTALL, "sh", str(folder)],
+                    ["sh", "-euc", _INSTALL, "sh", str(directory)],
                     verb="install this checkout in the machine's tree",
                     report=lambda line: None,
-                    mounts=_MOUNTS.format(tree=f"{drives.root.parent}/layer:{tree}", source=SOURCE, folder=folder),
+                    mounts=_MOUNTS.format(
+                        tree=f"{drives.root.parent}/layer:{tree}", source=SOURCE, directory=directory
+                    ),
                 )
         os.utime(path)
         return (path / "tar").read_bytes()

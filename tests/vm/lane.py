@@ -53,9 +53,9 @@ class Lane:
         try:
             with self._part("drives (kept when nothing changed)"):
                 files = drives.get(self._say)
-            folder = self._stack.enter_context(machine.folder())
+            directory = self._stack.enter_context(machine.directory())
             with self._part("boot"):
-                self._machine = machine.boot(folder, files, self._say)
+                self._machine = machine.boot(directory, files, self._say)
             self._stack.callback(self._machine.kill)
             with self._part("copy the tree and its wheel"):
                 project = drives.project(files)

@@ -51,22 +51,22 @@ def missing() -> list[str]:
 
 
 class Machine:
-    """A running machine. `folder` holds its port and its console's log."""
+    """A running machine. `directory` holds its port and its console's log."""
 
-    def __init__(self, folder: pathlib.Path, process: subprocess.Popen[bytes] | None, pid: int, accelerator: str):
-        self.folder = folder
+    def __init__(self, directory: pathlib.Path, process: subprocess.Popen[bytes] | None, pid: int, accelerator: str):
+        self.directory = directory
         self.accelerator = accelerator
         self.process = process
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
-        self.channel = Channel(str(folder / "agent.sock"), self.pidfd)
+        self.channel = Channel(str(directory / "agent.sock"), self.pidfd)
         self.uptime_s = 0.0
 
     @classmethod
-    def start(cls, folder: pathlib.Path, files: drives.Drives, accelerator: str, *, bound: bool = True) -> Machine:
+    def start(cls, directory: pathlib.Path, files: drives.Drives, accelerator: str, *, bound: bool = True) -> Machine:
         """Start QEMU; `bound` lets it end with this process."""
-        command = (["setpriv", "--pdeathsig", "KILL"] if bound else []) + _command(folder, files, accelerator)
-        with (folder / "qemu.log").open("wb") as log:
+        command = (["setpriv", "--pdeathsig", "KILL"] if bound else []) + _command(directory, files, accelerator)
+        with (directory / "qemu.log").open("wb") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -74,9 +74,9 @@ class Machine:
                 stderr=log,
                 start_new_session=True,
                 # snapshot=on writes here; /tmp may be memory.
-                env={**os.environ, "TMPDIR": str(folder)},
+                env={**os.environ, "TMPDIR": str(directory)},
             )
-        return cls(folder, process, process.pid, accelerator)
+        return cls(directory, process, process.pid, accelerator)
 
     def connect(self, timeout: float = BOOT_S) -> None:
         """Wait for the agent; raises MachineGone with the console's end."""
@@ -90,7 +90,7 @@ class Machine:
         said = ""
         for name in ("qemu.log", "console.log"):
             with contextlib.suppress(FileNotFoundError):
-                said += f"\n--- {name}\n" + (self.folder / name).read_text("utf-8", "replace")[-3000:]
+                said += f"\n--- {name}\n" + (self.directory / name).read_text("utf-8", "replace")[-3000:]
         return said
 
     def sync(self) -> None:
@@ -131,7 +131,7 @@ class Machine:
         os.close(self.pidfd)
 
 
-def _command(folder: pathlib.Path, files: drives.Drives, accelerator: str) -> list[str]:
+def _command(directory: pathlib.Path, files: drives.Drives, accelerator: str) -> list[str]:
     accel = ["kvm"] if accelerator == "kvm" else ["tcg,thread=multi,tb-size=512"]
     # 5-level page tables only make an emulated walk longer.
     cpu = "host" if accelerator == "kvm" else "max,la57=off"
@@ -139,11 +139,11 @@ def _command(folder: pathlib.Path, files: drives.Drives, accelerator: str) -> li
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-machine", "q35", "-accel", *accel, "-cpu", cpu, "-smp", "2", "-m", "4096"),
         *("-kernel", str(files.kernel), "-initrd", str(files.initrd), "-append", _KERNEL),
-        *("-serial", f"file:{folder}/console.log"),
+        *("-serial", f"file:{directory}/console.log"),
         *("-drive", f"file={files.root},format=raw,if=virtio,snapshot=on,cache=unsafe"),
         *("-drive", f"file={files.rootfs},format=raw,if=virtio,readonly=on"),
         *("-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent,name=vm.agent"),
-        *("-chardev", f"socket,id=agent,path={folder}/agent.sock,server=on,wait=off"),
+        *("-chardev", f"socket,id=agent,path={directory}/agent.sock,server=on,wait=off"),
     ]
 
 
@@ -162,14 +162,14 @@ def _tree() -> bytes:
     return archive.getvalue()
 
 
-def boot(folder: pathlib.Path, files: drives.Drives, say: drives.Say, *, bound: bool = True) -> Machine:
+def boot(directory: pathlib.Path, files: drives.Drives, say: drives.Say, *, bound: bool = True) -> Machine:
     """Boot under KVM where that works, else emulated, and wait for the agent; raises MachineGone."""
     forced = os.environ.get("SANDBOXD_VM_ACCEL")
     verdict = drives.CACHE / "kvm"
     boot_id = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     known = verdict.read_text().split() if verdict.exists() else []
     if forced is None and os.access("/dev/kvm", os.R_OK | os.W_OK) and known != [boot_id, "no"]:
-        machine = Machine.start(folder, files, "kvm", bound=bound)
+        machine = Machine.start(directory, files, "kvm", bound=bound)
         try:
             machine.connect(BOOT_S if known == [boot_id, "yes"] else KVM_S)
         except BaseException as error:
@@ -181,7 +181,7 @@ def boot(folder: pathlib.Path, files: drives.Drives, say: drives.Say, *, bound: 
         else:
             verdict.write_text(f"{boot_id} yes\n")
             return machine
-    machine = Machine.start(folder, files, forced or "tcg", bound=bound)
+    machine = Machine.start(directory, files, forced or "tcg", bound=bound)
     try:
         machine.connect()
     except BaseException:
@@ -191,8 +191,8 @@ def boot(folder: pathlib.Path, files: drives.Drives, say: drives.Say, *, bound: 
 
 
 @contextlib.contextmanager
-def folder() -> Iterator[pathlib.Path]:
-    """A folder for one machine, removed at the end."""
+def directory() -> Iterator[pathlib.Path]:
+    """A directory for one machine, removed at the end."""
     # Not below a deep TMPDIR: a socket's path has 107 bytes.
     path = pathlib.Path(tempfile.mkdtemp(prefix="sandboxd-vm-", dir="/var/tmp"))
     try:

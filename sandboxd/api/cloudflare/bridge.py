@@ -285,7 +285,7 @@ async def read_file(call: Call, name: str, path: str) -> TrioResponse:
 
 
 async def write_file(call: Call, name: str, path: str) -> TrioResponse:
-    """Put the body in a file's place: whole or not at all, folders above it made."""
+    """Put the body in a file's place: whole or not at all, directories above it made."""
     where = _in_workspace("/" + path)
     sandbox = await _reach(call, name)
     with _told_as("workspace_archive_write_error"):
@@ -305,9 +305,9 @@ async def persist(call: Call, name: str) -> TrioResponse:
     sandbox = await _reach(call, name)
     params = {"path": name_bytes(WORKSPACE), "format": "tar", "exclude": excludes}
     with _told_as("workspace_archive_read_error"):
-        errand = await call.stack.enter_async_context(sandbox.errand("pack", params))
-        first = await errand.next_piece()
-    return streamed(PackBody(errand, first), 200, {"Content-Type": "application/x-tar"})
+        job = await call.stack.enter_async_context(sandbox.job("pack", params))
+        first = await job.next_piece()
+    return streamed(PackBody(job, first), 200, {"Content-Type": "application/x-tar"})
 
 
 def _escaped(path: str) -> str:
@@ -388,8 +388,8 @@ async def open_tunnel(call: Call, name: str, port: str) -> TrioResponse:
     """Make a port open in a browser; one that is open already keeps its URL."""
     number = _port(port)
     model = await _read(call, TunnelIn)
-    site = call.manager.previews.site
-    if site is None:
+    urls = call.manager.previews.urls
+    if urls is None:
         raise Refusal("tunnel_error", "cannot open a tunnel: the daemon's configuration turns previews off")
     sandbox = await _reach(call, name)
     with _told_as("tunnel_error"):
@@ -397,7 +397,7 @@ async def open_tunnel(call: Call, name: str, port: str) -> TrioResponse:
             exposed = await call.manager.previews.expose(sandbox.id, number, name=model.name)
         except PortExposed:
             exposed = sandbox.ports.find(number)
-    return answer(_tunnel(exposed, site.url(sandbox.id, exposed.spec)))
+    return answer(_tunnel(exposed, urls.url(sandbox.id, exposed.spec)))
 
 
 def _tunnel(port: Port, url: str) -> dict[str, Any]:
@@ -421,7 +421,7 @@ async def close_tunnel(call: Call, name: str, port: str) -> TrioResponse:
     return nothing()
 
 
-# --- the pool: there is none, births take milliseconds ---
+# --- the pool: there is none, creations take milliseconds ---
 
 
 async def pool_stats(call: Call) -> TrioResponse:

@@ -1,4 +1,4 @@
-"""/api/backup/create and /restore: a folder kept as an archive in the sandbox. Uploads to R2 are not offered."""
+"""/api/backup/create and /restore: a directory kept as an archive in the sandbox. Uploads to R2 are not offered."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from ..call import Call
 
-#: Where a folder that is backed up may be.
-FOLDERS: Final = ("/workspace", "/home", "/tmp", "/var/tmp", "/app")  # noqa: S108 - names in a sandbox
+#: Where a directory that is backed up may be.
+DIRECTORIES: Final = ("/workspace", "/home", "/tmp", "/var/tmp", "/app")  # noqa: S108 - names in a sandbox
 
 
 class CreateIn(Body, frozen=True):
-    """A folder to keep, and the file that it becomes. What archive that is, is ours: `compression` is not heeded."""
+    """A directory to keep, and the file that it becomes. What archive that is, is ours: `compression` is not heeded."""
 
     dir: str
     archive_path: str
@@ -33,7 +33,7 @@ class CreateIn(Body, frozen=True):
 
 
 class RestoreIn(Body, frozen=True):
-    """A folder that is to be what an archive has."""
+    """A directory that is to be what an archive has."""
 
     dir: str
     archive_path: str
@@ -46,39 +46,39 @@ class UploadIn(Body, frozen=True):
     archive_path: str
 
 
-def _folder(path: str) -> str:
+def _directory(path: str) -> str:
     found = container.resolve(path, field="dir")
-    if not any(found == folder or found.startswith(folder + "/") for folder in FOLDERS):
-        why = f"cannot back up {path}: a folder below {', '.join(FOLDERS)} is"
+    if not any(found == directory or found.startswith(directory + "/") for directory in DIRECTORIES):
+        why = f"cannot back up {path}: a directory below {', '.join(DIRECTORIES)} is"
         raise Refusal("INVALID_BACKUP_CONFIG", why, dir=path)
     return found
 
 
 async def create(call: Call, name: str) -> TrioResponse:
-    """Keep what is in a folder as an archive in the sandbox."""
+    """Keep what is in a directory as an archive in the sandbox."""
     sandbox = await container.reach(call, name)
     model = await container.read(call, CreateIn)
-    folder, archive = _folder(model.dir), container.resolve(model.archive_path, field="archivePath")
+    directory, archive = _directory(model.dir), container.resolve(model.archive_path, field="archivePath")
     try:
         picked = Picked(exclude=tuple(model.excludes or ()))
     except InvalidRequest as error:
         raise Refusal("INVALID_BACKUP_CONFIG", error.message, dir=model.dir, field="excludes") from None
     with about(dir=model.dir, path=model.dir):
         try:
-            made = await backups.save(sandbox, folder, archive, picked, gitignore=bool(model.gitignore))
+            made = await backups.save(sandbox, directory, archive, picked, gitignore=bool(model.gitignore))
         except FileNotFound as error:
             raise Refusal("BACKUP_CREATE_FAILED", error.message) from None
     return answer({"success": True, "sizeBytes": made.size, "archivePath": model.archive_path})
 
 
 async def restore(call: Call, name: str) -> TrioResponse:
-    """Put what an archive in the sandbox has in the place of what is in a folder."""
+    """Put what an archive in the sandbox has in the place of what is in a directory."""
     sandbox = await container.reach(call, name)
     model = await container.read(call, RestoreIn)
-    folder, archive = _folder(model.dir), container.resolve(model.archive_path, field="archivePath")
+    directory, archive = _directory(model.dir), container.resolve(model.archive_path, field="archivePath")
     with about(dir=model.dir, path=model.archive_path):
         try:
-            await backups.restore(sandbox, folder, archive)
+            await backups.restore(sandbox, directory, archive)
         except FileNotFound as error:
             raise Refusal("BACKUP_NOT_FOUND", error.message, backupId=model.archive_path) from None
         except ArchiveRefused as error:

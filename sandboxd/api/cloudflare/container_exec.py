@@ -71,13 +71,13 @@ async def execute(call: Call, name: str) -> TrioResponse:
         shown["sessionId"] = model.session_id
     try:
         async with contextlib.AsyncExitStack() as stack:
-            execution = await sessions.begin(stack, sandbox, command, patient=True)
+            execution = await sessions.begin(stack, sandbox, command, batched=True)
             shown |= _shown(await collect(execution, MAX_OUTPUT_BYTES, call.hold(sandbox)), command)
             _check_time(execution, command, model)
     except InvalidRequest as error:
         if error.facts.get("field") != "cwd":
             raise
-        shown |= no_folder(model.cwd, in_session=command.session is not None)
+        shown |= no_directory(model.cwd, in_session=command.session is not None)
     return answer_in_pieces({"success": shown["exitCode"] == 0, **shown})
 
 
@@ -133,8 +133,8 @@ def note_of(ended: Exit, timeout_s: float | None) -> str:
     return "Killed: out of memory\n" if ended.oom_killed else ""
 
 
-def no_folder(cwd: str | None, *, in_session: bool) -> dict[str, Any]:
-    """Return the end of a command whose working folder does not exist."""
+def no_directory(cwd: str | None, *, in_session: bool) -> dict[str, Any]:
+    """Return the end of a command whose working directory does not exist."""
     why = f"Failed to change directory to '{cwd}'" + ("" if in_session else "\n")
     return {"exitCode": 1, "stdout": "", "stderr": why, "duration": 0}
 
@@ -145,7 +145,7 @@ async def stream(call: Call, name: str) -> TrioResponse:
     model = await container.read(call, ExecIn)
     command = await command_of(sandbox, model)
     try:
-        execution = await sessions.begin(call.stack, sandbox, command, patient=False)
+        execution = await sessions.begin(call.stack, sandbox, command, batched=False)
     except InvalidRequest as error:
         if error.facts.get("field") == "cwd":
             raise Refusal("COMMAND_EXECUTION_ERROR", error.message, command=model.command) from None

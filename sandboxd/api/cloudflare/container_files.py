@@ -81,14 +81,14 @@ class MoveIn(Body, frozen=True):
 
 
 class ListOptions(Body, frozen=True):
-    """What to list of a folder."""
+    """What to list of a directory."""
 
     recursive: bool | None = None
     include_hidden: bool | None = None
 
 
 class ListIn(Body, frozen=True):
-    """A folder to list."""
+    """A directory to list."""
 
     path: str
     options: ListOptions | None = None
@@ -209,7 +209,7 @@ class _Content(Events):
 
 
 async def write(call: Call, name: str) -> TrioResponse:
-    """Put a text, or what base64 stands for, in a file's place; folders above it are made."""
+    """Put a text, or what base64 stands for, in a file's place; directories above it are made."""
     sandbox = await container.reach(call, name)
     async with Upload(sandbox, call.hold(sandbox)) as upload:
         model = container.parse(await _receive(call, upload), WriteIn)
@@ -243,14 +243,14 @@ def _done(**facts: Any) -> TrioResponse:  # noqa: ANN401 - any JSON value
 
 
 async def delete(call: Call, name: str) -> TrioResponse:
-    """Delete a file or a link; a folder is refused."""
+    """Delete a file or a link; a directory is refused."""
     sandbox = await container.reach(call, name)
     model = await container.read(call, PathIn)
     path = await _resolve(sandbox, model.path, model.session_id)
     with about(path=model.path):
         if filefacts.parse(await sandbox.stat(path, follow=False)).type == "directory":
             raise Refusal("IS_DIRECTORY", f"cannot delete {model.path}: it is a directory")
-        await sandbox.run_errand("delete", {"path": name_bytes(path), "recursive": False})
+        await sandbox.run_job("delete", {"path": name_bytes(path), "recursive": False})
     return _done(path=model.path)
 
 
@@ -269,7 +269,7 @@ async def move(call: Call, name: str) -> TrioResponse:
 
 
 async def _move(sandbox: Sandbox, old: str, new: str, session: str | None) -> TrioResponse:
-    """Do what `mv` does: what is there is replaced, and a folder that is there is moved into."""
+    """Do what `mv` does: what is there is replaced, and a directory that is there is moved into."""
     source, target = await _resolve(sandbox, old, session), await _resolve(sandbox, new, session, "newPath")
     with about(path=old, newPath=new):
         moved = filefacts.parse(await sandbox.stat(source, follow=False))
@@ -279,7 +279,7 @@ async def _move(sandbox: Sandbox, old: str, new: str, session: str | None) -> Tr
         elif there is not None and moved.type == "directory":
             raise Refusal("NOT_DIRECTORY", f"cannot move {old} to {new}: that is no directory")
         params = {"path": name_bytes(source), "new_path": name_bytes(target), "overwrite": True}
-        await sandbox.run_errand("rename", params)
+        await sandbox.run_job("rename", params)
     return _done(path=old, newPath=new)
 
 
@@ -291,14 +291,14 @@ async def _facts(sandbox: Sandbox, path: str) -> FileFacts | None:
 
 
 async def mkdir(call: Call, name: str) -> TrioResponse:
-    """Make a folder; with `recursive` those above it too, and it may be there."""
+    """Make a directory; with `recursive` those above it too, and it may be there."""
     sandbox = await container.reach(call, name)
     model = await container.read(call, PathIn)
     recursive = bool(model.recursive)
     path = await _resolve(sandbox, model.path, model.session_id)
     with about(path=model.path):
         params = {"path": name_bytes(path), "parents": recursive, "mode": None}
-        result = await sandbox.run_errand("mkdir", params)
+        result = await sandbox.run_job("mkdir", params)
         if not recursive and not checks.flag(result, "created"):
             raise Refusal("FILE_EXISTS", f"cannot make {model.path}: it is there already")
     return _done(path=model.path, recursive=recursive)
@@ -318,7 +318,7 @@ async def exists(call: Call, name: str) -> TrioResponse:
 
 
 async def list_files(call: Call, name: str) -> TrioResponse:
-    """List a folder, sorted."""
+    """List a directory, sorted."""
     sandbox = await container.reach(call, name)
     model = await container.read(call, ListIn)
     options = model.options or ListOptions()
@@ -351,10 +351,10 @@ async def _page(
         "after": None if after is None else name_bytes(after),
     }
     found: list[FileFacts] = []
-    async with sandbox.errand("list", params) as errand:
-        while rows := await errand.next_rows():
+    async with sandbox.job("list", params) as job:
+        while rows := await job.next_rows():
             found += [filefacts.parse(row) for row in rows]
-        result = errand.result or {}
+        result = job.result or {}
     return found, None if result.get("next") is None else filefacts.name(result, "next")
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..call import Call
 
-#: Theirs for a clone's failures; another failure of git's, or of the folder that it is to go to, is the last.
+#: Theirs for a clone's failures; another failure of git's, or of the directory that it is to go to, is the last.
 _CODES: Final = {
     "git-authentication": "GIT_AUTH_FAILED",
     "git-repository-not-found": "GIT_REPOSITORY_NOT_FOUND",

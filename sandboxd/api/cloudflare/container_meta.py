@@ -21,7 +21,7 @@ SPOKEN: Final = "0.12.10"
 TRANSPORTS: Final = ("http", "websocket")
 #: The names of all programs in PATH.
 _PROGRAMS: Final = (
-    'IFS=:; for folder in $PATH; do for file in "$folder"/*; do [ -x "$file" ] && echo "${file##*/}"; done; done'
+    'IFS=:; for directory in $PATH; do for file in "$directory"/*; do [ -x "$file" ] && echo "${file##*/}"; done; done'
 )
 _MAX_BYTES: Final = 1024 * 1024
 
@@ -63,7 +63,7 @@ async def commands(call: Call, name: str) -> TrioResponse:
     """List the programs that a command line finds."""
     sandbox = await container.reach(call, name)
     found = bytearray()
-    async with sandbox.execute(CommandSpec(argv=CommandSpec.shell(_PROGRAMS), timeout_s=10.0), patient=True) as listing:
+    async with sandbox.execute(CommandSpec(argv=CommandSpec.shell(_PROGRAMS), timeout_s=10.0), batched=True) as listing:
         while batch := await listing.next_batch():
             found += b"".join(one.data for one in batch if one.type == STREAMS[0] and isinstance(one.data, bytes))
             del found[_MAX_BYTES:]

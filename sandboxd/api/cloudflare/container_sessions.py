@@ -126,7 +126,7 @@ async def ensure(sandbox: Sandbox, session: str) -> SessionInfo:
 
 
 async def base_of(sandbox: Sandbox, path: str, session: str | None) -> str:
-    """Return the folder that a relative path counts from: where the session is, or the workspace."""
+    """Return the directory that a relative path counts from: where the session is, or the workspace."""
     named = session_of(session)
     if posixpath.isabs(path) or named is None:
         return container.WORKSPACE
@@ -134,14 +134,14 @@ async def base_of(sandbox: Sandbox, path: str, session: str | None) -> str:
 
 
 async def begin(
-    stack: contextlib.AsyncExitStack, sandbox: Sandbox, command: CommandSpec, *, patient: bool
+    stack: contextlib.AsyncExitStack, sandbox: Sandbox, command: CommandSpec, *, batched: bool
 ) -> Execution:
     """Begin a command; its session comes to be where it must."""
     try:
-        return await stack.enter_async_context(sandbox.execute(command, patient=patient))
+        return await stack.enter_async_context(sandbox.execute(command, batched=batched))
     except SessionNotFound:
         await ensure(sandbox, command.session or "")
-        return await stack.enter_async_context(sandbox.execute(command, patient=patient))
+        return await stack.enter_async_context(sandbox.execute(command, batched=batched))
 
 
 async def start(sandbox: Sandbox, command: CommandSpec, process: str) -> ProcessInfo:

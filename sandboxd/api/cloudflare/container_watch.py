@@ -1,4 +1,4 @@
-"""/api/watch and /api/watch/check: what changes below a folder of the workspace, as it happens or since a version."""
+"""/api/watch and /api/watch/check: changes below a directory, as they happen or since a version."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .problems import Refusal
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
 
-    from ...runtime.jobs import Errand
+    from ...runtime.jobs import FileJob
     from ..call import Call
 
 #: What nobody wants to hear of, unless patterns are given.
@@ -29,7 +29,7 @@ _ALL: Final = frozenset(("create", "modify", "delete", "move_from", "move_to", "
 
 
 class WatchIn(Body, frozen=True):
-    """A folder to look at."""
+    """A directory to look at."""
 
     path: str
     recursive: bool | None = None
@@ -63,7 +63,7 @@ def _picked(model: WatchIn) -> Picked:
 
 
 async def watch(call: Call, name: str) -> TrioResponse:
-    """Tell what changes below a folder, until it is gone or the caller leaves."""
+    """Tell what changes below a directory, until it is gone or the caller leaves."""
     sandbox = await container.reach(call, name)
     model = await container.read(call, WatchIn)
     path, picked = _path(model), _picked(model)
@@ -72,17 +72,17 @@ async def watch(call: Call, name: str) -> TrioResponse:
         raise Refusal("VALIDATION_FAILED", f"cannot accept events: they are {', '.join(sorted(_ALL))}", field="events")
     params = {"path": name_bytes(path), "recursive": model.recursive is not False, **picked.params()}
     with about(path=model.path):
-        errand = await call.stack.enter_async_context(sandbox.errand("watch", params))
-        first = await errand.next_rows()  # a path that cannot be watched is an error, no stream
-    return container.stream(_Changes(errand, first, path, wanted))
+        job = await call.stack.enter_async_context(sandbox.job("watch", params))
+        first = await job.next_rows()  # a path that cannot be watched is an error, no stream
+    return container.stream(_Changes(job, first, path, wanted))
 
 
 class _Changes(Events):
     """A watch's rows as their events."""
 
-    def __init__(self, errand: Errand, first: list[dict[str, Any]], path: str, wanted: frozenset[str]) -> None:
+    def __init__(self, job: FileJob, first: list[dict[str, Any]], path: str, wanted: frozenset[str]) -> None:
         super().__init__()
-        self._errand = errand
+        self._job = job
         self._first: list[dict[str, Any]] | None = first
         self._path = path
         self._wanted = wanted
@@ -93,7 +93,7 @@ class _Changes(Events):
             return None
         rows, self._first = self._first, None
         if rows is None:
-            rows = await self._errand.next_rows()
+            rows = await self._job.next_rows()
         if not rows:
             self._ended = True
             return event("stopped", reason="the watched path is gone")
@@ -103,7 +103,7 @@ class _Changes(Events):
         kind, path = checks.text(row, "type", limit=16), _shown(row, "path")
         is_folder = checks.flag(row, "is_folder")
         if kind == "ready":
-            return [event("watching", path=self._path, watchId=f"watch-{id(self._errand):x}")]
+            return [event("watching", path=self._path, watchId=f"watch-{id(self._job):x}")]
         if kind == "overflow":  # something was missed below the root: that is all that can be told
             return self._told("modify", self._path, True)
         if kind == "rename":
@@ -122,7 +122,7 @@ def _shown(row: dict[str, Any], field: str) -> str:
 
 
 async def check(call: Call, name: str) -> TrioResponse:
-    """Tell a folder's version, and whether it changed since another; one that cannot be compared is a "resync"."""
+    """Tell a directory's version, and whether it changed since another; one that cannot be compared is a "resync"."""
     sandbox = await container.reach(call, name)
     model = await container.read(call, WatchIn)
     path, picked = _path(model), _picked(model)

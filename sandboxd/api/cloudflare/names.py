@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: Marks what was made here.
 LABEL: Final = "made-by"
 LABEL_VALUE: Final = "cloudflare"
-#: A birth and a destruction take milliseconds; a caller that meets one in progress waits for its end this long.
+#: A creation and a destruction take milliseconds; a caller that meets one in progress waits for its end this long.
 SETTLE_TIMEOUT_S: Final = 60.0
 #: Base32's letters, of which the bridge's ids are.
 _LETTERS: Final = "abcdefghijklmnopqrstuvwxyz234567"
@@ -101,7 +101,7 @@ async def _reach_once(manager: Manager, name: str) -> Sandbox | None:
         await manager.control.thaw(sandbox.id)
     elif sandbox.state in (State.CREATING, State.DESTROYING):
         moved = sandbox.moved
-        with trio.move_on_after(0.1):  # a birth that fails leaves the table without another move
+        with trio.move_on_after(0.1):  # a creation that fails leaves the table without another move
             await moved.wait()
         return None
     elif sandbox.state is State.DESTROYED:

@@ -23,7 +23,7 @@ async def execute(call: Call, ref: str) -> TrioResponse:
     command = models.to_command(model)
     form = call.accepts()
     execution = await call.stack.enter_async_context(
-        sandbox.execute(command, detach=model.detach, patient=form == "json")
+        sandbox.execute(command, detach=model.detach, batched=form == "json")
     )
     headers = {PROCESS_HEADER: execution.process_id}
     if form == "json":

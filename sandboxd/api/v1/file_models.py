@@ -28,7 +28,7 @@ class PathIn(_In, frozen=True):
 
 
 class MkdirIn(PathIn, frozen=True):
-    """A folder to make; `parents` makes those above it, and takes one that is there."""
+    """A directory to make; `parents` makes those above it, and takes one that is there."""
 
     parents: bool = False
     mode: str | None = None
@@ -126,7 +126,7 @@ class Replaced(msgspec.Struct, frozen=True):
 
 
 class Unpacked(msgspec.Struct, frozen=True):
-    """What an archive has put into a folder."""
+    """What an archive has put into a directory."""
 
     entries: int
     bytes: int
@@ -149,7 +149,7 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChangesIn(PathIn, frozen=True):
-    """A folder whose version is asked for, and the version `since` which it may have changed."""
+    """A directory whose version is asked for, and the version `since` which it may have changed."""
 
     recursive: bool = True
     include: list[str] | None = None
@@ -158,7 +158,7 @@ class ChangesIn(PathIn, frozen=True):
 
 
 class ChangesOut(msgspec.Struct, frozen=True):
-    """A folder's version; `changed` is null where there was none to compare with."""
+    """A directory's version; `changed` is null where there was none to compare with."""
 
     version: str
     changed: bool | None
@@ -166,7 +166,7 @@ class ChangesOut(msgspec.Struct, frozen=True):
 
 
 class BackupIn(PathIn, frozen=True, kw_only=True):
-    """A folder to keep as an archive, and the file of the sandbox that it becomes."""
+    """A directory to keep as an archive, and the file of the sandbox that it becomes."""
 
     archive: str
     format: Literal["tar", "tar.gz", "zip"] = "tar.gz"
@@ -175,7 +175,7 @@ class BackupIn(PathIn, frozen=True, kw_only=True):
 
 
 class RestoreIn(PathIn, frozen=True, kw_only=True):
-    """A folder that is to be what an archive in the sandbox has."""
+    """A directory that is to be what an archive in the sandbox has."""
 
     archive: str
 
@@ -197,7 +197,7 @@ class FileOut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FileList(msgspec.Struct, frozen=True):
-    """A page of a folder; `next` is the cursor of the page after it."""
+    """A page of a directory; `next` is the cursor of the page after it."""
 
     items: list[FileInfo]
     next: str | None

@@ -1,4 +1,4 @@
-"""…/files/changes, /backup and /restore: versions of folders, and folders kept as archives in the sandbox."""
+"""…/files/changes, /backup and /restore: versions of directories, and directories kept as archives in the sandbox."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 
 async def changes(call: Call, ref: str) -> TrioResponse:
-    """Tell a folder's version, and whether anything in it changed since an earlier one."""
+    """Tell a directory's version, and whether anything in it changed since an earlier one."""
     sandbox = call.manager.registry.find(ref)
     model = await call.read(models.ChangesIn)
     path = models.path_of(model)
     picked = Picked(include=tuple(model.include or ()), exclude=tuple(model.exclude or ()))
     since = model.since
     if since is not None and not backups.is_version(since, path, picked, recursive=model.recursive):
-        raise InvalidRequest("cannot compare: that is no version of this folder by these rules", field="since")
+        raise InvalidRequest("cannot compare: that is no version of this directory by these rules", field="since")
     found = await backups.version(sandbox, path, picked, recursive=model.recursive)
     return answer(models.ChangesOut(found.text, None if since is None else since != found.text, found.entries))
 
 
 async def backup(call: Call, ref: str) -> TrioResponse:
-    """Keep what is in a folder as an archive: a file of the sandbox, whole or not there."""
+    """Keep what is in a directory as an archive: a file of the sandbox, whole or not there."""
     sandbox = call.manager.registry.find(ref)
     model = await call.read(models.BackupIn)
     path, archive = models.path_of(model), check_file_path(model.archive, "archive")
@@ -41,7 +41,7 @@ async def backup(call: Call, ref: str) -> TrioResponse:
 
 
 async def restore(call: Call, ref: str) -> TrioResponse:
-    """Put what an archive has in the place of what is in a folder; a damaged one leaves the folder as it was."""
+    """Put what an archive has in the place of what is in a directory; a damaged one leaves the directory as it was."""
     sandbox = call.manager.registry.find(ref)
     model = await call.read(models.RestoreIn)
     path, archive = models.path_of(model), check_file_path(model.archive, "archive")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from quart_trio.wrappers import TrioResponse
 
-    from ...runtime.jobs import Errand
+    from ...runtime.jobs import FileJob
     from ...runtime.sandbox import Sandbox
     from ..call import Call
 
@@ -75,25 +75,25 @@ async def search(call: Call, ref: str) -> TrioResponse:
     elif model.name is None:
         raise InvalidRequest("cannot search: give name, content or both", field="content")
     params = {**_rules(model), "content": model.content}
-    # The errand's own alarm comes first; the deadline is for one that does not hear it.
-    errand = sandbox.errand("search", params, timeout_s=model.timeout_s + 5)
+    # The file job's own alarm comes first; the deadline is for one that does not hear it.
+    job = sandbox.job("search", params, timeout_s=model.timeout_s + 5)
     if call.accepts() == "sse":
-        await call.stack.enter_async_context(errand)
-        return _sse(_MatchBody(errand))
+        await call.stack.enter_async_context(job)
+        return _sse(_MatchBody(job))
     items: list[models.Match] = []
     hold = call.hold(sandbox)
-    async with errand:
-        while rows := await errand.next_rows():
+    async with job:
+        while rows := await job.next_rows():
             found = [_match(row) for row in rows]
             hold.take(sum(_ROW_BYTES + len(one.path) + 4 * len(one.text or "") for one in found), "search")
             items += found
             if len(items) > model.limit:
                 raise RemoteProtocolError("cannot take more matches than were asked for")
-        return answer_in_pieces(models.Found(items, *_search_end(errand)))
+        return answer_in_pieces(models.Found(items, *_search_end(job)))
 
 
-def _search_end(errand: Errand) -> tuple[str | None, int]:
-    result = errand.result or {}
+def _search_end(job: FileJob) -> tuple[str | None, int]:
+    result = job.result or {}
     return _truncated(result), checks.integer(result, "files")
 
 
@@ -129,14 +129,14 @@ async def replace(call: Call, ref: str) -> TrioResponse:
         "regex": model.regex,
     }
     items: list[models.ReplacedFile] = []
-    async with sandbox.errand("replace", params, timeout_s=model.timeout_s + 5) as errand:
-        while rows := await errand.next_rows():
+    async with sandbox.job("replace", params, timeout_s=model.timeout_s + 5) as job:
+        while rows := await job.next_rows():
             for row in rows:
                 where = models.spelled(filefacts.name(row, "path"), "path")
                 items.append(models.ReplacedFile(**where, count=checks.integer(row, "count")))
             if len(items) > model.limit:
                 raise RemoteProtocolError("cannot take more files than were asked for")
-        result = errand.result or {}
+        result = job.result or {}
         return answer_in_pieces(models.Replaced(items, checks.integer(result, "count"), _truncated(result)))
 
 
@@ -149,8 +149,8 @@ async def watch(call: Call, ref: str) -> TrioResponse:
     picked = Picked(include=_patterns(call, "include"), exclude=_patterns(call, "exclude"))
     recursive = call.query_flag("recursive")
     params = {"path": name_bytes(query_path(call)), "recursive": recursive, **picked.params()}
-    errand = await call.stack.enter_async_context(sandbox.errand("watch", params))
-    body = _WatchBody(errand)
+    job = await call.stack.enter_async_context(sandbox.job("watch", params))
+    body = _WatchBody(job)
     await body.prefetch()  # a path that cannot be watched is a problem, no stream
     return _sse(body)
 
@@ -166,10 +166,10 @@ def _sse(body: _EventBody) -> TrioResponse:
 
 
 class _EventBody(ResponseBody):
-    """An errand's rows as events; the call's stack owns the errand."""
+    """A file job's rows as events; the call's stack owns the file job."""
 
-    def __init__(self, errand: Errand) -> None:
-        self._errand = errand
+    def __init__(self, job: FileJob) -> None:
+        self._job = job
         self._offset = 0
         self._over = False
         self._first: list[dict[str, Any]] | None = None
@@ -187,7 +187,7 @@ class _EventBody(ResponseBody):
 
     async def prefetch(self) -> None:
         """Wait for the first rows; raises why there are none."""
-        self._first = await self._errand.next_rows()
+        self._first = await self._job.next_rows()
 
     async def __anext__(self) -> bytes:
         if self._over:
@@ -197,7 +197,7 @@ class _EventBody(ResponseBody):
             with trio.move_on_after(KEEP_ALIVE_S):
                 rows, self._first = self._first, None
                 if rows is None:
-                    rows = await self._errand.next_rows()
+                    rows = await self._job.next_rows()
             if rows is None:
                 return sse.KEEP_ALIVE
             if rows:
@@ -229,7 +229,7 @@ class _MatchBody(_EventBody):
         return "match", found
 
     def _end(self) -> dict[str, Any]:
-        truncated, files = _search_end(self._errand)
+        truncated, files = _search_end(self._job)
         return {"truncated": truncated, "files": files}
 
 
@@ -261,21 +261,21 @@ def _format(call: Call, default: str | None) -> str | None:
 
 
 async def pack(call: Call, ref: str) -> TrioResponse:
-    """Send what is in a folder, or one file, as an archive."""
+    """Send what is in a directory, or one file, as an archive."""
     sandbox = call.manager.registry.find(ref)
     name = _format(call, "tar")
     assert name is not None  # noqa: S101 - it has a default
     params = {"path": name_bytes(query_path(call)), "format": name}
-    errand = await call.stack.enter_async_context(sandbox.errand("pack", params))
-    body = PackBody(errand, await errand.next_piece())
+    job = await call.stack.enter_async_context(sandbox.job("pack", params))
+    body = PackBody(job, await job.next_piece())
     return streamed(body, 200, {"Content-Type": MEDIA_TYPES[name], "X-Content-Type-Options": "nosniff"})
 
 
 class PackBody(ResponseBody):
     """An archive as it is packed; one that cannot be finished cuts the connection."""
 
-    def __init__(self, errand: Errand, first: bytes) -> None:
-        self._errand = errand
+    def __init__(self, job: FileJob, first: bytes) -> None:
+        self._job = job
         self._first = first
 
     async def __aenter__(self) -> PackBody:
@@ -284,34 +284,34 @@ class PackBody(ResponseBody):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing: the call's stack owns the errand."""
+        """Nothing: the call's stack owns the file job."""
 
     def __aiter__(self) -> PackBody:
         return self
 
     async def __anext__(self) -> bytes:
         piece, self._first = self._first, b""
-        piece = piece or await self._errand.next_piece()
+        piece = piece or await self._job.next_piece()
         if not piece:
             raise StopAsyncIteration
         return piece
 
 
 async def unpack(call: Call, ref: str) -> TrioResponse:
-    """Unpack the body into a folder, in the sandbox's own limits."""
+    """Unpack the body into a directory, in the sandbox's own limits."""
     sandbox = call.manager.registry.find(ref)
     entries, size = await unpack_body(call, sandbox, query_path(call), _format(call, None))
     return answer(models.Unpacked(entries, size))
 
 
 async def unpack_body(call: Call, sandbox: Sandbox, path: str, form: str | None) -> tuple[int, int]:
-    """Unpack the body into a folder and return how many entries and bytes that were."""
+    """Unpack the body into a directory and return how many entries and bytes that were."""
     params = {"path": name_bytes(path), "format": form, "max_bytes": sandbox.limits.disk_bytes or NO_LIMIT}
-    async with sandbox.errand("unpack", params, feed=True) as errand:
+    async with sandbox.job("unpack", params, feed=True) as job:
         while piece := await call.body.next_piece(idle_s=UPLOAD_IDLE_S, at_least=FEED_BYTES):
-            if not await errand.feed(piece):
+            if not await job.feed(piece):
                 break
         else:
-            await errand.end_feed()
-        result = await errand.finish()
+            await job.end_feed()
+        result = await job.finish()
     return checks.integer(result, "entries"), checks.integer(result, "bytes")

@@ -28,7 +28,7 @@ def query_path(call: Call) -> str:
 
 
 async def listing(call: Call, ref: str) -> TrioResponse:
-    """Show what is in a folder, sorted, a page at a time."""
+    """Show what is in a directory, sorted, a page at a time."""
     sandbox = call.manager.registry.find(ref)
     limit = max(1, min(call.query_int("limit", MAX_PAGE), MAX_PAGE))
     cursor = call.query("cursor")
@@ -41,10 +41,10 @@ async def listing(call: Call, ref: str) -> TrioResponse:
         "after": after,
     }
     items: list[models.FileInfo] = []
-    async with sandbox.errand("list", params) as errand:
-        while rows := await errand.next_rows():
+    async with sandbox.job("list", params) as job:
+        while rows := await job.next_rows():
             items += [models.file_info(filefacts.parse(row)) for row in rows]
-        result = errand.result or {}
+        result = job.result or {}
         following = None if result.get("next") is None else filefacts.name(result, "next")
     cursor = None if following is None else base64.urlsafe_b64encode(name_bytes(following)).decode()
     return answer_in_pieces(models.FileList(items[:limit], cursor))
@@ -68,34 +68,34 @@ async def exists(call: Call, ref: str) -> TrioResponse:
 
 
 async def delete(call: Call, ref: str) -> TrioResponse:
-    """Delete a file, a link or an empty folder; with `recursive` a folder and all in it."""
+    """Delete a file, a link or an empty directory; with `recursive` a directory and all in it."""
     sandbox = call.manager.registry.find(ref)
     params = {"path": name_bytes(query_path(call)), "recursive": call.query_flag("recursive")}
-    await sandbox.run_errand("delete", params)
+    await sandbox.run_job("delete", params)
     return nothing()
 
 
 async def mkdir(call: Call, ref: str) -> TrioResponse:
-    """Make a folder."""
+    """Make a directory."""
     sandbox = call.manager.registry.find(ref)
     model = await call.read(models.MkdirIn)
     check_mode(model.mode)
-    result = await sandbox.run_errand(
+    result = await sandbox.run_job(
         "mkdir", {"path": name_bytes(models.path_of(model)), "parents": model.parents, "mode": model.mode}
     )
     return answer(_file(result), 201 if checks.flag(result, "created") else 200)
 
 
 async def rename(call: Call, ref: str) -> TrioResponse:
-    """Give a file or folder another name, also in another folder."""
+    """Give a file or directory another name, also in another directory."""
     sandbox, params = await _two(call, ref)
-    return answer(_file(await sandbox.run_errand("rename", params)))
+    return answer(_file(await sandbox.run_job("rename", params)))
 
 
 async def copy(call: Call, ref: str) -> TrioResponse:
-    """Copy a file, or a folder with all in it."""
+    """Copy a file, or a directory with all in it."""
     sandbox, params = await _two(call, ref)
-    result = await sandbox.run_errand("copy", params)
+    result = await sandbox.run_job("copy", params)
     counts = {name: checks.integer(result, name) for name in ("entries", "bytes", "skipped")}
     return answer(models.Copied(_file(result), **counts), 201)
 
@@ -116,7 +116,7 @@ async def symlink(call: Call, ref: str) -> TrioResponse:
         "path": name_bytes(models.path_of(model)),
         "target": target if isinstance(target, bytes) else name_bytes(models.check_target(target)),
     }
-    return answer(_file(await sandbox.run_errand("symlink", params)), 201)
+    return answer(_file(await sandbox.run_job("symlink", params)), 201)
 
 
 async def chmod(call: Call, ref: str) -> TrioResponse:
@@ -125,7 +125,7 @@ async def chmod(call: Call, ref: str) -> TrioResponse:
     model = await call.read(models.ChmodIn)
     check_mode(model.mode)
     params = {"path": name_bytes(models.path_of(model)), "mode": model.mode, "recursive": model.recursive}
-    return _changed(await sandbox.run_errand("chmod", params))
+    return _changed(await sandbox.run_job("chmod", params))
 
 
 async def chown(call: Call, ref: str) -> TrioResponse:
@@ -138,7 +138,7 @@ async def chown(call: Call, ref: str) -> TrioResponse:
         "group": None if model.group is None else check_user(model.group, "group"),
         "recursive": model.recursive,
     }
-    return _changed(await sandbox.run_errand("chown", params))
+    return _changed(await sandbox.run_job("chown", params))
 
 
 def _changed(result: dict[str, Any]) -> TrioResponse:

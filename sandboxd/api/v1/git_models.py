@@ -11,7 +11,7 @@ class CloneIn(_In, frozen=True):
     """A repository to clone: `url` is https, http, git, or a path of the sandbox; `branch` a tag or a commit too.
 
     `target_dir` is the repository's name in the sandbox's cwd if not said, `single_branch` true where there is a
-    `depth`; `sparse` are the folders to check out. A `token` takes the place of `password`.
+    `depth`; `sparse` are the directories to check out. A `token` takes the place of `password`.
     """
 
     url: str

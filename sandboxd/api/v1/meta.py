@@ -21,13 +21,13 @@ async def health(call: Call) -> TrioResponse:
 
 async def info(call: Call) -> TrioResponse:
     """Tell about the daemon, its host and its rootfs."""
-    site = call.manager.previews.site
+    urls = call.manager.previews.urls
     launcher = await call.manager.launcher.info()
     return answer(
         {
             "version": call.facts.version,
             **call.facts.settings,
-            "previews": None if site is None else site.pattern,
+            "previews": None if urls is None else urls.pattern,
             "launcher": launcher,
             "seccomp": launcher.get("profiles", []),
             "rootfs": await call.manager.rootfs(),

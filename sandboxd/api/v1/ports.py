@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.ports import Port
-    from ...runtime.preview_urls import Site
+    from ...runtime.preview_urls import PreviewUrls
     from ..call import Call
 
 
@@ -73,16 +73,16 @@ class LinkOut(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: str
 
 
-def _site(call: Call) -> Site:
-    site = call.manager.previews.site
-    if site is None:
+def _urls(call: Call) -> PreviewUrls:
+    urls = call.manager.previews.urls
+    if urls is None:
         raise NotAvailable("cannot serve previews: the daemon's configuration turns them off (previews)")
-    return site
+    return urls
 
 
-def _out(port: Port, site: Site) -> PortOut:
+def _out(port: Port, urls: PreviewUrls) -> PortOut:
     spec = port.spec
-    url = site.url(port.sandbox_id, spec)
+    url = urls.url(port.sandbox_id, spec)
     return PortOut(port=spec.port, url=url, token=spec.token, name=spec.name, public=spec.public)
 
 
@@ -94,17 +94,17 @@ def _number(text: str) -> int:
 
 async def expose(call: Call, ref: str) -> TrioResponse:
     """Expose a port and return its URL; what listens there may start later."""
-    site, model = _site(call), await call.read(PortIn)
+    urls, model = _urls(call), await call.read(PortIn)
     if model.public and model.token is not None:
         raise InvalidRequest("cannot accept token: a public port has none", field="token")
     port = await call.manager.previews.expose(ref, model.port, name=model.name, token=model.token, public=model.public)
-    return answer(_out(port, site), 201, {"Location": f"/v1/sandboxes/{port.sandbox_id}/ports"})
+    return answer(_out(port, urls), 201, {"Location": f"/v1/sandboxes/{port.sandbox_id}/ports"})
 
 
 async def show_all(call: Call, ref: str) -> TrioResponse:
     """List the exposed ports."""
-    site = _site(call)
-    return answer(PortList([_out(port, site) for port in call.manager.registry.find(ref).ports]))
+    urls = _urls(call)
+    return answer(PortList([_out(port, urls) for port in call.manager.registry.find(ref).ports]))
 
 
 async def unexpose(call: Call, ref: str, port: str) -> TrioResponse:
@@ -137,9 +137,9 @@ async def wait(call: Call, ref: str, port: str) -> TrioResponse:
 
 async def link(call: Call, ref: str, port: str) -> TrioResponse:
     """Make a one-time link to a port that has a token."""
-    site = _site(call)
+    urls = _urls(call)
     found = call.manager.registry.find(ref).ports.find(_number(port))
     if found.spec.public:
         raise InvalidRequest("cannot make a link: the port is public, its URL is enough", field="port")
     code, ends = found.new_link()
-    return answer(LinkOut(url=site.link(found.sandbox_id, found.spec, code), expires_at=rfc3339(ends)), 201)
+    return answer(LinkOut(url=urls.link(found.sandbox_id, found.spec, code), expires_at=rfc3339(ends)), 201)

@@ -47,7 +47,7 @@ _SANDBOX: Final = "/v1/sandboxes/<ref>"
 _PROCESS: Final = _SANDBOX + "/processes/<process>"
 _GONE: Final = ("sandbox-not-found", "sandbox-failed", "sandbox-frozen", "sandbox-gone", "conflict")
 _BODY: Final = ("unknown-field", "body-too-large")
-_BIRTH: Final = (
+_CREATE: Final = (
     "name-taken",
     "not-available",
     "rootfs-not-found",
@@ -136,7 +136,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         body=models.SandboxIn,
         result=models.SandboxOut,
         status=201,
-        kinds=(*_BODY, *_BIRTH),
+        kinds=(*_BODY, *_CREATE),
     ),
     Route(
         method="GET",

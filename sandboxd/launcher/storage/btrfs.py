@@ -24,7 +24,7 @@ from ...errors import StorageFull
 from ...linux import btrfs
 from ...linux.kernel import Kernel
 from .driver import make_layers
-from .reserve import Room
+from .reserve import DiskReserve
 
 #: More than this and its many inodes may be cached, which the deletion has to drop (184,000 took 0.7 s).
 _INLINE_BYTES: Final = 8 << 20
@@ -45,7 +45,7 @@ class BtrfsDriver:
     enforces_limit = True
     unenforced_because = ""
 
-    def __init__(self, kernel: Kernel, top: str, room: Room, *, number: int, bound: int) -> None:
+    def __init__(self, kernel: Kernel, top: str, room: DiskReserve, *, number: int, bound: int) -> None:
         """Take a directory on btrfs for the pool `number`, whose sandboxes together take at most `bound` bytes.
 
         Raises:

@@ -16,7 +16,7 @@ from . import image
 from .btrfs import BtrfsDriver
 from .directory import DirectoryDriver
 from .driver import StorageDriver
-from .reserve import Room
+from .reserve import DiskReserve
 
 log = logging.getLogger("sandboxd.launcher")
 
@@ -40,7 +40,7 @@ class Storage:
         self.driver.admit()
 
     def create(self, sandbox_id: str, disk_bytes: int) -> str:
-        """Make a sandbox's folder; see `StorageDriver.create`."""
+        """Make a sandbox's directory; see `StorageDriver.create`."""
         return self.driver.create(sandbox_id, disk_bytes)
 
     def remove(self, sandbox_id: str, *, in_child: bool = False) -> bool:
@@ -73,7 +73,7 @@ def open_storage(kernel: Kernel, settings: Settings) -> Storage:
     Raises:
         AlreadyRunning, ConfigError, HostUnsupported, SyscallError: the pool cannot be opened.
     """
-    room = Room(settings.storage_path or settings.state_dir, settings.storage_reserve_bytes)
+    room = DiskReserve(settings.storage_path or settings.state_dir, settings.storage_reserve_bytes)
     there = os.path.exists(settings.pool_image)
     plain = DirectoryDriver(kernel, settings.pool_dir, room)
     left: list[StorageDriver] = [plain] if plain.stored() else []
@@ -95,7 +95,7 @@ def open_storage(kernel: Kernel, settings: Settings) -> Storage:
 
 
 def _open_image(kernel: Kernel, settings: Settings) -> BtrfsDriver:
-    room = Room(settings.state_dir, settings.storage_reserve_bytes)
+    room = DiskReserve(settings.state_dir, settings.storage_reserve_bytes)
     bound = settings.storage_bytes or max(room.total() - room.reserve_bytes, 1)
     os.makedirs(settings.pool_mount, mode=0o700, exist_ok=True)
     pool = image.PoolImage(kernel, settings.pool_image, settings.pool_mount)
@@ -107,7 +107,7 @@ def _open_image(kernel: Kernel, settings: Settings) -> BtrfsDriver:
         raise
 
 
-def _open_path(kernel: Kernel, settings: Settings, room: Room) -> BtrfsDriver:
+def _open_path(kernel: Kernel, settings: Settings, room: DiskReserve) -> BtrfsDriver:
     """Open a pool on a btrfs filesystem that is the operator's: nothing of its own is changed."""
     path = settings.storage_path
     digest = hashlib.sha256(settings.state_dir.encode()).hexdigest()

@@ -12,7 +12,7 @@ from typing import Final
 
 from ...linux.kernel import Kernel
 from .driver import make_layers
-from .reserve import Room
+from .reserve import DiskReserve
 
 #: A tree this small is removed at once; a larger one by a short child, so that other requests go on.
 INLINE_ENTRIES: Final = 256
@@ -25,7 +25,7 @@ class DirectoryDriver:
     enforces_limit = False
     capacity: int | None = None
 
-    def __init__(self, kernel: Kernel, pool_dir: str, room: Room, *, why: str = "it was chosen") -> None:
+    def __init__(self, kernel: Kernel, pool_dir: str, room: DiskReserve, *, why: str = "it was chosen") -> None:
         self._kernel = kernel
         self.path = pool_dir
         self._room = room
@@ -43,7 +43,7 @@ class DirectoryDriver:
         return path
 
     def holds(self, sandbox_id: str) -> bool:
-        """Whether the folder is there."""
+        """Whether the directory is there."""
         return os.path.isdir(f"{self.path}/{sandbox_id}")
 
     def resize(self, sandbox_id: str, disk_bytes: int) -> None:
@@ -61,7 +61,7 @@ class DirectoryDriver:
         """Do nothing: there is nothing to keep in step."""
 
     def remove(self, sandbox_id: str, *, in_child: bool = False) -> bool:
-        """Remove the folder, never leaving its filesystem and never following a link."""
+        """Remove the directory, never leaving its filesystem and never following a link."""
         budget = None if in_child else INLINE_ENTRIES
         try:
             top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -75,7 +75,7 @@ class DirectoryDriver:
             os.close(top)
 
     def stored(self) -> list[str]:
-        """Return the ids that have a folder in the pool."""
+        """Return the ids that have a directory in the pool."""
         with contextlib.suppress(FileNotFoundError):
             return sorted({name.partition(".")[0] for name in os.listdir(self.path)})
         return []
@@ -85,8 +85,8 @@ def remove_trees(top: int, names: list[str], prefix: str, budget: int | None) ->
     """Remove the trees `names` right below `top`; at most `budget` entries. True when nothing is left.
 
     What is inside comes from a stranger: a tree may be a hundred thousand levels deep. So nothing recurses: a
-    folder that is not empty is renamed up, to `<prefix>.<unique>` below `top`, and waits its turn there. Folders on
-    another filesystem are not entered (and then stay, with their parents).
+    directory that is not empty is renamed up, to `<prefix>.<unique>` below `top`, and waits its turn there. Directories
+    on another filesystem are not entered (and then stay, with their parents).
     """
     unique = f"{prefix}.{os.urandom(6).hex()}"
     device = os.fstat(top).st_dev

@@ -17,7 +17,7 @@ class StorageDriver(Protocol):
         name: as the configuration has it.
         enforces_limit: whether `disk_bytes` is a hard limit.
         unenforced_because: what is missing where it is not.
-        path: the folder of all.
+        path: the directory of all.
         capacity: the largest `disk_bytes` that can be promised; None where nothing is.
     """
 
@@ -32,7 +32,7 @@ class StorageDriver(Protocol):
         ...
 
     def create(self, sandbox_id: str, disk_bytes: int) -> str:
-        """Make the folder that holds `upper` and `work`; return its path. What fails here, `remove` removes.
+        """Make the directory that holds `upper` and `work`; return its path. What fails here, `remove` removes.
 
         Raises:
             StorageFull: there is no room.
@@ -73,10 +73,10 @@ class StorageDriver(Protocol):
 
 
 def make_layers(kernel: Kernel, path: str) -> None:
-    """Give a sandbox's folder to the on-disk range, and make `upper` and `work` in it, where nothing is compressed.
+    """Give a sandbox's directory to the on-disk range, and make `upper` and `work` in it, where nothing is compressed.
 
     btrfs compresses in the kernel's own threads, which no sandbox's CPU limit reaches; whoever may write to a file or
-    folder may ask for it (an attribute `btrfs.compression`), through an overlay too. The profiles refuse the ioctls
+    directory may ask for it (an attribute `btrfs.compression`), through an overlay too. The profiles refuse the ioctls
     that would undo this.
     """
     # All three: through the idmapped mount an id outside the range is nobody whom a capability could help.

@@ -7,7 +7,7 @@ import os
 from ...errors import StorageFull
 
 
-class Room:
+class DiskReserve:
     """The free space of the filesystem that holds `path`, and the part of it that is kept back."""
 
     def __init__(self, path: str, reserve_bytes: int) -> None:

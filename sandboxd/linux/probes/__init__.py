@@ -7,7 +7,7 @@ out, each with what was found, what that means for whoever runs sandboxes, and t
 could give is tested on one host.
 
 Nothing on the host changes: no mount outside a private mount namespace, no cgroup, no loop device, no sysctl; the one
-folder that the overlay's trial needs is removed again. (The kernel may load a module of its own when overlayfs or
+directory that the overlay's trial needs is removed again. (The kernel may load a module of its own when overlayfs or
 nftables is first used, as it would for any program.)
 
 Unlike its parent package this one knows sandboxd's words, since it advises on them. Nothing but the doctor imports it.

@@ -48,7 +48,7 @@ def obstacle(
     """Return the first file on the way to the absolute `path` that stops that user, or None.
 
     Every link on the way is followed; a file that is not there or cannot be seen is an obstacle too. The last file
-    must permit `wanted`; a folder also to be searched.
+    must permit `wanted`; a directory also to be searched.
     """
     pending = [part for part in path.split("/") if part][::-1]
     here, links = "/", 0

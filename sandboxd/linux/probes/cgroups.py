@@ -26,7 +26,7 @@ CONTROLLERS: Final[Mapping[str, str]] = {
 #: cgroup2's own mount options that matter here.
 OPTIONS: Final[Mapping[str, str]] = {
     "favordynmods": "with it a write to cgroup.procs is fast, without it such a write may wait 10 ms; "
-    "a birth and a command avoid such writes, so it is the operator's choice",
+    "a creation and a command avoid such writes, so it is the operator's choice",
     "nsdelegate": "with it the kernel holds a cgroup namespace to its own tree; "
     "sandboxes see theirs read-only and do not depend on it",
 }
@@ -50,7 +50,7 @@ class Facts:
         v1: controllers that v1 hierarchies hold, and where.
         disabled: controllers switched off at boot.
         has_kill: whether a group below has cgroup.kill; None without a group.
-        into_cgroup: what a birth in a group gave; None when it was not tried.
+        into_cgroup: what a creation in a group gave; None when it was not tried.
     """
 
     mount: str | None

@@ -136,7 +136,7 @@ def _end(pid: int, pidfd: int) -> None:
 
 @contextlib.contextmanager
 def user_namespace(kernel: Kernel, inside: int, outside: int, *, owner: int) -> Iterator[int]:
-    """Give a user namespace that maps `inside` on to `outside` on, made by host id `owner` as a birth does it.
+    """Give a user namespace that maps `inside` on to `outside` on, made by host id `owner` as a creation does it.
 
     Raises:
         SyscallError: the kernel refused it.

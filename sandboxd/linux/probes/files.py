@@ -29,7 +29,7 @@ def read_number(path: str) -> int | None:
 
 
 def existing_ancestor(path: str) -> str:
-    """Return `path`, or the nearest folder above it that exists."""
+    """Return `path`, or the nearest directory above it that exists."""
     while not os.path.isdir(path) and path != os.path.dirname(path):
         path = os.path.dirname(path)
     return path

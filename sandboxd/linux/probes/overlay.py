@@ -1,8 +1,8 @@
-"""The combination that every birth needs, really mounted: an overlay of an idmapped lower and an idmapped upper.
+"""The combination that every creation needs, really mounted: an overlay of an idmapped lower and an idmapped upper.
 
 Whether it works depends on the kernel, on the filesystems of the rootfs and of the state directory (both must know
 idmapped mounts; an upper needs d_type and trusted xattrs), and on the container that all this may run in. So it is
-tried where the sandboxes will be, in a folder made for it, mounted only inside a private mount namespace.
+tried where the sandboxes will be, in a directory made for it, mounted only inside a private mount namespace.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ _MEANS: Final = "a sandbox's root is an overlay of the rootfs and its own files,
 class Facts:
     """What was tried where; `outcome` is None when nothing could be tried."""
 
-    folder: str
+    directory: str
     filesystem: str
     outcome: Outcome | None
 
 
-def gather(kernel: Kernel, folder: str, filesystem: str, lower: str | None, *, root: bool) -> Facts:
-    """Try it below `folder`, with the rootfs tree `lower` or, without one, a small tree of our own."""
-    return Facts(folder, filesystem, _trial(kernel, folder, lower) if root else None)
+def gather(kernel: Kernel, directory: str, filesystem: str, lower: str | None, *, root: bool) -> Facts:
+    """Try it below `directory`, with the rootfs tree `lower` or, without one, a small tree of our own."""
+    return Facts(directory, filesystem, _trial(kernel, directory, lower) if root else None)
 
 
 def evaluate(facts: Facts) -> list[Feature]:
     """Tell what the trial showed."""
     if facts.outcome is None:
         return [untried("overlay", _MEANS, essential=True)]
-    where = f"{facts.folder} ({facts.filesystem})"
+    where = f"{facts.directory} ({facts.filesystem})"
     if facts.outcome.ok:
         found = f"mounted and written to, with idmapped layers, at {where}"
         return [Feature(name="overlay", status=Status.OK, found=found, means=_MEANS, essential=True)]
@@ -88,10 +88,10 @@ def _remedy(outcome: Outcome) -> str:
     return "put the state directory on ext4, xfs or btrfs: --state-dir DIR; the kernel's log (dmesg) says more"
 
 
-def _trial(kernel: Kernel, folder: str, lower: str | None) -> Outcome:
+def _trial(kernel: Kernel, directory: str, lower: str | None) -> Outcome:
     scratch = None
     try:
-        scratch = tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=folder)
+        scratch = tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=directory)
         for name in ("stage", "lower", "lower/folder", "disk", "disk/upper", "disk/work"):
             os.mkdir(f"{scratch}/{name}")
         for name in ("disk", "disk/upper", "disk/work"):
@@ -110,7 +110,7 @@ def _trial(kernel: Kernel, folder: str, lower: str | None) -> Outcome:
 
 
 def _mount(kernel: Kernel, stage: str, layers: tuple[tuple[str, int], tuple[str, int]]) -> bool:
-    """Do what steps IsolateMounts to MountOverlay of a birth do, and write; the namespace goes with the process."""
+    """Do what steps IsolateMounts to MountOverlay of a creation do, and write; the namespace goes with the process."""
     kernel.mount("none", "/", None, MS_REC | MS_PRIVATE)
     kernel.mount("stage", stage, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=16k,nr_inodes=8,mode=755")
     os.chdir(stage)

@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 #: What a rootfs without it cannot do: `sh -c` is how a command that is one string runs.
 SHELL: Final = "bin/sh"
-#: What a birth mounts or writes on: refused where it is a link.
+#: What a creation mounts or writes on: refused where it is a link.
 MOUNT_POINTS: Final = ("dev", "etc", "proc", "sys")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rootfs:
-    """One folder of the rootfs directory.
+    """One directory of the rootfs directory.
 
     Attributes:
         name: its name.
         facts: its rootfs.json; None where there is none that can be understood.
-        tree: whether it has a tree that a birth takes; None when this user may not look.
+        tree: whether it has a tree that a creation takes; None when this user may not look.
         why: what is wrong with it, if anything.
     """
 
@@ -49,7 +49,7 @@ class Facts:
 
 
 def gather(kernel: Kernel, directory: str) -> Facts:
-    """Look at each folder that looks like a rootfs; a dot in front is a build or removal under way."""
+    """Look at each directory that looks like a rootfs; a dot in front is a build or removal under way."""
     try:
         entries = [entry for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
@@ -92,7 +92,7 @@ def evaluate(facts: Facts) -> list[Feature]:
 
 
 def _is_meant(path: str) -> bool:
-    """Tell a rootfs, whole or not, from a folder that only happens to be here, such as lost+found."""
+    """Tell a rootfs, whole or not, from a directory that only happens to be here, such as lost+found."""
     return any(os.path.lexists(f"{path}/{name}") for name in ("rootfs.json", "private"))
 
 
@@ -111,7 +111,7 @@ def _look(kernel: Kernel, directory: str, name: str) -> Rootfs:
 
 
 def _look_at_tree(kernel: Kernel, tree: str) -> tuple[bool | None, str]:
-    """Return whether a birth takes this tree (None: it cannot be seen), and what is wrong with it."""
+    """Return whether a creation takes this tree (None: it cannot be seen), and what is wrong with it."""
     try:
         root = kernel.open(tree, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:

@@ -12,7 +12,7 @@ from .files import read_text
 
 UNIT: Final = "sandboxd.service"
 HOLDER: Final = "sandboxd-cgroups.service"
-_UNIT_FOLDERS: Final = ("/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system")
+_UNIT_DIRECTORIES: Final = ("/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system")
 _INSTALL: Final = "make install"
 
 
@@ -95,7 +95,7 @@ def _trouble(facts: Facts) -> tuple[str | None, str | None]:
 
 
 def _unit_file(name: str) -> str | None:
-    for folder in _UNIT_FOLDERS:
-        if os.path.isfile(f"{folder}/{name}"):
-            return f"{folder}/{name}"
+    for directory in _UNIT_DIRECTORIES:
+        if os.path.isfile(f"{directory}/{name}"):
+            return f"{directory}/{name}"
     return None

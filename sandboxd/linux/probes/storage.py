@@ -1,4 +1,4 @@
-"""Where sandboxes keep their files: the folders can be written, there is room, and what could limit it."""
+"""Where sandboxes keep their files: the directories can be written, there is room, and what could limit it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SCARCE_FREE: Final = 5 << 30
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Folder:
-    """A folder that the daemon needs: where it is (or would be made), and whether root may write there.
+class Directory:
+    """A directory that the daemon needs: where it is (or would be made), and whether root may write there.
 
     `writable` is None when this user's rights say nothing about root's.
     """
@@ -34,10 +34,10 @@ class Folder:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Facts:
-    """What was found about the folders and about btrfs.
+    """What was found about the directories and about btrfs.
 
     Attributes:
-        folders: by name.
+        directories: by name.
         filesystem: the state directory's.
         free, total: its bytes.
         btrfs: "built in", "a module", or None.
@@ -45,7 +45,7 @@ class Facts:
         loop: whether there is /dev/loop-control.
     """
 
-    folders: Mapping[str, Folder]
+    directories: Mapping[str, Directory]
     filesystem: str
     free: int
     total: int
@@ -54,13 +54,13 @@ class Facts:
     loop: bool
 
 
-def gather(folders: Mapping[str, str], *, root: bool) -> Facts:
-    """Look at `folders` (one is called state-dir) without making them."""
+def gather(directories: Mapping[str, str], *, root: bool) -> Facts:
+    """Look at `directories` (one is called state-dir) without making them."""
     looked = {}
-    for name, path in folders.items():
+    for name, path in directories.items():
         ancestor = existing_ancestor(path)
         writable = os.access(ancestor, os.W_OK | os.X_OK)
-        looked[name] = Folder(path, ancestor, writable if root or writable else None)
+        looked[name] = Directory(path, ancestor, writable if root or writable else None)
     state = looked["state-dir"].ancestor
     space = os.statvfs(state)
     return Facts(
@@ -76,7 +76,7 @@ def gather(folders: Mapping[str, str], *, root: bool) -> Facts:
 
 def evaluate(facts: Facts) -> list[Feature]:
     """Tell whether files can be kept, and limited."""
-    features = [_folder(name, folder) for name, folder in facts.folders.items()]
+    features = [_directory(name, directory) for name, directory in facts.directories.items()]
     return [*features, _space(facts), *_btrfs_features(facts)]
 
 
@@ -90,15 +90,15 @@ def _btrfs() -> str | None:
     return None
 
 
-def _folder(name: str, folder: Folder) -> Feature:
-    absent = "" if folder.path == folder.ancestor else f" (to be made in {folder.ancestor})"
-    found, means = f"{folder.path}{absent}", "what sandboxes need between two calls is kept there"
-    if folder.writable:
+def _directory(name: str, directory: Directory) -> Feature:
+    absent = "" if directory.path == directory.ancestor else f" (to be made in {directory.ancestor})"
+    found, means = f"{directory.path}{absent}", "what sandboxes need between two calls is kept there"
+    if directory.writable:
         return Feature(name=name, status=Status.OK, found=found, means=means, essential=True)
-    if folder.writable is None:
+    if directory.writable is None:
         found = f"{found}: whether root may write there cannot be told without root"
         return Feature(name=name, status=Status.UNKNOWN, found=found, means=means, remedy=AS_ROOT, essential=True)
-    remedy = f"make {folder.ancestor} writable (a read-only mount?)"
+    remedy = f"make {directory.ancestor} writable (a read-only mount?)"
     if name != "id-claims":
         remedy += f", or pass another directory: --{name} DIR"
     found, means = f"{found}: root cannot write there", "the daemon cannot start"
@@ -107,7 +107,7 @@ def _folder(name: str, folder: Folder) -> Feature:
 
 def _space(facts: Facts) -> Feature:
     name, found = "free-space", f"{size(facts.free)} of {size(facts.total)} on {facts.filesystem}"
-    where = facts.folders["state-dir"].ancestor
+    where = facts.directories["state-dir"].ancestor
     if facts.free >= SCARCE_FREE:
         return Feature(name=name, status=Status.OK, found=found, means="sandboxes share it", essential=True)
     none = facts.free < LEAST_FREE

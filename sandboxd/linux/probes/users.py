@@ -17,7 +17,7 @@ from .feature import AS_ROOT, Feature, Status
 if TYPE_CHECKING:
     from ..kernel import Kernel
 
-#: What a birth uses of root's powers (include/uapi/linux/capability.h).
+#: What a creation uses of root's powers (include/uapi/linux/capability.h).
 NEEDED: Final[Mapping[str, int]] = {
     "CHOWN": 0,
     "DAC_OVERRIDE": 1,
@@ -61,7 +61,7 @@ class Facts:
 
 
 def gather(kernel: Kernel, user: str, group: str, package: str) -> Facts:
-    """Look them up, and walk the way to the interpreter and all of the folder `package`; needs no root."""
+    """Look them up, and walk the way to the interpreter and all of the directory `package`; needs no root."""
     try:
         entry = pwd.getpwnam(user)
         uid, gids = entry.pw_uid, set(os.getgrouplist(user, entry.pw_gid))
@@ -94,10 +94,10 @@ def first_obstacle(uid: int, gids: Collection[int], program: str, needed: Iterab
     for path in needed:
         if blocked is None and os.path.isabs(path) and os.path.exists(path):
             blocked = obstacle(path, uid, gids)
-    for folder, _, names in os.walk(package):
+    for directory, _, names in os.walk(package):
         for name in ("", *(name for name in names if name.endswith(".py"))):
             if blocked is None:
-                blocked = obstacle(os.path.join(folder, name).rstrip("/"), uid, gids)
+                blocked = obstacle(os.path.join(directory, name).rstrip("/"), uid, gids)
     return blocked
 
 

@@ -9,7 +9,7 @@ limits and filter. It takes one order and speaks frames to the daemon, over a pi
     ["progress", map]                  any number (`progress.py` says of what)
     ["end", map] or ["fail", kind, message, facts]
 
-    clone      from the order to a folder                  intake    the pack, checked while it comes
+    clone      from the order to a directory                  intake    the pack, checked while it comes
     transport  dulwich's protocols, bounded                pack      the pack, read
     names      host names, without the sandbox's libc      checkout  a tree's files, and nothing beside them
     submodules repositories in the repository              layout    .git
@@ -55,7 +55,7 @@ import dulwich.worktree
 from ...errors import InternalError, SandboxdError
 from ...wire import framing
 from . import names
-from .clone import Order, clone
+from .clone import CloneRequest, clone
 from .pack import MAX_OBJECT_BYTES
 from .transport import Login
 
@@ -119,7 +119,7 @@ def _clone(given: Any) -> dict[str, Any]:  # noqa: ANN401 - what init passed on 
         given["sparse"] = tuple(given["sparse"])
         # A delta, its base and what they make are in memory at once.
         given["max_object_bytes"] = min(MAX_OBJECT_BYTES, limit // 4)
-        order = Order(**given, login=Login(*login) if login else None)
+        order = CloneRequest(**given, login=Login(*login) if login else None)
     except (KeyError, TypeError) as error:
         raise InternalError(f"cannot read the order of a clone: {type(error).__name__}") from None
     _bound(limit)

@@ -1,12 +1,12 @@
 """Making the files of a tree, and the index that says so.
 
 **What a hostile tree could do, and why it does not.** Its names are checked one by one with dulwich's rules for every
-file system (`.git` in all the spellings that NTFS and HFS+ take for it, `.`, `..`, slashes, NUL); a folder holds each
-name once (of two files that have it the later one is meant, as in C git; anything else is refused); everything is made
-new, with O_EXCL, through the descriptor of a folder that was itself made here and opened with O_NOFOLLOW. So no entry
-can be reached through another entry that is a symbolic link. Filters, hooks and line endings are not applied: what the
-repository holds is what the files hold. A tree that repeats itself into billions of files ("git bomb") is counted
-before the first is made: each distinct tree is looked at once.
+file system (`.git` in all the spellings that NTFS and HFS+ take for it, `.`, `..`, slashes, NUL); a directory holds
+each name once (of two files that have it the later one is meant, as in C git; anything else is refused); everything is
+made new, with O_EXCL, through the descriptor of a directory that was itself made here and opened with O_NOFOLLOW. So no
+entry can be reached through another entry that is a symbolic link. Filters, hooks and line endings are not applied:
+what the repository holds is what the files hold. A tree that repeats itself into billions of files ("git bomb") is
+counted before the first is made: each distinct tree is looked at once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_LINK_BYTES: Final = 4095
 _SKIP_WORKTREE: Final = 0x4000
 _EXTENDED: Final = 0x4000
 _ENTRY: Final = struct.Struct(">10I20sH")
-_OPEN_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _TELL_EVERY: Final = 64
 _FILES: Final = frozenset((FILE, EXECUTABLE))
@@ -51,24 +51,25 @@ def _refused(path: bytes, why: str, reason: str) -> GitRefused:
 
 @dataclasses.dataclass(slots=True)
 class Sparse:
-    """The folders to check out ("cone mode"): all in them, and the files beside the way to them."""
+    """The directories to check out ("cone mode"): all in them, and the files beside the way to them."""
 
-    folders: tuple[bytes, ...]
+    directories: tuple[bytes, ...]
 
-    def takes_file(self, folder: bytes) -> bool:
-        """Whether the files that lie directly in `folder` are wanted."""
-        return not folder or any(
-            one == folder or folder.startswith(one + b"/") or one.startswith(folder + b"/") for one in self.folders
+    def takes_file(self, directory: bytes) -> bool:
+        """Whether the files that lie directly in `directory` are wanted."""
+        return not directory or any(
+            one == directory or directory.startswith(one + b"/") or one.startswith(directory + b"/")
+            for one in self.directories
         )
 
     def patterns(self) -> bytes:
         """Return the file info/sparse-checkout that says the same (git-sparse-checkout(1))."""
         lines = [b"/*", b"!/*/"]
-        parents = {b"/".join(one.split(b"/")[:n]) for one in self.folders for n in range(1, one.count(b"/") + 1)}
-        for folder in sorted({*parents, *self.folders}):
-            lines.append(b"/%b/" % folder)
-            if folder not in self.folders:
-                lines.append(b"!/%b/*/" % folder)
+        parents = {b"/".join(one.split(b"/")[:n]) for one in self.directories for n in range(1, one.count(b"/") + 1)}
+        for directory in sorted({*parents, *self.directories}):
+            lines.append(b"/%b/" % directory)
+            if directory not in self.directories:
+                lines.append(b"!/%b/*/" % directory)
         return b"\n".join(lines) + b"\n"
 
 
@@ -160,7 +161,7 @@ def _is_utf8(element: bytes) -> bool:
 
 
 class Checkout:
-    """Makes the files of one tree below a folder that is there and empty (but for `.git`)."""
+    """Makes the files of one tree below a directory that is there and empty (but for `.git`)."""
 
     def __init__(self, pack: Pack, sparse: Sparse | None, on_file: Callable[[int, int], None]) -> None:
         self._pack = pack
@@ -187,50 +188,50 @@ class Checkout:
             OSError: the disk says no.
         """
         self._total = self._trees.count(tree)
-        folder = os.open(root, _OPEN_FOLDER)
+        directory = os.open(root, _OPEN_DIRECTORY)
         try:
-            self._folder(tree, folder, b"", skipped=False)
+            self._directory(tree, directory, b"", skipped=False)
         finally:
-            os.close(folder)
+            os.close(directory)
         self._on_file(self._made, self._total)
 
-    def _folder(self, tree: bytes, folder: int, path: bytes, *, skipped: bool) -> None:
+    def _directory(self, tree: bytes, directory: int, path: bytes, *, skipped: bool) -> None:
         """Make what one tree holds; a tree that is left out only gets its rows in the index."""
         files_wanted = not skipped and (self._sparse is None or self._sparse.takes_file(path))
         for element, mode, name in self._trees.entries(tree, path):
             whole = path + b"/" + element if path else element
             if mode == DIRECTORY:
-                self._down(name, folder, element, whole, skipped=skipped)
+                self._down(name, directory, element, whole, skipped=skipped)
             elif mode == GITLINK:
                 self.gitlinks.append((whole, name))
                 if not skipped:
-                    os.mkdir(element, 0o777, dir_fd=folder)
+                    os.mkdir(element, 0o777, dir_fd=directory)
                 self._row(whole, None, GITLINK, name, skip=False)
             elif not files_wanted:
                 self._row(whole, None, mode, name, skip=True)
             elif mode == SYMLINK:
-                self._link(folder, element, whole, name)
+                self._link(directory, element, whole, name)
             else:
-                self._file(folder, element, whole, mode, name)
+                self._file(directory, element, whole, mode, name)
 
-    def _down(self, tree: bytes, folder: int, element: bytes, whole: bytes, *, skipped: bool) -> None:
+    def _down(self, tree: bytes, directory: int, element: bytes, whole: bytes, *, skipped: bool) -> None:
         if not self._trees.count(tree):
-            return  # an index holds no folders, and C git makes none that is empty
+            return  # an index holds no directories, and C git makes none that is empty
         if skipped or not (self._sparse is None or self._sparse.takes_file(whole)):
-            self._folder(tree, folder, whole, skipped=True)
+            self._directory(tree, directory, whole, skipped=True)
             return
-        os.mkdir(element, 0o777, dir_fd=folder)
-        below = os.open(element, _OPEN_FOLDER, dir_fd=folder)
+        os.mkdir(element, 0o777, dir_fd=directory)
+        below = os.open(element, _OPEN_DIRECTORY, dir_fd=directory)
         try:
-            self._folder(tree, below, whole, skipped=False)
+            self._directory(tree, below, whole, skipped=False)
         finally:
             os.close(below)
 
-    def _file(self, folder: int, element: bytes, whole: bytes, mode: int, name: bytes) -> None:
+    def _file(self, directory: int, element: bytes, whole: bytes, mode: int, name: bytes) -> None:
         kind, pieces = self._pack.pieces(name)
         if kind != BLOB:
             raise _refused(whole, "it should be a file", "not-a-file")
-        fd = os.open(element, _NEW_FILE, 0o777 if mode == EXECUTABLE else 0o666, dir_fd=folder)
+        fd = os.open(element, _NEW_FILE, 0o777 if mode == EXECUTABLE else 0o666, dir_fd=directory)
         try:
             for piece in pieces:
                 _write(fd, piece)
@@ -240,12 +241,12 @@ class Checkout:
         self._row(whole, facts, mode, name, skip=False)
         self._tell()
 
-    def _link(self, folder: int, element: bytes, whole: bytes, name: bytes) -> None:
+    def _link(self, directory: int, element: bytes, whole: bytes, name: bytes) -> None:
         kind, target = self._pack.get(name)
         if kind != BLOB or not 0 < len(target) <= MAX_LINK_BYTES or b"\0" in target:
             raise _refused(whole, "its target is not one that a symbolic link can have", "symlink")
-        os.symlink(target, element, dir_fd=folder)
-        self._row(whole, os.lstat(element, dir_fd=folder), SYMLINK, name, skip=False)
+        os.symlink(target, element, dir_fd=directory)
+        self._row(whole, os.lstat(element, dir_fd=directory), SYMLINK, name, skip=False)
         self._tell()
 
     def _tell(self) -> None:

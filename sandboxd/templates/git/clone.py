@@ -1,8 +1,8 @@
-"""One clone: from an order to a folder, or to an error and nothing left.
+"""One clone: from an order to a directory, or to an error and nothing left.
 
-Everything is made in a temporary folder that the order names, beside the target (inside it, where the target is an
-empty folder), and comes to its place by renaming at the end. Whoever gave the order removes that folder should this
-process be killed; any other end, it removes itself.
+Everything is made in a temporary directory that the order names, beside the target (inside it, where the target is an
+empty directory), and comes to its place by renaming at the end. Whoever gave the order removes that directory should
+this process be killed; any other end, it removes itself.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ MAX_SUGGESTIONS: Final = 5
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class CloneRequest:
     """What to clone. `target` is absolute; `temporary` is a name that nothing else has."""
 
     url: str
@@ -73,7 +73,7 @@ class Order:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Wanted:
+class CloneTarget:
     """What the order's ref is on this server."""
 
     branch: bytes | None
@@ -81,7 +81,7 @@ class Wanted:
     tip: bytes | None
 
 
-def clone(order: Order, context: ssl.SSLContext, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def clone(order: CloneRequest, context: ssl.SSLContext, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Clone; `tell` takes progress. Returns {target_dir, branch, commit, objects, received_bytes, files}.
 
     Raises:
@@ -92,7 +92,7 @@ def clone(order: Order, context: ssl.SSLContext, tell: Callable[[dict[str, Any]]
         place.prepare()
         address = transport.parse(order.url)
         carrier = transport.Transport(context, order.login, address, order.stall_s)
-        found = Cloning(carrier, Progress(tell), order).run(address, place.folder, place.folder / ".git")
+        found = Cloning(carrier, Progress(tell), order).run(address, place.directory, place.directory / ".git")
         place.settle()
     except BaseException as error:
         place.discard()
@@ -103,7 +103,7 @@ def clone(order: Order, context: ssl.SSLContext, tell: Callable[[dict[str, Any]]
     return {"target_dir": order.target, **found}
 
 
-def _known(error: BaseException, order: Order) -> SandboxdError | None:
+def _known(error: BaseException, order: CloneRequest) -> SandboxdError | None:
     """Return what to tell of a failure; None for what is no error (an end from outside)."""
     if isinstance(error, SandboxdError):
         return error
@@ -123,7 +123,7 @@ def _known(error: BaseException, order: Order) -> SandboxdError | None:
     return None
 
 
-def _shown(order: Order) -> str:
+def _shown(order: CloneRequest) -> str:
     try:
         return transport.parse(order.url).url
     except GitError:
@@ -138,10 +138,10 @@ class _Place:
         self._temporary = temporary
         self._made: list[Path] = []
         self._inside = False
-        self.folder = target.parent / temporary
+        self.directory = target.parent / temporary
 
     def prepare(self) -> None:
-        """Make the temporary folder.
+        """Make the temporary directory.
 
         Raises:
             DirectoryNotEmpty, FileExists: the target is there.
@@ -152,14 +152,14 @@ class _Place:
         while not at.exists() and not at.is_symlink():
             missing.append(at)
             at = at.parent
-        for folder in reversed(missing):
-            folder.mkdir()
-            self._made.append(folder)
+        for directory in reversed(missing):
+            directory.mkdir()
+            self._made.append(directory)
         if os.path.lexists(self._target):
             self._look()
             self._inside = True
-            self.folder = self._target / self._temporary
-        self.folder.mkdir()
+            self.directory = self._target / self._temporary
+        self.directory.mkdir()
 
     def _look(self) -> None:
         try:
@@ -181,12 +181,13 @@ class _Place:
         """
         if not self._inside:
             try:
-                # Not os.rename: it would take the place of an empty folder that somebody has just made, or of a file.
+                # Not os.rename: it would take the place of an empty directory that somebody has just made, or of a
+                # file.
                 if os.path.lexists(self._target):
                     raise FileExists(
                         f"cannot clone into {self._target}: it was created in the meantime", path=str(self._target)
                     )
-                self.folder.rename(self._target)
+                self.directory.rename(self._target)
             except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise FileExists(
@@ -196,42 +197,42 @@ class _Place:
             return
         if os.listdir(self._target) != [self._temporary]:
             raise DirectoryNotEmpty(f"cannot clone into {self._target}: it is not empty", path=str(self._target))
-        entries = sorted(os.listdir(self.folder), key=lambda name: name == ".git")  # .git last: then it is a clone
+        entries = sorted(os.listdir(self.directory), key=lambda name: name == ".git")  # .git last: then it is a clone
         moved = []
         try:
             for name in entries:
-                (self.folder / name).rename(self._target / name)
+                (self.directory / name).rename(self._target / name)
                 moved.append(name)
         except OSError:
             for name in moved:
-                (self._target / name).rename(self.folder / name)
+                (self._target / name).rename(self.directory / name)
             raise
-        self.folder.rmdir()
+        self.directory.rmdir()
 
     def discard(self) -> None:
         """Remove what was made."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        for folder in reversed(self._made):
+        shutil.rmtree(self.directory, ignore_errors=True)
+        for directory in reversed(self._made):
             with contextlib.suppress(OSError):
-                folder.rmdir()
+                directory.rmdir()
 
 
 class Cloning:
     """The work of one order; submodules are clones of their own with the same means."""
 
-    def __init__(self, carrier: transport.Transport, progress: Progress, order: Order, level: int = 0) -> None:
+    def __init__(self, carrier: transport.Transport, progress: Progress, order: CloneRequest, level: int = 0) -> None:
         self._carrier = carrier
         self.progress = progress
         self._order = order
         self._level = level
 
     def run(self, address: transport.Address, files: Path, git: Path, worktree: str | None = None) -> dict[str, Any]:
-        """Clone into folders that are there (`files`) and not yet there (`git`)."""
+        """Clone into directories that are there (`files`) and not yet there (`git`)."""
         order, progress = self._order, self.progress
         progress.phase("connecting")
-        packs = layout.make_folders(git)
+        packs = layout.make_directories(git)
         intake = PackIntake(packs / "tmp.pack", progress.receiving, progress.resolving, order.max_object_bytes)
-        wanted: list[Wanted] = []
+        wanted: list[CloneTarget] = []
 
         def choose(refs: transport.Refs) -> list[bytes]:
             wanted.append(_wanted(order, refs))
@@ -252,7 +253,7 @@ class Cloning:
             if pack is not None:
                 pack.close()
 
-    def _wants(self, refs: transport.Refs, wanted: Wanted, address: transport.Address) -> list[bytes]:
+    def _wants(self, refs: transport.Refs, wanted: CloneTarget, address: transport.Address) -> list[bytes]:
         wants = [] if wanted.tip is None else [wanted.tip]
         if not self._order.single_branch:
             wants += [sha for name, sha in refs.items() if name.startswith((layout.HEADS, layout.TAGS))]
@@ -268,7 +269,7 @@ class Cloning:
         worktree: str | None,
         fetched: transport.Fetched,
         pack: Pack | None,
-        wanted: list[Wanted],
+        wanted: list[CloneTarget],
     ) -> dict[str, Any]:
         target = wanted[0] if wanted else _wanted(self._order, fetched.refs)
         default = _default_branch(fetched)
@@ -289,7 +290,7 @@ class Cloning:
         sparse = Sparse(tuple(one.encode() for one in self._order.sparse)) if self._order.sparse else None
         layout.write(
             git,
-            layout.Facts(
+            layout.RepositoryFacts(
                 url=address.url,
                 branch=branch,
                 commit=commit,
@@ -334,22 +335,22 @@ class Cloning:
         return Cloning(self._carrier, self.progress, order, self._level + 1)
 
 
-def _wanted(order: Order, refs: transport.Refs) -> Wanted:
+def _wanted(order: CloneRequest, refs: transport.Refs) -> CloneTarget:
     """Return what is asked for, of what the server has.
 
     Raises:
         GitRefNotFound: it has no such.
     """
     if order.ref is None:
-        return Wanted(None, b"HEAD", refs.get(b"HEAD"))
+        return CloneTarget(None, b"HEAD", refs.get(b"HEAD"))
     name = order.ref.encode()
     for prefix in (b"", layout.HEADS, layout.TAGS):
         full = prefix + name
         if full in refs and (prefix or full.startswith(b"refs/")):
             branch = full.removeprefix(layout.HEADS) if full.startswith(layout.HEADS) else None
-            return Wanted(branch, full, refs[full])
+            return CloneTarget(branch, full, refs[full])
     if _HEX.match(name):
-        return Wanted(None, None, name)
+        return CloneTarget(None, None, name)
     shown = [
         full.removeprefix(layout.HEADS).removeprefix(layout.TAGS).decode("utf-8", "replace")
         for full in refs
@@ -421,7 +422,7 @@ def _peel_tags(pack: Pack, refs: transport.Refs) -> dict[bytes, bytes]:
     return peeled
 
 
-def _commit_of(pack: Pack, tip: bytes | None, order: Order) -> bytes | None:
+def _commit_of(pack: Pack, tip: bytes | None, order: CloneRequest) -> bytes | None:
     if tip is None:
         return None
     if not _HEX.match(tip):

@@ -1,4 +1,4 @@
-"""The folder `.git`: what C git finds in it after a clone, and nothing that could run."""
+"""The directory `.git`: what C git finds in it after a clone, and nothing that could run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DESCRIPTION: Final = b"Unnamed repository; edit this file 'description' to name
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class RepositoryFacts:
     """What a repository is to know.
 
     Attributes:
@@ -21,7 +21,7 @@ class Facts:
         commit: what is checked out (hex), or None in an empty repository.
         heads, tags: the server's references that came, without their prefix; names to hex.
         peeled: of tags that are objects: the tag's hex to what it stands for.
-        worktree: of a submodule: the way from its folder to its files.
+        worktree: of a submodule: the way from its directory to its files.
     """
 
     url: str
@@ -37,8 +37,8 @@ class Facts:
     worktree: str | None
 
 
-def make_folders(root: Path) -> Path:
-    """Make the folders; return the one for packs."""
+def make_directories(root: Path) -> Path:
+    """Make the directories; return the one for packs."""
     for name in ("objects/info", "refs/heads", "refs/tags", "info"):
         (root / name).mkdir(parents=True)
     packs = root / "objects/pack"
@@ -46,7 +46,7 @@ def make_folders(root: Path) -> Path:
     return packs
 
 
-def write(root: Path, facts: Facts) -> None:
+def write(root: Path, facts: RepositoryFacts) -> None:
     """Write everything but objects and index."""
     head = b"ref: " + HEADS + facts.branch if facts.branch is not None else facts.commit or b"ref: refs/heads/main"
     (root / "HEAD").write_bytes(head + b"\n")
@@ -59,12 +59,12 @@ def write(root: Path, facts: Facts) -> None:
     if facts.sparse is not None:
         (root / "info/sparse-checkout").write_bytes(facts.sparse)
     if facts.default_branch is not None and facts.default_branch in facts.heads:
-        folder = root / "refs/remotes/origin"
-        folder.mkdir(parents=True)
-        (folder / "HEAD").write_bytes(b"ref: refs/remotes/origin/" + facts.default_branch + b"\n")
+        directory = root / "refs/remotes/origin"
+        directory.mkdir(parents=True)
+        (directory / "HEAD").write_bytes(b"ref: refs/remotes/origin/" + facts.default_branch + b"\n")
 
 
-def _packed(facts: Facts) -> bytes:
+def _packed(facts: RepositoryFacts) -> bytes:
     rows = {b"refs/remotes/origin/" + name: sha for name, sha in facts.heads.items()}
     rows |= {TAGS + name: sha for name, sha in facts.tags.items()}
     if facts.branch is not None and facts.commit is not None:
@@ -77,7 +77,7 @@ def _packed(facts: Facts) -> bytes:
     return b"".join(lines)
 
 
-def _config(facts: Facts) -> bytes:
+def _config(facts: RepositoryFacts) -> bytes:
     core = [
         (b"repositoryformatversion", b"0"),
         (b"filemode", b"true"),

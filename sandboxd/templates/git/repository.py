@@ -65,7 +65,7 @@ def check(root: Path) -> None:
     """
     git = root / ".git"
     _check_file(git, configfile.MAX_BYTES)
-    if os.path.isfile(git):  # of a worktree or a submodule: it says where the folder is
+    if os.path.isfile(git):  # of a worktree or a submodule: it says where the directory is
         git = root / _words(git, ".git").removeprefix("gitdir:").strip()
     elif not os.path.exists(git):
         git = root
@@ -78,13 +78,13 @@ def check(root: Path) -> None:
             _check_file(place / name, configfile.MAX_BYTES)
         _check_file(place / "packed-refs", _MAX_REFS_BYTES)
         for name in ("refs", "reftable"):
-            _check_folder(place / name, 0)
+            _check_directory(place / name, 0)
         _check_objects(place / "objects", 0, 0)
 
 
 def _check_objects(objects: Path, count: int, level: int) -> int:
     """Look at the objects, and at those of the repositories that this one borrows from; returns how many files."""
-    count = _check_folder(objects, count)
+    count = _check_directory(objects, count)
     borrowed = objects / "info/alternates"
     if os.path.isfile(borrowed) and level < _MAX_ALTERNATES:
         _check_file(borrowed, configfile.MAX_BYTES)
@@ -98,10 +98,10 @@ def _words(path: Path, shown: str) -> str:
     return os.fsdecode(configfile.read(path, shown, follow=True) or b"").replace("\0", "")
 
 
-def _check_folder(top: Path, count: int) -> int:
-    for folder, _, files in os.walk(top):
+def _check_directory(top: Path, count: int) -> int:
+    for directory, _, files in os.walk(top):
         for file in files:
-            _check_file(Path(folder) / file, None)
+            _check_file(Path(directory) / file, None)
             count += 1
             if count > _MAX_FILES:
                 raise _refused(top, f"it has over {_MAX_FILES} files")

@@ -71,10 +71,10 @@ def _clone_one(
     place = files / os.fsdecode(path)
     modules = git / "modules"
     own = modules / os.fsdecode(name)
-    # Nor in another one's folder: what is made there would be that one's hooks or objects.
-    above = [folder for folder in own.parents if modules in folder.parents]
+    # Nor in another one's directory: what is made there would be that one's hooks or objects.
+    above = [directory for directory in own.parents if modules in directory.parents]
     if (
-        any(os.path.lexists(folder / "HEAD") for folder in above)
+        any(os.path.lexists(directory / "HEAD") for directory in above)
         or os.path.lexists(own)
         or place.is_symlink()
         or not place.is_dir()

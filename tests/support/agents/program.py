@@ -123,8 +123,8 @@ async def resume() -> Any:
     """A run that stops and goes on in a sandbox that is there, and in one that is gone."""
     seen: dict[str, Any] = {}
     client = CloudflareSandboxClient()
-    with tempfile.TemporaryDirectory() as folder:
-        made = await client.create(snapshot=LocalSnapshotSpec(base_path=Path(folder)), options=OPTIONS)
+    with tempfile.TemporaryDirectory() as directory:
+        made = await client.create(snapshot=LocalSnapshotSpec(base_path=Path(directory)), options=OPTIONS)
         await made.start()
         await made.exec("echo kept >/workspace/kept")
         await made.stop()

@@ -13,7 +13,7 @@ import trio
 
 from sandboxd.proxy.server import Proxy
 from sandboxd.runtime.ports import Port, PortSpec
-from sandboxd.runtime.preview_urls import Site
+from sandboxd.runtime.preview_urls import PreviewUrls
 
 ID = "abcdefghij0123456789"
 
@@ -70,10 +70,10 @@ async def previews(
         services = await trio.open_tcp_listeners(0, host="127.0.0.1")
         number = services[0].socket.getsockname()[1]
         nursery.start_soon(trio.serve_listeners, serve, services)
-        site = url or ("http", "localhost", address[1])
+        urls = url or ("http", "localhost", address[1])
         service: Any = FakePreviews(number, token)
-        proxy = Proxy(service, Site(*site), [listener], **options)
+        proxy = Proxy(service, PreviewUrls(*urls), [listener], **options)
         await nursery.start(proxy.run)
-        yield address, f"Host: {number}-{ID}.{site[1]}\r\n".encode()
+        yield address, f"Host: {number}-{ID}.{urls[1]}\r\n".encode()
         nursery.cancel_scope.cancel()
     service.port.close()

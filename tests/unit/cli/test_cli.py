@@ -162,14 +162,18 @@ def test_cp_both_ways(daemon: FakeDaemon, tmp_path: Path):
     assert daemon.files["/in/source.bin"] == source.read_bytes()
     assert sandboxd("cp", "a:/in/source.bin", str(tmp_path / "back")).exit_code == 0
     assert (tmp_path / "back").read_bytes() == source.read_bytes()
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    assert sandboxd("cp", "a:/in/source.bin", str(folder)).exit_code == 0
-    assert [path.name for path in folder.iterdir()] == ["source.bin"]
-    for words in (["a:/none", str(folder / "x")], [str(tmp_path / "none"), "a:/x"], ["a:/in/source.bin", "/proc/no/x"]):
+    directory = tmp_path / "folder"
+    directory.mkdir()
+    assert sandboxd("cp", "a:/in/source.bin", str(directory)).exit_code == 0
+    assert [path.name for path in directory.iterdir()] == ["source.bin"]
+    for words in (
+        ["a:/none", str(directory / "x")],
+        [str(tmp_path / "none"), "a:/x"],
+        ["a:/in/source.bin", "/proc/no/x"],
+    ):
         result = sandboxd("cp", *words)
         assert (result.exit_code, result.stderr.count("\n")) == (1, 1), result.output
-    assert [path.name for path in folder.iterdir()] == ["source.bin"]
+    assert [path.name for path in directory.iterdir()] == ["source.bin"]
 
 
 def test_save_is_whole_or_not_at_all(tmp_path: Path):

@@ -126,13 +126,13 @@ def test_ls(daemon: FakeDaemon):
 def test_ls_of_a_file_and_of_nothing(daemon: FakeDaemon):
     def refuse(query: dict[str, str]) -> None:
         kind = errors.NotAFile if query["path"] == "/f" else errors.FileNotFound
-        raise kind("cannot list it: no folder")
+        raise kind("cannot list it: no directory")
 
     daemon.answers |= {("GET", "list"): refuse, ("GET", "stat"): file_object("/f")}
     assert files("ls", "a", "/f").stdout == "/f\n"
     assert files("ls", "-l", "a", "/f").stdout.splitlines()[1].endswith(" /f")
     missing = files("ls", "a", "/none")
-    assert (missing.exit_code, missing.stderr) == (1, "sandboxd: cannot list it: no folder\n")
+    assert (missing.exit_code, missing.stderr) == (1, "sandboxd: cannot list it: no directory\n")
 
 
 def test_stat(daemon: FakeDaemon):

@@ -1,4 +1,4 @@
-"""The doctor's report, and what its trials repeat of a birth."""
+"""The doctor's report, and what its trials repeat of a creation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders as tar streams: what goes in whole, what comes out bounded, and what is left out and told."""
+"""Directories as tar streams: what goes in whole, what comes out bounded, and what is left out and told."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def packed(folder: Path) -> tuple[dict[str, tarfile.TarInfo], list[tuple[str, str]]]:
+def packed(directory: Path) -> tuple[dict[str, tarfile.TarInfo], list[tuple[str, str]]]:
     told: list[tuple[str, str]] = []
-    packing = directories.Packing(folder, on_left_out=lambda name, why: told.append((name, why)))
+    packing = directories.Packing(directory, on_left_out=lambda name, why: told.append((name, why)))
     with tarfile.open(fileobj=io.BytesIO(b"".join(packing))) as archive:
         return {member.name: member for member in archive}, told
 

@@ -107,8 +107,8 @@ def test_as_git_says(repository: pathlib.Path, patterns: list[str]) -> None:
     ours = set()
     for path in PATHS:
         parts = path.split("/")
-        folders = ["/".join(parts[: count + 1]) for count in range(len(parts) - 1)]
-        if any(is_ignored(stack, folder, is_folder=True) for folder in folders) or is_ignored(
+        directories = ["/".join(parts[: count + 1]) for count in range(len(parts) - 1)]
+        if any(is_ignored(stack, directory, is_folder=True) for directory in directories) or is_ignored(
             stack, path, is_folder=False
         ):
             ours.add(path)

@@ -1,4 +1,4 @@
-"""What git ignores below any folder of a repository, with git itself as the judge."""
+"""What git ignores below any directory of a repository, with git itself as the judge."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ PATTERNS = [
 ]  # fmt: skip
 
 
-def git(folder: pathlib.Path, *words: str) -> bytes:
-    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, env=ENV, check=True, timeout=60)
+def git(directory: pathlib.Path, *words: str) -> bytes:
+    done = subprocess.run(["git", "-C", str(directory), *words], capture_output=True, env=ENV, check=True, timeout=60)
     return done.stdout
 
 
@@ -53,14 +53,14 @@ def ours(root: pathlib.Path) -> set[pathlib.Path]:
 
 
 class Grown:
-    """A tree of random folders, files and rules, and which folders of it are repositories."""
+    """A tree of random directories, files and rules, and which directories of it are repositories."""
 
-    def __init__(self, folder: pathlib.Path, seed: int) -> None:
+    def __init__(self, directory: pathlib.Path, seed: int) -> None:
         self._random = random.Random(seed)
-        self.repositories = [folder]
-        self.folders = [folder]
-        git(folder, "init", "-q")
-        self._grow(folder, 0)
+        self.repositories = [directory]
+        self.directories = [directory]
+        git(directory, "init", "-q")
+        self._grow(directory, 0)
         for repository in self.repositories:
             (repository / ".git/info").mkdir(exist_ok=True)
             (repository / ".git/info/exclude").write_text(self._rules())
@@ -68,14 +68,14 @@ class Grown:
     def _rules(self) -> str:
         return "".join(line + "\n" for line in self._random.sample(PATTERNS, self._random.randint(0, 4)))
 
-    def _grow(self, folder: pathlib.Path, depth: int) -> None:
+    def _grow(self, directory: pathlib.Path, depth: int) -> None:
         if self._random.random() < 0.5:
-            (folder / ".gitignore").write_text(self._rules())
+            (directory / ".gitignore").write_text(self._rules())
         for name in self._random.sample(NAMES, 5):
-            path = folder / name
+            path = directory / name
             if depth < 3 and self._random.random() < 0.45:
                 path.mkdir()
-                self.folders.append(path)
+                self.directories.append(path)
                 if self._random.random() < 0.15:
                     git(path, "init", "-q")
                     self.repositories.append(path)
@@ -83,9 +83,10 @@ class Grown:
             else:
                 path.write_text("x")
 
-    def repository_of(self, folder: pathlib.Path) -> pathlib.Path:
+    def repository_of(self, directory: pathlib.Path) -> pathlib.Path:
         return max(
-            (one for one in self.repositories if one == folder or one in folder.parents), key=lambda p: len(p.parts)
+            (one for one in self.repositories if one == directory or one in directory.parents),
+            key=lambda p: len(p.parts),
         )
 
 
@@ -95,8 +96,8 @@ def test_every_folder_of_a_repository_is_as_git_says(tmp_path: pathlib.Path, see
     top = tmp_path / "top"
     top.mkdir()
     grown = Grown(top, seed)
-    for folder in grown.folders:
-        assert ours(folder) == theirs(grown.repository_of(folder), folder), (seed, folder)
+    for directory in grown.directories:
+        assert ours(directory) == theirs(grown.repository_of(directory), directory), (seed, directory)
 
 
 def test_the_rules_above_a_folder_are_those_of_its_repository(tmp_path: pathlib.Path) -> None:

@@ -14,8 +14,8 @@ import msgpack
 import pytest
 
 from sandboxd.guest import spares
-from sandboxd.guest.eventloop import Loop
-from sandboxd.guest.leaf_cgroups import Leaves
+from sandboxd.guest.eventloop import EventLoop
+from sandboxd.guest.leaf_cgroups import LeafCgroups
 from sandboxd.guest.spares import Spare, Spares, Wish
 from sandboxd.guest.users import User
 from sandboxd.guest.worker import Worker
@@ -135,13 +135,13 @@ def test_it_serves_nobody_after_a_change(wish: Wish, change: str) -> None:
 
 
 @pytest.fixture
-def group(tmp_path: pathlib.Path) -> Iterator[tuple[pathlib.Path, Leaves]]:
-    folder = tmp_path / "work"
-    folder.mkdir()
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    leaves = Leaves(Loop())
+def group(tmp_path: pathlib.Path) -> Iterator[tuple[pathlib.Path, LeafCgroups]]:
+    directory = tmp_path / "work"
+    directory.mkdir()
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    leaves = LeafCgroups(EventLoop())
     leaves.work_fd = fd
-    yield folder, leaves
+    yield directory, leaves
     os.close(fd)
 
 
@@ -156,40 +156,40 @@ def group(tmp_path: pathlib.Path) -> Iterator[tuple[pathlib.Path, Leaves]]:
         ({"memory.max": "100\n", "memory.current": "0\n", "pids.max": "20\n", "pids.current": "11\n"}, False),
     ],
 )
-def test_room(group: tuple[pathlib.Path, Leaves], files: dict[str, str], room: bool) -> None:
-    folder, leaves = group
+def test_room(group: tuple[pathlib.Path, LeafCgroups], files: dict[str, str], room: bool) -> None:
+    directory, leaves = group
     for name, text in files.items():
-        (folder / name).write_text(text)
+        (directory / name).write_text(text)
     assert leaves.has_room(50, 10) is room
 
 
-def test_there_is_one_at_most_and_none_without_room(group: tuple[pathlib.Path, Leaves], wish: Wish) -> None:
-    folder, leaves = group
+def test_there_is_one_at_most_and_none_without_room(group: tuple[pathlib.Path, LeafCgroups], wish: Wish) -> None:
+    directory, leaves = group
     started: list[FakeWorker] = []
 
     def start(_wish: Wish, _name: str) -> Worker:
         started.append(FakeWorker())
         return started[-1]  # type: ignore[return-value]
 
-    loop = Loop()
+    loop = EventLoop()
     table = Spares(loop, leaves, start)
     for number in (1, 2, 3):
         table._make(wish, b"", 60)
         assert (len(started), sum(worker.killed for worker in started)) == (number, number - 1)
     assert table.take(wish) is None  # it has not said that it waits
     assert started[-1].killed == 1
-    (folder / "memory.max").write_text("1000\n")
-    (folder / "memory.current").write_text("1\n")
+    (directory / "memory.max").write_text("1000\n")
+    (directory / "memory.current").write_text("1\n")
     table._make(wish, b"", 60)
     assert len(started) == 3
     table.drop()
 
 
-def test_a_program_that_cannot_be_started_is_no_error(group: tuple[pathlib.Path, Leaves], wish: Wish) -> None:
+def test_a_program_that_cannot_be_started_is_no_error(group: tuple[pathlib.Path, LeafCgroups], wish: Wish) -> None:
     def start(_wish: Wish, _name: str) -> Worker:
         raise OSError(11, "no room")
 
-    table = Spares(Loop(), group[1], start)
+    table = Spares(EventLoop(), group[1], start)
     table._make(wish, b"", 60)
     assert table.take(wish) is None
 

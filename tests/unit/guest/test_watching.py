@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from sandboxd.guest import watching
-from sandboxd.guest.path_filter import Picker
+from sandboxd.guest.path_filter import PathFilter
 from sandboxd.guest.paths import TEMPORARY
 from sandboxd.linux.inotify import Inotify
 
-#: What is done, a key of `DEEDS`, and the paths it is done to, relative to the watched folder.
+#: What is done, a key of `DEEDS`, and the paths it is done to, relative to the watched directory.
 Operation = tuple[str, ...]
 DEEDS: dict[str, Callable[..., Any]] = {
     "mkdir": os.mkdir,
@@ -34,7 +34,7 @@ MAKE_DELETE_AND_MAKE: list[Operation] = [
     ("mkdir", "t"), ("mkdir", "t/a"), ("write", "t/a/f"), ("delete", "t/a/f"), ("rmdir", "t/a"),
     ("mkdir", "t/a"), ("mkdir", "t/a/b"), ("write", "t/a/b/f"),
 ]  # fmt: skip
-MAKE_FOLDER_OF_FILE: list[Operation] = [
+MAKE_DIRECTORY_OF_FILE: list[Operation] = [
     ("mkdir", "t"), ("write", "t/a"), ("rename", "t/a", "../out"), ("mkdir", "t/a"), ("write", "t/a/f"),
 ]  # fmt: skip
 #: Names are taken again by something else: where it cannot be known whose is whose, an overflow may say so.
@@ -46,7 +46,7 @@ MOVE_INTO_WHAT_IS_NEW: list[Operation] = [
     ("mkdir", "a"), ("write", "a/f"), ("mkdir", "a/b"), ("mkdir", "new"), ("rename", "a", "new/a"),
     ("write", "new/a/h"), ("write", "new/a/b/i"),
 ]  # fmt: skip
-#: What happens in a folder that has left the tree is nobody's business here.
+#: What happens in a directory that has left the tree is nobody's business here.
 MOVE_OUT: list[Operation] = [
     ("mkdir", "z"), ("mkdir", "z/b"), ("write", "z/b/f"), ("rename", "z", "../out"), ("write", "../out/b/x"),
     ("rename", "../out/b", "../out/c"), ("mkdir", "../out/d"), ("write", "y"),
@@ -69,7 +69,7 @@ class Rows:
         """Nothing waits."""
 
     def known(self, root: pathlib.Path) -> set[str]:
-        """Return what a reader who began with an empty folder believes to be there."""
+        """Return what a reader who began with an empty directory believes to be there."""
         known: set[str] = set()
         for row in self.rows:
             path, kind = os.fsdecode(row["path"]), row["type"]
@@ -86,7 +86,7 @@ class Rows:
 
 
 class Stage:
-    """One folder, one watcher, and what is done to the folder while the watcher takes its steps.
+    """One directory, one watcher, and what is done to the directory while the watcher takes its steps.
 
     `schedule` says how many operations have been done when the watcher has taken so many steps. A step is a look at
     the tree (an open, a stat, a list of names), a new watch, or the next event.
@@ -101,7 +101,7 @@ class Stage:
         self._schedule: dict[int, int] = {}
         self._inotify = inotify
         root.mkdir()
-        self._watcher = watching._Watcher(str(root), True, True, self.rows, Picker({}))  # type: ignore[arg-type]
+        self._watcher = watching._Watcher(str(root), True, True, self.rows, PathFilter({}))  # type: ignore[arg-type]
         self._watcher.start()
 
     def run(self, schedule: dict[int, int], *, late: bool) -> None:
@@ -152,7 +152,7 @@ class Theatre:
 
     def __init__(self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._inotify = Inotify()
-        self._folder = tmp_path
+        self._directory = tmp_path
         self._stage: Stage | None = None
         self._count = 0
         monkeypatch.setattr(watching, "Inotify", lambda: self._inotify)
@@ -172,7 +172,7 @@ class Theatre:
     def play(self, operations: list[Operation], schedule: dict[int, int], *, late: bool) -> tuple[Stage, set[str]]:
         """Run one interleaving; return its stage and what is there in the end."""
         self._count += 1
-        stage = Stage(self._inotify, self._folder / str(self._count), operations)
+        stage = Stage(self._inotify, self._directory / str(self._count), operations)
         self._stage = stage
         try:
             stage.run(schedule, late=late)
@@ -200,7 +200,7 @@ def theatre(tmp_path: pathlib.Path) -> Iterator[Theatre]:
         pytest.param(MAKE_FILL_AND_RENAME, False, False, id="rename"),
         pytest.param(MAKE_FILL_AND_RENAME, False, True, id="rename-late"),
         pytest.param(MAKE_DELETE_AND_MAKE, False, False, id="make-again"),
-        pytest.param(MAKE_FOLDER_OF_FILE, False, False, id="folder-of-file"),
+        pytest.param(MAKE_DIRECTORY_OF_FILE, False, False, id="folder-of-file"),
         pytest.param(NAMES_TAKEN_AGAIN, True, False, id="names-taken-again"),
         pytest.param(MOVE_INTO_WHAT_IS_NEW, False, False, id="move-into-new"),
         pytest.param(MOVE_OUT, False, False, id="move-out"),
@@ -232,14 +232,14 @@ def test_whatever_happens_between_two_steps_is_told(
 
 
 class Watched:
-    """A folder with a watcher, whose rows are taken after each operation."""
+    """A directory with a watcher, whose rows are taken after each operation."""
 
     def __init__(self, root: pathlib.Path, *, target: pathlib.Path | None = None, recursive: bool = True) -> None:
         self.root = root
         self.rows = Rows()
         is_folder = target is None
         path = str(root if target is None else target)
-        self.watcher = watching._Watcher(path, is_folder, recursive, self.rows, Picker({}))  # type: ignore[arg-type]
+        self.watcher = watching._Watcher(path, is_folder, recursive, self.rows, PathFilter({}))  # type: ignore[arg-type]
         self.watcher.start()
         self.rows.rows.clear()
 
@@ -276,7 +276,7 @@ def test_what_takes_the_place_of_a_file_is_a_write(tree: pathlib.Path) -> None:
     assert watched.after("rename", f"d/e/{TEMPORARY}1", "d/e/f") == [("write", "d/e/f")]
     assert watched.after("rename", "../in", "d/f") == [("write", "d/f")]
     assert watched.after("rename", f"{TEMPORARY}2", "new") == [("create", "new")]
-    # Names go with their folders, and go away with what had them.
+    # Names go with their directories, and go away with what had them.
     assert watched.after("rename", "d", "moved") == [("rename", "moved")]
     assert watched.after("rename", "../in2", "moved/e/f") == [("write", "moved/e/f")]
     assert watched.after("rename", "moved/e/f", "../in") == [("remove", "moved/e/f")]

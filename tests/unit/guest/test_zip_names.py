@@ -18,8 +18,8 @@ import pytest
 
 from sandboxd.errors import ArchiveRefused
 from sandboxd.guest import archives
-from sandboxd.guest.frames import Inlet, Outlet
-from sandboxd.guest.jobs import Means
+from sandboxd.guest.frames import ChunkReader, FrameWriter
+from sandboxd.guest.jobs import Deps
 from sandboxd.guest.users import User
 from sandboxd.linux.kernel import Kernel
 from sandboxd.wire import framing
@@ -28,8 +28,8 @@ from tests.support.zips import UTF_8, extra, raw_zip
 OWNER = User("u", os.geteuid(), os.getegid(), (), "/", "/bin/sh")
 
 
-def unpack(folder: pathlib.Path, data: bytes) -> dict[str, Any]:
-    """Unpack as the errand does, and return its result."""
+def unpack(directory: pathlib.Path, data: bytes) -> dict[str, Any]:
+    """Unpack as the file job does, and return its result."""
     source, feed = os.pipe()
 
     def write() -> None:
@@ -39,15 +39,15 @@ def unpack(folder: pathlib.Path, data: bytes) -> dict[str, Any]:
     thread = threading.Thread(target=write)
     thread.start()
     try:
-        means = Means(Kernel(), OWNER, Outlet(-1), Inlet(source))
-        return archives.unpack(means, {"path": str(folder), "format": "zip", "max_bytes": 1 << 30})
+        deps = Deps(Kernel(), OWNER, FrameWriter(-1), ChunkReader(source))
+        return archives.unpack(deps, {"path": str(directory), "format": "zip", "max_bytes": 1 << 30})
     finally:
         os.close(source)
         thread.join()
 
 
-def pack(folder: pathlib.Path) -> bytes:
-    """Pack as the errand does."""
+def pack(directory: pathlib.Path) -> bytes:
+    """Pack as the file job does."""
     source, sink = os.pipe()
     found = bytearray()
 
@@ -61,22 +61,22 @@ def pack(folder: pathlib.Path) -> bytes:
 
     thread = threading.Thread(target=read)
     thread.start()
-    outlet = Outlet(sink)
+    writer = FrameWriter(sink)
     try:
-        archives.pack(Means(Kernel(), OWNER, outlet, None), {"path": str(folder), "format": "zip"})
-        outlet.flush()
+        archives.pack(Deps(Kernel(), OWNER, writer, None), {"path": str(directory), "format": "zip"})
+        writer.flush()
     finally:
         os.close(sink)
         thread.join()
     return bytes(found)
 
 
-def names_in(folder: pathlib.Path) -> set[bytes]:
-    root = os.fsencode(folder)
+def names_in(directory: pathlib.Path) -> set[bytes]:
+    root = os.fsencode(directory)
     return {
         os.path.relpath(os.path.join(at, name), root)
-        for at, folders, files in os.walk(root)
-        for name in folders + files
+        for at, directories, files in os.walk(root)
+        for name in directories + files
     }
 
 
@@ -105,7 +105,7 @@ JAPANESE = "日本.txt"
         (raw_zip(E_ACUTE_437, system=0), "é.txt"),
         (raw_zip("Größe ½".encode("cp437"), system=10), "Größe ½"),
         (raw_zip("é.txt".encode("latin-1"), system=3), "\udce9.txt"),
-        # Backslashes part folders for Windows, and are a part of names for Unix.
+        # Backslashes part directories for Windows, and are a part of names for Unix.
         (raw_zip(b"a\\b\\c.txt", system=0), "a/b/c.txt"),
         (raw_zip(b"a\\b/c.txt", system=10), "a/b/c.txt"),
         (raw_zip(b"C:\\a\\b", system=14), "C:/a/b"),

@@ -17,12 +17,12 @@ from sandboxd.images.readers import Budget, Hashing, ImageRefused, decompressed
 from sandboxd.images.settle import settle
 from sandboxd.images.unpack import Unpacker
 from tests.support import images
-from tests.support.images import file, folder, hardlink, symlink, tar
+from tests.support.images import directory, file, hardlink, symlink, tar
 
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder to unpack into, beside one that nothing may touch."""
+    """A directory to unpack into, beside one that nothing may touch."""
     (tmp_path / "canary").mkdir()
     (tmp_path / "canary/victim").write_text("kept")
     (tmp_path / "tree").mkdir()
@@ -50,7 +50,7 @@ class Unpacked:
                 self.unpacker.apply(tape, layered=layered)
                 tape.finish()
             settle_as_owner(self.root, self.unpacker.notes)
-            self.unpacker.restore_folder_times()
+            self.unpacker.restore_directory_times()
         finally:
             os.close(self.root)
 
@@ -114,8 +114,8 @@ def test_a_tree_is_kept_as_it_is(place):
     done = Unpacked(
         place,
         [
-            folder("./"),
-            folder("bin", mode=0o750, mtime=5),
+            directory("./"),
+            directory("bin", mode=0o750, mtime=5),
             file("bin/su", "su", mode=0o4755),
             symlink("bin/sh", "/bin/su", mtime=7),
             symlink("up", "../../../../etc"),
@@ -123,7 +123,7 @@ def test_a_tree_is_kept_as_it_is(place):
             hardlink("bin/sh2", "bin/sh"),
             file(latin1, "x", mode=0o2640, mtime=1234.5),
             file("deep/er/file"),
-            folder("deep", mode=0o700),
+            directory("deep", mode=0o700),
             file("Deep", "another case"),
             file("old", mtime=-1),
         ],
@@ -165,13 +165,13 @@ def test_layers(place):
             file("b/in/new"),
             file("b/.wh..wh..opq"),
             file(".wh.f"),
-            folder("f"),
+            directory("f"),
             file("f/inside"),
-            folder("l"),
+            directory("l"),
             file("l/real"),
             file(".wh..wh.plnk"),
         ],
-        [hardlink("c", "a/one"), file("a/sub", "a file over a folder"), file("a/one", "changed")],
+        [hardlink("c", "a/one"), file("a/sub", "a file over a directory"), file("a/one", "changed")],
     )
     assert done.names() == [
         *("a", "a/one", "a/sub", "b", "b/in", "b/in/new", "b/new"),
@@ -192,7 +192,7 @@ def test_a_whiteout_spares_its_own_layer(place):
 
 
 def test_names_that_differ_in_case_are_other_names(place):
-    odd = [folder("/", mode=0), symlink("Etc", "/"), symlink("DEV", "/x"), file("a/.WH.b"), file("a/b")]
+    odd = [directory("/", mode=0), symlink("Etc", "/"), symlink("DEV", "/x"), file("a/.WH.b"), file("a/b")]
     assert Unpacked(place, odd).names() == ["DEV", "Etc", "a", "a/.WH.b", "a/b"]
     assert (place / "tree").stat().st_mode & 0o7777 == 0o755
 
@@ -253,7 +253,7 @@ def test_bounds(place):
     assert caught.value.facts["reason"] == "too-large"
     assert (place / "tree/zeros").stat().st_size < 1_000_000
     with pytest.raises(ImageRefused, match="over 10 members"):
-        Unpacked(place, [folder(f"d{number}") for number in range(20)], max_entries=10)
+        Unpacked(place, [directory(f"d{number}") for number in range(20)], max_entries=10)
 
 
 def test_a_bomb_stops_where_its_bound_is(place):

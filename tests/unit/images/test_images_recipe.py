@@ -11,11 +11,11 @@ from sandboxd.images.steps import plan
 
 @pytest.fixture
 def recipe(tmp_path):
-    folder = tmp_path / "tiny"
-    (folder / "files/etc").mkdir(parents=True)
-    (folder / "files/etc/motd").write_text("hello\n")
-    (folder / "manifest.toml").write_text('format = 1\nsummary = "tiny"\n')
-    return folder
+    directory = tmp_path / "tiny"
+    (directory / "files/etc").mkdir(parents=True)
+    (directory / "files/etc/motd").write_text("hello\n")
+    (directory / "manifest.toml").write_text('format = 1\nsummary = "tiny"\n')
+    return directory
 
 
 def test_the_hash_is_of_content_alone(recipe, tmp_path):

@@ -18,19 +18,19 @@ from sandboxd.launcher import idranges
 from sandboxd.launcher.plan import (
     INIT_PLAN,
     SANDBOX_CAPABILITIES,
+    ChildRequest,
     LaunchSpec,
-    NewbornSpec,
-    Order,
+    PreparedSpec,
     plan_builder,
-    plan_newborn,
+    plan_prepared,
 )
 from sandboxd.launcher.records import Record, RecordStore
 from sandboxd.launcher.storage.directory import INLINE_ENTRIES, DirectoryDriver
-from sandboxd.launcher.storage.reserve import Room
+from sandboxd.launcher.storage.reserve import DiskReserve
 from sandboxd.linux import cgroupfs, procfs
 from sandboxd.linux.kernel import Kernel
 
-NEWBORN = NewbornSpec(
+NEWBORN = PreparedSpec(
     id="a" * 20,
     stage="/run/stage",
     processes=9,
@@ -47,7 +47,7 @@ SPEC = LaunchSpec(
     limits=spec.DEFAULT_LIMITS,
     machine_id="0" * 32,
 )
-STEPS = (*plan_newborn(NEWBORN), *plan_builder(SPEC), *INIT_PLAN)
+STEPS = (*plan_prepared(NEWBORN), *plan_builder(SPEC), *INIT_PLAN)
 
 
 def test_the_plan_is_ordered_as_the_walls_need() -> None:
@@ -79,14 +79,14 @@ def test_every_step_says_what_it_does() -> None:
 
 
 def test_the_plan_is_pure() -> None:
-    assert plan_newborn(NEWBORN) == plan_newborn(NEWBORN)
+    assert plan_prepared(NEWBORN) == plan_prepared(NEWBORN)
     assert plan_builder(SPEC) == plan_builder(SPEC)
 
 
 def test_a_spec_reaches_the_builder_as_it_was() -> None:
-    order = Order(*msgpack.unpackb(NEWBORN.order()))
+    order = ChildRequest(*msgpack.unpackb(NEWBORN.order()))
     assert (order.range_base, order.processes, order.seccomp) == (idranges.base_of(7), 9, "default")
-    assert NewbornSpec.unpack(order.spec) == NEWBORN
+    assert PreparedSpec.unpack(order.spec) == NEWBORN
     assert LaunchSpec.unpack(SPEC.pack()) == SPEC
 
 
@@ -128,7 +128,7 @@ def test_removal_is_budgeted_and_follows_no_link(tmp_path: pathlib.Path) -> None
         (pool / "id" / f"d{n}" / "e" / "f").write_text("x")
     (pool / "id" / "link").symlink_to(outside)
     (pool / "idx").mkdir()
-    driver = DirectoryDriver(Kernel(), str(pool), Room(str(pool), 0))
+    driver = DirectoryDriver(Kernel(), str(pool), DiskReserve(str(pool), 0))
     assert not driver.remove("id")
     assert driver.stored() == ["id", "idx"]
     assert driver.remove("id", in_child=True)

@@ -1,4 +1,4 @@
-"""Limits: what may be asked, what is written where, and what is read back; against folders that look like cgroupfs."""
+"""Limits: what may be asked, what is written where, what is read back; against directories that look like cgroupfs."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def _without_docstrings(tree: ast.Module) -> list[ast.stmt]:
     return tree.body
 
 
-# --- folders that look like cgroupfs
+# --- directories that look like cgroupfs
 
 
 def fake(mount: pathlib.Path, controllers: str) -> SandboxCgroups:
@@ -159,7 +159,7 @@ def fake(mount: pathlib.Path, controllers: str) -> SandboxCgroups:
         for file in ("cgroup.subtree_control", "cgroup.freeze", "cgroup.events", *(f"{c}.max" for c in EVERY)):
             (group / file).write_text("")
         (group / "cpu.weight").write_text("")
-    return SandboxCgroups(Kernel(), "ours", mount=str(mount), folders=["/"])
+    return SandboxCgroups(Kernel(), "ours", mount=str(mount), directories=["/"])
 
 
 def test_limits_reach_the_files(tmp_path: pathlib.Path) -> None:
@@ -179,7 +179,7 @@ def test_limits_reach_the_files(tmp_path: pathlib.Path) -> None:
 
 def test_speeds_that_are_lifted_are_written_too(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cgroups = fake(tmp_path / "cg", "io")
-    monkeypatch.setattr(disks, "under", lambda folders: ["254:0"])
+    monkeypatch.setattr(disks, "under", lambda directories: ["254:0"])
     found = tmp_path / "cg/ours" / ID / "io.max"
     cgroups._limit(ID, Limits(io=IoLimits(read_iops=5)))
     assert found.read_text() == "254:0 rbps=max wbps=max riops=5 wiops=max"

@@ -16,7 +16,7 @@ import pytest
 
 from sandboxd.errors import SandboxdError
 from sandboxd.launcher import network_process, templates
-from sandboxd.launcher.network_process import Means, NetworkProcess
+from sandboxd.launcher.network_process import Deps, NetworkProcess
 from sandboxd.netd import answers, server, veth
 from sandboxd.netd.server import Server
 from tests.unit.netd.test_network_rules import HOST, state
@@ -56,7 +56,7 @@ class Rig(NetworkProcess):
         self.networks = networks
         self.told: list[dict[str, Any]] = []
         state = lambda: ({"table": "t"}, networks)  # noqa: E731
-        means = Means("/", self.router, lambda: bool(networks), state, self.told.append)  # type: ignore[arg-type]
+        means = Deps("/", self.router, lambda: bool(networks), state, self.told.append)  # type: ignore[arg-type]
         super().__init__(self.selector, None, means)  # type: ignore[arg-type]
 
     def _spawn(self, module: str, connection: socket.socket, network: int = -1) -> None:
@@ -186,7 +186,7 @@ def many_descriptors() -> Iterator[None]:
 def test_the_last_networks_end_is_awaited_among_many_descriptors(
     many_descriptors: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network_process, "_FAREWELL_S", 0.2)
+    monkeypatch.setattr(network_process, "_SHUTDOWN_S", 0.2)
     rig, results = Rig([]), list[SandboxdError | None]()
     rig.ask("end", {}, [], results.append)
     assert rig.ends[-1].fileno() > 1023

@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 
 
 def groups(top: Path, count: int) -> None:
-    """Make folders, which are removed by the same calls as cgroups."""
+    """Make directories, which are removed by the same calls as cgroups."""
     (top / "work").mkdir(parents=True)
     for number in range(count):
         (top / "work" / f"g{number}").mkdir()
 
 
 def left(top: Path) -> int:
-    return sum(len(folders) for _, folders, _ in os.walk(top))
+    return sum(len(directories) for _, directories, _ in os.walk(top))
 
 
 @pytest.fixture
 def host(tmp_path: Path) -> Any:
-    """Removals over folders; everything but the cgroups is gone at once."""
+    """Removals over directories; everything but the cgroups is gone at once."""
     cgroups = SandboxCgroups.__new__(SandboxCgroups)
     cgroups.root = str(tmp_path)
     cgroups.kill = lambda sandbox_id: None  # type: ignore[method-assign]
     done: list[str] = []
     nothing = SimpleNamespace(remove=lambda *_: True, release=lambda *_: None, sweep=lambda: None)
-    work = teardown.Removals(
+    work = teardown.Teardowns(
         selectors.DefaultSelector(),
         cgroups,
         nothing,

@@ -72,8 +72,10 @@ def test_each_rootfs_tells_whence_it_came_and_what_it_lacks():
 
 # --- storage and network ------------------------------------------------------------------------------------
 
-FOLDERS = {"state-dir": storage.Folder("/s", "/s", True), "id-claims": storage.Folder("/c", "/", True)}
-GOOD_STORAGE = storage.Facts(FOLDERS, "ext4", 100 << 30, 200 << 30, "the kernel has it", "/usr/sbin/mkfs.btrfs", True)
+DIRECTORIES = {"state-dir": storage.Directory("/s", "/s", True), "id-claims": storage.Directory("/c", "/", True)}
+GOOD_STORAGE = storage.Facts(
+    DIRECTORIES, "ext4", 100 << 30, 200 << 30, "the kernel has it", "/usr/sbin/mkfs.btrfs", True
+)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +88,8 @@ GOOD_STORAGE = storage.Facts(FOLDERS, "ext4", 100 << 30, 200 << 30, "the kernel 
         ({"loop": False}, {"loop": "missing"}),
         ({"loop": False, "mkfs": None, "filesystem": "btrfs"}, {}),
         ({"btrfs": None, "filesystem": "xfs"}, {"btrfs": "missing"}),
-        ({"folders": FOLDERS | {"state-dir": storage.Folder("/s", "/", False)}}, {"state-dir": "missing"}),
-        ({"folders": FOLDERS | {"id-claims": storage.Folder("/c", "/", None)}}, {"id-claims": "unknown"}),
+        ({"directories": DIRECTORIES | {"state-dir": storage.Directory("/s", "/", False)}}, {"state-dir": "missing"}),
+        ({"directories": DIRECTORIES | {"id-claims": storage.Directory("/c", "/", None)}}, {"id-claims": "unknown"}),
     ],
 )
 def test_storage(changes, expected):

@@ -214,8 +214,8 @@ def test_every_way_ends(parts):
 
 
 def test_every_module_of_the_package_is_looked_at():
-    with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder)
+    with tempfile.TemporaryDirectory() as directory:
+        package = Path(directory)
         package.chmod(0o755)
         for name, mode in (("a.py", 0o644), ("b.py", 0o644), ("data.json", 0o600)):
             (package / name).write_text("")

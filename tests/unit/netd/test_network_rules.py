@@ -16,7 +16,7 @@ from sandboxd.netd.answers import Answers
 from sandboxd.netd.netlink import Route
 from sandboxd.netd.server import Server
 from sandboxd.netd.state import Host, State, parse
-from sandboxd.netd.watch import Facts, facts_of
+from sandboxd.netd.watch import HostNetwork, facts_of
 
 HOST = Host(
     table="sandboxd_test",
@@ -88,14 +88,14 @@ def test_a_name_leads_to_a_special_address_only_where_that_is_meant(entry: str, 
 
 
 def test_what_no_rule_names_does_not_pass() -> None:
-    table = rules.table(HOST, Facts())
+    table = rules.table(HOST, HostNetwork())
     hooks = [line for line in table.splitlines() if " hook " in line]
     assert len(hooks) == 4
     assert all("policy drop" in line for line in hooks)
 
 
 def test_sandboxes_are_kept_apart_before_any_list_is_asked() -> None:
-    table = rules.table(HOST, Facts())
+    table = rules.table(HOST, HostNetwork())
     forward = table[table.index("chain forward") : table.index("chain input")]
     assert place(forward, 'oifname != "uplink" goto deny') < place(forward, "goto out")
 
@@ -226,7 +226,7 @@ def test_the_hosts_own_addresses_and_links_are_known_by_its_routes() -> None:
 
 
 def test_the_hosts_table_lets_the_uplink_to_listed_single_addresses_of_the_host() -> None:
-    facts = Facts(frozenset({"203.0.113.7/32"}), frozenset({"203.0.113.0/24"}))
+    facts = HostNetwork(frozenset({"203.0.113.7/32"}), frozenset({"203.0.113.0/24"}))
     table = guard.table(HOST, facts, ["203.0.113.7"])
     assert "set listed_4 { type ipv4_addr; elements = { 203.0.113.7 }; }" in table
     chain = table[table.index("chain input") : table.index("chain forward")]

@@ -11,11 +11,11 @@ from sandboxd.errors import InvalidRequest, LimitExceeded
 from sandboxd.proxy import heads, pages, plain
 from sandboxd.proxy.heads import Front
 from sandboxd.runtime.ports import MAX_LINKS, MAX_PORTS, Port, Ports, PortSpec, new_token
-from sandboxd.runtime.preview_urls import Site, Target
+from sandboxd.runtime.preview_urls import PreviewUrls, Target
 from sandboxd.spec import new_id
 
 ID = "abcdefghij0123456789"
-SITE = Site("http", "localhost", 8080)
+SITE = PreviewUrls("http", "localhost", 8080)
 FRONT = Front(b"127.0.0.1", b"http", False, b"the-daemons-own-token")
 TRUSTED = Front(b"10.0.0.1", b"http", True, None)
 
@@ -38,13 +38,13 @@ def asked(text: str) -> heads.Asked:
     st.sampled_from([("http", 80), ("https", 443), ("http", 8080)]),
 )
 def test_a_url_names_its_port_again(port: int, token: str | None, domain: str, origin: tuple[str, int]) -> None:
-    site, sandbox_id = Site(origin[0], domain, origin[1]), new_id()
-    url = site.url(sandbox_id, PortSpec(port=port, token=token))
+    urls, sandbox_id = PreviewUrls(origin[0], domain, origin[1]), new_id()
+    url = urls.url(sandbox_id, PortSpec(port=port, token=token))
     host = url.split("/")[2]
     assert (":" in host) == (origin[1] == 8080)
     assert len(host.split(".")[0]) <= 63
     for form in (host, host.upper(), host.replace(domain, domain + ".")):
-        assert site.parse(form.encode()) == Target(port, sandbox_id, token)
+        assert urls.parse(form.encode()) == Target(port, sandbox_id, token)
 
 
 @pytest.mark.parametrize(

@@ -174,8 +174,8 @@ def test_parts_are_what_one_encoding_gives(value: Any) -> None:
 
 def test_text_is_decoded_over_the_ends_of_parts_and_steps() -> None:
     data = "\u20ac".encode() * 100_000 + b"\xff\xe2\x82"
-    for cut in (1, 2, 3, pieces.STEP, pieces.STEP + 1):
-        parts = [data[:cut], data[cut:]]
+    for disconnect in (1, 2, 3, pieces.STEP, pieces.STEP + 1):
+        parts = [data[:disconnect], data[disconnect:]]
         assert json.loads(b"".join(pieces.Text(parts).encode())) == data.decode("utf-8", "replace")
         shown = json.loads(b"".join(pieces.Text(parts, "base64").encode()))
         assert base64.b64decode(shown, validate=True) == data

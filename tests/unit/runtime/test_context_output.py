@@ -48,7 +48,7 @@ class FakeLink:
         self._offset += len(batch)
         self._send.send_nowait(batch)
 
-    def rendezvous(self, spec: ContextSpec) -> None:
+    def handoff(self, spec: ContextSpec) -> None:
         return None
 
     def stream(self, op: str, params: dict[str, Any], *, fds: Any = ()) -> FakeLink:

@@ -105,11 +105,11 @@ CHANGES = [b"\x1b[?1049h", b"\x1b[?1;25l", b"\x1b=", b"\x1b>", b"\x1bc", b"text"
 @given(st.lists(st.sampled_from(CHANGES)), st.integers(1, 9))
 def test_modes_do_not_depend_on_how_output_is_cut(pieces: list[bytes], size: int) -> None:
     data = b"".join(pieces)
-    whole, cut = Modes(), Modes()
+    whole, disconnect = Modes(), Modes()
     whole.feed(data)
     for start in range(0, len(data), size):
-        cut.feed(data[start : start + size])
-    assert cut.to_dict() == whole.to_dict() == modes.checked(whole.to_dict())
+        disconnect.feed(data[start : start + size])
+    assert disconnect.to_dict() == whole.to_dict() == modes.checked(whole.to_dict())
     again = Modes()
     again.feed(whole.restore())
     assert {k: v for k, v in whole.to_dict().items() if not (k == "1049" and v == "l")} == again.to_dict()

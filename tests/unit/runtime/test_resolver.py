@@ -198,7 +198,7 @@ def garbage(query: Query) -> bytes:
     return struct.pack(">H", query.id) + b"\xff" * 400
 
 
-def cut(query: Query) -> bytes:
+def disconnect(query: Query) -> bytes:
     return say(query, "203.0.113.66").to_wire()[:-3]
 
 
@@ -206,7 +206,7 @@ def loop(query: Query) -> bytes:
     return struct.pack(">HHHHHH", query.id, 0x8180, 1, 1, 0, 0) + b"\xc0\x0c" * 30
 
 
-FORGERIES = [other_id, other_question, other_type, echo, garbage, cut, loop, lambda _: b"", lambda _: b"\0"]
+FORGERIES = [other_id, other_question, other_type, echo, garbage, disconnect, loop, lambda _: b"", lambda _: b"\0"]
 
 
 @pytest.mark.parametrize("forge", FORGERIES)

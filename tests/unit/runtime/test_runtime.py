@@ -1,4 +1,4 @@
-"""The domain without HTTP: recovery, names, births and ends, over a fake launcher."""
+"""The domain without HTTP: recovery, names, creations and ends, over a fake launcher."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_state_has_a_row_and_destroyed_is_the_end() -> None:
 @pytest.mark.parametrize(
     ("alive", "registered", "known", "expected"),
     [
-        (True, True, True, "adopt"),
+        (True, True, True, "take_over"),
         (True, False, True, "destroy"),
         (False, True, True, "destroy+drop"),
         (False, False, True, "destroy"),
@@ -74,9 +74,9 @@ def test_recovery_decides_by_both_lists(alive: bool, registered: bool, known: bo
         [record(sandbox_id)] if registered else [],
         [sandbox_id] if registered else [],
     )
-    told = [name for name in ("adopt", "destroy", "drop") if getattr(found, name)]
+    told = [name for name in ("take_over", "destroy", "drop") if getattr(found, name)]
     assert "+".join(told) == expected
-    assert bool(found.notes) == (expected != "adopt")
+    assert bool(found.notes) == (expected != "take_over")
 
 
 def test_recovery_drops_folders_without_a_readable_record() -> None:
@@ -134,7 +134,7 @@ def test_ids_go_before_names() -> None:
         registry.add(Sandbox(new_id(), SandboxSpec(), 2.0))
 
 
-# --- births ---------------------------------------------------------------------------------------------------
+# --- creations ---------------------------------------------------------------------------------------------------
 
 
 async def test_a_birth_sends_no_secrets_to_the_launcher(tmp_path: Path) -> None:

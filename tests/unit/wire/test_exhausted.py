@@ -11,11 +11,11 @@ import pytest
 
 from sandboxd.errors import InternalError, LimitExceeded, SandboxdError
 from sandboxd.guest import jobs
-from sandboxd.guest.init import ERRANDS, Init
+from sandboxd.guest.init import JOBS, Init
 from sandboxd.guest.paths import file_error
 from sandboxd.linux.kernel import SyscallError
 from sandboxd.runtime import checks, clone
-from sandboxd.templates.git.clone import Order, _known
+from sandboxd.templates.git.clone import CloneRequest, _known
 from sandboxd.wire.exhausted import known, limit_error
 from sandboxd.wire.messages import Request
 
@@ -78,14 +78,14 @@ def test_every_operation_of_init_names_the_limit(init: Init, number: int) -> Non
 
 @pytest.mark.parametrize("number", OF_FILES, ids=errno.errorcode.__getitem__)
 def test_every_operation_on_files_does(number: int) -> None:
-    for name in ERRANDS:
+    for name in JOBS:
         assert row(jobs._known(OSError(number, os.strerror(number), "/workspace/f"), name)) == LIMITS[number]
     assert row(file_error(failure(number), "/workspace/f", "read")) == LIMITS[number]
 
 
 @pytest.mark.parametrize("number", LIMITS, ids=errno.errorcode.__getitem__)
 def test_a_clone_does(number: int) -> None:
-    order = Order(url="https://host/x", target="/workspace/x", temporary="t")
+    order = CloneRequest(url="https://host/x", target="/workspace/x", temporary="t")
     found = _known(failure(number), order)
     assert found is not None
     assert row(found) == LIMITS[number]
@@ -113,7 +113,7 @@ def test_a_file_operation_for_which_no_process_begins_names_the_limit(init: Init
     leaf = SimpleNamespace(open=lambda: os.open("/", os.O_RDONLY))
     leaves = SimpleNamespace(new=lambda _: leaf, drop=lambda *_, **__: None)
     peer = SimpleNamespace(take_fds=lambda _: [])
-    started = jobs.Errands(SimpleNamespace(), kernel, leaves, ERRANDS)  # type: ignore[arg-type]
+    started = jobs.FileJobs(SimpleNamespace(), kernel, leaves, JOBS)  # type: ignore[arg-type]
     with pytest.raises(LimitExceeded) as caught:
         started.start(peer, 1, {"feed": False, "do": "list", "with": {}}, None)  # type: ignore[arg-type]
     assert row(caught.value) == LIMITS[errno.EAGAIN]

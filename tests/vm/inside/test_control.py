@@ -189,8 +189,8 @@ def attempt(path):
 here = "/sys/fs/cgroup"
 found = {"limit": open(f"{here}/work/memory.max").read(), "own": open("/proc/self/cgroup").read(),
          "top": sorted(name for name in os.listdir(here) if os.path.isdir(f"{here}/{name}"))}
-found["writes"] = sorted({attempt(os.path.join(folder, name))
-                          for folder, _, names in os.walk(here) for name in names})
+found["writes"] = sorted({attempt(os.path.join(directory, name))
+                          for directory, _, names in os.walk(here) for name in names})
 try:
     os.mkdir(f"{here}/work/mine")
     found["mkdir"] = "allowed"

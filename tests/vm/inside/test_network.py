@@ -17,10 +17,10 @@ globals().update({name: value for name, value in vars(shared).items() if name.st
 
 @pytest.fixture(scope="module", autouse=True)
 def open_to_the_daemons_user(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The daemon drops to a user here, who has to pass the folders above its own."""
+    """The daemon drops to a user here, who has to pass the directories above its own."""
     base = tmp_path_factory.getbasetemp()
-    for folder in (base, base.parent):
-        folder.chmod(0o755)
+    for directory in (base, base.parent):
+        directory.chmod(0o755)
 
 
 world, daemon, internet, client = shared.world, shared.daemon, shared.internet, shared.client

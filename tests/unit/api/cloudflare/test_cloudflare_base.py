@@ -55,7 +55,7 @@ async def test_only_what_was_made_here_is_begun_anew(daemon: FakeDaemon) -> None
     ours = await names.reach(daemon.manager, "ours")
     theirs = await daemon.manager.create(SandboxSpec(name="theirs"))
     for sandbox in (ours, theirs):
-        sandbox.broke("killed by signal 9")
+        sandbox.mark_failed("killed by signal 9")
     again = await names.reach(daemon.manager, "ours")
     assert again.id != ours.id
     assert again.state is State.RUNNING
