@@ -122,8 +122,19 @@ class Api(QuartTrio):
         call.check_query(route.query)
         if route.body is None:
             call.body.discard()
-        answer: TrioResponse = await route.handler(call, **admission.arguments)
+        answer: TrioResponse = await route.handler(call, **self.bind(admission.arguments))
         return answer
+
+    def bind(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a route's handler is called with: where the path names a sandbox, that sandbox itself.
+
+        Raises:
+            SandboxNotFound: there is none.
+        """
+        bound = dict(arguments)
+        if "ref" in bound:
+            bound["sandbox"] = self.manager.registry.find(bound.pop("ref"))
+        return bound
 
 
 def _routing_error(error: HTTPException, request: ApiRequest) -> SandboxdError:

@@ -60,7 +60,7 @@ async def serve(
         socket = WebSocket(stream, upgrade.early, check_handshake(upgrade.headers))
         call = SocketCall(request, api, socket, caller)
         call.check_query(route.query)
-        await socket.serve(functools.partial(_handle, call, route.handler, arguments))
+        await socket.serve(functools.partial(_handle, call, route.handler, api.bind(arguments)))
     except Exception as error:
         await protocol.answer(*_told(request.path, error)[1])
 

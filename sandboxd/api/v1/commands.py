@@ -11,14 +11,14 @@ from . import models, streams
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
 
+    from ...runtime.sandbox import Sandbox
     from ..call import Call
 
 PROCESS_HEADER = "Sandboxd-Process"
 
 
-async def execute(call: Call, ref: str) -> TrioResponse:
+async def execute(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Run a command; its errors before the start are problems, how it ends is a result."""
-    sandbox = call.manager.registry.find(ref)
     model = await call.read(models.ExecIn)
     command = models.to_command(model)
     form = call.accepts()
@@ -36,17 +36,15 @@ async def execute(call: Call, ref: str) -> TrioResponse:
     return streamed(streams.RawBody(execution), 200, headers)
 
 
-async def write_stdin(call: Call, ref: str, process: str) -> TrioResponse:
+async def write_stdin(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
     """Feed a process; answers when all of it has been written."""
-    sandbox = call.manager.registry.find(ref)
     check_process_id(process, "process")
     while piece := await call.body.next_piece():
         await sandbox.write_stdin(process, bytes(piece))
     return nothing()
 
 
-async def close_stdin(call: Call, ref: str, process: str) -> TrioResponse:
+async def close_stdin(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
     """Let a process see the end of its input."""
-    sandbox = call.manager.registry.find(ref)
     await sandbox.close_stdin(check_process_id(process, "process"))
     return nothing()

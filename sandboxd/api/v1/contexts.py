@@ -29,16 +29,12 @@ if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.context import Context
-    from ...runtime.contexts import Contexts
     from ...runtime.runs import RunEvent
+    from ...runtime.sandbox import Sandbox
     from ..call import Call
 
 RUN_HEADER: Final = "Sandboxd-Run"
 CONTEXT_HEADER: Final = "Sandboxd-Context"
-
-
-def _contexts(call: Call, ref: str) -> Contexts:
-    return call.manager.registry.find(ref).contexts
 
 
 def _shown(context: Context) -> models.ContextOut:
@@ -55,61 +51,61 @@ def _shown(context: Context) -> models.ContextOut:
     )
 
 
-async def create(call: Call, ref: str) -> TrioResponse:
+async def create(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Start an interpreter that keeps its state; answers when it takes code."""
-    contexts = _contexts(call, ref)
+    contexts = sandbox.contexts
     model = await call.read(models.ContextIn)
     spec = ContextSpec(language=model.language or "python", cwd=model.cwd, env=model.env or {})
     return answer(_shown(await contexts.create(spec)), 201)
 
 
-async def show_all(call: Call, ref: str) -> TrioResponse:
+async def show_all(call: Call, sandbox: Sandbox) -> TrioResponse:
     """List the contexts, the oldest first."""
-    return answer_in_pieces(models.ContextList([_shown(context) for context in _contexts(call, ref).all()], None))
+    return answer_in_pieces(models.ContextList([_shown(context) for context in sandbox.contexts.all()], None))
 
 
-async def show(call: Call, ref: str, context: str) -> TrioResponse:
+async def show(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
     """Show one context."""
-    return answer(_shown(_contexts(call, ref).find(context)))
+    return answer(_shown(sandbox.contexts.find(context)))
 
 
-async def destroy(call: Call, ref: str, context: str) -> TrioResponse:
+async def destroy(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
     """End a context and all that it started."""
-    await _contexts(call, ref).delete(context)
+    await sandbox.contexts.delete(context)
     return nothing()
 
 
-async def interrupt(call: Call, ref: str, context: str) -> TrioResponse:
+async def interrupt(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
     """Interrupt the present run; answers when it is over."""
-    found = _contexts(call, ref).usable(context)
+    found = sandbox.contexts.usable(context)
     return answer(models.Interrupted(await found.interrupt()))
 
 
-async def restart(call: Call, ref: str, context: str) -> TrioResponse:
+async def restart(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
     """Start the interpreter anew, without its state."""
-    found = _contexts(call, ref).usable(context)
+    found = sandbox.contexts.usable(context)
     await found.restart()
     return answer(_shown(found))
 
 
-async def run(call: Call, ref: str, context: str) -> TrioResponse:
+async def run(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
     """Run code in a context; what the code does, failing included, is a result."""
-    found = _contexts(call, ref).usable(context)
+    found = sandbox.contexts.usable(context)
     model = await call.read(models.RunIn)
     return await _run(call, found, _new_run(model))
 
 
-async def run_default(call: Call, ref: str) -> TrioResponse:
+async def run_default(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Run code in the default context of its language, which is made at its first use."""
-    contexts = _contexts(call, ref)
+    contexts = sandbox.contexts
     model = await call.read(models.RunDefaultIn)
     one = _new_run(model)
     return await _run(call, await contexts.default(ContextSpec(language=model.language or "python").language), one)
 
 
-async def follow(call: Call, ref: str, context: str, run: str) -> TrioResponse:
+async def follow(call: Call, sandbox: Sandbox, context: str, run: str) -> TrioResponse:
     """Follow a run again, from any offset; as JSON, wait for its end."""
-    contexts = _contexts(call, ref)
+    contexts = sandbox.contexts
     one = contexts.find_run(context, run)
     start = call.query_int("from", 0)
     last = call.request.headers.get("Last-Event-ID")
@@ -120,17 +116,17 @@ async def follow(call: Call, ref: str, context: str, run: str) -> TrioResponse:
     return await _answer(call, contexts.find(context), one, start)
 
 
-async def complete(call: Call, ref: str, context: str) -> TrioResponse:
+async def complete(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
     """Say what may follow at the cursor."""
-    found = _contexts(call, ref).usable(context)
+    found = sandbox.contexts.usable(context)
     model = await call.read(models.CompleteIn)
     message = {"op": "complete", "code": check_code(model.code), "cursor": _cursor(model.code, model.cursor)}
     return _raw(await found.ask(message))
 
 
-async def inspect(call: Call, ref: str, context: str) -> TrioResponse:
+async def inspect(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
     """Say what the name at the cursor is."""
-    found = _contexts(call, ref).usable(context)
+    found = sandbox.contexts.usable(context)
     model = await call.read(models.InspectIn)
     cursor = _cursor(model.code, model.cursor)
     detail = 1 if model.detail else 0

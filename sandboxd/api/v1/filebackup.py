@@ -14,12 +14,12 @@ from . import file_models as models
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
 
+    from ...runtime.sandbox import Sandbox
     from ..call import Call
 
 
-async def changes(call: Call, ref: str) -> TrioResponse:
+async def changes(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Tell a directory's version, and whether anything in it changed since an earlier one."""
-    sandbox = call.manager.registry.find(ref)
     model = await call.read(models.ChangesIn)
     path = models.path_of(model)
     picked = Picked(include=tuple(model.include or ()), exclude=tuple(model.exclude or ()))
@@ -30,9 +30,8 @@ async def changes(call: Call, ref: str) -> TrioResponse:
     return answer(models.ChangesOut(found.text, None if since is None else since != found.text, found.entries))
 
 
-async def backup(call: Call, ref: str) -> TrioResponse:
+async def backup(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Keep what is in a directory as an archive: a file of the sandbox, whole or not there."""
-    sandbox = call.manager.registry.find(ref)
     model = await call.read(models.BackupIn)
     path, archive = models.path_of(model), check_file_path(model.archive, "archive")
     picked = Picked(exclude=tuple(model.exclude or ()))
@@ -40,9 +39,8 @@ async def backup(call: Call, ref: str) -> TrioResponse:
     return answer(models.BackupOut(archive, made.size, made.entries), 201)
 
 
-async def restore(call: Call, ref: str) -> TrioResponse:
+async def restore(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Put what an archive has in the place of what is in a directory; a damaged one leaves the directory as it was."""
-    sandbox = call.manager.registry.find(ref)
     model = await call.read(models.RestoreIn)
     path, archive = models.path_of(model), check_file_path(model.archive, "archive")
     found = await backups.restore(sandbox, path, archive)

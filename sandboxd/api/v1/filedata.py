@@ -66,9 +66,8 @@ def _rules(model: models.SearchIn | models.ReplaceIn) -> dict[str, Any]:
     }
 
 
-async def search(call: Call, ref: str) -> TrioResponse:
+async def search(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Find files by name, or lines by what is in them."""
-    sandbox = call.manager.registry.find(ref)
     model = await call.read(models.SearchIn)
     if model.content is not None:
         check_text(model.content, "content", limit=MAX_PATTERN_BYTES)
@@ -116,9 +115,8 @@ def _match(row: dict[str, Any]) -> models.Match:
     return models.Match(**where, line=line, column=column, text=text)
 
 
-async def replace(call: Call, ref: str) -> TrioResponse:
+async def replace(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Replace a text or a pattern in files, each whole or not at all."""
-    sandbox = call.manager.registry.find(ref)
     model = await call.read(models.ReplaceIn)
     if not model.pattern:
         raise InvalidRequest("cannot accept pattern: it is empty", field="pattern")
@@ -143,9 +141,8 @@ async def replace(call: Call, ref: str) -> TrioResponse:
 # --- watches ---
 
 
-async def watch(call: Call, ref: str) -> TrioResponse:
+async def watch(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Tell what changes below a path, as server-sent events, until it is gone or the caller leaves."""
-    sandbox = call.manager.registry.find(ref)
     picked = Picked(include=_patterns(call, "include"), exclude=_patterns(call, "exclude"))
     recursive = call.query_flag("recursive")
     params = {"path": name_bytes(query_path(call)), "recursive": recursive, **picked.params()}
@@ -260,9 +257,8 @@ def _format(call: Call, default: str | None) -> str | None:
     return name
 
 
-async def pack(call: Call, ref: str) -> TrioResponse:
+async def pack(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Send what is in a directory, or one file, as an archive."""
-    sandbox = call.manager.registry.find(ref)
     name = _format(call, "tar")
     assert name is not None  # noqa: S101 - it has a default
     params = {"path": name_bytes(query_path(call)), "format": name}
@@ -297,9 +293,8 @@ class PackBody(ResponseBody):
         return piece
 
 
-async def unpack(call: Call, ref: str) -> TrioResponse:
+async def unpack(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Unpack the body into a directory, in the sandbox's own limits."""
-    sandbox = call.manager.registry.find(ref)
     entries, size = await unpack_body(call, sandbox, query_path(call), _format(call, None))
     return answer(models.Unpacked(entries, size))
 

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z", re.ASCII)
 
 
-async def read(call: Call, ref: str) -> TrioResponse:
+async def read(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Send a file's bytes, or the part that Range names."""
-    sandbox = call.manager.registry.find(ref)
     path = query_path(call)
     reader = await call.stack.enter_async_context(await sandbox.open_read(path))
     head = await reader.read(0, mime.HEAD_BYTES)
@@ -99,9 +98,8 @@ class FileBody(ResponseBody):
         return data
 
 
-async def write(call: Call, ref: str) -> TrioResponse:
+async def write(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Put the body in a file's place: whole or not at all."""
-    sandbox = call.manager.registry.find(ref)
     path = query_path(call)
     if (call.query("path") or "").endswith("/"):
         raise InvalidRequest(f"cannot write {shown(path)}: a file's path does not end with a slash", field="path")

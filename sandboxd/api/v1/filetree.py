@@ -27,9 +27,8 @@ def query_path(call: Call) -> str:
     return check_file_path(models.decode(call.query("path"), call.query("path_b64"), "path"))
 
 
-async def listing(call: Call, ref: str) -> TrioResponse:
+async def listing(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Show what is in a directory, sorted, a page at a time."""
-    sandbox = call.manager.registry.find(ref)
     limit = max(1, min(call.query_int("limit", MAX_PAGE), MAX_PAGE))
     cursor = call.query("cursor")
     after = models.decode(None, cursor, "cursor") if cursor is not None else None
@@ -50,16 +49,14 @@ async def listing(call: Call, ref: str) -> TrioResponse:
     return answer_in_pieces(models.FileList(items[:limit], cursor))
 
 
-async def stat(call: Call, ref: str) -> TrioResponse:
+async def stat(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Show one file; a link itself, or with `follow` what it leads to."""
-    sandbox = call.manager.registry.find(ref)
     row = await sandbox.stat(query_path(call), follow=call.query_flag("follow"))
     return answer(models.file_info(filefacts.parse(row)))
 
 
-async def exists(call: Call, ref: str) -> TrioResponse:
+async def exists(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Tell whether something has that name; a link that leads nowhere is something."""
-    sandbox = call.manager.registry.find(ref)
     try:
         row = await sandbox.stat(query_path(call), follow=False)
     except (FileNotFound, NotAFile):
@@ -67,17 +64,15 @@ async def exists(call: Call, ref: str) -> TrioResponse:
     return answer(models.Exists(exists=True, type=filefacts.parse(row).type))
 
 
-async def delete(call: Call, ref: str) -> TrioResponse:
+async def delete(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Delete a file, a link or an empty directory; with `recursive` a directory and all in it."""
-    sandbox = call.manager.registry.find(ref)
     params = {"path": name_bytes(query_path(call)), "recursive": call.query_flag("recursive")}
     await sandbox.run_job("delete", params)
     return nothing()
 
 
-async def mkdir(call: Call, ref: str) -> TrioResponse:
+async def mkdir(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Make a directory."""
-    sandbox = call.manager.registry.find(ref)
     model = await call.read(models.MkdirIn)
     check_mode(model.mode)
     result = await sandbox.run_job(
@@ -86,30 +81,28 @@ async def mkdir(call: Call, ref: str) -> TrioResponse:
     return answer(_file(result), 201 if checks.flag(result, "created") else 200)
 
 
-async def rename(call: Call, ref: str) -> TrioResponse:
+async def rename(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Give a file or directory another name, also in another directory."""
-    sandbox, params = await _two(call, ref)
+    params = await _two(call)
     return answer(_file(await sandbox.run_job("rename", params)))
 
 
-async def copy(call: Call, ref: str) -> TrioResponse:
+async def copy(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Copy a file, or a directory with all in it."""
-    sandbox, params = await _two(call, ref)
+    params = await _two(call)
     result = await sandbox.run_job("copy", params)
     counts = {name: checks.integer(result, name) for name in ("entries", "bytes", "skipped")}
     return answer(models.Copied(_file(result), **counts), 201)
 
 
-async def _two(call: Call, ref: str) -> tuple[Sandbox, dict[str, Any]]:
-    sandbox = call.manager.registry.find(ref)
+async def _two(call: Call) -> dict[str, Any]:
     model = await call.read(models.MoveIn)
     path, new_path = name_bytes(models.path_of(model)), name_bytes(models.new_path_of(model))
-    return sandbox, {"path": path, "new_path": new_path, "overwrite": model.overwrite}
+    return {"path": path, "new_path": new_path, "overwrite": model.overwrite}
 
 
-async def symlink(call: Call, ref: str) -> TrioResponse:
+async def symlink(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Make a symbolic link."""
-    sandbox = call.manager.registry.find(ref)
     model = await call.read(models.SymlinkIn)
     target = models.decode(model.target, model.target_b64, "target")
     params = {
@@ -119,18 +112,16 @@ async def symlink(call: Call, ref: str) -> TrioResponse:
     return answer(_file(await sandbox.run_job("symlink", params)), 201)
 
 
-async def chmod(call: Call, ref: str) -> TrioResponse:
+async def chmod(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Set a mode."""
-    sandbox = call.manager.registry.find(ref)
     model = await call.read(models.ChmodIn)
     check_mode(model.mode)
     params = {"path": name_bytes(models.path_of(model)), "mode": model.mode, "recursive": model.recursive}
     return _changed(await sandbox.run_job("chmod", params))
 
 
-async def chown(call: Call, ref: str) -> TrioResponse:
+async def chown(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Set an owner."""
-    sandbox = call.manager.registry.find(ref)
     model = await call.read(models.ChownIn)
     params = {
         "path": name_bytes(models.path_of(model)),

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.clone import Clone, CloneResult, Progress
+    from ...runtime.sandbox import Sandbox
     from ..call import Call
 
 _HEADERS: Final = {"Cache-Control": "no-store", "Content-Type": "text/event-stream; charset=utf-8"}
 
 
-async def clone(call: Call, ref: str) -> TrioResponse:
+async def clone(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Clone a git repository into a sandbox; a clone that fails, or whose caller goes away, leaves nothing behind."""
-    sandbox = call.manager.registry.find(ref)
     model = await call.read(models.CloneIn)
     spec = CloneSpec(
         url=model.url,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ...runtime.execution import Exit
     from ...runtime.logs import Snapshot, TextDecoder
     from ...runtime.processes import Processes
+    from ...runtime.sandbox import Sandbox
     from ...wire.messages import Event
     from ..call import Call
     from .streams import Source
@@ -37,9 +38,9 @@ MAX_TAIL: Final = 1_000_000
 _OCTETS: Final = "application/octet-stream"
 
 
-async def show(call: Call, ref: str, process: str) -> TrioResponse:
+async def show(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
     """Show what a process has printed, or follow it."""
-    processes = call.manager.registry.find(ref).processes
+    processes = sandbox.processes
     check_process_id(process, "process")
     encoding = _choice(call, "encoding", ("utf-8", "base64"))
     follow = _choice(call, "follow", ("false", "true")) == "true"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ...runtime.ports import Port
     from ...runtime.preview_urls import PreviewUrls
+    from ...runtime.sandbox import Sandbox
     from ..call import Call
 
 
@@ -92,30 +93,31 @@ def _number(text: str) -> int:
     return int(text)
 
 
-async def expose(call: Call, ref: str) -> TrioResponse:
+async def expose(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Expose a port and return its URL; what listens there may start later."""
     urls, model = _urls(call), await call.read(PortIn)
     if model.public and model.token is not None:
         raise InvalidRequest("cannot accept token: a public port has none", field="token")
-    port = await call.manager.previews.expose(ref, model.port, name=model.name, token=model.token, public=model.public)
+    port = await call.manager.previews.expose(
+        sandbox.id, model.port, name=model.name, token=model.token, public=model.public
+    )
     return answer(_out(port, urls), 201, {"Location": f"/v1/sandboxes/{port.sandbox_id}/ports"})
 
 
-async def show_all(call: Call, ref: str) -> TrioResponse:
+async def show_all(call: Call, sandbox: Sandbox) -> TrioResponse:
     """List the exposed ports."""
     urls = _urls(call)
-    return answer(PortList([_out(port, urls) for port in call.manager.registry.find(ref).ports]))
+    return answer(PortList([_out(port, urls) for port in sandbox.ports]))
 
 
-async def unexpose(call: Call, ref: str, port: str) -> TrioResponse:
+async def unexpose(call: Call, sandbox: Sandbox, port: str) -> TrioResponse:
     """Take a port back; open connections are cut."""
-    await call.manager.previews.unexpose(ref, _number(port))
+    await call.manager.previews.unexpose(sandbox.id, _number(port))
     return nothing()
 
 
-async def wait(call: Call, ref: str, port: str) -> TrioResponse:
+async def wait(call: Call, sandbox: Sandbox, port: str) -> TrioResponse:
     """Wait until something in the sandbox listens at a port, or answers a request there; it need not be exposed."""
-    sandbox = call.manager.registry.find(ref)
     number, model = _number(port), await call.read(PortWaitIn)
     if model.process is not None:
         check_process_id(model.process, "process")
@@ -135,10 +137,10 @@ async def wait(call: Call, ref: str, port: str) -> TrioResponse:
     )
 
 
-async def link(call: Call, ref: str, port: str) -> TrioResponse:
+async def link(call: Call, sandbox: Sandbox, port: str) -> TrioResponse:
     """Make a one-time link to a port that has a token."""
     urls = _urls(call)
-    found = call.manager.registry.find(ref).ports.find(_number(port))
+    found = sandbox.ports.find(_number(port))
     if found.spec.public:
         raise InvalidRequest("cannot make a link: the port is public, its URL is enough", field="port")
     code, ends = found.new_link()

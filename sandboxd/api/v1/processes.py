@@ -15,58 +15,52 @@ from .process_models import ProcessIn, ProcessList, SignalIn, WaitIn, WaitOut, p
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
 
-    from ...runtime.processes import Processes
+    from ...runtime.sandbox import Sandbox
     from ..call import Call
 
 
-def _of(call: Call, ref: str) -> Processes:
-    return call.manager.registry.find(ref).processes
-
-
-async def start(call: Call, ref: str) -> TrioResponse:
+async def start(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Start a process that outlives the request."""
-    sandbox = call.manager.registry.find(ref)
     model = await call.read(ProcessIn)
     command = to_process(model)
     info = await sandbox.processes.start(command, None if model.id is None else check_process_id(model.id))
     return answer(process_out(info), 201, {"Location": f"/v1/sandboxes/{sandbox.id}/processes/{info.id}"})
 
 
-async def show_all(call: Call, ref: str) -> TrioResponse:
+async def show_all(call: Call, sandbox: Sandbox) -> TrioResponse:
     """List processes in the order of their start: all that run, and those ended ones that are still known."""
-    page, cursor = await _of(call, ref).page(call.query("cursor"), call.query_int("limit", MAX_PAGE))
+    page, cursor = await sandbox.processes.page(call.query("cursor"), call.query_int("limit", MAX_PAGE))
     return answer_in_pieces(ProcessList([process_out(info) for info in page], cursor))
 
 
-async def show(call: Call, ref: str, process: str) -> TrioResponse:
+async def show(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
     """Show a process."""
-    return answer(process_out(await _of(call, ref).get(check_process_id(process, "process"))))
+    return answer(process_out(await sandbox.processes.get(check_process_id(process, "process"))))
 
 
-async def remove(call: Call, ref: str, process: str) -> TrioResponse:
+async def remove(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
     """End a process with all that it started, and drop its log."""
-    await _of(call, ref).remove(check_process_id(process, "process"))
+    await sandbox.processes.remove(check_process_id(process, "process"))
     return nothing()
 
 
-async def remove_all(call: Call, ref: str) -> TrioResponse:
+async def remove_all(call: Call, sandbox: Sandbox) -> TrioResponse:
     """End every process, and drop every log."""
-    await _of(call, ref).remove_all()
+    await sandbox.processes.remove_all()
     return nothing()
 
 
-async def signal(call: Call, ref: str, process: str) -> TrioResponse:
+async def signal(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
     """Send a signal to a process' group; TERM and KILL go to all that it started."""
-    processes = _of(call, ref)
+    processes = sandbox.processes
     check_process_id(process, "process")
     number = check_signal((await call.read(SignalIn)).signal)
     await processes.signal(process, number)
     return nothing()
 
 
-async def wait(call: Call, ref: str, process: str) -> TrioResponse:
+async def wait(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
     """Wait for a process' end, for a port of the sandbox, or for a line of the process' log."""
-    sandbox = call.manager.registry.find(ref)
     check_process_id(process, "process")
     model = await call.read(WaitIn)
     _check_fields(model)

@@ -12,6 +12,7 @@ from . import models, patch
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
 
+    from ...runtime.sandbox import Sandbox
     from ..call import Call
 
 
@@ -28,33 +29,33 @@ async def show_all(call: Call) -> TrioResponse:
     return answer_in_pieces(models.SandboxList([models.sandbox_out(sandbox) for sandbox in page], cursor))
 
 
-async def show(call: Call, ref: str) -> TrioResponse:
+async def show(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Show a sandbox."""
-    return answer(models.sandbox_out(call.manager.registry.find(ref)))
-
-
-async def change(call: Call, ref: str) -> TrioResponse:
-    """Change a sandbox's name, env, cwd, labels and limits (JSON merge patch)."""
-    sandbox = await call.manager.control.change(ref, patch.to_change(await call.read(patch.SandboxPatch)))
     return answer(models.sandbox_out(sandbox))
 
 
-async def freeze(call: Call, ref: str) -> TrioResponse:
+async def change(call: Call, sandbox: Sandbox) -> TrioResponse:
+    """Change a sandbox's name, env, cwd, labels and limits (JSON merge patch)."""
+    sandbox = await call.manager.control.change(sandbox.id, patch.to_change(await call.read(patch.SandboxPatch)))
+    return answer(models.sandbox_out(sandbox))
+
+
+async def freeze(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Stop every process of a sandbox where it is."""
-    return answer(models.sandbox_out(await call.manager.control.freeze(ref)))
+    return answer(models.sandbox_out(await call.manager.control.freeze(sandbox.id)))
 
 
-async def thaw(call: Call, ref: str) -> TrioResponse:
+async def thaw(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Let a frozen sandbox go on."""
-    return answer(models.sandbox_out(await call.manager.control.thaw(ref)))
+    return answer(models.sandbox_out(await call.manager.control.thaw(sandbox.id)))
 
 
-async def stats(call: Call, ref: str) -> TrioResponse:
+async def stats(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Tell what a sandbox uses."""
-    return answer(models.stats_out(*await call.manager.control.stats(ref)))
+    return answer(models.stats_out(*await call.manager.control.stats(sandbox.id)))
 
 
-async def destroy(call: Call, ref: str) -> TrioResponse:
+async def destroy(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Destroy a sandbox and all that is in it."""
-    await call.manager.destroy(ref)
+    await call.manager.destroy(sandbox.id)
     return nothing()

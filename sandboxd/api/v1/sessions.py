@@ -15,7 +15,8 @@ from .models import _In
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
 
-    from ...runtime.sessions import SessionInfo, Sessions
+    from ...runtime.sandbox import Sandbox
+    from ...runtime.sessions import SessionInfo
     from ..call import Call
 
 
@@ -63,30 +64,25 @@ def session_out(info: SessionInfo) -> SessionOut:
     )
 
 
-def _of(call: Call, ref: str) -> Sessions:
-    return call.manager.registry.find(ref).sessions
-
-
-async def create(call: Call, ref: str) -> TrioResponse:
+async def create(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Begin a session: a shell's state that its commands hand on."""
-    sandbox = call.manager.registry.find(ref)
     model = await call.read(SessionIn)
     spec = SessionSpec(id=model.id, cwd=model.cwd, env=model.env or {}, user=model.user, shell=model.shell)
     info = await sandbox.sessions.create(spec)
     return answer(session_out(info), 201, {"Location": f"/v1/sandboxes/{sandbox.id}/sessions/{info.id}"})
 
 
-async def show_all(call: Call, ref: str) -> TrioResponse:
+async def show_all(call: Call, sandbox: Sandbox) -> TrioResponse:
     """List sessions, the oldest first."""
-    return answer_in_pieces(SessionList([session_out(info) for info in await _of(call, ref).all()], None))
+    return answer_in_pieces(SessionList([session_out(info) for info in await sandbox.sessions.all()], None))
 
 
-async def show(call: Call, ref: str, session: str) -> TrioResponse:
+async def show(call: Call, sandbox: Sandbox, session: str) -> TrioResponse:
     """Show a session."""
-    return answer(session_out(await _of(call, ref).get(check_session_id(session))))
+    return answer(session_out(await sandbox.sessions.get(check_session_id(session))))
 
 
-async def destroy(call: Call, ref: str, session: str) -> TrioResponse:
+async def destroy(call: Call, sandbox: Sandbox, session: str) -> TrioResponse:
     """End a session with all that runs in it or with its state, and what its commands left in the background."""
-    await _of(call, ref).delete(check_session_id(session))
+    await sandbox.sessions.delete(check_session_id(session))
     return nothing()

@@ -36,13 +36,12 @@ _MAX_LINGER_S: Final = 86_400.0 * 365
 _CLOSE_BASE: Final = 4000
 
 
-async def open_terminal(call: SocketCall, ref: str) -> None:
+async def open_terminal(call: SocketCall, sandbox: Sandbox) -> None:
     """Open a terminal in the sandbox, or with `process` come back to one: binary messages are what it shows and reads.
 
     Text messages are JSON: from the client `{"type": "resize", "cols", "rows"}`; to it `start`, `truncated`, `error`
     and at last `exit`.
     """
-    sandbox = call.manager.registry.find(ref)
     size = _size(call)
     process = call.query("process")
     if process is None:
