@@ -24,6 +24,8 @@ from sandboxd.wire.messages import Event, Reply
 from tests.support.fake_daemon import TOKEN, FakeDaemon, daemon_in, eventually
 from tests.support.fake_peer import Conversation, exit_data
 
+pytestmark = pytest.mark.own_server
+
 PTY = "/v1/sandboxes/box/pty"
 CLIENTS: list[Client] = []
 HANDSHAKE = {
