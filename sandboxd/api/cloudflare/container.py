@@ -12,7 +12,7 @@ import msgspec
 import trio
 from quart.wrappers.response import ResponseBody
 
-from ...errors import FileNotFound, InvalidRequest, NotAFile, SandboxdError
+from ...errors import InvalidRequest, NotAFile, SandboxdError
 from ...spec import MAX_JSON_BODY_BYTES
 from ...wire import sse
 from .. import jsontext
@@ -119,11 +119,7 @@ async def shell_of(sandbox: Sandbox) -> str:
     """Return the shell that runs command lines: bash, as there; `sh` where the rootfs has none."""
     found = _SHELLS.get(sandbox)
     if found is None:
-        try:
-            await sandbox.stat("/bin/bash", follow=True)
-            found = "/bin/bash"
-        except (FileNotFound, NotAFile):
-            found = "/bin/sh"
+        found = "/bin/sh" if await sandbox.files.find("/bin/bash", follow=True) is None else "/bin/bash"
         _SHELLS[sandbox] = found
     return found
 

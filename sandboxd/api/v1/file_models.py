@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from ...errors import InvalidRequest
+from ...runtime import filefacts
 from ...spec import MAX_PATH_BYTES, check_file_path, check_text, name_bytes
 from ...wire.times import rfc3339
 from .models import _In
-
-if TYPE_CHECKING:
-    from ...runtime.filefacts import FileFacts
 
 #: Base64 of PATH_MAX, and then some: a longer text is no path.
 _MAX_B64: Final = 16_384
@@ -237,13 +235,22 @@ def decode(text: str | None, b64: str | None, field: str) -> str | bytes:
     if b64 is None:
         assert text is not None  # noqa: S101 - one of the two
         return text
-    if len(b64) > _MAX_B64:
-        raise InvalidRequest(f"cannot accept {field}_b64: it is too long", field=f"{field}_b64")
+    return decode_b64(b64, f"{field}_b64")
+
+
+def decode_b64(text: str, field: str) -> bytes:
+    """Return the name that a field has in base64, of either alphabet.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    if len(text) > _MAX_B64:
+        raise InvalidRequest(f"cannot accept {field}: it is too long", field=field)
     try:
-        raw = b64.replace("-", "+").replace("_", "/").encode("ascii")
+        raw = text.replace("-", "+").replace("_", "/").encode("ascii")
         return base64.b64decode(raw + b"=" * (-len(raw) % 4), validate=True)
     except (binascii.Error, UnicodeEncodeError):
-        raise InvalidRequest(f"cannot accept {field}_b64: it is no base64", field=f"{field}_b64") from None
+        raise InvalidRequest(f"cannot accept {field}: it is no base64", field=field) from None
 
 
 def path_of(model: PathIn) -> str:
@@ -275,7 +282,15 @@ def spelled(name: str, field: str) -> dict[str, Any]:
     return {field: text, f"{field}_b64": base64.b64encode(raw).decode()}
 
 
-def file_info(facts: FileFacts) -> FileInfo:
+def match_of(found: filefacts.Match) -> Match:
+    """Return what a caller sees of something that was found."""
+    where = spelled(found.path, "path")
+    if isinstance(found, filefacts.NameMatch):
+        return Match(**where, type=found.type)
+    return Match(**where, line=found.line, column=found.column, text=found.text)
+
+
+def file_info(facts: filefacts.FileFacts) -> FileInfo:
     """Return what a caller sees of a file."""
     return FileInfo(
         **spelled(facts.path, "path"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...errors import InvalidRequest
-from ...runtime import backups
-from ...runtime.backups import Picked
+from ...runtime.backups import is_version
+from ...runtime.file_queries import Picked
 from ...spec import check_file_path
 from ..call import answer
 from . import file_models as models
@@ -24,9 +24,9 @@ async def changes(call: Call, sandbox: Sandbox) -> TrioResponse:
     path = models.path_of(model)
     picked = Picked(include=tuple(model.include or ()), exclude=tuple(model.exclude or ()))
     since = model.since
-    if since is not None and not backups.is_version(since, path, picked, recursive=model.recursive):
+    if since is not None and not is_version(since, path, picked, recursive=model.recursive):
         raise InvalidRequest("cannot compare: that is no version of this directory by these rules", field="since")
-    found = await backups.version(sandbox, path, picked, recursive=model.recursive)
+    found = await sandbox.files.version(path, picked, recursive=model.recursive)
     return answer(models.ChangesOut(found.text, None if since is None else since != found.text, found.entries))
 
 
@@ -35,7 +35,7 @@ async def backup(call: Call, sandbox: Sandbox) -> TrioResponse:
     model = await call.read(models.BackupIn)
     path, archive = models.path_of(model), check_file_path(model.archive, "archive")
     picked = Picked(exclude=tuple(model.exclude or ()))
-    made = await backups.save(sandbox, path, archive, picked, form=model.format, gitignore=model.gitignore)
+    made = await sandbox.files.backup(path, archive, picked, form=model.format, gitignore=model.gitignore)
     return answer(models.BackupOut(archive, made.size, made.entries), 201)
 
 
@@ -43,5 +43,5 @@ async def restore(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Put what an archive has in the place of what is in a directory; a damaged one leaves the directory as it was."""
     model = await call.read(models.RestoreIn)
     path, archive = models.path_of(model), check_file_path(model.archive, "archive")
-    found = await backups.restore(sandbox, path, archive)
+    found = await sandbox.files.restore(path, archive)
     return answer(models.BackupOut(archive, found.size, found.entries))

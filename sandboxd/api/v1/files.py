@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Final
 from quart.wrappers.response import ResponseBody
 
 from ...errors import InternalError, InvalidRequest, RangeNotSatisfiable
-from ...runtime.files import PIECE_BYTES
-from ...spec import check_mode
+from ...runtime.open_files import PIECE_BYTES
 from ...wire.times import calendar
 from .. import mime
 from ..call import answer, streamed
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from quart_trio.wrappers import TrioResponse
 
-    from ...runtime.files import FileReader
+    from ...runtime.open_files import FileReader
     from ...runtime.sandbox import Sandbox
     from ..call import Call
 
@@ -33,7 +32,7 @@ _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z", re.ASCII)
 async def read(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Send a file's bytes, or the part that Range names."""
     path = query_path(call)
-    reader = await call.stack.enter_async_context(await sandbox.open_read(path))
+    reader = await call.stack.enter_async_context(await sandbox.files.open_read(path))
     head = await reader.read(0, mime.HEAD_BYTES)
     kind = mime.kind_of(path, head, is_whole=len(head) == reader.size)
     headers = {
@@ -103,15 +102,13 @@ async def write(call: Call, sandbox: Sandbox) -> TrioResponse:
     path = query_path(call)
     if (call.query("path") or "").endswith("/"):
         raise InvalidRequest(f"cannot write {shown(path)}: a file's path does not end with a slash", field="path")
-    mode = call.query("mode")
-    check_mode(mode)
-    size, created = await write_body(call, sandbox, path, mode)
+    size, created = await write_body(call, sandbox, path, call.query("mode"))
     return answer(FileOut(**spelled(path, "path"), size=size), 201 if created else 200)
 
 
 async def write_body(call: Call, sandbox: Sandbox, path: str, mode: str | None = None) -> tuple[int, bool]:
     """Put the body in a file's place, and return its size and whether the file is new."""
-    async with await sandbox.open_write(path, mode) as writer:
+    async with await sandbox.files.open_write(path, mode) as writer:
         while piece := await call.body.next_piece(idle_s=UPLOAD_IDLE_S, at_least=PIECE_BYTES):
             await writer.write(piece)
         size = writer.size
