@@ -15,6 +15,8 @@ from .container import Body, Events, about, event
 from .problems import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.jobs import FileJob
@@ -81,23 +83,18 @@ class _Changes(Events):
     """A watch's rows as their events."""
 
     def __init__(self, job: FileJob, first: list[dict[str, Any]], path: str, wanted: frozenset[str]) -> None:
-        super().__init__()
         self._job = job
         self._first: list[dict[str, Any]] | None = first
         self._path = path
         self._wanted = wanted
-        self._ended = False
 
-    async def _next(self) -> bytes | None:
-        if self._ended:
-            return None
+    async def _take(self) -> tuple[Iterable[bytes], bool]:
         rows, self._first = self._first, None
         if rows is None:
             rows = await self._job.next_rows()
         if not rows:
-            self._ended = True
-            return event("stopped", reason="the watched path is gone")
-        return b"".join(part for row in rows for part in self._parts(row))
+            return (event("stopped", reason="the watched path is gone"),), True
+        return [part for row in rows for part in self._parts(row)], False
 
     def _parts(self, row: dict[str, Any]) -> list[bytes]:
         kind, path = checks.text(row, "type", limit=16), _shown(row, "path")
