@@ -26,6 +26,8 @@ from .container_write import ContentSplitter, Upload
 from .problems import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.filefacts import FileFacts
@@ -176,31 +178,23 @@ class _Content(Events):
     """A file as their events; text goes out at character ends, other data in base64."""
 
     def __init__(self, reader: FileReader, kind: mime.Kind) -> None:
-        super().__init__()
         self._reader = reader
-        self._type, self._is_binary = kind
-        self._at = -1
-        self._done = False
+        self._is_binary = kind.is_binary
+        self._at = 0
+        facts = {"mimeType": kind.type, "isBinary": kind.is_binary, "encoding": "base64" if kind.is_binary else "utf-8"}
+        self.first = event("metadata", size=reader.size, **facts)
 
-    async def _next(self) -> bytes | None:
-        if self._at < 0:
-            self._at = 0
-            encoding = "base64" if self._is_binary else "utf-8"
-            facts = {"mimeType": self._type, "isBinary": self._is_binary, "encoding": encoding}
-            return event("metadata", size=self._reader.size, **facts)
-        if self._done:
-            return None
+    async def _take(self) -> tuple[Iterable[bytes], bool]:
         limit = min(_STREAM_BYTES, self._reader.size - self._at)
         data = await self._reader.read(self._at, limit) if limit > 0 else b""
         if not data:
-            self._done = True
-            return event("complete", bytesRead=self._at)
+            return (event("complete", bytesRead=self._at),), True
         if self._is_binary:
             self._at += len(data)
-            return event("chunk", data=base64.b64encode(data).decode())
+            return (event("chunk", data=base64.b64encode(data).decode()),), False
         cut = (len(utf8.whole(data)) or len(data)) if self._at + len(data) < self._reader.size else len(data)
         self._at += cut
-        return event("chunk", data=data[:cut].decode("utf-8", "replace"))
+        return (event("chunk", data=data[:cut].decode("utf-8", "replace")),), False
 
 
 # --- writing ---

@@ -15,6 +15,8 @@ from .container import Body, Events, about, event
 from .problems import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.file_streams import Found
@@ -82,23 +84,18 @@ class _Changes(Events):
     """What a watch sees as their events."""
 
     def __init__(self, watched: Found[Change], first: list[Change], path: str, wanted: frozenset[str]) -> None:
-        super().__init__()
         self._watched = watched
         self._first: list[Change] | None = first
         self._path = path
         self._wanted = wanted
-        self._ended = False
 
-    async def _next(self) -> bytes | None:
-        if self._ended:
-            return None
+    async def _take(self) -> tuple[Iterable[bytes], bool]:
         changes, self._first = self._first, None
         if changes is None:
             changes = await self._watched.next()
         if not changes:
-            self._ended = True
-            return event("stopped", reason="the watched path is gone")
-        return b"".join(part for change in changes for part in self._parts(change))
+            return (event("stopped", reason="the watched path is gone"),), True
+        return [part for change in changes for part in self._parts(change)], False
 
     def _parts(self, change: Change) -> list[bytes]:
         path, is_folder = shown(change.path), change.is_folder

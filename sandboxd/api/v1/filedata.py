@@ -18,10 +18,9 @@ from ...wire import sse
 from .. import problems
 from ..call import answer, streamed
 from ..http.body import UPLOAD_IDLE_S
-from ..pieces import answer_in_pieces
+from ..pieces import KEEP_ALIVE_S, answer_in_pieces
 from . import file_models as models
 from .filetree import query_path
-from .streams import KEEP_ALIVE_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
