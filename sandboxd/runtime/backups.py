@@ -69,15 +69,12 @@ def _rules(path: str, picked: Picked, recursive: bool) -> str:
 
 async def save(files: Files, path: str, archive: str, picked: Picked, *, form: str, gitignore: bool) -> Backup:
     """Pack a directory into a file of the sandbox (`Files.backup`)."""
-    async with files.pack(path, form, exclude=picked.exclude, gitignore=gitignore) as packed:
-        first = await packed.next_piece()  # a directory that is none leaves no file
-        async with await files.open_write(archive) as writer:
-            await writer.write(first)
-            while piece := await packed.next_piece():
-                await writer.write(piece)
-            size = writer.size
-            await writer.commit()
-        return Backup(size, packed.entries)
+    packing = files.pack(path, form, exclude=picked.exclude, gitignore=gitignore)
+    async with packing as packed, await files.open_write(archive) as writer:
+        async for piece in packed.pieces():
+            await writer.write(piece)
+        await writer.commit()
+        return Backup(writer.size, packed.entries)
 
 
 async def restore(files: Files, path: str, archive: str) -> Backup:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from ..errors import RemoteProtocolError
 from . import checks, filefacts
-from .filefacts import Match, Searched
+from .filefacts import Change, Match, Searched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable
     from types import TracebackType
 
     from .jobs import FileJob
@@ -28,7 +28,15 @@ class _Running:
 
     async def __aenter__(self) -> Self:
         await self._job.__aenter__()
+        try:
+            await self._begin()
+        except BaseException as error:
+            await self._job.__aexit__(type(error), error, error.__traceback__)
+            raise
         return self
+
+    async def _begin(self) -> None:
+        """Wait for what has to come before the block may begin."""
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -79,16 +87,46 @@ class SearchResults(Found[Match]):
         return Searched(filefacts.parse_truncated(self.result), checks.integer(self.result, "files"))
 
 
-class Archive(_Running):
-    """An archive while it is packed."""
+class Watch(Found[Change]):
+    """A watch under way. It can be entered only where the path can be watched; its first change is "ready"."""
 
-    async def next_piece(self) -> bytes:
-        """Return the next piece; no bytes are the end.
+    def __init__(self, job: FileJob) -> None:
+        super().__init__(job, filefacts.parse_change)
+        self._first: list[Change] = []
+
+    async def _begin(self) -> None:
+        self._first = await super().next()
+
+    async def next(self) -> list[Change]:
+        """Return the next changes; an empty list says that what was watched is gone.
 
         Raises:
             SandboxdError: why the file job failed.
         """
-        return await self._job.next_piece()
+        first, self._first = self._first, []
+        return first or await super().next()
+
+
+class Archive(_Running):
+    """An archive while it is packed. It can be entered only where there is something to pack."""
+
+    def __init__(self, job: FileJob) -> None:
+        super().__init__(job)
+        self._first = b""
+
+    async def _begin(self) -> None:
+        self._first = await self._job.next_piece()
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """Give its bytes, once.
+
+        Raises:
+            SandboxdError: why it cannot be finished.
+        """
+        piece, self._first = self._first, b""
+        while piece:
+            yield piece
+            piece = await self._job.next_piece()
 
     @property
     def entries(self) -> int:

@@ -18,7 +18,7 @@ import trio
 from ..errors import FileNotFound, InternalError, NotAFile, RemoteProtocolError, SandboxdError
 from ..spec import check_mode, check_user, name_bytes
 from . import backups, checks, filefacts, open_files
-from .file_streams import Archive, Found, SearchResults
+from .file_streams import Archive, Found, SearchResults, Watch
 from .filefacts import Changed, Copied, Made, Page, Replaced, Unpacked
 from .link_client import discarded
 from .open_files import FileReader, FileWriter
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from .backups import Backup, Version
     from .file_queries import Picked, Replacement, Search
-    from .filefacts import Change, FileFacts
+    from .filefacts import FileFacts
     from .jobs import FileJob
     from .sandbox import Sandbox
 
@@ -225,12 +225,9 @@ class Files:
                 files += rows
             return Replaced(files, checks.integer(found.result, "count"), filefacts.parse_truncated(found.result))
 
-    def watch(self, path: str, picked: Picked, *, recursive: bool) -> Found[Change]:
-        """Return a watch to be entered: what changes below a path, until it is gone.
-
-        Its first change is "ready"; where a path cannot be watched, the request for that raises why.
-        """
-        return Found(self._job("watch", path, recursive=recursive, **picked.params()), filefacts.parse_change)
+    def watch(self, path: str, picked: Picked, *, recursive: bool) -> Watch:
+        """Return a watch to be entered: what changes below a path, until it is gone."""
+        return Watch(self._job("watch", path, recursive=recursive, **picked.params()))
 
     async def version(self, path: str, picked: Picked, *, recursive: bool = True) -> Version:
         """Return the version of a directory or a file (`backups.is_version` tells what it can be compared with)."""

@@ -106,7 +106,7 @@ class FileReader(_File):
             return self._head[offset : offset + limit]
         return await in_thread(self._turns, os.pread, self._fd, min(limit, PIECE_BYTES), offset)
 
-    async def pieces(self, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes]:
+    async def pieces(self, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         """Give the bytes from `start` to `end`, or to the file's end.
 
         Raises:

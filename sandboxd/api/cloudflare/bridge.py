@@ -34,8 +34,8 @@ from ...spec import CommandSpec, SessionSpec, check_session_id
 from ...wire import sse, utf8
 from .. import jsontext
 from ..call import answer, nothing, streamed
-from ..v1.filedata import PackBody, unpack_body
-from ..v1.files import FileBody, write_body
+from ..v1.filedata import unpack_body
+from ..v1.files import write_body
 from ..v1.streams import SseBody
 from . import bridge_openapi, names, problems, terminal
 from .problems import Refusal
@@ -281,7 +281,7 @@ async def read_file(call: Call, name: str, path: str) -> TrioResponse:
         "Content-Length": str(reader.size),
         "X-Content-Type-Options": "nosniff",
     }
-    return streamed(FileBody(reader, 0, reader.size), 200, headers)
+    return streamed(reader.pieces(0, reader.size), 200, headers)
 
 
 async def write_file(call: Call, name: str, path: str) -> TrioResponse:
@@ -305,8 +305,7 @@ async def persist(call: Call, name: str) -> TrioResponse:
     sandbox = await _reach(call, name)
     with _told_as("workspace_archive_read_error"):
         archive = await call.stack.enter_async_context(sandbox.files.pack(WORKSPACE, "tar", exclude=excludes))
-        first = await archive.next_piece()
-    return streamed(PackBody(archive, first), 200, {"Content-Type": "application/x-tar"})
+    return streamed(archive.pieces(), 200, {"Content-Type": "application/x-tar"})
 
 
 def _escaped(path: str) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from quart_trio.wrappers import TrioResponse
 
-    from ...runtime.file_streams import Found
+    from ...runtime.file_streams import Watch
     from ...runtime.filefacts import Change
     from ..call import Call
 
@@ -76,23 +76,19 @@ async def watch(call: Call, name: str) -> TrioResponse:
     with about(path=model.path):
         watched = sandbox.files.watch(path, picked, recursive=model.recursive is not False)
         await call.stack.enter_async_context(watched)
-        first = await watched.next()  # a path that cannot be watched is an error, no stream
-    return container.stream(_Changes(watched, first, path, wanted))
+    return container.stream(_Changes(watched, path, wanted))
 
 
 class _Changes(Events):
     """What a watch sees as their events."""
 
-    def __init__(self, watched: Found[Change], first: list[Change], path: str, wanted: frozenset[str]) -> None:
+    def __init__(self, watched: Watch, path: str, wanted: frozenset[str]) -> None:
         self._watched = watched
-        self._first: list[Change] | None = first
         self._path = path
         self._wanted = wanted
 
     async def _take(self) -> tuple[Iterable[bytes], bool]:
-        changes, self._first = self._first, None
-        if changes is None:
-            changes = await self._watched.next()
+        changes = await self._watched.next()
         if not changes:
             return (event("stopped", reason="the watched path is gone"),), True
         return [part for change in changes for part in self._parts(change)], False

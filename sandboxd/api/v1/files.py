@@ -6,9 +6,7 @@ import email.utils
 import re
 from typing import TYPE_CHECKING, Final
 
-from quart.wrappers.response import ResponseBody
-
-from ...errors import InternalError, InvalidRequest, RangeNotSatisfiable
+from ...errors import InvalidRequest, RangeNotSatisfiable
 from ...runtime.open_files import PIECE_BYTES
 from ...wire.times import calendar
 from .. import mime
@@ -18,11 +16,8 @@ from .file_models import FileOut, shown, spelled
 from .filetree import query_path
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from quart_trio.wrappers import TrioResponse
 
-    from ...runtime.open_files import FileReader
     from ...runtime.sandbox import Sandbox
     from ..call import Call
 
@@ -48,7 +43,7 @@ async def read(call: Call, sandbox: Sandbox) -> TrioResponse:
     headers["Content-Length"] = str(end - start)
     if span is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{reader.size}"
-    return streamed(FileBody(reader, start, end), 200 if span is None else 206, headers)
+    return streamed(reader.pieces(start, end), 200 if span is None else 206, headers)
 
 
 def _range(header: str | None, size: int) -> tuple[int, int] | None:
@@ -65,36 +60,6 @@ def _range(header: str | None, size: int) -> tuple[int, int] | None:
     if start >= end:
         raise RangeNotSatisfiable(f"cannot send that range: the file has {size} bytes", size=size)
     return start, end
-
-
-class FileBody(ResponseBody):
-    """A part of a file; the call's stack owns the reader."""
-
-    def __init__(self, reader: FileReader, start: int, end: int) -> None:
-        self._reader = reader
-        self._at = start
-        self._end = end
-
-    async def __aenter__(self) -> FileBody:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing: see the class."""
-
-    def __aiter__(self) -> FileBody:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._at >= self._end:
-            raise StopAsyncIteration
-        data = await self._reader.read(self._at, min(PIECE_BYTES, self._end - self._at))
-        if not data:
-            # The headers are gone: only a cut connection can say that this is not the whole file.
-            raise InternalError("cannot send the whole file: it became shorter meanwhile")
-        self._at += len(data)
-        return data
 
 
 async def write(call: Call, sandbox: Sandbox) -> TrioResponse:
