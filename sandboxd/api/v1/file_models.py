@@ -11,7 +11,7 @@ import msgspec
 from ...errors import InvalidRequest
 from ...spec import MAX_PATH_BYTES, check_file_path, check_text, name_bytes
 from ...wire.times import rfc3339
-from .models import _In
+from ..bodies import Input
 
 if TYPE_CHECKING:
     from ...runtime.filefacts import FileFacts
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _MAX_B64: Final = 16_384
 
 
-class PathIn(_In, frozen=True):
+class PathIn(Input, frozen=True):
     """A file: `path`, or `path_b64` for a name that is no UTF-8."""
 
     path: str | None = None
