@@ -11,7 +11,7 @@ from quart_trio.wrappers import TrioResponse
 
 from ..errors import InvalidRequest, UnknownField
 from . import jsontext
-from .v1 import models
+from .bodies import Input, parse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Collection
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..runtime.sandbox import Sandbox
     from .http.body import ApiRequest, BoundedBody
 
-_T = TypeVar("_T", bound=models._In)
+_T = TypeVar("_T", bound=Input)
 JSON_TYPE: Final = "application/json"
 
 
@@ -72,7 +72,7 @@ class Call:
         Raises:
             InvalidRequest, UnknownField, BodyTooLarge: as their names say.
         """
-        return models.parse(await self.body.read_json(), model)
+        return parse(await self.body.read_json(), model)
 
     def check_query(self, known: Collection[str]) -> None:
         """Refuse parameters that the route does not have, and ones given twice."""

@@ -12,7 +12,6 @@ import codecs
 import functools
 import itertools
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -233,7 +232,10 @@ async def follow(
     while not is_last:
         parts: Iterable[bytes] = (idle,)
         try:
-            with trio.move_on_after(KEEP_ALIVE_S if idle else math.inf):
+            if idle:
+                with trio.move_on_after(KEEP_ALIVE_S):
+                    parts, is_last = await take()
+            else:
                 parts, is_last = await take()
         except SandboxdError as error:
             yield Last(tell(error))

@@ -12,13 +12,13 @@ from ...errors import InvalidRequest
 from ...runtime import filefacts
 from ...spec import MAX_PATH_BYTES, check_file_path, check_text, name_bytes
 from ...wire.times import rfc3339
-from .models import _In
+from ..bodies import Input
 
 #: Base64 of PATH_MAX, and then some: a longer text is no path.
 _MAX_B64: Final = 16_384
 
 
-class PathIn(_In, frozen=True):
+class PathIn(Input, frozen=True):
     """A file: `path`, or `path_b64` for a name that is no UTF-8."""
 
     path: str | None = None
