@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
 from ...errors import InvalidRequest
 from ...runtime import filefacts
-from ...spec import MAX_PATH_BYTES, check_file_path, check_text, name_bytes
+from ...spec import check_file_path, name_bytes
 from ...wire.times import rfc3339
 from ..bodies import Input
 
@@ -23,69 +23,6 @@ class PathIn(Input, frozen=True):
 
     path: str | None = None
     path_b64: str | None = None
-
-
-class MkdirIn(PathIn, frozen=True):
-    """A directory to make; `parents` makes those above it, and takes one that is there."""
-
-    parents: bool = False
-    mode: str | None = None
-
-
-class MoveIn(PathIn, frozen=True):
-    """What to rename or copy, and to what."""
-
-    new_path: str | None = None
-    new_path_b64: str | None = None
-    overwrite: bool = True
-
-
-class SymlinkIn(PathIn, frozen=True):
-    """A link to make; `target` is what it leads to, as it stands."""
-
-    target: str | None = None
-    target_b64: str | None = None
-
-
-class ChmodIn(PathIn, frozen=True):
-    """A mode to set: octal text such as "755"."""
-
-    mode: str | None = None
-    recursive: bool = False
-
-
-class ChownIn(PathIn, frozen=True):
-    """An owner to set: names or ids; what is absent stays."""
-
-    user: str | int | None = None
-    group: str | int | None = None
-    recursive: bool = False
-
-
-class SearchIn(PathIn, frozen=True):
-    """What to look for below a path: `name` is a pattern as in gitignore(5), `content` one of Python's re for lines."""
-
-    name: str | None = None
-    content: str | None = None
-    ignore_case: bool = False
-    gitignore: bool = False
-    hidden: bool = False
-    limit: int = 1000
-    timeout_s: float = 30.0
-
-
-class ReplaceIn(PathIn, frozen=True, kw_only=True):
-    """What to replace below a path: `pattern` as it stands, or with `regex` as Python's re."""
-
-    pattern: str
-    replacement: str
-    regex: bool = False
-    name: str | None = None
-    ignore_case: bool = False
-    gitignore: bool = False
-    hidden: bool = False
-    limit: int = 1000
-    timeout_s: float = 30.0
 
 
 class Match(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,36 +83,12 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
     target_b64: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class ChangesIn(PathIn, frozen=True):
-    """A directory whose version is asked for, and the version `since` which it may have changed."""
-
-    recursive: bool = True
-    include: list[str] | None = None
-    exclude: list[str] | None = None
-    since: str | None = None
-
-
 class ChangesOut(msgspec.Struct, frozen=True):
     """A directory's version; `changed` is null where there was none to compare with."""
 
     version: str
     changed: bool | None
     entries: int
-
-
-class BackupIn(PathIn, frozen=True, kw_only=True):
-    """A directory to keep as an archive, and the file of the sandbox that it becomes."""
-
-    archive: str
-    format: Literal["tar", "tar.gz", "zip"] = "tar.gz"
-    exclude: list[str] | None = None
-    gitignore: bool = False
-
-
-class RestoreIn(PathIn, frozen=True, kw_only=True):
-    """A directory that is to be what an archive in the sandbox has."""
-
-    archive: str
 
 
 class BackupOut(msgspec.Struct, frozen=True):
@@ -256,16 +169,6 @@ def decode_b64(text: str, field: str) -> bytes:
 def path_of(model: PathIn) -> str:
     """Return the checked path of a body."""
     return check_file_path(decode(model.path, model.path_b64, "path"))
-
-
-def new_path_of(model: MoveIn) -> str:
-    """Return the checked new path of a body."""
-    return check_file_path(decode(model.new_path, model.new_path_b64, "new_path"), "new_path")
-
-
-def check_target(text: str) -> str:
-    """Return what a link shall lead to, if it is text that a name may hold."""
-    return check_text(text, "target", limit=MAX_PATH_BYTES)
 
 
 def shown(name: str) -> str:

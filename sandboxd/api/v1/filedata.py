@@ -37,10 +37,36 @@ _ROW_BYTES: Final = 512
 MEDIA_TYPES: Final = {"tar": "application/x-tar", "tar.gz": "application/gzip", "zip": "application/zip"}
 
 
+class SearchIn(models.PathIn, frozen=True):
+    """What to look for below a path: `name` is a pattern as in gitignore(5), `content` one of Python's re for lines."""
+
+    name: str | None = None
+    content: str | None = None
+    ignore_case: bool = False
+    gitignore: bool = False
+    hidden: bool = False
+    limit: int = 1000
+    timeout_s: float = 30.0
+
+
+class ReplaceIn(models.PathIn, frozen=True, kw_only=True):
+    """What to replace below a path: `pattern` as it stands, or with `regex` as Python's re."""
+
+    pattern: str
+    replacement: str
+    regex: bool = False
+    name: str | None = None
+    ignore_case: bool = False
+    gitignore: bool = False
+    hidden: bool = False
+    limit: int = 1000
+    timeout_s: float = 30.0
+
+
 # --- search and replace ---
 
 
-def _query(model: models.SearchIn | models.ReplaceIn) -> dict[str, Any]:
+def _query(model: SearchIn | ReplaceIn) -> dict[str, Any]:
     """Return the fields that a search and a replacement share."""
     names = ("name", "ignore_case", "gitignore", "hidden", "limit", "timeout_s")
     return {"path": models.path_of(model), **{name: getattr(model, name) for name in names}}
@@ -48,7 +74,7 @@ def _query(model: models.SearchIn | models.ReplaceIn) -> dict[str, Any]:
 
 async def search(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Find files by name, or lines by what is in them."""
-    model = await call.read(models.SearchIn)
+    model = await call.read(SearchIn)
     found = sandbox.files.search(Search(content=model.content, **_query(model)))
     if call.accepts() == "sse":
         await call.stack.enter_async_context(found)
@@ -72,7 +98,7 @@ def _held_bytes(match: Match) -> int:
 
 async def replace(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Replace a text or a pattern in files, each whole or not at all."""
-    model = await call.read(models.ReplaceIn)
+    model = await call.read(ReplaceIn)
     pattern, replacement = model.pattern, model.replacement
     query = Replacement(pattern=pattern, replacement=replacement, regex=model.regex, **_query(model))
     done = await sandbox.files.replace(query)

@@ -6,7 +6,7 @@ import base64
 from typing import TYPE_CHECKING
 
 from ...runtime.files import MAX_PAGE
-from ...spec import check_file_path, name_bytes, name_text
+from ...spec import MAX_PATH_BYTES, check_file_path, check_text, name_bytes, name_text
 from ..call import answer, nothing
 from ..pieces import answer_in_pieces
 from . import file_models as models
@@ -17,6 +17,43 @@ if TYPE_CHECKING:
     from ...runtime.filefacts import Changed
     from ...runtime.sandbox import Sandbox
     from ..call import Call
+
+
+class MkdirIn(models.PathIn, frozen=True):
+    """A directory to make; `parents` makes those above it, and takes one that is there."""
+
+    parents: bool = False
+    mode: str | None = None
+
+
+class MoveIn(models.PathIn, frozen=True):
+    """What to rename or copy, and to what."""
+
+    new_path: str | None = None
+    new_path_b64: str | None = None
+    overwrite: bool = True
+
+
+class SymlinkIn(models.PathIn, frozen=True):
+    """A link to make; `target` is what it leads to, as it stands."""
+
+    target: str | None = None
+    target_b64: str | None = None
+
+
+class ChmodIn(models.PathIn, frozen=True):
+    """A mode to set: octal text such as "755"."""
+
+    mode: str | None = None
+    recursive: bool = False
+
+
+class ChownIn(models.PathIn, frozen=True):
+    """An owner to set: names or ids; what is absent stays."""
+
+    user: str | int | None = None
+    group: str | int | None = None
+    recursive: bool = False
 
 
 def query_path(call: Call) -> str:
@@ -58,44 +95,49 @@ async def delete(call: Call, sandbox: Sandbox) -> TrioResponse:
 
 async def mkdir(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Make a directory."""
-    model = await call.read(models.MkdirIn)
+    model = await call.read(MkdirIn)
     made = await sandbox.files.mkdir(models.path_of(model), parents=model.parents, mode=model.mode)
     return answer(models.file_info(made.file), 201 if made.created else 200)
 
 
 async def rename(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Give a file or directory another name, also in another directory."""
-    model = await call.read(models.MoveIn)
-    path, new_path = models.path_of(model), models.new_path_of(model)
+    model = await call.read(MoveIn)
+    path, new_path = models.path_of(model), _new_path_of(model)
     return answer(models.file_info(await sandbox.files.rename(path, new_path, overwrite=model.overwrite)))
 
 
 async def copy(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Copy a file, or a directory with all in it."""
-    model = await call.read(models.MoveIn)
-    path, new_path = models.path_of(model), models.new_path_of(model)
+    model = await call.read(MoveIn)
+    path, new_path = models.path_of(model), _new_path_of(model)
     made = await sandbox.files.copy(path, new_path, overwrite=model.overwrite)
     counts = {"entries": made.entries, "bytes": made.bytes, "skipped": made.skipped}
     return answer(models.Copied(file=models.file_info(made.file), **counts), 201)
 
 
+def _new_path_of(model: MoveIn) -> str:
+    """Return the checked new path of a body."""
+    return check_file_path(models.decode(model.new_path, model.new_path_b64, "new_path"), "new_path")
+
+
 async def symlink(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Make a symbolic link."""
-    model = await call.read(models.SymlinkIn)
+    model = await call.read(SymlinkIn)
     target = models.decode(model.target, model.target_b64, "target")
-    target = name_text(target) if isinstance(target, bytes) else models.check_target(target)
+    target = name_text(target) if isinstance(target, bytes) else check_text(target, "target", limit=MAX_PATH_BYTES)
     return answer(models.file_info(await sandbox.files.symlink(models.path_of(model), target)), 201)
 
 
 async def chmod(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Set a mode."""
-    model = await call.read(models.ChmodIn)
+    model = await call.read(ChmodIn)
     return _changed(await sandbox.files.chmod(models.path_of(model), model.mode, recursive=model.recursive))
 
 
 async def chown(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Set an owner."""
-    model = await call.read(models.ChownIn)
+    model = await call.read(ChownIn)
     path = models.path_of(model)
     return _changed(await sandbox.files.chown(path, model.user, model.group, recursive=model.recursive))
 
