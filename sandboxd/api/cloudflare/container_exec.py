@@ -17,6 +17,8 @@ from .container import Body, Events, event
 from .problems import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.execution import Execution, Exit
@@ -157,20 +159,16 @@ class _Output(Events):
     """A command's output as their events."""
 
     def __init__(self, execution: Execution, model: ExecIn, timeout_s: float | None) -> None:
-        super().__init__()
         self._execution = execution
         self._model = model
         self._timeout_s = timeout_s
         self._decoder = TextDecoder()
         self._facts: dict[str, Any] = {} if model.session_id is None else {"sessionId": model.session_id}
 
-    async def _next(self) -> bytes | None:
+    async def _take(self) -> tuple[Iterable[bytes], bool]:
         batch = await self._execution.next_batch()
-        self.is_over = self._execution.exit is not None
-        if not batch:
-            return None
-        self._joiner.put(part for one in batch for part in self._parts(one))
-        return b""
+        is_last = not batch or self._execution.exit is not None
+        return (part for one in batch for part in self._parts(one)), is_last
 
     def _parts(self, one: Event) -> list[bytes]:
         if isinstance(one.data, bytes):

@@ -24,6 +24,8 @@ from .container_exec import code_of, note_of
 from .problems import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.follow import Follow
@@ -215,22 +217,14 @@ class _Log(Events):
     """A process' log as their events."""
 
     def __init__(self, follow: Follow, info: ProcessInfo) -> None:
-        super().__init__()
         self._follow = follow
         self._info = info
         self._decoder = logs.TextDecoder()
-        self._begun = False
+        self.first = event("process_info", processId=info.id, command=info.argv[-1], status=_status(info))
 
-    async def _next(self) -> bytes | None:
-        if not self._begun:
-            self._begun = True
-            info = self._info
-            return event("process_info", processId=info.id, command=info.argv[-1], status=_status(info))
+    async def _take(self) -> tuple[Iterable[bytes], bool]:
         batch = await self._follow.next_batch()
-        if not batch:
-            return None
-        self._joiner.put(part for one in batch for part in self._parts(one))
-        return b""
+        return (part for one in batch for part in self._parts(one)), not batch
 
     def _parts(self, one: Event) -> list[bytes]:
         process = self._info.id

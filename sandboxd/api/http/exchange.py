@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from ...errors import SandboxdError
-from ..call import Call
+from ..call import Call, Last
 from . import target
 from .hypercorn_parts import Body, EndBody, Response, StreamClosed
 
@@ -99,8 +99,8 @@ class Exchange:
     async def _answer(self, response: TrioResponse) -> None:
         """Send the answer in as few writes as can be: each wakes the client.
 
-        The head of a streamed one waits a moment for the first piece, and a piece that says that it is the last takes
-        the end with it.
+        The head of a streamed one waits a moment for the first piece, and the end goes out with a piece that is the
+        last.
         """
         body: Any = response.response
         has_body = self.call.request.method != "HEAD" and response.status_code not in _NO_BODY
@@ -130,7 +130,7 @@ class Exchange:
     async def _send(self, body: Any) -> None:  # noqa: ANN401 - any of Quart's bodies
         async with body as pieces:
             async for piece in pieces:
-                is_last = self.call.body.is_complete and getattr(body, "is_over", False)
+                is_last = self.call.body.is_complete and isinstance(piece, Last)
                 if is_last:
                     self._wire.hold()
                 if piece:

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 import shlex
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from ...errors import InvalidRequest, NotAvailable, UnknownField
+from ...errors import InvalidRequest, NotAvailable
 from ...network import NetworkSpec
 from ...spec import CommandSpec, Limits, SandboxSpec
 from ...wire.times import rfc3339
-from .. import jsontext
+from ..bodies import Input
 
 if TYPE_CHECKING:
     from ...runtime.sandbox import Sandbox
 
 
-class _In(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """What a caller sends; null means "as if it were not there"."""
-
-
-class IoIn(_In, frozen=True):
+class IoIn(Input, frozen=True):
     """How fast a sandbox may read and write its disks; what is absent is not limited."""
 
     read_bytes_per_s: int | None = None
@@ -33,7 +28,7 @@ class IoIn(_In, frozen=True):
     write_iops: int | None = None
 
 
-class LimitsIn(_In, frozen=True):
+class LimitsIn(Input, frozen=True):
     """What a sandbox may use; what is absent is the configuration's default."""
 
     memory_bytes: int | None = None
@@ -43,7 +38,7 @@ class LimitsIn(_In, frozen=True):
     io: IoIn | None = None
 
 
-class NetworkIn(_In, frozen=True):
+class NetworkIn(Input, frozen=True):
     """Whom a sandbox may talk to."""
 
     mode: str | None = None
@@ -53,7 +48,7 @@ class NetworkIn(_In, frozen=True):
     connections: int | None = None
 
 
-class SandboxIn(_In, frozen=True):
+class SandboxIn(Input, frozen=True):
     """A sandbox to create."""
 
     name: str | None = None
@@ -70,7 +65,7 @@ class SandboxIn(_In, frozen=True):
     snapshot: Any = None
 
 
-class ExecIn(_In, frozen=True):
+class ExecIn(Input, frozen=True):
     """A command to run."""
 
     command: str | list[str]
@@ -245,41 +240,6 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     status: int
     detail: str
     kind: str
-
-
-_T = TypeVar("_T", bound=_In)
-_WHERE: Final = re.compile(r" - at `(?:\$|key in \$)?\.?(?P<path>[^`]*)`\Z")
-_UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<name>.*?)`", re.DOTALL)
-_MISSING: Final = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
-
-
-def parse(body: bytes, model: type[_T]) -> _T:
-    """Return the model that a JSON body holds; an empty body is an empty object.
-
-    Raises:
-        UnknownField, InvalidRequest: with the fact `field` where one can be named.
-    """
-    try:
-        return msgspec.convert(jsontext.parse(body or b"{}", unique=True), model)
-    except msgspec.ValidationError as error:
-        raise _explain(str(error)) from None
-
-
-def _explain(text: str) -> InvalidRequest:
-    """Turn msgspec's sentence, the only place where it names the field, into one of ours with facts."""
-    where = _WHERE.search(text)
-    path = where["path"].replace("[...]", "") if where else ""  # msgspec does not tell which element
-    what = text[: where.start()] if where else text
-    for pattern, cls, why in (
-        (_UNKNOWN, UnknownField, "there is no such field"),
-        (_MISSING, InvalidRequest, "missing"),
-    ):
-        match = pattern.match(what)
-        if match:
-            field = ".".join(filter(None, (path, match["name"])))[:200]
-            return cls(f"cannot accept {field}: {why}", field=field)
-    field = path[:200] or "body"
-    return InvalidRequest(f"cannot accept {field}: {what[0].lower()}{what[1:300]}", field=field)
 
 
 def _not_yet(field: str, value: object) -> None:

@@ -10,7 +10,8 @@ import msgspec
 from ...errors import InvalidRequest
 from ...spec import CommandSpec, check_size
 from ...wire.times import rfc3339
-from .models import ExecIn, Usage, _In, to_command
+from ..bodies import Input
+from .models import ExecIn, Usage, to_command
 
 if TYPE_CHECKING:
     from ...runtime.processes import ProcessInfo
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 _SHELL = CommandSpec.shell("")[:-1]
 
 
-class TerminalIn(_In, frozen=True):
+class TerminalIn(Input, frozen=True):
     """A terminal's size in characters."""
 
     cols: int = 80
     rows: int = 24
 
 
-class ProcessIn(_In, frozen=True):
+class ProcessIn(Input, frozen=True):
     """A process to start."""
 
     command: str | list[str]
@@ -44,13 +45,13 @@ class ProcessIn(_In, frozen=True):
     linger_s: float | None = None
 
 
-class SignalIn(_In, frozen=True):
+class SignalIn(Input, frozen=True):
     """A signal, as TERM, SIGTERM or 15."""
 
     signal: str | int
 
 
-class WaitIn(_In, frozen=True, rename={"condition": "for"}):
+class WaitIn(Input, frozen=True, rename={"condition": "for"}):
     """What to wait for: `port` and `path` belong to "port", `pattern` to "log"."""
 
     condition: Literal["exit", "port", "log"]

@@ -8,9 +8,9 @@ import msgspec
 
 from ...spec import SessionSpec, check_session_id
 from ...wire.times import rfc3339
+from ..bodies import Input
 from ..call import answer, nothing
 from ..pieces import answer_in_pieces
-from .models import _In
 
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..call import Call
 
 
-class SessionIn(_In, frozen=True):
+class SessionIn(Input, frozen=True):
     """A session to begin."""
 
     id: str | None = None
