@@ -427,7 +427,7 @@ class Commands:
     # --- ends ---
 
     def reap(self) -> None:
-        """Take the status of every child that has ended, orphans included."""
+        """Take the status of every child that has ended, those included that a command left behind."""
         while True:
             try:
                 pid, status, rusage = os.wait4(-1, os.WNOHANG)
