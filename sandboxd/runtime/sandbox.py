@@ -29,7 +29,7 @@ from .budget import UNBOUNDED, Share
 from .clone import Clone
 from .contexts import Contexts
 from .counters import Counters
-from .execution import Execution, exec_params, new_process_id
+from .execution import Execution, new_process_id
 from .handoff import Handoff
 from .jobs import FileJob
 from .lifecycle import ALIVE, State, may_move
@@ -284,7 +284,8 @@ class Sandbox:
             SandboxFailed, SandboxGone: as their names say.
         """
         process = new_process_id()
-        stream = self._link().stream("exec", exec_params(command, process, detach=detach))
+        params = {**command.to_message(), "process": process, "detach": detach}
+        stream = self._link().stream("exec", params)
         return Execution(self, stream, process, batched=batched)
 
     async def write_stdin(self, process: str, data: bytes) -> None:
