@@ -446,7 +446,7 @@ class Process:
         self._on_end(self)
 
     def _drop_leaf(self) -> None:
-        self._deps.leaves.drop(self.leaf, keep_orphans=self._keeps_orphans())
+        self._deps.leaves.drop(self.leaf, keep_rest=self._keeps_orphans())
 
     def _cancel(self, name: str) -> None:
         timer: Timer | None = getattr(self, name)

@@ -132,7 +132,7 @@ class Standby:
             if child is not None:
                 self._end(child)
         if self._asked is not None:
-            self._leaves.drop(self._asked, keep_orphans=False)
+            self._leaves.drop(self._asked)
         self._ready = self._coming = self._forker = self._asked = None
 
     def _send(self, child: _Child, data: bytes, fds: Sequence[int]) -> bool:
@@ -153,7 +153,7 @@ class Standby:
         child.socket.close()
         if child.pid:
             self._children.pop(child.pid, None)  # the reaper takes it for an orphan
-        self._leaves.drop(child.leaf, keep_orphans=False)
+        self._leaves.drop(child.leaf)
 
     # --- a new one ---
 
@@ -204,7 +204,7 @@ class Standby:
                     _be_forker(self._kernel, theirs.fileno(), self.null_fd)
                 os.close(pidfd)
         except OSError:
-            self._leaves.drop(leaf, keep_orphans=False)
+            self._leaves.drop(leaf)
             raise
         finally:
             os.close(fd)
@@ -222,7 +222,7 @@ class Standby:
         try:
             forker.socket.sendmsg([b"1"], [_rights([fd])], socket.MSG_NOSIGNAL)
         except OSError:
-            self._leaves.drop(leaf, keep_orphans=False)
+            self._leaves.drop(leaf)
             raise
         finally:
             os.close(fd)
@@ -244,7 +244,7 @@ class Standby:
         leaf, self._asked = self._asked, None
         if not data or not ancillary or leaf is None:  # it has ended, or somebody has no descriptors left
             if leaf is not None:
-                self._leaves.drop(leaf, keep_orphans=False)
+                self._leaves.drop(leaf)
             self.drop()
             return
         self._coming = child = _Child(leaf, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _fds(ancillary)[0]))

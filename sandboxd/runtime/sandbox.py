@@ -24,7 +24,7 @@ from . import checks
 from .budget import UNBOUNDED, Share
 from .contexts import Contexts
 from .counters import Counters
-from .execution import Execution, exec_params, new_process_id
+from .execution import Execution, new_process_id
 from .files import Files
 from .git import Git
 from .handoff import Handoff
@@ -291,7 +291,8 @@ class Sandbox:
             SandboxFailed, SandboxGone: as their names say.
         """
         process = new_process_id()
-        stream = self._link().stream("exec", exec_params(command, process, detach=detach))
+        params = {**command.to_message(), "process": process, "detach": detach}
+        stream = self._link().stream("exec", params)
         return Execution(self, stream, process, batched=batched)
 
     async def write_stdin(self, process: str, data: bytes) -> None:
