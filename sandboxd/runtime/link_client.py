@@ -39,7 +39,7 @@ from . import checks
 from .strangers import Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Collection, Coroutine, Iterable
     from types import TracebackType
 
     from ..wire.messages import Message
@@ -370,21 +370,25 @@ class LinkClient:
         return number, call
 
     async def request(
-        self, op: str, params: dict[str, Any], *, fds: int = 0, passing: Iterable[int] = ()
+        self, op: str, params: dict[str, Any], *, fds: int = 0, passing: Collection[int] = ()
     ) -> tuple[dict[str, Any], list[int]]:
         """Ask and wait for the answer; `fds` descriptors must come with it, and the caller owns them.
 
-        Those of `passing` go with the request; they are the peer's once it has been queued, which the first turn does
-        unless much waits to be sent.
+        Those of `passing` go with the request: they are the peer's from now on, and are closed if nothing can be asked.
 
         Raises:
             SandboxdError: what the peer answered, or why the connection ended.
         """
-        await self._drained.wait()
-        return await self.begin(op, params, fds=fds, passing=passing)()
+        try:
+            await self._drained.wait()
+            answer = self.begin(op, params, fds=fds, passing=passing)
+        except BaseException:
+            discard(passing)  # they never left
+            raise
+        return await answer()
 
     def begin(
-        self, op: str, params: dict[str, Any], *, fds: int = 0, passing: Iterable[int] = ()
+        self, op: str, params: dict[str, Any], *, fds: int = 0, passing: Collection[int] = ()
     ) -> Callable[[], Coroutine[Any, Any, tuple[dict[str, Any], list[int]]]]:
         """Ask now, before whatever is asked next; what is returned must be called, and waits as `request` does.
 
