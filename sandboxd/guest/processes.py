@@ -24,11 +24,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import ProcessNotRunning
+from ..linux.eventloop import EventLoop, Timer
 from ..linux.kernel import Kernel
 from ..spec import STOP_GRACE_S, CommandSpec
 from ..wire.exhausted import limit_error
 from . import endings, lines, spawn, terminals, users
-from .eventloop import EventLoop, Timer
 from .leaf_cgroups import KILLED_S, POLL_S, LeafCgroup, LeafCgroups
 from .output import Output
 from .standby import Standby

@@ -39,9 +39,9 @@ from typing import Final, NoReturn
 
 import prctl
 
+from ..linux.eventloop import READ, EventLoop, Timer
 from ..linux.kernel import CLONE_PARENT, Kernel
 from . import spawn
-from .eventloop import READ, EventLoop, Timer
 from .leaf_cgroups import LeafCgroup, LeafCgroups
 
 #: An order over this is a fork's: a message of a socket pair must fit its buffer.
@@ -149,7 +149,7 @@ class Standby:
 
     def _end(self, child: _Child) -> None:
         """Let go of a child: it is killed, and its leaf goes when it has gone."""
-        self._loop.watch(child.socket.fileno(), 0, _nothing)
+        self._loop.unwatch(child.socket.fileno())
         child.socket.close()
         if child.pid:
             self._children.pop(child.pid, None)  # the reaper takes it for an orphan
@@ -266,7 +266,7 @@ class Standby:
         if not data or pid == 0 or pid in self._children or self.is_command(pid) or not _lives(pid):
             self.drop()
             return
-        self._loop.watch(child.socket.fileno(), 0, _nothing)
+        self._loop.unwatch(child.socket.fileno())
         child.pid = pid
         self._coming, self._ready = None, child
         self._know(child)
@@ -296,10 +296,6 @@ def _rights(fds: Sequence[int]) -> tuple[int, int, array.array[int]]:
 
 def _fds(ancillary: list[tuple[int, int, bytes]]) -> array.array[int]:
     return array.array("i", ancillary[0][2])
-
-
-def _nothing() -> None:
-    pass
 
 
 # --- in the children ---

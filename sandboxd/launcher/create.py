@@ -14,7 +14,6 @@ import dataclasses
 import errno
 import logging
 import os
-import selectors
 import signal
 import socket
 import time
@@ -22,6 +21,7 @@ from collections.abc import Callable
 
 from ..errors import NameTaken, SandboxdError, SandboxGone
 from ..linux import procfs
+from ..linux.eventloop import READ, EventLoop
 from ..linux.kernel import Kernel
 from ..network import NetworkSpec
 from ..spec import Limits
@@ -98,8 +98,8 @@ class Deps:
 class Creations:
     """The creations under way."""
 
-    def __init__(self, selector: selectors.BaseSelector, deps: Deps) -> None:
-        self._selector = selector
+    def __init__(self, loop: EventLoop, deps: Deps) -> None:
+        self._loop = loop
         self._deps = deps
         self._buffers = buffers.of_host()
         self._active: dict[str, _Creation] = {}
@@ -189,7 +189,7 @@ class Creations:
             self._deps.teardowns.begin(sandbox_id, range_.index, lambda _: None)
             raise
         self._active[sandbox_id] = prepared
-        self._selector.register(prepared.status.fd, selectors.EVENT_READ, lambda: self._on_status(prepared))
+        self._loop.watch(prepared.status.fd, READ, lambda: self._on_status(prepared))
         return prepared
 
     def _fail(self, order: CreateRequest, error: SandboxdError) -> None:
@@ -280,7 +280,7 @@ class Creations:
                 prepared.timings.update(message[1])
         self._judge(prepared)
         if ended and prepared.is_ready and prepared.id in self._active:
-            self._selector.unregister(prepared.status.fd)  # only its link is waited for
+            self._loop.unwatch(prepared.status.fd)  # only its link is waited for
         elif ended and prepared.id in self._active:
             died = create_child.failure("start", "", "the process died", "", prepared.id)
             self._fail_creation(prepared, prepared.failure or died)
@@ -313,8 +313,7 @@ class Creations:
             prepared.failure = prepared.failure or failed
 
     def _close(self, prepared: _Creation) -> None:
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(prepared.status.fd)
+        self._loop.unwatch(prepared.status.fd)
         prepared.status.close()
         prepared.orders.close()
         del self._active[prepared.id]
