@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.context import Context
-    from ...runtime.runs import RunEvent
+    from ...runtime.run_log import RunEvent
     from ...runtime.sandbox import Sandbox
     from ..call import Call
 
@@ -287,7 +287,7 @@ class RunBody(ResponseBody):
         self._is_last = False
         self._decoder = TextDecoder()
         # One that begins in the middle of a character has read its beginning.
-        self._decoder.prime(one.events[max(0, start - CARRY_EVENTS) : start])
+        self._decoder.prime(one.before(start, CARRY_EVENTS))
         #: Whether nothing comes after the piece that was given last.
         self.is_over = False
 
