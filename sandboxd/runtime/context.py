@@ -524,7 +524,7 @@ class Context:
         if self._muted and self._worker is not None:
             self._muted = False
             async with self._mute_turn:
-                run.dropped_bytes += await self._worker.mute(on=False)
+                run.miss(await self._worker.mute(on=False))
 
     async def _mute(self) -> None:
         try:

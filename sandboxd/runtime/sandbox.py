@@ -12,6 +12,7 @@ from ..errors import (
     Conflict,
     LaunchFailed,
     ProtocolError,
+    RemoteProtocolError,
     SandboxdError,
     SandboxFailed,
     SandboxFrozen,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.context import Context
-    from ...runtime.runs import RunEvent
+    from ...runtime.run_log import RunEvent
     from ...runtime.sandbox import Sandbox
     from ..call import Call
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.context import Context
-    from ...runtime.runs import RunEvent
+    from ...runtime.run_log import RunEvent
     from ...runtime.sandbox import Sandbox
     from ..call import Call
 
@@ -272,7 +272,7 @@ class RunBody:
         self._position = start
         self._decoder = TextDecoder()
         # One that begins in the middle of a character has read its beginning.
-        self._decoder.prime(one.events[max(0, start - CARRY_EVENTS) : start])
+        self._decoder.prime(one.before(start, CARRY_EVENTS))
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return follow_source(self._take, problems.to_event)
