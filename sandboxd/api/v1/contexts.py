@@ -10,6 +10,7 @@ import trio
 from quart.wrappers.response import ResponseBody
 
 from ...errors import InvalidRequest, SandboxdError
+from ...runtime.context_states import SHOWN
 from ...runtime.logs import CARRY_EVENTS, STREAMS, TextDecoder
 from ...runtime.runs import Run
 from ...spec import ContextSpec, check_code, check_env, check_seconds
@@ -43,7 +44,7 @@ def _shown(context: Context) -> models.ContextOut:
         language=context.spec.language,
         cwd=context.spec.cwd,
         env=context.spec.env,
-        state=context.state.value,
+        state=SHOWN[context.state],
         is_default=context.is_default,
         execution_count=context.execution_count,
         version=context.version,
