@@ -163,6 +163,6 @@ def test_the_launcher_loads_only_what_an_init_needs() -> None:
     assert foreign <= {"distutils-precedence"}, foreign
     ours = {name.split(".")[1] for name in loaded if name.startswith("sandboxd.")}
     assert "sandboxd.launcher.server" not in loaded
-    assert ours == {"stdio", "launcher", "guest", "linux", "wire", "spec", "network", "errors"}
+    assert ours == {"stdio", "launcher", "guest", "linux", "wire", "spec", "network", "transitions", "errors"}
     # urllib.parse comes with zipfile (through pathlib): 1 MiB that inits share with the launcher, none of it their own.
     assert not {"asyncio", "ssl", "http", "urllib.request", "subprocess", "ctypes.util"} & set(loaded)
