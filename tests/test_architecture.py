@@ -19,19 +19,20 @@ ALLOWED = {
     "errors": set(),
     "stdio": set(),
     "allow": {"errors"},
+    "transitions": {"errors"},
     "network": {"errors", "allow"},
     "spec": {"errors", "network"},
     "git_spec": {"errors", "spec"},
     "config": {"errors", "spec", "network"},
     "wire": {"errors", "spec"},
     "linux": set(),
-    "launcher": {"stdio", "linux", "wire", "spec", "network", "allow", "errors", "guest"},
-    "guest": {"linux", "wire", "spec", "errors"},
+    "launcher": {"stdio", "linux", "wire", "spec", "network", "allow", "transitions", "errors", "guest"},
+    "guest": {"linux", "wire", "spec", "transitions", "errors"},
     "templates": {"stdio", "linux", "wire", "errors"},
     "netd": {"stdio", "linux", "wire", "errors"},
     "workers": set(),
     "images": {"stdio", "spec", "errors", "linux"},
-    "runtime": {"wire", "spec", "network", "allow", "git_spec", "errors"},
+    "runtime": {"wire", "spec", "network", "allow", "git_spec", "transitions", "errors"},
     "proxy": {"runtime", "wire", "errors"},
     "metrics": {"runtime", "errors"},
     "previewing": {"runtime", "proxy", "config", "errors"},
@@ -174,6 +175,6 @@ def test_the_launcher_loads_only_what_an_init_needs() -> None:
     assert foreign <= {"distutils-precedence"}, foreign
     ours = {name.split(".")[1] for name in loaded if name.startswith("sandboxd.")}
     assert not {"sandboxd.launcher.server", "sandboxd.wire.operations"} & set(loaded)
-    assert ours == {"stdio", "launcher", "guest", "linux", "wire", "spec", "network", "errors"}
+    assert ours == {"stdio", "launcher", "guest", "linux", "wire", "spec", "network", "transitions", "errors"}
     # urllib.parse comes with zipfile (through pathlib): 1 MiB that inits share with the launcher, none of it their own.
     assert not {"asyncio", "ssl", "http", "urllib.request", "subprocess", "ctypes.util"} & set(loaded)

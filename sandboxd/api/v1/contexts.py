@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from ...errors import InvalidRequest
+from ...runtime.context_states import SHOWN
 from ...runtime.logs import CARRY_EVENTS, STREAMS, TextDecoder
 from ...runtime.questions import Question
 from ...runtime.runs import Run
@@ -41,7 +42,7 @@ def _shown(context: Context) -> models.ContextOut:
         language=context.spec.language,
         cwd=context.spec.cwd,
         env=context.spec.env,
-        state=context.state.value,
+        state=SHOWN[context.state],
         is_default=context.is_default,
         execution_count=context.execution_count,
         version=context.version,
