@@ -310,15 +310,17 @@ def test_a_chain_of_links_is_followed_as_far_as_the_kernel_does(tmp_path: pathli
     for number in range(links):
         (tmp_path / f"{number}").symlink_to(f"{number + 1}")
     before = count_fds()
+    number = 0
     try:
         (tmp_path / "0").touch()
     except OSError as error:
-        assert error.errno == errno.ELOOP
+        number = error.errno or 0
+    if number == errno.ELOOP:
         with pytest.raises(errors.InvalidRequest) as caught:
             paths.open_target(KERNEL, str(tmp_path / "0"), OWNER)
         assert caught.value.facts["errno"] == "ELOOP"
     else:
-        assert target_of(tmp_path / "0") == str(tmp_path / str(links))
+        assert (number, target_of(tmp_path / "0")) == (0, str(tmp_path / str(links)))
     assert count_fds() == before
 
 
