@@ -56,6 +56,7 @@ def set_back(path: pathlib.Path) -> None:
         lambda top: (top / "d/e/h").chmod(0o600),
         lambda top: (top / "d/e").chmod(0o700),
         lambda top: (top / "d/e/h").rename(top / "d/e/i"),
+        lambda top: (top / "d/e").rename(top / "d/i"),
         lambda top: (top / "new").touch(),
         lambda top: (top / "d/new").mkdir(),
         lambda top: (top / "f").unlink(),
@@ -64,8 +65,16 @@ def set_back(path: pathlib.Path) -> None:
         lambda top: os.link(top / "f", top / "hard"),
     ],
     ids=[
-        *("content", "content with its time set back", "mode", "mode of a directory", "name", "new", "new directory"),
-        *("deletion", "link", "kind", "hard link"),
+        *(
+            "content",
+            "content with its time set back",
+            "mode",
+            "mode of a directory",
+            "name",
+            "name of a directory",
+            "new",
+        ),
+        *("new directory", "deletion", "link", "kind", "hard link"),
     ],
 )
 def test_whatever_changes_is_another_version(top: pathlib.Path, change: Callable[[pathlib.Path], object]) -> None:
