@@ -349,10 +349,13 @@ def test_a_file_that_is_written_all_the_time_is_a_conflict(
     count = iter(range(1000))
 
     def write() -> None:
-        if how == "replaced":
-            (top / "new").write_text("os")
-            (top / "new").rename(top / "a.py")
-        os.utime(top / "a.py", ns=(0, next(count)))
+        number = next(count)
+        if how == "written":
+            os.utime(top / "a.py", ns=(0, number))
+            return
+        (top / "new").write_text("os")
+        os.utime(top / "new", ns=(0, (top / "a.py").stat().st_mtime_ns))
+        (top / "new").rename(top / "a.py")
 
     rewriting(monkeypatch, write)
     with pytest.raises(Conflict) as caught:
