@@ -48,6 +48,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "info": ("sandboxd.cli.info:info", "Show details of the daemon or of one sandbox."),
     "rootfs": ("sandboxd.cli.rootfs:rootfs", "Build, import, list and remove root filesystems."),
     "doctor": ("sandboxd.cli.doctor:doctor", "Check this host, and say how to fix what does not work."),
+    "shim": ("sandboxd.cli.shim:shim", "Print what a foreign client needs to run here."),
     "serve": ("sandboxd.cli.serve:serve", "Run the daemon."),
     "version": ("sandboxd.cli.version:version", "Print the version of this program and of the daemon."),
 }
