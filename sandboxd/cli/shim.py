@@ -21,5 +21,5 @@ def shim(client: str) -> None:
     \b
         sandboxd shim cloudflare > shim.mjs
         node --import ./shim.mjs program.mjs
-    """
+    """  # noqa: D301 - click reads \b as a backspace, not as two characters
     click.echo(importlib.resources.files("sandboxd.cli").joinpath(SHIMS[client]).read_text(), nl=False)

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sandboxd.guest.eventloop import EventLoop
 
 from sandboxd.errors import ProcessNotRunning
 from sandboxd.guest import processes
 from sandboxd.guest.process_states import State
 from sandboxd.guest.processes import Process
 from sandboxd.guest.users import User
+from sandboxd.linux.eventloop import EventLoop
 from sandboxd.spec import CommandSpec
 
 ROOT = User("root", 0, 0, (0,), "/root", "/bin/sh")
