@@ -12,6 +12,7 @@ from ..errors import (
     Conflict,
     LaunchFailed,
     ProtocolError,
+    RemoteProtocolError,
     SandboxdError,
     SandboxFailed,
     SandboxFrozen,
@@ -20,6 +21,7 @@ from ..errors import (
     ServerBusy,
 )
 from ..wire.link import DEFAULT_WINDOW
+from ..wire.messages import VERSION
 from . import checks
 from .budget import UNBOUNDED, Share
 from .contexts import Contexts
@@ -177,6 +179,14 @@ class Sandbox:
     def has_link(self) -> bool:
         """Whether somebody speaks for its init."""
         return self._peer is not None and self._peer.ended is None
+
+    @property
+    def version_refusal(self) -> str | None:
+        """What to say of an init that speaks another version of the link; None where it does not."""
+        ended = None if self._peer is None else self._peer.ended
+        if not isinstance(ended, RemoteProtocolError) or "version" not in ended.facts:
+            return None
+        return f"its init speaks version {ended.facts['version']} of the link, and this daemon version {VERSION}"
 
     def link_statistics(self) -> dict[str, int] | None:
         """Return its link's figures, or None."""
