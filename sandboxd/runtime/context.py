@@ -164,7 +164,7 @@ class Context:
             raise
         self.runs.add(run)
 
-    async def ask(self, message: dict[str, Any]) -> str:
+    async def ask(self, question: Question) -> str:
         """Ask the interpreter between two runs and return the JSON text that it answers.
 
         Raises:
@@ -172,7 +172,6 @@ class Context:
         """
         if self.state is State.EXITED:
             raise self._exited("cannot ask")
-        question = Question(message)
         self._put(question)
         try:
             await question.done.wait()

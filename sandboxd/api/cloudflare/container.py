@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
-from ...errors import FileNotFound, InvalidRequest, NotAFile, SandboxdError
+from ...errors import InvalidRequest, NotAFile, SandboxdError
 from ...spec import MAX_JSON_BODY_BYTES
 from .. import jsontext
 from ..call import streamed
@@ -114,11 +114,7 @@ async def shell_of(sandbox: Sandbox) -> str:
     """Return the shell that runs command lines: bash, as there; `sh` where the rootfs has none."""
     found = _SHELLS.get(sandbox)
     if found is None:
-        try:
-            await sandbox.stat("/bin/bash", follow=True)
-            found = "/bin/bash"
-        except (FileNotFound, NotAFile):
-            found = "/bin/sh"
+        found = "/bin/sh" if await sandbox.files.find("/bin/bash", follow=True) is None else "/bin/bash"
         _SHELLS[sandbox] = found
     return found
 

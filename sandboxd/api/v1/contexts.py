@@ -9,6 +9,7 @@ import msgspec
 
 from ...errors import InvalidRequest
 from ...runtime.logs import CARRY_EVENTS, STREAMS, TextDecoder
+from ...runtime.questions import Question
 from ...runtime.runs import Run
 from ...spec import ContextSpec, check_code, check_env, check_seconds
 from ...wire import sse
@@ -117,25 +118,14 @@ async def complete(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
     """Say what may follow at the cursor."""
     found = sandbox.contexts.usable(context)
     model = await call.read(models.CompleteIn)
-    message = {"op": "complete", "code": check_code(model.code), "cursor": _cursor(model.code, model.cursor)}
-    return _raw(await found.ask(message))
+    return _raw(await found.ask(Question.complete(model.code, model.cursor)))
 
 
 async def inspect(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
     """Say what the name at the cursor is."""
     found = sandbox.contexts.usable(context)
     model = await call.read(models.InspectIn)
-    cursor = _cursor(model.code, model.cursor)
-    detail = 1 if model.detail else 0
-    return _raw(await found.ask({"op": "inspect", "code": check_code(model.code), "cursor": cursor, "detail": detail}))
-
-
-def _cursor(code: str, cursor: int | None) -> int:
-    if cursor is None:
-        return len(code)
-    if not 0 <= cursor <= len(code):
-        raise InvalidRequest(f"cannot accept cursor: it must be 0 to {len(code)}", field="cursor")
-    return cursor
+    return _raw(await found.ask(Question.inspect(model.code, model.cursor, detail=bool(model.detail))))
 
 
 def _raw(text: str) -> TrioResponse:

@@ -42,7 +42,7 @@ async def clone(call: Call, sandbox: Sandbox) -> TrioResponse:
         token=model.token,
         timeout_s=model.timeout_s,
     )
-    found = await call.stack.enter_async_context(sandbox.clone(spec))
+    found = await call.stack.enter_async_context(sandbox.git.clone(spec))
     if call.accepts() == "sse":
         return streamed(CloneBody(found), 200, dict(_HEADERS))
     return answer(_shown(await found.finish()))

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sandboxd import client as sdk
-from sandboxd.client import code_calls, control_calls, exec_calls, file_calls, git_calls, port_calls, process_calls
+from sandboxd.client import (
+    code_calls,
+    control_calls,
+    exec_calls,
+    file_calls,
+    file_tree,
+    git_calls,
+    port_calls,
+    process_calls,
+)
 from sandboxd.client.calls import Call, nothing
 from sandboxd.client.verbs import async_verb, like, sync_verb
 
@@ -80,7 +89,7 @@ def test_both_kinds_have_the_same_method(one: type, other: type, name: str):
 
 
 BUILDERS = [
-    file_calls.stat_file,
+    file_tree.stat_file,
     file_calls.replace_in_files,
     file_calls.watch,
     exec_calls.exec,
