@@ -21,7 +21,7 @@ import click
 
 from sandboxd.cli.failure import RUN_FAILED, status
 from sandboxd.cli.output import write_all
-from sandboxd.cli.params import KeyValue, target_of
+from sandboxd.cli.params import start_options, target_of
 from sandboxd.errors import SandboxdError
 
 if TYPE_CHECKING:
@@ -40,16 +40,7 @@ _END_AGAIN_MS: Final = 500
 @click.option("-a", "--attach", metavar="PROCESS", help="Return to an existing terminal.")
 @click.option("-s", "--session", metavar="ID", help="Start with the shell state of a session.")
 @click.option("--id", "process_id", metavar="ID", help="Id for the terminal's process.")
-@click.option(
-    "-e",
-    "--env",
-    type=KeyValue(inherit=True),
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Set an environment variable. KEY alone copies the value from your environment.",
-)
-@click.option("-w", "--workdir", metavar="DIR", help="Working directory, an absolute path.")
-@click.option("-u", "--user", metavar="USER", help="User to run as, a name or a uid.")
+@start_options
 @click.option(
     "--linger",
     type=click.FloatRange(min=0, min_open=True),
@@ -60,15 +51,13 @@ _END_AGAIN_MS: Final = 500
 @click.argument("sandbox")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND...]")
 @click.pass_context
-def shell(  # noqa: PLR0913 - an option each
+def shell(
     ctx: click.Context,
     *,
     attach: str | None,
     session: str | None,
     process_id: str | None,
-    env: tuple[tuple[str, str], ...],
-    workdir: str | None,
-    user: str | None,
+    options: dict[str, Any],
     linger: float,
     sandbox: str,
     command: tuple[str, ...],
@@ -79,17 +68,16 @@ def shell(  # noqa: PLR0913 - an option each
     for --linger seconds; --attach returns to it and shows its screen again.
     """
     words = command[1:] if command[:1] == ("--",) else command
-    if attach is not None and (words or env or workdir or user or process_id or session):
+    if attach is not None and (words or options or process_id or session):
         raise click.UsageError("--attach comes back to a terminal as it is.")
     with status(RUN_FAILED):
         from sandboxd.cli.attach import signal_status  # noqa: PLC0415
 
-        options: dict[str, Any] = {"id": process_id, "cwd": workdir, "env": dict(env), "user": user, "linger": linger}
         found = target_of(ctx, sandbox, session, options)
         if attach is not None:
             options["process"] = attach
         cols, rows = _size()
-        with found.open_pty(words or None, cols=cols, rows=rows, **options) as pty:
+        with found.open_pty(words or None, cols=cols, rows=rows, id=process_id, linger=linger, **options) as pty:
             try:
                 with _raw_terminal(), _Keyboard(pty):
                     _show(pty)

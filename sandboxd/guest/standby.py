@@ -113,9 +113,7 @@ class Standby:
         child = self._ready
         if child is None:
             return None
-        data = marshal.dumps(
-            (order.argv, order.env, order.cwd, order.uid, order.gid, order.groups, order.terminal, order.first)
-        )
+        data = marshal.dumps(tuple(order))
         if len(data) > MAX_ORDER_BYTES or len(fds) > MAX_FDS:
             return None  # it may wait for the next one
         if not self._send(child, data, fds):
@@ -132,7 +130,7 @@ class Standby:
             if child is not None:
                 self._end(child)
         if self._asked is not None:
-            self._leaves.drop(self._asked, keep_orphans=False)
+            self._leaves.drop(self._asked)
         self._ready = self._coming = self._forker = self._asked = None
 
     def _send(self, child: _Child, data: bytes, fds: Sequence[int]) -> bool:
@@ -153,7 +151,7 @@ class Standby:
         child.socket.close()
         if child.pid:
             self._children.pop(child.pid, None)  # the reaper takes it for an orphan
-        self._leaves.drop(child.leaf, keep_orphans=False)
+        self._leaves.drop(child.leaf)
 
     # --- a new one ---
 
@@ -204,7 +202,7 @@ class Standby:
                     _be_forker(self._kernel, theirs.fileno(), self.null_fd)
                 os.close(pidfd)
         except OSError:
-            self._leaves.drop(leaf, keep_orphans=False)
+            self._leaves.drop(leaf)
             raise
         finally:
             os.close(fd)
@@ -222,7 +220,7 @@ class Standby:
         try:
             forker.socket.sendmsg([b"1"], [_rights([fd])], socket.MSG_NOSIGNAL)
         except OSError:
-            self._leaves.drop(leaf, keep_orphans=False)
+            self._leaves.drop(leaf)
             raise
         finally:
             os.close(fd)
@@ -244,7 +242,7 @@ class Standby:
         leaf, self._asked = self._asked, None
         if not data or not ancillary or leaf is None:  # it has ended, or somebody has no descriptors left
             if leaf is not None:
-                self._leaves.drop(leaf, keep_orphans=False)
+                self._leaves.drop(leaf)
             self.drop()
             return
         self._coming = child = _Child(leaf, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _fds(ancillary)[0]))
@@ -355,4 +353,4 @@ def _be_standby(kernel: Kernel, connection: int) -> NoReturn:
         os._exit(spawn.NOT_EXECUTABLE)
 
 
-_PRACTICE: Final = marshal.dumps((("/",), {"PATH": "/"}, "/", 0, 0, (0,), False, 3))
+_PRACTICE: Final = marshal.dumps((("/",), {"PATH": "/"}, "/", 0, 0, (0,)))

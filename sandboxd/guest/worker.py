@@ -161,7 +161,7 @@ class Worker:
             if handoff is not None and self._incoming is None:
                 os.close(handoff)
             self._close_all()
-            deps.leaves.drop(self.leaf, keep_orphans=False)
+            deps.leaves.drop(self.leaf)
             raise
 
     # --- start ---
@@ -226,7 +226,7 @@ class Worker:
         if self.pid:
             self._reaped[self.pid] = _forget
             self.pid = 0
-        self._deps.leaves.drop(self.leaf, keep_orphans=False)
+        self._deps.leaves.drop(self.leaf)
         self._status = None
         self.leaf = self._deps.leaves.new(self.name)
         try:
@@ -501,7 +501,7 @@ class Worker:
         if self._follower is not None:
             self._tell_exit()
         # After the flush that the end has deferred.
-        self._loop.defer(lambda: self._deps.leaves.drop(self.leaf, keep_orphans=False))
+        self._loop.defer(lambda: self._deps.leaves.drop(self.leaf))
 
     def _tell_exit(self) -> None:
         self._send("exit", self._result)

@@ -17,6 +17,8 @@ import trio
 from sandboxd.api.access import Policy
 from sandboxd.api.app import Api
 from sandboxd.api.call import DaemonFacts
+from sandboxd.api.face import Face
+from sandboxd.api.faces import FACES
 from sandboxd.api.http.server import Server
 from sandboxd.runtime.launcher import Launcher
 from sandboxd.runtime.manager import Manager
@@ -76,7 +78,9 @@ async def manager_of(directory: Path, fake: FakeLauncher | None = None) -> Async
 
 
 @contextlib.asynccontextmanager
-async def daemon_in(directory: Path, *, policy: Policy | None = None) -> AsyncIterator[FakeDaemon]:
+async def daemon_in(
+    directory: Path, *, policy: Policy | None = None, faces: tuple[Face, ...] = FACES
+) -> AsyncIterator[FakeDaemon]:
     """Run the daemon over a fake launcher and connect a client."""
     path = directory / "api.sock"
     unix = socket.socket(socket.AF_UNIX)
@@ -88,7 +92,7 @@ async def daemon_in(directory: Path, *, policy: Policy | None = None) -> AsyncIt
     address = tcp.getsockname()
     async with manager_of(directory) as (fake, manager), trio.open_nursery() as nursery:
         policy = policy or Policy(TOKEN, frozenset({os.geteuid()}), None)
-        server = Server(Api(manager, policy, DaemonFacts("0", {})), [unix, tcp])
+        server = Server(Api(manager, policy, DaemonFacts("0", {}), faces=faces), [unix, tcp])
         await nursery.start(server.run)
         transport = httpx.AsyncHTTPTransport(uds=str(path))
         async with httpx.AsyncClient(transport=transport, base_url="http://sandboxd", timeout=20) as client:

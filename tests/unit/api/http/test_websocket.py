@@ -180,6 +180,7 @@ async def test_handshakes_that_are_none(
         (PTY + "?rows=24&rows=25", 400, "invalid-request", "rows"),
         (PTY + "?colour=1", 400, "unknown-field", "colour"),
         (PTY + "?process=p&command=x", 400, "invalid-request", "command"),
+        (PTY + "?process=p&session=s", 400, "invalid-request", "session"),
         (PTY + "?process=../x", 400, "invalid-request", "process"),
         (PTY + "?id=/", 400, "invalid-request", "id"),
         (PTY + "?linger_s=-1", 400, "invalid-request", "linger_s"),
