@@ -424,7 +424,8 @@ class StartSpec:
     On the link a spec is a map with a key for each field. Inits outlive daemons, so either side may be older than the
     other. This rule lets them understand each other: the reader ignores a key that it does not know, and a field whose
     key is missing, or null, has its default. So a field may be added if its default means what was before it, and none
-    may ever be renamed or change the form of its value.
+    may ever be renamed or change the form of its value. An init would silently do without a field of `LATER` that it
+    does not know. So it says which it knows, in its answer to `configure`, and is never asked for another one.
 
     Attributes:
         env: variables on top of the sandbox's.
@@ -432,7 +433,9 @@ class StartSpec:
         user: name or uid; None is the sandbox's.
     """
 
-    #: Fields whose keys are left out where they have their default.
+    #: Fields that the first inits did not know.
+    LATER = frozenset[str]()
+    #: Fields whose keys are left out where they have their default; those of `LATER` are, too.
     OPTIONAL = frozenset[str]()
 
     env: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -452,9 +455,13 @@ class StartSpec:
         message = {}
         for name, field in self.__dataclass_fields__.items():
             value = getattr(self, name)
-            if name not in self.OPTIONAL or value is not field.default:
+            if value is not field.default or (name not in self.OPTIONAL and name not in self.LATER):
                 message[name] = list(value) if isinstance(value, tuple) else value
         return message
+
+    def later(self) -> list[str]:
+        """Return the fields of `LATER` that say something: what init must know."""
+        return [name for name in self.LATER if getattr(self, name) is not self.__dataclass_fields__[name].default]
 
     @classmethod
     def from_message(cls, message: dict[str, Any]) -> Self:

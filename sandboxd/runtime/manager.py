@@ -270,11 +270,11 @@ class Manager:
             running.start_soon(self._await_configured, sandbox, peer, peer.begin("configure", sandbox.settings))
 
     async def _await_configured(
-        self, sandbox: Sandbox, peer: LinkClient, answer: Callable[[], Awaitable[object]]
+        self, sandbox: Sandbox, peer: LinkClient, answer: Callable[[], Awaitable[tuple[dict[str, Any], list[int]]]]
     ) -> None:
         try:
             with trio.fail_after(CONNECT_TIMEOUT_S):
-                await answer()
+                sandbox.note_fields((await answer())[0])
         except (SandboxdError, trio.TooSlowError) as error:
             if peer.ended is None and sandbox.mark_failed(f"its init cannot be configured: {error}"):
                 self.counters.losses += 1

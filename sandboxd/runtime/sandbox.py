@@ -11,6 +11,7 @@ import trio
 from ..errors import (
     Conflict,
     LaunchFailed,
+    NotAvailable,
     ProtocolError,
     RemoteProtocolError,
     SandboxdError,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..network import NetworkSpec
-    from ..spec import CommandSpec, Limits, SandboxSpec
+    from ..spec import CommandSpec, Limits, SandboxSpec, StartSpec
     from .handoff import Enter
     from .launcher import Launched
     from .link_client import Stream
@@ -88,6 +89,9 @@ class Sandbox:
         #: Opens the link to an init that nobody has asked anything yet; the manager gives it.
         self.open_link: Callable[[Sandbox], None] | None = None
         self.settled = trio.Event()
+        #: Set when init has heard its settings, or the link has ended before.
+        self._configured = trio.Event()
+        self._known_fields: list[str] = []
         #: Called when its network has other rules; whoever answers for names sets it.
         self.network_changed: Callable[[], None] = lambda: None
         #: Why nobody answers its questions about names; None while somebody does, or it has no network.
@@ -173,7 +177,31 @@ class Sandbox:
     async def configure(self) -> None:
         """Tell init its settings."""
         with trio.fail_after(CONNECT_TIMEOUT_S):
-            await self._request(self._peer or self._link(), "configure", self.settings, 0)
+            answer, _ = await self._request(self._peer or self._link(), "configure", self.settings, 0)
+        self.note_fields(answer)
+
+    def note_fields(self, answer: dict[str, Any]) -> None:
+        """Note which fields init knows, from its answer to `configure`; one of the first says nothing."""
+        known = answer.get("knows")
+        self._known_fields = [name for name in known if isinstance(name, str)] if isinstance(known, list) else []
+        self._configured.set()
+
+    async def check_fields(self, spec: StartSpec) -> None:
+        """Wait until it is known that init knows all that `spec` says.
+
+        Raises:
+            NotAvailable: it does not: an older daemon has created the sandbox.
+        """
+        later = spec.later()
+        if not later:
+            return
+        self._link()
+        await self._configured.wait()
+        self.check_usable()
+        for name in later:
+            if name not in self._known_fields:
+                why = "the sandbox was created by an earlier version of sandboxd, which did not have it"
+                raise NotAvailable(f"cannot accept {name}: {why}", field=name)
 
     @property
     def has_link(self) -> bool:
@@ -203,6 +231,7 @@ class Sandbox:
     def disconnect(self, error: SandboxdError) -> None:
         """Drop the link; what is under way ends with `error`."""
         self.settled.set()
+        self._configured.set()
         if self._peer is not None:
             self._peer.abort(error)
 
@@ -303,7 +332,7 @@ class Sandbox:
         process = new_process_id()
         params = {**command.to_message(), "process": process, "detach": detach}
         stream = self._link().stream("exec", params)
-        return Execution(self, stream, process, batched=batched)
+        return Execution(self, command, stream, process, batched=batched)
 
     async def write_stdin(self, process: str, data: bytes) -> None:
         """Feed a process that was started with an open stdin; returns when it has been written.
