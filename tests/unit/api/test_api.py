@@ -174,6 +174,12 @@ BAD_COMMANDS: list[tuple[Any, int, str, str]] = [
     ({"command": "x", "detach": 1}, 400, "invalid-request", "detach"),
     ({"command": "x", "shell": "zsh"}, 400, "unknown-field", "shell"),
     ({"command": "x", "user": "a b"}, 400, "invalid-request", "user"),
+    ({"command": "x", "umask": "8"}, 400, "invalid-request", "umask"),
+    ({"command": "x", "umask": "01777"}, 400, "invalid-request", "umask"),
+    ({"command": "x", "umask": "1777"}, 400, "invalid-request", "umask"),
+    ({"command": "x", "umask": "abc"}, 400, "invalid-request", "umask"),
+    ({"command": "x", "umask": 22}, 400, "invalid-request", "umask"),
+    ({"command": "x", "umask": "22", "session": "s"}, 400, "invalid-request", "umask"),
 ]
 
 
