@@ -41,6 +41,7 @@ import prctl
 
 from ..linux.eventloop import READ, EventLoop, Timer
 from ..linux.kernel import CLONE_PARENT, Kernel
+from ..wire.sendqueue import rights
 from . import spawn
 from .leaf_cgroups import LeafCgroup, LeafCgroups
 
@@ -141,7 +142,7 @@ class Standby:
                 and [resource.prlimit(child.pid, each) for each in _LIMITS] == _limits()
                 and os.getpriority(os.PRIO_PROCESS, child.pid) == os.getpriority(os.PRIO_PROCESS, 0)
             ):
-                child.socket.sendmsg([data], [_rights(fds)], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+                child.socket.sendmsg([data], [rights(fds)], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
                 return True
         return False
 
@@ -218,7 +219,7 @@ class Standby:
         leaf = self._new_leaf()
         fd = leaf.open()
         try:
-            forker.socket.sendmsg([b"1"], [_rights([fd])], socket.MSG_NOSIGNAL)
+            forker.socket.sendmsg([b"1"], [rights([fd])], socket.MSG_NOSIGNAL)
         except OSError:
             self._leaves.drop(leaf)
             raise
@@ -288,10 +289,6 @@ def _limits() -> list[tuple[int, int]]:
     return [resource.getrlimit(each) for each in _LIMITS]
 
 
-def _rights(fds: Sequence[int]) -> tuple[int, int, array.array[int]]:
-    return socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)
-
-
 def _fds(ancillary: list[tuple[int, int, bytes]]) -> array.array[int]:
     return array.array("i", ancillary[0][2])
 
@@ -330,7 +327,7 @@ def _be_forker(kernel: Kernel, connection: int, null_fd: int) -> NoReturn:
             os.close(leaf)
             os.close(pidfd)
             theirs.close()
-            init.sendmsg([b"1"], [_rights([inits.fileno()])])
+            init.sendmsg([b"1"], [rights([inits.fileno()])])
             inits.close()
     finally:
         os._exit(0)
