@@ -6,8 +6,8 @@ frames costs the worker its life, not the sandbox.
 
 from __future__ import annotations
 
+import functools
 import logging
-import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -22,9 +22,9 @@ from ..errors import (
 )
 from ..wire import worker as frames
 from . import checks
+from .child_stream import ChildStream
 from .execution import Exit, parse_exit
 from .handoff import MAX_LEAF_CHARS
-from .strangers import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -116,7 +116,7 @@ class Worker:
         self._link = link
         self._listener = listener
         self._decoder = frames.WorkerDecoder(room)
-        self._turn = Turn()
+        self._child = ChildStream[frames.Frame](link, self._decoder.feed)
         self._handoff: Handoff | None = None
         self._begin: bytes | None = None
         self._last_offset = -1
@@ -147,19 +147,11 @@ class Worker:
         """Follow it to its end. With `handoff`, a template's child may be it. Never raises but Cancelled."""
         self._handoff = handoff
         self._begin = params.get("begin")
-        fds = []
-        if handoff is not None:
-            params = {**params, "entrant": True}
-            fds.append(handoff.for_init)
+        params = {**params, "context": self.name, **({} if handoff is None else {"entrant": True})}
+        ask = functools.partial(self._ask, op, params)
         try:
-            stream = self._link.stream(op, {**params, "context": self.name}, fds=fds)
-            async with stream:
-                fds.clear()
-                while batch := await stream.next_batch():
-                    self._turn.begin()
-                    for event in batch:
-                        await self._take(event)
-                        await self._turn.rest()
+            await self._child.open(ask, [] if handoff is None else [handoff.for_init])
+            await self._child.follow(self._take)
             if self.exit is None:
                 raise RemoteProtocolError("the worker gave no exit event")
             await self._forget()
@@ -171,8 +163,7 @@ class Worker:
         except SandboxdError as error:
             self.failure = error
         finally:
-            for fd in fds:
-                os.close(fd)
+            self._child.close()
             if handoff is not None:
                 handoff.close()
             self._decoder.close()
@@ -180,6 +171,9 @@ class Worker:
             self.ready.set()
             self.gone.set()
             self._listener.on_gone(self)
+
+    def _ask(self, op: str, params: dict[str, Any], fds: list[int]) -> Stream:
+        return self._link.stream(op, params, fds=fds)
 
     async def _forget(self) -> None:
         try:
@@ -220,19 +214,20 @@ class Worker:
         if self.violation is not None:
             return
         try:
-            for frame in self._decoder.feed(data):
-                if isinstance(frame, frames.Ready):
-                    self.version = frame.version
-                    self.ready.set()
-                elif isinstance(frame, frames.Failed):
-                    self.missing = frame.message
-                else:
-                    self._listener.on_frame(frame)
-                await self._turn.rest()
+            await self._child.take_frames(data, self._take_frame)
         except RemoteProtocolError as error:
             # The user's code wrote to the worker's pipe: that interpreter cannot be understood any more.
             self.violation = str(error)
             await self.kill()
+
+    def _take_frame(self, frame: frames.Frame) -> None:
+        if isinstance(frame, frames.Ready):
+            self.version = frame.version
+            self.ready.set()
+        elif isinstance(frame, frames.Failed):
+            self.missing = frame.message
+        else:
+            self._listener.on_frame(frame)
 
     async def send(self, message: dict[str, Any]) -> None:
         """Give it a frame; returns when it has been taken.
