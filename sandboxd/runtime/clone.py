@@ -115,8 +115,6 @@ class Clone:
 
     async def __aenter__(self) -> Clone:
         handoff = self._sandbox.handoff()
-        if handoff is None:
-            raise InternalError("cannot clone: there is no launcher")
         try:
             await self._child.start(self._ask, [handoff.for_init], pipe_bytes=_PIPE_BYTES)
         except BaseException:
