@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from sandboxd.errors import InternalError
-from sandboxd.guest import process_states
+from sandboxd.guest import process_states, worker_states
 from sandboxd.launcher import creation_states
 from sandboxd.runtime import context_states
 from sandboxd.transitions import next_state
@@ -18,6 +18,7 @@ from tests.support import drawing
 TABLES: list[tuple[ModuleType, str, set[str]]] = [
     (context_states, "starting", {"gone"}),
     (process_states, "starting", {"ended"}),
+    (worker_states, "starting", {"ended"}),
     (creation_states, "begun", {"created", "failed"}),
 ]
 each = pytest.mark.parametrize(
