@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from ..access import Level
+from ..bodies import Input
 from ..call import Call, answer
 from ..route import Route
 from . import (
@@ -59,8 +60,6 @@ _CREATE: Final = (
 )
 _IN_SESSION: Final = (*_GONE, "session-not-found")
 _NO_PROCESS: Final = (*_GONE, "process-not-found")
-#: A file is named by one of these.
-_PATH: Final = ("path", "path_b64")
 _FILE: Final = ("file-not-found", "not-a-file", "file-permission-denied", "limit-exceeded", "server-busy")
 #: Where something comes to be.
 _NEW: Final = ("file-exists", "directory-not-empty", "quota-exceeded")
@@ -72,7 +71,7 @@ def _file(  # noqa: PLR0913 - a row of a table
     path: str,
     handler: Callable[..., Awaitable[TrioResponse]],
     *,
-    query: tuple[str, ...] = (),
+    query: type[Input] = Input,
     body: type[Any] | None = None,
     result: type[Any] | None = None,
     status: int = 200,
@@ -123,10 +122,15 @@ ROUTES: Final[tuple[Route, ...]] = (
         method="GET", path="/v1/health", name="health", handler=meta.health, access=Level.PUBLIC, result=models.Health
     ),
     Route(method="GET", path="/v1/info", name="info", handler=meta.info, result=dict),
-    Route(method="GET", path="/v1/metrics", name="metrics", handler=meta.metrics, query=("sandboxes",), result=str),
+    Route(method="GET", path="/v1/metrics", name="metrics", handler=meta.metrics, query=meta.MetricsQuery, result=str),
     Route(method="GET", path="/v1/openapi.json", name="openapi", handler=describe, result=dict),
     Route(
-        method="GET", path="/v1/events", name="events", handler=events.show, query=events.QUERY, result=events.EventPage
+        method="GET",
+        path="/v1/events",
+        name="events",
+        handler=events.show,
+        query=events.EventsQuery,
+        result=events.EventPage,
     ),
     Route(
         method="POST",
@@ -143,7 +147,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         path="/v1/sandboxes",
         name="sandboxes.list",
         handler=sandboxes.show_all,
-        query=("cursor", "limit"),
+        query=sandboxes.PageQuery,
         result=models.SandboxList,
     ),
     Route(
@@ -219,7 +223,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         path=_SANDBOX + "/processes",
         name="processes.list",
         handler=processes.show_all,
-        query=("cursor", "limit"),
+        query=processes.PageQuery,
         result=ProcessList,
         kinds=_GONE,
     ),
@@ -260,7 +264,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         path=_PROCESS + "/logs",
         name="processes.logs",
         handler=logs.show,
-        query=logs.QUERY,
+        query=logs.LogsQuery,
         result=LogsOut,
         kinds=_NO_PROCESS,
     ),
@@ -269,7 +273,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         path=_SANDBOX + "/pty",
         name="pty",
         handler=terminals.open_terminal,
-        query=terminals.QUERY,
+        query=terminals.TerminalQuery,
         status=101,
         kinds=(*_NO_PROCESS, "session-not-found", "name-taken", "limit-exceeded", "server-busy", "unknown-field"),
         websocket=True,
@@ -291,13 +295,15 @@ ROUTES: Final[tuple[Route, ...]] = (
         status=204,
         kinds=(*_GONE, "process-not-found", "process-not-running"),
     ),
-    _file("files.read", "GET", "", files.read, query=_PATH, result=bytes, kinds=("range-not-satisfiable",)),
+    _file(
+        "files.read", "GET", "", files.read, query=file_models.PathIn, result=bytes, kinds=("range-not-satisfiable",)
+    ),
     _file(
         "files.write",
         "PUT",
         "",
         files.write,
-        query=(*_PATH, "mode"),
+        query=files.WriteQuery,
         body=bytes,
         result=file_models.FileOut,
         kinds=_NEW,
@@ -307,7 +313,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "DELETE",
         "",
         filetree.delete,
-        query=(*_PATH, "recursive"),
+        query=filetree.DeleteQuery,
         status=204,
         kinds=("directory-not-empty",),
     ),
@@ -316,11 +322,11 @@ ROUTES: Final[tuple[Route, ...]] = (
         "GET",
         "/list",
         filetree.listing,
-        query=(*_PATH, "recursive", "hidden", "cursor", "limit"),
+        query=filetree.ListQuery,
         result=file_models.FileList,
     ),
-    _file("files.stat", "GET", "/stat", filetree.stat, query=(*_PATH, "follow"), result=file_models.FileInfo),
-    _file("files.exists", "GET", "/exists", filetree.exists, query=_PATH, result=file_models.Exists),
+    _file("files.stat", "GET", "/stat", filetree.stat, query=filetree.StatQuery, result=file_models.FileInfo),
+    _file("files.exists", "GET", "/exists", filetree.exists, query=file_models.PathIn, result=file_models.Exists),
     _file(
         "files.mkdir",
         "POST",
@@ -370,9 +376,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         result=file_models.Replaced,
         kinds=("quota-exceeded",),
     ),
-    _file(
-        "files.watch", "GET", "/watch", filedata.watch, query=(*_PATH, "recursive", "include", "exclude"), result=bytes
-    ),
+    _file("files.watch", "GET", "/watch", filedata.watch, query=filedata.WatchQuery, result=bytes),
     _file(
         "files.changes",
         "POST",
@@ -400,13 +404,13 @@ ROUTES: Final[tuple[Route, ...]] = (
         result=file_models.BackupOut,
         kinds=("archive-refused", "quota-exceeded"),
     ),
-    _file("files.archive", "GET", "/archive", filedata.pack, query=(*_PATH, "format"), result=bytes),
+    _file("files.archive", "GET", "/archive", filedata.pack, query=filedata.ArchiveQuery, result=bytes),
     _file(
         "files.unpack",
         "PUT",
         "/archive",
         filedata.unpack,
-        query=(*_PATH, "format"),
+        query=filedata.ArchiveQuery,
         body=bytes,
         result=file_models.Unpacked,
         kinds=("archive-refused", "quota-exceeded"),
@@ -542,7 +546,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         path=_CONTEXT + "/runs/<run>",
         name="contexts.runs.follow",
         handler=contexts.follow,
-        query=("from",),
+        query=contexts.FollowQuery,
         result=context_models.RunOut,
         kinds=(*_IN_CONTEXT, "run-not-found"),
     ),
