@@ -131,9 +131,10 @@ class Api(QuartTrio):
                 why = f"cannot answer {request.path[:200]}: this route is for WebSockets"
             raise InvalidRequest(why)
         arguments = dict(given)
-        query = read_query(request, route.query)
         if route.query is not Input:
-            arguments["query"] = query
+            arguments["query"] = read_query(request, route.query)
+        elif request.query_string:
+            read_query(request, Input)  # which has no parameters
         if "ref" in arguments:
             arguments["sandbox"] = self.manager.registry.find(arguments.pop("ref"))
         return arguments
