@@ -64,7 +64,7 @@ class FakeDeps:
     def new(self, _process_id: str) -> FakeLeaf:
         return FakeLeaf()
 
-    def drop(self, leaf: FakeLeaf, *, keep_orphans: bool) -> None: ...
+    def drop(self, leaf: FakeLeaf, *, keep_rest: bool) -> None: ...
 
     def take(self, _order: object, _fds: object) -> tuple[int, FakeLeaf]:
         if self.is_broken:
