@@ -18,7 +18,7 @@ GUEST = Room(*sorted((PACKAGE / "guest").glob("*.py")))
 LAUNCHER = Room(*sorted((PACKAGE / "launcher").glob("*.py")))
 DAEMON = Room(*sorted((PACKAGE / "runtime").rglob("*.py")), *sorted((PACKAGE / "api").rglob("*.py")))
 #: How the daemon asks: the call's first argument is the operation. The second line's add a parameter of their own.
-ASKS = ("ask", "_ask", "_ask_fds", "request", "begin", "stream", "open_stream")
+ASKS = ("ask", "ask_for_fd", "_ask", "_ask_fds", "request", "begin", "stream", "open_stream")
 WRAPPERS = ("_info", "_quietly", "serve")
 JOB_ASKS = ("job", "run_job")
 
@@ -149,6 +149,8 @@ def test_callers_send_what_is_read(call: Call) -> None:
         assert call.keys <= names(row.request), call.where
         if call.via not in WRAPPERS:
             assert call.keys >= needed(row.request), call.where
+    if call.via == "ask_for_fd":
+        assert row.fds_out == 1, call.where
     if call.fds is not None:
         assert call.fds == row.fds_out, call.where
 
