@@ -114,9 +114,7 @@ class Standby:
         child = self._ready
         if child is None:
             return None
-        data = marshal.dumps(
-            (order.argv, order.env, order.cwd, order.uid, order.gid, order.groups, order.terminal, order.first)
-        )
+        data = marshal.dumps(tuple(order))
         if len(data) > MAX_ORDER_BYTES or len(fds) > MAX_FDS:
             return None  # it may wait for the next one
         if not self._send(child, data, fds):
@@ -348,4 +346,4 @@ def _be_standby(kernel: Kernel, connection: int) -> NoReturn:
         os._exit(spawn.NOT_EXECUTABLE)
 
 
-_PRACTICE: Final = marshal.dumps((("/",), {"PATH": "/"}, "/", 0, 0, (0,), False, 3))
+_PRACTICE: Final = marshal.dumps((("/",), {"PATH": "/"}, "/", 0, 0, (0,)))

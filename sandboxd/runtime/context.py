@@ -288,7 +288,7 @@ class Context:
             await self._end_worker()
 
     def _is_dead(self) -> bool:
-        return self._worker is not None and self._worker.gone.is_set()
+        return self._worker is not None and self._worker.is_gone
 
     async def _do_without_worker(self) -> None:
         """Wait for what needs an interpreter again, and start one."""
@@ -329,7 +329,7 @@ class Context:
             worker = self._new_worker(self._taken_over)
             # Its run, if it was in one, was for a daemon that is gone.
             self._nursery.start_soon(worker.serve, "context_follow", {})
-            worker.ready.set()
+            worker.take_over()
             await worker.interrupt(0)
             await worker.mute(on=False)
             return
@@ -337,16 +337,16 @@ class Context:
         handoff = self._link.handoff(self.spec)
         self._nursery.start_soon(worker.serve, "context_start", self._program(), handoff)
         await self._wait_until_ready(worker)
-        if worker.was_spare and (worker.gone.is_set() or not worker.ready.is_set()) and worker.failure is None:
+        if worker.was_spare and not worker.is_ready and worker.failure is None:
             _log.info("A spare interpreter did not become context %s: %s", self.id, self._how())
             await self._end_worker()
             worker = self._next_worker()
             self._nursery.start_soon(worker.serve, "context_start", {**self._program(), "spare": None})
             await self._wait_until_ready(worker)
-        if worker.ready.is_set() and not worker.gone.is_set():
+        if worker.is_ready:
             self.version = worker.version
             return
-        if not worker.gone.is_set():
+        if not worker.is_gone:
             await self._end_worker()
         self.start_failure = failure_of(worker, self.id, self.spec.language, self._between)
 
@@ -414,18 +414,18 @@ class Context:
             await self._stop_run()
         await self._unmute(run)
         end = self._end
-        if end is None and not self._worker.gone.is_set() and self.state in LEAVING:
+        if end is None and not self._worker.is_gone and self.state in LEAVING:
             await self._end_worker()
         self._present = run.on_stop = None
         if end is not None:
             self._finish(run, end)
         elif self._worker.failure is not None:
             run.give_up(self._worker.failure)  # the sandbox itself is gone, or the daemon stops
-        elif self._worker.gone.is_set() and self._is_for_the_next(run):
+        elif self._worker.is_gone and self._is_for_the_next(run):
             if self.state is State.BUSY:  # else who came since has noted it, and is for the next one too
                 self._note_exit()
             self._queue.appendleft(run)
-        elif self._worker.gone.is_set() or self.state is State.DELETING:
+        elif self._worker.is_gone or self.state is State.DELETING:
             self._finish_dead(run, restarted=self.state is State.RESTARTING)
         else:
             # It does not heed an interrupt: nothing but a new interpreter helps.
@@ -464,7 +464,7 @@ class Context:
             item.begin()
             self._between.move_to(item)
             await self._unmute(item)
-        if self._worker.gone.is_set() or self.state in LEAVING:
+        if self._worker.is_gone or self.state in LEAVING:
             self._ended.set()
             return
         with trio.move_on_after(SEND_TIMEOUT_S):

@@ -8,16 +8,19 @@ from types import ModuleType
 import pytest
 
 from sandboxd.errors import InternalError
-from sandboxd.guest import process_states
+from sandboxd.guest import process_states, worker_states
 from sandboxd.launcher import creation_states
 from sandboxd.runtime import context_states
+from sandboxd.runtime import worker_states as followed_states
 from sandboxd.transitions import next_state
 from tests.support import drawing
 
 #: The modules, with the state in which a thing begins and those in which it ends.
 TABLES: list[tuple[ModuleType, str, set[str]]] = [
     (context_states, "starting", {"gone"}),
+    (followed_states, "asked", {"gone"}),
     (process_states, "starting", {"ended"}),
+    (worker_states, "starting", {"ended"}),
     (creation_states, "begun", {"created", "failed"}),
 ]
 each = pytest.mark.parametrize(

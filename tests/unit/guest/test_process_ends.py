@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
@@ -15,86 +13,24 @@ from sandboxd.guest import processes
 from sandboxd.guest.process_states import State
 from sandboxd.guest.processes import Process
 from sandboxd.guest.users import User
-from sandboxd.linux.eventloop import EventLoop
 from sandboxd.spec import CommandSpec
+from tests.support.fake_leaves import PID, FakeDeps, happen, turn_until
 
 ROOT = User("root", 0, 0, (0,), "/root", "/bin/sh")
 FAILED, KILLED = 1 << 8, signal.SIGKILL
 USAGE = resource.getrusage(resource.RUSAGE_SELF)
-#: No process has it, and none can.
-PID = 2**22 + 1
-
-
-class FakeLeaf:
-    """A leaf with nobody in it."""
-
-    is_gone = False
-
-    def __init__(self) -> None:
-        self.kills = 0
-
-    def kill(self) -> None:
-        self.kills += 1
-
-    def is_populated(self) -> bool:
-        return False
-
-    def pids(self) -> list[int]:
-        return []
-
-    def oom_kills(self) -> int:
-        return 0
-
-    def usage(self, _rusage: object) -> dict[str, Any]:
-        return {"cpu_s": 0.0, "memory_peak_bytes": None}
-
-
-class FakeDeps:
-    """What a command is made with; its standby is always there, or never can become anything."""
-
-    def __init__(self) -> None:
-        self.loop = EventLoop()
-        self.loop.open()
-        self.kernel = None
-        self.leaves = self.standby = self
-        self.null_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        self.is_broken = False
-        self.made: list[FakeLeaf] = []
-
-    def new(self, _process_id: str) -> FakeLeaf:
-        return FakeLeaf()
-
-    def drop(self, leaf: FakeLeaf, *, keep_rest: bool) -> None: ...
-
-    def take(self, _order: object, _fds: object) -> tuple[int, FakeLeaf]:
-        if self.is_broken:
-            raise OSError("no room")
-        self.made.append(FakeLeaf())
-        return PID, self.made[-1]
 
 
 @pytest.fixture
 def deps() -> Iterator[FakeDeps]:
     one = FakeDeps()
     yield one
-    one.loop.close()
-    os.close(one.null_fd)
+    one.close()
 
 
 def start(deps: FakeDeps, ended: list[Process], *, restart: bool = False) -> Process:
     spec = CommandSpec(argv=("x",), restart=restart)
     return Process(deps, "p-1", spec, {}, "/", ROOT, lambda process: None, ended.append)  # type: ignore[arg-type]
-
-
-def happen(deps: FakeDeps, what: Callable[[], None]) -> None:
-    """Have something happen within a turn of the loop, as all that happens to init."""
-    deps.loop.call_later(0.0, what)
-    deps.loop.turn()
-
-
-def turn_until(deps: FakeDeps, is_met: Callable[[], bool]) -> None:
-    while not is_met():
-        deps.loop.turn()
 
 
 @pytest.fixture(autouse=True)
