@@ -156,7 +156,11 @@ _NO_SANDBOX: Final = ("sandbox-not-found",)
 # --- the rows ---------------------------------------------------------------------------------------------------------
 
 _LINK: Final = (
-    Operation(name="configure", request="env: map, cwd: text, user: text | int, standby_s?: number"),
+    Operation(
+        name="configure",
+        request="env: map, cwd: text, user: text | int, standby_s?: number",
+        answer="knows?: list",
+    ),
     Operation(name="ping"),
     # commands
     Operation(name="exec", request=f"{_PROCESS}, ...CommandSpec, detach?: bool", errors=_START, events="...Output"),
