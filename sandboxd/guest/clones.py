@@ -127,7 +127,7 @@ class Clones:
             clone.peer.reply(clone.request, {})
         else:
             clone.peer.fail(clone.request, error)
-        self._loop.defer(lambda: self._leaves.drop(clone.leaf, keep_orphans=False))
+        self._loop.defer(lambda: self._leaves.drop(clone.leaf))
 
 
 class _Clone:

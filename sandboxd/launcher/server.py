@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from ..errors import (
@@ -35,6 +35,7 @@ from ..spec import Limits, check_id, check_rootfs
 from ..wire.framing import MAX_PENDING_FDS
 from ..wire.link import LinkConnection, Role
 from ..wire.messages import Cancel, Credit, Event, Failure, Message, Reply, Request
+from ..wire.sendqueue import SendQueue
 from . import rootfs
 from .cgroups import SandboxCgroups
 from .control import Answers, Controls, Running, id_of
@@ -42,7 +43,6 @@ from .create import CreateRequest, Creations, Deps
 from .idranges import RangeAllocator
 from .limits import Host
 from .networks import Networks, network_of
-from .outbox import Outbox
 from .profiles import Filters
 from .records import Record, RecordStore
 from .settings import Settings
@@ -93,7 +93,7 @@ class Launcher:
             os.makedirs(directory, mode=0o700, exist_ok=True)
         self._socket = connection
         self._link = LinkConnection(Role.ANSWERER)
-        self._out = Outbox()
+        self._out = SendQueue(_MAX_TOLD, _MAX_UNREAD)
         self._loop = EventLoop()
         self._loop.open()
         self._ranges = RangeAllocator(kernel)
@@ -297,14 +297,14 @@ class Launcher:
             log.error("The daemon broke the protocol: %s", error)
             raise EOFError from None
 
-    def _send(self, message: Message, fds: list[int] | None = None) -> None:
+    def _send(self, message: Message, fds: Sequence[int] = ()) -> None:
         self._out.put(self._link.send(message), fds)
-        if len(self._out) > _MAX_UNREAD:
+        if self._out.is_over:
             log.error("The daemon asks and does not read the answers")
             raise EOFError
 
-    def _reply(self, request: int, result: dict[str, Any], fds: list[int] | None = None) -> None:
-        self._send(Reply(request, result, len(fds or ())), fds)
+    def _reply(self, request: int, result: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        self._send(Reply(request, result, len(fds)), fds)
 
     def _fail(self, request: int, error: SandboxdError) -> None:
         self._send(Failure(request, error.kind, error.message, error.facts))
@@ -312,11 +312,9 @@ class Launcher:
     def _flush(self) -> None:
         try:
             self._out.flush(self._socket)
-        except BlockingIOError:
-            pass
         except (BrokenPipeError, ConnectionResetError):
             raise EOFError from None
-        self._loop.watch(self._socket.fileno(), READ | (WRITE if self._out else 0), self._on_daemon)
+        self._loop.watch(self._socket.fileno(), READ | (WRITE if self._out.size else 0), self._on_daemon)
 
     # --- create ---
 
@@ -434,7 +432,7 @@ class Launcher:
 
     def _denied(self, attempt: dict[str, Any]) -> None:
         """Tell the daemon of a packet that the rules refused."""
-        if self._watch and len(self._out) < _MAX_TOLD:
+        if self._watch and self._out.has_room:
             request, offset = self._watch
             self._watch = (request, offset + 1)
             self._send(Event(request, offset, 0.0, "denied", attempt))
