@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
+from ..wire import sse
 from . import jsontext
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ def to_dict(error: errors.SandboxdError) -> dict[str, Any]:
 def to_json(error: errors.SandboxdError) -> bytes:
     """Return the problem object as JSON, whatever is in its facts."""
     return jsontext.encode(to_dict(error))
+
+
+def to_event(error: errors.SandboxdError) -> bytes:
+    """Return the problem as the server-sent event that ends a stream."""
+    return sse.encode(to_json(error), event="problem")
 
 
 def headers(error: errors.SandboxdError) -> dict[str, str]:

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import msgpack
 
-from .eventloop import READ, WRITE, EventLoop, Timer
+from ..linux.eventloop import READ, WRITE, EventLoop, Timer
 from .users import User
 
 #: How long a child may take to come; a template that has to be loaded first says so to the launcher, not here.
@@ -111,7 +111,7 @@ class IncomingChild:
         self._timer.cancel()
         self._timer = None
         self._expected.remove(self)
-        self._loop.watch(self._socket.fileno(), 0, self.read)
+        self._loop.unwatch(self._socket.fileno())
         self._socket.close()
         self._fds = []
 

@@ -20,12 +20,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import InternalError, ProcessNotRunning
+from ..linux.eventloop import EventLoop, Timer
 from ..linux.kernel import Kernel
 from ..spec import STOP_GRACE_S, CommandSpec
 from ..transitions import next_state
 from ..wire.exhausted import limit_error
 from . import endings, lines, spawn, terminals, users
-from .eventloop import EventLoop, Timer
 from .leaf_cgroups import KILLED_S, POLL_S, LeafCgroup, LeafCgroups
 from .output import Output
 from .process_states import ALIVE, EXITED, TRANSITIONS, Event, State
@@ -457,7 +457,7 @@ class Process:
         self._on_end(self)
 
     def _drop_leaf(self) -> None:
-        self._deps.leaves.drop(self.leaf, keep_orphans=self._keeps_orphans())
+        self._deps.leaves.drop(self.leaf, keep_rest=self._keeps_orphans())
 
     def _cancel(self, name: str) -> None:
         timer: Timer | None = getattr(self, name)

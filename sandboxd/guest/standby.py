@@ -39,9 +39,9 @@ from typing import Final, NoReturn
 
 import prctl
 
+from ..linux.eventloop import READ, EventLoop, Timer
 from ..linux.kernel import CLONE_PARENT, Kernel
 from . import spawn
-from .eventloop import READ, EventLoop, Timer
 from .leaf_cgroups import LeafCgroup, LeafCgroups
 
 #: An order over this is a fork's: a message of a socket pair must fit its buffer.
@@ -132,7 +132,7 @@ class Standby:
             if child is not None:
                 self._end(child)
         if self._asked is not None:
-            self._leaves.drop(self._asked, keep_orphans=False)
+            self._leaves.drop(self._asked)
         self._ready = self._coming = self._forker = self._asked = None
 
     def _send(self, child: _Child, data: bytes, fds: Sequence[int]) -> bool:
@@ -149,11 +149,11 @@ class Standby:
 
     def _end(self, child: _Child) -> None:
         """Let go of a child: it is killed, and its leaf goes when it has gone."""
-        self._loop.watch(child.socket.fileno(), 0, _nothing)
+        self._loop.unwatch(child.socket.fileno())
         child.socket.close()
         if child.pid:
             self._children.pop(child.pid, None)  # the reaper takes it for an orphan
-        self._leaves.drop(child.leaf, keep_orphans=False)
+        self._leaves.drop(child.leaf)
 
     # --- a new one ---
 
@@ -204,7 +204,7 @@ class Standby:
                     _be_forker(self._kernel, theirs.fileno(), self.null_fd)
                 os.close(pidfd)
         except OSError:
-            self._leaves.drop(leaf, keep_orphans=False)
+            self._leaves.drop(leaf)
             raise
         finally:
             os.close(fd)
@@ -222,7 +222,7 @@ class Standby:
         try:
             forker.socket.sendmsg([b"1"], [_rights([fd])], socket.MSG_NOSIGNAL)
         except OSError:
-            self._leaves.drop(leaf, keep_orphans=False)
+            self._leaves.drop(leaf)
             raise
         finally:
             os.close(fd)
@@ -244,7 +244,7 @@ class Standby:
         leaf, self._asked = self._asked, None
         if not data or not ancillary or leaf is None:  # it has ended, or somebody has no descriptors left
             if leaf is not None:
-                self._leaves.drop(leaf, keep_orphans=False)
+                self._leaves.drop(leaf)
             self.drop()
             return
         self._coming = child = _Child(leaf, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _fds(ancillary)[0]))
@@ -266,7 +266,7 @@ class Standby:
         if not data or pid == 0 or pid in self._children or self.is_command(pid) or not _lives(pid):
             self.drop()
             return
-        self._loop.watch(child.socket.fileno(), 0, _nothing)
+        self._loop.unwatch(child.socket.fileno())
         child.pid = pid
         self._coming, self._ready = None, child
         self._know(child)
@@ -296,10 +296,6 @@ def _rights(fds: Sequence[int]) -> tuple[int, int, array.array[int]]:
 
 def _fds(ancillary: list[tuple[int, int, bytes]]) -> array.array[int]:
     return array.array("i", ancillary[0][2])
-
-
-def _nothing() -> None:
-    pass
 
 
 # --- in the children ---

@@ -28,11 +28,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import InternalError, ProcessNotRunning
+from ..linux.eventloop import READ, Timer
 from ..transitions import next_state
 from ..wire.exhausted import known
 from ..wire.messages import EVENT_OVERHEAD, Event
 from . import spawn, users
-from .eventloop import READ, Timer
 from .incoming import IncomingChild, IncomingChildren
 from .link_server import LinkServer
 from .processes import ORPHAN_GRACE_S, Deps, signal_name
@@ -165,7 +165,7 @@ class Worker:
             if handoff is not None and self._incoming is None:
                 os.close(handoff)
             self._close_all()
-            deps.leaves.drop(self.leaf, keep_orphans=False)
+            deps.leaves.drop(self.leaf)
             raise
 
     @property
@@ -252,7 +252,7 @@ class Worker:
         if self.pid:
             self._reaped[self.pid] = _forget
             self.pid = 0
-        self._deps.leaves.drop(self.leaf, keep_orphans=False)
+        self._deps.leaves.drop(self.leaf)
         self._status = None
         self.leaf = self._deps.leaves.new(self.name)
         try:
@@ -301,7 +301,7 @@ class Worker:
             except BlockingIOError:
                 return
             if not data:
-                self._loop.watch(fd, 0, on_readable)
+                self._loop.unwatch(fd)
             callback(data)
 
         self._loop.watch(fd, READ, on_readable)
@@ -314,7 +314,7 @@ class Worker:
         """Be the worker of that name from now on."""
         self.name = name
         self._began = time.monotonic()
-        self._loop.watch(self._pipes["frame"], 0, lambda: None)
+        self._loop.unwatch(self._pipes["frame"])
 
     # --- the daemon that listens ---
 
@@ -364,7 +364,7 @@ class Worker:
     def _pause(self) -> None:
         self._watching = False
         for fd in self._pipes.values():
-            self._loop.watch(fd, 0, lambda: None)
+            self._loop.unwatch(fd)
 
     def _send(self, kind: str, data: bytes | dict[str, Any]) -> None:
         assert self._follower is not None  # noqa: S101 - looked at before
@@ -436,7 +436,7 @@ class Worker:
 
     def _drop(self, name: str) -> None:
         fd = self._pipes.pop(name)
-        self._loop.watch(fd, 0, lambda: None)
+        self._loop.unwatch(fd)
         os.close(fd)
 
     @staticmethod
@@ -538,7 +538,7 @@ class Worker:
         if self._follower is not None:
             self._tell_exit()
         # After the flush that the end has deferred.
-        self._loop.defer(lambda: self._deps.leaves.drop(self.leaf, keep_orphans=False))
+        self._loop.defer(lambda: self._deps.leaves.drop(self.leaf))
 
     def _tell_exit(self) -> None:
         self._send("exit", self._result)

@@ -15,7 +15,6 @@ import dataclasses
 import errno
 import logging
 import os
-import selectors
 import signal
 import socket
 import time
@@ -24,6 +23,7 @@ from typing import Any
 
 from ..errors import InternalError, NameTaken, SandboxdError, SandboxGone
 from ..linux import procfs
+from ..linux.eventloop import READ, EventLoop
 from ..linux.kernel import Kernel
 from ..network import NetworkSpec
 from ..spec import Limits
@@ -102,8 +102,8 @@ class Deps:
 class Creations:
     """The creations under way."""
 
-    def __init__(self, selector: selectors.BaseSelector, deps: Deps) -> None:
-        self._selector = selector
+    def __init__(self, loop: EventLoop, deps: Deps) -> None:
+        self._loop = loop
         self._deps = deps
         self._buffers = buffers.of_host()
         self._active: dict[str, _Creation] = {}
@@ -217,7 +217,7 @@ class Creations:
             self._deps.teardowns.begin(sandbox_id, range_.index, lambda _: None)
             raise
         self._active[sandbox_id] = prepared
-        self._selector.register(prepared.status.fd, selectors.EVENT_READ, lambda: self._on_status(prepared))
+        self._loop.watch(prepared.status.fd, READ, lambda: self._on_status(prepared))
         return prepared
 
     def _fail(self, order: CreateRequest, error: SandboxdError) -> None:
@@ -300,7 +300,7 @@ class Creations:
         if ended and creation.state not in OVER:
             self._move(creation, Event.SILENCE)
             if creation.state is State.READY:
-                self._selector.unregister(creation.status.fd)  # only its link is waited for
+                self._loop.unwatch(creation.status.fd)  # only its link is waited for
 
     def _take_told(self, creation: _Creation) -> None:
         """Take what the builder and pid 1 have said, a success only once both are known."""
@@ -344,8 +344,7 @@ class Creations:
             self._abandon(creation, failed)
 
     def _close(self, prepared: _Creation) -> None:
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(prepared.status.fd)
+        self._loop.unwatch(prepared.status.fd)
         prepared.status.close()
         prepared.orders.close()
         del self._active[prepared.id]

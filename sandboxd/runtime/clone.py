@@ -87,7 +87,7 @@ class CloneResult:
 
 
 class Clone:
-    """A clone under way. Made by `Sandbox.clone`; an async context manager whose end stops it and leaves nothing.
+    """A clone under way. Made by `Git.clone`; an async context manager whose end stops it and leaves nothing.
 
     Raises (on entry or later):
         SandboxdError: why it failed; nothing of it is left.
@@ -297,7 +297,7 @@ class Clone:
         parent = self._target.rpartition("/")[0]
         for place in (f"{parent}/{self._temporary}", f"{self._target}/{self._temporary}"):
             try:
-                await self._sandbox.run_job("delete", {"path": place.encode("utf-8"), "recursive": True})
+                await self._sandbox.files.delete(place, recursive=True)
             except (FileNotFound, NotAFile):
                 continue
             except SandboxdError:

@@ -155,7 +155,7 @@ class Context:
             raise
         self.runs.add(run)
 
-    async def ask(self, message: dict[str, Any]) -> str:
+    async def ask(self, question: Question) -> str:
         """Ask the interpreter between two runs and return the JSON text that it answers.
 
         Raises:
@@ -163,7 +163,6 @@ class Context:
         """
         if self.state is State.EXITED:
             raise self._exited("cannot ask")
-        question = Question(message)
         self._put(question)
         try:
             await question.done.wait()
@@ -528,7 +527,7 @@ class Context:
         if self._muted and self._worker is not None:
             self._muted = False
             async with self._mute_turn:
-                run.dropped_bytes += await self._worker.mute(on=False)
+                run.miss(await self._worker.mute(on=False))
 
     async def _mute(self) -> None:
         try:

@@ -120,7 +120,7 @@ class Control:
                 await self._join(sandbox)  # a daemon that started found it frozen
         except (OSError, trio.TooSlowError, SandboxdError) as error:
             if sandbox.state is State.FROZEN:
-                sandbox.mark_failed(f"its init cannot be reached: {error}")
+                sandbox.mark_failed(sandbox.version_refusal or f"its init cannot be reached: {error}")
             sandbox.check_usable()
             raise
         _expect(sandbox, State.FROZEN)

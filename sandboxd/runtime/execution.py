@@ -16,7 +16,6 @@ from . import checks
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from ..spec import CommandSpec
     from ..wire.messages import Event
     from .link_client import Stream
     from .sandbox import Sandbox
@@ -215,27 +214,3 @@ class Execution:
             self.exit = parse_exit(last.data)
             self._sandbox.counters.exec_ends[self.exit.end] += 1
         return batch
-
-
-def exec_params(command: CommandSpec, process_id: str, *, detach: bool) -> dict[str, Any]:
-    """Return the link's `exec` parameters."""
-    return {
-        "argv": list(command.argv),
-        "env": command.env,
-        "cwd": command.cwd,
-        "user": command.user,
-        "stdin": command.stdin or None if isinstance(command.stdin, bool) else command.stdin,
-        "timeout_s": command.timeout_s,
-        "keep_orphans": command.keep_orphans,
-        "session": command.session,
-        "process": process_id,
-        "detach": detach,
-    }
-
-
-def start_params(command: CommandSpec, process_id: str) -> dict[str, Any]:
-    """Return the link's `start` parameters: a process that nobody has to follow."""
-    params = exec_params(command, process_id, detach=True)
-    del params["detach"]
-    terminal = None if command.terminal is None else list(command.terminal)
-    return {**params, "restart": command.restart, "terminal": terminal, "linger_s": command.linger_s}

@@ -39,7 +39,7 @@ def _no_events(event: Event) -> None:
 
 
 class FileJob:
-    """A file job under way. Made by `Sandbox.file job`; an async context manager whose end kills it.
+    """A file job under way. Made by `Sandbox.job`; an async context manager whose end kills it.
 
     `next_rows` and `next_piece` give what it finds, until `result` says how it went.
     """

@@ -297,9 +297,9 @@ class Manager:
         error = await peer.run()
         if sandbox.state not in ALIVE or self._stopping:
             return
-        reason = (
-            "protocol error" if isinstance(error, ProtocolError) and peer.broke_protocol else "init closed its link"
-        )
+        reason = "init closed its link"
+        if isinstance(error, ProtocolError) and peer.broke_protocol:
+            reason = sandbox.version_refusal or "protocol error"
         if not peer.broke_protocol:
             with trio.move_on_after(REASON_TIMEOUT_S):
                 await sandbox.settled.wait()
@@ -468,9 +468,9 @@ class Manager:
             await sandbox.contexts.recover()
             _log.info("Found sandbox %s again", sandbox.id)
         except (OSError, trio.TooSlowError, SandboxdError) as error:
-            sandbox.move(State.FAILED, f"its init cannot be reached: {error}")
+            sandbox.move(State.FAILED, sandbox.version_refusal or f"its init cannot be reached: {error}")
             sandbox.disconnect(SandboxNotFound("its init cannot be reached"))
-            _log.warning("Sandbox %s failed: its init cannot be reached: %s", sandbox.id, error)
+            _log.warning("Sandbox %s failed: %s", sandbox.id, sandbox.reason)
 
     async def rootfs(self) -> list[dict[str, Any]]:
         """Return the rootfs that there are."""

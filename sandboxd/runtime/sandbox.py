@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import weakref
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +10,6 @@ import trio
 
 from ..errors import (
     Conflict,
-    InternalError,
     LaunchFailed,
     ProtocolError,
     RemoteProtocolError,
@@ -22,18 +20,19 @@ from ..errors import (
     SandboxNotFound,
     ServerBusy,
 )
-from ..spec import name_bytes
 from ..wire.link import DEFAULT_WINDOW
-from . import checks, files
+from ..wire.messages import VERSION
+from . import checks
 from .budget import UNBOUNDED, Share
-from .clone import Clone
 from .contexts import Contexts
 from .counters import Counters
-from .execution import Execution, exec_params, new_process_id
+from .execution import Execution, new_process_id
+from .files import Files
+from .git import Git
 from .handoff import Handoff
 from .jobs import FileJob
 from .lifecycle import ALIVE, State, may_move
-from .link_client import LinkClient, discarded
+from .link_client import LinkClient
 from .ports import Ports
 from .processes import Processes
 from .sessions import Sessions
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from ..git_spec import CloneSpec
     from ..network import NetworkSpec
     from ..spec import CommandSpec, Limits, SandboxSpec
     from .handoff import Enter
@@ -58,10 +56,6 @@ CONNECT_TIMEOUT_S: Final = 10.0
 REASON_TIMEOUT_S: Final = 1.0
 #: Threads that look for patterns in its output.
 SEARCH_THREADS: Final = 2
-#: Ends of file operations may be slow on a busy disk, but not for ever.
-SETTLE_TIMEOUT_S: Final = 30.0
-#: How long a refused write waits for its temporary file's end.
-REFUSAL_TIMEOUT_S: Final = 5.0
 
 
 class Sandbox:
@@ -88,7 +82,8 @@ class Sandbox:
         self.unenforced: tuple[str, ...] = ()
         self.network: NetworkSpec = spec.network
         self.timings: dict[str, float] = {}
-        self._devices: frozenset[int] = frozenset()
+        #: Filesystems of its own: files of others are not taken from its init.
+        self.devices: frozenset[int] = frozenset()
         self._peer: LinkClient | None = None
         #: Opens the link to an init that nobody has asked anything yet; the manager gives it.
         self.open_link: Callable[[Sandbox], None] | None = None
@@ -107,7 +102,8 @@ class Sandbox:
         self.enter: Enter | None = None
         #: How long init has a process wait for the next command, in seconds; 0 is not at all.
         self.standby_s = 0
-        self.file_turns = trio.CapacityLimiter(files.SANDBOX_THREADS)
+        self.files = Files(self)
+        self.git = Git(self)
         self.processes = Processes(self)
         self.sessions = Sessions(self)
         self.ports = Ports(sandbox_id)
@@ -140,7 +136,7 @@ class Sandbox:
         self.unenforced = launched.unenforced
         self.network = launched.network
         self.timings = launched.timings
-        self._devices = launched.devices
+        self.devices = launched.devices
 
     def record(self) -> Record:
         """Return what is to be kept of it."""
@@ -184,6 +180,14 @@ class Sandbox:
         """Whether somebody speaks for its init."""
         return self._peer is not None and self._peer.ended is None
 
+    @property
+    def version_refusal(self) -> str | None:
+        """What to say of an init that speaks another version of the link; None where it does not."""
+        ended = None if self._peer is None else self._peer.ended
+        if not isinstance(ended, RemoteProtocolError) or "version" not in ended.facts:
+            return None
+        return f"its init speaks version {ended.facts['version']} of the link, and this daemon version {VERSION}"
+
     def link_statistics(self) -> dict[str, int] | None:
         """Return its link's figures, or None."""
         return None if self._peer is None or self._peer.ended is not None else self._peer.statistics()
@@ -202,10 +206,14 @@ class Sandbox:
         if self._peer is not None:
             self._peer.abort(error)
 
+    def fail_protocol(self, error: ProtocolError) -> None:
+        """Drop the link to an init that broke a rule."""
+        if self._peer is not None and self._peer.ended is None:
+            self._peer.fail_protocol(error)
+
     async def why_broken(self, error: ProtocolError) -> SandboxdError:
         """Return what to tell a caller whose request a broken link ended."""
-        if self._peer is not None and self._peer.ended is None:
-            self._peer.fail_protocol(error)  # it broke a rule that only the caller of `stream` could see
+        self.fail_protocol(error)  # it broke a rule that only the caller of `stream` could see
         if self.state is State.CREATING:
             return LaunchFailed(f"cannot configure the init of sandbox {self.id}: {error}", step="configure")
         with trio.move_on_after(REASON_TIMEOUT_S):
@@ -249,6 +257,15 @@ class Sandbox:
         """
         return (await self._ask_fds(op, params, 0))[0]
 
+    async def ask_for_fd(self, op: str, /, **params: object) -> tuple[dict[str, Any], int]:
+        """Ask init for an operation whose answer comes with one descriptor, the caller's to vet and to close.
+
+        Raises:
+            SandboxdError: as of `ask`.
+        """
+        result, (fd,) = await self._ask_fds(op, params, 1)
+        return result, fd
+
     def open_stream(
         self, op: str, params: dict[str, Any], *, window: int = DEFAULT_WINDOW, fds: Iterable[int] = ()
     ) -> Stream:
@@ -284,7 +301,8 @@ class Sandbox:
             SandboxFailed, SandboxGone: as their names say.
         """
         process = new_process_id()
-        stream = self._link().stream("exec", exec_params(command, process, detach=detach))
+        params = {**command.to_message(), "process": process, "detach": detach}
+        stream = self._link().stream("exec", params)
         return Execution(self, stream, process, batched=batched)
 
     async def write_stdin(self, process: str, data: bytes) -> None:
@@ -315,92 +333,7 @@ class Sandbox:
         """
         return FileJob(self, self._link(), {"do": do, "with": params, "feed": feed, "timeout_s": timeout_s})
 
-    def clone(self, spec: CloneSpec) -> Clone:
-        """Return a clone of a git repository: an async context manager starts it."""
-        return Clone(self, spec)
-
-    async def run_job(self, do: str, params: dict[str, Any]) -> dict[str, Any]:
-        """Do a file job that gives one result, and return that."""
-        async with self.job(do, params) as job:
-            return await job.finish()
-
-    async def stat(self, path: str, *, follow: bool) -> dict[str, Any]:
-        """Return init's row of a file, not yet checked (`filefacts.parse`).
-
-        Raises:
-            FileNotFound, NotAFile, FilePermissionDenied: as their names say.
-        """
-        return await self.ask("stat", path=name_bytes(path), follow=follow)
-
-    async def open_read(self, path: str) -> files.FileReader:
-        """Open a file for reading; the caller closes it.
-
-        Raises:
-            FileNotFound, NotAFile, FilePermissionDenied: as their names say.
-        """
-        _, (fd,) = await self._ask_fds("open_read", {"path": name_bytes(path)}, 1)
-        try:
-            with trio.CancelScope(shield=True):
-                facts, head = await files.in_thread(self.file_turns, files.vet_and_read, fd, self._devices)
-        except BaseException as error:
-            raise await self._refused(error, path, fd) from error
-        return files.FileReader(self, fd, facts, head)
-
-    async def open_write(self, path: str, mode: str | None = None) -> files.FileWriter:
-        """Begin a new version of a file, its parents made; the caller commits or leaves it.
-
-        `mode` is octal text; without it the file keeps the old one's mode, or gets 0644.
-
-        Raises:
-            NotAFile, FilePermissionDenied, QuotaExceeded: as their names say.
-        """
-        result, (fd,) = await self._ask_fds("open_write", {"path": name_bytes(path), "mode": mode}, 1)
-        ticket: int | str | None = None
-        try:
-            ticket = _ticket(result)
-            with trio.CancelScope(shield=True):
-                await files.in_thread(self.file_turns, files.vet, fd, os.O_WRONLY, self._devices)
-        except BaseException as error:
-            refusal = await self._refused(error, path, fd)
-            if ticket is not None and not isinstance(error, RemoteProtocolError):
-                with trio.move_on_after(REFUSAL_TIMEOUT_S, shield=True):
-                    await self.abort_write(ticket)  # or its temporary file stays
-            raise refusal from error
-        return files.FileWriter(self, fd, ticket)
-
-    async def _refused(self, error: BaseException, path: str, fd: int) -> BaseException:
-        """Close a descriptor that could not be taken, its sender blamed before, and return what to raise."""
-        if isinstance(error, RemoteProtocolError) and self._peer is not None:
-            self._peer.fail_protocol(error)
-        with trio.CancelScope(shield=True):
-            await discarded([fd])
-        if isinstance(error, RemoteProtocolError):
-            return await self.why_broken(error)
-        if isinstance(error, OSError):
-            return InternalError(f"cannot open {path}: {error.strerror}")
-        return error
-
-    async def commit_write(self, ticket: int | str) -> bool:
-        """Put a new version in place; return whether the file is new. `FileWriter.commit` calls it."""
-        result = await self.ask("commit_write", ticket=ticket)
-        return result.get("created") is True
-
-    async def abort_write(self, ticket: int | str) -> None:
-        """Drop a new version; never raises, since the sandbox may be gone by then."""
-        with trio.move_on_after(SETTLE_TIMEOUT_S):
-            try:
-                await self.ask("abort_write", ticket=ticket)
-            except SandboxdError:
-                return
-
     def stop(self) -> None:
         """End what is under way because the daemon ends; the sandbox itself goes on."""
         if self._peer is not None:
             self._peer.abort(ServerBusy("cannot continue: the daemon is stopping"))
-
-
-def _ticket(result: dict[str, Any]) -> int | str:
-    ticket = result.get("ticket")
-    if isinstance(ticket, bool) or not isinstance(ticket, int | str) or len(str(ticket)) > 64:
-        raise RemoteProtocolError("cannot take a ticket that is neither short text nor a number")
-    return ticket

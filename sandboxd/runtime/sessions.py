@@ -82,8 +82,7 @@ class Sessions:
             LimitExceeded: there are as many as may be.
         """
         name = spec.id or "s-" + "".join(_LETTERS[byte & 31] for byte in secrets.token_bytes(10))
-        params = {"cwd": spec.cwd, "env": spec.env, "user": spec.user, "shell": spec.shell}
-        return await self._info("session_create", name, **params)
+        return await self._info("session_create", name, **dataclasses.replace(spec, id=None).to_message())
 
     async def get(self, session: str) -> SessionInfo:
         """Return one session.

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from sandboxd.guest.eventloop import EventLoop
+from sandboxd.linux.eventloop import EventLoop
 
 #: No process has it, and none can.
 PID = 2**22 + 1
@@ -59,7 +59,7 @@ class FakeDeps:
     def new(self, _process_id: str) -> FakeLeaf:
         return FakeLeaf()
 
-    def drop(self, leaf: FakeLeaf, *, keep_orphans: bool) -> None: ...
+    def drop(self, leaf: FakeLeaf, *, keep_rest: bool = False) -> None: ...
 
     def take(self, _order: object, _fds: object) -> tuple[int, FakeLeaf]:
         if self.is_broken:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import selectors
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +16,7 @@ from sandboxd.launcher import create
 from sandboxd.launcher.create import CreateRequest, Creations, _Creation
 from sandboxd.launcher.create_child import StatusReader
 from sandboxd.launcher.creation_states import Event, State
+from sandboxd.linux.eventloop import READ, EventLoop
 from sandboxd.network import NetworkSpec
 from sandboxd.spec import Limits
 from sandboxd.wire import framing
@@ -96,7 +96,8 @@ def make_world() -> Iterator[Callable[[], World]]:
     made: list[World] = []
 
     def make() -> World:
-        selector, teardowns, links = selectors.DefaultSelector(), FakeTeardowns(), FakeLinks()
+        loop, teardowns, links = EventLoop(), FakeTeardowns(), FakeLinks()
+        loop.open()
         deps: Any = type("Deps", (), {"teardowns": teardowns, "links": links})()
         # Before the pipe: an exec lets its parent go on before it closes what is not to be inherited.
         builder = os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
@@ -121,9 +122,9 @@ def make_world() -> Iterator[Callable[[], World]]:
         )
         range_: Any = type("Range", (), {"index": 7})()
         creation = _Creation("s-1", Limits(), 10, "default", range_, StatusReader(read), ours)
-        creations = Creations(selector, deps)
+        creations = Creations(loop, deps)
         creations._active["s-1"] = creation
-        selector.register(read, selectors.EVENT_READ)
+        loop.watch(read, READ, lambda *_: None)
         creation.order = order
         creations._move(creation, Event.ORDER)
         made.append(World(creations, creation, teardowns, links, write, results, builder))
@@ -136,7 +137,7 @@ def make_world() -> Iterator[Callable[[], World]]:
         if world.creations._ending:
             os.kill(world.builder, 9)
             os.waitpid(world.builder, 0)
-        world.creations._selector.close()
+        world.creations._loop.close()
 
 
 def test_messages_in_any_order_make_one_sandbox(make_world: Callable[[], World]) -> None:

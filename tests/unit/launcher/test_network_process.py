@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import selectors
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import pytest
 from sandboxd.errors import SandboxdError
 from sandboxd.launcher import network_process, templates
 from sandboxd.launcher.network_process import Deps, NetworkProcess
+from sandboxd.linux.eventloop import EventLoop
 from sandboxd.netd import answers, server, veth
 from sandboxd.netd.server import Server
 from tests.unit.netd.test_network_rules import HOST, state
@@ -50,14 +50,15 @@ class Rig(NetworkProcess):
     """The real thing, but for the processes: each is a socket of the test's."""
 
     def __init__(self, networks: list[dict[str, Any]]) -> None:
-        self.selector = selectors.DefaultSelector()
+        self.loop = EventLoop()
+        self.loop.open()
         self.router = Router()
         self.ends: list[socket.socket] = []
         self.networks = networks
         self.told: list[dict[str, Any]] = []
         state = lambda: ({"table": "t"}, networks)  # noqa: E731
         means = Deps("/", self.router, lambda: bool(networks), state, self.told.append)  # type: ignore[arg-type]
-        super().__init__(self.selector, None, means)  # type: ignore[arg-type]
+        super().__init__(self.loop, None, means)  # type: ignore[arg-type]
 
     def _spawn(self, module: str, connection: socket.socket, network: int = -1) -> None:
         if module.endswith("netd"):
@@ -73,9 +74,8 @@ class Rig(NetworkProcess):
         self._pidfds.clear()
 
     def turn(self) -> None:
-        for key, _ in self.selector.select(0):
-            key.data()
-        self.advance()
+        self.loop.call_later(0, self._advance)
+        self.loop.turn()
 
     def asked(self, *, answer: bool = True) -> list[str]:
         """Return what the present process was asked, and answer it."""
@@ -106,6 +106,7 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
     found = Rig([])
     yield found
     found.close()
+    found.loop.close()
     for end in found.ends:
         end.close()
 
@@ -192,6 +193,7 @@ def test_the_last_networks_end_is_awaited_among_many_descriptors(
     assert rig.ends[-1].fileno() > 1023
     rig.ends[-1].send(b"ready")
     rig.close()
+    rig.loop.close()
     assert len(results) == 1
     rig.ends[-1].close()
 

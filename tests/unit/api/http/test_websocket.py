@@ -24,6 +24,8 @@ from sandboxd.wire.messages import Event, Reply
 from tests.support.fake_daemon import TOKEN, FakeDaemon, daemon_in, eventually
 from tests.support.fake_peer import Conversation, exit_data
 
+pytestmark = pytest.mark.own_server
+
 PTY = "/v1/sandboxes/box/pty"
 CLIENTS: list[Client] = []
 HANDSHAKE = {
@@ -180,6 +182,7 @@ async def test_handshakes_that_are_none(
         (PTY + "?rows=24&rows=25", 400, "invalid-request", "rows"),
         (PTY + "?colour=1", 400, "unknown-field", "colour"),
         (PTY + "?process=p&command=x", 400, "invalid-request", "command"),
+        (PTY + "?process=p&session=s", 400, "invalid-request", "session"),
         (PTY + "?process=../x", 400, "invalid-request", "process"),
         (PTY + "?id=/", 400, "invalid-request", "id"),
         (PTY + "?linger_s=-1", 400, "invalid-request", "linger_s"),
