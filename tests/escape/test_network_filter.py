@@ -77,7 +77,7 @@ def disturb(world, daemon, receivers, rounds):
         for act in (kill_network, lambda _: world.flush_rules(), kill_daemon, kill_launcher):
             before = receivers.allowed()
             act(daemon)
-            wait_until(lambda before=before: receivers.allowed() > before + 20)
+            wait_until(lambda before=before: receivers.allowed() > before + 20)  # type: ignore[misc]
 
 
 def destroy_all(daemon, ids):

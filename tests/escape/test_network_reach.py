@@ -12,6 +12,7 @@ import time
 import pytest
 
 from sandboxd.client import Sandbox
+from sandboxd.errors import SandboxdError
 
 from ..integration.test_network import FETCH, daemon, reaches, router_links, world  # noqa: F401 - fixtures
 from ..support.netns import init_pid
@@ -139,6 +140,7 @@ def test_ipv6_and_ipv4_inside_of_it(internet):
 def test_entries_that_two_parsers_read_differently(client, entry):
     with pytest.raises(Exception, match=r"cannot accept network\.allow") as refused:
         Sandbox.create(network={"mode": "allowlist", "allow": [entry]}, client=client)
+    assert isinstance(refused.value, SandboxdError)
     assert refused.value.kind == "invalid-request"
 
 

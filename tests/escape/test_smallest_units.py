@@ -19,8 +19,6 @@ import dns.message
 import msgpack
 import pytest
 import trio
-from tests.unit.test_resolver import resolving
-from tests.unit.test_websocket import PTY, Client, Terminal
 
 from sandboxd.git_spec import CloneSpec
 from sandboxd.runtime.clone import Clone
@@ -32,6 +30,8 @@ from tests.support.fake_daemon import TOKEN, FakeDaemon, daemon_in
 from tests.support.fake_peer import Conversation, exit_data
 from tests.support.previews.local import previews
 from tests.support.steps import MAX_STEP_S, Steps, watched
+from tests.unit.api.http.test_websocket import PTY, Client, Terminal
+from tests.unit.runtime.test_resolver import resolving
 
 #: Connections that do the same at once.
 MANY = 20

@@ -200,7 +200,9 @@ class Control:
 
 def rss(daemon):
     text = pathlib.Path(f"/proc/{daemon.process.pid}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+) kB", text)[1]) * 1024
+    found = re.search(r"VmRSS:\s+(\d+) kB", text)
+    assert found
+    return int(found[1]) * 1024
 
 
 def disturb_network(over, world, daemon, chance, every):

@@ -12,6 +12,7 @@ import threading
 import time
 from hashlib import sha1
 from pathlib import Path
+from typing import Any
 
 import dns.message
 import dns.rcode
@@ -54,7 +55,7 @@ def run(tmp_path):
 
     def _run(url, **more):
         target = tmp_path / more.pop("target", "clone")
-        told = []
+        told: list[Any] = []
         order = CloneRequest(url=url, target=str(target), temporary=TEMPORARY, **more)
         try:
             result = clone(order, ssl.create_default_context(), told.append)
@@ -480,9 +481,6 @@ def test_links_and_attributes_are_only_files(run, tmp_path):
 
 
 def test_a_git_bomb_is_counted_before_it_is_made(run, tmp_path):
-    content = [(b"100644", b"f", b"boom")]
-    for _ in range(9):
-        content = [(b"40000", b"d%d" % n, content) for n in range(10)] if _ < 1 else content
     # ten levels of ten: built by hand, so that each tree is there once
     objects = []
 
@@ -502,7 +500,7 @@ def test_a_git_bomb_is_counted_before_it_is_made(run, tmp_path):
 
 
 def test_a_tower_of_folders(run, tmp_path):
-    content = [(b"100644", b"f", b"x")]
+    content: list[tuple[bytes, bytes, Any]] = [(b"100644", b"f", b"x")]
     for _ in range(390):
         content = [(b"40000", b"d", content)]
     raw_repository(tmp_path / "high.git", content)

@@ -202,7 +202,7 @@ def test_who_takes_the_resolvers_place_loses_names_and_nothing_else(daemon, froz
         sandbox = Sandbox.create(network="internet", client=client)
         squatter = sandbox.start_process(["python3", "-c", SQUAT])
         assert sandbox.info.degraded == ()
-    pid, taken = init_of(daemon, sandbox.id), ""
+    pid, taken = init_of(daemon, sandbox.id), False
     daemon.stop()
     while not taken:
         taken = "taken" in os.listdir(f"/proc/{pid}/root/workspace")

@@ -48,6 +48,7 @@ def with_host_programs(recipe: Path, finish: str) -> None:
     (recipe / "files/bin").mkdir(exist_ok=True)
     for program in ("sh", "sleep"):
         path = shutil.which(program)
+        assert path
         shutil.copy(path, recipe / "files/bin" / program)
         linked = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
         for library in [word for word in linked.split() if word.startswith("/")]:
@@ -57,7 +58,7 @@ def with_host_programs(recipe: Path, finish: str) -> None:
 
 
 def test_a_build_has_the_agreed_layout(recipes, rootfs_dir):
-    seen = []
+    seen: list[images.Progress] = []
     built = images.build("tiny", rootfs_dir, recipes=recipes, progress=seen.append)
 
     private = rootfs_dir / "tiny/private"
@@ -204,8 +205,10 @@ def build_in_a_process(recipes: Path, rootfs_dir: Path) -> Iterator[subprocess.P
         "images.build('tiny', Path(sys.argv[1]), recipes=Path(sys.argv[2]),"
         " progress=lambda progress: print(progress.line, flush=True))"
     )
-    command = [sys.executable, "-c", program, rootfs_dir, recipes]
+    command = [sys.executable, "-c", program, str(rootfs_dir), str(recipes)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
         try:
             for line in process.stdout:
                 if line == "running\n":

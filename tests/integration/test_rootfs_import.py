@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -94,7 +95,7 @@ class TestForms:
         ],
     )
     def test_layers_become_one_tree(self, kind, tmp_path, rootfs_dir):
-        seen = []
+        seen: list[Any] = []
         done = import_image("x", str(self.layered(kind, tmp_path)), rootfs_dir, progress=seen.append)
         tree = rootfs_dir / "x/private/tree"
 
@@ -304,7 +305,7 @@ class TestCell:
     def test_a_taken_over_process_reaches_nothing(self, instead, source, rootfs_dir):
         instead(PROBE)
         path = source(b"source")
-        seen = []
+        seen: list[Any] = []
 
         def watch(progress):
             if progress.line is None or seen:
@@ -378,6 +379,7 @@ class TestEnd:
         command = [sys.executable, "-m", "sandboxd.cli.main", "rootfs", "import", "x", "-", "--rootfs-dir", rootfs_dir]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             try:
+                assert process.stdin
                 process.stdin.write(tar([file("first"), file("half", bytes(10**6))])[:500_000])
                 process.stdin.flush()
                 deadline = time.monotonic() + 20

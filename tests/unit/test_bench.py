@@ -85,7 +85,9 @@ def test_a_contender_that_fails_is_asked_no_more_and_rounds_still_match():
     assert asked.count("weak") == 2
     assert table.samples["weak"][1:] == [None, None, None]
     assert len(table.samples["weak"]) == len(table.samples["sandboxd"]) == 4
-    assert table.ratio("weak").count == 1
+    weak = table.ratio("weak")
+    assert weak is not None
+    assert weak.count == 1
 
 
 def test_descendants_are_found_at_any_depth():

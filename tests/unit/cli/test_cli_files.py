@@ -237,7 +237,7 @@ def test_replace(daemon: FilesServer):
 def test_watch(daemon: FilesServer, capfd: pytest.CaptureFixture[str]):
     made = {"path": STRANGE["path"], "path_b64": B64, "is_folder": False}
     moved = {"path": "/b", "from": "/a", "is_folder": True}
-    events = (("ready", {}), ("create", made), ("rename", moved), ("end", {}))
+    events: tuple[tuple[str, dict[str, Any]], ...] = (("ready", {}), ("create", made), ("rename", moved), ("end", {}))
     stream = "".join(f"event: {name}\ndata: {json.dumps(value)}\n\n" for name, value in events)
     daemon.answers["GET", "watch"] = stream.encode()
     result = files("watch", "--no-recursive", "a")

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -27,11 +27,20 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalDae
 
 def sandboxd(*words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     options = {"stdin": subprocess.DEVNULL} | options if "input" not in options else options
-    return subprocess.run([*SANDBOXD, *words], capture_output=True, timeout=60, check=False, **options)
+    done: Any = subprocess.run([*SANDBOXD, *words], capture_output=True, timeout=60, check=False, **options)
+    return cast("subprocess.CompletedProcess[bytes]", done)
 
 
-def start(*words: str, **options: Any) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([*SANDBOXD, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+class Running(subprocess.Popen[bytes]):
+    """A program whose streams are pipes."""
+
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+    stderr: IO[bytes]
+
+
+def start(*words: str, **options: Any) -> Running:
+    return Running([*SANDBOXD, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +178,7 @@ def test_a_command_that_does_not_end_in_time_is_killed(daemon: LocalDaemon):
         "sys.argv = ['sandboxd', 'run', '--', 'sh', '-c', 'trap \"\" INT; echo ready; exec sleep 600']\n"
         "from sandboxd.cli.main import main; main()"
     )
-    with subprocess.Popen(
+    with Running(
         [sys.executable, "-c", program], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdout.readline() == b"ready\n"

@@ -7,7 +7,7 @@ import datetime as dt
 import io
 import json
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -54,7 +54,7 @@ def test_create_sends_only_what_was_given(daemon: LocalDaemon, monkeypatch: pyte
         assert plain.info.limits.memory_bytes == 2 << 30
         assert plain.info.created_at.utcoffset() == dt.timedelta(0)
     assert not daemon.sandboxes
-    given = {
+    given: dict[str, Any] = {
         "name": "a",
         "rootfs": "r",
         "env": {"A": "b"},
@@ -309,7 +309,7 @@ def test_files(daemon: LocalDaemon, sandbox: Sandbox):
     assert sandbox.read_file("/b") == b"\0\xff"
     assert sandbox.write_file("/c", io.BytesIO(DATA)) == len(DATA)
     assert sandbox.write_file("/d", iter([b"1", b"", b"2"])) == 2
-    assert sandbox.write_file("/e", io.StringIO("text")) == 4
+    assert sandbox.write_file("/e", io.StringIO("text")) == 4  # type: ignore[arg-type]
     assert sandbox.write_file("/f", b"") == 0
     assert sandbox.read_file("/f") == b""
     target = io.BytesIO()

@@ -157,8 +157,8 @@ class AsyncOwner(Owner):
 
 async def test_arguments_may_be_called_as_the_wrappers_own():
     sender, other = Sender(), AsyncSender()
-    assert Owner(sender).poke(client="a", owner=4) == "answer"  # type: ignore[func-returns-value]
-    assert await AsyncOwner(other).poke("b") == "answer"  # type: ignore[misc]
+    assert Owner(sender).poke(client="a", owner=4) == "answer"
+    assert await AsyncOwner(other).poke("b") == "answer"
     assert [call.path for call in sender.sent + other.sent] == ["/k/a/4", "/k/b/3"]
 
 

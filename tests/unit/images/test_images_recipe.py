@@ -118,6 +118,7 @@ def test_the_default_recipe_reads_and_its_steps_say_what_they_do():
 def test_every_requirement_of_the_default_recipe_is_pinned_by_hash():
     recipe = find_recipe("default")
     for lock in (recipe.python_lock, recipe.node_lock):
+        assert lock is not None
         requirements = lock.read_text().replace("\\\n", " ").splitlines()
         pinned = [line for line in requirements if line and not line.startswith("#")]
         assert pinned

@@ -1,5 +1,6 @@
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -16,9 +17,9 @@ MOUNTINFO = r"""
 
 
 def test_mounts_below_takes_whole_path_parts(tmp_path):
-    assert mounts_below("/srv/rootfs/default", MOUNTINFO) == ["/srv/rootfs/default/private/tree/proc"]
-    assert mounts_below("/srv/rootfs/default-2", MOUNTINFO) == ["/srv/rootfs/default-2"]
-    assert mounts_below("/srv/with space", MOUNTINFO) == ["/srv/with space/x"]
+    assert mounts_below(Path("/srv/rootfs/default"), MOUNTINFO) == ["/srv/rootfs/default/private/tree/proc"]
+    assert mounts_below(Path("/srv/rootfs/default-2"), MOUNTINFO) == ["/srv/rootfs/default-2"]
+    assert mounts_below(Path("/srv/with space"), MOUNTINFO) == ["/srv/with space/x"]
     assert mounts_below(tmp_path) == []
 
 

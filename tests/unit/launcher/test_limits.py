@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import pathlib
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +20,7 @@ from sandboxd.spec import DEFAULT_LIMITS, IoLimits, Limits
 
 ID = "a" * 20
 EVERY = ("cpu", "io", "memory", "pids")
-WRONG = (
+WRONG: tuple[Any, ...] = (
     {"memory_bytes": 1 << 20},
     {"memory_bytes": 1e9},
     {"memory_bytes": "1G"},

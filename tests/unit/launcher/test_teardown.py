@@ -36,15 +36,15 @@ def host(tmp_path: Path) -> Any:
     cgroups.root = str(tmp_path)
     cgroups.kill = lambda sandbox_id: None  # type: ignore[method-assign]
     done: list[str] = []
-    nothing = SimpleNamespace(remove=lambda *_: True, release=lambda *_: None, sweep=lambda: None)
+    nothing: Any = SimpleNamespace(remove=lambda *_: True, release=lambda *_: None, sweep=lambda: None)
     work = teardown.Teardowns(
         selectors.DefaultSelector(),
         cgroups,
         nothing,
         nothing,
         nothing,
-        {},
-        str(tmp_path),  # type: ignore[arg-type]
+        nothing,
+        str(tmp_path),
     )
 
     def begin(name: str, count: int) -> None:

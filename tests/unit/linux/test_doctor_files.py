@@ -47,7 +47,7 @@ def images(*found: rootfs.Rootfs, error: str | None = None) -> list[Feature]:
 def test_rootfs(found, status, word):
     whole, *each = images(*found)
     assert str(whole.status) == status
-    assert whole.remedy is None if word is None else word in whole.remedy
+    assert whole.remedy is None if word is None else word in (whole.remedy or "")
     assert [item.name for item in each] == [f"rootfs:{item.name}" for item in found]
 
 
@@ -66,7 +66,7 @@ def test_each_rootfs_tells_whence_it_came_and_what_it_lacks():
         "rootfs:musl": "degraded",
         "rootfs:torn": "degraded",
     }
-    assert "rootfs rm torn" in one(found, "rootfs:torn").remedy
+    assert "rootfs rm torn" in (one(found, "rootfs:torn").remedy or "")
     assert images(error="/r cannot be listed: Permission denied")[0].status is Status.UNKNOWN
 
 

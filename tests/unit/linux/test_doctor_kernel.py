@@ -91,7 +91,7 @@ def test_a_hybrid_host_is_degraded_and_says_who_holds_what():
     assert memory.status is Status.DEGRADED
     assert "/sys/fs/cgroup/memory" in memory.found
     assert "--allow-unenforced" in memory.means
-    assert "cgroup_no_v1=all" in memory.remedy
+    assert "cgroup_no_v1=all" in (memory.remedy or "")
     assert "not among" in one(found, "cgroup:pids").found
     assert Report(tuple(found)).ok
 
@@ -101,7 +101,7 @@ def test_controllers_that_cannot_be_passed_on():
     assert one(cgroups.evaluate(contained), "cgroup:memory").status is Status.OK
     assert "in its way" in one(cgroups.evaluate(contained), "cgroup:cpu").found
     booted = dataclasses.replace(UNIFIED, controllers=frozenset(), enabled=frozenset(), disabled=frozenset({"memory"}))
-    assert "cgroup_disable=memory" in one(cgroups.evaluate(booted), "cgroup:memory").remedy
+    assert "cgroup_disable=memory" in (one(cgroups.evaluate(booted), "cgroup:memory").remedy or "")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def nothing_but(kind: str, outcome: Outcome | None, limit: int | None) -> Featur
 def test_namespaces(kind, outcome, limit, status, word):
     found = nothing_but(kind, outcome, limit)
     assert (str(found.status), found.essential) == (status, True)
-    assert found.remedy is None if word is None else word in found.remedy
+    assert found.remedy is None if word is None else word in (found.remedy or "")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_namespaces(kind, outcome, limit, status, word):
 def test_overlay(outcome, status, word):
     (found,) = overlay.evaluate(overlay.Facts("/state", "nfs", outcome))
     assert str(found.status) == status
-    assert found.remedy is None if word is None else word in found.remedy
+    assert found.remedy is None if word is None else word in (found.remedy or "")
     assert outcome is None or "/state (nfs)" in found.found
 
 
@@ -178,4 +178,4 @@ def test_seccomp():
     assert "500" in one(good, "seccomp:default").found
     none = filters.evaluate(filters.Facts("/p", REFUSED, Outcome(error="RuntimeError: no libseccomp"), {}))
     assert set(statuses(none).values()) == {"missing"}
-    assert "libseccomp2" in one(none, "libseccomp").remedy
+    assert "libseccomp2" in (one(none, "libseccomp").remedy or "")

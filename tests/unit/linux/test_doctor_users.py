@@ -143,7 +143,7 @@ GOOD_USERS = users.Facts(0, EVERYTHING, True, "sandboxd", "sandboxd", 990, True,
 def test_users(changes, name, status, word):
     found = users.evaluate(dataclasses.replace(GOOD_USERS, **changes))
     assert str(one(found, name).status) == status
-    assert one(found, name).remedy is None if word is None else word in one(found, name).remedy
+    assert one(found, name).remedy is None if word is None else word in (one(found, name).remedy or "")
     others = {item.name for item in found if item.name != name and item.status is not Status.OK}
     assert others == ({"user"} if "user_id" in changes and name != "user" else set())
 

@@ -12,8 +12,8 @@ from sandboxd.errors import LocalProtocolError, RemoteProtocolError
 from sandboxd.wire import sse
 from sandboxd.wire.sse import SseEvent
 
-WORD = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=("Cs",)), max_size=20)
-TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=60) | st.text("\r\n a:\ufeff", max_size=20)
+WORD = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), max_size=20)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.text("\r\n a:\ufeff", max_size=20)
 CUTS = st.lists(st.integers(0, 2000), max_size=30)
 
 
