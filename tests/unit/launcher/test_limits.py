@@ -291,7 +291,7 @@ def test_a_folder_in_memory_is_on_no_disk() -> None:
     assert disks.under(["/proc", "/nowhere"]) == []
 
 
-def test_a_folder_is_in_the_last_and_nearest_mount():
+def test_a_folder_is_in_the_last_and_nearest_mount() -> None:
     lines = (
         "1 0 254:0 / / rw - ext4 /dev/vda rw",
         "2 1 0:9 / /pool rw - btrfs /dev/loop1 rw",
