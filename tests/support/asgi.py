@@ -81,7 +81,8 @@ class StockServer:
         path, query = scope["raw_path"], scope["query_string"]
         routed, query = target.split(path + b"?" + query if query else path)
         headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
-        request: Any = self._api.request_class(
+        make: Any = self._api.request_class
+        request = make(
             *(scope["method"], "http", target.plain(routed), query, headers, "", scope["http_version"], scope),
             send_push_promise=functools.partial(_no_push),
         )

@@ -72,7 +72,7 @@ class Room:
                 for key, value in zip(table.keys, table.values, strict=True):
                     if isinstance(key, ast.Constant):
                         assert key.value not in found, f"{key.value} stands twice"
-                        found[key.value] = self._handler(value, module, cls)
+                        found[str(key.value)] = self._handler(value, module, cls)
         return found
 
     def _handler(self, value: ast.expr, module: str, cls: str) -> Handler:
@@ -141,7 +141,7 @@ class Room:
                 sets = node.args
             for one in sets:
                 if isinstance(one, ast.Set):
-                    return {element.value for element in one.elts if isinstance(element, ast.Constant)}
+                    return {str(element.value) for element in one.elts if isinstance(element, ast.Constant)}
         return None
 
     def accepts_with_helpers(self, handler: Handler) -> set[str] | None:
@@ -255,7 +255,7 @@ def _keys(value: ast.expr) -> set[str] | None:
     """Return the keys of a dict that is spelled out, or None."""
     if not isinstance(value, ast.Dict) or not all(isinstance(key, ast.Constant) for key in value.keys):
         return None
-    return {key.value for key in value.keys if isinstance(key, ast.Constant)}
+    return {str(key.value) for key in value.keys if isinstance(key, ast.Constant)}
 
 
 def _functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
@@ -268,7 +268,8 @@ def _functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef | ast.As
 def _tables(tree: ast.Module, variable: str) -> Iterator[tuple[str, ast.Dict]]:
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     alone = [node for node in tree.body if not isinstance(node, ast.ClassDef)]
-    for cls, nodes in [("", alone), *((node.name, [node]) for node in classes)]:
+    groups: list[tuple[str, list[Any]]] = [("", alone), *((node.name, [node]) for node in classes)]
+    for cls, nodes in groups:
         for node in itertools.chain(*map(ast.walk, nodes)):
             if isinstance(node, ast.FunctionDef) and node.name == variable:
                 values = [inner.value for inner in ast.walk(node) if isinstance(inner, ast.Return)]

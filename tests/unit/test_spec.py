@@ -25,7 +25,7 @@ FULL = CommandSpec(
     linger_s=3.0,
 )
 #: What the first daemon sent, and the first init read.
-FIRST = {
+FIRST: dict[str, Any] = {
     "argv": ["a", "b"],
     "env": {},
     "cwd": None,

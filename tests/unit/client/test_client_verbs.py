@@ -144,7 +144,9 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("method", "names", "keeps"), OPTIONS)
-def test_a_commands_options_are_arguments_of_their_own(method: Callable[..., Any], names: set[str], keeps: bool):
+def test_a_commands_options_are_arguments_of_their_own(
+    method: Callable[..., Any], names: set[str], keeps: bool
+) -> None:
     _, _, *options = inspect.signature(method).parameters.values()
     assert {option.name for option in options} == names
     assert {option.kind for option in options} == {inspect.Parameter.KEYWORD_ONLY}
@@ -154,7 +156,7 @@ def test_a_commands_options_are_arguments_of_their_own(method: Callable[..., Any
 
 
 @pytest.mark.parametrize("build", [exec_calls.exec, process_calls.open_pty, session_calls.exec], ids=repr)
-def test_a_commands_options_are_documented(build: Callable[..., Any]):
+def test_a_commands_options_are_documented(build: Callable[..., Any]) -> None:
     text = inspect.getdoc(build) or ""
     assert "options" not in text
     for name in list(inspect.signature(build).parameters)[1:]:
@@ -162,7 +164,7 @@ def test_a_commands_options_are_documented(build: Callable[..., Any]):
     assert "env: 'Mapping[str, str] | None' = None" in pydoc.plain(pydoc.render_doc(build))
 
 
-def test_a_commands_options_are_no_others():
+def test_a_commands_options_are_no_others() -> None:
     with pytest.raises(TypeError, match=r"^exec\(\) got an unexpected keyword argument 'user'$"):
         session_calls.exec(("a", "b"), "true", user="root")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"^start_process\(\) got an unexpected keyword argument 'options'$"):

@@ -10,7 +10,7 @@ import pytest
 
 from sandboxd.errors import ProcessNotRunning
 from sandboxd.guest import processes
-from sandboxd.guest.process_states import State
+from sandboxd.guest.process_states import Event, State
 from sandboxd.guest.processes import Process
 from sandboxd.guest.users import User
 from sandboxd.spec import CommandSpec
@@ -102,7 +102,7 @@ def test_one_that_cannot_start_again_ends(deps: FakeDeps) -> None:
 def test_what_the_table_refuses_costs_the_command_and_not_init(deps: FakeDeps) -> None:
     ended: list[Process] = []
     process = start(deps, ended)
-    process._move(processes.Event.RESTART)
+    process._move(Event.RESTART)
     assert (process._state, deps.made[0].kills) == (State.RUNNING, 1)
     happen(deps, lambda: process.on_exit(KILLED, USAGE))
     turn_until(deps, lambda: bool(ended))

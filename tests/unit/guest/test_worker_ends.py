@@ -14,6 +14,7 @@ from sandboxd.guest import worker
 from sandboxd.guest.incoming import IncomingChildren
 from sandboxd.guest.users import User
 from sandboxd.guest.worker import Worker
+from sandboxd.guest.worker_states import Event as LifeEvent
 from sandboxd.guest.worker_states import State
 from sandboxd.wire.messages import Event
 from tests.support.fake_leaves import FakeDeps, happen, turn_until
@@ -85,12 +86,12 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """The pid that comes with a child's first byte is this process' own: nobody is to be killed."""
-    monkeypatch.setattr(worker.os, "kill", lambda pid, number: None)
+    monkeypatch.setattr(os, "kill", lambda pid, number: None)
     one = World()
 
     def start_own() -> None:
         one.started.append(one.worker.name)
-        one.worker._move(worker.LifeEvent.BEGIN)
+        one.worker._move(LifeEvent.BEGIN)
 
     monkeypatch.setattr(one.worker, "_start", start_own)
     yield one

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from sandboxd.errors import SandboxdError, SandboxGone
-from sandboxd.launcher import create
 from sandboxd.launcher.create import CreateRequest, Creations, _Creation
 from sandboxd.launcher.create_child import StatusReader
-from sandboxd.launcher.creation_states import Event, State
+from sandboxd.launcher.creation_states import OVER, Event, State
 from sandboxd.linux.eventloop import READ, EventLoop
 from sandboxd.network import NetworkSpec
 from sandboxd.spec import Limits
@@ -167,9 +166,9 @@ def test_a_failure_at_any_moment_ends_it_once(make_world: Callable[[], World], f
                 if what == "link":
                     for attached in world.links.attached:
                         attached(SandboxGone("cannot attach it"))
-                elif world.status >= 0 and world.creation.state not in create.OVER:
+                elif world.status >= 0 and world.creation.state not in OVER:
                     world.happen(what)
-            if world.creation.state not in create.OVER:  # ready before the end of its pipe, or linked after all
+            if world.creation.state not in OVER:  # ready before the end of its pipe, or linked after all
                 assert failure in ("link", "silence")
                 world.creations._abandon(world.creation, SandboxGone("cannot go on"))
             assert world.creation.state is State.FAILED

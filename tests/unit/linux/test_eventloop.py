@@ -36,7 +36,7 @@ def pipes() -> Iterator[list[tuple[int, int]]]:
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that stands still until a test moves it."""
     clock = [1000.0]
-    monkeypatch.setattr(eventloop.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     return clock
 
 

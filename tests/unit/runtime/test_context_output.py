@@ -17,6 +17,7 @@ from sandboxd.runtime import between_runs, context, runs
 from sandboxd.runtime.between_runs import BetweenRuns
 from sandboxd.runtime.context import Context
 from sandboxd.runtime.context_states import SHOWN, State
+from sandboxd.runtime.questions import Question
 from sandboxd.runtime.runs import Run
 from sandboxd.runtime.worker import Worker
 from sandboxd.spec import ContextSpec
@@ -45,6 +46,11 @@ class FakeLink:
         self.is_muted = False
         self._send, self._receive = trio.open_memory_channel[list[Event]](100)
         self._offset = 0
+
+    def end(self) -> None:
+        """Have it exit."""
+        self.put(("exit", exit_data()))
+        self.put()
 
     def put(self, *events: tuple[str, Any]) -> None:
         """Have all of these come at once."""
@@ -179,7 +185,7 @@ async def test_a_context_that_is_being_deleted_takes_no_run() -> None:
         nursery.start_soon(one.delete)
         await trio.testing.wait_all_tasks_blocked()
         assert (one.state, SHOWN[one.state]) == (State.DELETING, "gone")
-        for asked in (one.restart, lambda: one.ask({})):
+        for asked in (one.restart, lambda: one.ask(Question({}))):
             with pytest.raises(SandboxGone):
                 await asked()
         with pytest.raises(SandboxGone):
@@ -207,7 +213,7 @@ async def test_an_interpreter_that_cannot_be_killed_leaves_its_context_exited(
 async def test_a_move_that_the_table_refuses_costs_the_context_alone(caplog: pytest.LogCaptureFixture) -> None:
     link = FakeLink()
     async with serving(link) as one:
-        link.on_kill = lambda: (link.put(("exit", exit_data())), link.put())  # type: ignore[func-returns-value]
+        link.on_kill = link.end
         one.state, run = State.BUSY, new_run()  # a bug: nothing runs
         one.submit(run)
         with trio.fail_after(30):

@@ -26,7 +26,16 @@ from tests.support.fake_daemon import eventually, manager_of
 from tests.support.fake_peer import Conversation, FakeInit, FakeLauncher, exit_data
 
 COMMAND = CommandSpec(argv=("true",))
-VALUES = {"null": None, "bool": True, "int": 1, "number": 1.0, "text": "x", "bytes": b"x", "list": [], "map": {}}
+VALUES: dict[str, Any] = {
+    "null": None,
+    "bool": True,
+    "int": 1,
+    "number": 1.0,
+    "text": "x",
+    "bytes": b"x",
+    "list": [],
+    "map": {},
+}
 #: What the types alone do not say.
 MEANT: dict[str, dict[str, Any]] = {
     "Process": {"id": "p-1", "argv": ["true"], "running": False, "result": exit_data()},
@@ -98,7 +107,7 @@ async def test_one_that_was_frozen_says_so_when_it_is_thawed(tmp_path: Path, mon
         assert sandbox.state is State.FROZEN
         with pytest.raises(SandboxFailed, match=f"speaks version {VERSION + 1} of the link, and this daemon"):
             await manager.control.thaw(sandbox.id)
-        assert sandbox.state is State.FAILED
+        assert sandbox.state.value == State.FAILED.value
 
 
 # --- the same version, other keys ------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ def frame(**message: Any) -> tuple[str, bytes]:
     return "frame", struct.pack(">I", len(body)) + body
 
 
-START, READY, EXIT = ("start", {}), frame(op="ready", version="1"), ("exit", exit_data())
+START: tuple[str, Any] = ("start", {})
+READY, EXIT = frame(op="ready", version="1"), ("exit", exit_data())
 GARBAGE = ("frame", struct.pack(">I", 1) + b"\xc1")
 
 

@@ -166,7 +166,7 @@ def compared(path: pathlib.Path, variable: str) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id == variable:
-            found |= {inner.value for inner in ast.walk(node) if isinstance(inner, ast.Constant)}
+            found |= {str(inner.value) for inner in ast.walk(node) if isinstance(inner, ast.Constant)}
     return found
 
 
@@ -186,7 +186,7 @@ def test_the_network_processes_operations() -> None:
 def subscripts(path: pathlib.Path, *of: str) -> set[str]:
     """Return the keys by which a module reads one of these dicts."""
     return {
-        node.slice.value
+        str(node.slice.value)
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Subscript) and ast.unparse(node.value) in of and isinstance(node.slice, ast.Constant)
     }
@@ -195,7 +195,7 @@ def subscripts(path: pathlib.Path, *of: str) -> set[str]:
 def dicts(path: pathlib.Path) -> list[set[str]]:
     """Return the keys of each dict that a module spells out."""
     found = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Dict) and all(node.keys))
-    return [{key.value for key in node.keys if isinstance(key, ast.Constant)} for node in found]
+    return [{str(key.value) for key in node.keys if isinstance(key, ast.Constant)} for node in found]
 
 
 def test_what_a_template_and_its_child_are_told() -> None:
