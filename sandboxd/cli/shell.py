@@ -12,14 +12,12 @@ import select
 import shlex
 import signal
 import sys
-import termios
 import threading
-import tty
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import click
 
-from sandboxd.cli.failure import RUN_FAILED, status
+from sandboxd.cli.failure import RUN_FAILED, Failure, status
 from sandboxd.cli.output import write_all
 from sandboxd.cli.params import start_options, target_of
 from sandboxd.errors import SandboxdError
@@ -67,6 +65,8 @@ def shell(
     The exit status is the program's, as with `sandboxd exec`. A terminal that you leave or are cut off from stays alive
     for --linger seconds; --attach returns to it and shows its screen again.
     """
+    if not hasattr(signal, "SIGWINCH"):
+        raise Failure("cannot open a terminal: `sandboxd shell` needs a POSIX system; use `sandboxd exec`", RUN_FAILED)
     words = command[1:] if command[:1] == ("--",) else command
     if attach is not None and (words or options or process_id or session):
         raise click.UsageError("--attach comes back to a terminal as it is.")
@@ -108,6 +108,9 @@ def _raw_terminal() -> Iterator[None]:
     if not sys.stdin.isatty():
         yield
         return
+    import termios  # noqa: PLC0415 - not every system that the client runs on has it
+    import tty  # noqa: PLC0415
+
     before = termios.tcgetattr(0)
     try:
         tty.setraw(0, termios.TCSADRAIN)

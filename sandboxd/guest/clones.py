@@ -16,11 +16,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import InternalError, LimitExceeded, SandboxdError, ServerBusy
+from ..linux.eventloop import EventLoop, Timer
 from ..linux.kernel import Kernel
 from ..wire import exhausted
 from ..wire.messages import Event
 from .commands import Commands
-from .eventloop import EventLoop, Timer
 from .incoming import IncomingChild, IncomingChildren
 from .leaf_cgroups import LeafCgroup, LeafCgroups
 from .link_server import LinkServer

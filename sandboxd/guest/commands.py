@@ -247,7 +247,7 @@ class Commands:
         """Give every running command's log its share of what there is."""
         if self._running * DEFAULT_CAPACITY > RUNNING_BYTES - DEFAULT_CAPACITY:
             for process in self._processes.values():
-                if process.ended_at is None:
+                if not process.has_ended:
                     process.output.journal.shrink(min(DEFAULT_CAPACITY, RUNNING_BYTES // self._running))
 
     # --- streams and waits ---
@@ -289,7 +289,7 @@ class Commands:
             self._waits.pop((peer, request), None)
             peer.reply(request, process.result or {})
 
-        if process.ended_at is None:
+        if not process.has_ended:
             self._waits[peer, request] = lambda: process.forget_ended(ended)
         process.when_ended(ended)
 
@@ -452,7 +452,7 @@ class Commands:
 
     def _forget_old(self) -> None:
         """Drop ended commands over the bounds, the oldest first; one that is still being followed stays."""
-        ended = [p for p in self._processes.values() if p.ended_at is not None and not p.output.followers]
+        ended = [p for p in self._processes.values() if p.has_ended and not p.output.followers]
         size = sum(p.output.journal.size for p in ended)
         if len(ended) <= MAX_ENDED and size <= MAX_ENDED_BYTES:
             return

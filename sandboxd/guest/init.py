@@ -12,6 +12,7 @@ from typing import Any, Final
 import prctl
 
 from ..errors import InternalError, InvalidRequest, SandboxdError
+from ..linux.eventloop import READ, EventLoop
 from ..linux.kernel import Kernel
 from ..spec import CommandSpec, SessionSpec, check_env, check_mode, check_path, check_user
 from ..wire import exhausted
@@ -20,7 +21,6 @@ from . import archives, file_operations, search, tree_digest, users, watching
 from .clones import Clones
 from .commands import Commands
 from .contexts import Contexts
-from .eventloop import READ, EventLoop
 from .files import Files
 from .incoming import IncomingChildren
 from .jobs import FileJobs

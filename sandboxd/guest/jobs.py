@@ -25,9 +25,9 @@ from types import FrameType
 from typing import Any, Final
 
 from ..errors import InternalError, InvalidRequest, LimitExceeded, SandboxdError, ServerBusy
+from ..linux.eventloop import EventLoop, Timer
 from ..linux.kernel import Kernel
 from ..wire import exhausted
-from .eventloop import EventLoop, Timer
 from .frames import ChunkReader, FrameWriter
 from .leaf_cgroups import LeafCgroup, LeafCgroups
 from .link_server import LinkServer

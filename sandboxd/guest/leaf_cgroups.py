@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
+from ..linux.eventloop import EventLoop
 from ..linux.kernel import Kernel
-from .eventloop import EventLoop
 
 _READ_BYTES: Final = 4096
 #: How long until a leaf that was not empty is tried again; a reaped orphan tries at once.

@@ -32,6 +32,7 @@ class SpawnRequest(NamedTuple):
     Attributes:
         first: what descriptors after the first three become, from this number on.
         terminal: its stdin is a terminal that it is to control.
+        umask: None leaves it as it is.
     """
 
     argv: tuple[str, ...]
@@ -42,13 +43,15 @@ class SpawnRequest(NamedTuple):
     groups: tuple[int, ...]
     first: int = 3
     terminal: bool = False
+    umask: int | None = None
 
     @classmethod
     def of(
         cls, spec: CommandSpec, user: User, argv: tuple[str, ...], env: dict[str, str], cwd: str, first: int = 3
     ) -> SpawnRequest:
         """Return what a command's child becomes: what runs it is given, and the rest is the command's own."""
-        return cls(argv, env, cwd, *user.ids, first, terminal=spec.terminal is not None)
+        umask = None if spec.umask is None else int(spec.umask, 8)
+        return cls(argv, env, cwd, *user.ids, first, terminal=spec.terminal is not None, umask=umask)
 
 
 def run_child(kernel: Kernel, order: SpawnRequest, fds: Sequence[int]) -> NoReturn:
@@ -78,6 +81,8 @@ def run(kernel: Kernel, order: SpawnRequest, fds: Sequence[int]) -> NoReturn:
             kernel.close_range(3, order.first - 1)
         kernel.close_range(order.first + len(fds) - 3, 2**32 - 1)
         _own(order)
+        if order.umask is not None:
+            os.umask(order.umask)
         _enter(order.cwd)
         _exec(order.argv, order.env)
     except OSError as error:

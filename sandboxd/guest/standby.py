@@ -39,9 +39,10 @@ from typing import Final, NoReturn
 
 import prctl
 
+from ..linux.eventloop import READ, EventLoop, Timer
 from ..linux.kernel import CLONE_PARENT, Kernel
+from ..wire.sendqueue import rights
 from . import spawn
-from .eventloop import READ, EventLoop, Timer
 from .leaf_cgroups import LeafCgroup, LeafCgroups
 
 #: An order over this is a fork's: a message of a socket pair must fit its buffer.
@@ -141,13 +142,13 @@ class Standby:
                 and [resource.prlimit(child.pid, each) for each in _LIMITS] == _limits()
                 and os.getpriority(os.PRIO_PROCESS, child.pid) == os.getpriority(os.PRIO_PROCESS, 0)
             ):
-                child.socket.sendmsg([data], [_rights(fds)], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+                child.socket.sendmsg([data], [rights(fds)], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
                 return True
         return False
 
     def _end(self, child: _Child) -> None:
         """Let go of a child: it is killed, and its leaf goes when it has gone."""
-        self._loop.watch(child.socket.fileno(), 0, _nothing)
+        self._loop.unwatch(child.socket.fileno())
         child.socket.close()
         if child.pid:
             self._children.pop(child.pid, None)  # the reaper takes it for an orphan
@@ -218,7 +219,7 @@ class Standby:
         leaf = self._new_leaf()
         fd = leaf.open()
         try:
-            forker.socket.sendmsg([b"1"], [_rights([fd])], socket.MSG_NOSIGNAL)
+            forker.socket.sendmsg([b"1"], [rights([fd])], socket.MSG_NOSIGNAL)
         except OSError:
             self._leaves.drop(leaf)
             raise
@@ -264,7 +265,7 @@ class Standby:
         if not data or pid == 0 or pid in self._children or self.is_command(pid) or not _lives(pid):
             self.drop()
             return
-        self._loop.watch(child.socket.fileno(), 0, _nothing)
+        self._loop.unwatch(child.socket.fileno())
         child.pid = pid
         self._coming, self._ready = None, child
         self._know(child)
@@ -288,16 +289,8 @@ def _limits() -> list[tuple[int, int]]:
     return [resource.getrlimit(each) for each in _LIMITS]
 
 
-def _rights(fds: Sequence[int]) -> tuple[int, int, array.array[int]]:
-    return socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)
-
-
 def _fds(ancillary: list[tuple[int, int, bytes]]) -> array.array[int]:
     return array.array("i", ancillary[0][2])
-
-
-def _nothing() -> None:
-    pass
 
 
 # --- in the children ---
@@ -334,7 +327,7 @@ def _be_forker(kernel: Kernel, connection: int, null_fd: int) -> NoReturn:
             os.close(leaf)
             os.close(pidfd)
             theirs.close()
-            init.sendmsg([b"1"], [_rights([inits.fileno()])])
+            init.sendmsg([b"1"], [rights([inits.fileno()])])
             inits.close()
     finally:
         os._exit(0)

@@ -164,7 +164,7 @@ class Execution:
         return f"<Execution {self.process_id} pid={self.pid} exit={self.exit}>"
 
     async def __aenter__(self) -> Execution:
-        counters, began = self._sandbox.counters, trio.current_time()
+        counters, began = self._sandbox.services.counters, trio.current_time()
         try:
             await self._begin()
         except SandboxdError as error:
@@ -215,5 +215,5 @@ class Execution:
         last = batch[-1]
         if last.type == "exit" and isinstance(last.data, dict):
             self.exit = parse_exit(last.data)
-            self._sandbox.counters.exec_ends[self.exit.end] += 1
+            self._sandbox.services.counters.exec_ends[self.exit.end] += 1
         return batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import weakref
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +14,7 @@ from ..errors import (
     LaunchFailed,
     NotAvailable,
     ProtocolError,
+    RemoteProtocolError,
     SandboxdError,
     SandboxFailed,
     SandboxFrozen,
@@ -21,10 +23,9 @@ from ..errors import (
     ServerBusy,
 )
 from ..wire.link import DEFAULT_WINDOW
+from ..wire.messages import VERSION
 from . import checks
-from .budget import UNBOUNDED, Share
 from .contexts import Contexts
-from .counters import Counters
 from .execution import Execution, new_process_id
 from .files import Files
 from .git import Git
@@ -38,14 +39,14 @@ from .sessions import Sessions
 from .store import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from pathlib import Path
 
     from ..network import NetworkSpec
     from ..spec import CommandSpec, Limits, SandboxSpec, StartSpec
-    from .handoff import Enter
     from .launcher import Launched
     from .link_client import Stream
+    from .services import Services
 
 #: A piece of stdin on the link; init writes it before it answers.
 STDIN_PIECE_BYTES: Final = 256 * 1024
@@ -65,16 +66,14 @@ class Sandbox:
         sandbox_id: str,
         spec: SandboxSpec,
         created_at: float,
-        counters: Counters | None = None,
-        moved: Callable[[Sandbox], None] = lambda _: None,
-        share: Share = UNBOUNDED,
+        services: Services,
     ) -> None:
         self.id = sandbox_id
         self.spec = spec
         self.created_at = created_at
-        self.counters = counters or Counters()
+        self.services = services
         #: What the daemon may hold in memory for its callers.
-        self.share = share
+        self.share = services.budget.share()
         self.state = State.CREATING
         self.reason: str | None = None
         self.limits: Limits = spec.limits
@@ -84,26 +83,17 @@ class Sandbox:
         #: Filesystems of its own: files of others are not taken from its init.
         self.devices: frozenset[int] = frozenset()
         self._peer: LinkClient | None = None
-        #: Opens the link to an init that nobody has asked anything yet; the manager gives it.
-        self.open_link: Callable[[Sandbox], None] | None = None
         self.settled = trio.Event()
         #: Set when init has heard its settings, or the link has ended before.
         self._configured = trio.Event()
         self._known_fields: list[str] = []
-        #: Called when its network has other rules; whoever answers for names sets it.
-        self.network_changed: Callable[[], None] = lambda: None
         #: Why nobody answers its questions about names; None while somebody does, or it has no network.
         self.names_lost: str | None = None
         #: Set, and another one, whenever the state changes.
         self.moved = trio.Event()
-        self._tell_move = moved
         #: Held while it is changed, frozen or thawed: one after the other.
         self.changing = trio.Lock()
         self.contexts = Contexts(self)
-        #: Has a template's child enter this sandbox; the manager gives it.
-        self.enter: Enter | None = None
-        #: How long init has a process wait for the next command, in seconds; 0 is not at all.
-        self.standby_s = 0
         self.files = Files(self)
         self.git = Git(self)
         self.processes = Processes(self)
@@ -130,7 +120,7 @@ class Sandbox:
         self.reason = reason
         moved, self.moved = self.moved, trio.Event()
         moved.set()
-        self._tell_move(self)
+        self.services.tell_move(self)
 
     def take_over(self, launched: Launched) -> None:
         """Take over what the launcher said."""
@@ -170,7 +160,8 @@ class Sandbox:
     @property
     def settings(self) -> dict[str, Any]:
         """What init must hear first, since it never passes through the launcher: env, and commands' defaults."""
-        return {"env": self.spec.env, "cwd": self.spec.cwd, "user": self.spec.user, "standby_s": self.standby_s}
+        standby_s = self.services.standby_s
+        return {"env": self.spec.env, "cwd": self.spec.cwd, "user": self.spec.user, "standby_s": standby_s}
 
     async def configure(self) -> None:
         """Tell init its settings."""
@@ -205,6 +196,14 @@ class Sandbox:
     def has_link(self) -> bool:
         """Whether somebody speaks for its init."""
         return self._peer is not None and self._peer.ended is None
+
+    @property
+    def version_refusal(self) -> str | None:
+        """What to say of an init that speaks another version of the link; None where it does not."""
+        ended = None if self._peer is None else self._peer.ended
+        if not isinstance(ended, RemoteProtocolError) or "version" not in ended.facts:
+            return None
+        return f"its init speaks version {ended.facts['version']} of the link, and this daemon version {VERSION}"
 
     def link_statistics(self) -> dict[str, int] | None:
         """Return its link's figures, or None."""
@@ -241,7 +240,7 @@ class Sandbox:
 
     def _absence(self) -> SandboxdError | None:
         """Return why nothing can be asked of it, or None."""
-        if self.state is State.RUNNING and (self._peer is not None or self.open_link is not None):
+        if self.state is State.RUNNING:
             return None
         if self.state is State.CREATING:
             return Conflict(f"cannot use sandbox {self.id}: it is being created", state="creating")
@@ -263,10 +262,7 @@ class Sandbox:
 
     def _link(self) -> LinkClient:
         self.check_usable()
-        if self._peer is None and self.open_link is not None:
-            self.open_link(self)
-        assert self._peer is not None  # noqa: S101 - _absence looked
-        return self._peer
+        return self._peer or self.services.open_link(self)
 
     async def ask(self, op: str, /, **params: object) -> dict[str, Any]:
         """Ask init for an operation of the link and return its answer, which the caller checks.
@@ -294,9 +290,9 @@ class Sandbox:
         """
         return self._link().stream(op, params, window=window, fds=fds)
 
-    def handoff(self) -> Handoff | None:
-        """Return where a template's child may come to its init; None where there is no launcher to send one."""
-        return None if self.enter is None else Handoff(self.enter)
+    def handoff(self) -> Handoff:
+        """Return where a template's child may come to its init."""
+        return Handoff(functools.partial(self.services.enter, self.id))
 
     async def _ask_fds(self, op: str, params: dict[str, Any], fds: int) -> tuple[dict[str, Any], list[int]]:
         peer = self._peer if self.state is State.CREATING and self._peer is not None else self._link()

@@ -12,21 +12,21 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
-from hypercorn.protocol.events import Body, EndBody, Response, StreamClosed
 
 from ...errors import SandboxdError
 from ..call import Call, Last
 from . import target
+from .hypercorn_parts import Body, EndBody, Response, StreamClosed
 
 if TYPE_CHECKING:
     import h11
-    from hypercorn.protocol.events import Event
     from quart_trio.wrappers import TrioResponse
     from werkzeug.datastructures import Headers
 
     from ..access import Caller
     from ..app import Api
     from .http1 import Http1
+    from .hypercorn_parts import StreamEvent
     from .server import Wire
 
 _log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Exchange:
     def __repr__(self) -> str:
         return f"<Exchange {self.call!r}>"
 
-    async def handle(self, event: Event) -> None:
+    async def handle(self, event: StreamEvent) -> None:
         """Take what hypercorn's protocol says of this request; a body that is not read makes its sender wait."""
         if self._closed:
             return

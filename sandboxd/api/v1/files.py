@@ -15,6 +15,7 @@ from .. import mime
 from ..call import answer, streamed
 from ..http.body import UPLOAD_IDLE_S
 from .file_models import FileOut, PathIn, path_of, shown, spelled
+from .rows import NEW, file_route
 
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
@@ -85,3 +86,9 @@ async def write_body(call: Call, sandbox: Sandbox, path: str, mode: str | None =
             await writer.write(piece)
         size = writer.size
         return size, await writer.commit()
+
+
+ROUTES: Final = (
+    file_route("files.read", "GET", "", read, query=PathIn, result=bytes, kinds=("range-not-satisfiable",)),
+    file_route("files.write", "PUT", "", write, query=WriteQuery, body=bytes, result=FileOut, kinds=NEW),
+)

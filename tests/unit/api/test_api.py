@@ -174,6 +174,12 @@ BAD_COMMANDS: list[tuple[Any, int, str, str]] = [
     ({"command": "x", "detach": 1}, 400, "invalid-request", "detach"),
     ({"command": "x", "shell": "zsh"}, 400, "unknown-field", "shell"),
     ({"command": "x", "user": "a b"}, 400, "invalid-request", "user"),
+    ({"command": "x", "umask": "8"}, 400, "invalid-request", "umask"),
+    ({"command": "x", "umask": "01777"}, 400, "invalid-request", "umask"),
+    ({"command": "x", "umask": "1777"}, 400, "invalid-request", "umask"),
+    ({"command": "x", "umask": "abc"}, 400, "invalid-request", "umask"),
+    ({"command": "x", "umask": 22}, 400, "invalid-request", "umask"),
+    ({"command": "x", "umask": "22", "session": "s"}, 400, "invalid-request", "umask"),
 ]
 
 
@@ -220,6 +226,7 @@ async def test_wrong_requests_are_problems(daemon: FakeDaemon, method: str, path
         assert "POST" in response.headers["allow"]
 
 
+@pytest.mark.own_server
 async def test_a_json_body_over_the_bound_is_refused_unread(daemon: FakeDaemon) -> None:
     found = problem(await daemon.client.post(ROUTE, content=b" " * (MAX_JSON_BODY_BYTES + 1)))
     assert (found["status"], found["kind"], found["limit_bytes"]) == (413, "body-too-large", MAX_JSON_BODY_BYTES)
@@ -234,6 +241,7 @@ async def test_a_json_body_over_the_bound_is_refused_unread(daemon: FakeDaemon) 
     assert (await daemon.client.get("/v1/health")).status_code == 200
 
 
+@pytest.mark.own_server
 async def test_a_huge_header_is_refused(daemon: FakeDaemon) -> None:
     stream = await daemon.raw_connection()
     async with stream:
@@ -324,6 +332,7 @@ def test_root_the_daemons_user_and_the_group_pass(caller: Caller, passes: bool) 
             policy.check(caller, None, "a token")
 
 
+@pytest.mark.own_server
 async def test_credentials_hold_for_every_request_of_a_connection(daemon: FakeDaemon) -> None:
     for _ in range(3):
         assert (await daemon.client.get(ROUTE)).status_code == 200

@@ -101,6 +101,23 @@ async def test_what_an_old_init_would_do_without_is_refused(
     assert "linger_s" not in daemon.init.asked("start")[-1]
 
 
+@pytest.mark.parametrize("knows", [False, True])
+async def test_a_umask_is_for_an_init_that_knows_it(daemon: FakeDaemon, knows: bool) -> None:
+    async def configure(talk: Conversation, request: Request) -> None:
+        await talk.reply(request, **({"knows": ["umask"]} if knows else {}))
+
+    daemon.init.answers["configure"] = configure
+    path, fields = "/v1/sandboxes/box", {"command": "true", "umask": "0027"}
+    for what, body in (("exec", fields), ("processes", {**fields, "id": "p"}), ("sessions", {"umask": "0027"})):
+        found = await daemon.client.post(f"{path}/{what}", json=body)
+        if knows:
+            assert found.status_code in (200, 201), found.text
+        else:
+            assert (problem(found)["kind"], problem(found)["field"]) == ("not-available", "umask")
+    asked = [daemon.init.asked(op) for op in ("exec", "start", "session_create")]
+    assert [[params["umask"] for params in one] for one in asked] == ([["0027"]] * 3 if knows else [[]] * 3)
+
+
 async def test_who_asks_for_what_an_init_may_not_know_hears_of_its_end(
     daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
