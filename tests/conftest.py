@@ -7,6 +7,7 @@ import inspect
 import os
 import signal
 
+import hypothesis
 import pytest
 import trio
 
@@ -27,6 +28,10 @@ def restore_signals() -> None:
 
 
 restore_signals()
+
+# Other work on the machine is no failure of a property.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.hookimpl(trylast=True)

@@ -27,8 +27,17 @@ def parse(body: bytes, model: type[_T]) -> _T:
     Raises:
         UnknownField, InvalidRequest: with the fact `field` where one can be named.
     """
+    return convert(jsontext.parse(body or b"{}", unique=True), model)
+
+
+def convert(value: object, model: type[_T]) -> _T:
+    """Return the model that a JSON value holds.
+
+    Raises:
+        UnknownField, InvalidRequest: with the fact `field` where one can be named.
+    """
     try:
-        return msgspec.convert(jsontext.parse(body or b"{}", unique=True), model)
+        return msgspec.convert(value, model)
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from None
 

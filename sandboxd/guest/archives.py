@@ -240,10 +240,10 @@ def unpack(deps: Deps, params: dict[str, Any]) -> dict[str, Any]:
                 _unpack_tar(_Gunzip(source) if name == "tar.gz" else source, extract)
                 while source.read(_PIECE):
                     pass  # what follows a tar's end is nothing, but the sender must be rid of it
+        except NotImplementedError as error:  # before the others: it is a RuntimeError
+            raise ArchiveRefused(f"cannot unpack: {error}", reason="method") from None
         except _DAMAGED as error:
             raise ArchiveRefused(f"cannot unpack: the archive is damaged ({error})", reason="damaged") from None
-        except NotImplementedError as error:
-            raise ArchiveRefused(f"cannot unpack: {error}", reason="method") from None
     return {"entries": extract.entries, "bytes": extract.bytes}
 
 
@@ -360,10 +360,14 @@ def _spooled(directory: int, source: _Source, extract: SafeExtract) -> IO[bytes]
     fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
     os.unlink(name, dir_fd=directory)
     file = open(fd, "w+b")  # noqa: SIM115 - the caller closes it
-    while piece := source.read(_PIECE):
-        file.write(piece)
-        extract.spooled(len(piece))
-    file.seek(0)
+    try:
+        while piece := source.read(_PIECE):
+            file.write(piece)
+            extract.spooled(len(piece))
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
     return file
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import InvalidRequest, LocalProtocolError, RemoteProtocolError, SandboxdError
+from ..linux.eventloop import READ, WRITE, EventLoop
 from ..wire.link import LinkConnection, Role
 from ..wire.messages import Failure, Message, Reply
 from ..wire.sendqueue import SendQueue, descriptors
-from .eventloop import READ, WRITE, EventLoop
 
 _RECV_BYTES: Final = 64 * 1024
 #: One for all, since what is received is copied on: made in the zygote, it costs an init only the pages it fills.
@@ -86,7 +86,7 @@ class LinkServer:
         if not self.is_open:
             return
         self.is_open = False
-        self._loop.watch(self._socket.fileno(), 0, self._on_ready)
+        self._loop.unwatch(self._socket.fileno())
         self._socket.close()
         self._link.close()
         self._out.close()

@@ -193,7 +193,7 @@ def open_target(kernel: Kernel, path: str, owner: User) -> tuple[int, str]:
     """
     fd, name = open_parent(kernel, path, "write", owner=owner)
     with mapped(path, "write"):
-        for _ in range(MAX_LINKS):
+        for _ in range(MAX_LINKS + 1):  # the last look finds no link
             try:
                 link = os.readlink(name, dir_fd=fd)
             except OSError:

@@ -125,9 +125,9 @@ _MAIN: Final = (
 _BASH_BESIDE: Final = "exec 59>&2 2>/dev/null; unset -v BASH_ENV; BASH_ARGV0=bash\n"
 _BASH_BESIDE_END: Final = '_sandboxd_set; exec 2>&59 59>&-; unset -f _sandboxd_set; eval "$_sandboxd_command"\n'
 _SH_BESIDE: Final = '. /proc/self/fd/60 2>/dev/null; eval " $_sandboxd_command"\n'
-_SH_END_BESIDE: Final = (
-    '_sandboxd_set; unset -f _sandboxd_set\ncase $- in *x*) set +x; _sandboxd_command="set -x;" ;; esac\n'
-)
+_SH_END_BESIDE: Final = """_sandboxd_set; unset -f _sandboxd_set
+case $- in *x*) set +x; _sandboxd_command="set -x;$_sandboxd_command" ;; esac
+"""
 
 
 def quote(text: str) -> str:
@@ -194,7 +194,9 @@ def prelude(
     else:
         parts.append(_SH_END_BESIDE)
     if line is not None and not saves:
-        parts.append(f"_sandboxd_command={quote(line)}\n")
+        own = f"_sandboxd_command={quote(line)}\n"
+        # sh evaluates that variable before its line too (`_SH_BESIDE`), for what must come first.
+        parts.append(own if bash else f"_sandboxd_command={quote(own)}$_sandboxd_command\n")
     return "".join(parts)
 
 

@@ -362,7 +362,7 @@ def move(kernel: Kernel, source: tuple[int, str], target: tuple[int, str], *, ov
     """Rename; across filesystems copy and delete. Returns whether a rename did.
 
     Raises:
-        FileExistsError: there is something at the target and `overwrite` is false.
+        OSError: EEXIST if there is something at the target and `overwrite` is false; what the disk says.
     """
     try:
         if overwrite:

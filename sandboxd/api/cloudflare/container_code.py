@@ -9,7 +9,7 @@ import msgspec
 import trio
 
 from ...errors import ContextNotFound, InvalidRequest, SandboxdError
-from ...runtime.context import State
+from ...runtime.context_states import State
 from ...runtime.logs import STREAMS, TextDecoder
 from ...runtime.runs import Run
 from ...spec import ContextSpec, check_code, check_env, check_language
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.context import Context
-    from ...runtime.runs import RunEvent
+    from ...runtime.run_log import RunEvent
     from ...runtime.sandbox import Sandbox
     from ..call import Call
 

@@ -12,21 +12,21 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
-from hypercorn.protocol.events import Body, EndBody, Response, StreamClosed
 
 from ...errors import SandboxdError
 from ..call import Call, Last
 from . import target
+from .hypercorn_parts import Body, EndBody, Response, StreamClosed
 
 if TYPE_CHECKING:
     import h11
-    from hypercorn.protocol.events import Event
     from quart_trio.wrappers import TrioResponse
     from werkzeug.datastructures import Headers
 
     from ..access import Caller
     from ..app import Api
     from .http1 import Http1
+    from .hypercorn_parts import StreamEvent
     from .server import Wire
 
 _log = logging.getLogger(__name__)
@@ -58,14 +58,14 @@ class Exchange:
             send_push_promise=functools.partial(_no_push),
         )
         self.call = Call(made, api.manager, api.facts, api.metrics, routed)
-        self.admission = api.admit(self.call, caller)
+        self.admission = api.admit(made, routed, caller)
         if not made.content_length and "Transfer-Encoding" not in headers:
             self.call.body.set_complete()  # it has none: do not wait for the event that says so
 
     def __repr__(self) -> str:
         return f"<Exchange {self.call!r}>"
 
-    async def handle(self, event: Event) -> None:
+    async def handle(self, event: StreamEvent) -> None:
         """Take what hypercorn's protocol says of this request; a body that is not read makes its sender wait."""
         if self._closed:
             return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from ...errors import InvalidRequest
+from ...runtime.context_states import SHOWN
 from ...runtime.logs import CARRY_EVENTS, STREAMS, TextDecoder
 from ...runtime.questions import Question
 from ...runtime.runs import Run
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.context import Context
-    from ...runtime.runs import RunEvent
+    from ...runtime.run_log import RunEvent
     from ...runtime.sandbox import Sandbox
     from ..call import Call
 
@@ -41,7 +42,7 @@ def _shown(context: Context) -> models.ContextOut:
         language=context.spec.language,
         cwd=context.spec.cwd,
         env=context.spec.env,
-        state=context.state.value,
+        state=SHOWN[context.state],
         is_default=context.is_default,
         execution_count=context.execution_count,
         version=context.version,
@@ -272,7 +273,7 @@ class RunBody:
         self._position = start
         self._decoder = TextDecoder()
         # One that begins in the middle of a character has read its beginning.
-        self._decoder.prime(one.events[max(0, start - CARRY_EVENTS) : start])
+        self._decoder.prime(one.before(start, CARRY_EVENTS))
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return follow_source(self._take, problems.to_event)

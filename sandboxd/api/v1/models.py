@@ -65,19 +65,30 @@ class SandboxIn(Input, frozen=True):
     snapshot: Any = None
 
 
-class ExecIn(Input, frozen=True):
-    """A command to run."""
+class StartIn(Input, frozen=True, kw_only=True):
+    """Where and as whom something starts: what commands and sessions share."""
 
-    command: str | list[str]
     cwd: str | None = None
     env: dict[str, str] | None = None
     user: str | int | None = None
+    umask: str | None = None
+
+
+class CommandIn(StartIn, frozen=True, kw_only=True):
+    """A command: what exec, processes and terminals share."""
+
+    command: str | list[str]
     stdin: str | bool | None = None
     timeout_s: float | None = None
     encoding: Literal["utf-8", "base64"] = "utf-8"
-    detach: bool = False
     session: str | None = None
     orphans: Literal["kill", "keep"] | None = None
+
+
+class ExecIn(CommandIn, frozen=True, kw_only=True):
+    """A command to run."""
+
+    detach: bool = False
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -269,11 +280,16 @@ def to_network(model: NetworkIn | None) -> NetworkSpec:
     return NetworkSpec(**{**given, "allow": tuple(given.get("allow", ()))})
 
 
-def to_command(model: ExecIn) -> CommandSpec:
+def start_fields(model: StartIn) -> dict[str, Any]:
+    """Return the fields of a `StartSpec` that are given."""
+    return {name: value for name in StartIn.__struct_fields__ if (value := getattr(model, name)) is not None}
+
+
+def to_command(model: CommandIn, *, restart: bool = False) -> CommandSpec:
     """Return the checked command.
 
     Raises:
-        InvalidRequest, NotAvailable: as their names say.
+        InvalidRequest: a value is out of its bounds.
     """
     if isinstance(model.command, str):
         # The shell itself would run an empty line well: say that nothing was asked for.
@@ -284,14 +300,13 @@ def to_command(model: ExecIn) -> CommandSpec:
             argv = CommandSpec.shell(shlex.join(argv))  # its shell's functions and aliases are programs too
     return CommandSpec(
         argv=argv,
-        env=model.env or {},
-        cwd=model.cwd,
-        user=model.user,
         stdin=_stdin(model.stdin, model.encoding),
         timeout_s=model.timeout_s,
         # A session's commands leave their children running, as a shell that goes on would.
         keep_orphans=(model.orphans or ("kill" if model.session is None else "keep")) == "keep",
         session=model.session,
+        restart=restart,
+        **start_fields(model),
     )
 
 

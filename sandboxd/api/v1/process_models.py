@@ -11,7 +11,7 @@ from ...errors import InvalidRequest
 from ...spec import CommandSpec, check_size
 from ...wire.times import rfc3339
 from ..bodies import Input
-from .models import ExecIn, Usage, to_command
+from .models import CommandIn, Usage, to_command
 
 if TYPE_CHECKING:
     from ...runtime.processes import ProcessInfo
@@ -27,19 +27,10 @@ class TerminalIn(Input, frozen=True):
     rows: int = 24
 
 
-class ProcessIn(Input, frozen=True):
+class ProcessIn(CommandIn, frozen=True, kw_only=True):
     """A process to start."""
 
-    command: str | list[str]
     id: str | None = None
-    cwd: str | None = None
-    env: dict[str, str] | None = None
-    user: str | int | None = None
-    stdin: str | bool | None = None
-    timeout_s: float | None = None
-    encoding: Literal["utf-8", "base64"] = "utf-8"
-    session: str | None = None
-    orphans: Literal["kill", "keep"] | None = None
     restart: Literal["never", "on-failure"] = "never"
     terminal: TerminalIn | None = None
     linger_s: float | None = None
@@ -112,11 +103,9 @@ def to_process(model: ProcessIn) -> CommandSpec:
     """Return the checked command.
 
     Raises:
-        InvalidRequest, NotAvailable: as their names say.
+        InvalidRequest: a value is out of its bounds, or goes with others only.
     """
-    names = {field.name for field in msgspec.structs.fields(ExecIn)}
-    shared = {name: getattr(model, name) for name in ProcessIn.__struct_fields__ if name in names}
-    command = dataclasses.replace(to_command(ExecIn(**shared)), restart=model.restart == "on-failure")
+    command = to_command(model, restart=model.restart == "on-failure")
     if model.terminal is None:
         if model.linger_s is not None:
             raise InvalidRequest("cannot accept linger_s: the process has no terminal", field="linger_s")

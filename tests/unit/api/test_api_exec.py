@@ -199,6 +199,7 @@ async def _read_raw(daemon: FakeDaemon, path: str, body: dict[str, Any], accept:
     return size
 
 
+@pytest.mark.own_server
 @pytest.mark.parametrize(
     ("path", "accept"),
     [
@@ -381,6 +382,7 @@ async def test_a_sandbox_that_goes_ends_its_streams_with_a_name(daemon: FakeDaem
     assert (found["kind"], found["status"]) == ("sandbox-gone", 409)
 
 
+@pytest.mark.own_server
 async def test_a_stop_ends_streams_and_leaves_sandboxes(daemon: FakeDaemon) -> None:
     daemon.init.wait_for_cancel = True
     answers: list[Any] = []

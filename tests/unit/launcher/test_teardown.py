@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import selectors
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import pytest
 from sandboxd.launcher import teardown
 from sandboxd.launcher.cgroups import SandboxCgroups
 from sandboxd.linux import cgroupfs
+from sandboxd.linux.eventloop import EventLoop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +38,7 @@ def host(tmp_path: Path) -> Any:
     done: list[str] = []
     nothing = SimpleNamespace(remove=lambda *_: True, release=lambda *_: None, sweep=lambda: None)
     work = teardown.Teardowns(
-        selectors.DefaultSelector(),
+        EventLoop(),
         cgroups,
         nothing,
         nothing,
