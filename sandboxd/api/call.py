@@ -117,10 +117,10 @@ class _Pieces(ResponseBody):
             await close()
 
 
-def streamed(body: AsyncIterable[bytes] | ResponseBody, status: int, headers: dict[str, str]) -> TrioResponse:
+def streamed(body: AsyncIterable[bytes], status: int, headers: dict[str, str]) -> TrioResponse:
     """Return an answer whose body comes in pieces, of which one may be `Last`; a generator is closed at the end."""
     response = TrioResponse(b"", status)
     response.headers.pop("Content-Length", None)  # of the empty body that the constructor wants
     response.headers.update(headers)
-    response.response = body if isinstance(body, ResponseBody) else _Pieces(body)
+    response.response = _Pieces(body)
     return response

@@ -13,7 +13,7 @@ from sandboxd.cli.failure import Failure, Interrupts, one_sentence
 from sandboxd.cli.file_searches import backup, changes, find, replace, restore, search, watch
 from sandboxd.cli.file_text import file_json, mode_text, utc
 from sandboxd.cli.output import say, shown, write_all
-from sandboxd.cli.params import sandbox_of
+from sandboxd.cli.params import Size, sandbox_of
 from sandboxd.cli.table import print_table
 from sandboxd.errors import AccessDenied, Conflict, FileNotFound, NotAFile
 from sandboxd.spec import check_file_path
@@ -288,6 +288,19 @@ def chown(ctx: click.Context, *, recursive: bool, sandbox: str, owner: str, path
 
 def _owner(name: str) -> str | int | None:
     return int(name) if name.isascii() and name.isdigit() else name or None
+
+
+@files.command("truncate", short_help="Set a file's size.")
+@click.argument("sandbox")
+@click.argument("path")
+@click.argument("size", type=Size())
+@click.pass_context
+def truncate(ctx: click.Context, *, sandbox: str, path: str, size: int) -> None:
+    """Set the size of the file PATH to SIZE bytes; K, M, G and T are powers of 1024, as in 512M.
+
+    A larger file is cut. A smaller one grows by a hole, which reads as zeros and takes no room.
+    """
+    sandbox_of(ctx, sandbox).truncate(path, size)
 
 
 for _command in (search, find, replace, watch, changes, backup, restore):

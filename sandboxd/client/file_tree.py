@@ -81,6 +81,11 @@ def chown(
     return Call(**request, what="answer", parse=_parse_inner)
 
 
+def truncate(key: str, path: SandboxPath, size: int) -> Call[FileInfo]:
+    """Set a file's size in bytes: cut it, or let it grow by a hole, which takes no room."""
+    return Call(**post(key, "truncate", path, size=size), what="file", parse=parse_file)
+
+
 def _parse_inner(value: Json) -> FileInfo:
     return parse_file(value["file"])
 
@@ -98,6 +103,7 @@ class FileTreePart(Part):
     symlink = sync_verb(symlink)
     chmod = sync_verb(chmod)
     chown = sync_verb(chown)
+    truncate = sync_verb(truncate)
 
 
 class AsyncFileTreePart(AsyncPart):
@@ -113,3 +119,4 @@ class AsyncFileTreePart(AsyncPart):
     symlink = async_verb(symlink)
     chmod = async_verb(chmod)
     chown = async_verb(chown)
+    truncate = async_verb(truncate)

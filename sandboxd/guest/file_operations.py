@@ -227,6 +227,20 @@ def chown(deps: Deps, params: dict[str, Any]) -> dict[str, Any]:
     return _change(deps, params, "change the owner of", change)
 
 
+def truncate(deps: Deps, params: dict[str, Any]) -> dict[str, Any]:
+    """Set the size of the regular file `path`, whose links are followed: it is cut, or grows by a hole."""
+    path = path_of(params)
+    with mapped(path, "set the size of"):
+        fd = deps.kernel.openat2(AT_FDCWD, path, os.O_PATH, RESOLVE_NO_MAGICLINKS)
+        try:
+            require(path, os.fstat(fd).st_mode, stat.S_IFREG, "set the size of")
+            # What was looked at, and not opened before: opening a device may do something, and a FIFO may wait.
+            os.truncate(f"/proc/self/fd/{fd}", params["size"])
+            return {"file": row_of(path, os.fstat(fd), None)}
+        finally:
+            os.close(fd)
+
+
 def _change(deps: Deps, params: dict[str, Any], verb: str, change: Any) -> dict[str, Any]:  # noqa: ANN401
     """Apply a change to a path, whose links are followed, and to all below it if that is asked for."""
     path = path_of(params)
@@ -273,4 +287,5 @@ FUNCTIONS: Final[dict[str, Function]] = {
     "copy": copy,
     "chmod": chmod,
     "chown": chown,
+    "truncate": truncate,
 }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ..errors import FileNotFound, InternalError, NotAFile, RemoteProtocolError, SandboxdError
+from ..errors import FileNotFound, InternalError, InvalidRequest, NotAFile, RemoteProtocolError, SandboxdError
 from ..spec import check_mode, check_user, name_bytes
 from . import backups, checks, filefacts, open_files
 from .file_streams import Archive, Found, SearchResults, Watch
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Files of one page.
 MAX_PAGE: Final = 1000
+#: Bytes of a file, its holes counted: more than any disk has.
+MAX_FILE_SIZE: Final = 1 << 50
 #: When nothing limits a sandbox's disk.
 NO_LIMIT: Final = 1 << 50
 #: A search's own alarm comes first; this much later comes the end of one that does not hear it.
@@ -183,6 +185,12 @@ class Files:
         user = None if user is None else check_user(user)
         group = None if group is None else check_user(group, "group")
         return _changed(await self._run("chown", path, user=user, group=group, recursive=recursive))
+
+    async def truncate(self, path: str, size: int) -> FileFacts:
+        """Set a regular file's size: cut it, or let it grow by a hole. A link is followed to what it names."""
+        if not 0 <= size <= MAX_FILE_SIZE:
+            raise InvalidRequest(f"cannot accept size: it must be 0 to {MAX_FILE_SIZE}", field="size")
+        return filefacts.parse_file(await self._run("truncate", path, size=size))
 
     # --- many files ---
 

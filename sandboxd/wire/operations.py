@@ -285,6 +285,7 @@ _JOB: Final = (
         answer=_CHANGED,
         errors=FILE_ERRORS,
     ),
+    Operation(name="truncate", request=f"{_PATH}, size: int", answer="file: map", errors=FILE_ERRORS),
     Operation(
         name="search",
         request=f"{_SEARCHED}, content: text | null",

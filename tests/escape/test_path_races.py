@@ -51,6 +51,7 @@ def operations(sandbox: Sandbox, path: str) -> list[Callable[[], object]]:
         lambda: sandbox.write_file(below, "evil"),
         lambda: sandbox.chmod(below, 0o777),
         lambda: sandbox.chown(below, 1000),
+        lambda: sandbox.truncate(below, 1),
         lambda: sandbox.copy_file(f"{path}/hostname", "/workspace/copied"),
         lambda: sandbox.copy_file("/workspace/own", below),
         lambda: sandbox.rename_file(below, f"{path}/sandboxd-attack2"),

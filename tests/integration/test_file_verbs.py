@@ -161,6 +161,41 @@ def test_chmod_and_chown(sandbox: Sandbox) -> None:
         sandbox.chown("/workspace/d")
 
 
+def test_truncate(sandbox: Sandbox) -> None:
+    sandbox.write_file("/workspace/f", "0123456789", mode=0o640)
+    sandbox.exec("chown 7:8 f; ln -s f l; ln -s nowhere dangling; mkdir d; mkfifo p; ln -s /dev/null null").check()
+    assert sandbox.truncate("/workspace/f", 4).size == 4
+    assert sandbox.read_text("/workspace/f") == "0123"
+    grown = sandbox.truncate(b"/workspace/l", 1 << 40)  # a link is followed, as by the kernel's own
+    assert (grown.path, grown.type, grown.size, grown.mode) == ("/workspace/l", "file", 1 << 40, 0o640)
+    assert (grown.uid, grown.gid) == (7, 8)
+    assert sandbox.exec("head -c 6 f; stat -c %b f").stdout_bytes.startswith(b"0123\0\0")
+    assert int(sandbox.exec("stat -c %b f").stdout) <= 16  # the rest is a hole
+    assert sandbox.truncate("/workspace/f", 0).size == 0
+    assert sandbox.truncate("/etc/passwd", 5).size == 5  # a file of the rootfs becomes the sandbox's own
+    for path, error in (
+        ("/workspace/none", FileNotFound),
+        ("/workspace/dangling", FileNotFound),
+        ("/workspace/f/below", NotAFile),
+        ("/workspace/d", NotAFile),
+        ("/workspace/p", NotAFile),
+        ("/workspace/null", NotAFile),
+        ("/", NotAFile),
+    ):
+        with pytest.raises(error):
+            sandbox.truncate(path, 1)
+    with sandbox.exec_stream("exec 3<>p; echo open; sleep 60") as stream:
+        next(iter(stream))
+        with pytest.raises(NotAFile):
+            sandbox.truncate("/workspace/p", 0)
+    for size in (-1, (1 << 50) + 1, 1 << 70):
+        with pytest.raises(InvalidRequest) as caught:
+            sandbox.truncate("/workspace/f", size)
+        assert caught.value.field == "size"
+    with pytest.raises(SandboxdError):
+        sandbox.truncate("/proc/uptime", 0)
+
+
 def test_files_belong_to_the_default_user(client: Client) -> None:
     with Sandbox.create(user="user", client=client) as sandbox:
         sandbox.write_file("/workspace/a/f", "x")
@@ -204,6 +239,7 @@ def test_bad_paths_are_refused_everywhere(shared: Sandbox, path: str | bytes) ->
         lambda: shared.rename_file("/workspace/x", path),
         lambda: shared.copy_file(path, "/workspace/x"),
         lambda: shared.chmod(path, 0o700),
+        lambda: shared.truncate(path, 0),
         lambda: shared.search_files(path, name="*"),
         lambda: shared.watch(path),
         lambda: shared.read_archive(path),
@@ -232,6 +268,11 @@ def test_bad_requests_are_problems(daemon: Daemon, shared: Sandbox) -> None:
         ("POST", f"{base}/mkdir", {"path": 7}),
         ("POST", f"{base}/mkdir", {"path": "/workspace/m", "mode": "u+x"}),
         ("POST", f"{base}/chmod", {"path": "/workspace"}),
+        ("POST", f"{base}/truncate", {"path": "/workspace/x"}),
+        ("POST", f"{base}/truncate", {"path": "/workspace/x", "size": "1"}),
+        ("POST", f"{base}/truncate", {"path": "/workspace/x", "size": 1.5}),
+        ("POST", f"{base}/truncate", {"path": "/workspace/x", "size": True}),
+        ("POST", f"{base}/truncate", {"path": "/workspace/x", "size": -1}),
         ("POST", f"{base}/rename", {"path": "/workspace/x"}),
         ("POST", f"{base}/copy", {"path": "/workspace/x", "new_path": "x"}),
         ("POST", f"{base}/symlink", {"path": "/workspace/x", "target": ""}),
@@ -291,6 +332,7 @@ def test_async_has_every_verb(daemon: Daemon) -> None:
             await sandbox.rename_file("/workspace/b", "/workspace/c")
             await sandbox.chmod("/workspace/c", 0o755)
             await sandbox.chown("/workspace/c", "user")
+            assert (await sandbox.truncate("/workspace/a/f", 3)).size == 3
             await sandbox.symlink("/workspace/l", "c")
             assert (await sandbox.search_files("/workspace", content="fo+")).items[0].path == "/workspace/a/f"
             assert (await sandbox.replace_in_files("/workspace", "foo", "bar")).count == 2

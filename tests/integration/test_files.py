@@ -137,6 +137,19 @@ def test_a_quota_hit_in_the_middle_leaves_the_old_file(client: Client) -> None:
         sandbox.write_file("/workspace/again", os.urandom(1 << 20))
 
 
+def test_a_file_of_the_rootfs_that_finds_no_room_keeps_its_size(client: Client) -> None:
+    with Sandbox.create(limits={"disk_bytes": 48 << 20}, client=client) as sandbox:
+        if "disk_bytes" in sandbox.info.unenforced:
+            pytest.skip("this host's storage cannot limit a sandbox")
+        large = sandbox.exec("find / -xdev -type f -size +60M").stdout.splitlines()
+        if not large:
+            pytest.skip("this rootfs has no file that is large enough")
+        size = sandbox.stat_file(large[0]).size
+        with pytest.raises(QuotaExceeded):
+            sandbox.truncate(large[0], size - 1)
+        assert sandbox.stat_file(large[0]).size == size
+
+
 @pytest.mark.slow
 def test_a_gigabyte_up_and_down_leaves_the_daemons_memory_flat(daemon: Daemon, sandbox: Sandbox) -> None:
     assert daemon.process

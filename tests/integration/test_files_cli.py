@@ -52,6 +52,8 @@ def test_the_verbs_of_files(daemon: Daemon, sandbox: Sandbox) -> None:
     assert done("find", key, "deep", "-a") == b"/workspace/d/.hidden/deep\n"
     assert done("replace", key, "one", "three", strange) == b"/workspace/d/\\xff\\n:1\n"
     assert done("cat", key, strange) == b"def three\n\x1b[31mtwo\n"
+    done("truncate", key, "/workspace/d/bytes", "1K")
+    assert done("stat", key, "/workspace/d/bytes").splitlines()[2] == b"size       1024"
     done("mv", key, strange, "/workspace/new/plain")
     done("copy", key, "/workspace/new/plain", "/workspace/d")  # a directory: under its name into it
     done("ln", key, "d/plain", "/workspace/link")

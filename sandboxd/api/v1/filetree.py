@@ -1,4 +1,4 @@
-"""What …/files can do with names: list, stat, exists, delete, mkdir, rename, copy, symlink, chmod, chown."""
+"""What …/files can do with names: list, stat, exists, delete, mkdir, rename, copy, symlink, chmod, chown, truncate."""
 
 from __future__ import annotations
 
@@ -58,6 +58,12 @@ class ChownIn(models.PathIn, frozen=True):
     user: str | int | None = None
     group: str | int | None = None
     recursive: bool = False
+
+
+class TruncateIn(models.PathIn, frozen=True, kw_only=True):
+    """A size to set, in bytes."""
+
+    size: int
 
 
 class DeleteQuery(models.PathIn, frozen=True):
@@ -164,6 +170,12 @@ def _changed(changed: Changed) -> TrioResponse:
     return answer(models.Changed(file=models.file_info(changed.file), entries=changed.entries))
 
 
+async def truncate(call: Call, sandbox: Sandbox) -> TrioResponse:
+    """Set a file's size."""
+    model = await call.read(TruncateIn)
+    return answer(models.file_info(await sandbox.files.truncate(models.path_of(model), model.size)))
+
+
 ROUTES: Final = (
     file_route("files.delete", "DELETE", "", delete, query=DeleteQuery, status=204, kinds=("directory-not-empty",)),
     file_route(
@@ -184,4 +196,13 @@ ROUTES: Final = (
     ),
     file_route("files.chmod", "POST", "/chmod", chmod, body=ChmodIn, result=models.Changed),
     file_route("files.chown", "POST", "/chown", chown, body=ChownIn, result=models.Changed),
+    file_route(
+        "files.truncate",
+        "POST",
+        "/truncate",
+        truncate,
+        body=TruncateIn,
+        result=models.FileInfo,
+        kinds=("quota-exceeded",),
+    ),
 )

@@ -481,6 +481,19 @@ async def test_a_client_that_vanishes_in_an_upload_changes_nothing(daemon: FakeD
         assert [path.name for path in daemon.init.tree.iterdir()] == ["f"]
 
 
+async def test_a_cursor_that_is_none_is_named(daemon: FakeDaemon) -> None:
+    await daemon.create(name="box")
+    answer = await daemon.client.get(f"{ROUTE}/box/files/list", params={"path": "/", "cursor": "*"})
+    assert (problem(answer)["kind"], problem(answer)["field"]) == ("invalid-request", "cursor")
+
+
+@pytest.mark.parametrize("size", [None, "1", 1.5, True, -1, (1 << 50) + 1, 1 << 70])
+async def test_a_size_that_is_none_is_named(daemon: FakeDaemon, size: Any) -> None:
+    await daemon.create(name="box")
+    found = problem(await daemon.client.post(f"{ROUTE}/box/files/truncate", json={"path": "/f", "size": size}))
+    assert (found["status"], found["kind"], found["field"]) == (400, "invalid-request", "size")
+
+
 async def test_a_full_disk_is_507_and_the_old_file_stays(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     await daemon.create(name="box")
     (daemon.init.tree / "f").write_bytes(b"old")

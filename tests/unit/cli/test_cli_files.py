@@ -174,6 +174,7 @@ def test_write_and_cat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbin
         (["ln", "a", "../t", "/l"], "symlink", {"path": "/l", "target": "../t"}),
         (["chmod", "-R", "a", "755", "/d"], "chmod", {"path": "/d", "mode": "0755", "recursive": True}),
         (["chown", "a", "7:g", "/d"], "chown", {"path": "/d", "user": 7, "group": "g", "recursive": False}),
+        (["truncate", "a", "/f", "1.5K"], "truncate", {"path": "/f", "size": 1536}),
         (["chown", "a", ":8", "/d"], "chown", {"path": "/d", "user": None, "group": 8, "recursive": False}),
     ],
 )
@@ -262,6 +263,8 @@ def test_watch(daemon: FilesServer, capfd: pytest.CaptureFixture[str]):
         ["chmod", "a", "u+x", "/x"],
         ["chmod", "a", "10000", "/x"],
         ["chown", "a", ":", "/x"],
+        ["truncate", "a", "/x"],
+        ["truncate", "a", "/x", "big"],
         ["mv", "a", "/x"],
         ["replace", "a", "x", "y"],
         ["search", "a", "x", "--limit", "0"],

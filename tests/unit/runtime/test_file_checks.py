@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 from sandboxd.errors import InvalidRequest, RemoteProtocolError
 from sandboxd.runtime import filefacts
 from sandboxd.runtime.file_queries import MAX_FOUND, MAX_PATTERNS, MAX_TIMEOUT_S, Picked, Replacement, Search
+from sandboxd.runtime.files import MAX_FILE_SIZE
+from sandboxd.spec import SandboxSpec
+from tests.support.fake_daemon import manager_of
 
 ROW: dict[str, Any] = {
     "path": b"/a\xff",
@@ -89,6 +93,16 @@ def test_what_a_caller_may_not_ask(name: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         make()
     assert caught.value.facts["field"] == field
+
+
+@pytest.mark.parametrize("size", [-1, MAX_FILE_SIZE + 1])
+async def test_a_size_that_no_file_may_have_is_not_asked_for(tmp_path: Path, size: int) -> None:
+    async with manager_of(tmp_path) as (fake, manager):
+        sandbox = await manager.create(SandboxSpec())
+        with pytest.raises(InvalidRequest) as caught:
+            await sandbox.files.truncate("/f", size)
+        assert caught.value.facts["field"] == "size"
+        assert not fake.inits[sandbox.id].asked("errand")
 
 
 def test_queries_become_a_file_jobs_parameters() -> None:
