@@ -232,10 +232,13 @@ def truncate(deps: Deps, params: dict[str, Any]) -> dict[str, Any]:
     path = path_of(params)
     with mapped(path, "set the size of"):
         fd = deps.kernel.openat2(AT_FDCWD, path, os.O_PATH, RESOLVE_NO_MAGICLINKS)
-        require(path, os.fstat(fd).st_mode, stat.S_IFREG, "set the size of")
-        # What was looked at, and not opened before: opening a device may do something, and a FIFO may wait.
-        os.truncate(f"/proc/self/fd/{fd}", params["size"])
-        return {"file": row_of(path, os.fstat(fd), None)}
+        try:
+            require(path, os.fstat(fd).st_mode, stat.S_IFREG, "set the size of")
+            # What was looked at, and not opened before: opening a device may do something, and a FIFO may wait.
+            os.truncate(f"/proc/self/fd/{fd}", params["size"])
+            return {"file": row_of(path, os.fstat(fd), None)}
+        finally:
+            os.close(fd)
 
 
 def _change(deps: Deps, params: dict[str, Any], verb: str, change: Any) -> dict[str, Any]:  # noqa: ANN401

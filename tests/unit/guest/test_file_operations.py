@@ -29,6 +29,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "copy": {"overwrite": False},
     "chmod": {"recursive": False},
     "chown": {"recursive": False, "user": None, "group": None},
+    "truncate": {"size": 0},
 }
 
 
@@ -179,7 +180,7 @@ def test_a_links_target_is_never_deleted(top: pathlib.Path) -> None:
     assert (top / "d/g").exists()
 
 
-@pytest.mark.parametrize("name", sorted(set(DEFAULTS) - {"list", "chmod", "chown", "mkdir"}))
+@pytest.mark.parametrize("name", sorted(set(DEFAULTS) - {"list", "chmod", "chown", "mkdir", "truncate"}))
 def test_the_root_has_no_name(name: str) -> None:
     more = {"new_path": "/x"} if name in ("rename", "copy") else {"target": "x"} if name == "symlink" else {}
     with pytest.raises(errors.InvalidRequest):
