@@ -55,6 +55,7 @@ _SESSION_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
 _PROBE_PATH = re.compile(r"/[!-~]{0,1023}\Z")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
 _MODE = re.compile(r"[0-7]{3,4}\Z")
+_UMASK = re.compile(r"[0-7]{1,4}\Z")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 #: Base32's letters: an id is a DNS label and a Cloudflare-style id too.
 _ID_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
@@ -177,6 +178,13 @@ def check_mode(value: str | None, field: str = "mode") -> int | None:
     if not _MODE.match(value):
         raise _fail(field, "a mode is three or four octal digits, such as 755 or 0644")
     return int(value, 8)
+
+
+def check_umask(value: str, field: str = "umask") -> str:
+    """Return `value` if it is an octal text of permission bits, such as "027" or "0027"."""
+    if not _UMASK.match(value) or int(value, 8) > 0o777:
+        raise _fail(field, "a umask is one to four octal digits, at most 0777, such as 0027")
+    return value
 
 
 def check_user(value: str | int, field: str = "user") -> str | int:
@@ -424,20 +432,25 @@ class StartSpec:
     On the link a spec is a map with a key for each field. Inits outlive daemons, so either side may be older than the
     other. This rule lets them understand each other: the reader ignores a key that it does not know, and a field whose
     key is missing, or null, has its default. So a field may be added if its default means what was before it, and none
-    may ever be renamed or change the form of its value.
+    may ever be renamed or change the form of its value. An init would silently do without a field of `LATER` that it
+    does not know. So it says which it knows, in its answer to `configure`, and is never asked for another one.
 
     Attributes:
         env: variables on top of the sandbox's.
         cwd: absolute; None is the sandbox's.
         user: name or uid; None is the sandbox's.
+        umask: octal; None is 0022.
     """
 
-    #: Fields whose keys are left out where they have their default.
+    #: Fields that the first inits did not know.
+    LATER = frozenset({"umask"})
+    #: Fields whose keys are left out where they have their default; those of `LATER` are, too.
     OPTIONAL = frozenset[str]()
 
     env: dict[str, str] = dataclasses.field(default_factory=dict)
     cwd: str | None = None
     user: str | int | None = None
+    umask: str | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -446,15 +459,21 @@ class StartSpec:
             check_path(self.cwd, "cwd")
         if self.user is not None:
             object.__setattr__(self, "user", check_user(self.user))
+        if self.umask is not None:
+            check_umask(self.umask)
 
     def to_message(self) -> dict[str, Any]:
         """Return what goes over the link."""
         message = {}
         for name, field in self.__dataclass_fields__.items():
             value = getattr(self, name)
-            if name not in self.OPTIONAL or value is not field.default:
+            if value is not field.default or (name not in self.OPTIONAL and name not in self.LATER):
                 message[name] = list(value) if isinstance(value, tuple) else value
         return message
+
+    def later(self) -> list[str]:
+        """Return the fields of `LATER` that say something: what init must know."""
+        return [name for name in self.LATER if getattr(self, name) is not self.__dataclass_fields__[name].default]
 
     @classmethod
     def from_message(cls, message: dict[str, Any]) -> Self:
@@ -550,8 +569,9 @@ class CommandSpec(StartSpec):
             check_size(*self.terminal)
         if self.session is not None:
             check_session_id(self.session)
-            if self.user is not None:
-                raise _fail("user", "the session has its own")
+            for field in ("user", "umask"):
+                if getattr(self, field) is not None:
+                    raise _fail(field, "the session has its own")
             if self.argv[:-1] != self.shell("")[:-1]:
                 raise _fail("command", "in a session it must be one string, a line for its shell")
 

@@ -133,6 +133,27 @@ def test_insides_of_libraries_are_named_in_one_module_each() -> None:
             assert not named or relative == fence, f"{relative} imports {name}"
 
 
+#: What api/http may know of the rest of api/: no route and no face.
+HTTP_KNOWS = {"access", "call", "http", "jsontext", "problems"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "api").rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_no_module_but_the_registry_names_a_face(path: pathlib.Path) -> None:
+    """/v1 is a face like any other; others may use what it has made."""
+    parts = path.relative_to(PACKAGE / "api").parts
+    faces = {found.parent.name for found in (PACKAGE / "api").glob("*/__init__.py")} - {"http"}
+    inside = [name.split(".")[2] for name, _ in imports(path) if name.startswith("sandboxd.api.")]
+    if parts[0] == "http":
+        assert set(inside) <= HTTP_KNOWS
+    elif len(parts) == 1 and parts[0] != "faces.py":
+        assert not faces & set(inside)
+    elif len(parts) > 1:
+        assert faces & set(inside) <= {parts[0], "v1"}
+        assert not {"app", "faces"} & set(inside)
+
+
 def calls(path: pathlib.Path) -> set[str]:
     tree = ast.parse(path.read_text())
     return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from quart.wrappers.response import ResponseBody
 from quart_trio.wrappers import TrioResponse
 
-from ..errors import InvalidRequest, UnknownField
+from ..errors import InvalidRequest
 from . import jsontext
 from .bodies import Input, parse
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Collection
+    from collections.abc import AsyncIterable, AsyncIterator
     from types import TracebackType
 
     from ..metrics import Metrics
@@ -73,16 +73,6 @@ class Call:
             InvalidRequest, UnknownField, BodyTooLarge: as their names say.
         """
         return parse(await self.body.read_json(), model)
-
-    def check_query(self, known: Collection[str]) -> None:
-        """Refuse parameters that the route does not have, and ones given twice."""
-        if not self.request.query_string:
-            return
-        for name, values in self.request.args.lists():
-            if name not in known:
-                raise UnknownField(f"cannot accept query parameter {name[:80]!r}: there is none", field=name[:80])
-            if len(values) > 1:
-                raise InvalidRequest(f"cannot accept query parameter {name!r} twice", field=name)
 
     def query(self, name: str) -> str | None:
         """Return a query parameter, or None."""

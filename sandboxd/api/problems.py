@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .. import errors
 from ..wire import sse
@@ -27,12 +27,33 @@ _HEADERS: Final[Mapping[str, tuple[str, str]]] = {
 _RESERVED: Final = frozenset({"type", "title", "status", "detail", "kind"})
 
 
+class Told(NamedTuple):
+    """An error as the callers of a face read it.
+
+    Attributes:
+        kind: what a program tells errors apart by; also why a WebSocket is closed.
+        close_code: what a WebSocket is closed with after its handshake.
+    """
+
+    kind: str
+    status: int
+    body: bytes
+    headers: dict[str, str]
+    close_code: int = 1011
+
+
 def known(error: Exception) -> errors.SandboxdError:
     """Return `error` if it is one of ours; anything else is a bug: log its traceback and tell no details."""
     if isinstance(error, errors.SandboxdError):
         return error
     _log.error("Failed with an unexpected %s", type(error).__name__, exc_info=error)
     return errors.InternalError("cannot answer: a bug in sandboxd; its log has the traceback")
+
+
+def tell(error: Exception) -> Told:
+    """Return any error, a bug included, as a problem."""
+    problem = known(error)
+    return Told(problem.kind, problem.status, to_json(problem), headers(problem))
 
 
 def to_dict(error: errors.SandboxdError) -> dict[str, Any]:

@@ -137,6 +137,7 @@ _START: Final = (
     env_option,
     click.option("-w", "--workdir", "cwd", metavar="DIR", help="Working directory, an absolute path."),
     click.option("-u", "--user", metavar="USER", help="User to run as, a name or a uid."),
+    click.option("--umask", metavar="MASK", help="Permissions that new files do not get, e.g. 0027.  [default: 0022]"),
 )
 #: The SDK's `CommandOptions`, likewise.
 _COMMAND: Final = (

@@ -32,6 +32,7 @@ class StartOptions(PlaceOptions, total=False):
     """Where and as whom something starts: see `CommandOptions`."""
 
     user: str | int | None
+    umask: str | None
 
 
 class _RunOptions(TypedDict, total=False):
@@ -50,6 +51,7 @@ class CommandOptions(StartOptions, _RunOptions, total=False):
         cwd: where it starts, absolute; else the sandbox's.
         env: variables on top of the sandbox's.
         user: name or uid; else the sandbox's.
+        umask: which permissions new files do not get, octal, such as "0027"; else "0022".
         timeout: seconds after which it is killed with all its children; else never.
         keep_orphans: whether processes that it leaves behind go on.
     """

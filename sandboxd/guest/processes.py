@@ -204,19 +204,18 @@ class Process:
             undo.callback(os.close, pidfd)
             self.pid = pid
 
-    def _order(
-        self, stdio: tuple[int, int, int], undo: contextlib.ExitStack
-    ) -> tuple[spawn.SpawnRequest, tuple[int, ...]]:
-        terminal, shell, ids = self.spec.terminal is not None, self._shell, self._user.ids
-        if shell is None and (line := self.spec.long_line) is not None:
+    def _order(self, stdio: tuple[int, ...], undo: contextlib.ExitStack) -> tuple[spawn.SpawnRequest, tuple[int, ...]]:
+        spec, shell = self.spec, self._shell
+        if shell is not None:
+            # Its environment and working directory are the state's: the shell takes them on by itself.
+            request = spawn.SpawnRequest.of(spec, self._user, shell.argv, shell.env, "/", shell.first_fd)
+            return request, (*stdio, *shell.fds)
+        argv, first = spec.argv, 3
+        if (line := spec.long_line) is not None:
             source = lines.open_line(line)
             undo.callback(os.close, source)
-            argv = lines.argv(self.spec.argv)
-            return spawn.SpawnRequest(argv, self._env, self._cwd, *ids, terminal, lines.LINE_FD), (*stdio, source)
-        if shell is None:
-            return spawn.SpawnRequest(self.spec.argv, self._env, self._cwd, *ids, terminal), stdio
-        # Its environment and working directory are the state's: the shell takes them on by itself.
-        return spawn.SpawnRequest(shell.argv, shell.env, "/", *ids, terminal, shell.first_fd), (*stdio, *shell.fds)
+            argv, first, stdio = lines.argv(argv), lines.LINE_FD, (*stdio, source)
+        return spawn.SpawnRequest.of(spec, self._user, argv, self._env, self._cwd, first), stdio
 
     def _stdio(self) -> tuple[int, int, int]:
         """Open our sides, and return the program's."""

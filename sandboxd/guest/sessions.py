@@ -116,7 +116,8 @@ class Sessions:
         if not os.path.isdir(cwd):
             raise InvalidRequest(f"cannot create a session in {cwd}: no such directory in the sandbox", field="cwd")
         shell = find_shell(spec.shell)
-        state = lines.memory_file(shells.first_state(shell, self._commands.environment(spec.env, user), cwd))
+        umask = "" if spec.umask is None else f"umask {spec.umask}\n"
+        state = lines.memory_file(umask + shells.first_state(shell, self._commands.environment(spec.env, user), cwd))
         session = self._sessions[name] = Session(name, shell, user, state, cwd)
         peer.reply(request, session.info())
 

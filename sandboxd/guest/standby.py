@@ -41,6 +41,7 @@ import prctl
 
 from ..linux.eventloop import READ, EventLoop, Timer
 from ..linux.kernel import CLONE_PARENT, Kernel
+from ..wire.sendqueue import rights
 from . import spawn
 from .leaf_cgroups import LeafCgroup, LeafCgroups
 
@@ -113,9 +114,7 @@ class Standby:
         child = self._ready
         if child is None:
             return None
-        data = marshal.dumps(
-            (order.argv, order.env, order.cwd, order.uid, order.gid, order.groups, order.terminal, order.first)
-        )
+        data = marshal.dumps(tuple(order))
         if len(data) > MAX_ORDER_BYTES or len(fds) > MAX_FDS:
             return None  # it may wait for the next one
         if not self._send(child, data, fds):
@@ -143,7 +142,7 @@ class Standby:
                 and [resource.prlimit(child.pid, each) for each in _LIMITS] == _limits()
                 and os.getpriority(os.PRIO_PROCESS, child.pid) == os.getpriority(os.PRIO_PROCESS, 0)
             ):
-                child.socket.sendmsg([data], [_rights(fds)], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+                child.socket.sendmsg([data], [rights(fds)], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
                 return True
         return False
 
@@ -220,7 +219,7 @@ class Standby:
         leaf = self._new_leaf()
         fd = leaf.open()
         try:
-            forker.socket.sendmsg([b"1"], [_rights([fd])], socket.MSG_NOSIGNAL)
+            forker.socket.sendmsg([b"1"], [rights([fd])], socket.MSG_NOSIGNAL)
         except OSError:
             self._leaves.drop(leaf)
             raise
@@ -290,10 +289,6 @@ def _limits() -> list[tuple[int, int]]:
     return [resource.getrlimit(each) for each in _LIMITS]
 
 
-def _rights(fds: Sequence[int]) -> tuple[int, int, array.array[int]]:
-    return socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)
-
-
 def _fds(ancillary: list[tuple[int, int, bytes]]) -> array.array[int]:
     return array.array("i", ancillary[0][2])
 
@@ -332,7 +327,7 @@ def _be_forker(kernel: Kernel, connection: int, null_fd: int) -> NoReturn:
             os.close(leaf)
             os.close(pidfd)
             theirs.close()
-            init.sendmsg([b"1"], [_rights([inits.fileno()])])
+            init.sendmsg([b"1"], [rights([inits.fileno()])])
             inits.close()
     finally:
         os._exit(0)
@@ -351,4 +346,4 @@ def _be_standby(kernel: Kernel, connection: int) -> NoReturn:
         os._exit(spawn.NOT_EXECUTABLE)
 
 
-_PRACTICE: Final = marshal.dumps((("/",), {"PATH": "/"}, "/", 0, 0, (0,), False, 3))
+_PRACTICE: Final = marshal.dumps((("/",), {"PATH": "/"}, "/", 0, 0, (0,)))

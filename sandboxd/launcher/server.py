@@ -185,6 +185,7 @@ class Launcher:
             self._ranges.close()
             if not self._sandboxes:
                 self._cgroups.close()
+            self._loop.close()
 
     def _let_go(self) -> None:
         """End the prepared sandbox that is held; what is not gone in time is the next launcher's to sweep."""
@@ -234,6 +235,11 @@ class Launcher:
             self._creations.prepare(wanted, limits, DEFAULT_PROFILE)
         except (SandboxdError, OSError) as error:
             log.warning("Cannot hold a prepared sandbox: %s", error)
+
+    def _use_the_wait(self) -> None:
+        # While a sandbox' processes end there is nothing else to do, and who takes one away often asks for another.
+        if not self._creations:
+            self._prepare_ids()
 
     def _prepare_ids(self) -> None:
         try:
@@ -474,9 +480,7 @@ class Launcher:
         self._teardowns.begin(
             sandbox_id, sandbox.record.range_index, lambda error: self._destroyed(request, error), sandbox.pidfd
         )
-        if not self._creations:
-            # While its processes end there is nothing else to do, and who takes one away often asks for another.
-            self._loop.call_later(0, self._prepare_ids)
+        self._loop.call_later(0, self._use_the_wait)
         return None
 
     def _kill(self, request: int, params: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import re
-import select
 import signal
 import socket
 import time
@@ -26,7 +25,7 @@ from typing import Any, Final
 
 from ..errors import InvalidRequest, SandboxdError, SandboxNotFound, TemplateUnavailable
 from ..linux import cgroupfs, seccomp
-from ..linux.eventloop import READ, Alarm, EventLoop
+from ..linux.eventloop import READ, Alarm, EventLoop, is_readable
 from ..linux.kernel import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, Kernel, SyscallError, last_capability
 from . import rootfs, template_start
 from .cgroups import SandboxCgroups
@@ -271,7 +270,7 @@ class Templates:
             opened.append(self._open_leaf(sandbox.record.id, order.leaf))
             for name in NAMESPACES:
                 opened.append(self._kernel.open(f"/proc/{sandbox.record.pid}/ns/{name}", os.O_RDONLY))
-            if sandbox.ended is not None or _has_ended(sandbox.pidfd):  # the pid may be another's by now
+            if sandbox.ended is not None or is_readable(sandbox.pidfd):  # the pid may be another's by now
                 raise SandboxNotFound(f"cannot enter sandbox {sandbox.record.id}: it has ended", id=sandbox.record.id)
             order.deadline = time.monotonic() + ORDER_TIMEOUT_S
             message = json.dumps({"profile": sandbox.record.seccomp}).encode()
@@ -477,12 +476,6 @@ def check_leaf(name: str) -> str:
     if not _LEAF.match(name):
         raise InvalidRequest("cannot enter: no such leaf", field="leaf")
     return name
-
-
-def _has_ended(pidfd: int) -> bool:
-    poll = select.poll()  # select(2) takes no descriptor over 1023, and there is one for each sandbox
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _words(answer: bytes) -> str:

@@ -160,6 +160,11 @@ class Alarm:
         self._timer: Timer | None = None
         self._when = 0.0
 
+    @property
+    def is_set(self) -> bool:
+        """Whether it is going to ring."""
+        return self._timer is not None
+
     def by(self, when: float) -> None:
         """Ring when the monotonic clock shows `when`, or earlier where that was asked for."""
         if self._timer is not None:
@@ -182,6 +187,13 @@ class Alarm:
     def _ring(self) -> None:
         self._timer = None
         self._callback()
+
+
+def is_readable(fd: int) -> bool:
+    """Return whether there is something to read, or the end; for a pidfd, whether the process has ended."""
+    poll = select.poll()  # select(2) takes no descriptor above 1023
+    poll.register(fd, READ)
+    return bool(poll.poll(0))
 
 
 def _nothing() -> None:

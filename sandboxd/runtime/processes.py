@@ -111,6 +111,7 @@ class Processes:
             NameTaken: another process has that id.
             ServerBusy: as many as may run do.
         """
+        await self.sandbox.check_fields(command)
         wanted = process_id or new_process_id()
         return await self._info("start", **command.to_message(), process=wanted)
 

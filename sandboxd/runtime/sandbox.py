@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import weakref
 from typing import TYPE_CHECKING, Any, Final
@@ -11,6 +12,7 @@ import trio
 from ..errors import (
     Conflict,
     LaunchFailed,
+    NotAvailable,
     ProtocolError,
     RemoteProtocolError,
     SandboxdError,
@@ -23,9 +25,7 @@ from ..errors import (
 from ..wire.link import DEFAULT_WINDOW
 from ..wire.messages import VERSION
 from . import checks
-from .budget import UNBOUNDED, Share
 from .contexts import Contexts
-from .counters import Counters
 from .execution import Execution, new_process_id
 from .files import Files
 from .git import Git
@@ -39,14 +39,14 @@ from .sessions import Sessions
 from .store import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from pathlib import Path
 
     from ..network import NetworkSpec
-    from ..spec import CommandSpec, Limits, SandboxSpec
-    from .handoff import Enter
+    from ..spec import CommandSpec, Limits, SandboxSpec, StartSpec
     from .launcher import Launched
     from .link_client import Stream
+    from .services import Services
 
 #: A piece of stdin on the link; init writes it before it answers.
 STDIN_PIECE_BYTES: Final = 256 * 1024
@@ -66,16 +66,14 @@ class Sandbox:
         sandbox_id: str,
         spec: SandboxSpec,
         created_at: float,
-        counters: Counters | None = None,
-        moved: Callable[[Sandbox], None] = lambda _: None,
-        share: Share = UNBOUNDED,
+        services: Services,
     ) -> None:
         self.id = sandbox_id
         self.spec = spec
         self.created_at = created_at
-        self.counters = counters or Counters()
+        self.services = services
         #: What the daemon may hold in memory for its callers.
-        self.share = share
+        self.share = services.budget.share()
         self.state = State.CREATING
         self.reason: str | None = None
         self.limits: Limits = spec.limits
@@ -85,23 +83,17 @@ class Sandbox:
         #: Filesystems of its own: files of others are not taken from its init.
         self.devices: frozenset[int] = frozenset()
         self._peer: LinkClient | None = None
-        #: Opens the link to an init that nobody has asked anything yet; the manager gives it.
-        self.open_link: Callable[[Sandbox], None] | None = None
         self.settled = trio.Event()
-        #: Called when its network has other rules; whoever answers for names sets it.
-        self.network_changed: Callable[[], None] = lambda: None
+        #: Set when init has heard its settings, or the link has ended before.
+        self._configured = trio.Event()
+        self._known_fields: list[str] = []
         #: Why nobody answers its questions about names; None while somebody does, or it has no network.
         self.names_lost: str | None = None
         #: Set, and another one, whenever the state changes.
         self.moved = trio.Event()
-        self._tell_move = moved
         #: Held while it is changed, frozen or thawed: one after the other.
         self.changing = trio.Lock()
         self.contexts = Contexts(self)
-        #: Has a template's child enter this sandbox; the manager gives it.
-        self.enter: Enter | None = None
-        #: How long init has a process wait for the next command, in seconds; 0 is not at all.
-        self.standby_s = 0
         self.files = Files(self)
         self.git = Git(self)
         self.processes = Processes(self)
@@ -128,7 +120,7 @@ class Sandbox:
         self.reason = reason
         moved, self.moved = self.moved, trio.Event()
         moved.set()
-        self._tell_move(self)
+        self.services.tell_move(self)
 
     def take_over(self, launched: Launched) -> None:
         """Take over what the launcher said."""
@@ -168,12 +160,37 @@ class Sandbox:
     @property
     def settings(self) -> dict[str, Any]:
         """What init must hear first, since it never passes through the launcher: env, and commands' defaults."""
-        return {"env": self.spec.env, "cwd": self.spec.cwd, "user": self.spec.user, "standby_s": self.standby_s}
+        standby_s = self.services.standby_s
+        return {"env": self.spec.env, "cwd": self.spec.cwd, "user": self.spec.user, "standby_s": standby_s}
 
     async def configure(self) -> None:
         """Tell init its settings."""
         with trio.fail_after(CONNECT_TIMEOUT_S):
-            await self._request(self._peer or self._link(), "configure", self.settings, 0)
+            answer, _ = await self._request(self._peer or self._link(), "configure", self.settings, 0)
+        self.note_fields(answer)
+
+    def note_fields(self, answer: dict[str, Any]) -> None:
+        """Note which fields init knows, from its answer to `configure`; one of the first says nothing."""
+        known = answer.get("knows")
+        self._known_fields = [name for name in known if isinstance(name, str)] if isinstance(known, list) else []
+        self._configured.set()
+
+    async def check_fields(self, spec: StartSpec) -> None:
+        """Wait until it is known that init knows all that `spec` says.
+
+        Raises:
+            NotAvailable: it does not: an older daemon has created the sandbox.
+        """
+        later = spec.later()
+        if not later:
+            return
+        self._link()
+        await self._configured.wait()
+        self.check_usable()
+        for name in later:
+            if name not in self._known_fields:
+                why = "the sandbox was created by an earlier version of sandboxd, which did not have it"
+                raise NotAvailable(f"cannot accept {name}: {why}", field=name)
 
     @property
     def has_link(self) -> bool:
@@ -203,6 +220,7 @@ class Sandbox:
     def disconnect(self, error: SandboxdError) -> None:
         """Drop the link; what is under way ends with `error`."""
         self.settled.set()
+        self._configured.set()
         if self._peer is not None:
             self._peer.abort(error)
 
@@ -222,7 +240,7 @@ class Sandbox:
 
     def _absence(self) -> SandboxdError | None:
         """Return why nothing can be asked of it, or None."""
-        if self.state is State.RUNNING and (self._peer is not None or self.open_link is not None):
+        if self.state is State.RUNNING:
             return None
         if self.state is State.CREATING:
             return Conflict(f"cannot use sandbox {self.id}: it is being created", state="creating")
@@ -244,10 +262,7 @@ class Sandbox:
 
     def _link(self) -> LinkClient:
         self.check_usable()
-        if self._peer is None and self.open_link is not None:
-            self.open_link(self)
-        assert self._peer is not None  # noqa: S101 - _absence looked
-        return self._peer
+        return self._peer or self.services.open_link(self)
 
     async def ask(self, op: str, /, **params: object) -> dict[str, Any]:
         """Ask init for an operation of the link and return its answer, which the caller checks.
@@ -275,9 +290,9 @@ class Sandbox:
         """
         return self._link().stream(op, params, window=window, fds=fds)
 
-    def handoff(self) -> Handoff | None:
-        """Return where a template's child may come to its init; None where there is no launcher to send one."""
-        return None if self.enter is None else Handoff(self.enter)
+    def handoff(self) -> Handoff:
+        """Return where a template's child may come to its init."""
+        return Handoff(functools.partial(self.services.enter, self.id))
 
     async def _ask_fds(self, op: str, params: dict[str, Any], fds: int) -> tuple[dict[str, Any], list[int]]:
         peer = self._peer if self.state is State.CREATING and self._peer is not None else self._link()
@@ -303,7 +318,7 @@ class Sandbox:
         process = new_process_id()
         params = {**command.to_message(), "process": process, "detach": detach}
         stream = self._link().stream("exec", params)
-        return Execution(self, stream, process, batched=batched)
+        return Execution(self, command, stream, process, batched=batched)
 
     async def write_stdin(self, process: str, data: bytes) -> None:
         """Feed a process that was started with an open stdin; returns when it has been written.

@@ -81,6 +81,7 @@ class Sessions:
             NameTaken: another session has that id.
             LimitExceeded: there are as many as may be.
         """
+        await self._sandbox.check_fields(spec)
         name = spec.id or "s-" + "".join(_LETTERS[byte & 31] for byte in secrets.token_bytes(10))
         return await self._info("session_create", name, **dataclasses.replace(spec, id=None).to_message())
 

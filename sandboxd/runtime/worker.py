@@ -6,8 +6,8 @@ frames costs the worker its life, not the sandbox. `worker_states.py` has the st
 
 from __future__ import annotations
 
+import functools
 import logging
-import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -22,9 +22,9 @@ from ..errors import (
 )
 from ..wire import worker as frames
 from . import checks
+from .child_stream import ChildStream
 from .execution import Exit, parse_exit
 from .handoff import MAX_LEAF_CHARS
-from .strangers import Turn
 from .worker_states import TRANSITIONS, State
 from .worker_states import Event as LifeEvent
 
@@ -119,7 +119,7 @@ class Worker:
         self._link = link
         self._listener = listener
         self._decoder = frames.WorkerDecoder(room)
-        self._turn = Turn()
+        self._child = ChildStream[frames.Frame](link, self._decoder.feed)
         self._handoff: Handoff | None = None
         self._begin: bytes | None = None
         self._last_offset = -1
@@ -181,19 +181,11 @@ class Worker:
         """Follow it to its end. With `handoff`, a template's child may be it. Never raises but Cancelled."""
         self._handoff = handoff
         self._begin = params.get("begin")
-        fds = []
-        if handoff is not None:
-            params = {**params, "entrant": True}
-            fds.append(handoff.for_init)
+        params = {**params, "context": self.name, **({} if handoff is None else {"entrant": True})}
+        ask = functools.partial(self._ask, op, params)
         try:
-            stream = self._link.stream(op, {**params, "context": self.name}, fds=fds)
-            async with stream:
-                fds.clear()
-                while batch := await stream.next_batch():
-                    self._turn.begin()
-                    for event in batch:
-                        await self._take(event)
-                        await self._turn.rest()
+            await self._child.open(ask, [] if handoff is None else [handoff.for_init])
+            await self._child.follow(self._take)
             if self.state is not State.EXITED:
                 raise RemoteProtocolError("the worker gave no exit event")
             await self._forget()
@@ -205,13 +197,15 @@ class Worker:
         except SandboxdError as error:
             self.failure = error
         finally:
-            for fd in fds:
-                os.close(fd)
+            self._child.close()
             if handoff is not None:
                 handoff.close()
             self._decoder.close()
             self._move(LifeEvent.END)
             self._listener.on_gone(self)
+
+    def _ask(self, op: str, params: dict[str, Any], fds: list[int]) -> Stream:
+        return self._link.stream(op, params, fds=fds)
 
     async def _forget(self) -> None:
         try:
@@ -253,20 +247,21 @@ class Worker:
         if self.state is State.BROKEN:
             return
         try:
-            for frame in self._decoder.feed(data):
-                if isinstance(frame, frames.Ready):
-                    self.version = frame.version
-                    self._move(LifeEvent.READY)
-                elif isinstance(frame, frames.Failed):
-                    self.missing = frame.message
-                else:
-                    self._listener.on_frame(frame)
-                await self._turn.rest()
+            await self._child.take_frames(data, self._take_frame)
         except RemoteProtocolError as error:
             # The user's code wrote to the worker's pipe: that interpreter cannot be understood any more.
             self.violation = str(error)
             self._move(LifeEvent.VIOLATE)
             await self.kill()
+
+    def _take_frame(self, frame: frames.Frame) -> None:
+        if isinstance(frame, frames.Ready):
+            self.version = frame.version
+            self._move(LifeEvent.READY)
+        elif isinstance(frame, frames.Failed):
+            self.missing = frame.message
+        else:
+            self._listener.on_frame(frame)
 
     async def send(self, message: dict[str, Any]) -> None:
         """Give it a frame; returns when it has been taken.

@@ -22,8 +22,6 @@ from .messages import EVENT_OVERHEAD
 
 #: Bytes kept for one process.
 DEFAULT_CAPACITY: Final = 1024 * 1024
-#: No single read of a pipe takes more, so `room` looks no further.
-ENOUGH_ROOM: Final = 256 * 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,13 +75,11 @@ class Journal(BoundedLog[Entry]):
 
         Two overheads are kept back: that event's own, and the exit event's, which comes without asking.
         """
-        freeable = self._bound - self._size - 2 * EVENT_OVERHEAD
-        for entry in self._entries:
-            # Stopping at the first byte of room would make the next event as small as the oldest one, for ever.
-            if entry.offset >= floor or freeable >= ENOUGH_ROOM:
-                break
-            freeable += entry.size
-        return max(0, freeable)
+        oldest_needed = self.read(floor)
+        end = self._base if oldest_needed is None else oldest_needed.base
+        events = max(0, min(floor, self._next) - self.first)
+        freeable = end - self.dropped_bytes + events * EVENT_OVERHEAD
+        return max(0, self._bound - self._size + freeable - 2 * EVENT_OVERHEAD)
 
     def append(self, type: str, data: bytes | dict[str, Any], time: float) -> Entry:  # noqa: A002 - the field's name
         """Add an event and return it.

@@ -82,7 +82,7 @@ class SendQueue:
             frame, fds = frames[0]
             try:
                 if fds:
-                    sent = sock.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+                    sent = sock.sendmsg([frame], [rights(fds)])
                 elif len(frames) > 1:
                     sent = sock.sendmsg(self._gather())
                 else:
@@ -171,6 +171,11 @@ class ReceivedFds:
         """Close those that nobody took."""
         while self._fds:
             os.close(self._fds.popleft())
+
+
+def rights(fds: Iterable[int]) -> tuple[int, int, array.array[int]]:
+    """Return the ancillary data that passes descriptors with a message."""
+    return socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)
 
 
 def descriptors(ancillary: Iterable[tuple[int, int, Any]]) -> array.array[int]:

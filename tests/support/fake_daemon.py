@@ -18,6 +18,8 @@ import trio
 from sandboxd.api.access import Caller, Policy
 from sandboxd.api.app import Api
 from sandboxd.api.call import DaemonFacts
+from sandboxd.api.face import Face
+from sandboxd.api.faces import FACES
 from sandboxd.api.http.server import Server
 from sandboxd.runtime.launcher import Launcher
 from sandboxd.runtime.manager import Manager
@@ -80,7 +82,9 @@ async def manager_of(directory: Path, fake: FakeLauncher | None = None) -> Async
 
 
 @contextlib.asynccontextmanager
-async def daemon_in(directory: Path, *, policy: Policy | None = None) -> AsyncIterator[FakeDaemon]:
+async def daemon_in(
+    directory: Path, *, policy: Policy | None = None, faces: tuple[Face, ...] = FACES
+) -> AsyncIterator[FakeDaemon]:
     """Run the daemon over a fake launcher and connect a client."""
     path = directory / "api.sock"
     unix = socket.socket(socket.AF_UNIX)
@@ -92,7 +96,7 @@ async def daemon_in(directory: Path, *, policy: Policy | None = None) -> AsyncIt
     address = tcp.getsockname()
     async with manager_of(directory) as (fake, manager), trio.open_nursery() as nursery:
         policy = policy or Policy(TOKEN, frozenset({os.geteuid()}), None)
-        api = Api(manager, policy, DaemonFacts("0", {}))
+        api = Api(manager, policy, DaemonFacts("0", {}), faces=faces)
         server: Any = (
             Server(api, [unix, tcp]) if SERVER.get() == "own" else StockServer(api, [unix, tcp], Caller(os.geteuid()))
         )

@@ -230,6 +230,7 @@ class FakeLauncher:
         self.frozen: set[str] = set()
         self.rows: list[dict[str, Any]] = []
         self.ended = trio.open_memory_channel[tuple[str, str]](16)
+        self.init_class: Callable[[Path, Path], FakeInit] = FakeInit
         self.prepare: Callable[[FakeInit], None] = lambda init: None
         self.before_create: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self.answers: dict[str, Handler] = {
@@ -262,7 +263,7 @@ class FakeLauncher:
     async def start_init(self, sandbox_id: str) -> FakeInit:
         tree = self.trees / sandbox_id
         tree.mkdir(parents=True, exist_ok=True)
-        init = FakeInit(self.links / f"{sandbox_id}.sock", tree)
+        init = self.init_class(self.links / f"{sandbox_id}.sock", tree)
         self.prepare(init)
         self.inits[sandbox_id] = init
         assert self._nursery is not None

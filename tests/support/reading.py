@@ -10,7 +10,8 @@ import ast
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from sandboxd import errors, spec
@@ -180,11 +181,17 @@ class Room:
                 found |= _keys(node.value) or set()
         return found
 
-    def calls(self, *names: str) -> list[Call]:
-        """Return who calls one of `names` with an operation's name first, and with which parameters."""
-        return [call for module, tree in self.trees.items() for call in self._calls(module, tree, names)]
+    def calls(self, *names: str, second: Mapping[str, str] = MappingProxyType({})) -> list[Call]:
+        """Return who calls one of `names` with an operation's name first, and with which parameters.
 
-    def _calls(self, module: str, tree: ast.Module, names: tuple[str, ...]) -> Iterator[Call]:
+        They are a dict that comes second, or keywords; for a name in `second`, the parameter called so, and keywords.
+        """
+        found = (self._calls(module, tree, names, second) for module, tree in self.trees.items())
+        return list(itertools.chain(*found))
+
+    def _calls(
+        self, module: str, tree: ast.Module, names: tuple[str, ...], second: Mapping[str, str]
+    ) -> Iterator[Call]:
         for cls, function in _functions(tree):
             for node in ast.walk(function):
                 if not isinstance(node, ast.Call) or not node.args:
@@ -194,14 +201,14 @@ class Room:
                     called, args = args[0], args[1:]
                 op = _constant(args[0]) if args else None
                 if _name(called) in names and isinstance(op, str):
-                    keys = self._sent(node, args, Handler(function, module, cls))
+                    keys = self._sent(node, args, Handler(function, module, cls), second.get(_name(called)))
                     yield Call(f"{module}:{node.lineno}", _name(called), op, keys, _count(node))
 
-    def _sent(self, call: ast.Call, args: list[ast.expr], place: Handler) -> frozenset[str] | None:
-        if len(args) > 1:
+    def _sent(self, call: ast.Call, args: list[ast.expr], place: Handler, second: str | None) -> frozenset[str] | None:
+        if len(args) > 1 and second is None:
             keys = _keys(self._meant(args[1], place))
             return None if keys is None else frozenset(keys)
-        named = {keyword.arg for keyword in call.keywords}
+        named = {keyword.arg for keyword in call.keywords} | ({second} if second else set())
         return None if None in named else frozenset(name for name in named if name)
 
     def _meant(self, value: ast.expr, place: Handler) -> ast.expr:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sandboxd.wire import raw
-from tests.support.fake_api import FakeDaemon, Handler
+from sandboxd import Client, Sandbox
+from tests.support.fake_peer import exit_data
+from tests.support.local_daemon import LocalDaemon, local_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,22 +25,19 @@ REQUEST = "DELETE /v1/sandboxes/victim HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n"
 
 
 @pytest.fixture
-def daemon(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaemon]:
-    with FakeDaemon(tmp_path / "d.sock") as found:
-        monkeypatch.setenv("SANDBOXD_URL", found.url)
-        monkeypatch.delenv("SANDBOXD_TOKEN", raising=False)
-        found.scripts["@both"] = both
-        found.files["/f"] = b"content\n"
-        assert run("create", "--name", "demo").returncode == 0
-        assert run("create", "--name", "victim").returncode == 0
-        yield found
+def daemon(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalDaemon]:
+    with local_daemon(tmp_path, monkeypatch) as found:
+        found.scripts["@both"] = ([("stdout", b"out\n"), ("stderr", b"err\n")], exit_data(3))
+        with Client(found.url) as client:
+            demo = Sandbox.create(name="demo", client=client)
+            demo.write_file("/f", b"content\n")
+            Sandbox.create(name="victim", client=client)
+            yield found
 
 
-def both(handler: Handler) -> None:
-    """A command that prints on both streams and ends with 3."""
-    handler.begin("p9")
-    handler.chunk(raw.encode(raw.STDOUT, b"out\n") + raw.encode(raw.STDERR, b"err\n"))
-    handler.end(exit_code=3)
+def file_of(daemon: LocalDaemon, path: str) -> pathlib.Path:
+    """Return where a file of the sandbox `demo` lies here."""
+    return daemon.inside.fake.inits[daemon.created[0]["id"]].tree / path.lstrip("/")
 
 
 def run(*words: str, how: str = "") -> subprocess.CompletedProcess[str]:
@@ -75,20 +73,20 @@ PRINTING = [
 @pytest.mark.parametrize(
     ("how", "why"), [(CLOSED_OUT, "Bad file descriptor"), (FULL_OUT, "No space left on device")], ids=["closed", "full"]
 )
-def test_output_that_cannot_be_written_is_one_sentence(daemon: FakeDaemon, how: str, why: str):
+def test_output_that_cannot_be_written_is_one_sentence(daemon: LocalDaemon, how: str, why: str):
     for words in PRINTING:
         done = run(*words, how=how)
         told = (done.returncode, done.stderr)
         assert told == (125, f"sandboxd: cannot write to standard output: {why}\n"), words
-    assert all(found["name"] in ("demo", "victim", None) for found in daemon.sandboxes.values())
+    assert set(daemon.names()) <= {"demo", "victim", None}
 
 
 @pytest.mark.parametrize("how", [CLOSED_OUT, CLOSED_ERR, "<&- >&- 2>&-"])
 @pytest.mark.parametrize("verb", [["exec", "demo"], ["run"]], ids=["exec", "run"])
-def test_what_a_sandbox_prints_is_no_request(daemon: FakeDaemon, verb: list[str], how: str):
+def test_what_a_sandbox_prints_is_no_request(daemon: LocalDaemon, verb: list[str], how: str):
     for command in (["printf", REQUEST], ["sh", "-c", f"printf '{REQUEST}' >&2"]):
         run(*verb, "--", *command, how=how)
-    assert sorted(found["name"] for found in daemon.sandboxes.values()) == ["demo", "victim"]
+    assert sorted(map(str, daemon.names())) == ["demo", "victim"]
 
 
 @pytest.mark.parametrize(
@@ -101,12 +99,12 @@ def test_what_a_sandbox_prints_is_no_request(daemon: FakeDaemon, verb: list[str]
         (CLOSED_IN, 3, "out\n"),
     ],
 )
-def test_the_status_of_a_command_that_prints_on_both(daemon: FakeDaemon, how: str, status: int, out: str):
+def test_the_status_of_a_command_that_prints_on_both(daemon: LocalDaemon, how: str, status: int, out: str):
     done = run("exec", "demo", "@both", how=how)
     assert (done.returncode, done.stdout) == (status, out)
 
 
-def test_what_needs_no_output_does_not_miss_it(daemon: FakeDaemon):
+def test_what_needs_no_output_does_not_miss_it(daemon: LocalDaemon):
     assert run("exec", "demo", "--", "true", how=">&-").returncode == 0
     assert run("exec", "demo", "--", "sh", "-c", "exit 7", how="<&- >&- 2>&-").returncode == 7
     assert run("nope", how="2>&-").returncode == 2
@@ -114,15 +112,15 @@ def test_what_needs_no_output_does_not_miss_it(daemon: FakeDaemon):
     assert run("rm", "nobody", how="2>/dev/full").returncode == 125
 
 
-def test_closed_input_is_at_its_end(daemon: FakeDaemon):
+def test_closed_input_is_at_its_end(daemon: LocalDaemon):
     done = run("exec", "demo", "--", "cat", how=CLOSED_IN)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert run("cp", "-", "demo:/new", how=CLOSED_IN).returncode == 0
-    assert daemon.files["/new"] == b""
+    assert file_of(daemon, "/new").read_bytes() == b""
 
 
-def test_a_reader_that_has_enough_ends_it_quietly(daemon: FakeDaemon):
-    daemon.files["/f"] = bytes(1_000_000)
+def test_a_reader_that_has_enough_ends_it_quietly(daemon: LocalDaemon):
+    file_of(daemon, "/f").write_bytes(bytes(1_000_000))
     for words in (["ls"], ["ls", "--json"], ["--help"], ["cp", "demo:/f", "-"], ["files", "cat", "demo", "/f"]):
         read, write = os.pipe()
         os.close(read)

@@ -128,7 +128,7 @@ class _Client:
         inner = Call(request, api.manager, api.facts, api.metrics, self._split(path)[0])
         inner.body.load(body)
         async with inner.stack:
-            response = await api.answer(inner, api.admit(inner, self._call.caller))
+            response = await api.answer(inner, api.admit(inner.request, inner.routed, self._call.caller))
             if hasattr(response.response, "data"):
                 shown = {"type": "response", "id": name, "status": response.status_code, "done": True}
                 await self._call.socket.send_json({**shown, "body": _value(response.response.data)})
@@ -170,9 +170,9 @@ class _Client:
         routed, query = self._split(path)
         outer: Any = self._call.request
         headers = Headers([("Content-Type", JSON_TYPE), ("Content-Length", str(len(body)))])
-        authorization = tokens.headers_of(outer).get("Authorization")
-        if authorization is not None:
-            headers["Authorization"] = authorization
+        token = tokens.of_handshake(outer)
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
         scope: Any = {"type": "http"}
         return api.request_class(
             *(method, "http", target.plain(routed), query, headers, "", "1.1", scope),

@@ -58,7 +58,7 @@ class Exchange:
             send_push_promise=functools.partial(_no_push),
         )
         self.call = Call(made, api.manager, api.facts, api.metrics, routed)
-        self.admission = api.admit(self.call, caller)
+        self.admission = api.admit(made, routed, caller)
         if not made.content_length and "Transfer-Encoding" not in headers:
             self.call.body.set_complete()  # it has none: do not wait for the event that says so
 

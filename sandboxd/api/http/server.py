@@ -22,7 +22,6 @@ import trio
 
 from ...runtime.strangers import Lane, share_of_descriptors
 from ...wire.http_heads import MAX_HEAD_BYTES
-from .. import socket_call
 from ..access import identify
 from .body import LINGER_S
 from .exchange import Exchange
@@ -253,7 +252,7 @@ class Wire(TCPServer):
                 await self._read_data()
         except Upgrade as upgrade:
             caller = self.state["caller"]
-            await socket_call.serve(self.api, self.protocol, upgrade, caller, self.stream, idle.stay)  # type: ignore[arg-type]
+            await self.api.serve_socket(self.protocol, upgrade, caller, self.stream, idle.stay)  # type: ignore[arg-type]
             return
         if idle.scope.cancelled_caught and self.protocol.is_half_asked and not self.context.terminated.is_set():
             await self.protocol.time_out()

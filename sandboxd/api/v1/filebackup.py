@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from ...errors import InvalidRequest
 from ...runtime.backups import is_version
@@ -10,6 +10,7 @@ from ...runtime.file_queries import Picked
 from ...spec import check_file_path
 from ..call import answer
 from . import file_models as models
+from .rows import file_route
 
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
@@ -69,3 +70,27 @@ async def restore(call: Call, sandbox: Sandbox) -> TrioResponse:
     path, archive = models.path_of(model), check_file_path(model.archive, "archive")
     found = await sandbox.files.restore(path, archive)
     return answer(models.BackupOut(archive, found.size, found.entries))
+
+
+ROUTES: Final = (
+    file_route("files.changes", "POST", "/changes", changes, body=ChangesIn, result=models.ChangesOut),
+    file_route(
+        "files.backup",
+        "POST",
+        "/backup",
+        backup,
+        body=BackupIn,
+        result=models.BackupOut,
+        status=201,
+        kinds=("quota-exceeded",),
+    ),
+    file_route(
+        "files.restore",
+        "POST",
+        "/restore",
+        restore,
+        body=RestoreIn,
+        result=models.BackupOut,
+        kinds=("archive-refused", "quota-exceeded"),
+    ),
+)

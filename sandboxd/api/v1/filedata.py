@@ -20,6 +20,7 @@ from ..http.body import UPLOAD_IDLE_S
 from ..pieces import answer_in_pieces, follow
 from . import file_models as models
 from .filetree import query_path
+from .rows import PATH, file_route
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -185,3 +186,23 @@ async def unpack_body(call: Call, sandbox: Sandbox, path: str, form: str | None)
 async def _pieces(call: Call) -> AsyncGenerator[bytearray]:
     while piece := await call.body.next_piece(idle_s=UPLOAD_IDLE_S, at_least=FEED_BYTES):
         yield piece
+
+
+ROUTES: Final = (
+    file_route("files.search", "POST", "/search", search, body=SearchIn, result=models.Found),
+    file_route(
+        "files.replace", "POST", "/replace", replace, body=ReplaceIn, result=models.Replaced, kinds=("quota-exceeded",)
+    ),
+    file_route("files.watch", "GET", "/watch", watch, query=(*PATH, "recursive", "include", "exclude"), result=bytes),
+    file_route("files.archive", "GET", "/archive", pack, query=(*PATH, "format"), result=bytes),
+    file_route(
+        "files.unpack",
+        "PUT",
+        "/archive",
+        unpack,
+        query=(*PATH, "format"),
+        body=bytes,
+        result=models.Unpacked,
+        kinds=("archive-refused", "quota-exceeded"),
+    ),
+)

@@ -14,6 +14,7 @@ from ..call import answer, streamed
 from ..http.body import UPLOAD_IDLE_S
 from .file_models import FileOut, shown, spelled
 from .filetree import query_path
+from .rows import NEW, PATH, file_route
 
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
@@ -78,3 +79,9 @@ async def write_body(call: Call, sandbox: Sandbox, path: str, mode: str | None =
             await writer.write(piece)
         size = writer.size
         return size, await writer.commit()
+
+
+ROUTES: Final = (
+    file_route("files.read", "GET", "", read, query=PATH, result=bytes, kinds=("range-not-satisfiable",)),
+    file_route("files.write", "PUT", "", write, query=(*PATH, "mode"), body=bytes, result=FileOut, kinds=NEW),
+)

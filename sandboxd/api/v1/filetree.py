@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ...runtime.files import MAX_PAGE
 from ...spec import MAX_PATH_BYTES, check_file_path, check_text, name_bytes, name_text
 from ..call import answer, nothing
 from ..pieces import answer_in_pieces
 from . import file_models as models
+from .rows import NEW, PATH, file_route
 
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
@@ -144,3 +145,28 @@ async def chown(call: Call, sandbox: Sandbox) -> TrioResponse:
 
 def _changed(changed: Changed) -> TrioResponse:
     return answer(models.Changed(file=models.file_info(changed.file), entries=changed.entries))
+
+
+ROUTES: Final = (
+    file_route(
+        "files.delete", "DELETE", "", delete, query=(*PATH, "recursive"), status=204, kinds=("directory-not-empty",)
+    ),
+    file_route(
+        "files.list",
+        "GET",
+        "/list",
+        listing,
+        query=(*PATH, "recursive", "hidden", "cursor", "limit"),
+        result=models.FileList,
+    ),
+    file_route("files.stat", "GET", "/stat", stat, query=(*PATH, "follow"), result=models.FileInfo),
+    file_route("files.exists", "GET", "/exists", exists, query=PATH, result=models.Exists),
+    file_route("files.mkdir", "POST", "/mkdir", mkdir, body=MkdirIn, result=models.FileInfo, status=201, kinds=NEW),
+    file_route("files.rename", "POST", "/rename", rename, body=MoveIn, result=models.FileInfo, kinds=NEW),
+    file_route("files.copy", "POST", "/copy", copy, body=MoveIn, result=models.Copied, status=201, kinds=NEW),
+    file_route(
+        "files.symlink", "POST", "/symlink", symlink, body=SymlinkIn, result=models.FileInfo, status=201, kinds=NEW
+    ),
+    file_route("files.chmod", "POST", "/chmod", chmod, body=ChmodIn, result=models.Changed),
+    file_route("files.chown", "POST", "/chown", chown, body=ChownIn, result=models.Changed),
+)

@@ -71,6 +71,7 @@ class StartIn(Input, frozen=True, kw_only=True):
     cwd: str | None = None
     env: dict[str, str] | None = None
     user: str | int | None = None
+    umask: str | None = None
 
 
 class CommandIn(StartIn, frozen=True, kw_only=True):

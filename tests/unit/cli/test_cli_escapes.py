@@ -13,10 +13,19 @@ from click.testing import CliRunner
 from sandboxd import errors
 from sandboxd.cli import main
 from sandboxd.wire import raw
-from tests.support.fake_api import FakeDaemon, Handler, exit_event, sandbox_object
+from tests.support.canned import (
+    Asked,
+    CannedServer,
+    exit_frame,
+    json_answer,
+    plain,
+    problem_answer,
+    sandbox_object,
+    stream_answer,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 #: Sets a window's title, in seven and in eight bits; goes back over the line; turns the reading direction.
@@ -90,32 +99,31 @@ TABLE: dict[tuple[str, ...], Any] = {
 }  # fmt: skip
 
 
-class EvilHandler(Handler):
-    """Answers every route below a sandbox with the test's object, or with an error that quotes a sandbox."""
+def evil(told: Any) -> Callable[[Asked], bytes]:
+    """Answer every route below a sandbox with this object, or with an error that quotes a sandbox."""
 
-    def route(self, path: list[str]) -> None:
+    def answer(asked: Asked) -> bytes:
+        path = asked.path
         if path == ["info"]:
-            self.json(200, {"version": EVIL, "nested": {EVIL: [EVIL, EVIL]}})
-        elif path == ["metrics"]:
-            self.answer(200, f'of{{name="{EVIL}"}} 1\n'.encode(), "text/plain")
-        elif len(path) < 3 and path != ["events"]:
-            self.json(201, SANDBOX if self.command == "POST" or len(path) == 2 else {"items": [SANDBOX], "next": None})
-        elif isinstance(self.server.told, list):
-            lines = [
-                f"event: {kind}\nid: {at}\ndata: {json.dumps(what)}\n\n"
-                for at, (kind, what) in enumerate(self.server.told)
-            ]
-            self.answer(200, "".join(lines).encode(), "text/event-stream")
-        elif self.server.told is None:
-            raise errors.FileNotFound(f"cannot do it: {EVIL}", path=EVIL, hint=EVIL)
-        else:
-            self.json(200, self.server.told)
+            return json_answer(200, {"version": EVIL, "nested": {EVIL: [EVIL, EVIL]}})
+        if path == ["metrics"]:
+            return plain(200, f'of{{name="{EVIL}"}} 1\n'.encode(), "text/plain")
+        if len(path) < 3 and path != ["events"]:
+            is_one = asked.method == "POST" or len(path) == 2
+            return json_answer(201, SANDBOX if is_one else {"items": [SANDBOX], "next": None})
+        if isinstance(told, list):
+            lines = [f"event: {kind}\nid: {at}\ndata: {json.dumps(what)}\n\n" for at, (kind, what) in enumerate(told)]
+            return plain(200, "".join(lines).encode(), "text/event-stream")
+        if told is None:
+            return problem_answer(errors.FileNotFound(f"cannot do it: {EVIL}", path=EVIL, hint=EVIL))
+        return json_answer(200, told)
+
+    return answer
 
 
 @pytest.fixture
-def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaemon]:
-    with FakeDaemon(tmp_path / "d.sock") as found:
-        found.RequestHandlerClass = EvilHandler
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CannedServer]:
+    with CannedServer(tmp_path / "d.sock", evil(None)) as found:
         monkeypatch.setenv("SANDBOXD_URL", found.url)
         monkeypatch.delenv("SANDBOXD_TOKEN", raising=False)
         yield found
@@ -126,8 +134,8 @@ def is_harmless(text: str) -> bool:
 
 
 @pytest.mark.parametrize("words", TABLE, ids=" ".join)
-def test_what_is_said_is_harmless(daemon: FakeDaemon, words: tuple[str, ...], capfd: pytest.CaptureFixture[str]):
-    daemon.told = TABLE[words]
+def test_what_is_said_is_harmless(daemon: CannedServer, words: tuple[str, ...], capfd: pytest.CaptureFixture[str]):
+    daemon.answer = evil(TABLE[words])
     done = CliRunner().invoke(main.cli, list(words), prog_name="sandboxd")
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     said = done.stdout + done.stderr + capfd.readouterr().out  # streams are written past Python's own
@@ -150,8 +158,7 @@ def test_what_is_said_is_harmless(daemon: FakeDaemon, words: tuple[str, ...], ca
     ],
     ids=" ".join,
 )
-def test_what_an_error_says_is_harmless(daemon: FakeDaemon, words: tuple[str, ...]):
-    daemon.told = None
+def test_what_an_error_says_is_harmless(daemon: CannedServer, words: tuple[str, ...]):
     done = CliRunner().invoke(main.cli, list(words), prog_name="sandboxd")
     assert done.exit_code
     assert is_harmless(done.stderr), done.stderr
@@ -159,23 +166,19 @@ def test_what_an_error_says_is_harmless(daemon: FakeDaemon, words: tuple[str, ..
     assert done.stderr.count("\n") == 1
 
 
-def test_what_a_command_prints_is_as_it_is(daemon: FakeDaemon):
+def test_what_a_command_prints_is_as_it_is(daemon: CannedServer):
     data = EVIL.encode() + b"\xff\n"
-    daemon.RequestHandlerClass = type("Raw", (Handler,), {"route": lambda self, path: _raw(self, path, data)})
+
+    def answer(asked: Asked) -> bytes:
+        if asked.path[-1] == "exec":
+            return stream_answer(raw.encode(raw.STDOUT, data), exit_frame())
+        if asked.path[-1] == "files":
+            return plain(200, data, "application/octet-stream")
+        return json_answer(200, SANDBOX)
+
+    daemon.answer = answer
     for words in (["exec", "a", "x"], ["files", "cat", "a", "/x"], ["cp", "a:/x", "-"]):
         done = subprocess.run(
             [sys.executable, "-m", "sandboxd", *words], stdin=subprocess.DEVNULL, capture_output=True, check=False
         )
         assert (done.returncode, done.stdout) == (0, data), done.stderr
-
-
-def _raw(handler: Handler, path: list[str], data: bytes) -> None:
-    if path[-1] == "exec":
-        handler.begin("p")
-        handler.chunk(raw.encode(raw.STDOUT, data))
-        handler.chunk(raw.encode(raw.EXIT, json.dumps(exit_event()).encode()))
-        handler.wfile.write(b"0\r\n\r\n")
-    elif path[-1] == "files":
-        handler.answer(200, data, "application/octet-stream")
-    else:
-        handler.json(200, SANDBOX)

@@ -16,7 +16,15 @@ from sandboxd.api.v1.ports import PortIn
 from sandboxd.api.v1.process_models import ProcessIn
 from sandboxd.api.v1.sessions import SessionIn
 from sandboxd.cli import main
-from tests.support.fake_api import FakeDaemon, Handler, sandbox_object
+from tests.support.canned import (
+    Asked,
+    CannedServer,
+    exit_frame,
+    json_answer,
+    plain,
+    sandbox_object,
+    stream_answer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -57,6 +65,7 @@ COMMAND: Final = {
     "cwd": (("--workdir", "/x"), "/x"),
     "env": (("--env", "A=b"), {"A": "b"}),
     "user": (("--user", "nobody"), "nobody"),
+    "umask": (("--umask", "0027"), "0027"),
     "timeout_s": (("--timeout", "2.5"), 2.5),
     "orphans": (("--orphans", "keep"), "keep"),
 }
@@ -88,6 +97,7 @@ VERBS: Final = [
         "cwd": (("--workdir", "/x"), "/x"),
         "env": (("--env", "A=b"), {"A": "b"}),
         "user": (("--user", "nobody"), "nobody"),
+        "umask": (("--umask", "0027"), "0027"),
         "shell": (("--shell", "sh"), "sh"),
     }),
     Verb(SandboxIn, ("create",), (), "/sandboxes", {
@@ -129,25 +139,18 @@ VERBS: Final = [
 ]  # fmt: skip
 
 
-class AnyHandler(Handler):
-    """Answers whatever a verb asks for."""
-
-    def route(self, path: list[str]) -> None:
-        if path[2:] == ["exec"]:
-            self.begin("p")
-            self.end()
-        elif self.command == "DELETE":
-            self.answer(204)
-        elif len(path) > 2:
-            self.json(200, ANSWERS[path[2]])
-        else:
-            self.json(200, sandbox_object(1))
+def answer(asked: Asked) -> bytes:
+    """Answer whatever a verb asks for."""
+    if asked.path[2:] == ["exec"]:
+        return stream_answer(exit_frame())
+    if asked.method == "DELETE":
+        return plain(204)
+    return json_answer(200, ANSWERS[asked.path[2]] if len(asked.path) > 2 else sandbox_object(1))
 
 
 @pytest.fixture
-def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaemon]:
-    with FakeDaemon(tmp_path / "d.sock") as found:
-        found.RequestHandlerClass = AnyHandler
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CannedServer]:
+    with CannedServer(tmp_path / "d.sock", answer) as found:
         monkeypatch.setenv("SANDBOXD_URL", found.url)
         monkeypatch.delenv("SANDBOXD_TOKEN", raising=False)
         yield found
@@ -174,11 +177,11 @@ CASES: Final = [(verb, field) for verb in VERBS for field in verb.flags]
 
 
 @pytest.mark.parametrize(("verb", "field"), CASES, ids=[f"{' '.join(verb.words)} {field}" for verb, field in CASES])
-def test_a_flag_sets_its_field(daemon: FakeDaemon, verb: Verb, field: str):
+def test_a_flag_sets_its_field(daemon: CannedServer, verb: Verb, field: str):
     words, value = verb.flags[field]
     done = CliRunner().invoke(main.cli, [*verb.words, *words, *verb.arguments], prog_name="sandboxd")
     assert done.exit_code == 0, done.output
-    found: Any = [body for method, path, body in daemon.requests if method == "POST" and path.endswith(verb.route)][-1]
+    found: Any = [one.json for one in daemon.requests if one.method == "POST" and one.target.endswith(verb.route)][-1]
     for name in field.split("."):
         found = found[name]
     assert found == value
@@ -188,10 +191,10 @@ def test_a_flag_sets_its_field(daemon: FakeDaemon, verb: Verb, field: str):
 @pytest.mark.parametrize("verb", [("exec",), ("process", "start")], ids=" ".join)
 @pytest.mark.parametrize("orphans", ["kill", "keep", None])
 def test_orphans_default_to_what_the_daemon_does(
-    daemon: FakeDaemon, verb: tuple[str, ...], session: tuple[str, ...], orphans: str | None
+    daemon: CannedServer, verb: tuple[str, ...], session: tuple[str, ...], orphans: str | None
 ):
     words = () if orphans is None else ("--orphans", orphans)
     assert CliRunner().invoke(main.cli, [*verb, *session, *words, "a", "true"]).exit_code == 0
     default = "keep" if session else "kill"  # which the SDK may say, or leave to the daemon
-    assert daemon.requests[-1][2].get("orphans", default) == (orphans or default)
-    assert daemon.requests[-1][2]["command"] == ("true" if session else ["true"])
+    assert daemon.requests[-1].json.get("orphans", default) == (orphans or default)
+    assert daemon.requests[-1].json["command"] == ("true" if session else ["true"])

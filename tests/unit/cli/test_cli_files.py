@@ -7,7 +7,6 @@ import datetime as dt
 import json
 import os
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from click.testing import CliRunner, Result
@@ -17,7 +16,8 @@ from sandboxd.cli import file_text, main
 from sandboxd.cli.files import files as group
 from sandboxd.cli.output import shown, shown_line
 from sandboxd.client.file_calls import FileChange
-from tests.support.fake_api import FakeDaemon, Handler
+from tests.support.canned import Asked, CannedServer, json_answer, plain, problem_answer, sandbox_object
+from tests.support.local_daemon import local_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,28 +37,32 @@ STRANGE = file_object("/workspace/caf\ufffd\x1b[31m", path_b64=B64)
 LINK = file_object("/workspace/l", type="symlink", mode="0777", target="a\nb")
 
 
-class FilesHandler(Handler):
-    """Answers the routes of files with what a test put into the daemon's `answers`, by method and verb."""
+class FilesServer(CannedServer):
+    """Answers the routes of files with what a test put into `answers`, by method and verb; nothing else is there."""
 
-    def route(self, path: list[str]) -> None:
-        if path[2:3] != ["files"] or (found := self.server.answers.get((self.command, *path[3:]))) is None:
-            super().route(path)
-        elif isinstance(found, bytes):
-            self.answer(200, found, "text/event-stream")
-        elif callable(found):
-            self.json(200, found(self.query))
-        else:
-            self.json(200, found)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, self._answer)
+        self.answers: dict[tuple[str, ...], Any] = {}
+
+    def _answer(self, asked: Asked) -> bytes:
+        if asked.path[2:3] != ["files"]:
+            return json_answer(200, sandbox_object(1, name="a"))
+        found = self.answers.get((asked.method, *asked.path[3:]))
+        try:
+            if found is None:
+                raise errors.FileNotFound("cannot look at it: no such file or directory")
+            if isinstance(found, bytes):
+                return plain(200, found, "text/event-stream")
+            return json_answer(200, found(asked.query) if callable(found) else found)
+        except errors.SandboxdError as error:
+            return problem_answer(error)
 
 
 @pytest.fixture
-def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaemon]:
-    with FakeDaemon(tmp_path / "d.sock") as found:
-        found.RequestHandlerClass = FilesHandler
-        found.answers = {}
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FilesServer]:
+    with FilesServer(tmp_path / "d.sock") as found:
         monkeypatch.setenv("SANDBOXD_URL", found.url)
         monkeypatch.delenv("SANDBOXD_TOKEN", raising=False)
-        sandboxd("create", "--name", "a")
         yield found
 
 
@@ -70,12 +74,10 @@ def files(*words: str, **options: Any) -> Result:
     return sandboxd("files", *words, **options)
 
 
-def asked(daemon: FakeDaemon) -> tuple[str, str, dict[str, str], Any]:
+def asked(daemon: FilesServer) -> tuple[str, str, dict[str, str], Any]:
     """Return the last request: its method, its path below …/files, its query and its body."""
-    method, path, body = daemon.requests[-1]
-    parts = urlsplit(path)
-    query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-    return method, parts.path.partition("/files")[2], query, body
+    last = daemon.requests[-1]
+    return last.method, "".join(f"/{part}" for part in last.path[3:]), last.query, last.json if last.body else b""
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def test_moments_are_utc():
     assert file_text.utc(there) == "2025-12-31T23:00:00Z"
 
 
-def test_ls(daemon: FakeDaemon):
+def test_ls(daemon: FilesServer):
     pages = {None: {"items": [STRANGE], "next": "2"}, "2": {"items": [LINK], "next": None}}
     daemon.answers["GET", "list"] = lambda query: pages[query.get("cursor")]
     assert files("ls", "a").stdout == "caf\\xe9\\x1b[31m\nl\n"
@@ -123,7 +125,7 @@ def test_ls(daemon: FakeDaemon):
     assert json.loads(files("ls", "--json", "a").stdout) == [STRANGE, LINK]
 
 
-def test_ls_of_a_file_and_of_nothing(daemon: FakeDaemon):
+def test_ls_of_a_file_and_of_nothing(daemon: FilesServer):
     def refuse(query: dict[str, str]) -> None:
         kind = errors.NotAFile if query["path"] == "/f" else errors.FileNotFound
         raise kind("cannot list it: no directory")
@@ -135,7 +137,7 @@ def test_ls_of_a_file_and_of_nothing(daemon: FakeDaemon):
     assert (missing.exit_code, missing.stderr) == (1, "sandboxd: cannot list it: no directory\n")
 
 
-def test_stat(daemon: FakeDaemon):
+def test_stat(daemon: FilesServer):
     daemon.answers["GET", "stat"] = STRANGE
     facts = dict(line.split(maxsplit=1) for line in files("stat", "-L", "a", RAW_TEXT).stdout.splitlines())
     assert asked(daemon) == ("GET", "/stat", {"path_b64": B64, "follow": "true"}, b"")
@@ -147,14 +149,18 @@ def test_stat(daemon: FakeDaemon):
     assert (missing.exit_code, missing.stdout, missing.stderr.count("\n")) == (1, "[]\n", 2)
 
 
-def test_write_and_cat(daemon: FakeDaemon, capfdbinary: pytest.CaptureFixture[bytes]):
+def test_write_and_cat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]):
     data = bytes(range(256)) * 3000
-    assert files("write", "-m", "750", "a", "/f", input=data).exit_code == 0
-    assert (daemon.files["/f"], asked(daemon)[2]) == (data, {"path": "/f", "mode": "0750"})
-    assert files("write", "a", "/empty", input=b"").exit_code == 0
-    assert daemon.files["/empty"] == b""
-    result = files("cat", "a", "/f", "/none", "/empty", "/f")
-    assert (result.exit_code, result.stderr) == (1, "sandboxd: cannot read /none: there is no such file\n")
+    with local_daemon(tmp_path, monkeypatch) as daemon:
+        assert sandboxd("create", "--name", "a").exit_code == 0
+        assert files("write", "-m", "750", "a", "/f", input=data).exit_code == 0
+        (asked_for,) = daemon.asked("open_write")
+        assert (daemon.file("/f").read_bytes(), asked_for["mode"]) == (data, "0750")
+        assert files("write", "a", "/empty", input=b"").exit_code == 0
+        assert daemon.file("/empty").read_bytes() == b""
+        result = files("cat", "a", "/f", "/none", "/empty", "/f")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith("sandboxd: cannot open ")
     assert capfdbinary.readouterr().out == data + data
 
 
@@ -171,7 +177,7 @@ def test_write_and_cat(daemon: FakeDaemon, capfdbinary: pytest.CaptureFixture[by
         (["chown", "a", ":8", "/d"], "chown", {"path": "/d", "user": None, "group": 8, "recursive": False}),
     ],
 )
-def test_what_the_verbs_ask_for(daemon: FakeDaemon, words: list[str], verb: str, body: dict[str, Any]):
+def test_what_the_verbs_ask_for(daemon: FilesServer, words: list[str], verb: str, body: dict[str, Any]):
     found = file_object("/y")
     daemon.answers["POST", verb] = {**found, "file": found, "count": 1}
     result = files(*words)
@@ -179,13 +185,13 @@ def test_what_the_verbs_ask_for(daemon: FakeDaemon, words: list[str], verb: str,
     assert asked(daemon) == ("POST", f"/{verb}", {}, body)
 
 
-def test_mv_into_a_folder(daemon: FakeDaemon):
+def test_mv_into_a_folder(daemon: FilesServer):
     daemon.answers |= {("GET", "stat"): file_object("/d", type="directory"), ("POST", "rename"): file_object("/d/x")}
     assert files("mv", "a", "/up/x", "/d").exit_code == 0
     assert asked(daemon)[3] == {"path": "/up/x", "new_path": "/d/x", "overwrite": True}
 
 
-def test_rm_tells_each_that_it_cannot_delete(daemon: FakeDaemon):
+def test_rm_tells_each_that_it_cannot_delete(daemon: FilesServer):
     def delete(query: dict[str, str]) -> None:
         gone.append(query)
         if query["path"] == "/none":
@@ -200,7 +206,7 @@ def test_rm_tells_each_that_it_cannot_delete(daemon: FakeDaemon):
     assert gone[-1] == {"path": "/none", "recursive": "true"}
 
 
-def test_search_and_find(daemon: FakeDaemon):
+def test_search_and_find(daemon: FilesServer):
     line = {"path": STRANGE["path"], "path_b64": B64, "line": 3, "column": 1, "text": "a\tb\x1b"}
     answer = {"items": [line], "truncated": "limit", "files": 9}
     daemon.answers["POST", "search"] = answer
@@ -219,7 +225,7 @@ def test_search_and_find(daemon: FakeDaemon):
     assert json.loads(files("find", "--json", "a", "d*").stdout) == found
 
 
-def test_replace(daemon: FakeDaemon):
+def test_replace(daemon: FilesServer):
     answer = {"items": [{"path": "/x", "count": 2}], "count": 2, "truncated": None}
     daemon.answers["POST", "replace"] = answer
     assert files("replace", "-e", "a", "(b)", r"\1", "/x").stdout == "/x:2\n"
@@ -228,7 +234,7 @@ def test_replace(daemon: FakeDaemon):
     assert json.loads(files("replace", "--json", "a", "b", "c", "/x").stdout) == answer
 
 
-def test_watch(daemon: FakeDaemon, capfd: pytest.CaptureFixture[str]):
+def test_watch(daemon: FilesServer, capfd: pytest.CaptureFixture[str]):
     made = {"path": STRANGE["path"], "path_b64": B64, "is_folder": False}
     moved = {"path": "/b", "from": "/a", "is_folder": True}
     events = (("ready", {}), ("create", made), ("rename", moved), ("end", {}))
@@ -269,7 +275,7 @@ def test_usage_is_status_2(words: list[str]):
 
 @pytest.mark.parametrize("path", ["x", "/a/../b"])
 @pytest.mark.parametrize("verb", ["ls", "cat", "stat", "rm"])
-def test_a_path_must_be_absolute(daemon: FakeDaemon, verb: str, path: str):
+def test_a_path_must_be_absolute(daemon: FilesServer, verb: str, path: str):
     result = files(verb, "a", path)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert result.stderr.startswith("sandboxd: cannot accept path")

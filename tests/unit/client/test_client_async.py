@@ -1,4 +1,4 @@
-"""The asynchronous SDK on trio and on asyncio, against a real HTTP server on a unix socket."""
+"""The asynchronous SDK on trio and on asyncio, against the real application, whose sandboxes are this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import trio
 import sandboxd
 from sandboxd import AsyncClient, AsyncSandbox, errors
 from sandboxd.wire import raw
-from tests.support.fake_api import FakeDaemon, Handler
+from tests.support import canned
+from tests.support.canned import Asked, CannedServer, stream_answer
+from tests.support.local_daemon import LocalDaemon, local_daemon
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -25,10 +27,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaemon]:
-    with FakeDaemon(tmp_path / "d.sock") as found:
-        monkeypatch.setenv("SANDBOXD_URL", found.url)
-        monkeypatch.delenv("SANDBOXD_TOKEN", raising=False)
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalDaemon]:
+    with local_daemon(tmp_path, monkeypatch) as found:
         yield found
 
 
@@ -40,12 +40,12 @@ def run(request: pytest.FixtureRequest) -> Run:
     return trio.run if request.param == "trio" else on_asyncio
 
 
-def test_the_whole_way(daemon: FakeDaemon, run: Run):
+def test_the_whole_way(daemon: LocalDaemon, run: Run):
     async def scenario() -> None:
         async with AsyncClient() as client:
             await client.health()
-            assert (await client.info())["version"] == "9.9.9"
-            assert await client.metrics() == "of_sandboxes true\n"
+            assert (await client.info())["version"] == "0"
+            assert "sandboxd_" in await client.metrics()
         async with AsyncSandbox.create(name="a", labels={"x": "y"}) as sandbox:
             assert sandbox.name == "a"
             assert "a" in repr(sandbox)
@@ -65,7 +65,7 @@ def test_the_whole_way(daemon: FakeDaemon, run: Run):
     run(scenario)
 
 
-def test_create_by_await_stays_until_destroy(daemon: FakeDaemon, run: Run):
+def test_create_by_await_stays_until_destroy(daemon: LocalDaemon, run: Run):
     async def scenario() -> None:
         async with AsyncClient() as client:
             sandbox = await AsyncSandbox.create(client=client)
@@ -79,7 +79,7 @@ def test_create_by_await_stays_until_destroy(daemon: FakeDaemon, run: Run):
     run(scenario)
 
 
-def test_stream_iterates_calls_back_and_feeds(daemon: FakeDaemon, run: Run):
+def test_stream_iterates_calls_back_and_feeds(daemon: LocalDaemon, run: Run):
     async def scenario() -> None:
         seen: list[str] = []
 
@@ -100,7 +100,7 @@ def test_stream_iterates_calls_back_and_feeds(daemon: FakeDaemon, run: Run):
     run(scenario)
 
 
-def test_many_at_once(daemon: FakeDaemon, run: Run):
+def test_many_at_once(daemon: LocalDaemon, run: Run):
     async def scenario() -> None:
         results: list[bytes] = []
 
@@ -115,7 +115,7 @@ def test_many_at_once(daemon: FakeDaemon, run: Run):
     run(scenario)
 
 
-def test_files(daemon: FakeDaemon, run: Run, tmp_path: Path):
+def test_files(daemon: LocalDaemon, run: Run, tmp_path: Path):
     async def generate() -> AsyncIterator[bytes]:
         yield b"a"
         yield b"b"
@@ -140,7 +140,7 @@ def test_files(daemon: FakeDaemon, run: Run, tmp_path: Path):
     run(scenario)
 
 
-def test_what_is_not_entered_says_so(daemon: FakeDaemon, run: Run):
+def test_what_is_not_entered_says_so(daemon: LocalDaemon, run: Run):
     async def scenario() -> None:
         async with AsyncSandbox.create() as sandbox:
             stream = sandbox.exec_stream("true")
@@ -156,7 +156,7 @@ def test_what_is_not_entered_says_so(daemon: FakeDaemon, run: Run):
     run(scenario)
 
 
-def test_leaving_a_stream_kills_the_command(daemon: FakeDaemon, run: Run):
+def test_leaving_a_stream_kills_the_command(daemon: LocalDaemon, run: Run):
     async def scenario() -> None:
         async with AsyncSandbox.create() as sandbox:
             async with sandbox.exec_stream("echo ready; sleep 600") as stream:
@@ -168,7 +168,7 @@ def test_leaving_a_stream_kills_the_command(daemon: FakeDaemon, run: Run):
     run(scenario)
 
 
-def test_cancelling_a_command_kills_it_and_destroys_the_sandbox(daemon: FakeDaemon, run: Run):
+def test_cancelling_a_command_kills_it_and_destroys_the_sandbox(daemon: LocalDaemon, run: Run):
     async def scenario() -> None:
         with anyio.CancelScope() as scope:
             async with AsyncSandbox.create() as sandbox:
@@ -186,7 +186,7 @@ def test_cancelling_a_command_kills_it_and_destroys_the_sandbox(daemon: FakeDaem
     run(scenario)
 
 
-def test_asyncio_cancel_kills_the_command_and_destroys_the_sandbox(daemon: FakeDaemon):
+def test_asyncio_cancel_kills_the_command_and_destroys_the_sandbox(daemon: LocalDaemon):
     async def scenario() -> None:
         async def work() -> None:
             async with AsyncSandbox.create() as sandbox:
@@ -206,7 +206,7 @@ def test_asyncio_cancel_kills_the_command_and_destroys_the_sandbox(daemon: FakeD
 class Gate:
     """Holds the daemon in a create until the test lets it go."""
 
-    def __init__(self, daemon: FakeDaemon) -> None:
+    def __init__(self, daemon: LocalDaemon) -> None:
         self.reached = threading.Event()
         self.opened = threading.Event()
         daemon.before_create = self.wait
@@ -216,7 +216,7 @@ class Gate:
         assert self.opened.wait(10)
 
 
-def test_cancelling_a_create_leaves_no_sandbox(daemon: FakeDaemon, run: Run):
+def test_cancelling_a_create_leaves_no_sandbox(daemon: LocalDaemon, run: Run):
     async def scenario() -> None:
         gate = Gate(daemon)
         scope = anyio.CancelScope()
@@ -237,7 +237,7 @@ def test_cancelling_a_create_leaves_no_sandbox(daemon: FakeDaemon, run: Run):
     run(scenario)
 
 
-def test_asyncio_cancel_of_a_create_leaves_no_sandbox(daemon: FakeDaemon):
+def test_asyncio_cancel_of_a_create_leaves_no_sandbox(daemon: LocalDaemon):
     async def scenario() -> None:
         gate = Gate(daemon)
 
@@ -256,7 +256,7 @@ def test_asyncio_cancel_of_a_create_leaves_no_sandbox(daemon: FakeDaemon):
     asyncio.run(scenario())
 
 
-def test_a_failing_create_raises_its_error(daemon: FakeDaemon, run: Run):
+def test_a_failing_create_raises_its_error(daemon: LocalDaemon, run: Run):
     async def scenario() -> None:
         async with AsyncSandbox.create(name="a"):
             with pytest.raises(errors.NameTaken):
@@ -265,41 +265,43 @@ def test_a_failing_create_raises_its_error(daemon: FakeDaemon, run: Run):
     run(scenario)
 
 
-def test_a_failing_destroy_is_noted_on_the_error_of_the_block(daemon: FakeDaemon, run: Run):
+def test_a_failing_destroy_is_noted_on_the_error_of_the_block(daemon: LocalDaemon, run: Run):
     async def scenario() -> None:
         with pytest.raises(ZeroDivisionError) as caught:
             async with AsyncSandbox.create():
-                daemon.token = "now-required"
+                daemon.refuse("destroy", errors.Conflict("cannot destroy it: not today"))
                 _ = 1 / 0
         assert "could not be destroyed" in caught.value.__notes__[0]
 
     run(scenario)
 
 
-def test_streams_that_break(daemon: FakeDaemon, run: Run):
-    def cut(handler: Handler) -> None:
-        handler.begin("p")
-        handler.chunk(raw.encode(raw.STDOUT, b"half")[:-1])
-        handler.cut()
+def test_streams_that_break(tmp_path: Path, run: Run):
+    answers = iter(
+        [
+            stream_answer(raw.encode(raw.STDOUT, b"half")[:-1], ends=False),
+            stream_answer(b"\x09\x00\x00\x00\x00"),
+            canned.json_answer(200, {}),
+            stream_answer(canned.exit_frame()),
+        ]
+    )
 
-    def malformed(handler: Handler) -> None:
-        handler.begin("p")
-        handler.chunk(b"\x09\x00\x00\x00\x00")
-        handler.wfile.write(b"0\r\n\r\n")
-
-    daemon.scripts.update({"@cut": cut, "@bad": malformed, "@json": lambda handler: handler.json(200, {})})
+    def answer(asked: Asked) -> bytes:
+        return next(answers) if asked.path[-1] == "exec" else canned.json_answer(200, canned.sandbox_object(1))
 
     async def scenario() -> None:
-        async with AsyncSandbox.create() as sandbox:
+        async with AsyncClient(server.url) as client:
+            sandbox = await AsyncSandbox.connect("x", client=client)
             with pytest.raises(errors.DaemonUnavailable):
-                await sandbox.exec(["@cut"])
+                await sandbox.exec("cut")
             with pytest.raises(errors.RemoteProtocolError):
-                await sandbox.exec(["@bad"])
+                await sandbox.exec("malformed")
             with pytest.raises(errors.RemoteProtocolError):
-                await sandbox.exec(["@json"])
+                await sandbox.exec("no stream")
             assert (await sandbox.exec("true")).ok
 
-    run(scenario)
+    with CannedServer(tmp_path / "broken.sock", answer) as server:
+        run(scenario)
 
 
 def test_no_daemon(tmp_path: Path, run: Run):

@@ -19,7 +19,7 @@ import sandboxd
 from sandboxd import Client, Sandbox, errors
 from sandboxd.client import address, calls, failures, models
 from sandboxd.client.text import Carry, decode_between
-from tests.support.fake_api import exit_event, sandbox_object
+from tests.support.canned import exit_event, sandbox_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

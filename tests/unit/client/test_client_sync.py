@@ -1,7 +1,9 @@
-"""The synchronous SDK against a real HTTP server on a unix socket."""
+"""The synchronous SDK against the real application, and against daemons that break."""
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
 import io
 import json
 import threading
@@ -12,91 +14,106 @@ import pytest
 import sandboxd
 from sandboxd import Client, Limits, Sandbox, errors
 from sandboxd.wire import raw
-from tests.support.fake_api import PNG, FakeDaemon, Handler, exit_event
+from tests.support import canned
+from tests.support.canned import Asked, CannedServer, exit_event, stream_answer
+from tests.support.fake_peer import exit_data
+from tests.support.local_daemon import LocalDaemon, local_daemon, recorded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+DATA = bytes(range(256)) * 2000
+
 
 @pytest.fixture
-def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaemon]:
-    with FakeDaemon(tmp_path / "d.sock") as found:
-        monkeypatch.setenv("SANDBOXD_URL", found.url)
-        monkeypatch.delenv("SANDBOXD_TOKEN", raising=False)
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalDaemon]:
+    with local_daemon(tmp_path, monkeypatch) as found:
         yield found
 
 
 @pytest.fixture
-def sandbox(daemon: FakeDaemon) -> Iterator[Sandbox]:
+def sandbox(daemon: LocalDaemon) -> Iterator[Sandbox]:
     with Sandbox.create() as found:
         yield found
 
 
-def test_health_and_info(daemon: FakeDaemon):
+def test_health_and_info(daemon: LocalDaemon):
     with Client() as client:
         client.health()
-        assert client.info()["version"] == "9.9.9"
-        assert client.metrics(sandboxes=False) == "of_sandboxes false\n"
+        assert client.info()["version"] == "0"
+        with Sandbox.create(client=client) as sandbox:
+            assert sandbox.id in client.metrics()
+            assert sandbox.id not in client.metrics(sandboxes=False)
 
 
-def test_create_sends_only_what_was_given(daemon: FakeDaemon):
+def test_create_sends_only_what_was_given(daemon: LocalDaemon, monkeypatch: pytest.MonkeyPatch):
+    requests = recorded(monkeypatch)
     with Sandbox.create() as plain:
-        assert daemon.requests[-1] == ("POST", "/v1/sandboxes", {})
-        assert plain.info.limits.memory_bytes == 1 << 30
-        assert plain.info.created_at.isoformat() == "2026-01-02T03:04:05.678000+00:00"
+        assert (requests[-1].method, requests[-1].path, requests[-1].body) == ("POST", "/v1/sandboxes", {})
+        assert plain.info.limits.memory_bytes == 2 << 30
+        assert plain.info.created_at.utcoffset() == dt.timedelta(0)
     assert not daemon.sandboxes
-    given = {"name": "a", "rootfs": "r", "env": {"A": "b"}, "cwd": "/", "user": 5, "labels": {"x": "y"}, "seccomp": "s"}
+    given = {
+        "name": "a",
+        "rootfs": "r",
+        "env": {"A": "b"},
+        "cwd": "/",
+        "user": 5,
+        "labels": {"x": "y"},
+        "seccomp": "strict",
+    }
     with Sandbox.create(**given, limits=Limits(cpus=0.5), network="none") as full:
-        assert daemon.requests[-1][2] == given | {"limits": {"cpus": 0.5}, "network": {"mode": "none"}}
+        assert requests[-1].body == given | {"limits": {"cpus": 0.5}, "network": {"mode": "none"}}
         assert (full.name, full.info.user, full.info.env) == ("a", 5, {"A": "b"})
         assert "a" in repr(full)
 
 
-def test_connect_list_and_refresh(daemon: FakeDaemon):
-    daemon.page_size = 2
+def test_connect_list_and_refresh(daemon: LocalDaemon):
     with Client() as client:
         made = [Sandbox.create(name=f"s{number}", client=client) for number in range(5)]
         assert [found.id for found in Sandbox.list(client=client)] == [one.id for one in made]
         found = Sandbox.connect("s3", client=client)
         assert found.id == made[3].id
-        daemon.sandboxes[found.id]["state"] = "failed"
-        assert found.refresh().state == found.info.state == "failed"
+        made[3].freeze()
+        assert found.info.state == "running"
+        assert found.refresh().state == found.info.state == "frozen"
+        made[3].thaw()
     [first, *_] = Sandbox.list()
     assert first.exec("echo on a connection of its own").ok
     first.close()
 
 
-def test_destroy_twice_is_no_error(daemon: FakeDaemon):
+def test_destroy_twice_is_no_error(daemon: LocalDaemon):
     sandbox = Sandbox.create()
     sandbox.destroy()
     sandbox.destroy()
     sandbox.close()
 
 
-def test_leaving_the_block_by_an_error_destroys_and_keeps_the_error(daemon: FakeDaemon):
+def test_leaving_the_block_by_an_error_destroys_and_keeps_the_error(daemon: LocalDaemon):
     with pytest.raises(ZeroDivisionError), Sandbox.create():
         _ = 1 / 0
     assert not daemon.sandboxes
 
 
-def test_a_failing_destroy_is_noted_on_the_error_of_the_block(daemon: FakeDaemon):
+def test_a_failing_destroy_is_noted_on_the_error_of_the_block(daemon: LocalDaemon):
     with Client() as client:
         sandbox = Sandbox.create(client=client)
-        daemon.token = "now-required"
+        daemon.refuse("destroy", errors.Conflict("cannot destroy it: not today"))
         with pytest.raises(ZeroDivisionError) as caught, sandbox:
             _ = 1 / 0
         assert "could not be destroyed" in caught.value.__notes__[0]
-        with pytest.raises(errors.Unauthenticated), sandbox:
+        with pytest.raises(errors.SandboxdError), Sandbox.create(client=client):
             pass
 
 
-def test_the_token_is_sent(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch):
-    daemon.token = "secret"
+def test_the_token_is_sent(daemon: LocalDaemon, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SANDBOXD_URL", daemon.tcp_url)
     with pytest.raises(errors.Unauthenticated) as caught:
         Sandbox.list()
     assert caught.value.status == 401
-    monkeypatch.setenv("SANDBOXD_TOKEN", "secret")
+    monkeypatch.setenv("SANDBOXD_TOKEN", daemon.token)
     assert Sandbox.list() == []
 
 
@@ -104,7 +121,7 @@ def test_exec(sandbox: Sandbox):
     result = sandbox.exec("echo out; echo err >&2; exit 3")
     assert (result.exit_code, result.signal, result.stdout, result.stderr) == (3, None, "out\n", "err\n")
     assert not result.ok
-    assert result.usage.cpu_s == 0.125
+    assert result.usage.cpu_s == 0.001
     with pytest.raises(sandboxd.CommandFailed) as caught:
         result.check()
     assert caught.value.result is result
@@ -122,13 +139,14 @@ def test_a_program_that_is_not_found_and_one_that_is_killed_are_results(sandbox:
     assert "timed out" in slow.describe()
 
 
-def test_exec_passes_its_facets(daemon: FakeDaemon, sandbox: Sandbox, tmp_path: Path):
+def test_exec_passes_its_facets(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     result = sandbox.exec(
         ["sh", "-c", "pwd; echo $A; cat"], cwd=str(tmp_path), env={"A": "b"}, stdin="typed", timeout=9
     )
     assert result.stdout == f"{tmp_path}\nb\ntyped"
+    requests = recorded(monkeypatch)
     sandbox.exec("true", user="nobody", keep_orphans=True)
-    assert daemon.requests[-1][2] == {"command": "true", "user": "nobody", "orphans": "keep"}
+    assert requests[-1].body == {"command": "true", "user": "nobody", "orphans": "keep"}
 
 
 def test_every_byte_survives(sandbox: Sandbox):
@@ -180,7 +198,7 @@ def test_closing_stdin_ends_the_reader(sandbox: Sandbox):
         assert "".join(chunk.text for chunk in stream).strip() == str(3 << 19)
 
 
-def test_leaving_a_stream_kills_the_command(daemon: FakeDaemon, sandbox: Sandbox):
+def test_leaving_a_stream_kills_the_command(daemon: LocalDaemon, sandbox: Sandbox):
     with sandbox.exec_stream("echo ready; sleep 600") as stream:
         next(stream)
     assert daemon.ended.get(timeout=10) == (stream.process_id, True)
@@ -188,7 +206,7 @@ def test_leaving_a_stream_kills_the_command(daemon: FakeDaemon, sandbox: Sandbox
         stream.wait()
 
 
-def test_a_failing_callback_ends_the_stream(daemon: FakeDaemon, sandbox: Sandbox):
+def test_a_failing_callback_ends_the_stream(daemon: LocalDaemon, sandbox: Sandbox):
     def fail(text: str) -> None:
         raise LookupError(text)
 
@@ -197,24 +215,35 @@ def test_a_failing_callback_ends_the_stream(daemon: FakeDaemon, sandbox: Sandbox
     assert daemon.ended.get(timeout=10)[1]
 
 
-@pytest.mark.parametrize(
-    ("sent", "expected"),
-    [
-        (b"", errors.DaemonUnavailable),
-        (raw.encode(raw.STDOUT, b"half")[:-1], errors.DaemonUnavailable),
-    ],
-)
-def test_a_connection_that_breaks(daemon: FakeDaemon, sandbox: Sandbox, sent: bytes, expected: type[Exception]):
-    def script(handler: Handler) -> None:
-        handler.begin("p")
-        if sent:
-            handler.chunk(sent)
-        handler.cut()
+# --- daemons that break ------------------------------------------------------------------------------------
 
-    daemon.scripts["@cut"] = script
-    with pytest.raises(expected):
-        sandbox.exec(["@cut"])
-    assert sandbox.exec("echo the next one works").ok
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Iterator[CannedServer]:
+    """A daemon that answers an exec with whatever a test says."""
+    with CannedServer(tmp_path / "broken.sock", lambda asked: canned.json_answer(200, {})) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def over(server: CannedServer, *answers: bytes) -> Iterator[Sandbox]:
+    """Give a sandbox of this daemon, whose commands get these answers one after the other."""
+    execs = iter(answers)
+
+    def answer(asked: Asked) -> bytes:
+        return next(execs) if asked.path[-1] == "exec" else canned.json_answer(200, canned.sandbox_object(1))
+
+    server.answer = answer
+    with Client(server.url) as client:
+        yield Sandbox.connect("x", client=client)
+
+
+@pytest.mark.parametrize("sent", [b"", raw.encode(raw.STDOUT, b"half")[:-1]])
+def test_a_connection_that_breaks(broken: CannedServer, sent: bytes):
+    with over(broken, stream_answer(sent, ends=False), stream_answer(canned.exit_frame())) as sandbox:
+        with pytest.raises(errors.DaemonUnavailable):
+            sandbox.exec("true")
+        assert sandbox.exec("echo the next one works").ok
 
 
 @pytest.mark.parametrize(
@@ -230,64 +259,42 @@ def test_a_connection_that_breaks(daemon: FakeDaemon, sandbox: Sandbox, sent: by
         raw.encode(raw.PROBLEM, b"{}"),
     ],
 )
-def test_a_stream_that_breaks_the_protocol(daemon: FakeDaemon, sandbox: Sandbox, sent: bytes):
-    def script(handler: Handler) -> None:
-        handler.begin("p")
-        handler.chunk(sent)
-        handler.wfile.write(b"0\r\n\r\n")
-
-    daemon.scripts["@bad"] = script
-    with pytest.raises(errors.RemoteProtocolError):
-        sandbox.exec(["@bad"])
+def test_a_stream_that_breaks_the_protocol(broken: CannedServer, sent: bytes):
+    with over(broken, stream_answer(sent)) as sandbox, pytest.raises(errors.RemoteProtocolError):
+        sandbox.exec("true")
 
 
-def test_a_problem_in_the_stream_is_raised_as_its_kind(daemon: FakeDaemon, sandbox: Sandbox):
-    def script(handler: Handler) -> None:
-        handler.begin("p")
-        problem = {"kind": "sandbox-gone", "detail": "cannot go on: destroyed", "message": "no clash", "id": "x"}
-        handler.chunk(raw.encode(raw.STDOUT, b"before") + raw.encode(raw.PROBLEM, json.dumps(problem).encode()))
-        handler.wfile.write(b"0\r\n\r\n")
-
-    daemon.scripts["@gone"] = script
-    with pytest.raises(errors.SandboxGone) as caught:
-        sandbox.exec(["@gone"])
+def test_a_problem_in_the_stream_is_raised_as_its_kind(broken: CannedServer):
+    problem = {"kind": "sandbox-gone", "detail": "cannot go on: destroyed", "message": "no clash", "id": "x"}
+    sent = raw.encode(raw.STDOUT, b"before") + raw.encode(raw.PROBLEM, json.dumps(problem).encode())
+    with over(broken, stream_answer(sent)) as sandbox, pytest.raises(errors.SandboxGone) as caught:
+        sandbox.exec("true")
     assert caught.value.id == "x"
 
 
-def test_an_answer_that_is_no_stream(daemon: FakeDaemon, sandbox: Sandbox):
-    daemon.scripts["@json"] = lambda handler: handler.json(200, {"exit_code": 0})
-    with pytest.raises(errors.RemoteProtocolError):
-        sandbox.exec(["@json"])
+def test_an_answer_that_is_no_stream(broken: CannedServer):
+    answer = canned.json_answer(200, {"exit_code": 0})
+    with over(broken, answer) as sandbox, pytest.raises(errors.RemoteProtocolError):
+        sandbox.exec("true")
 
 
-def test_a_slow_reader_slows_the_sender_and_loses_nothing(daemon: FakeDaemon, sandbox: Sandbox):
-    frames, size, sent = 64, 1 << 20, []
+# --- streams and files -------------------------------------------------------------------------------------
 
-    def script(handler: Handler) -> None:
-        handler.begin("p")
-        for _ in range(frames):
-            handler.chunk(raw.encode(raw.STDOUT, bytes(size)))
-            sent.append(size)
-        handler.end()
 
-    daemon.scripts["@flood"] = script
+def test_a_slow_reader_slows_the_sender_and_loses_nothing(daemon: LocalDaemon, sandbox: Sandbox):
+    frames, size = 256, 1 << 18
+    daemon.scripts["@flood"] = ([("stdout", bytes(size))] * frames, exit_data())
+    (init,) = daemon.inside.fake.inits.values()
     with sandbox.exec_stream(["@flood"]) as stream:
         total = len(next(stream).data)
-        assert sum(sent) < frames * size  # what is not read is not sent
+        assert sum(talk.sent_bytes for talk in init.conversations) < frames * size  # what is not read is not sent
         total += sum(len(chunk.data) for chunk in stream)
     assert total == frames * size
 
 
-def test_text_is_whole_characters(daemon: FakeDaemon, sandbox: Sandbox):
+def test_text_is_whole_characters(daemon: LocalDaemon, sandbox: Sandbox):
     pieces = ["ä€😀".encode()[start : start + 1] for start in range(9)] + ["ä".encode()[:1]]
-
-    def script(handler: Handler) -> None:
-        handler.begin("p")
-        for piece in pieces:
-            handler.chunk(raw.encode(raw.STDOUT, piece))
-        handler.end()
-
-    daemon.scripts["@text"] = script
+    daemon.scripts["@text"] = ([("stdout", piece) for piece in pieces], exit_data())
     seen: list[str] = []
     with sandbox.exec_stream(["@text"], on_stdout=seen.append) as stream:
         chunks = list(stream)
@@ -295,24 +302,24 @@ def test_text_is_whole_characters(daemon: FakeDaemon, sandbox: Sandbox):
     assert b"".join(chunk.data for chunk in chunks) == b"".join(pieces)
 
 
-def test_files(daemon: FakeDaemon, sandbox: Sandbox):
+def test_files(daemon: LocalDaemon, sandbox: Sandbox):
     assert sandbox.write_file("/a b/ä?#.txt", "häh") == 4
     assert sandbox.read_text("/a b/ä?#.txt") == "häh"
     assert sandbox.write_file("/b", bytearray(b"\0\xff")) == 2
     assert sandbox.read_file("/b") == b"\0\xff"
-    assert sandbox.write_file("/c", io.BytesIO(PNG * 9999)) == len(PNG) * 9999
+    assert sandbox.write_file("/c", io.BytesIO(DATA)) == len(DATA)
     assert sandbox.write_file("/d", iter([b"1", b"", b"2"])) == 2
     assert sandbox.write_file("/e", io.StringIO("text")) == 4
     assert sandbox.write_file("/f", b"") == 0
     assert sandbox.read_file("/f") == b""
     target = io.BytesIO()
-    assert sandbox.download("/c", target) == len(PNG) * 9999
+    assert sandbox.download("/c", target) == len(DATA)
     with sandbox.read_file_stream("/c") as stream:
-        assert stream.size == len(PNG) * 9999
-        assert b"".join(stream) == target.getvalue() == daemon.files["/c"]
+        assert stream.size == len(DATA)
+        assert b"".join(stream) == target.getvalue() == daemon.file("/c").read_bytes()
     with pytest.raises(errors.FileNotFound) as caught:
         sandbox.read_file("/none")
-    assert caught.value.path == "/none"
+    assert "/none" in str(caught.value)
 
 
 @pytest.mark.parametrize("path", ["relative", "/a/../b", "/nul\0", "/lone\ud800"])
@@ -328,7 +335,7 @@ def test_write_file_takes_no_numbers(sandbox: Sandbox):
         sandbox.write_file("/x", [1, 2])  # type: ignore[list-item]
 
 
-def test_one_client_serves_many_threads(daemon: FakeDaemon):
+def test_one_client_serves_many_threads(daemon: LocalDaemon):
     results: list[str] = []
     with Client() as client, Sandbox.create(client=client) as sandbox:
 
@@ -343,7 +350,7 @@ def test_one_client_serves_many_threads(daemon: FakeDaemon):
     assert sorted(results, key=int) == [f"{number}\n" for number in range(16)]
 
 
-def test_a_closed_client_says_so(daemon: FakeDaemon):
+def test_a_closed_client_says_so(daemon: LocalDaemon):
     client = Client()
     client.close()
     assert "closed" in repr(client)

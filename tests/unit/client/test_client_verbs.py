@@ -133,13 +133,13 @@ def test_a_call_that_does_not_fit_names_the_method():
         box.mkdir("/a", key="b")  # type: ignore[call-arg]
 
 
-COMMAND = {"cwd", "env", "user", "timeout", "keep_orphans"}
+COMMAND = {"cwd", "env", "user", "umask", "timeout", "keep_orphans"}
 OPTIONS = [
     (sdk.Sandbox.exec, {"stdin", *COMMAND}, False),
     (sdk.Sandbox.exec_stream, {"on_stdout", "on_stderr", "stdin", "detach", *COMMAND}, False),
     (sdk.Sandbox.start_process, {"id", "stdin", "restart", *COMMAND}, False),
-    (sdk.Session.exec, {"stdin", *COMMAND} - {"user"}, True),
-    (sdk.Session.start_process, {"id", "stdin", "restart", *COMMAND} - {"user"}, True),
+    (sdk.Session.exec, {"stdin", *COMMAND} - {"user", "umask"}, True),
+    (sdk.Session.start_process, {"id", "stdin", "restart", *COMMAND} - {"user", "umask"}, True),
 ]
 
 

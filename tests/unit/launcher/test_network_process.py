@@ -14,9 +14,9 @@ import msgpack
 import pytest
 
 from sandboxd.errors import SandboxdError
-from sandboxd.launcher import network_process, templates
+from sandboxd.launcher import network_process
 from sandboxd.launcher.network_process import Deps, NetworkProcess
-from sandboxd.linux.eventloop import EventLoop
+from sandboxd.linux.eventloop import READ, EventLoop, is_readable
 from sandboxd.netd import answers, server, veth
 from sandboxd.netd.server import Server
 from tests.unit.netd.test_network_rules import HOST, state
@@ -203,10 +203,10 @@ def test_a_process_is_looked_at_among_many_descriptors(many_descriptors: None) -
     pidfd = os.pidfd_open(process.pid)
     try:
         assert pidfd > 1023
-        assert not templates._has_ended(pidfd)
+        assert not is_readable(pidfd)
         process.kill()
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
-        assert templates._has_ended(pidfd)
+        assert is_readable(pidfd)
     finally:
         process.kill()
         process.communicate()
@@ -288,6 +288,8 @@ class Remote:
 class Deaf:
     """Stands for the watch, which hears of nothing."""
 
+    sockets = ()
+
     def __init__(self, _: str) -> None:
         pass
 
@@ -360,11 +362,15 @@ def test_answers_are_looked_through_once_a_second_however_often_the_loop_turns(m
     lapse = answers.Answers.lapse
     monkeypatch.setattr(server.time, "monotonic", lambda: now)
     monkeypatch.setattr(answers.Answers, "lapse", lambda self, when: looks.append(when) or lapse(self, when))
-    assert one._wait_s() is None
+    assert not one._loop._timers
     one._permit("s1", [("198.18.0.1", [[80, 80]], 3.0)])
+    one._loop.open()
+    one._loop.watch(ready := os.eventfd(1), READ, lambda: None)
     for turn in range(100):
         now = 1000.0 + turn / 25
-        one._lapse()
-        assert 0 <= one._wait_s() <= 1 if one._answers["s1"].has_any else one._wait_s() is None
+        assert one._loop.turn()
     assert len(looks) == 2 * 4
     assert not one._answers["s1"].has_any  # it had its time all the same
+    assert not one._loop._timers
+    one._loop.close()
+    os.close(ready)

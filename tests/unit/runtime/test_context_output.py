@@ -64,7 +64,7 @@ class FakeLink:
     async def __aenter__(self) -> FakeLink:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    def close(self, *, cancel: bool = True) -> None:
         return
 
     async def next_batch(self) -> list[Event]:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from sandboxd.spec import CommandSpec
 from sandboxd.wire.messages import Request
-from tests.support.fake_daemon import FakeDaemon, daemon_in
+from tests.support.fake_daemon import FakeDaemon, daemon_in, problem
 from tests.support.fake_peer import Conversation, exit_data
 
 LATER: dict[str, Any] = {"later": [1], "and": {"more": None}}
@@ -71,3 +72,59 @@ async def test_answers_of_another_age_are_taken(daemon: FakeDaemon) -> None:
     assert session.status_code == 201, session.text
     assert (session.json()["cwd"], session.json()["running"]) == (None, None)
     assert (await daemon.client.get(path)).json()["state"] == "running"
+
+
+@pytest.mark.parametrize(
+    ("known", "status"),
+    [(["linger_s", "later"], 201), (None, 422), ([], 422), (["later"], 422), ([["linger_s"]], 422), ("linger_s", 422)],
+)
+async def test_what_an_old_init_would_do_without_is_refused(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, known: Any, status: int
+) -> None:
+    """As if terminals had once had no `linger_s`."""
+
+    async def configure(talk: Conversation, request: Request) -> None:
+        await talk.reply(request, **({} if known is None else {"knows": known}))
+
+    daemon.init.answers["configure"] = configure
+    monkeypatch.setattr(CommandSpec, "LATER", frozenset({"linger_s"}))
+    path = "/v1/sandboxes/box/processes"
+    fields = {"command": "true", "id": "p", "terminal": {}}
+    found = await daemon.client.post(path, json={**fields, "linger_s": 3})
+    assert found.status_code == status, found.text
+    if status == 422:
+        assert (problem(found)["kind"], problem(found)["field"]) == ("not-available", "linger_s")
+        assert not daemon.init.asked("start")
+    else:
+        assert daemon.init.asked("start")[0]["linger_s"] == 3
+    assert (await daemon.client.post(path, json=fields)).status_code == 201
+    assert "linger_s" not in daemon.init.asked("start")[-1]
+
+
+@pytest.mark.parametrize("knows", [False, True])
+async def test_a_umask_is_for_an_init_that_knows_it(daemon: FakeDaemon, knows: bool) -> None:
+    async def configure(talk: Conversation, request: Request) -> None:
+        await talk.reply(request, **({"knows": ["umask"]} if knows else {}))
+
+    daemon.init.answers["configure"] = configure
+    path, fields = "/v1/sandboxes/box", {"command": "true", "umask": "0027"}
+    for what, body in (("exec", fields), ("processes", {**fields, "id": "p"}), ("sessions", {"umask": "0027"})):
+        found = await daemon.client.post(f"{path}/{what}", json=body)
+        if knows:
+            assert found.status_code in (200, 201), found.text
+        else:
+            assert (problem(found)["kind"], problem(found)["field"]) == ("not-available", "umask")
+    asked = [daemon.init.asked(op) for op in ("exec", "start", "session_create")]
+    assert [[params["umask"] for params in one] for one in asked] == ([["0027"]] * 3 if knows else [[]] * 3)
+
+
+async def test_who_asks_for_what_an_init_may_not_know_hears_of_its_end(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def configure(talk: Conversation, request: Request) -> None:
+        daemon.init.die()
+
+    daemon.init.answers["configure"] = configure
+    monkeypatch.setattr(CommandSpec, "LATER", frozenset({"timeout_s"}))
+    found = await daemon.client.post("/v1/sandboxes/box/exec", json={"command": "true", "timeout_s": 3})
+    assert problem(found)["kind"] == "sandbox-failed"

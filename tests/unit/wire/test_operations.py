@@ -18,9 +18,11 @@ GUEST = Room(*sorted((PACKAGE / "guest").glob("*.py")))
 LAUNCHER = Room(*sorted((PACKAGE / "launcher").glob("*.py")))
 DAEMON = Room(*sorted((PACKAGE / "runtime").rglob("*.py")), *sorted((PACKAGE / "api").rglob("*.py")))
 #: How the daemon asks: the call's first argument is the operation. The second line's add a parameter of their own.
-ASKS = ("ask", "_ask", "_ask_fds", "request", "begin", "stream", "open_stream")
+ASKS = ("ask", "ask_for_fd", "_ask", "_ask_fds", "request", "begin", "stream", "open_stream")
 WRAPPERS = ("_info", "_quietly", "serve")
-JOB_ASKS = ("job", "run_job")
+JOB_ASKS = ("job", "_job", "_run")
+#: `Files` asks so for a job about the path that comes second.
+PATH_SECOND = {"_job": "path", "_run": "path"}
 
 
 def job_handlers() -> dict[str, Handler]:
@@ -128,7 +130,8 @@ def channel_of(call: Call) -> Channel:
     return Channel.LAUNCHER if call.where.startswith("runtime/launcher.py") else Channel.LINK
 
 
-CALLS = [call for call in DAEMON.calls(*ASKS, *WRAPPERS, *JOB_ASKS) if call.where.startswith(("runtime/", "api/"))]
+ASKED = DAEMON.calls(*ASKS, *WRAPPERS, *JOB_ASKS, second=PATH_SECOND)
+CALLS = [call for call in ASKED if call.where.startswith(("runtime/", "api/"))]
 
 
 def test_the_calls_are_found() -> None:

@@ -188,6 +188,9 @@ async def test_handshakes_that_are_none(
         (PTY + "?linger_s=-1", 400, "invalid-request", "linger_s"),
         (PTY + "?linger_s=nan", 400, "invalid-request", "linger_s"),
         (PTY + "?orphans=maybe", 400, "invalid-request", "orphans"),
+        (PTY + "?umask=8", 400, "invalid-request", "umask"),
+        (PTY + "?umask=22&session=s", 400, "invalid-request", "umask"),
+        (PTY + "?process=p&umask=22", 400, "invalid-request", "umask"),
         (PTY + "?user=%00", 400, "invalid-request", "user"),
     ],
 )
