@@ -41,7 +41,7 @@ class FakeLink:
     async def __aenter__(self) -> FakeLink:
         return self
 
-    async def __aexit__(self, *_: object) -> None: ...
+    def close(self, *, cancel: bool = True) -> None: ...
 
     async def next_batch(self) -> list[Event]:
         self.states.append(self.worker.state)
