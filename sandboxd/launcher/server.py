@@ -35,7 +35,7 @@ from ..spec import Limits, check_id, check_rootfs
 from ..wire.framing import MAX_PENDING_FDS
 from ..wire.link import LinkConnection, Role
 from ..wire.messages import Cancel, Credit, Event, Failure, Message, Reply, Request
-from ..wire.sendqueue import SendQueue
+from ..wire.sendqueue import SendQueue, descriptors
 from . import rootfs
 from .cgroups import SandboxCgroups
 from .control import Answers, Controls, Running, id_of
@@ -56,6 +56,7 @@ from .zygote import Zygote
 log = logging.getLogger("sandboxd.launcher")
 
 _RECV_BYTES: Final = 256 * 1024
+_ANCILLARY_BYTES: Final = socket.CMSG_LEN(4 * MAX_PENDING_FDS)
 #: How long nobody may have asked for anything before the next sandbox's ids are made ready.
 QUIET_S: Final = 0.02
 #: How much longer before a prepared sandbox is made: that takes a processor for some 8 ms, and a first command is
@@ -250,17 +251,19 @@ class Launcher:
     # --- the daemon's socket ---
 
     def _on_daemon(self) -> None:
-        fds: list[int] = []
+        data: bytes | None = None
+        ancillary: list[tuple[int, int, bytes]] = []
         try:
-            data, fds, _, _ = socket.recv_fds(self._socket, _RECV_BYTES, MAX_PENDING_FDS, socket.MSG_CMSG_CLOEXEC)
+            # Not recv_fds(), which drops its flags.
+            data, ancillary, _, _ = self._socket.recvmsg(_RECV_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
-            data = None
+            pass  # there was room to write, or nothing after all
         except ConnectionResetError:
             data = b""
         if data == b"":
             raise EOFError
         try:
-            messages = self._link.receive(data, fds) if data else []
+            messages = self._link.receive(data, descriptors(ancillary)) if data else []
         except RemoteProtocolError as error:
             log.error("The daemon broke the protocol: %s", error)
             raise EOFError from None
