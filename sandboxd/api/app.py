@@ -144,7 +144,8 @@ def _routing_error(error: HTTPException | None, request: Request, *, is_handshak
     if isinstance(error, WerkzeugMethodNotAllowed) and not is_handshake:
         allowed = sorted(error.valid_methods or ())
         return MethodNotAllowed(
-            f"cannot {request.method[:20]} {request.path[:200]}: the methods are {', '.join(allowed)}", allow=allowed
+            f"cannot {request.method[:20]} {request.path[:200]}: this route supports {', '.join(allowed)}",
+            allow=allowed,
         )
     if error is None or error.code == 404 or is_handshake:
         return RouteNotFound(f"cannot find {request.path[:200]}: there is no such route", path=request.path[:200])

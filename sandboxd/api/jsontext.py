@@ -42,11 +42,11 @@ def parse(data: bytes | bytearray | str, *, what: str = "the body", unique: bool
         if _SURROGATE.search(text):
             json.dumps(found, ensure_ascii=False).encode()
     except RecursionError:
-        raise InvalidRequest(f"cannot read {what}: it is nested too deep") from None
+        raise InvalidRequest(f"cannot read {what}: it is nested too deeply") from None
     except UnicodeDecodeError:
-        raise InvalidRequest(f"cannot read {what} as JSON: it is no UTF-8") from None
+        raise InvalidRequest(f"cannot read {what} as JSON: it is not valid UTF-8") from None
     except UnicodeEncodeError:
-        raise InvalidRequest(f"cannot read {what} as JSON: it has a lone surrogate, which is no character") from None
+        raise InvalidRequest(f"cannot read {what} as JSON: it has a lone surrogate, which is not a character") from None
     except ValueError as error:
         raise InvalidRequest(f"cannot read {what} as JSON: {str(error)[:200]}") from None
     return found
@@ -60,7 +60,7 @@ def _no_duplicates(pairs: _Pairs) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _finite(text: str) -> float:

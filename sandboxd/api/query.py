@@ -47,9 +47,11 @@ def read(request: Request, model: type[_T]) -> _T:
         readers = _readers(model)
         for name, texts in request.args.lists():
             if name not in readers:
-                raise UnknownField(f"cannot accept query parameter {name[:80]!r}: there is none", field=name[:80])
+                raise UnknownField(
+                    f"cannot accept query parameter {name[:80]!r}: this route has no such parameter", field=name[:80]
+                )
             if len(texts) > 1:
-                raise InvalidRequest(f"cannot accept query parameter {name!r} twice", field=name)
+                raise InvalidRequest(f"cannot accept query parameter {name!r}: it is given twice", field=name)
             given[name] = readers[name](name, texts[0])
     return convert(given, model)
 
@@ -115,7 +117,7 @@ def _number(name: str, text: str) -> float:
 
 def _flag(name: str, text: str) -> bool:
     if text not in _FLAGS:
-        raise InvalidRequest(f"cannot accept query parameter {name!r}: it is neither true nor false", field=name)
+        raise InvalidRequest(f"cannot accept query parameter {name!r}: it must be true or false", field=name)
     return _FLAGS[text]
 
 

@@ -43,7 +43,7 @@ class _Octal(click.ParamType[int]):
         except ValueError:
             mode = -1
         if not 0 <= mode <= 0o7777:
-            self.fail(f"{value!r} is no mode; write it in octal, as 644 or 0755", param, ctx)
+            self.fail(f"{value!r} is not a mode; write it in octal, such as 644 or 0755", param, ctx)
         return mode
 
 

@@ -29,7 +29,7 @@ class Size(click.ParamType[int]):
             return value
         found = _SIZE.match(str(value).strip())
         if found is None:
-            self.fail(f"{value!r} is no size; write it as 512M or 2G", param, ctx)
+            self.fail(f"{value!r} is not a size; write 512M or 2G", param, ctx)
         return int(float(found[1]) * _FACTORS[found[2].upper()])
 
 
@@ -54,7 +54,7 @@ class KeyValue(click.ParamType[tuple[str, str]]):
             return key, text
         if key and self._inherit and key in os.environ:
             return key, os.environ[key]
-        self.fail(f"{value!r} is not of the form KEY=VALUE", param, ctx)
+        self.fail(f"{value!r} is not KEY=VALUE", param, ctx)
 
 
 def stack(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:

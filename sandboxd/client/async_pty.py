@@ -42,7 +42,7 @@ class AsyncPty(PtyState, AsyncClosing):
 
     async def __aenter__(self) -> Self:
         if self._stream is not None:
-            raise LocalProtocolError("cannot enter the terminal: it was entered before")
+            raise LocalProtocolError("cannot enter the terminal: it was entered already")
         process = self._request.process
         if isinstance(process, Call):
             process = await self._client.send(process)

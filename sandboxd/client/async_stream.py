@@ -126,7 +126,7 @@ class AsyncItemStream(AsyncReading, Generic[Q, Item, T]):
 
     async def __aenter__(self) -> Self:
         if self._body is not None:
-            raise LocalProtocolError("cannot enter the stream: it was entered before")
+            raise LocalProtocolError("cannot enter the stream: it was entered already")
         return await super().__aenter__()
 
     def _begin(self, response: httpx.Response) -> None:

@@ -97,7 +97,7 @@ class Call(StreamCall, Generic[T]):
         try:
             value = json.loads(body) if body else None
         except ValueError as error:
-            raise RemoteProtocolError(f"cannot understand the daemon's {self.what}: it is no JSON") from error
+            raise RemoteProtocolError(f"cannot understand the daemon's {self.what}: it is not JSON") from error
         return read(self.what, self.parse, value)
 
 
@@ -117,7 +117,7 @@ class TextCall(Call[str]):
         try:
             return body.decode()
         except UnicodeDecodeError as error:
-            raise RemoteProtocolError(f"cannot understand the daemon's {self.what}: it is no UTF-8") from error
+            raise RemoteProtocolError(f"cannot understand the daemon's {self.what}: it is not valid UTF-8") from error
 
 
 class Streamed(Generic[Item, T]):
@@ -223,7 +223,7 @@ def nothing(_: Json) -> None:
 def sandbox_path(key: str, rest: str = "") -> str:
     """Return the path of a sandbox, by its id or name, and of what is below it."""
     if not key or key in (".", ".."):
-        raise InvalidRequest(f"cannot name a sandbox {key!r}", field="id")
+        raise InvalidRequest(f"{key!r} is not a valid sandbox id or name", field="id")
     return f"/v1/sandboxes/{quote(key, safe='')}{rest}"
 
 
@@ -313,5 +313,5 @@ def destroy(key: str) -> Call[None]:
 def process_path(key: str, process: str, rest: str) -> str:
     """Return the path of a process, or of what is below it."""
     if not process or process in (".", ".."):
-        raise InvalidRequest(f"cannot name a process {process!r}", field="process")
+        raise InvalidRequest(f"{process!r} is not a valid process id", field="process")
     return sandbox_path(key, f"/processes/{quote(process, safe='')}{rest}")

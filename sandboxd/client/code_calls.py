@@ -236,7 +236,7 @@ class RunRequest(Streamed[RunItem, CodeResult]):
 
     def feed(self, data: bytes) -> list[RunItem]:
         found: list[RunItem] = []
-        complaint = "cannot read the run's events: one is no JSON"
+        complaint = "cannot read the run's events: one is not JSON"
         for kind, value in read_events(self._decoder, data, complaint):
             self.next_offset = read("event", lambda item: int(item["offset"]) + 1, value)
             item = self._take(kind, value)

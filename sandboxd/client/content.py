@@ -55,7 +55,7 @@ def _whole(data: object) -> bytes:
             raise InvalidRequest("cannot write the file: its text has a lone surrogate", field="data") from error
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(data)
-    raise InvalidRequest(f"cannot write the file: {type(data).__name__} is neither bytes nor text", field="data")
+    raise InvalidRequest(f"cannot write the file: {type(data).__name__} must be bytes or text", field="data")
 
 
 def _pieces(data: IO[bytes] | Iterable[bytes]) -> Iterator[bytes]:

@@ -372,7 +372,7 @@ def _check_merge(source: Path, target: Path) -> None:
     if not os.path.lexists(target):
         return
     if target.is_symlink() or not target.is_dir():
-        raise FileExistsError(errno.EEXIST, "it is there and is no directory", str(target))
+        raise FileExistsError(errno.EEXIST, "it exists and is not a directory", str(target))
     for entry in list(os.scandir(source)):
         below = target / entry.name
         if entry.is_dir(follow_symlinks=False):

@@ -59,7 +59,7 @@ def events(
         params["type"] = types if isinstance(types, str) else ",".join(types)
     if start is not None:
         if start < 0:
-            raise InvalidRequest("cannot accept start: it is no offset", field="start")
+            raise InvalidRequest("cannot accept start: it is not an offset", field="start")
         params["from"] = str(start)
     call = StreamCall("GET", "/v1/events", params, accept="text/event-stream", timeout_s=_TIMEOUT_S)
     return EventReader(call, start)
@@ -81,7 +81,7 @@ class EventReader:
         Raises:
             SandboxdError: why the daemon ended the stream, as its kind.
         """
-        complaint = "cannot read the events: one is no JSON"
+        complaint = "cannot read the events: one is not JSON"
         for kind, value in read_events(self._decoder, data, complaint):
             found = read("event", functools.partial(_parse, kind), value)
             if found.type != "dropped":

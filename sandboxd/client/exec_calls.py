@@ -51,7 +51,9 @@ class ExecRequest(Streamed[OutputChunk, ExitStatus]):
         content_type = response.headers.get("content-type", "").partition(";")[0].strip()
         self.process_id = str(response.headers.get(PROCESS_HEADER, ""))
         if content_type != RAW_TYPE or not self.process_id:
-            raise RemoteProtocolError("cannot understand the daemon's answer to exec: it is no raw stream of a process")
+            raise RemoteProtocolError(
+                "cannot understand the daemon's answer to exec: it is not a raw stream of a process"
+            )
 
     def callback(self, item: OutputChunk) -> Callable[[], object] | None:
         return text_callback(item, self._callbacks)
@@ -77,7 +79,7 @@ class ExecRequest(Streamed[OutputChunk, ExitStatus]):
         try:
             value = json.loads(payload)
         except ValueError as error:
-            raise RemoteProtocolError("cannot read the raw stream: its last frame is no JSON") from error
+            raise RemoteProtocolError("cannot read the raw stream: its last frame is not JSON") from error
         if frame_type == raw.PROBLEM:
             raise from_problem(value)
         self._result = read("exit event", lambda item: parse_exit(self.process_id, item), value)

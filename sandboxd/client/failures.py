@@ -29,7 +29,7 @@ CONNECT_TIMEOUT_S: Final = 10.0
 
 _REMEDIES: Final = {
     errno.ENOENT: "there is no such socket; start the daemon with 'sandboxd serve', or set SANDBOXD_URL",
-    errno.ECONNREFUSED: "nobody listens there; start the daemon with 'sandboxd serve', or set SANDBOXD_URL",
+    errno.ECONNREFUSED: "nothing listens there; start the daemon with 'sandboxd serve', or set SANDBOXD_URL",
     errno.EACCES: "you may not open the socket; be root or a member of the group 'sandboxd'",
 }
 
@@ -126,7 +126,7 @@ def _errno_of(error: BaseException | None) -> int | None:
 def from_problem(problem: object, status: int | None = None) -> errors.SandboxdError:
     """Return the error that a problem object tells, with its facts; `status` is the answer's where it has one."""
     if not isinstance(problem, dict) or not isinstance(problem.get("kind"), str):
-        return errors.RemoteProtocolError("cannot understand the daemon's answer: it is no problem object")
+        return errors.RemoteProtocolError("cannot understand the daemon's answer: it is not a problem object")
     skipped = {"type", "title", "detail", "kind", "message", "self"}
     facts = {str(key): value for key, value in problem.items() if key not in skipped}
     if status is not None:
@@ -141,5 +141,6 @@ def problem_error(status: int, content_type: str, body: bytes) -> errors.Sandbox
         with contextlib.suppress(ValueError):
             return from_problem(json.loads(body), status)
     return errors.RemoteProtocolError(
-        f"cannot understand the answer {status}: it has no problem object; is that address a sandboxd?", status=status
+        f"cannot understand the answer {status}: it has no problem object; is there a sandboxd at that address?",
+        status=status,
     )

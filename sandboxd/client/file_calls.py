@@ -156,7 +156,7 @@ def _name(value: Json, field: str = "path") -> str:
     b64 = value.get(f"{field}_b64")
     text = value[field]
     if not isinstance(text, str):
-        raise TypeError(f"{field} is no text")
+        raise TypeError(f"{field} is not text")
     return text if b64 is None else name_text(base64.b64decode(b64))
 
 
@@ -196,7 +196,7 @@ def read_file_stream(key: str, path: SandboxPath, *, offset: int = 0, length: in
     extra = None
     if offset or length is not None:
         if offset < 0 or (length is not None and length < 1):
-            raise InvalidRequest("cannot read: offset is at least 0, and length at least 1", field="offset")
+            raise InvalidRequest("cannot read: offset must be at least 0, and length at least 1", field="offset")
         extra = {"Range": f"bytes={offset}-{'' if length is None else offset + length - 1}"}
     return StreamCall("GET", **get(key, path, ""), accept=f"{RAW_TYPE}, */*;q=0.1", extra=extra)
 
@@ -221,7 +221,7 @@ def octal(mode: int) -> str:
         InvalidRequest: it is none.
     """
     if not 0 <= mode <= 0o7777:
-        raise InvalidRequest("cannot accept mode: it is 0 to 0o7777", field="mode")
+        raise InvalidRequest("cannot accept mode: it must be 0 to 0o7777", field="mode")
     return f"{mode:04o}"
 
 
@@ -398,7 +398,7 @@ def watch(
     request = get(key, path, "/watch", recursive=recursive)
     for name, patterns in (("include", include), ("exclude", exclude)):
         if any("," in pattern for pattern in patterns):
-            raise InvalidRequest(f"cannot accept {name}: a pattern has a comma", field=name)
+            raise InvalidRequest(f"cannot accept {name}: a pattern contains a comma", field=name)
         if patterns:
             request["params"][name] = ",".join(patterns)
     return ChangeReader(StreamCall("GET", **request, accept="text/event-stream", timeout_s=WATCH_TIMEOUT_S))
@@ -418,7 +418,7 @@ class ChangeReader:
         Raises:
             SandboxdError: what the daemon says broke the watch, as its kind.
         """
-        complaint = "cannot read the watch: an event is no JSON"
+        complaint = "cannot read the watch: an event is not JSON"
         for kind, value in read_events(self._decoder, data, complaint):
             if kind == "end":
                 self.over = True

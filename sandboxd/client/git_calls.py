@@ -138,7 +138,7 @@ class CloneRequest(Streamed[GitProgress, GitCheckout]):
 
     def feed(self, data: bytes) -> list[GitProgress]:
         found = []
-        complaint = "cannot read the clone's events: one is no JSON"
+        complaint = "cannot read the clone's events: one is not JSON"
         for kind, value in read_events(self._decoder, data, complaint):
             if kind == "progress":
                 found.append(read("progress", _parse_progress, value))

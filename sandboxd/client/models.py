@@ -228,7 +228,7 @@ def with_output(status: ExitStatus, stdout: bytes, stderr: bytes) -> ExecResult:
 
 def _text(value: Json) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not text")
     return value
 
 

@@ -424,7 +424,7 @@ class LogReader:
         try:
             value = json.loads(payload)
         except ValueError as error:
-            raise RemoteProtocolError("cannot read the raw stream: a frame is no JSON") from error
+            raise RemoteProtocolError("cannot read the raw stream: a frame is not JSON") from error
         if frame_type == raw.PROBLEM:
             raise from_problem(value)
         if frame_type == raw.EVENT:

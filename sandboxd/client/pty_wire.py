@@ -151,7 +151,7 @@ class PtyWire:
         self.is_over = True
         url = self._address.url
         return DaemonUnavailable(
-            f"cannot go on at the terminal: the connection to the daemon at {url} ended", address=url
+            f"cannot continue at the terminal: the connection to the daemon at {url} ended", address=url
         )
 
     def _take(self, event: Event) -> list[Shown]:
@@ -185,7 +185,7 @@ class PtyWire:
             self.is_over = True
             if self.result is None:
                 raise DaemonUnavailable(
-                    f"cannot go on at the terminal: {event.reason or 'the daemon closed the connection'}",
+                    f"cannot continue at the terminal: {event.reason or 'the daemon closed the connection'}",
                     address=self._address.url,
                 )
 
@@ -206,7 +206,7 @@ class PtyWire:
         try:
             value = json.loads(text)
         except ValueError:
-            raise RemoteProtocolError("cannot understand the daemon's message: it is no JSON") from None
+            raise RemoteProtocolError("cannot understand the daemon's message: it is not JSON") from None
         if isinstance(value, dict) and value.get("type") == "error":
             raise from_problem(value.get("problem"))
         return read("message", self._told, value)

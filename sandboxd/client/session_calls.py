@@ -118,7 +118,7 @@ def delete_session(key: str, session: str) -> Call[None]:
 
 def _path(key: str, session: str) -> str:
     if not session or session in (".", ".."):
-        raise InvalidRequest(f"cannot name a session {session!r}", field="session")
+        raise InvalidRequest(f"{session!r} is not a valid session id", field="session")
     return sandbox_path(key, f"/sessions/{quote(session, safe='')}")
 
 

@@ -253,7 +253,7 @@ def _format_of(head: bytes) -> str:
     if head[:2] == _GZIP_MAGIC:
         return "tar.gz"
     if head[:3] == b"BZh" or head in _NOT_TAKEN:
-        raise InvalidRequest("cannot unpack: the formats are tar, tar.gz and zip", field="format")
+        raise InvalidRequest("cannot unpack: it must be tar, tar.gz or zip", field="format")
     return "tar"
 
 

@@ -103,7 +103,7 @@ class Connection:
                 while await self._serve_one():
                     await self.wire.turn.rest()
             if self._timed_out and self._half_asked:
-                error = RequestTimeout("cannot wait longer for the rest of the request")
+                error = RequestTimeout("cannot wait any longer for the rest of the request")
                 self.wire.send_now(pages.answer(error, None, page=False, close=True))
         except WireBroken:
             pass
@@ -271,4 +271,4 @@ class Connection:
 
 
 def _not_found() -> PreviewNotFound:
-    return PreviewNotFound("cannot find that preview: there is none, or its token is another one")
+    return PreviewNotFound("cannot find that preview: it does not exist, or the token is wrong")

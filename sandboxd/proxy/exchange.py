@@ -318,7 +318,7 @@ class Exchange:
             try:
                 event = reader.next_event()
             except h11.RemoteProtocolError as error:
-                raise WireBroken(f"the service's chunks are none: {error}") from None
+                raise WireBroken(f"the service's chunks are not valid: {error}") from None
             if isinstance(event, h11.Data):
                 pieces += (event.data,) if old else (b"%x\r\n" % len(event.data), event.data, b"\r\n")
                 self._passed_out(len(event.data))

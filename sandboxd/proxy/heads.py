@@ -147,9 +147,9 @@ def _check(head: Head, host: bytes, length_too: int | None, *, chunked: bool, ol
         raise _refuse("it is neither HTTP/1.1 nor HTTP/1.0")
     method, target = head.first, head.second
     if method in {b"CONNECT", b"TRACE"}:
-        raise _refuse(f"{method.decode()} is not for previews")
+        raise _refuse(f"{method.decode()} is not supported by previews")
     if not target.startswith(b"/") and not (target == b"*" and method == b"OPTIONS"):
-        raise _refuse("its target is no path")
+        raise _refuse("its target is not a path")
     if not host:
         raise _refuse("it has no Host")
 

@@ -101,9 +101,9 @@ async def make(previews: Previews, sandbox: Sandbox, port: Port) -> Wire:
             with trio.fail_after(CONNECT_S):
                 await connect(sock, (_LOOPBACK[family], port.spec.port))
         except trio.TooSlowError:
-            raise ServerBusy(f"cannot connect to port {port.spec.port}: it does not accept") from None
+            raise ServerBusy(f"cannot connect to port {port.spec.port}: it does not accept connections") from None
         except OSError:
             continue
         port.family = family
         return ServiceWire(sock, port)
-    raise PortClosed(f"cannot connect to port {port.spec.port}: nobody listens there", port=port.spec.port)
+    raise PortClosed(f"cannot connect to port {port.spec.port}: nothing listens there", port=port.spec.port)

@@ -151,7 +151,7 @@ async def connect(sock: socket.socket, address: tuple[str, int]) -> None:
     """Connect a non-blocking socket.
 
     Raises:
-        OSError: nobody listens there; the socket is closed.
+        OSError: nothing listens there; the socket is closed.
     """
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

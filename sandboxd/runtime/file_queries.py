@@ -92,7 +92,7 @@ class Search(_Query):
         if self.content is not None:
             check_text(self.content, "content", limit=MAX_EXPRESSION_BYTES)
         elif self.name is None:
-            raise InvalidRequest("cannot search: give name, content or both", field="content")
+            raise InvalidRequest("cannot search: give name, content, or both", field="content")
         _Query.__post_init__(self)
 
 

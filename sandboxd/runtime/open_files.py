@@ -118,7 +118,7 @@ class FileReader(_File):
             if not piece:
                 if end is None:
                     return
-                raise InternalError("cannot send the whole file: it became shorter meanwhile")
+                raise InternalError("cannot send the whole file: it was truncated meanwhile")
             at += len(piece)
             yield piece
 

@@ -294,7 +294,7 @@ def _text(message: dict[str, Any], name: str, *, limit: int = MAX_TEXT_CHARS) ->
 def _number(message: dict[str, Any], name: str) -> int:
     value = message.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 53:
-        raise RemoteProtocolError(f"cannot take field {name!r}: it is no whole number")
+        raise RemoteProtocolError(f"cannot take field {name!r}: it must be a whole number")
     return value
 
 

@@ -343,14 +343,14 @@ async def mount(call: Call, name: str) -> TrioResponse:
     """Refuse to mount a bucket: a sandbox may mount nothing."""
     del call
     names.check_bridge_id(name)
-    raise Refusal("mount_unsupported", "cannot mount a bucket: a sandbox here mounts nothing; copy the files in")
+    raise Refusal("mount_unsupported", "cannot mount a bucket: sandboxd does not mount buckets; copy the files in")
 
 
 async def unmount(call: Call, name: str) -> TrioResponse:
     """Refuse to unmount: there is no mount."""
     del call
     names.check_bridge_id(name)
-    raise Refusal("unmount_unsupported", "cannot unmount: a sandbox here mounts nothing")
+    raise Refusal("unmount_unsupported", "cannot unmount: sandboxd does not mount buckets")
 
 
 # --- sessions ---
@@ -381,7 +381,7 @@ async def delete_session(call: Call, name: str, session: str) -> TrioResponse:
     sandbox = names.find(call.manager, names.check_bridge_id(name))
     try:
         if sandbox is None:
-            raise SessionNotFound(f"cannot find session {session}: there is none")
+            raise SessionNotFound(f"cannot find session {session}")
         await sandbox.sessions.delete(session)
     except SessionNotFound as error:
         raise Refusal("session_missing", error.message) from error

@@ -108,7 +108,7 @@ def _encoding(value: str | None) -> str | None:
         return value
     if value in ("utf-8", "utf8"):
         return "utf-8"
-    raise Refusal("VALIDATION_FAILED", "cannot accept encoding: it is utf-8 or base64", field="encoding")
+    raise Refusal("VALIDATION_FAILED", "cannot accept encoding: it must be utf-8 or base64", field="encoding")
 
 
 async def read(call: Call, name: str) -> TrioResponse:
@@ -269,7 +269,7 @@ async def _move(sandbox: Sandbox, old: str, new: str, session: str | None) -> Tr
         if there is not None and there.type == "directory" and target != source:
             target = f"{target.rstrip('/')}/{source.rpartition('/')[2]}"
         elif there is not None and moved.type == "directory":
-            raise Refusal("NOT_DIRECTORY", f"cannot move {old} to {new}: that is no directory")
+            raise Refusal("NOT_DIRECTORY", f"cannot move {old} to {new}: that is not a directory")
         await sandbox.files.rename(source, target)
     return _done(path=old, newPath=new)
 
@@ -283,7 +283,7 @@ async def mkdir(call: Call, name: str) -> TrioResponse:
     with about(path=model.path):
         made = await sandbox.files.mkdir(path, parents=recursive)
         if not recursive and not made.created:
-            raise Refusal("FILE_EXISTS", f"cannot make {model.path}: it is there already")
+            raise Refusal("FILE_EXISTS", f"cannot make {model.path}: it exists already")
     return _done(path=model.path, recursive=recursive)
 
 

@@ -46,7 +46,7 @@ async def watch(call: Call, name: str) -> TrioResponse:
     except InvalidRequest as error:
         raise Refusal("INVALID_PORT", error.message, port=model.port) from None
     if not 100 <= low <= high <= 599:
-        raise Refusal("VALIDATION_FAILED", "cannot accept the statuses: they are 100 to 599", field="statusMin")
+        raise Refusal("VALIDATION_FAILED", "cannot accept the statuses: each must be 100 to 599", field="statusMin")
     path = None if model.mode == "tcp" else model.path or "/"
     if path is not None and not path.startswith("/"):
         path = "/" + path

@@ -128,7 +128,9 @@ async def show_all(call: Call, name: str, query: ListQuery) -> TrioResponse:
     """List the processes, in the order of their start."""
     wanted = query.status
     if wanted is not None and wanted not in STATUSES:
-        raise Refusal("VALIDATION_FAILED", f"cannot accept status: it is one of {', '.join(STATUSES)}", field="status")
+        raise Refusal(
+            "VALIDATION_FAILED", f"cannot accept status: it must be one of {', '.join(STATUSES)}", field="status"
+        )
     found = [_shown(info) for info in await _all(await container.reach(call, name))]
     shown = [item for item in found if wanted in (None, item["status"])]
     return answer_in_pieces({"success": True, "processes": shown, "timestamp": problems.timestamp()})

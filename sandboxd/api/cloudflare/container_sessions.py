@@ -100,7 +100,7 @@ async def delete(call: Call, name: str) -> TrioResponse:
     model = await container.read(call, DeleteIn)
     session = session_of(model.session_id)
     if session is None:
-        raise Refusal("VALIDATION_FAILED", "cannot end a session: that names none", field="sessionId")
+        raise Refusal("VALIDATION_FAILED", "cannot end a session: that is not a session's id", field="sessionId")
     _TIMEOUTS.get(sandbox, {}).pop(session, None)
     try:
         await sandbox.sessions.delete(session)

@@ -77,7 +77,7 @@ class _Client:
         given: dict[str, Any] = {}
         try:
             if isinstance(message, bytes):
-                raise Refusal("VALIDATION_FAILED", "cannot understand the message: it is no text")
+                raise Refusal("VALIDATION_FAILED", "cannot understand the message: it is not text")
             given = parse_json(message)
             await self._take(given)
         except (Refusal, InvalidRequest) as error:
@@ -95,7 +95,7 @@ class _Client:
             return
         method, path = given.get("method"), given.get("path")
         if kind != "request" or method not in _METHODS or not isinstance(path, str) or not path.startswith("/"):
-            raise Refusal("VALIDATION_FAILED", "cannot understand the message: it is no request")
+            raise Refusal("VALIDATION_FAILED", "cannot understand the message: it is not a request")
         if name in self._running or len(self._running) >= MAX_REQUESTS:
             raise Refusal("VALIDATION_FAILED", "cannot take the request: its id is in use, or too many are under way")
         body = b"" if given.get("body") is None else _body(given["body"])
@@ -197,7 +197,7 @@ def _body(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
     try:
         return jsontext.encode(value)
     except RecursionError:
-        raise InvalidRequest("cannot take the request: its body is nested too deep") from None
+        raise InvalidRequest("cannot take the request: its body is nested too deeply") from None
 
 
 def _value(data: bytes) -> Any:  # noqa: ANN401 - any JSON value

@@ -72,7 +72,9 @@ async def watch(call: Call, name: str) -> TrioResponse:
     path, picked = _path(model), _picked(model)
     wanted = frozenset(model.events) if model.events else _ALL
     if not wanted <= _ALL:
-        raise Refusal("VALIDATION_FAILED", f"cannot accept events: they are {', '.join(sorted(_ALL))}", field="events")
+        raise Refusal(
+            "VALIDATION_FAILED", f"cannot accept events: they must be among {', '.join(sorted(_ALL))}", field="events"
+        )
     with about(path=model.path):
         watched = sandbox.files.watch(path, picked, recursive=model.recursive is not False)
         await call.stack.enter_async_context(watched)

@@ -110,7 +110,7 @@ class ContentSplitter:
             return True
         if self._depth == 1 and not self._wants_key and self._key == b"content":
             if self._seen:
-                raise InvalidRequest("cannot read the body as JSON: it has its content twice", field="content")
+                raise InvalidRequest("cannot read the body as JSON: its content is given twice", field="content")
             self._pass(found.end())
             self._is_inside = self._seen = True
             return True
@@ -191,7 +191,7 @@ class _Base64:
 
 
 def _no_base64() -> Refusal:
-    return Refusal("VALIDATION_FAILED", "cannot write the file: the content is no base64", field="content")
+    return Refusal("VALIDATION_FAILED", "cannot write the file: the content is not valid base64", field="content")
 
 
 class _Version:
@@ -308,7 +308,7 @@ class Upload:
             for text in self._held or [""]:
                 await self._give(text)
         if self._path != path or encoding not in self._versions:
-            raise Refusal("VALIDATION_FAILED", "cannot read the body: a field is there twice", field="path")
+            raise Refusal("VALIDATION_FAILED", "cannot read the body: a field is given twice", field="path")
         await self._versions[encoding].commit()
 
 

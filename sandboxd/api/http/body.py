@@ -103,7 +103,7 @@ class BoundedBody:
                 await self._news.wait()
             if scope.cancelled_caught and len(self._data) == before:
                 if not before:
-                    raise RequestTimeout(f"cannot read the body: nothing came for {idle_s:g} s")
+                    raise RequestTimeout(f"cannot read the body: nothing arrived for {idle_s:g} s")
                 break
         piece, self._data = self._data, bytearray()
         self._room.set()

@@ -143,7 +143,7 @@ class Http1(H11Protocol):
     async def time_out(self) -> None:
         """Answer a request of which only a part has come."""
         with trio.move_on_after(LINGER_S):
-            await self.refuse(RequestTimeout("cannot answer: the request did not come to its end in time"))
+            await self.refuse(RequestTimeout("cannot answer: the request was not complete in time"))
 
     async def _refuse_head(self, error: h11.RemoteProtocolError | SandboxdError) -> None:
         """Answer what is no request."""

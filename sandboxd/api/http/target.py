@@ -59,4 +59,4 @@ def check(path: str, query: bytes) -> None:
         path.encode()
         unquote_to_bytes(query).decode()
     except UnicodeError:
-        raise InvalidRequest("cannot understand the request: its target is no UTF-8") from None
+        raise InvalidRequest("cannot understand the request: its target is not valid UTF-8") from None

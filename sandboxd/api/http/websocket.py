@@ -70,7 +70,7 @@ def check_handshake(headers: Headers) -> str:
     if headers.get("Sec-WebSocket-Version", "").strip() != WEBSOCKET_VERSION.decode():
         raise InvalidRequest("cannot open a WebSocket: Sec-WebSocket-Version must be 13")
     if len(key) != _KEY_BYTES or not key.isascii():
-        raise InvalidRequest("cannot open a WebSocket: Sec-WebSocket-Key is none")
+        raise InvalidRequest("cannot open a WebSocket: Sec-WebSocket-Key is not valid")
     if headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers:
         raise InvalidRequest("cannot open a WebSocket: the request has a body")
     return generate_accept_token(key.encode()).decode()
@@ -297,5 +297,5 @@ def parse_json(text: str) -> dict[str, Any]:
     """
     value = jsontext.parse(text, what="the message")
     if not isinstance(value, dict):
-        raise InvalidRequest("cannot understand the message: a text message is a JSON object")
+        raise InvalidRequest("cannot understand the message: a text message must be a JSON object")
     return value

@@ -118,7 +118,7 @@ async def follow(call: Call, sandbox: Sandbox, context: str, run: str, query: Fo
     last = call.request.headers.get("Last-Event-ID")
     if last is not None:
         if not last.isascii() or not last.isdigit() or len(last) > 18:
-            raise InvalidRequest("cannot accept Last-Event-ID: it is no offset", field="Last-Event-ID")
+            raise InvalidRequest("cannot accept Last-Event-ID: it is not an offset", field="Last-Event-ID")
         start = int(last) + 1
     return await _answer(call, contexts.find(context), one, start)
 
@@ -245,7 +245,7 @@ def to_result(result: frames.Result) -> models.ResultOut:
         if name in frames.JSON_FORMATS or (name.endswith("json") and "/" in name and isinstance(value, str)):
             shown = _json(str(value))
             if shown is None:
-                notes.append(f"{name}: left out, it is no JSON")
+                notes.append(f"{name}: left out, it is not JSON")
                 continue
         if "/" in name:
             extra[name] = shown

@@ -87,7 +87,7 @@ def _filter(query: EventsQuery) -> Filter:
         return Filter(sandbox)
     found = frozenset(types.split(","))
     if not found <= set(TYPES):
-        raise InvalidRequest(f"cannot accept type: the types are {', '.join(TYPES)}", field="type")
+        raise InvalidRequest(f"cannot accept type: it must be one of {', '.join(TYPES)}", field="type")
     return Filter(sandbox, found)
 
 
@@ -99,7 +99,7 @@ def _start(call: Call, query: EventsQuery) -> int | None:
     if not last:
         return None
     if not (last.isascii() and last.isdigit() and len(last) <= _MAX_DIGITS):
-        raise InvalidRequest("cannot accept Last-Event-ID: it is no offset", field="Last-Event-ID")
+        raise InvalidRequest("cannot accept Last-Event-ID: it is not an offset", field="Last-Event-ID")
     return int(last) + 1
 
 

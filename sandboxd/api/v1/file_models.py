@@ -147,7 +147,9 @@ def decode(text: str | None, b64: str | None, field: str) -> str | bytes:
         InvalidRequest: in neither or both, or the base64 is none.
     """
     if (text is None) == (b64 is None):
-        raise InvalidRequest(f"cannot tell which file: give one of {field!r} and '{field}_b64'", field=field)
+        raise InvalidRequest(
+            f"cannot tell which file is meant: give exactly one of {field!r} and '{field}_b64'", field=field
+        )
     if b64 is None:
         assert text is not None  # noqa: S101 - one of the two
         return text

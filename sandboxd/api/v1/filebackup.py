@@ -50,7 +50,9 @@ async def changes(call: Call, sandbox: Sandbox) -> TrioResponse:
     picked = Picked(include=tuple(model.include or ()), exclude=tuple(model.exclude or ()))
     since = model.since
     if since is not None and not is_version(since, path, picked, recursive=model.recursive):
-        raise InvalidRequest("cannot compare: that is no version of this directory by these rules", field="since")
+        raise InvalidRequest(
+            "cannot compare: that is not a version of this directory with these patterns", field="since"
+        )
     found = await sandbox.files.version(path, picked, recursive=model.recursive)
     return answer(models.ChangesOut(found.text, None if since is None else since != found.text, found.entries))
 

@@ -173,7 +173,7 @@ def _events(
 def _format(query: ArchiveQuery, default: str | None) -> str | None:
     name = query.format or default
     if name is not None and name not in MEDIA_TYPES:
-        raise InvalidRequest("cannot accept format: the formats are tar, tar.gz and zip", field="format")
+        raise InvalidRequest("cannot accept format: it must be tar, tar.gz or zip", field="format")
     return name
 
 

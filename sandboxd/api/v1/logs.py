@@ -58,7 +58,7 @@ async def show(call: Call, sandbox: Sandbox, process: str, query: LogsQuery) -> 
     start = _start(call, query)
     tail = -1 if query.tail is None else query.tail
     if tail > MAX_TAIL:
-        raise InvalidRequest(f"cannot accept query parameter 'tail': it is over {MAX_TAIL}", field="tail")
+        raise InvalidRequest(f"cannot accept query parameter 'tail': it must be at most {MAX_TAIL}", field="tail")
     form = _form(call, follow=follow)
     if not follow:
         return await _snapshot(call, processes, process, _Wanted(start, seen, tail, encoding), form)
@@ -134,7 +134,7 @@ def _start(call: Call, query: LogsQuery) -> int:
     if last is None or query.from_ is not None:
         return query.from_ or 0
     if not (last.isascii() and last.isdigit() and len(last) <= 18):
-        raise InvalidRequest("cannot accept Last-Event-ID: it is no offset", field="Last-Event-ID")
+        raise InvalidRequest("cannot accept Last-Event-ID: it is not an offset", field="Last-Event-ID")
     return int(last) + 1
 
 

@@ -256,7 +256,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 def _not_yet(field: str, value: object) -> None:
     if value is not None:
-        raise NotAvailable(f"cannot accept {field}: this version does not have that feature yet", field=field)
+        raise NotAvailable(f"cannot accept {field}: this version does not support it yet", field=field)
 
 
 def to_spec(model: SandboxIn) -> SandboxSpec:
@@ -320,7 +320,7 @@ def _stdin(value: str | bool | None, encoding: str) -> bytes | bool | None:
         try:
             return base64.b64decode(value, validate=True)
         except (binascii.Error, ValueError):
-            raise InvalidRequest("cannot accept stdin: it is no base64", field="stdin") from None
+            raise InvalidRequest("cannot accept stdin: it is not valid base64", field="stdin") from None
     try:
         return value.encode()
     except UnicodeEncodeError:

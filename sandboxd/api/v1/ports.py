@@ -89,7 +89,7 @@ def _out(port: Port, urls: PreviewUrls) -> PortOut:
 
 def _number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 5:
-        raise InvalidRequest("cannot accept port: a port is 1 to 65535", field="port")
+        raise InvalidRequest("cannot accept port: it must be 1 to 65535", field="port")
     return int(text)
 
 
@@ -97,7 +97,7 @@ async def expose(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Expose a port and return its URL; what listens there may start later."""
     urls, model = _urls(call), await call.read(PortIn)
     if model.public and model.token is not None:
-        raise InvalidRequest("cannot accept token: a public port has none", field="token")
+        raise InvalidRequest("cannot accept token: a public port has no token", field="token")
     port = await call.manager.previews.expose(
         sandbox.id, model.port, name=model.name, token=model.token, public=model.public
     )
@@ -122,7 +122,7 @@ async def wait(call: Call, sandbox: Sandbox, port: str) -> TrioResponse:
     if model.process is not None:
         check_process_id(model.process, "process")
     if model.status is not None and model.path is None:
-        raise InvalidRequest("cannot accept status: it has no meaning without path", field="status")
+        raise InvalidRequest("cannot accept status: it needs path", field="status")
     statuses = waiting.GOOD_STATUSES if model.status is None else model.status
     found = await waiting.for_port(sandbox, model.process, number, model.path, model.timeout_s, statuses)
     ended = found.exit

@@ -113,7 +113,7 @@ def to_process(model: ProcessIn) -> CommandSpec:
     if command.restart:
         raise InvalidRequest("cannot accept restart: a process with a terminal is not restarted", field="restart")
     if command.stdin is not None:
-        raise InvalidRequest("cannot accept stdin: a terminal is written to by …/pty or …/stdin", field="stdin")
+        raise InvalidRequest("cannot accept stdin: write to a terminal with …/pty or …/stdin", field="stdin")
     size = check_size(model.terminal.cols, model.terminal.rows)
     return dataclasses.replace(command, terminal=size, linger_s=model.linger_s)
 

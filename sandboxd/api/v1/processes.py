@@ -98,6 +98,6 @@ def _check_fields(model: WaitIn) -> None:
     for name in ("port", "path", "pattern"):
         given = getattr(model, name) is not None
         if given and name not in allowed:
-            raise InvalidRequest(f"cannot accept {name}: it has no meaning for {model.condition!r}", field=name)
+            raise InvalidRequest(f"cannot accept {name}: it does not apply to {model.condition!r}", field=name)
         if not given and name in needed:
             raise InvalidRequest(f"cannot accept {name}: missing", field=name)

@@ -72,7 +72,7 @@ async def open_terminal(call: SocketCall, sandbox: Sandbox, query: TerminalQuery
     else:
         for name in _NEW:
             if getattr(query, name) is not None:
-                raise InvalidRequest(f"cannot accept {name}: the terminal is there already", field=name)
+                raise InvalidRequest(f"cannot accept {name}: the terminal exists already", field=name)
         info = await sandbox.processes.get(check_process_id(query.process, "process"))
         if not info.terminal:
             raise InvalidRequest(f"cannot view process {info.id}: it has no terminal", field="process")
@@ -103,7 +103,7 @@ def _linger(value: float | None) -> float:
     if value is None:
         return DEFAULT_LINGER_S
     if not 0 < value <= _MAX_LINGER_S:
-        raise InvalidRequest("cannot accept linger_s: it is no number of seconds", field="linger_s")
+        raise InvalidRequest("cannot accept linger_s: it must be a number of seconds", field="linger_s")
     return value
 
 
@@ -307,10 +307,10 @@ class Viewer:
 
     async def _obey(self, message: dict[str, Any]) -> None:
         if message.get("type") != "resize":
-            raise InvalidRequest("cannot understand the message: its type is 'resize'", field="type")
+            raise InvalidRequest("cannot understand the message: its type must be 'resize'", field="type")
         unknown = set(message) - {"type", "cols", "rows"}
         size = [message.get(name) for name in ("cols", "rows")]
         if unknown or not all(isinstance(value, int) and not isinstance(value, bool) for value in size):
-            raise InvalidRequest("cannot resize: cols and rows are whole numbers", field="cols")
+            raise InvalidRequest("cannot resize: cols and rows must be whole numbers", field="cols")
         cols, rows = (int(value) for value in size if value is not None)
         await self.sandbox.processes.resize(self.info.id, *check_size(cols, rows))

@@ -115,7 +115,7 @@ def test_no_daemon_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         taken.bind(("127.0.0.1", 0))
         with (
             Client(f"http://127.0.0.1:{taken.getsockname()[1]}") as client,
-            pytest.raises(errors.DaemonUnavailable, match="nobody listens there"),
+            pytest.raises(errors.DaemonUnavailable, match="nothing listens there"),
         ):
             client.health()
 
