@@ -6,6 +6,8 @@ import functools
 import inspect
 import os
 import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import hypothesis
 import pytest
@@ -52,10 +54,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.obj = _within(limit, item.obj)
 
 
-def _within(seconds, test):
+def _within(seconds: float, test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @functools.wraps(test)
-    async def run(*args, **kwargs):
+    async def run(*args: Any, **kwargs: Any) -> None:
         with trio.fail_after(seconds):
-            return await test(*args, **kwargs)
+            await test(*args, **kwargs)
 
     return run

@@ -13,11 +13,12 @@ from ..errors import AccessDenied, InvalidRequest, MethodNotAllowed, RouteNotFou
 from ..metrics import Metrics
 from . import socket_call
 from .access import Caller, Level, Policy
+from .bodies import Input
 from .call import Call, DaemonFacts
 from .faces import FACES, Faces, Found
 from .http import target
 from .http.body import ApiRequest
-from .query import check_query
+from .query import read as read_query
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -129,8 +130,11 @@ class Api(QuartTrio):
             else:
                 why = f"cannot answer {request.path[:200]}: this route is for WebSockets"
             raise InvalidRequest(why)
-        check_query(request, route.query)
         arguments = dict(given)
+        if route.query is not Input:
+            arguments["query"] = read_query(request, route.query)
+        elif request.query_string:
+            read_query(request, Input)  # which has no parameters
         if "ref" in arguments:
             arguments["sandbox"] = self.manager.registry.find(arguments.pop("ref"))
         return arguments

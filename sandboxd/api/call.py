@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from quart.wrappers.response import ResponseBody
 from quart_trio.wrappers import TrioResponse
 
-from ..errors import InvalidRequest
 from . import jsontext
 from .bodies import Input, parse
 
@@ -73,35 +72,6 @@ class Call:
             InvalidRequest, UnknownField, BodyTooLarge: as their names say.
         """
         return parse(await self.body.read_json(), model)
-
-    def query(self, name: str) -> str | None:
-        """Return a query parameter, or None."""
-        value = self.request.args.get(name)
-        return None if value is None else str(value)
-
-    def query_int(self, name: str, default: int) -> int:
-        """Return a query parameter that is a whole number.
-
-        Raises:
-            InvalidRequest: it is none.
-        """
-        text = self.query(name)
-        if text is None:
-            return default
-        if not text.isascii() or not text.isdigit() or len(text) > 18:
-            raise InvalidRequest(f"cannot accept query parameter {name!r}: it is no whole number", field=name)
-        return int(text)
-
-    def query_flag(self, name: str, *, default: bool = False) -> bool:
-        """Return a query parameter that is true or false.
-
-        Raises:
-            InvalidRequest: it is something else.
-        """
-        text = self.query(name)
-        if text not in (None, "true", "false", "1", "0"):
-            raise InvalidRequest(f"cannot accept query parameter {name!r}: it is neither true nor false", field=name)
-        return default if text is None else text in ("true", "1")
 
     def accepts(self) -> str:
         """Return which of the three answers to a command the caller wants: json, sse or raw."""

@@ -60,10 +60,12 @@ class Faces:
             given = {}  # nobody's: the last one tells the caller
         face, table = entry
         try:
-            route, arguments = table.match(routed, request.method)
+            route, matched = table.match(routed, request.method)
         except HTTPException as error:
             return Found(face, None, {}, error)
-        return Found(face, route, {**target.arguments(arguments), **given}, None)
+        arguments = target.arguments(matched)
+        arguments.update(given)
+        return Found(face, route, arguments, None)
 
 
 def _table(face: Face) -> MapAdapter:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from .access import Level
+from .bodies import Input
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -17,6 +18,7 @@ class Route:
 
     Attributes:
         name: the operation's, in words of the API that stay: metrics and openapi.json tell it.
+        query: the model of the query's parameters (query.py), which the handler gets as `query`; `Input` for none.
         body: the model of the JSON body; bytes for any bytes; None for none.
         result: the model of the answer; bytes for bytes; str for plain text; None for no content.
         kinds: the error kinds of its own, beside those that any route can give.
@@ -28,7 +30,7 @@ class Route:
     path: str
     handler: Callable[..., Awaitable[Any]]
     access: Level = Level.CALLER
-    query: tuple[str, ...] = ()
+    query: type[Input] = Input
     body: type[Any] | None = None
     result: type[Any] | None = None
     status: int = 200

@@ -251,8 +251,7 @@ def target_of(ctx: click.Context, key: str, session: str | None, options: dict[s
         return sandbox_of(ctx, key)
     from sandboxd.client import CommandOptions, SessionCommandOptions  # noqa: PLC0415 - see above
 
-    for name in sorted(
-        options.keys() & (CommandOptions.__annotations__.keys() - SessionCommandOptions.__annotations__)
-    ):
+    session_has = CommandOptions.__annotations__.keys() - SessionCommandOptions.__annotations__.keys()
+    for name in sorted(options.keys() & session_has):
         raise click.UsageError(f"--{name} goes with `sandboxd session create`, not with --session.")
     return sandbox_of(ctx, key).get_session(session)

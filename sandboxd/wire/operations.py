@@ -6,8 +6,8 @@ tests/unit/wire/test_operations.py holds both ends against these rows, and wire/
 Fields are written as a signature: `path: bytes, mode?: int | null` is a field `path`, and a field `mode` that may be
 absent or null. The types are msgpack's: null, bool, int, number (int or float), text, bytes, list, map. A field that
 may be absent has a default, which is what its absence meant before there was the field. `...Name` stands for the fields
-of one of `SHAPES`; `...CommandSpec` for those of that class, so that one more field of a command is no change here. A
-stream's request has `credit: int` too.
+of one of `SHAPES`, or of a class of `SPECS`, so that one more field of a command is no change here. A stream's request
+has `credit: int` too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import enum
 from collections.abc import Mapping
 from typing import Final
 
-from ..spec import CommandSpec
+from ..spec import CommandSpec, SessionSpec, StartSpec
 
 #: msgpack's types by those of a dataclass.
 _TYPES: Final = {
@@ -71,19 +71,18 @@ def fields(text: str) -> dict[str, str]:
     """Return the types of fields by their names; that of one that may be absent ends with `?`."""
     found: dict[str, str] = {}
     for part in filter(None, text.split(", ")):
-        if part == "...CommandSpec":
-            found |= _of_command()
-        elif part.startswith("..."):
-            found |= fields(SHAPES[part.removeprefix("...")])
+        if part.startswith("..."):
+            name = part.removeprefix("...")
+            found |= _of_class(SPECS[name]) if name in SPECS else fields(SHAPES[name])
         else:
             name, _, kind = part.partition(": ")
             found[name] = kind
     return found
 
 
-def _of_command() -> dict[str, str]:
+def _of_class(spec: type[StartSpec]) -> dict[str, str]:
     found = {}
-    for field in dataclasses.fields(CommandSpec):
+    for field in dataclasses.fields(spec):
         is_needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         kind = " | ".join(_TYPES[part] for part in str(field.type).split(" | "))
         found[field.name if is_needed else f"{field.name}?"] = kind
@@ -98,6 +97,8 @@ _CONTEXT: Final = "context: text"
 _ID: Final = "id: text"
 _PATH: Final = "path: bytes"
 _PICKED: Final = "include?: list | null, exclude?: list | null"
+#: Classes that a row names as `...Name`: they are messages themselves.
+SPECS: Final[Mapping[str, type[StartSpec]]] = {cls.__name__: cls for cls in (CommandSpec, SessionSpec)}
 #: Shapes that a row names as `...Name`.
 SHAPES: Final[Mapping[str, str]] = {
     "File": "path: bytes, type: text, size: int, mode: int, uid: int, gid: int, mtime: number, target: bytes | null",
@@ -155,7 +156,11 @@ _NO_SANDBOX: Final = ("sandbox-not-found",)
 # --- the rows ---------------------------------------------------------------------------------------------------------
 
 _LINK: Final = (
-    Operation(name="configure", request="env: map, cwd: text, user: text | int, standby_s?: number"),
+    Operation(
+        name="configure",
+        request="env: map, cwd: text, user: text | int, standby_s?: number",
+        answer="knows?: list",
+    ),
     Operation(name="ping"),
     # commands
     Operation(name="exec", request=f"{_PROCESS}, ...CommandSpec, detach?: bool", errors=_START, events="...Output"),
@@ -186,7 +191,7 @@ _LINK: Final = (
     # sessions
     Operation(
         name="session_create",
-        request=f"{_SESSION}, env: map, cwd?: text | null, user?: text | int | null, shell?: text | null",
+        request=f"{_SESSION}, ...SessionSpec",
         answer="...Session",
         errors=("name-taken",),
     ),

@@ -144,7 +144,7 @@ def launchers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Launch
     assert isinstance(create(ours), Reply)
     assert isinstance(create(theirs, OTHER), Reply)
     for launcher, sandbox_id in ((ours, ID), (theirs, OTHER)):  # what helped at its creation goes a moment later
-        wait_until(lambda group=launcher.cgroup / sandbox_id: (group / "cgroup.procs").read_text() == "")
+        wait_until(lambda group=launcher.cgroup / sandbox_id: (group / "cgroup.procs").read_text() == "")  # type: ignore[misc]
     yield ours, theirs
     for launcher, sandbox_id in ((ours, ID), (theirs, OTHER)):
         assert isinstance(launcher.asker.ask("destroy", id=sandbox_id), Reply)

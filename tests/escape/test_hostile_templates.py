@@ -68,7 +68,7 @@ def answers(loaded: Daemon, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     )
     pid = os.fork()
     if pid == 0:
-        template_start.run(Kernel(), start, theirs.fileno(), lambda *what: theirs.send(repr(what).encode()))
+        template_start.run(Kernel(), start, theirs.fileno(), lambda *what: theirs.sendall(repr(what).encode()))
     theirs.close()
     os.close(program)
     ours.settimeout(30)
@@ -96,10 +96,10 @@ def test_a_hostile_rootfs_has_no_power_over_the_host_in_its_template(answers: di
 def two(loaded: Daemon) -> Iterator[tuple[Sandbox, Any, Any]]:
     """A sandbox with two contexts, both children of the template."""
     with loaded.client() as client, Sandbox.create(client=client) as sandbox:
-        contexts = [sandbox.create_code_context("python") for _ in range(2)]
-        for context in contexts:
+        one, other = (sandbox.create_code_context("python") for _ in range(2))
+        for context in (one, other):
             assert is_template_child(pid_of(loaded, sandbox, context))
-        yield sandbox, *contexts
+        yield sandbox, one, other
 
 
 def test_a_child_reaches_neither_the_template_nor_another_child(two: tuple[Sandbox, Any, Any]) -> None:

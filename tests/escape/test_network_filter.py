@@ -77,7 +77,7 @@ def disturb(world, daemon, receivers, rounds):
         for act in (kill_network, lambda _: world.flush_rules(), kill_daemon, kill_launcher):
             before = receivers.allowed()
             act(daemon)
-            wait_until(lambda before=before: receivers.allowed() > before + 20)
+            wait_until(lambda before=before: receivers.allowed() > before + 20)  # type: ignore[misc]
 
 
 def destroy_all(daemon, ids):
@@ -93,7 +93,7 @@ def destroy_all(daemon, ids):
             one.result(WAIT_S)
 
 
-def test_not_one_packet_through_kills_and_flushes(world, daemon, receivers):
+def test_not_one_packet_through_kills_and_flushes(world, daemon, receivers) -> None:
     ids = start_senders(daemon, 20)
     wait_until(lambda: receivers.allowed() > 100)
     disturb(world, daemon, receivers, 3)
@@ -103,7 +103,7 @@ def test_not_one_packet_through_kills_and_flushes(world, daemon, receivers):
 
 @pytest.mark.long
 @pytest.mark.timeout(3000)
-def test_130_sandboxes_20_kills_and_flushes(world, daemon, receivers):
+def test_130_sandboxes_20_kills_and_flushes(world, daemon, receivers) -> None:
     ids = start_senders(daemon, 130)
     wait_until(lambda: receivers.allowed() > 1000)
     disturb(world, daemon, receivers, 20)

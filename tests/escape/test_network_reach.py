@@ -12,6 +12,7 @@ import time
 import pytest
 
 from sandboxd.client import Sandbox
+from sandboxd.errors import SandboxdError
 
 from ..integration.test_network import FETCH, daemon, reaches, router_links, world  # noqa: F401 - fixtures
 from ..support.netns import init_pid
@@ -79,7 +80,7 @@ def attempt(sandbox, kind, address, port, data=""):
     return attempts(sandbox, (kind, address, port, data))[0]
 
 
-def test_the_rules_cannot_be_asked_for(internet):
+def test_the_rules_cannot_be_asked_for(internet) -> None:
     program = "import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)"
     assert internet.exec(["python3", "-c", program]).exit_code != 0
     assert internet.exec(["python3", "-c", "import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)"]).exit_code
@@ -91,13 +92,13 @@ def test_the_rules_cannot_be_asked_for(internet):
 @pytest.mark.parametrize(
     "address", [HOST, HOST_LAN, NEIGHBOUR, METADATA, PRIVATE, "203.0.113.2", "10.213.0.1", "255.255.255.255", "0.0.0.0"]
 )
-def test_what_is_not_the_internets(request, mode, address):
+def test_what_is_not_the_internets(request, mode, address) -> None:
     sandbox = request.getfixturevalue(mode)
     wanted = [(kind, address, port, QUESTION) for kind in ("tcp", "udp") for port in (22, 53, 80)]
     assert set(attempts(sandbox, *wanted)) <= BLOCKED
 
 
-def test_ipv6_and_ipv4_inside_of_it(internet):
+def test_ipv6_and_ipv4_inside_of_it(internet) -> None:
     assert reaches(internet, SITE_6)[0]
     inside = (
         "::1",
@@ -136,13 +137,14 @@ def test_ipv6_and_ipv4_inside_of_it(internet):
         "site.example\n",
     ],
 )
-def test_entries_that_two_parsers_read_differently(client, entry):
+def test_entries_that_two_parsers_read_differently(client, entry) -> None:
     with pytest.raises(Exception, match=r"cannot accept network\.allow") as refused:
         Sandbox.create(network={"mode": "allowlist", "allow": [entry]}, client=client)
+    assert isinstance(refused.value, SandboxdError)
     assert refused.value.kind == "invalid-request"
 
 
-def test_names_that_look_alike(world, listed):  # noqa: F811
+def test_names_that_look_alike(world, listed) -> None:  # noqa: F811
     for name in ("site.example.attacker.example", "xsite.example", "attacker.example", "www.site.example"):
         assert not reaches(listed, name)[0]
     assert not [line for line in world.names_asked() if "attacker" in line]
@@ -150,14 +152,14 @@ def test_names_that_look_alike(world, listed):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", ["rebind.example", "meta.example", "loop.example", "host.example", "near.example"])
-def test_a_listed_name_that_leads_inside(client, name):
+def test_a_listed_name_that_leads_inside(client, name) -> None:
     with Sandbox.create(network={"mode": "allowlist", "allow": [name, "mixed.example"]}, client=client) as sandbox:
         assert not reaches(sandbox, name)[0]
         assert reaches(sandbox, "mixed.example")[0]  # by its other address
         assert not reaches(sandbox, PRIVATE)[0]
 
 
-def test_names_carry_nothing_out(world, listed):  # noqa: F811
+def test_names_carry_nothing_out(world, listed) -> None:  # noqa: F811
     before = len(world.names_asked())
     for kind in ("udp", "tcp"):
         attempt(listed, kind, NAMESERVER, 53, QUESTION)
@@ -170,12 +172,12 @@ def test_names_carry_nothing_out(world, listed):  # noqa: F811
 
 
 @pytest.mark.parametrize(("kind", "port"), [("udp", 443), ("tcp", 853), ("udp", 853), ("tcp", 443), ("udp", 53)])
-def test_other_ways_out_of_an_allow_list(listed, kind, port):
+def test_other_ways_out_of_an_allow_list(listed, kind, port) -> None:
     wanted = [(kind, address, port, QUESTION) for address in (SITE, NAMESERVER, "8.8.8.8", SITE_6)]
     assert set(attempts(listed, *wanted)) <= BLOCKED
 
 
-def test_icmp_raw_and_fragments(listed, internet):
+def test_icmp_raw_and_fragments(listed, internet) -> None:
     ping = (
         "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 1); s.settimeout(2); s.connect(('{}', 1));"
         "s.send(bytes.fromhex('0800f7ff00000000')); s.recv(99)"
@@ -186,7 +188,7 @@ def test_icmp_raw_and_fragments(listed, internet):
     assert attempt(listed, "udp", NAMESERVER, 53, "00" * 4000) in BLOCKED  # three fragments
 
 
-def test_a_source_that_is_not_its_own(internet):
+def test_a_source_that_is_not_its_own(internet) -> None:
     """With nothing but its own address a program cannot send another; that the rules drop one is seen from the host."""
     bind = "import socket; s=socket.socket(); s.setsockopt(socket.SOL_IP, 19, 1)"  # IP_TRANSPARENT
     assert internet.exec(["python3", "-c", bind]).exit_code != 0
@@ -209,7 +211,7 @@ def wait_until(met):
         select.select((), (), (), 0.02)
 
 
-def test_frames_that_are_forged(daemon, internet, arrivals):  # noqa: F811
+def test_frames_that_are_forged(daemon, internet, arrivals) -> None:  # noqa: F811
     """As one who had got packet sockets inside would send them: nothing leaves the router but under its own name."""
     four, six = internet.exec("hostname -I").check().stdout.split()
     own = internet.exec("cat /sys/class/net/eth0/address").check().stdout.strip()
@@ -243,7 +245,7 @@ def test_frames_that_are_forged(daemon, internet, arrivals):  # noqa: F811
     assert [counter.seen for counter in arrivals] == [{SITE: 1, SITE_6: 1}] * 2
 
 
-def test_a_link_that_was_not_admitted_is_dead(daemon, internet, arrivals):  # noqa: F811
+def test_a_link_that_was_not_admitted_is_dead(daemon, internet, arrivals) -> None:  # noqa: F811
     """It is so from its making to its admission, and for one that nobody ever admits."""
     enter = ["nsenter", f"--net={daemon.runtime_dir / 'router'}", "ip"]
     router, own, four = "02:73:62:78:64:01", "02:73:62:ff:ff:ff", "10.213.255.200"
@@ -274,7 +276,7 @@ def test_a_link_that_was_not_admitted_is_dead(daemon, internet, arrivals):  # no
         subprocess.run(["ip", "link", "del", "forged"], check=True)
 
 
-def test_the_host_and_others_do_not_open_connections_into_a_sandbox(internet):
+def test_the_host_and_others_do_not_open_connections_into_a_sandbox(internet) -> None:
     internet.start_process(["python3", "-m", "http.server", "8099", "--bind", "0.0.0.0"])
     address = internet.exec("hostname -I").check().stdout.split()[0]
     internet.exec(
@@ -285,7 +287,7 @@ def test_the_host_and_others_do_not_open_connections_into_a_sandbox(internet):
         assert link.connect_ex((address, 8099)) != 0
 
 
-def test_no_neighbours_on_the_link(daemon, internet):  # noqa: F811
+def test_no_neighbours_on_the_link(daemon, internet) -> None:  # noqa: F811
     enter = ["nsenter", f"--net={daemon.runtime_dir / 'router'}"]
     for words, name in (([], ": sd"), (enter, ": sd"), (enter, ": uplink")):
         shown = subprocess.run([*words, "ip", "-d", "link"], capture_output=True, text=True, check=True).stdout

@@ -216,7 +216,7 @@ for n in range(1, 30):
     sandbox.exec(["python3", "-c", source]).check()
     began = time.monotonic()
     for path in ("/workspace/l2999", "/workspace/m29/x", "/workspace/m29"):
-        for operation in (*operations(sandbox, path), lambda path=path: sandbox.write_file(path, "x")):
+        for operation in (*operations(sandbox, path), lambda path=path: sandbox.write_file(path, "x")):  # type: ignore[misc]
             with contextlib.suppress(SandboxdError):
                 operation()
     assert time.monotonic() - began < 10

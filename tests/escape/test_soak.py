@@ -200,7 +200,9 @@ class Control:
 
 def rss(daemon):
     text = pathlib.Path(f"/proc/{daemon.process.pid}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+) kB", text)[1]) * 1024
+    found = re.search(r"VmRSS:\s+(\d+) kB", text)
+    assert found
+    return int(found[1]) * 1024
 
 
 def disturb_network(over, world, daemon, chance, every):
@@ -255,11 +257,11 @@ def soak(world, daemon, receivers, seconds, every, *, is_whole=False):
     assert after - before < 64 << 20, figures
 
 
-def test_everything_at_once_for_a_while(world, daemon, receivers):
+def test_everything_at_once_for_a_while(world, daemon, receivers) -> None:
     soak(world, daemon, receivers, 12, 4)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1500)
-def test_everything_at_once_for_ten_minutes(world, daemon, receivers):
+def test_everything_at_once_for_ten_minutes(world, daemon, receivers) -> None:
     soak(world, daemon, receivers, 600, 30, is_whole=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration.conftest import TOKEN
 from tests.support import agents
+from tests.support.cloudflare_client import TOKEN
 from tests.support.daemon import Daemon
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]

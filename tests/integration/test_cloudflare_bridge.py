@@ -17,7 +17,7 @@ import pytest
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, Message, RejectConnection, Request, TextMessage
 
-from tests.integration.conftest import TOKEN
+from tests.support.cloudflare_client import TOKEN
 from tests.support.daemon import Daemon
 
 pytestmark = pytest.mark.real

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -31,7 +31,7 @@ def hostile(body: str, *, base: str = "Exception", do: str = "raise Odd('said')"
     return f"class Odd({base}):\n    {lines}\n{do}"
 
 
-def labels(rows: list[tuple[str, ...]]) -> list[str]:
+def labels(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return [f"{number}-{row[0][:40]!r}" for number, row in enumerate(rows)]
 
 
@@ -144,6 +144,7 @@ def test_a_handler_that_shows_what_it_was_given_shows_the_runs_error(run: Run) -
     handler = "lambda shell, kind, value, trace, tb_offset=None: shell.showtraceback((kind, value, trace))"
     result = run(f"get_ipython().set_custom_exc((OSError,), {handler})\nraise OSError('said')")
     run("get_ipython().set_custom_exc((), None)").check()
+    assert result.error is not None
     assert (result.error.ename, result.error.evalue, result.stderr) == ("OSError", "said", "")
 
 

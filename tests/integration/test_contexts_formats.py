@@ -275,7 +275,7 @@ print(fm.findfont({name!r}, fallback_to_default=False))
 """
 
 
-@pytest.mark.parametrize("folder", ["~/.fonts", "~/.local/share/fonts/deep", "/usr/local/share/fonts"])
+@pytest.mark.parametrize("directory", ["~/.fonts", "~/.local/share/fonts/deep", "/usr/local/share/fonts"])
 @pytest.mark.parametrize("program", [False, True], ids=["context", "program"])
 def test_a_font_that_is_installed_later_is_found(
     shared: Sandbox, context: CodeContext, directory: str, program: bool

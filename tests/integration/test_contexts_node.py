@@ -9,7 +9,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from sandboxd import CodeContext, CodeResult, InvalidRequest, Sandbox
+from sandboxd import CodeContext, CodeResult, InvalidRequest, Output, Result, Sandbox
 
 pytestmark = pytest.mark.real
 
@@ -137,9 +137,10 @@ for (let n = 0; n < 10; n++) {
   console.log('a', n); await display(n); execSync('echo child ' + n, {stdio: 'inherit'}); await display(n)
 }"""
     with shared.run_code_stream(code, context=contexts["js"]) as stream:
-        seen = []
+        seen: list[str | None] = []
         for item in stream:
-            seen += item.text.split("\n")[:-1] if hasattr(item, "stream") else [item.text]
+            assert isinstance(item, Output | Result)
+            seen += item.text.split("\n")[:-1] if isinstance(item, Output) else [item.text]
     assert seen == [word for n in range(10) for word in (f"a {n}", str(n), f"child {n}", str(n))]
 
 
@@ -258,10 +259,13 @@ def test_types_are_seen_where_code_is_javascript_too(shared: Sandbox, code: str,
     fresh = shared.create_code_context("typescript")
     result = shared.run_code(code, context=fresh)
     if text is None:
+        assert result.error is not None
         assert result.error.ename == "ReferenceError"
     else:
         assert (result.error, result.text) == (None, text)
-    assert shared.run_code("let no: = 1", context=fresh).error.ename == "SyntaxError"
+    error = shared.run_code("let no: = 1", context=fresh).error
+    assert error is not None
+    assert error.ename == "SyntaxError"
     shared.delete_code_context(fresh)
 
 
@@ -273,9 +277,28 @@ def test_unknown_languages(shared: Sandbox) -> None:
 def test_the_codec_is_msgpack(shared: Sandbox) -> None:
     """The worker's own codec against the one that wire/ uses, in Node itself."""
     sizes = [0, 1, 15, 16, 31, 32, 255, 256, 65535, 65536, 70_000]
-    values = [None, True, False, 0, 1, 127, 128, 255, 256, 65536, 2**32, 2**53 - 1, -1, -32, -33, -(2**40), 1.5, -0.25]
-    values += ["é" * size for size in sizes] + [b"x" * size for size in sizes]
-    values += [[1] * size for size in sizes] + [{str(n): n for n in range(size)} for size in sizes]
+    values: list[Any] = [
+        None,
+        True,
+        False,
+        0,
+        1,
+        127,
+        128,
+        255,
+        256,
+        65536,
+        2**32,
+        2**53 - 1,
+        -1,
+        -32,
+        -33,
+        -(2**40),
+        1.5,
+        -0.25,
+    ]
+    for size in sizes:
+        values += ["é" * size, b"x" * size, [1] * size, {str(n): n for n in range(size)}]
     shared.write_file("/tmp/codec/codec.cjs", (resources.files("sandboxd") / "workers/node_codec.cjs").read_bytes())
     shared.write_file("/tmp/codec/values", msgpack.packb(values))
     program = """

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from sandboxd import CodeContext, InvalidRequest, Sandbox
+from sandboxd import CodeContext, CodeError, InvalidRequest, Output, Result, Sandbox
 
 pytestmark = pytest.mark.real
 
@@ -64,9 +64,10 @@ for n in range(20):
     display(n)
 """
     with shared.run_code_stream(code, context=context) as stream:
-        seen = []
+        seen: list[str | None] = []
         for item in stream:
-            if hasattr(item, "stream"):
+            assert isinstance(item, Output | Result)
+            if isinstance(item, Output):
                 seen += item.text.split("\n")[:-1]
             else:
                 seen.append(item.text)
@@ -85,7 +86,9 @@ while not os.path.exists("/tmp/go"):
 print("second")
 """
     with shared.run_code_stream(code, context=context, timeout=20) as stream:
-        assert next(iter(stream)).text == "first"
+        first = next(iter(stream))
+        assert isinstance(first, Output)
+        assert first.text == "first"
         shared.exec("touch /tmp/go").check()
         assert stream.wait().stdout == "firstsecond\n"
 
@@ -96,7 +99,7 @@ def test_stderr_is_apart(shared: Sandbox, context: CodeContext) -> None:
 
 
 def test_a_traceback_is_a_result(shared: Sandbox, context: CodeContext) -> None:
-    seen = []
+    seen: list[CodeError] = []
     result = shared.run_code("def f():\n    raise ValueError('no')\nf()", context=context, on_error=seen.append)
     assert result.status == "error"
     assert result.error is not None

@@ -19,6 +19,7 @@ from sandboxd import (
     ContextRestarting,
     InterpreterMissing,
     LimitExceeded,
+    Output,
     Sandbox,
     SandboxdError,
 )
@@ -99,7 +100,9 @@ def test_an_interrupt_ends_a_run_at_once_and_only_a_run(box: Sandbox, language: 
     with context_in(box, language) as context:
         assert box.interrupt_code_context(context) is False
         with box.run_code_stream(code[language], context=context) as stream:
-            assert next(iter(stream)).text == "on\n"
+            first = next(iter(stream))
+            assert isinstance(first, Output)
+            assert first.text == "on\n"
             began = time.monotonic()
             assert box.interrupt_code_context(context) is True
             result = stream.wait()

@@ -78,7 +78,7 @@ def test_a_version_is_compared_by_its_own_rules(shared: Sandbox, directory: str)
     version = shared.check_changes(directory).version
     for since, more in ((version, {"recursive": False}), (version, {"exclude": ["x"]}), ("1", {}), (version + "0", {})):
         with pytest.raises(InvalidRequest) as caught:
-            shared.check_changes(directory, since=since, **more)  # type: ignore[arg-type]
+            shared.check_changes(directory, since=since, **more)
         assert caught.value.facts["field"] == "since"
     with pytest.raises(InvalidRequest):
         shared.check_changes(directory + "/src", since=version)

@@ -12,6 +12,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -148,11 +149,11 @@ def test_a_file_that_changes_while_it_is_packed_breaks_nothing(sandbox: Sandbox)
 def test_an_archive_that_is_cut_or_damaged_is_named_so(sandbox: Sandbox) -> None:
     make_tree(sandbox)
     for kind in ("tar", "tar.gz", "zip"):
-        with sandbox.read_archive("/workspace/t", format=kind) as stream:  # type: ignore[arg-type]
+        with sandbox.read_archive("/workspace/t", format=kind) as stream:
             data = b"".join(stream)
         for broken in (data[: len(data) // 2], data[:-40] if kind != "tar" else data[:700], b"garbage " * 1000, b""):
             with pytest.raises(ArchiveRefused) as caught:
-                sandbox.write_archive("/workspace/out", broken, format=kind)  # type: ignore[arg-type]
+                sandbox.write_archive("/workspace/out", broken, format=kind)
             assert caught.value.reason == "damaged"
     for data in (b"BZh9" + bytes(100), b"\xfd7zXZ\0" + bytes(100)):
         with pytest.raises(InvalidRequest):
@@ -220,7 +221,7 @@ def test_copy_in_and_out(sandbox: Sandbox, tmp_path: pathlib.Path) -> None:
 class Watched:
     """A watch in a thread of its own."""
 
-    def __init__(self, daemon: Daemon, sandbox: Sandbox, path: str = "/workspace", **options: bool) -> None:
+    def __init__(self, daemon: Daemon, sandbox: Sandbox, path: str = "/workspace", **options: Any) -> None:
         self.changes: list[FileChange] = []
         self._daemon, self._id, self._path, self._options = daemon, sandbox.id, path, options
         self._ready = threading.Event()

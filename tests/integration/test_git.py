@@ -9,6 +9,7 @@ import pathlib
 import signal
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from hashlib import sha1
@@ -217,7 +218,8 @@ def test_what_a_clone_is_inside(daemon: Daemon, sandbox: Sandbox, server: HttpSe
             leaves = pathlib.Path(daemon.cgroup(), sandbox.id, "work")
             (pid,) = [pid for leaf in leaves.glob("_git*") for pid in (leaf / "cgroup.procs").read_text().split()]
             status = pathlib.Path("/proc", pid, "status").read_text()
-            facts.update(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+            pairs = (line.partition(":\t") for line in status.splitlines())
+            facts.update({name: value for name, found, value in pairs if found})
             for name in ("net", "mnt", "pid", "user"):
                 init = os.readlink(f"/proc/{init_pid(daemon, sandbox)}/ns/{name}")
                 facts[name] = str(os.readlink(f"/proc/{pid}/ns/{name}") == init)
@@ -471,7 +473,7 @@ def test_the_command_line(daemon: Daemon, sandbox: Sandbox, server: HttpServer, 
     (tmp_path / "password").write_text(SECRET + "\n")
 
     def cli(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [str(pathlib.Path(os.sys.executable).with_name("sandboxd")), "--url", daemon.url, "clone", *words]
+        command = [str(pathlib.Path(sys.executable).with_name("sandboxd")), "--url", daemon.url, "clone", *words]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
     url = f"{server.url}/history.git"

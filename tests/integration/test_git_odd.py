@@ -118,7 +118,7 @@ HEADERS = [
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_odd_commit_or_tag_is_cloned(tmp_path, way):
+def test_an_odd_commit_or_tag_is_cloned(tmp_path, way) -> None:
     odd = Odd(tmp_path / "odd.git")
     commits = [odd.commit(lines=lines) for text in PEOPLE for lines in person(text)]
     commits += [odd.commit(lines=b"\n"), odd.commit(lines=b"author x\n"), odd.commit(message=b"")]
@@ -163,7 +163,7 @@ TREES = {
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_an_odd_tree_is_checked_out_as_c_git_does(tmp_path, name):
+def test_an_odd_tree_is_checked_out_as_c_git_does(tmp_path, name) -> None:
     odd = Odd(tmp_path / "odd.git")
     odd.branch("main", odd.commit(TREES[name](odd)))
     theirs(odd.path, tmp_path / "theirs")
@@ -204,7 +204,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("reason", "make"), [(reason, make) for reason, makes in HOSTILE.items() for make in makes])
-def test_a_hostile_tree_is_refused_by_its_name(tmp_path, reason, make):
+def test_a_hostile_tree_is_refused_by_its_name(tmp_path, reason, make) -> None:
     odd = Odd(tmp_path / "odd.git")
     odd.branch("main", odd.commit(make(odd)))
     with pytest.raises(errors.GitRefused) as caught:
@@ -214,7 +214,7 @@ def test_a_hostile_tree_is_refused_by_its_name(tmp_path, reason, make):
 
 
 @pytest.mark.parametrize("damage", [b"", b"no zlib", zlib.compress(b"commit 3\0xx"), zlib.compress(b"commit 2\0xx")])
-def test_a_damaged_repository_is_named_as_one(tmp_path, damage):
+def test_a_damaged_repository_is_named_as_one(tmp_path, damage) -> None:
     odd = Odd(tmp_path / "odd.git")
     commit = odd.commit()
     odd.branch("main", commit)
@@ -224,7 +224,7 @@ def test_a_damaged_repository_is_named_as_one(tmp_path, damage):
     assert caught.value.reason in ("damaged", "damaged-commit")
 
 
-def test_a_path_of_a_shallow_or_borrowing_repository(tmp_path):
+def test_a_path_of_a_shallow_or_borrowing_repository(tmp_path) -> None:
     git_history.make(tmp_path / "history.git")
     theirs(tmp_path / "history.git", tmp_path / "short", "--depth=3")
     borrower = tmp_path / "borrower"

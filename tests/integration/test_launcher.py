@@ -7,6 +7,7 @@ import pathlib
 import select
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def step_names() -> set[str]:
         id=ID, stage="/x", processes=9, seccomp="default", range_base=1, tcp_rmem="1 1 1", tcp_wmem="1 1 1"
     )
     rest = LaunchSpec(id=ID, rootfs="x", tree="/x", disk="/x", limits=DEFAULT_LIMITS, machine_id="0")
-    return {step.name for step in (*plan_prepared(prepared), *plan_builder(rest), *INIT_PLAN)}
+    return {step.name for plan in (plan_prepared(prepared), plan_builder(rest), INIT_PLAN) for step in plan}
 
 
 @pytest.mark.slow
@@ -174,7 +175,7 @@ def test_an_ended_init_is_told_with_its_reason(launcher: LauncherProcess) -> Non
     answer = create(launcher)
     assert isinstance(answer, Reply)
     os.kill(answer.result["pid"], signal.SIGKILL)
-    listed = {}
+    listed: dict[str, Any] = {}
     while not listed.get("reason"):
         reply = launcher.asker.ask("list")
         assert isinstance(reply, Reply)

@@ -90,6 +90,7 @@ def test_what_is_seen_of_it(shared: Sandbox) -> None:
         assert line.startswith("/bin/sh -c -- ")
         assert "# sleep 600 # xxx" in line
         shown = shared.get_process(process).command
+        assert isinstance(shown, str)
         assert shown.startswith("sleep 600 # xxx")
         assert shown.endswith("\u2026")
     finally:

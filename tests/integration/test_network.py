@@ -82,7 +82,7 @@ def reaches(sandbox, address, port=80):
     return not found.startswith("refused"), found
 
 
-def test_the_internet_is_reached_under_the_hosts_address(internet):
+def test_the_internet_is_reached_under_the_hosts_address(internet) -> None:
     assert fetch(internet, SITE) == f"::ffff:{HOST}"
     assert fetch(internet, SITE_6) == "2001:db8::1"
     assert fetch(internet, "www.site.example") == f"::ffff:{HOST}"
@@ -90,18 +90,18 @@ def test_the_internet_is_reached_under_the_hosts_address(internet):
 
 
 @pytest.mark.parametrize("address", [METADATA, PRIVATE, NEIGHBOUR, HOST_LAN, HOST, "203.0.113.2", "10.213.0.1"])
-def test_private_host_and_neighbour_addresses_are_not(internet, address):
+def test_private_host_and_neighbour_addresses_are_not(internet, address) -> None:
     assert reaches(internet, address) == (False, "refused [Errno 113] No route to host")
 
 
 @pytest.mark.parametrize("name", ["rebind.example", "meta.example", "loop.example", "host.example", "near.example"])
-def test_a_name_does_not_lead_to_a_private_address(internet, name):
+def test_a_name_does_not_lead_to_a_private_address(internet, name) -> None:
     found = internet.exec(["python3", "-c", f"import socket; print(socket.gethostbyname('{name}'))"])
     assert found.exit_code == 1
     assert "gaierror" in found.stderr
 
 
-def test_an_allow_list_lets_through_what_it_names_and_nothing_else(world, client):
+def test_an_allow_list_lets_through_what_it_names_and_nothing_else(world, client) -> None:
     allow = ["site.example:80", "198.18.0.11:8080", PRIVATE]
     with Sandbox.create(network={"mode": "allowlist", "allow": allow}, client=client) as sandbox:
         assert sandbox.info.raw["network"]["allow"] == allow
@@ -120,7 +120,7 @@ def test_an_allow_list_lets_through_what_it_names_and_nothing_else(world, client
     assert not [line for line in world.names_asked() if "attacker" in line or "other" in line]
 
 
-def test_a_wide_entry_opens_the_internet_and_nothing_special(client, internet):
+def test_a_wide_entry_opens_the_internet_and_nothing_special(client, internet) -> None:
     address = internet.exec("hostname -I").check().stdout.split()[0]
     allow = ["0.0.0.0/0", "192.168.0.0/16", address, "rebind.example", "site.example"]
     with Sandbox.create(network={"mode": "allowlist", "allow": allow}, client=client) as sandbox:
@@ -131,7 +131,7 @@ def test_a_wide_entry_opens_the_internet_and_nothing_special(client, internet):
         assert sandbox.exec("getent ahostsv4 rebind.example").exit_code == 2
 
 
-def test_an_allow_list_changes_under_a_sandbox_that_runs(client):
+def test_an_allow_list_changes_under_a_sandbox_that_runs(client) -> None:
     with Sandbox.create(network={"mode": "allowlist", "allow": ["198.18.0.10"]}, client=client) as sandbox:
         assert reaches(sandbox, SITE)[0]
         info = sandbox.update(network={"allow": ["other.example"]})
@@ -145,13 +145,13 @@ def test_an_allow_list_changes_under_a_sandbox_that_runs(client):
         assert refused.value.kind in (Conflict.kind, InvalidRequest.kind)
 
 
-def test_a_sandbox_without_a_network_has_none(client):
+def test_a_sandbox_without_a_network_has_none(client) -> None:
     with Sandbox.create(client=client) as sandbox:
         assert sandbox.info.network == "none"
         assert sandbox.exec("cat /etc/resolv.conf; ls /sys/class/net").check().stdout == "lo\n"
 
 
-def test_sandboxes_do_not_reach_each_other(client, internet):
+def test_sandboxes_do_not_reach_each_other(client, internet) -> None:
     with Sandbox.create(network="internet", client=client) as other:
         address = other.exec("hostname -I").check().stdout.split()[0]
         other.start_process(["python3", "-m", "http.server", "80"])
@@ -159,7 +159,7 @@ def test_sandboxes_do_not_reach_each_other(client, internet):
         assert not reaches(internet, address)[0]
 
 
-def test_a_daemon_that_is_killed_leaves_networks_that_go_on(daemon):
+def test_a_daemon_that_is_killed_leaves_networks_that_go_on(daemon) -> None:
     with daemon.client() as client:
         sandbox = Sandbox.create(network={"mode": "allowlist", "allow": ["site.example"]}, client=client)
         gone = Sandbox.create(network="internet", client=client)
@@ -196,13 +196,13 @@ open("/workspace/done", "w").close()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True], ids=["running", "frozen"])
-def test_who_takes_the_resolvers_place_loses_names_and_nothing_else(daemon, frozen):
+def test_who_takes_the_resolvers_place_loses_names_and_nothing_else(daemon, frozen) -> None:
     """While no daemon holds it, anybody in the sandbox may."""
     with daemon.client() as client:
         sandbox = Sandbox.create(network="internet", client=client)
         squatter = sandbox.start_process(["python3", "-c", SQUAT])
         assert sandbox.info.degraded == ()
-    pid, taken = init_of(daemon, sandbox.id), ""
+    pid, taken = init_of(daemon, sandbox.id), False
     daemon.stop()
     while not taken:
         taken = "taken" in os.listdir(f"/proc/{pid}/root/workspace")
@@ -233,7 +233,7 @@ def init_of(daemon, sandbox_id):
     return msgpack.unpackb(pathlib.Path(daemon.state_dir, "records", sandbox_id).read_bytes())["pid"]
 
 
-def test_a_link_is_as_fast_as_it_may_be(client):
+def test_a_link_is_as_fast_as_it_may_be(client) -> None:
     network = {"mode": "internet", "receive_bytes_per_s": 1_000_000, "send_bytes_per_s": 500_000}
     with Sandbox.create(network=network, client=client) as sandbox:
         program = (
@@ -251,7 +251,7 @@ def test_a_link_is_as_fast_as_it_may_be(client):
         assert float(sandbox.exec(["python3", "-c", program]).check().stdout.split()[1]) < float(seconds)
 
 
-def test_connections_are_counted_and_bounded(client):
+def test_connections_are_counted_and_bounded(client) -> None:
     with Sandbox.create(network={"mode": "internet", "connections": 5}, client=client) as sandbox:
         program = f"""
 import socket
@@ -269,7 +269,7 @@ print(len(links), refused)
         assert sandbox.exec(["python3", "-c", program]).check().stdout == "5 3\n"
 
 
-def test_a_host_that_forwards_nothing_gives_no_network(client):
+def test_a_host_that_forwards_nothing_gives_no_network(client) -> None:
     switch = pathlib.Path("/proc/sys/net/ipv4/ip_forward")
     switch.write_text("0")
     try:
@@ -280,7 +280,7 @@ def test_a_host_that_forwards_nothing_gives_no_network(client):
         switch.write_text("1")
 
 
-def test_what_is_refused_is_counted(client, internet):
+def test_what_is_refused_is_counted(client, internet) -> None:
     def denied():
         text = client.metrics(sandboxes=True)
         return float(
@@ -300,7 +300,7 @@ def wait_until(met):
         select.select((), (), (), 0.02)
 
 
-def test_what_is_denied_is_an_event(daemon, client):
+def test_what_is_denied_is_an_event(daemon, client) -> None:
     network = {"mode": "allowlist", "allow": ["site.example"]}
     with Sandbox.create(name="denied", network=network, client=client) as sandbox:
         sandbox.exec("getent hosts secret.attacker.example")
@@ -327,7 +327,7 @@ def test_what_is_denied_is_an_event(daemon, client):
     assert any(f"address={METADATA} protocol=tcp port=80" in line for line in lines)
 
 
-def test_a_network_is_made_right_after_the_last_one_went(world, tmp_path):
+def test_a_network_is_made_right_after_the_last_one_went(world, tmp_path) -> None:
     daemon = Daemon(tmp_path, config={"network_dns": [NAMESERVER], "previews": False, "network_ipv4": "10.214.0.0/16"})
     daemon.start()
     try:
@@ -341,7 +341,7 @@ def test_a_network_is_made_right_after_the_last_one_went(world, tmp_path):
 @pytest.mark.parametrize(
     "network", ["internet", {"mode": "allowlist", "allow": ["site.example"]}], ids=["internet", "allowlist"]
 )
-def test_a_clone_is_not_led_to_a_metadata_service(client, network):
+def test_a_clone_is_not_led_to_a_metadata_service(client, network) -> None:
     with Sandbox.create(network=network, client=client) as sandbox:
         with pytest.raises(GitUnreachable):
             sandbox.git_checkout("http://site.example/away.git", timeout=20)
@@ -349,7 +349,7 @@ def test_a_clone_is_not_led_to_a_metadata_service(client, network):
             sandbox.git_checkout(f"git://{METADATA}/x.git", timeout=20)
 
 
-def test_the_table_goes_with_the_last_sandbox_and_comes_with_the_next(world, tmp_path_factory):
+def test_the_table_goes_with_the_last_sandbox_and_comes_with_the_next(world, tmp_path_factory) -> None:
     daemon = Daemon(tmp_path_factory.mktemp("own"), config={"network_dns": [NAMESERVER], "previews": False})
     daemon.start()
     try:
@@ -372,7 +372,7 @@ def table_of(daemon):
     return f"sandboxd_{hashlib.sha256(str(daemon.state_dir).encode()).hexdigest()[:12]}"
 
 
-def test_a_network_process_that_dies_is_told_everything_again(daemon, client):
+def test_a_network_process_that_dies_is_told_everything_again(daemon, client) -> None:
     with Sandbox.create(network={"mode": "allowlist", "allow": ["site.example"]}, client=client) as sandbox:
         assert reaches(sandbox, "site.example")[0]
         process = next(pid for pid in children_of(daemon.launcher_pid()) if is_network_process(pid))
@@ -388,7 +388,7 @@ def in_router(daemon, *words):
     return subprocess.run([*enter, *words], capture_output=True, text=True, check=True).stdout
 
 
-def test_a_flush_of_the_hosts_rules_is_healed_and_opens_nothing(world, daemon, client, internet):
+def test_a_flush_of_the_hosts_rules_is_healed_and_opens_nothing(world, daemon, client, internet) -> None:
     world.flush_rules()
     for closed in (PRIVATE, HOST, NEIGHBOUR):
         assert not reaches(internet, closed)[0]
@@ -404,7 +404,7 @@ def test_a_flush_of_the_hosts_rules_is_healed_and_opens_nothing(world, daemon, c
 
 
 @pytest.mark.parametrize("words", ["link del", "link set down", "route flush dev"])
-def test_what_the_host_takes_away_of_the_uplink_comes_back(daemon, internet, words):
+def test_what_the_host_takes_away_of_the_uplink_comes_back(daemon, internet, words) -> None:
     (uplink,) = [name for name in links() if name.startswith("sd")]
     words = words.replace(" down", f" {uplink} down") if "down" in words else f"{words} {uplink}"
     subprocess.run(["ip", *words.split()], check=True, capture_output=True)
@@ -419,7 +419,7 @@ def test_what_the_host_takes_away_of_the_uplink_comes_back(daemon, internet, wor
 
 
 @pytest.mark.parametrize(("address", "version"), [("198.18.0.10/32", 4), ("2001:db8:1::10/128", 6)])
-def test_an_address_that_the_host_gets_is_the_hosts(daemon, internet, address, version):
+def test_an_address_that_the_host_gets_is_the_hosts(daemon, internet, address, version) -> None:
     """A public one: until it is known, the host's own table keeps it back."""
     plain = address.partition("/")[0]
     assert reaches(internet, plain)[0]
@@ -435,7 +435,7 @@ def test_an_address_that_the_host_gets_is_the_hosts(daemon, internet, address, v
     assert reaches(internet, plain)[0]
 
 
-def test_neighbours_on_a_network_that_the_host_joins_are_not_reached(daemon, internet):
+def test_neighbours_on_a_network_that_the_host_joins_are_not_reached(daemon, internet) -> None:
     """The networks of the host's links, IPv6 too, whatever they are: public ones are not in any list of ours."""
     assert reaches(internet, SITE_6)[0]
     assert not reaches(internet, "2001:db8::2")[0]
@@ -450,7 +450,7 @@ def test_neighbours_on_a_network_that_the_host_joins_are_not_reached(daemon, int
     wait_until(lambda: reaches(internet, SITE_6)[0])
 
 
-def test_a_link_that_an_earlier_version_made_moves_into_the_router(daemon, client):
+def test_a_link_that_an_earlier_version_made_moves_into_the_router(daemon, client) -> None:
     network = {"mode": "allowlist", "allow": [f"{SITE}:80"], "receive_bytes_per_s": 1_000_000}
     with Sandbox.create(network=network, client=client) as sandbox:
         assert reaches(sandbox, SITE)[0]
@@ -470,7 +470,7 @@ def test_a_link_that_an_earlier_version_made_moves_into_the_router(daemon, clien
             assert "tbf" in in_router(daemon, "tc", "qdisc", "show", "dev", name)
 
 
-def test_where_only_a_translation_of_the_hosts_leads_is_not_reached(daemon, client, internet):
+def test_where_only_a_translation_of_the_hosts_leads_is_not_reached(daemon, client, internet) -> None:
     """As Docker's published ports and Kubernetes' services: the router sees the address before it is translated."""
     rules = f"""
         table ip test_dnat {{
@@ -491,7 +491,7 @@ def test_where_only_a_translation_of_the_hosts_leads_is_not_reached(daemon, clie
         subprocess.run(["nft", "delete", "table", "ip", "test_dnat"], check=True)
 
 
-def test_a_way_that_takes_smaller_packets_is_found(internet):
+def test_a_way_that_takes_smaller_packets_is_found(internet) -> None:
     subprocess.run(["ip", "link", "set", "up0", "mtu", "1300"], check=True)
     try:
         program = (
@@ -504,7 +504,7 @@ def test_a_way_that_takes_smaller_packets_is_found(internet):
         subprocess.run(["ip", "link", "set", "up0", "mtu", "1500"], check=True)
 
 
-def test_what_a_killed_daemon_left_of_its_networks_goes_at_the_next_start(world, tmp_path_factory):
+def test_what_a_killed_daemon_left_of_its_networks_goes_at_the_next_start(world, tmp_path_factory) -> None:
     daemon = Daemon(tmp_path_factory.mktemp("left"), config={"network_dns": [NAMESERVER], "previews": False})
     daemon.start()
     try:
@@ -523,7 +523,7 @@ def test_what_a_killed_daemon_left_of_its_networks_goes_at_the_next_start(world,
     assert not daemon.runtime_dir.exists()
 
 
-def test_two_daemons_of_one_host_have_routers_of_their_own(daemon, internet, tmp_path_factory):
+def test_two_daemons_of_one_host_have_routers_of_their_own(daemon, internet, tmp_path_factory) -> None:
     other = Daemon(tmp_path_factory.mktemp("other"), config={"network_dns": [NAMESERVER], "previews": False})
     other.start()
     try:

@@ -409,7 +409,7 @@ http.server.HTTPServer(('127.0.0.1', 8124), Handler).serve_forever()
     assert (ended.met, ended.reason, ended.exit_code) == (False, "exit", 9)
     for wrong in ({"path": "x"}, {"status": (200, 299)}, {"path": "/", "status": (300, 200)}, {"process": "no/id"}):
         with pytest.raises(InvalidRequest):
-            shared.watch_port(80, **wrong)  # type: ignore[arg-type]
+            shared.watch_port(80, **wrong)
     mute = shared.start_process(["python3", "-c", SERVER, "127.0.0.1", "8125"])
     assert shared.wait_for_port(mute, 8125, timeout=10).met
     assert shared.wait_for_port(mute, 8125, path="/", timeout=0.5).reason == "timeout"

@@ -93,7 +93,7 @@ def test_orphans_are_killed_or_kept(
         if kept:
             assert sandbox.exec(left).exit_code == 0
         else:
-            wait_until(lambda left=left: sandbox.exec(left).exit_code == 1)
+            wait_until(lambda left=left: sandbox.exec(left).exit_code == 1)  # type: ignore[misc]
 
 
 def test_a_process_of_a_session(daemon: Daemon, sandbox: Sandbox) -> None:

@@ -48,6 +48,7 @@ def with_host_programs(recipe: Path, finish: str) -> None:
     (recipe / "files/bin").mkdir(exist_ok=True)
     for program in ("sh", "sleep"):
         path = shutil.which(program)
+        assert path
         shutil.copy(path, recipe / "files/bin" / program)
         linked = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
         for library in [word for word in linked.split() if word.startswith("/")]:
@@ -56,8 +57,8 @@ def with_host_programs(recipe: Path, finish: str) -> None:
             shutil.copy(library, target)
 
 
-def test_a_build_has_the_agreed_layout(recipes, rootfs_dir):
-    seen = []
+def test_a_build_has_the_agreed_layout(recipes, rootfs_dir) -> None:
+    seen: list[images.Progress] = []
     built = images.build("tiny", rootfs_dir, recipes=recipes, progress=seen.append)
 
     private = rootfs_dir / "tiny/private"
@@ -89,7 +90,7 @@ def test_a_build_has_the_agreed_layout(recipes, rootfs_dir):
     assert numbers == list(range(1, seen[0].total + 1))
 
 
-def test_the_same_recipe_is_built_once(recipes, rootfs_dir):
+def test_the_same_recipe_is_built_once(recipes, rootfs_dir) -> None:
     first = images.build("tiny", rootfs_dir, recipes=recipes)
     inode = (rootfs_dir / "tiny").stat().st_ino
     assert images.build("tiny", rootfs_dir, recipes=recipes) == first
@@ -100,7 +101,7 @@ def test_the_same_recipe_is_built_once(recipes, rootfs_dir):
     assert entries(rootfs_dir) == ["tiny"]
 
 
-def test_a_changed_recipe_replaces_the_rootfs(recipes, rootfs_dir):
+def test_a_changed_recipe_replaces_the_rootfs(recipes, rootfs_dir) -> None:
     images.build("tiny", rootfs_dir, recipes=recipes)
     (recipes / "tiny/files/etc/motd").write_text("new\n")
     images.build("tiny", rootfs_dir, recipes=recipes)
@@ -109,7 +110,7 @@ def test_a_changed_recipe_replaces_the_rootfs(recipes, rootfs_dir):
     assert entries(rootfs_dir) == ["tiny"]
 
 
-def test_a_rootfs_in_use_is_neither_replaced_nor_removed(recipes, rootfs_dir):
+def test_a_rootfs_in_use_is_neither_replaced_nor_removed(recipes, rootfs_dir) -> None:
     images.build("tiny", rootfs_dir, recipes=recipes)
     for change in (
         lambda: images.build("tiny", rootfs_dir, recipes=recipes, force=True, in_use=lambda name: ["sandbox1"]),
@@ -121,7 +122,7 @@ def test_a_rootfs_in_use_is_neither_replaced_nor_removed(recipes, rootfs_dir):
     assert images.load_rootfs("tiny", rootfs_dir)
 
 
-def test_remove(recipes, rootfs_dir):
+def test_remove(recipes, rootfs_dir) -> None:
     images.build("tiny", rootfs_dir, recipes=recipes)
     images.remove("tiny", rootfs_dir)
 
@@ -133,7 +134,7 @@ def test_remove(recipes, rootfs_dir):
             images.remove(name, rootfs_dir)
 
 
-def test_a_link_is_not_taken_for_a_rootfs(recipes, rootfs_dir, tmp_path):
+def test_a_link_is_not_taken_for_a_rootfs(recipes, rootfs_dir, tmp_path) -> None:
     images.build("tiny", tmp_path / "other", recipes=recipes)
     rootfs_dir.mkdir(parents=True)
     (rootfs_dir / "tiny").symlink_to(tmp_path / "other/tiny")
@@ -144,7 +145,7 @@ def test_a_link_is_not_taken_for_a_rootfs(recipes, rootfs_dir, tmp_path):
     assert images.load_rootfs("tiny", tmp_path / "other")
 
 
-def test_only_whole_rootfs_are_listed(recipes, rootfs_dir):
+def test_only_whole_rootfs_are_listed(recipes, rootfs_dir) -> None:
     assert images.list_rootfs(rootfs_dir) == []
     images.build("tiny", rootfs_dir, recipes=recipes)
     (rootfs_dir / "half").mkdir()
@@ -156,7 +157,7 @@ def test_only_whole_rootfs_are_listed(recipes, rootfs_dir):
     assert [rootfs.name for rootfs in images.list_rootfs(rootfs_dir)] == ["tiny"]
 
 
-def test_a_build_waits_for_another_and_takes_what_it_made(recipes, rootfs_dir):
+def test_a_build_waits_for_another_and_takes_what_it_made(recipes, rootfs_dir) -> None:
     images.build("tiny", rootfs_dir, recipes=recipes)
     held = os.open(rootfs_dir, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
@@ -176,7 +177,7 @@ def test_a_build_waits_for_another_and_takes_what_it_made(recipes, rootfs_dir):
 
 
 @needs_root
-def test_a_failed_program_fails_the_build_with_its_words_and_leaves_nothing(recipes, rootfs_dir):
+def test_a_failed_program_fails_the_build_with_its_words_and_leaves_nothing(recipes, rootfs_dir) -> None:
     with_host_programs(recipes / "tiny", "echo something is wrong; exit 3")
     with pytest.raises(RootfsError, match=r"status 3 \(something is wrong\)"):
         images.build("tiny", rootfs_dir, recipes=recipes)
@@ -184,7 +185,7 @@ def test_a_failed_program_fails_the_build_with_its_words_and_leaves_nothing(reci
 
 
 @needs_root
-def test_a_program_runs_inside_and_without_a_network(recipes, rootfs_dir):
+def test_a_program_runs_inside_and_without_a_network(recipes, rootfs_dir) -> None:
     finish = "while read -r line; do interfaces=${line%%:*}; done < /proc/net/dev; echo $$ $interfaces > /inside"
     with_host_programs(recipes / "tiny", finish)
     images.build("tiny", rootfs_dir, recipes=recipes)
@@ -204,8 +205,10 @@ def build_in_a_process(recipes: Path, rootfs_dir: Path) -> Iterator[subprocess.P
         "images.build('tiny', Path(sys.argv[1]), recipes=Path(sys.argv[2]),"
         " progress=lambda progress: print(progress.line, flush=True))"
     )
-    command = [sys.executable, "-c", program, rootfs_dir, recipes]
+    command = [sys.executable, "-c", program, str(rootfs_dir), str(recipes)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
         try:
             for line in process.stdout:
                 if line == "running\n":
@@ -229,7 +232,7 @@ def living_in(tree: os.stat_result) -> list[str]:
 
 @needs_root
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_build_ended_in_the_middle_leaves_nothing_that_is_usable(recipes, rootfs_dir, number):
+def test_a_build_ended_in_the_middle_leaves_nothing_that_is_usable(recipes, rootfs_dir, number) -> None:
     with build_in_a_process(recipes, rootfs_dir) as process:
         [tree] = [path.stat() for path in rootfs_dir.glob(".building-tiny-*/private/tree")]
         assert len(living_in(tree)) == 1
@@ -254,7 +257,7 @@ def test_a_build_ended_in_the_middle_leaves_nothing_that_is_usable(recipes, root
 
 
 @needs_root
-def test_a_mounted_rootfs_is_not_removed(recipes, rootfs_dir):
+def test_a_mounted_rootfs_is_not_removed(recipes, rootfs_dir) -> None:
     images.build("tiny", rootfs_dir, recipes=recipes)
     program = (
         "import sys; from pathlib import Path; from sandboxd import errors, images\n"
@@ -280,7 +283,7 @@ class TestCommand:
 
         return run
 
-    def test_ls_and_rm(self, sandboxd, recipes, rootfs_dir):
+    def test_ls_and_rm(self, sandboxd, recipes, rootfs_dir) -> None:
         images.build("tiny", rootfs_dir, recipes=recipes)
         place = ("--state-dir", str(rootfs_dir.parent))
 
@@ -293,7 +296,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "status"), [(("rm", "none"), 1), (("rm", "../x"), 2), (("build", "none"), 1), (("build", "A"), 2)]
     )
-    def test_an_error_is_one_sentence(self, sandboxd, rootfs_dir, arguments, status):
+    def test_an_error_is_one_sentence(self, sandboxd, rootfs_dir, arguments, status) -> None:
         done = sandboxd(*arguments, "--rootfs-dir", str(rootfs_dir))
         assert done.returncode == status
         assert done.stderr.startswith("sandboxd: cannot ")

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -93,8 +94,8 @@ class TestForms:
             "skopeo dir",
         ],
     )
-    def test_layers_become_one_tree(self, kind, tmp_path, rootfs_dir):
-        seen = []
+    def test_layers_become_one_tree(self, kind, tmp_path, rootfs_dir) -> None:
+        seen: list[Any] = []
         done = import_image("x", str(self.layered(kind, tmp_path)), rootfs_dir, progress=seen.append)
         tree = rootfs_dir / "x/private/tree"
 
@@ -116,24 +117,24 @@ class TestForms:
         assert entries(rootfs_dir) == ["x"]
 
     @pytest.mark.parametrize("compress", [bytes, gzip.compress])
-    def test_a_plain_tree(self, compress, source, rootfs_dir):
+    def test_a_plain_tree(self, compress, source, rootfs_dir) -> None:
         done = import_image("x", source(compress(tar([file("a/b", "c"), file(".dockerenv")]))), rootfs_dir)
         assert names(rootfs_dir) == [".dockerenv", "a", "a/b"]
         assert done.rootfs.recipe == "import"
 
-    def test_a_tree_whose_names_are_like_an_image_s(self, source, rootfs_dir):
+    def test_a_tree_whose_names_are_like_an_image_s(self, source, rootfs_dir) -> None:
         import_image("x", source(tar([file("version", "1"), file("bin/sh")])), rootfs_dir)
         assert names(rootfs_dir) == ["bin", "bin/sh", "version"]
 
     @pytest.mark.parametrize("kind", ["layout archive", "layout archive, all gzip", "docker save"])
-    def test_stdin(self, kind, tmp_path, rootfs_dir):
+    def test_stdin(self, kind, tmp_path, rootfs_dir) -> None:
         data = self.layered(kind, tmp_path).read_bytes()
         command = [sys.executable, "-m", "sandboxd.cli.main", "rootfs", "import", "x", "-", "--rootfs-dir", rootfs_dir]
         done = subprocess.run(command, input=data, capture_output=True, check=False, timeout=60)
         assert done.returncode == 0, done.stderr
         assert names(rootfs_dir) == MERGED
 
-    def test_which_of_several(self, source, rootfs_dir):
+    def test_which_of_several(self, source, rootfs_dir) -> None:
         layout = Layout()
         layout.image([LOW], "one")
         layout.image([LOW, tar([file("two")])], "two")
@@ -147,7 +148,7 @@ class TestForms:
         import_image("y", path, rootfs_dir, wanted=UnpackRequest(platform="linux/s390x"))
 
     @pytest.mark.parametrize("what", ["blob", "diff_id"])
-    def test_a_layer_that_is_not_its_digest(self, what, source, rootfs_dir):
+    def test_a_layer_that_is_not_its_digest(self, what, source, rootfs_dir) -> None:
         layout = Layout()
         if what == "blob":
             layout.image([LOW], "x", zipped=False)
@@ -163,7 +164,7 @@ class TestForms:
 
 
 class TestPlace:
-    def test_a_taken_name(self, source, rootfs_dir):
+    def test_a_taken_name(self, source, rootfs_dir) -> None:
         path = source(tar([file("one")]))
         import_image("x", path, rootfs_dir)
         with pytest.raises(Conflict, match="--force"):
@@ -175,7 +176,7 @@ class TestPlace:
         assert names(rootfs_dir) == ["two"]
         assert entries(rootfs_dir) == ["x"]
 
-    def test_what_cannot_be(self, source, rootfs_dir, tmp_path):
+    def test_what_cannot_be(self, source, rootfs_dir, tmp_path) -> None:
         with pytest.raises(InvalidRequest):
             import_image("../x", source(b""), rootfs_dir)
         with pytest.raises(RootfsError, match="No such file"):
@@ -187,7 +188,7 @@ class TestPlace:
             import_image("x", source(tar([file("a", bytes(10**6))])), rootfs_dir, wanted=UnpackRequest(max_bytes=10**5))
         assert entries(rootfs_dir) == []
 
-    def test_a_layout_s_files_may_not_be_links(self, rootfs_dir, tmp_path):
+    def test_a_layout_s_files_may_not_be_links(self, rootfs_dir, tmp_path) -> None:
         layout = Layout()
         layout.image([LOW], zipped=False)
         path = layout.write(tmp_path / "layout")
@@ -200,7 +201,7 @@ class TestPlace:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("name", made.HOSTILE)
-    def test_a_hostile_archive_leaves_nothing_anywhere(self, name, source, rootfs_dir, tmp_path):
+    def test_a_hostile_archive_leaves_nothing_anywhere(self, name, source, rootfs_dir, tmp_path) -> None:
         (tmp_path / "canary").mkdir()
         (tmp_path / "canary/victim").write_text("kept")
         data, reason = made.hostile(str(tmp_path / "canary"))[name]
@@ -301,10 +302,10 @@ class TestCell:
 
         return instead
 
-    def test_a_taken_over_process_reaches_nothing(self, instead, source, rootfs_dir):
+    def test_a_taken_over_process_reaches_nothing(self, instead, source, rootfs_dir) -> None:
         instead(PROBE)
         path = source(b"source")
-        seen = []
+        seen: list[Any] = []
 
         def watch(progress):
             if progress.line is None or seen:
@@ -341,7 +342,7 @@ class TestCell:
         assert (mine.st_uid, mine.st_gid) == (65535, 7)
         assert pathlib.Path(path).read_bytes() == b"source"
 
-    def test_nothing_is_loaded_in_the_cell(self, instead, source, rootfs_dir, tmp_path):
+    def test_nothing_is_loaded_in_the_cell(self, instead, source, rootfs_dir, tmp_path) -> None:
         instead(WITNESS)
         layout = Layout()
         planted = [file("usr/lib/python3.11/heapq.py", "raise SystemExit"), file("heapq.py"), file("sitecustomize.py")]
@@ -356,7 +357,7 @@ class TestCell:
         with pytest.raises(RootfsError, match="is a FIFO"):
             import_image("x", source(tar([made.member("a", b"6")])), rootfs_dir, force=True)
 
-    def test_a_liar_is_not_believed(self, instead, source, rootfs_dir):
+    def test_a_liar_is_not_believed(self, instead, source, rootfs_dir) -> None:
         for lie in (
             'b"no json"',
             'b"[]"',
@@ -378,6 +379,7 @@ class TestEnd:
         command = [sys.executable, "-m", "sandboxd.cli.main", "rootfs", "import", "x", "-", "--rootfs-dir", rootfs_dir]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             try:
+                assert process.stdin
                 process.stdin.write(tar([file("first"), file("half", bytes(10**6))])[:500_000])
                 process.stdin.flush()
                 deadline = time.monotonic() + 20
@@ -397,14 +399,14 @@ class TestEnd:
             assert time.monotonic() < deadline, "the unpacking process lives on"
             os.sched_yield()
 
-    def test_ctrl_c_leaves_nothing(self, rootfs_dir):
+    def test_ctrl_c_leaves_nothing(self, rootfs_dir) -> None:
         with self.under_way(rootfs_dir) as (process, child):
             process.send_signal(signal.SIGINT)
             assert process.wait(20) == 130
             self.gone(child)
         assert entries(rootfs_dir) == []
 
-    def test_a_killed_import_leaves_nothing_usable(self, rootfs_dir, source):
+    def test_a_killed_import_leaves_nothing_usable(self, rootfs_dir, source) -> None:
         with self.under_way(rootfs_dir) as (process, child):
             process.kill()
             process.wait(20)
@@ -414,14 +416,14 @@ class TestEnd:
         import_image("x", source(tar([file("a")])), rootfs_dir)
         assert entries(rootfs_dir) == ["x"]
 
-    def test_an_unpacking_process_that_is_killed_fails_the_import(self, rootfs_dir):
+    def test_an_unpacking_process_that_is_killed_fails_the_import(self, rootfs_dir) -> None:
         with self.under_way(rootfs_dir) as (process, child):
             os.kill(child, signal.SIGKILL)
             assert process.wait(20) == 1
             assert b"the unpacking process failed" in process.stderr.read()
         assert entries(rootfs_dir) == []
 
-    def test_an_error_is_one_sentence(self, rootfs_dir, source):
+    def test_an_error_is_one_sentence(self, rootfs_dir, source) -> None:
         path = source(tar([file("ok"), symlink("evil\x1b[2J\n", "/"), file("evil\x1b[2J\n/x")]))
         command = [sys.executable, "-m", "sandboxd.cli.main", "rootfs", "import", "x", path, "--rootfs-dir", rootfs_dir]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
@@ -468,7 +470,7 @@ def imported(daemon, name, source, data=None):
 @pytest.mark.real
 @pytest.mark.slow
 class TestRunning:
-    def test_a_busybox_of_docker_export(self, running):
+    def test_a_busybox_of_docker_export(self, running) -> None:
         busybox = need("busybox", "busybox-static")
         if b"statically" not in subprocess.run(["file", "-L", busybox], capture_output=True, check=False).stdout:
             linked = subprocess.run(["ldd", busybox], capture_output=True, check=False)
@@ -508,7 +510,7 @@ class TestRunning:
             assert again.returncode == 1
             assert b"sandboxes use it" in again.stderr
 
-    def test_a_debian_of_an_oci_layout(self, running, tmp_path):
+    def test_a_debian_of_an_oci_layout(self, running, tmp_path) -> None:
         tree = pathlib.Path(ROOTFS_DIR, "default/private/tree")
         wanted = ["usr/bin/dash", "usr/bin/sh", "usr/bin/ls", "usr/bin/cat", "usr/bin/id", "usr/bin/env"]
         wanted += ["etc/passwd", "etc/group", "etc/debian_version", "usr/lib64"]
@@ -540,7 +542,7 @@ class TestRunning:
             assert sandbox.exec("ls /usr/bin/cat").exit_code != 0
             assert sandbox.exec("id", user="me").stdout.startswith("uid=7(me) gid=8")
 
-    def test_a_musl_image_of_docker_save(self, running, tmp_path):
+    def test_a_musl_image_of_docker_save(self, running, tmp_path) -> None:
         compiler = need("musl-gcc", "musl-tools")
         (tmp_path / "hello.c").write_text(
             "#include <stdio.h>\n#include <unistd.h>\n"

@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+from typing import IO
 
 import anyio
 import pytest
@@ -84,6 +85,7 @@ def test_a_daemon_that_was_started_without_standard_streams(tmp_path: pathlib.Pa
     daemon.start()
     try:
         assert cli(daemon, "run", "--", "sh", "-c", "echo out; echo err >&2").stdout == b"out\n"
+        assert daemon.process
         for pid in (daemon.process.pid, daemon.launcher_pid()):
             assert [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (0, 1, 2)] == ["/dev/null"] * 3
     finally:
@@ -109,8 +111,15 @@ def test_closed_streams_of_the_terminal_and_of_code(daemon: Daemon, sandbox: San
     assert redirected("2>/dev/full", "code", sandbox.id, "-c", "1/0") == (125, b"")
 
 
-def started(daemon: Daemon, *words: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+class Running(subprocess.Popen[bytes]):
+    """A program whose output goes into pipes."""
+
+    stdout: IO[bytes]
+    stderr: IO[bytes]
+
+
+def started(daemon: Daemon, *words: str) -> Running:
+    return Running(
         [PROGRAM, *words],
         env={**os.environ, "SANDBOXD_URL": daemon.url},
         stdin=subprocess.DEVNULL,

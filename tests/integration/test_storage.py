@@ -508,7 +508,7 @@ def without_loop(say: Say, pool: pathlib.Path) -> tuple[str, str, list[str]]:
     def attach(*_: Any) -> tuple[str, int]:
         raise SyscallError(errno.EPERM, "ioctl", "LOOP_CONFIGURE")
 
-    loopdev.attach = attach
+    loopdev.attach = attach  # type: ignore[assignment]
     for _ in range(2):  # what the first try left must not stop the second
         storage = opened(pool, storage="auto")
     return storage.driver.name, storage.driver.unenforced_because, sorted(os.listdir(pool / "state"))

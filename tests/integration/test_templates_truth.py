@@ -180,7 +180,7 @@ def test_a_rootfs_that_no_recipe_built_has_no_template_unless_it_is_named(tmp_pa
     (rootfs / "mine" / "private" / "tree").symlink_to(source / "private" / "tree")
     for config in ({}, {"template_rootfs": ["mine"]}):
         directory = tmp_path / f"d{len(config)}"
-        daemon = Daemon(directory, rootfs_dir=str(rootfs), config={"log_level": "debug", **config})  # type: ignore[dict-item]
+        daemon = Daemon(directory, rootfs_dir=str(rootfs), config={"log_level": "debug", **config})
         daemon.start()
         try:
             with daemon.client() as client, Sandbox.create(client=client, rootfs="mine") as sandbox:

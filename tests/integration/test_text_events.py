@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from sandboxd.wire.sse import SseDecoder, SseEvent
-from tests.integration.conftest import TOKEN
+from tests.support.cloudflare_client import TOKEN
 from tests.support.daemon import Daemon
 
 pytestmark = pytest.mark.real

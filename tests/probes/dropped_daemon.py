@@ -26,7 +26,7 @@ def getgrnam(name: str) -> grp.struct_group:
 
 
 pwd.getpwnam, grp.getgrnam = getpwnam, getgrnam
-os.initgroups = lambda user, gid: os.setgroups([gid])  # type: ignore[assignment]
+os.initgroups = lambda user, gid: os.setgroups([gid])
 
 if __name__ == "__main__":
     main()

@@ -17,7 +17,7 @@ FIFREEZE, FITRIM, BTRFS_SEARCH, EXT4_SHUTDOWN = 0xC0045877, 0xC0185879, 0xD00094
 NEWNS, NEWUSER, NEWNET = 0x20000, 0x10000000, 0x40000000
 link = socket.socket(fileno=3)
 pids = json.loads(link.recv(4096))
-answers = {}
+answers: dict[str, str] = {}
 
 
 def note(name, result):

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import subprocess
+from typing import Any
 
 ADDRESS = struct.pack("HH4s120x", 2, 0, socket.inet_aton("10.0.0.1"))
 
@@ -39,7 +40,7 @@ def run(*argv):
 with open("/tmp/unknown", "wb") as file:
     os.fchmod(file.fileno(), 0o755)
     file.write(bytes(range(200, 232)))
-DOORS = (
+DOORS: tuple[Any, ...] = (
     *((ask_diag, family, protocol) for family in range(46) for protocol in (0, 6, 17, 33, 132, 255)),
     *((open_socket, family, kind, 0) for family in range(50) for kind in range(1, 7)),
     *((open_socket, family, kind, number) for family in (2, 10) for kind in range(1, 7) for number in range(264)),

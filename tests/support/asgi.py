@@ -86,7 +86,7 @@ class StockServer:
             send_push_promise=functools.partial(_no_push),
         )
         call = Call(request, self._api.manager, self._api.facts, self._api.metrics, routed)
-        admission = self._api.admit(call, self._local if scope["client"] is None else Caller())
+        admission = self._api.admit(request, routed, self._local if scope["client"] is None else Caller())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_feed, call, receive, nursery.cancel_scope)
             async with call.stack:

@@ -158,7 +158,7 @@ def exit_frame(**fields: Any) -> bytes:
 
 def sandbox_object(number: int, **fields: Any) -> dict[str, Any]:
     """Return a sandbox as the API shows one."""
-    base = {
+    base: dict[str, Any] = {
         "id": f"{number:020d}",
         "name": None,
         "state": "running",
@@ -178,7 +178,7 @@ def sandbox_object(number: int, **fields: Any) -> dict[str, Any]:
 
 def exit_event(**fields: Any) -> dict[str, Any]:
     """Return how a command ended as the API shows it."""
-    base = {
+    base: dict[str, Any] = {
         "offset": 9,
         "time": 1.5,
         "exit_code": 0,

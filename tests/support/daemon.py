@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from sandboxd.client import Client
@@ -45,7 +46,7 @@ class Daemon:
         *,
         rootfs_dir: str = ROOTFS_DIR,
         options: tuple[str, ...] = (),
-        config: dict[str, str | int] | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         self.state_dir = directory / "state"
         self.runtime_dir = directory / "run"
@@ -94,8 +95,8 @@ class Daemon:
         ended = os.pidfd_open(self.process.pid)
         try:
             while True:
-                ready, _, _ = select.select([notify, ended], [], [], READY_S)
-                if notify in ready and b"READY=1" in notify.recv(4096):
+                ready, _, _ = select.select([notify.fileno(), ended], [], [], READY_S)
+                if notify.fileno() in ready and b"READY=1" in notify.recv(4096):
                     return
                 if ended in ready or not ready:
                     raise AssertionError(f"the daemon is not ready:\n{self.log.read_text()}")

@@ -26,7 +26,6 @@ from sandboxd.launcher.server import Launcher
 from sandboxd.launcher.settings import Settings
 from sandboxd.launcher.zygote import Zygote
 from sandboxd.linux.kernel import Kernel, SyscallError
-from sandboxd.spec import Limits
 
 ROLES = ("fail", "pid1")
 
@@ -47,7 +46,7 @@ class FailingKernel(Kernel):
         def counted(*arguments: Any, **options: Any) -> Any:
             left = self.left["pid1" if os.getpid() == 1 else "fail"]
             lock = left.get_lock()
-            lock.acquire(timeout=1)  # type: ignore[call-arg]  # who held it may have been killed just then
+            lock.acquire(timeout=1)  # who held it may have been killed just then
             left.get_obj().value -= 1
             is_armed = left.get_obj().value == 0
             with contextlib.suppress(ValueError):  # it was only slow, and has released it itself
@@ -65,7 +64,7 @@ KERNEL = FailingKernel()
 class FailingLauncher(Launcher):
     """Arms the kernel by the id of each creation."""
 
-    def _checked(self, params: dict[str, Any]) -> tuple[str, str, Limits, str]:
+    def _checked(self, params: dict[str, Any]) -> tuple[str, str, str]:
         checked = super()._checked(params)
         self._ranges.close()  # so that a range and its namespaces are made within the count
         role, number = checked[0][:4], int(checked[0][4:])

@@ -59,7 +59,7 @@ class FakeDaemon:
 
     async def raw_connection(self) -> trio.SocketStream:
         """Return a bare connection to the unix socket."""
-        return await trio.open_unix_socket(str(self.socket_path))  # type: ignore[return-value]
+        return await trio.open_unix_socket(str(self.socket_path))
 
 
 @contextlib.asynccontextmanager

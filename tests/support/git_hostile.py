@@ -1,15 +1,20 @@
 """Repositories that git itself would not make: hostile names, lying packs, submodules that lead elsewhere."""
 
+from __future__ import annotations
+
 import shutil
 import struct
 import subprocess
 import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha1
+from pathlib import Path
+from typing import Any
 
 from tests.support.git_server import GIT_ENV
 
 
-def git(directory, *args, ok=True):
+def git(directory: Path, *args: str, ok: bool = True) -> str:
     done = subprocess.run(
         ["git", "-C", str(directory), *args], capture_output=True, text=True, env=GIT_ENV, check=False
     )
@@ -17,7 +22,7 @@ def git(directory, *args, ok=True):
     return done.stdout.strip()
 
 
-def with_submodule(root, url="../history.git", path="libs/history", name=None):
+def with_submodule(root: Path, url: str = "../history.git", path: str = "libs/history", name: str | None = None) -> str:
     """Make outer.git, whose submodule is at `url`."""
     commit = git(root / "history.git", "rev-parse", "v1.2^{commit}")
     declared = f'[submodule "{name or path}"]\n\tpath = {path}\n\turl = {url}\n'
@@ -30,12 +35,12 @@ def with_submodule(root, url="../history.git", path="libs/history", name=None):
     return commit
 
 
-def fast_import(path, parts):
+def fast_import(path: Path, parts: Iterable[bytes]) -> None:
     subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(path)], check=True, env=GIT_ENV)
     subprocess.run(["git", "-C", str(path), "fast-import", "--quiet"], input=b"".join(parts), check=True, env=GIT_ENV)
 
 
-def write_repository(path, files):
+def write_repository(path: Path, files: Mapping[str, tuple[str, Any]]) -> None:
     parts = [b"commit refs/heads/main\ncommitter A <a@example.com> 1600000000 +0000\ndata 1\nx\n"]
     for name, (mode, data) in files.items():
         if mode == "160000":
@@ -48,15 +53,15 @@ def write_repository(path, files):
 PWNED = b"#!/bin/sh\ntouch /tmp/sandboxd-pwned\n"
 
 
-def raw_repository(path, entries, more=()):
+def raw_repository(path: Path, entries: list[Any], more: Sequence[tuple[Any, ...]] = ()) -> str:
     """Make a repository whose tree has entries that git itself would not make: (mode, name, content)."""
-    objects = []
+    objects: list[tuple[Any, ...]] = []
 
-    def add(kind, data):
+    def add(kind: int, data: bytes) -> bytes:
         objects.append((kind, data))
         return sha1(b"%b %d\0" % ({1: b"commit", 2: b"tree", 3: b"blob"}[kind], len(data)) + data).digest()
 
-    def tree(rows):
+    def tree(rows: list[Any]) -> bytes:
         body = b""
         for mode, name, content in rows:
             name_of = tree(content) if isinstance(content, list) else add(3, content)
@@ -69,7 +74,7 @@ def raw_repository(path, entries, more=()):
     return commit.hex()
 
 
-def packed(objects):
+def packed(objects: Sequence[tuple[Any, ...]]) -> bytes:
     rows = [b"PACK" + struct.pack(">II", 2, len(objects))]
     for kind, data, *rest in objects:
         size = rest[0] if rest else len(data)
@@ -84,7 +89,7 @@ def packed(objects):
     return body + sha1(body).digest()
 
 
-def write_pack(path, objects, commit):
+def write_pack(path: Path, objects: Iterable[tuple[Any, ...]], commit: str) -> None:
     subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(path)], check=True, env=GIT_ENV)
     pack = path / "objects/pack/pack-x.pack"
     pack.write_bytes(packed(list(dict.fromkeys(objects))))

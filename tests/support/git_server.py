@@ -190,8 +190,8 @@ def _inetd(listener: socket.socket, root: Path) -> None:
             with connection:
                 program = subprocess.Popen(
                     ["git", "daemon", "--inetd", "--export-all", f"--base-path={root}"],
-                    stdin=connection,
-                    stdout=connection,
+                    stdin=connection.fileno(),
+                    stdout=connection.fileno(),
                     stderr=subprocess.DEVNULL,
                     env=GIT_ENV | {"REMOTE_ADDR": "127.0.0.1"},
                 )

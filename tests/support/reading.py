@@ -21,7 +21,7 @@ PACKAGE = pathlib.Path(__file__).parents[2] / "sandboxd"
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 KINDS = {name: cls.kind for name, cls in vars(errors).items() if isinstance(cls, type) and hasattr(cls, "kind")}
 #: Classes that read a message by their fields.
-MESSAGES: dict[str, Any] = {cls.__name__: cls for cls in (spec.CommandSpec, state.Host, state.State)}
+MESSAGES: dict[str, Any] = {cls.__name__: cls for cls in (spec.CommandSpec, spec.SessionSpec, state.Host, state.State)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import threading
 
 import dns.flags
 import dns.message
+import dns.rcode
 import dns.rdatatype
 import dns.rrset
 
@@ -58,7 +59,7 @@ def answer(wire: bytes, log: pathlib.Path) -> bytes | None:
     elif rows:
         reply.answer.append(dns.rrset.from_text(target, TTL_S.get(name, 60), "IN", kind, *rows))
     elif target not in NAMES:
-        reply.set_rcode(3)
+        reply.set_rcode(dns.rcode.NXDOMAIN)
     return reply.to_wire()
 
 
@@ -122,7 +123,7 @@ class Streams(socketserver.ThreadingTCPServer):
 def main() -> None:
     log = pathlib.Path(sys.argv[1])
     log.touch()
-    servers = [Pages(("::", port), Page) for port in (80, 8080)]
+    servers: list[socketserver.TCPServer] = [Pages(("::", port), Page) for port in (80, 8080)]
     servers.append(Streams(("0.0.0.0", 53), Stream))
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -102,9 +102,9 @@ def test_every_attack_names_the_tests_that_show_it() -> None:
         named = re.findall(r"`([^`]+)`", shown)
         assert named or shown.startswith("not built:"), f"row {number}"
         assert not [name for name in named if not (ROOT / "tests" / name).is_file()], f"row {number}"
-    named = {name for row in rows for name in re.findall(r"`(escape/test_[^`]+)`", row[-1])}
+    attacked = {name for row in rows for name in re.findall(r"`(escape/test_[^`]+)`", row[-1])}
     there = {f"escape/{path.name}" for path in (ROOT / "tests/escape").glob("test_*.py")}
-    assert there - named == {"escape/test_seccomp_programs.py"}  # what works under a profile is no attack
+    assert there - attacked == {"escape/test_seccomp_programs.py"}  # what works under a profile is no attack
 
 
 def test_the_packages_page_says_who_may_import_whom() -> None:

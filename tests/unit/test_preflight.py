@@ -54,26 +54,26 @@ def refused(result, *words):
         assert word in result.stderr
 
 
-def test_a_good_machine_passes_silently(preflight):
+def test_a_good_machine_passes_silently(preflight) -> None:
     result = preflight()
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("kernel", ["6.1", "6.1.0", "6.10.2", "6.18.44-fc-v669", "7.0-rc1", "10.0.0"])
-def test_kernels_that_are_new_enough(preflight, kernel):
+def test_kernels_that_are_new_enough(preflight, kernel) -> None:
     assert preflight(PREFLIGHT_KERNEL=kernel).returncode == 0
 
 
 @pytest.mark.parametrize("kernel", ["5.15.0-100-generic", "6.0.19", "6.0", "4.19.0"])
-def test_an_old_kernel(preflight, kernel):
+def test_an_old_kernel(preflight, kernel) -> None:
     refused(preflight(PREFLIGHT_KERNEL=kernel), kernel, "6.1", "upgrade the kernel")
 
 
-def test_not_root(preflight):
+def test_not_root(preflight) -> None:
     refused(preflight(PREFLIGHT_UID="1000"), "root", "sudo")
 
 
-def test_really_not_root(preflight):
+def test_really_not_root(preflight) -> None:
     command = ["setpriv", "--reuid=65534", "--clear-groups", "sh", "-s"]
     result = subprocess.run(
         command, input=PREFLIGHT.read_text(), capture_output=True, text=True, check=False, cwd="/", timeout=10
@@ -81,47 +81,47 @@ def test_really_not_root(preflight):
     refused(result, "root", "sudo")
 
 
-def test_another_system(preflight):
+def test_another_system(preflight) -> None:
     refused(preflight(PREFLIGHT_SYSTEM="Darwin"), "Darwin", "use a Linux")
 
 
-def test_another_machine(preflight):
+def test_another_machine(preflight) -> None:
     refused(preflight(PREFLIGHT_MACHINE="riscv64"), "riscv64", "x86_64")
 
 
 @pytest.mark.parametrize("namespace", ["mount", "pid", "net", "ipc", "uts", "cgroup", "user"])
-def test_each_namespace_is_tried(preflight, tmp_path, namespace):
+def test_each_namespace_is_tried(preflight, tmp_path, namespace) -> None:
     unshare = program(tmp_path / "unshare", f'[ "$1" != --{namespace} ]')
     sysctl = "user.max_mnt_namespaces" if namespace == "mount" else f"user.max_{namespace}_namespaces"
     refused(preflight(PREFLIGHT_UNSHARE=unshare), f"new {namespace} namespace", sysctl)
 
 
-def test_no_unshare(preflight, tmp_path):
+def test_no_unshare(preflight, tmp_path) -> None:
     refused(preflight(PREFLIGHT_UNSHARE=str(tmp_path / "none")), "install util-linux")
 
 
-def test_no_overlayfs(preflight, tmp_path):
+def test_no_overlayfs(preflight, tmp_path) -> None:
     (tmp_path / "filesystems").write_text("nodev\tsysfs\n")
     refused(preflight(), "overlayfs", "modprobe overlay")
 
 
-def test_overlayfs_that_loads_when_asked_for(preflight, tmp_path):
+def test_overlayfs_that_loads_when_asked_for(preflight, tmp_path) -> None:
     filesystems = tmp_path / "filesystems"
     filesystems.write_text("nodev\tsysfs\n")
     modprobe = program(tmp_path / "modprobe", f"printf 'nodev\\toverlay\\n' >> {filesystems}")
     assert preflight(PREFLIGHT_MODPROBE=modprobe).returncode == 0
 
 
-def test_no_cgroup2(preflight, tmp_path):
+def test_no_cgroup2(preflight, tmp_path) -> None:
     (tmp_path / "mountinfo").write_text(HYBRID_ONLY)
     refused(preflight(), "cgroup2", "mount -t cgroup2")
 
 
-def test_no_apt(preflight, tmp_path):
+def test_no_apt(preflight, tmp_path) -> None:
     refused(preflight(PREFLIGHT_APT=str(tmp_path / "none")), "apt-get", "Debian 12")
 
 
-def test_old_python(preflight, tmp_path):
+def test_old_python(preflight, tmp_path) -> None:
     refused(preflight(PREFLIGHT_PYTHON=program(tmp_path / "old", "exit 1")), "older than Python 3.11")
 
 
@@ -135,7 +135,7 @@ def test_old_python(preflight, tmp_path):
         ('ID=ubuntu\nVERSION_ID="22.04"\n', False),
     ],
 )
-def test_python_that_is_yet_to_be_installed(preflight, tmp_path, release, passes):
+def test_python_that_is_yet_to_be_installed(preflight, tmp_path, release, passes) -> None:
     (tmp_path / "os-release").write_text(release)
     result = preflight(PREFLIGHT_PYTHON=str(tmp_path / "none"), PREFLIGHT_OS_RELEASE=str(tmp_path / "os-release"))
     if passes:

@@ -73,7 +73,7 @@ PRINTING = [
 @pytest.mark.parametrize(
     ("how", "why"), [(CLOSED_OUT, "Bad file descriptor"), (FULL_OUT, "No space left on device")], ids=["closed", "full"]
 )
-def test_output_that_cannot_be_written_is_one_sentence(daemon: LocalDaemon, how: str, why: str):
+def test_output_that_cannot_be_written_is_one_sentence(daemon: LocalDaemon, how: str, why: str) -> None:
     for words in PRINTING:
         done = run(*words, how=how)
         told = (done.returncode, done.stderr)
@@ -83,7 +83,7 @@ def test_output_that_cannot_be_written_is_one_sentence(daemon: LocalDaemon, how:
 
 @pytest.mark.parametrize("how", [CLOSED_OUT, CLOSED_ERR, "<&- >&- 2>&-"])
 @pytest.mark.parametrize("verb", [["exec", "demo"], ["run"]], ids=["exec", "run"])
-def test_what_a_sandbox_prints_is_no_request(daemon: LocalDaemon, verb: list[str], how: str):
+def test_what_a_sandbox_prints_is_no_request(daemon: LocalDaemon, verb: list[str], how: str) -> None:
     for command in (["printf", REQUEST], ["sh", "-c", f"printf '{REQUEST}' >&2"]):
         run(*verb, "--", *command, how=how)
     assert sorted(map(str, daemon.names())) == ["demo", "victim"]
@@ -99,12 +99,12 @@ def test_what_a_sandbox_prints_is_no_request(daemon: LocalDaemon, verb: list[str
         (CLOSED_IN, 3, "out\n"),
     ],
 )
-def test_the_status_of_a_command_that_prints_on_both(daemon: LocalDaemon, how: str, status: int, out: str):
+def test_the_status_of_a_command_that_prints_on_both(daemon: LocalDaemon, how: str, status: int, out: str) -> None:
     done = run("exec", "demo", "@both", how=how)
     assert (done.returncode, done.stdout) == (status, out)
 
 
-def test_what_needs_no_output_does_not_miss_it(daemon: LocalDaemon):
+def test_what_needs_no_output_does_not_miss_it(daemon: LocalDaemon) -> None:
     assert run("exec", "demo", "--", "true", how=">&-").returncode == 0
     assert run("exec", "demo", "--", "sh", "-c", "exit 7", how="<&- >&- 2>&-").returncode == 7
     assert run("nope", how="2>&-").returncode == 2
@@ -112,14 +112,14 @@ def test_what_needs_no_output_does_not_miss_it(daemon: LocalDaemon):
     assert run("rm", "nobody", how="2>/dev/full").returncode == 125
 
 
-def test_closed_input_is_at_its_end(daemon: LocalDaemon):
+def test_closed_input_is_at_its_end(daemon: LocalDaemon) -> None:
     done = run("exec", "demo", "--", "cat", how=CLOSED_IN)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert run("cp", "-", "demo:/new", how=CLOSED_IN).returncode == 0
     assert file_of(daemon, "/new").read_bytes() == b""
 
 
-def test_a_reader_that_has_enough_ends_it_quietly(daemon: LocalDaemon):
+def test_a_reader_that_has_enough_ends_it_quietly(daemon: LocalDaemon) -> None:
     file_of(daemon, "/f").write_bytes(bytes(1_000_000))
     for words in (["ls"], ["ls", "--json"], ["--help"], ["cp", "demo:/f", "-"], ["files", "cat", "demo", "/f"]):
         read, write = os.pipe()
@@ -140,7 +140,7 @@ PROGRAMS = [
 
 
 @pytest.mark.parametrize("module", PROGRAMS)
-def test_every_program_opens_them_before_anything_else(module: str, tmp_path: pathlib.Path):
+def test_every_program_opens_them_before_anything_else(module: str, tmp_path: pathlib.Path) -> None:
     """Importing it leaves the numbers free, and the first thing that its `main` does is to take them."""
     program = f"""
 import os, sys
@@ -172,7 +172,7 @@ module.main()
     assert report.read_text() == repr(([0, 1, 2], ["/dev/null"] * 3, [True] * 3))
 
 
-def test_the_list_of_programs_is_whole():
+def test_the_list_of_programs_is_whole() -> None:
     package = pathlib.Path(__file__).parents[2] / "sandboxd"
     stand_alone = {"workers/python_worker.py", "templates/python_program.py"}  # a sandbox's own interpreter runs them
     found = {

@@ -65,7 +65,7 @@ class Channel:
                     payload = self._received[HEADER.size : HEADER.size + length]
                     self._received = self._received[HEADER.size + length :]
                     return kind, payload
-            watched = [self._socket, self._pidfd] + ([also] if also is not None else [])
+            watched: list[Any] = [self._socket, self._pidfd] + ([also] if also is not None else [])
             ready, _, _ = select.select(watched, [], [], max(0.0, deadline - time.monotonic()))
             if self._socket in ready:
                 try:

@@ -39,7 +39,7 @@ ENVIRONMENT = {
     "SANDBOXD_VM_INSIDE": "1",
 }
 #: What of the tree goes into the machine.
-PARTS = (".setup", "Makefile", "README.md", "pyproject.toml", "requirements.lock")
+PARTS: tuple[str, ...] = (".setup", "Makefile", "README.md", "pyproject.toml", "requirements.lock")
 PARTS += ("bench", "rootfs", "sandboxd", "seccomp", "systemd", "tests")
 _KERNEL = "root=/dev/vda console=ttyS0 loglevel=4 panic=-1 mitigations=off nokaslr random.trust_cpu=on"
 _KERNEL += " modprobe.blacklist=kvm_amd,kvm_intel,kvm,ahci,libata,button,evdev,serio_raw,psmouse,pcspkr"

@@ -12,9 +12,10 @@ import posixpath
 import re
 import shlex
 import signal
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import msgspec
+from msgspec import Meta
 from quart_trio.wrappers import TrioResponse
 
 from ...errors import (
@@ -33,6 +34,7 @@ from ...runtime.logs import STREAMS
 from ...spec import CommandSpec, SessionSpec, check_session_id
 from ...wire import sse, utf8
 from .. import jsontext
+from ..bodies import Input
 from ..call import answer, nothing, streamed
 from ..v1.filedata import unpack_body
 from ..v1.files import write_body
@@ -80,6 +82,20 @@ class TunnelIn(msgspec.Struct, frozen=True):
     """A port to expose."""
 
     name: str | None = None
+
+
+class TerminalQuery(terminal.SizedQuery, frozen=True):
+    """Whose terminal is wanted."""
+
+    session: Annotated[str | None, Meta(description="a session's id")] = None
+
+
+class PersistQuery(Input, frozen=True):
+    """What of the workspace is wanted."""
+
+    excludes: Annotated[str | None, Meta(description="paths of the workspace that are left out, parted by commas")] = (
+        None
+    )
 
 
 async def _read(call: Call, model: type[_T]) -> _T:
@@ -255,12 +271,11 @@ def exit_code(ended: Exit) -> int:
     return 128 + int(number)
 
 
-async def open_terminal(call: SocketCall, name: str) -> None:
+async def open_terminal(call: SocketCall, name: str, query: TerminalQuery) -> None:
     """Open a terminal: a session's, which all its clients share, or the client's own."""
     sandbox = await _reach(call, name)
-    session = call.query("session") or _session_of(call)
-    size = (call.query_int("cols", 80), call.query_int("rows", 24))
-    await terminal.serve(call, sandbox, None if session is None else _check_session(session), size, call.query("shell"))
+    session = query.session or _session_of(call)
+    await terminal.serve(call, sandbox, None if session is None else _check_session(session), query)
 
 
 # --- files ---
@@ -293,10 +308,10 @@ async def write_file(call: Call, name: str, path: str) -> TrioResponse:
     return answer({"ok": True})
 
 
-async def persist(call: Call, name: str) -> TrioResponse:
+async def persist(call: Call, name: str, query: PersistQuery) -> TrioResponse:
     """Send the workspace as a tar."""
     excludes = []
-    for part in (call.query("excludes") or "").split(","):
+    for part in (query.excludes or "").split(","):
         if part:
             relative = _in_workspace(part).removeprefix(WORKSPACE)
             if not relative:

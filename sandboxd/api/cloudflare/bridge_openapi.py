@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from .. import query
 from ..access import Level
 
 if TYPE_CHECKING:
@@ -22,11 +23,6 @@ _DESCRIPTIONS: Final = {
     "path": "a file's path, in /workspace",
     "session": "a session's id",
     "port": "a TCP port of the sandbox",
-    "cols": "the terminal's columns, 1 to 2000",
-    "rows": "the terminal's rows, 1 to 2000",
-    "shell": "the program in it; else bash, or sh",
-    "access_token": "the token, for clients that can send no header",
-    "excludes": "paths of the workspace that are left out, parted by commas",
 }
 _ERROR: Final = {
     "type": "object",
@@ -77,19 +73,12 @@ def _summary(route: Route) -> str:
 
 
 def _operation(route: Route) -> dict[str, Any]:
-    arguments = [(name, "path") for name in _ARGUMENT.findall(route.path)]
     operation: dict[str, Any] = {
         "operationId": f"{route.method.lower()}_{_NO_WORD.sub('_', _shown_path(route)).strip('_')}",
         "summary": _summary(route),
         "parameters": [
-            {
-                "name": name,
-                "in": where,
-                "required": where == "path",
-                "description": _DESCRIPTIONS[name],
-                "schema": {"type": "string"},
-            }
-            for name, where in (*arguments, *((name, "query") for name in route.query))
+            *(_argument(name) for name in _ARGUMENT.findall(route.path)),
+            *query.parameters(route.query),
         ],
         "responses": {
             str(route.status): {"description": "done"},
@@ -108,3 +97,8 @@ def _operation(route: Route) -> dict[str, Any]:
         (shape,) = schema["$defs"].values()
         operation["requestBody"] = {"content": {"application/json": {"schema": shape}}}
     return operation
+
+
+def _argument(name: str) -> dict[str, Any]:
+    schema = {"type": "string"}
+    return {"name": name, "in": "path", "required": True, "description": _DESCRIPTIONS[name], "schema": schema}

@@ -6,7 +6,7 @@ from typing import Final
 
 from ..access import Level
 from ..route import Route
-from . import bridge, bridge_openapi, tokens
+from . import bridge, bridge_openapi
 
 _V1: Final = "/cloudflare/v1"
 _SANDBOX: Final = _V1 + "/sandbox/<name>"
@@ -27,7 +27,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         path=_SANDBOX + "/pty",
         name="bridge.pty",
         handler=bridge.open_terminal,
-        query=("cols", "rows", "shell", "session", tokens.PARAMETER),
+        query=bridge.TerminalQuery,
         status=101,
         websocket=True,
     ),
@@ -50,7 +50,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         path=_SANDBOX + "/persist",
         name="bridge.persist",
         handler=bridge.persist,
-        query=("excludes",),
+        query=bridge.PersistQuery,
         result=bytes,
     ),
     Route(method="POST", path=_SANDBOX + "/hydrate", name="bridge.hydrate", handler=bridge.hydrate, body=bytes),

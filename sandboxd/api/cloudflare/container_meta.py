@@ -14,6 +14,7 @@ from .problems import Refusal
 
 if TYPE_CHECKING:
     from ..call import Call
+    from .tokens import SocketQuery
 
 #: The version of theirs that is spoken here: their clients compare it with their own, and warn.
 SPOKEN: Final = "0.12.10"
@@ -32,9 +33,9 @@ async def root(call: Call, name: str) -> TrioResponse:
     return TrioResponse(f"sandboxd {call.facts.version}\n", content_type="text/plain; charset=utf-8")
 
 
-async def rpc(call: Call, name: str) -> NoReturn:
+async def rpc(call: Call, name: str, query: SocketQuery) -> NoReturn:
     """Refuse the transport rpc, by a status after which their client does not try again by itself."""
-    del call
+    del call, query
     names.check_container_id(name)
     raise Refusal(
         "VALIDATION_FAILED",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import trio
+from msgspec import Meta
 
 from ...errors import InvalidRequest, ProcessNotFound, ProcessNotRunning
 from ...runtime import logs, waiting
@@ -15,6 +16,7 @@ from ...runtime.processes import MAX_PAGE
 from ...spec import STOP_GRACE_S, check_process_id, check_signal
 from ...wire import utf8
 from ...wire.times import rfc3339
+from ..bodies import Input
 from ..call import answer
 from ..pieces import Text, answer_in_pieces
 from . import container, problems
@@ -110,9 +112,21 @@ async def _all(sandbox: Sandbox) -> list[ProcessInfo]:
             return found
 
 
-async def show_all(call: Call, name: str) -> TrioResponse:
+class ListQuery(Input, frozen=True):
+    """Which processes are wanted."""
+
+    status: Annotated[str | None, Meta(description="only those of this status")] = None
+
+
+class KillQuery(Input, frozen=True):
+    """How to end a process."""
+
+    signal: Annotated[str | None, Meta(description="send this signal, and no more")] = None
+
+
+async def show_all(call: Call, name: str, query: ListQuery) -> TrioResponse:
     """List the processes, in the order of their start."""
-    wanted = call.query("status")
+    wanted = query.status
     if wanted is not None and wanted not in STATUSES:
         raise Refusal("VALIDATION_FAILED", f"cannot accept status: it is one of {', '.join(STATUSES)}", field="status")
     found = [_shown(info) for info in await _all(await container.reach(call, name))]
@@ -128,10 +142,10 @@ async def show(call: Call, name: str, process: str) -> TrioResponse:
     return answer({"success": True, "process": _shown(info), "timestamp": problems.timestamp()})
 
 
-async def kill(call: Call, name: str, process: str) -> TrioResponse:
+async def kill(call: Call, name: str, process: str, query: KillQuery) -> TrioResponse:
     """End a process with all below it: SIGTERM, and SIGKILL after five seconds; or send it `signal` and no more."""
     sandbox = await container.reach(call, name)
-    wanted = call.query("signal")
+    wanted = query.signal
     with container.about(processId=process):
         _check_id(process)
         try:

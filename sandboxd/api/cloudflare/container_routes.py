@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from ..bodies import Input
 from ..route import Route
 from . import container_backup as backup
 from . import container_code as code
@@ -16,7 +17,7 @@ from . import container_processes as processes
 from . import container_sessions as sessions
 from . import container_socket as socket
 from . import container_watch as watch
-from . import terminal
+from . import terminal, tokens
 from .container import named
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def _route(
     handler: Callable[..., Awaitable[Any]],
     operation: str,
     *,
-    query: tuple[str, ...] = (),
+    query: type[Input] = Input,
 ) -> Route:
     """Return a row; `operation` is what its errors call it."""
     body = dict if method == "POST" else None
@@ -53,7 +54,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         path=f"{_SANDBOX}/ws",
         name="cloudflare.websocket",
         handler=socket.serve,
-        query=socket.QUERY,
+        query=tokens.SocketQuery,
         status=101,
         websocket=True,
     ),
@@ -63,7 +64,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         path=f"{_SANDBOX}/rpc",
         name="cloudflare.rpc",
         handler=named("rpc", meta.rpc),
-        query=socket.QUERY,
+        query=tokens.SocketQuery,
         status=101,
         websocket=True,
     ),
@@ -72,7 +73,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         path=f"{_SANDBOX}/ws/pty",
         name="cloudflare.terminal.open",
         handler=named("terminal.open", terminal.open_terminal),
-        query=terminal.QUERY,
+        query=terminal.TerminalQuery,
         status=101,
         websocket=True,
     ),
@@ -86,10 +87,10 @@ ROUTES: Final[tuple[Route, ...]] = (
     _route("POST", "/execute", commands.execute, "command.execute"),
     _route("POST", "/execute/stream", commands.stream, "command.stream"),
     _route("POST", "/process/start", processes.start, "process.start"),
-    _route("GET", "/process/list", processes.show_all, "process.list", query=("status",)),
+    _route("GET", "/process/list", processes.show_all, "process.list", query=processes.ListQuery),
     _route("DELETE", "/process/kill-all", processes.kill_all, "process.killAll"),
     _route("GET", _PROCESS, processes.show, "process.get"),
-    _route("DELETE", _PROCESS, processes.kill, "process.kill", query=("signal",)),
+    _route("DELETE", _PROCESS, processes.kill, "process.kill", query=processes.KillQuery),
     _route("GET", _PROCESS + "/logs", processes.show_logs, "process.logs"),
     _route("GET", _PROCESS + "/stream", processes.stream_logs, "process.stream"),
     _route("POST", "/read", files.read, "file.read"),

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from ..app import Api
     from ..socket_call import SocketCall
 
-QUERY: Final = (tokens.PARAMETER,)
 #: Requests that one connection may have under way.
 MAX_REQUESTS: Final = 64
 #: One message, which is held as a whole: a file of 40 MiB in base64, and a request around it.
@@ -47,8 +46,9 @@ _METHODS: Final = frozenset(("GET", "POST", "DELETE", "PUT", "PATCH"))
 _OK: Final = 200
 
 
-async def serve(call: SocketCall, name: str) -> None:
+async def serve(call: SocketCall, name: str, query: tokens.SocketQuery) -> None:
     """Serve requests until the client leaves."""
+    del query  # its token was looked at
     names.check_container_id(name)
     call.socket.max_message_bytes = MAX_MESSAGE_BYTES
     await call.socket.accept()

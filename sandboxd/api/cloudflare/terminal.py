@@ -8,7 +8,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shlex
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+from msgspec import Meta
 
 from ...errors import InvalidRequest, NameTaken, ProcessNotFound, SandboxdError
 from ...spec import CommandSpec, check_size
@@ -16,13 +19,13 @@ from ..v1.terminals import Viewer
 from . import container, problems
 from . import container_sessions as sessions
 from .container_exec import code_of
+from .tokens import SocketQuery
 
 if TYPE_CHECKING:
     from ...runtime.processes import ProcessInfo
     from ...runtime.sandbox import Sandbox
     from ..socket_call import SocketCall
 
-QUERY: Final = ("sessionId", "cols", "rows", "shell", "access_token")
 #: How long a terminal that nobody looks at goes on: longer than their browser's add-on tries to come back.
 LINGER_S: Final = 3600.0
 #: The same for one that nobody can come back to: long enough for the first client to come.
@@ -31,16 +34,30 @@ _DEFAULT_SESSION: Final = "default"
 _PREFIX: Final = "pty-"
 
 
-async def open_terminal(call: SocketCall, name: str) -> None:
+class SizedQuery(SocketQuery, frozen=True):
+    """How large a terminal is, and what runs in it."""
+
+    cols: Annotated[int, Meta(description="the terminal's columns, 1 to 2000")] = 80
+    rows: Annotated[int, Meta(description="the terminal's rows, 1 to 2000")] = 24
+    shell: Annotated[str | None, Meta(description="the program in it; else bash, or sh")] = None
+
+
+class TerminalQuery(SizedQuery, frozen=True):
+    """Whose terminal is wanted."""
+
+    session_id: Annotated[str | None, Meta(description="a session's id")] = msgspec.field(
+        default=None, name="sessionId"
+    )
+
+
+async def open_terminal(call: SocketCall, name: str, query: TerminalQuery) -> None:
     """Open the terminal of a session, or come to it."""
     sandbox = await container.reach(call, name)
-    session = sessions.session_of(call.query("sessionId")) or _DEFAULT_SESSION
-    await serve(call, sandbox, session, (call.query_int("cols", 80), call.query_int("rows", 24)), call.query("shell"))
+    session = sessions.session_of(query.session_id) or _DEFAULT_SESSION
+    await serve(call, sandbox, session, query)
 
 
-async def serve(
-    call: SocketCall, sandbox: Sandbox, session: str | None, size: tuple[int, int], shell: str | None
-) -> None:
+async def serve(call: SocketCall, sandbox: Sandbox, session: str | None, query: SizedQuery) -> None:
     """Serve one client at a session's terminal, which is made where there is none, or its program has ended.
 
     Without a session the client has a terminal of its own, which ends when it leaves.
@@ -48,6 +65,7 @@ async def serve(
     Raises:
         Refusal, SandboxdError: why there is none; the handshake is not answered yet.
     """
+    size, shell = (query.cols, query.rows), query.shell
     try:
         check_size(*size)
     except InvalidRequest as error:

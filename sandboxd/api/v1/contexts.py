@@ -17,9 +17,11 @@ from ...wire import sse
 from ...wire import worker as frames
 from ...wire.times import rfc3339
 from .. import problems
+from ..bodies import Input
 from ..call import answer, nothing, streamed
 from ..pieces import Text, answer_in_pieces, encode_object, fields_of
 from ..pieces import follow as follow_source
+from ..query import From
 from . import context_models as models
 
 if TYPE_CHECKING:
@@ -34,6 +36,12 @@ if TYPE_CHECKING:
 
 RUN_HEADER: Final = "Sandboxd-Run"
 CONTEXT_HEADER: Final = "Sandboxd-Context"
+
+
+class FollowQuery(Input, frozen=True):
+    """Where to begin."""
+
+    from_: From = msgspec.field(default=None, name="from")
 
 
 def _shown(context: Context) -> models.ContextOut:
@@ -102,11 +110,11 @@ async def run_default(call: Call, sandbox: Sandbox) -> TrioResponse:
     return await _run(call, await contexts.default(ContextSpec(language=model.language or "python").language), one)
 
 
-async def follow(call: Call, sandbox: Sandbox, context: str, run: str) -> TrioResponse:
+async def follow(call: Call, sandbox: Sandbox, context: str, run: str, query: FollowQuery) -> TrioResponse:
     """Follow a run again, from any offset; as JSON, wait for its end."""
     contexts = sandbox.contexts
     one = contexts.find_run(context, run)
-    start = call.query_int("from", 0)
+    start = query.from_ or 0
     last = call.request.headers.get("Last-Event-ID")
     if last is not None:
         if not last.isascii() or not last.isdigit() or len(last) > 18:

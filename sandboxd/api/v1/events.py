@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import trio
+from msgspec import Meta
 
 from ...errors import InvalidRequest
 from ...runtime.events import MAX_BATCH, TYPES, Batch, Filter, Happening
 from ...wire import sse
 from .. import problems
+from ..bodies import Input
 from ..call import answer, streamed
 from ..pieces import follow
+from ..query import From, Limit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -23,10 +26,18 @@ if TYPE_CHECKING:
     from ...runtime.events import Events
     from ..call import Call
 
-QUERY: Final = ("sandbox", "type", "from", "limit")
 #: Longer than any id or name.
 _MAX_NAME: Final = 200
 _MAX_DIGITS: Final = 18
+
+
+class EventsQuery(Input, frozen=True):
+    """Which events are wanted."""
+
+    sandbox: Annotated[str | None, Meta(description="a sandbox' id, or the name that it had at the time")] = None
+    type: Annotated[str | None, Meta(description="types of events, with commas between")] = None
+    from_: From = msgspec.field(default=None, name="from")
+    limit: Limit = MAX_BATCH
 
 
 class EventOut(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -53,24 +64,23 @@ class EventPage(msgspec.Struct, kw_only=True):
     dropped: int | None
 
 
-async def show(call: Call) -> TrioResponse:
+async def show(call: Call, query: EventsQuery) -> TrioResponse:
     """Give what happened to sandboxes: a page, or server-sent events as it happens."""
-    events, wanted = call.manager.events, _filter(call)
-    start = _start(call)
+    events, wanted = call.manager.events, _filter(query)
+    start = _start(call, query)
     if call.accepts() == "sse":
         headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store"}
         return streamed(_EventBody(events, wanted, events.first if start is None else start), 200, headers)
-    limit = call.query_int("limit", MAX_BATCH)
-    if not 1 <= limit <= MAX_BATCH:
+    if not 1 <= query.limit <= MAX_BATCH:
         raise InvalidRequest(f"cannot accept limit: it must be 1 to {MAX_BATCH}", field="limit")
-    batch = events.read(events.first if start is None else start, wanted, limit)
+    batch = events.read(events.first if start is None else start, wanted, query.limit)
     items = [_event_out(event) for event in batch.events]
     page = EventPage(items=items, next_offset=batch.next_offset, dropped=batch.dropped)
     return answer(page, headers={"Cache-Control": "no-store"})
 
 
-def _filter(call: Call) -> Filter:
-    sandbox, types = call.query("sandbox"), call.query("type")
+def _filter(query: EventsQuery) -> Filter:
+    sandbox, types = query.sandbox, query.type
     if sandbox is not None and not 1 <= len(sandbox) <= _MAX_NAME:
         raise InvalidRequest("cannot accept sandbox: it is neither an id nor a name", field="sandbox")
     if types is None:
@@ -81,10 +91,10 @@ def _filter(call: Call) -> Filter:
     return Filter(sandbox, found)
 
 
-def _start(call: Call) -> int | None:
+def _start(call: Call, query: EventsQuery) -> int | None:
     """Return the offset to begin at: `from`, or what follows the last event that a browser has seen; else None."""
-    if call.query("from") is not None:
-        return call.query_int("from", 0)
+    if query.from_ is not None:
+        return query.from_
     last = call.request.headers.get("Last-Event-ID")
     if not last:
         return None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 
 from ...errors import InvalidRequest
 from ...runtime import filefacts
@@ -21,8 +22,10 @@ _MAX_B64: Final = 16_384
 class PathIn(Input, frozen=True):
     """A file: `path`, or `path_b64` for a name that is no UTF-8."""
 
-    path: str | None = None
-    path_b64: str | None = None
+    path: Annotated[str | None, Meta(description="an absolute path in the sandbox, without '..'")] = None
+    path_b64: Annotated[
+        str | None, Meta(description="instead of `path`, for a name that is no UTF-8: its bytes in base64")
+    ] = None
 
 
 class Match(msgspec.Struct, frozen=True, kw_only=True):

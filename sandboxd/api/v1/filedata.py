@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from ...errors import InvalidRequest
 from ...runtime.file_queries import Picked, Replacement, Search
@@ -19,8 +20,7 @@ from ..call import answer, streamed
 from ..http.body import UPLOAD_IDLE_S
 from ..pieces import answer_in_pieces, follow
 from . import file_models as models
-from .filetree import query_path
-from .rows import PATH, file_route
+from .rows import file_route
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -62,6 +62,20 @@ class ReplaceIn(models.PathIn, frozen=True, kw_only=True):
     hidden: bool = False
     limit: int = 1000
     timeout_s: float = 30.0
+
+
+class WatchQuery(models.PathIn, frozen=True):
+    """What to watch."""
+
+    recursive: Annotated[bool, Meta(description="true: with all that is in it")] = False
+    include: Annotated[str | None, Meta(description="patterns of what is meant, with commas between")] = None
+    exclude: Annotated[str | None, Meta(description="patterns of what is left out, with commas between")] = None
+
+
+class ArchiveQuery(models.PathIn, frozen=True):
+    """What to pack, or where to unpack."""
+
+    format: Annotated[str | None, Meta(description="tar, tar.gz or zip")] = None
 
 
 # --- search and replace ---
@@ -110,17 +124,17 @@ async def replace(call: Call, sandbox: Sandbox) -> TrioResponse:
 # --- watches ---
 
 
-async def watch(call: Call, sandbox: Sandbox) -> TrioResponse:
+async def watch(call: Call, sandbox: Sandbox, query: WatchQuery) -> TrioResponse:
     """Tell what changes below a path, as server-sent events, until it is gone or the caller leaves."""
-    picked = Picked(include=_patterns(call, "include"), exclude=_patterns(call, "exclude"))
-    found = sandbox.files.watch(query_path(call), picked, recursive=call.query_flag("recursive"))
+    picked = Picked(include=_patterns(query.include), exclude=_patterns(query.exclude))
+    found = sandbox.files.watch(models.path_of(query), picked, recursive=query.recursive)
     await call.stack.enter_async_context(found)
     return _events(found, _change, lambda: {"reason": "removed"})
 
 
-def _patterns(call: Call, name: str) -> tuple[str, ...]:
+def _patterns(text: str | None) -> tuple[str, ...]:
     """Return the patterns of a parameter, which commas part."""
-    return tuple(part for part in (call.query(name) or "").split(",") if part)
+    return tuple(part for part in (text or "").split(",") if part)
 
 
 def _change(change: Change) -> tuple[str, dict[str, Any]]:
@@ -156,24 +170,24 @@ def _events(
 # --- archives ---
 
 
-def _format(call: Call, default: str | None) -> str | None:
-    name = call.query("format") or default
+def _format(query: ArchiveQuery, default: str | None) -> str | None:
+    name = query.format or default
     if name is not None and name not in MEDIA_TYPES:
         raise InvalidRequest("cannot accept format: the formats are tar, tar.gz and zip", field="format")
     return name
 
 
-async def pack(call: Call, sandbox: Sandbox) -> TrioResponse:
+async def pack(call: Call, sandbox: Sandbox, query: ArchiveQuery) -> TrioResponse:
     """Send what is in a directory, or one file, as an archive."""
-    name = _format(call, "tar")
+    name = _format(query, "tar")
     assert name is not None  # noqa: S101 - it has a default
-    archive = await call.stack.enter_async_context(sandbox.files.pack(query_path(call), name))
+    archive = await call.stack.enter_async_context(sandbox.files.pack(models.path_of(query), name))
     return streamed(archive.pieces(), 200, {"Content-Type": MEDIA_TYPES[name], "X-Content-Type-Options": "nosniff"})
 
 
-async def unpack(call: Call, sandbox: Sandbox) -> TrioResponse:
+async def unpack(call: Call, sandbox: Sandbox, query: ArchiveQuery) -> TrioResponse:
     """Unpack the body into a directory, in the sandbox's own limits."""
-    unpacked = await unpack_body(call, sandbox, query_path(call), _format(call, None))
+    unpacked = await unpack_body(call, sandbox, models.path_of(query), _format(query, None))
     return answer(models.Unpacked(unpacked.entries, unpacked.bytes))
 
 
@@ -193,14 +207,14 @@ ROUTES: Final = (
     file_route(
         "files.replace", "POST", "/replace", replace, body=ReplaceIn, result=models.Replaced, kinds=("quota-exceeded",)
     ),
-    file_route("files.watch", "GET", "/watch", watch, query=(*PATH, "recursive", "include", "exclude"), result=bytes),
-    file_route("files.archive", "GET", "/archive", pack, query=(*PATH, "format"), result=bytes),
+    file_route("files.watch", "GET", "/watch", watch, query=WatchQuery, result=bytes),
+    file_route("files.archive", "GET", "/archive", pack, query=ArchiveQuery, result=bytes),
     file_route(
         "files.unpack",
         "PUT",
         "/archive",
         unpack,
-        query=(*PATH, "format"),
+        query=ArchiveQuery,
         body=bytes,
         result=models.Unpacked,
         kinds=("archive-refused", "quota-exceeded"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import email.utils
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
+
+from msgspec import Meta
 
 from ...errors import InvalidRequest, RangeNotSatisfiable
 from ...runtime.open_files import PIECE_BYTES
@@ -12,9 +14,8 @@ from ...wire.times import calendar
 from .. import mime
 from ..call import answer, streamed
 from ..http.body import UPLOAD_IDLE_S
-from .file_models import FileOut, shown, spelled
-from .filetree import query_path
-from .rows import NEW, PATH, file_route
+from .file_models import FileOut, PathIn, path_of, shown, spelled
+from .rows import NEW, file_route
 
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
@@ -25,9 +26,15 @@ if TYPE_CHECKING:
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z", re.ASCII)
 
 
-async def read(call: Call, sandbox: Sandbox) -> TrioResponse:
+class WriteQuery(PathIn, frozen=True):
+    """Which file to write, and with which mode."""
+
+    mode: Annotated[str | None, Meta(description="the file's mode, octal; else the old one's, or 0644")] = None
+
+
+async def read(call: Call, sandbox: Sandbox, query: PathIn) -> TrioResponse:
     """Send a file's bytes, or the part that Range names."""
-    path = query_path(call)
+    path = path_of(query)
     reader = await call.stack.enter_async_context(await sandbox.files.open_read(path))
     head = await reader.read(0, mime.HEAD_BYTES)
     kind = mime.kind_of(path, head, is_whole=len(head) == reader.size)
@@ -63,12 +70,12 @@ def _range(header: str | None, size: int) -> tuple[int, int] | None:
     return start, end
 
 
-async def write(call: Call, sandbox: Sandbox) -> TrioResponse:
+async def write(call: Call, sandbox: Sandbox, query: WriteQuery) -> TrioResponse:
     """Put the body in a file's place: whole or not at all."""
-    path = query_path(call)
-    if (call.query("path") or "").endswith("/"):
+    path = path_of(query)
+    if (query.path or "").endswith("/"):
         raise InvalidRequest(f"cannot write {shown(path)}: a file's path does not end with a slash", field="path")
-    size, created = await write_body(call, sandbox, path, call.query("mode"))
+    size, created = await write_body(call, sandbox, path, query.mode)
     return answer(FileOut(**spelled(path, "path"), size=size), 201 if created else 200)
 
 
@@ -82,6 +89,6 @@ async def write_body(call: Call, sandbox: Sandbox, path: str, mode: str | None =
 
 
 ROUTES: Final = (
-    file_route("files.read", "GET", "", read, query=PATH, result=bytes, kinds=("range-not-satisfiable",)),
-    file_route("files.write", "PUT", "", write, query=(*PATH, "mode"), body=bytes, result=FileOut, kinds=NEW),
+    file_route("files.read", "GET", "", read, query=PathIn, result=bytes, kinds=("range-not-satisfiable",)),
+    file_route("files.write", "PUT", "", write, query=WriteQuery, body=bytes, result=FileOut, kinds=NEW),
 )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
+
+from msgspec import Meta
 
 from ...runtime.files import MAX_PAGE
 from ...spec import MAX_PATH_BYTES, check_file_path, check_text, name_bytes, name_text
 from ..call import answer, nothing
 from ..pieces import answer_in_pieces
+from ..query import Cursor, Limit
 from . import file_models as models
-from .rows import NEW, PATH, file_route
+from .rows import NEW, file_route
 
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
@@ -63,40 +66,54 @@ class TruncateIn(models.PathIn, frozen=True, kw_only=True):
     size: int
 
 
-def query_path(call: Call) -> str:
-    """Return the checked path that the query names."""
-    return check_file_path(models.decode(call.query("path"), call.query("path_b64"), "path"))
+class DeleteQuery(models.PathIn, frozen=True):
+    """What to delete."""
+
+    recursive: Annotated[bool, Meta(description="true: with all that is in it")] = False
 
 
-async def listing(call: Call, sandbox: Sandbox) -> TrioResponse:
+class ListQuery(models.PathIn, frozen=True):
+    """Which page of a directory is wanted."""
+
+    recursive: Annotated[bool, Meta(description="true: with all that is in it")] = False
+    hidden: Annotated[bool, Meta(description="true: names that begin with a dot too")] = False
+    cursor: Cursor = None
+    limit: Limit = MAX_PAGE
+
+
+class StatQuery(models.PathIn, frozen=True):
+    """What to look at."""
+
+    follow: Annotated[bool, Meta(description="true: what a link leads to, not the link")] = False
+
+
+async def listing(call: Call, sandbox: Sandbox, query: ListQuery) -> TrioResponse:
     """Show what is in a directory, sorted, a page at a time."""
-    limit = max(1, min(call.query_int("limit", MAX_PAGE), MAX_PAGE))
-    cursor = call.query("cursor")
     page = await sandbox.files.list(
-        query_path(call),
-        recursive=call.query_flag("recursive"),
-        hidden=call.query_flag("hidden"),
-        limit=limit,
-        after=None if cursor is None else name_text(models.decode_b64(cursor, "cursor")),
+        models.path_of(query),
+        recursive=query.recursive,
+        hidden=query.hidden,
+        limit=max(1, min(query.limit, MAX_PAGE)),
+        after=None if query.cursor is None else name_text(models.decode_b64(query.cursor, "cursor")),
     )
     following = None if page.after is None else base64.urlsafe_b64encode(name_bytes(page.after)).decode()
     return answer_in_pieces(models.FileList([models.file_info(facts) for facts in page.files], following))
 
 
-async def stat(call: Call, sandbox: Sandbox) -> TrioResponse:
+async def stat(call: Call, sandbox: Sandbox, query: StatQuery) -> TrioResponse:
     """Show one file; a link itself, or with `follow` what it leads to."""
-    return answer(models.file_info(await sandbox.files.stat(query_path(call), follow=call.query_flag("follow"))))
+    return answer(models.file_info(await sandbox.files.stat(models.path_of(query), follow=query.follow)))
 
 
-async def exists(call: Call, sandbox: Sandbox) -> TrioResponse:
+async def exists(call: Call, sandbox: Sandbox, query: models.PathIn) -> TrioResponse:
     """Tell whether something has that name; a link that leads nowhere is something."""
-    found = await sandbox.files.find(query_path(call))
+    found = await sandbox.files.find(models.path_of(query))
     return answer(models.Exists(exists=found is not None, type=None if found is None else found.type))
 
 
-async def delete(call: Call, sandbox: Sandbox) -> TrioResponse:
+async def delete(call: Call, sandbox: Sandbox, query: DeleteQuery) -> TrioResponse:
     """Delete a file, a link or an empty directory; with `recursive` a directory and all in it."""
-    await sandbox.files.delete(query_path(call), recursive=call.query_flag("recursive"))
+    await sandbox.files.delete(models.path_of(query), recursive=query.recursive)
     return nothing()
 
 
@@ -160,19 +177,17 @@ async def truncate(call: Call, sandbox: Sandbox) -> TrioResponse:
 
 
 ROUTES: Final = (
-    file_route(
-        "files.delete", "DELETE", "", delete, query=(*PATH, "recursive"), status=204, kinds=("directory-not-empty",)
-    ),
+    file_route("files.delete", "DELETE", "", delete, query=DeleteQuery, status=204, kinds=("directory-not-empty",)),
     file_route(
         "files.list",
         "GET",
         "/list",
         listing,
-        query=(*PATH, "recursive", "hidden", "cursor", "limit"),
+        query=ListQuery,
         result=models.FileList,
     ),
-    file_route("files.stat", "GET", "/stat", stat, query=(*PATH, "follow"), result=models.FileInfo),
-    file_route("files.exists", "GET", "/exists", exists, query=PATH, result=models.Exists),
+    file_route("files.stat", "GET", "/stat", stat, query=StatQuery, result=models.FileInfo),
+    file_route("files.exists", "GET", "/exists", exists, query=models.PathIn, result=models.Exists),
     file_route("files.mkdir", "POST", "/mkdir", mkdir, body=MkdirIn, result=models.FileInfo, status=201, kinds=NEW),
     file_route("files.rename", "POST", "/rename", rename, body=MoveIn, result=models.FileInfo, kinds=NEW),
     file_route("files.copy", "POST", "/copy", copy, body=MoveIn, result=models.Copied, status=201, kinds=NEW),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
+from msgspec import Meta
 from quart_trio.wrappers import TrioResponse
 
 from ...errors import InvalidRequest
 from ...runtime import logs
 from ...spec import check_process_id
 from ...wire import raw
+from ..bodies import Input
 from ..call import streamed
 from ..pieces import answer_in_pieces
+from ..query import From
 from .process_models import LogsOut
 from .streams import RawBody, SseBody, StreamBody, event_facts
 
@@ -30,20 +33,30 @@ if TYPE_CHECKING:
     from ..call import Call
     from .streams import Source
 
-QUERY: Final = ("follow", "from", "tail", "encoding", "seen_bytes")
 #: More lines than a log can hold.
 MAX_TAIL: Final = 1_000_000
 _OCTETS: Final = "application/octet-stream"
 
 
-async def show(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
+class LogsQuery(Input, frozen=True):
+    """What of a log is wanted."""
+
+    follow: Annotated[bool, Meta(description="true: go on to the process' end")] = False
+    from_: From = msgspec.field(default=None, name="from")
+    tail: Annotated[int | None, Meta(description="begin with the last so many lines")] = None
+    encoding: Annotated[Literal["utf-8", "base64"], Meta(description="what JSON and events show of bytes")] = "utf-8"
+    seen_bytes: Annotated[
+        int, Meta(description="output that the reader had before `from`, so that a gap is told to the byte")
+    ] = 0
+
+
+async def show(call: Call, sandbox: Sandbox, process: str, query: LogsQuery) -> TrioResponse:
     """Show what a process has printed, or follow it."""
     processes = sandbox.processes
     check_process_id(process, "process")
-    encoding = _choice(call, "encoding", ("utf-8", "base64"))
-    follow = _choice(call, "follow", ("false", "true")) == "true"
-    start, seen = _start(call), call.query_int("seen_bytes", 0)
-    tail = call.query_int("tail", -1)
+    encoding, follow, seen = query.encoding, query.follow, query.seen_bytes
+    start = _start(call, query)
+    tail = -1 if query.tail is None else query.tail
     if tail > MAX_TAIL:
         raise InvalidRequest(f"cannot accept query parameter 'tail': it is over {MAX_TAIL}", field="tail")
     form = _form(call, follow=follow)
@@ -115,18 +128,11 @@ def _text(decoder: TextDecoder, stream: str, pieces: list[bytes], *, is_over: bo
     return text + decoder.rest(stream) if is_over else text
 
 
-def _choice(call: Call, name: str, choices: tuple[str, ...]) -> str:
-    value = call.query(name)
-    if value is not None and value not in choices:
-        raise InvalidRequest(f"cannot accept query parameter {name!r}: it is {' or '.join(choices)}", field=name)
-    return value or choices[0]
-
-
-def _start(call: Call) -> int:
+def _start(call: Call, query: LogsQuery) -> int:
     """Return the offset to begin at: `from`, or what follows the last event that a browser has seen."""
     last = call.request.headers.get("Last-Event-ID")
-    if last is None or call.query("from") is not None:
-        return call.query_int("from", 0)
+    if last is None or query.from_ is not None:
+        return query.from_ or 0
     if not (last.isascii() and last.isdigit() and len(last) <= 18):
         raise InvalidRequest("cannot accept Last-Event-ID: it is no offset", field="Last-Event-ID")
     return int(last) + 1

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from msgspec import Meta
 from quart_trio.wrappers import TrioResponse
 
 from ...runtime import host
+from ..bodies import Input
 from ..call import answer
 from . import models
 
 if TYPE_CHECKING:
     from ..call import Call
+
+
+class MetricsQuery(Input, frozen=True):
+    """Whose figures are wanted."""
+
+    sandboxes: Annotated[bool, Meta(description="false: leave out what is told of each sandbox and each port")] = True
 
 
 async def health(call: Call) -> TrioResponse:
@@ -37,8 +45,8 @@ async def info(call: Call) -> TrioResponse:
     )
 
 
-async def metrics(call: Call) -> TrioResponse:
+async def metrics(call: Call, query: MetricsQuery) -> TrioResponse:
     """Give figures of the daemon, its sandboxes and their ports in the Prometheus text format."""
     accept = call.request.headers.get("Accept", "")
-    body, content_type = await call.metrics.scrape(accept, sandboxes=call.query_flag("sandboxes", default=True))
+    body, content_type = await call.metrics.scrape(accept, sandboxes=query.sandboxes)
     return TrioResponse(body, content_type=content_type)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 import shlex
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from ...errors import InvalidRequest, NotAvailable
 from ...network import NetworkSpec
@@ -68,10 +69,10 @@ class SandboxIn(Input, frozen=True):
 class StartIn(Input, frozen=True, kw_only=True):
     """Where and as whom something starts: what commands and sessions share."""
 
-    cwd: str | None = None
+    cwd: Annotated[str | None, Meta(description="where it starts, absolute")] = None
     env: dict[str, str] | None = None
-    user: str | int | None = None
-    umask: str | None = None
+    user: Annotated[str | int | None, Meta(description="name or uid")] = None
+    umask: Annotated[str | None, Meta(description="which permissions new files do not get, octal, such as 0027")] = None
 
 
 class CommandIn(StartIn, frozen=True, kw_only=True):

@@ -8,8 +8,10 @@ from ...errors import InvalidRequest
 from ...runtime import waiting
 from ...runtime.processes import MAX_PAGE
 from ...spec import check_process_id, check_signal
+from ..bodies import Input
 from ..call import answer, nothing
 from ..pieces import answer_in_pieces
+from ..query import Cursor, Limit
 from .process_models import ProcessIn, ProcessList, SignalIn, WaitIn, WaitOut, process_out, to_process
 
 if TYPE_CHECKING:
@@ -17,6 +19,13 @@ if TYPE_CHECKING:
 
     from ...runtime.sandbox import Sandbox
     from ..call import Call
+
+
+class PageQuery(Input, frozen=True):
+    """Which page of the list is wanted."""
+
+    cursor: Cursor = None
+    limit: Limit = MAX_PAGE
 
 
 async def start(call: Call, sandbox: Sandbox) -> TrioResponse:
@@ -27,9 +36,9 @@ async def start(call: Call, sandbox: Sandbox) -> TrioResponse:
     return answer(process_out(info), 201, {"Location": f"/v1/sandboxes/{sandbox.id}/processes/{info.id}"})
 
 
-async def show_all(call: Call, sandbox: Sandbox) -> TrioResponse:
+async def show_all(call: Call, sandbox: Sandbox, query: PageQuery) -> TrioResponse:
     """List processes in the order of their start: all that run, and those ended ones that are still known."""
-    page, cursor = await sandbox.processes.page(call.query("cursor"), call.query_int("limit", MAX_PAGE))
+    page, cursor = await sandbox.processes.page(query.cursor, query.limit)
     return answer_in_pieces(ProcessList([process_out(info) for info in page], cursor))
 
 

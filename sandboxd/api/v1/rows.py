@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from ..bodies import Input
 from ..route import Route
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 SANDBOX: Final = "/v1/sandboxes/<ref>"
 GONE: Final = ("sandbox-not-found", "sandbox-failed", "sandbox-frozen", "sandbox-gone", "conflict")
 BODY: Final = ("unknown-field", "body-too-large")
-#: A file is named by one of these.
-PATH: Final = ("path", "path_b64")
 _FILE: Final = ("file-not-found", "not-a-file", "file-permission-denied", "limit-exceeded", "server-busy")
 #: Where something comes to be.
 NEW: Final = ("file-exists", "directory-not-empty", "quota-exceeded")
@@ -27,7 +26,7 @@ def file_route(  # noqa: PLR0913 - a row of a table
     path: str,
     handler: Callable[..., Awaitable[TrioResponse]],
     *,
-    query: tuple[str, ...] = (),
+    query: type[Input] = Input,
     body: type[Any] | None = None,
     result: type[Any] | None = None,
     status: int = 200,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...runtime.registry import DEFAULT_PAGE
+from ..bodies import Input
 from ..call import answer, nothing
 from ..pieces import answer_in_pieces
+from ..query import Cursor, Limit
 from . import models, patch
 
 if TYPE_CHECKING:
@@ -16,6 +18,13 @@ if TYPE_CHECKING:
     from ..call import Call
 
 
+class PageQuery(Input, frozen=True):
+    """Which page of the list is wanted."""
+
+    cursor: Cursor = None
+    limit: Limit = DEFAULT_PAGE
+
+
 async def create(call: Call) -> TrioResponse:
     """Create a sandbox."""
     spec = models.to_spec(await call.read(models.SandboxIn))
@@ -23,9 +32,9 @@ async def create(call: Call) -> TrioResponse:
     return answer(models.sandbox_out(sandbox), 201, {"Location": f"/v1/sandboxes/{sandbox.id}"})
 
 
-async def show_all(call: Call) -> TrioResponse:
+async def show_all(call: Call, query: PageQuery) -> TrioResponse:
     """List sandboxes, the oldest first."""
-    page, cursor = call.manager.registry.page(call.query("cursor"), call.query_int("limit", DEFAULT_PAGE))
+    page, cursor = call.manager.registry.page(query.cursor, query.limit)
     return answer_in_pieces(models.SandboxList([models.sandbox_out(sandbox) for sandbox in page], cursor))
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import trio
+from msgspec import Meta
 
 from ...errors import InvalidRequest, ProcessNotRunning, SandboxdError, ServerBusy
 from ...runtime import logs, replay
 from ...runtime.sandbox import STDIN_PIECE_BYTES
 from ...spec import check_process_id, check_size
-from ..bodies import convert
 from ..http.websocket import CLOSE_TIMEOUT_S, Gone, WebSocket, parse_json
-from .models import CommandIn, StartIn, to_command
+from .models import CommandIn, StartIn, start_fields, to_command
 
 if TYPE_CHECKING:
     from ...runtime.follow import Follow
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from ...spec import CommandSpec
     from ..socket_call import SocketCall
 
-#: Where and as whom its program starts: but for what is no text.
-_START: Final = tuple(name for name in StartIn.__struct_fields__ if name != "env")
-#: What is said of a new terminal, and not of one that is there.
-_NEW: Final = ("command", *_START, "session", "orphans", "id", "linger_s")
-QUERY: Final = ("cols", "rows", *_NEW, "process", "fresh")
 #: The shell that the sandbox's own passwd names for the user.
 DEFAULT_COMMAND: Final = 'exec "${SHELL:-/bin/sh}"'
 #: How long a terminal without a viewer goes on.
@@ -43,52 +38,70 @@ _MAX_LINGER_S: Final = 86_400.0 * 365
 _CLOSE_BASE: Final = 4000
 
 
-async def open_terminal(call: SocketCall, sandbox: Sandbox) -> None:
+class TerminalQuery(StartIn, frozen=True, kw_only=True):
+    """A terminal to open, or with `process` one to come back to."""
+
+    cols: Annotated[int | None, Meta(description="the terminal's columns, 1 to 2000")] = None
+    rows: Annotated[int | None, Meta(description="the terminal's rows, 1 to 2000")] = None
+    command: Annotated[str | None, Meta(description="a line for `sh -c`; else the user's shell")] = None
+    session: Annotated[str | None, Meta(description="a session's id")] = None
+    orphans: Annotated[Literal["kill", "keep"] | None, Meta(description="what becomes of what it leaves behind")] = None
+    id: Annotated[str | None, Meta(description="a name of the caller's own for the process")] = None
+    linger_s: Annotated[float | None, Meta(description="seconds that it goes on without a viewer; else 300")] = None
+    process: Annotated[str | None, Meta(description="a process' id")] = None
+    fresh: Annotated[
+        bool, Meta(description="true: nothing of it was shown yet, so that no reset goes before what is replayed")
+    ] = False
+
+
+#: What is said of a new terminal, and not of one that is there.
+_NEW: Final = tuple(
+    name for name in TerminalQuery.__struct_fields__ if name not in ("cols", "rows", "process", "fresh")
+)
+
+
+async def open_terminal(call: SocketCall, sandbox: Sandbox, query: TerminalQuery) -> None:
     """Open a terminal in the sandbox, or with `process` come back to one: binary messages are what it shows and reads.
 
     Text messages are JSON: from the client `{"type": "resize", "cols", "rows"}`; to it `start`, `truncated`, `error`
     and at last `exit`.
     """
-    size = _size(call)
-    process = call.query("process")
-    if process is None:
-        info = await sandbox.processes.start(*_command(call, size or (80, 24)))
+    size = _size(query)
+    if query.process is None:
+        info = await sandbox.processes.start(*_command(query, size or (80, 24)))
     else:
         for name in _NEW:
-            if call.query(name) is not None:
+            if getattr(query, name) is not None:
                 raise InvalidRequest(f"cannot accept {name}: the terminal is there already", field=name)
-        info = await sandbox.processes.get(check_process_id(process, "process"))
+        info = await sandbox.processes.get(check_process_id(query.process, "process"))
         if not info.terminal:
             raise InvalidRequest(f"cannot view process {info.id}: it has no terminal", field="process")
     await call.socket.accept()
     # Whose terminal has shown nothing of it yet needs no reset, and may well be asked what it is.
-    is_fresh = process is None or call.query_flag("fresh")
+    is_fresh = query.process is None or query.fresh
     await Viewer(call.socket, sandbox, info, size, is_fresh).run()
 
 
-def _size(call: SocketCall) -> tuple[int, int] | None:
-    if call.query("cols") is None and call.query("rows") is None:
+def _size(query: TerminalQuery) -> tuple[int, int] | None:
+    if query.cols is None and query.rows is None:
         return None
-    return check_size(call.query_int("cols", 80), call.query_int("rows", 24))
+    return check_size(80 if query.cols is None else query.cols, 24 if query.rows is None else query.rows)
 
 
-def _command(call: SocketCall, size: tuple[int, int]) -> tuple[CommandSpec, str | None]:
-    process_id = call.query("id")
-    given = {name: call.query(name) for name in (*_START, "session")}
-    given["command"] = call.query("command") or DEFAULT_COMMAND
-    given["orphans"] = call.query("orphans") or "kill"  # in a session too
-    command = to_command(convert(given, CommandIn))
-    command = dataclasses.replace(command, terminal=size, linger_s=_linger(call.query("linger_s")))
-    return command, None if process_id is None else check_process_id(process_id)
+def _command(query: TerminalQuery, size: tuple[int, int]) -> tuple[CommandSpec, str | None]:
+    model = CommandIn(
+        command=query.command or DEFAULT_COMMAND,
+        session=query.session,
+        orphans=query.orphans or "kill",  # in a session too
+        **start_fields(query),
+    )
+    command = dataclasses.replace(to_command(model), terminal=size, linger_s=_linger(query.linger_s))
+    return command, None if query.id is None else check_process_id(query.id)
 
 
-def _linger(text: str | None) -> float:
-    if text is None:
+def _linger(value: float | None) -> float:
+    if value is None:
         return DEFAULT_LINGER_S
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
     if not 0 < value <= _MAX_LINGER_S:
         raise InvalidRequest("cannot accept linger_s: it is no number of seconds", field="linger_s")
     return value

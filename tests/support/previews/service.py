@@ -181,8 +181,8 @@ def serve(sock):  # noqa: C901, PLR0912
             elif method == "HEAD":
                 sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 12345\r\n\r\n")
             else:
-                told = {"line": line, "rows": rows, "size": size, "sha256": digest.hexdigest(), "body": path}
-                answer(sock, json.dumps(told).encode(), "200 OK", "Content-Type: application/json", "X-Own: 1")
+                seen = {"line": line, "rows": rows, "size": size, "sha256": digest.hexdigest(), "body": path}
+                answer(sock, json.dumps(seen).encode(), "200 OK", "Content-Type: application/json", "X-Own: 1")
     except (EOFError, OSError):
         pass
     finally:

@@ -474,7 +474,7 @@ async def test_a_client_that_vanishes_in_an_upload_changes_nothing(daemon: FakeD
     ):
         stream = await daemon.raw_connection()
         await stream.send_all(b"PUT /v1/sandboxes/box/files?path=/f HTTP/1.1\r\nHost: x\r\n" + head)
-        await eventually(lambda: daemon.init.tickets)
+        await eventually(lambda: bool(daemon.init.tickets))
         await stream.aclose()
         await eventually(lambda: not daemon.init.tickets)
         assert (daemon.init.tree / "f").read_bytes() == b"old"

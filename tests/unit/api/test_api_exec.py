@@ -140,7 +140,7 @@ async def test_no_side_of_a_gap_cuts_a_character(daemon: FakeDaemon) -> None:
 async def test_a_full_budget_makes_the_gap_larger_and_refuses_nothing(daemon: FakeDaemon) -> None:
     (sandbox,) = daemon.manager.registry
     with sandbox.share.hold() as other:
-        other.take(daemon.manager.budget.each - 100_000, "test")
+        other.take(int(daemon.manager.budget.each) - 100_000, "test")
         daemon.init.script = [("stdout", b"%07d\n" % number * 1000) for number in range(500)]
         found = await run(daemon)
         assert found["stdout"].startswith("0000000\n")
@@ -304,7 +304,7 @@ async def test_a_client_that_leaves_cancels_its_command(daemon: FakeDaemon, head
     await stream.send_all(
         b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n%s\r\n%s" % (EXEC.encode(), len(body), head, body)
     )
-    await eventually(lambda: daemon.init.asked("exec"))
+    await eventually(lambda: bool(daemon.init.asked("exec")))
     (talk,) = daemon.init.conversations
     (request,) = [request for request in talk.requests if request.op == "exec"]
     await trio.testing.wait_all_tasks_blocked(0.01)

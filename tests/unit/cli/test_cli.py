@@ -44,7 +44,7 @@ def sandboxd(*words: str) -> Result:
     return CliRunner().invoke(main.cli, list(words), prog_name="sandboxd")
 
 
-def test_create_ls_info_rm(daemon: LocalDaemon, monkeypatch: pytest.MonkeyPatch):
+def test_create_ls_info_rm(daemon: LocalDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = recorded(monkeypatch)
     made = sandboxd("create", "--name", "a", "--label", "x=y", "--memory", "512M", "--cpus", "1.5", "-e", "A=b=c")
     assert made.exit_code == 0, made.output
@@ -93,7 +93,7 @@ def test_create_ls_info_rm(daemon: LocalDaemon, monkeypatch: pytest.MonkeyPatch)
         ["cp", "a:x", "b"],
     ],
 )
-def test_usage_is_status_2(words: list[str]):
+def test_usage_is_status_2(words: list[str]) -> None:
     result = sandboxd(*words)
     assert result.exit_code == 2
     assert "Usage:" in result.stderr
@@ -102,7 +102,7 @@ def test_usage_is_status_2(words: list[str]):
 @pytest.mark.parametrize(("words", "status"), [(["ls"], 1), (["run", "--", "true"], 125), (["exec", "a", "true"], 125)])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("refused_sockets")
-def test_no_daemon_is_one_sentence(tmp_path: Path, words: list[str], status: int):
+def test_no_daemon_is_one_sentence(tmp_path: Path, words: list[str], status: int) -> None:
     result = sandboxd("--url", f"unix://{tmp_path}/none", *words)
     assert result.exit_code == status
     assert result.stderr.startswith("sandboxd: cannot reach the daemon at unix://")
@@ -110,14 +110,14 @@ def test_no_daemon_is_one_sentence(tmp_path: Path, words: list[str], status: int
     assert sandboxd("--url", "ftp://x", *words).exit_code == status
 
 
-def test_version(daemon: LocalDaemon):
+def test_version(daemon: LocalDaemon) -> None:
     assert sandboxd("version").stdout.split("\n")[1] == "daemon 0"
     over_tcp = ("--url", daemon.tcp_url)
     assert sandboxd(*over_tcp, "version").stdout.split("\n")[1] == "daemon not reachable"
     assert sandboxd(*over_tcp, "--token", daemon.token, "version").stdout.split("\n")[1] == "daemon 0"
 
 
-def test_help_names_every_verb_and_loads_no_daemon():
+def test_help_names_every_verb_and_loads_no_daemon() -> None:
     script = """
 import sys
 from click.testing import CliRunner
@@ -135,7 +135,7 @@ assert not heavy, heavy
 
 
 @pytest.mark.parametrize("old", main.RENAMED)
-def test_a_renamed_verb_is_answered_with_what_to_type(monkeypatch: pytest.MonkeyPatch, old: str):
+def test_a_renamed_verb_is_answered_with_what_to_type(monkeypatch: pytest.MonkeyPatch, old: str) -> None:
     requests = recorded(monkeypatch)
     now = main.RENAMED[old]
     assert old not in main.COMMANDS
@@ -151,14 +151,14 @@ def test_a_renamed_verb_is_answered_with_what_to_type(monkeypatch: pytest.Monkey
     assert requests == []
 
 
-def test_a_renamed_verb_keeps_the_address_and_hides_the_token(monkeypatch: pytest.MonkeyPatch):
+def test_a_renamed_verb_keeps_the_address_and_hides_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SANDBOXD_TOKEN", "of-the-environment")
     result = sandboxd("--url", "http://h:1", "ps", "a")
     assert result.stderr.endswith("; type: sandboxd --url http://h:1 process ls a\n")
     assert sandboxd("--token", "hush", "ps", "a").stderr.endswith("; type: sandboxd --token TOKEN process ls a\n")
 
 
-def test_cp_both_ways(daemon: LocalDaemon, tmp_path: Path):
+def test_cp_both_ways(daemon: LocalDaemon, tmp_path: Path) -> None:
     sandboxd("create", "--name", "a")
     source = tmp_path / "source.bin"
     source.write_bytes(bytes(range(256)) * 5000)
@@ -180,7 +180,7 @@ def test_cp_both_ways(daemon: LocalDaemon, tmp_path: Path):
     assert [path.name for path in directory.iterdir()] == ["source.bin"]
 
 
-def test_save_is_whole_or_not_at_all(tmp_path: Path):
+def test_save_is_whole_or_not_at_all(tmp_path: Path) -> None:
     target, link = tmp_path / "file", tmp_path / "link"
     target.write_text("before")
     target.chmod(0o640)
@@ -211,19 +211,19 @@ def test_save_is_whole_or_not_at_all(tmp_path: Path):
         (":x", ":x"),
     ],
 )
-def test_cp_tells_sandboxes_from_files(text: str, expected: object):
+def test_cp_tells_sandboxes_from_files(text: str, expected: object) -> None:
     assert cp.parse(text) == expected
 
 
 @pytest.mark.parametrize(
     ("text", "expected"), [("1", 1), ("512M", 512 << 20), ("1.5g", 3 << 29), ("2GiB", 2 << 30), ("4 kb", 4096)]
 )
-def test_sizes(text: str, expected: int):
+def test_sizes(text: str, expected: int) -> None:
     assert Size().convert(text, None, None) == expected
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1X", "M", "1e3", "1,5G"])
-def test_sizes_that_are_none(text: str):
+def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(click.BadParameter):
         Size().convert(text, None, None)
 
@@ -238,28 +238,28 @@ def test_sizes_that_are_none(text: str):
         (ExitStatus(id="p"), 1),
     ],
 )
-def test_exit_codes(status: ExitStatus, expected: int):
+def test_exit_codes(status: ExitStatus, expected: int) -> None:
     assert exit_code(status) == expected
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(-5, "0s"), (59, "59s"), (60, "1m"), (7200, "2h"), (999_999, "11d")])
-def test_ages(seconds: int, expected: str):
+def test_ages(seconds: int, expected: str) -> None:
     now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
     assert age(now - dt.timedelta(seconds=seconds), now) == expected
 
 
-def test_flat():
+def test_flat() -> None:
     value = {"a": {"b": 1, "c": {}}, "d": [1, "x"], "e": None}
     assert list(flat(value)) == [("a.b", "1"), ("a.c", "-"), ("d", "1, x"), ("e", "-")]
 
 
 @pytest.mark.parametrize("data", [b"", PNG[:-1], PNG[1:], b"GIF89a" * 9])
-def test_a_png_is_told_from_what_is_none(data: bytes):
+def test_a_png_is_told_from_what_is_none(data: bytes) -> None:
     assert demo.png_size(PNG) == (800, 600)
     assert demo.png_size(data) is None
 
 
-def test_the_demo_destroys_its_sandbox_and_fails_when_things_are_wrong(daemon: LocalDaemon, tmp_path: Path):
+def test_the_demo_destroys_its_sandbox_and_fails_when_things_are_wrong(daemon: LocalDaemon, tmp_path: Path) -> None:
     result = sandboxd("demo", "--output", str(tmp_path / "x.png"))  # here, nothing is a sandbox: much is wrong
     assert result.exit_code == 1
     assert "not as it should be" in result.output or "cannot" in result.output

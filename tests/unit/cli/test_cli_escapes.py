@@ -134,7 +134,9 @@ def is_harmless(text: str) -> bool:
 
 
 @pytest.mark.parametrize("words", TABLE, ids=" ".join)
-def test_what_is_said_is_harmless(daemon: CannedServer, words: tuple[str, ...], capfd: pytest.CaptureFixture[str]):
+def test_what_is_said_is_harmless(
+    daemon: CannedServer, words: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
     daemon.answer = evil(TABLE[words])
     done = CliRunner().invoke(main.cli, list(words), prog_name="sandboxd")
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
@@ -158,7 +160,7 @@ def test_what_is_said_is_harmless(daemon: CannedServer, words: tuple[str, ...], 
     ],
     ids=" ".join,
 )
-def test_what_an_error_says_is_harmless(daemon: CannedServer, words: tuple[str, ...]):
+def test_what_an_error_says_is_harmless(daemon: CannedServer, words: tuple[str, ...]) -> None:
     done = CliRunner().invoke(main.cli, list(words), prog_name="sandboxd")
     assert done.exit_code
     assert is_harmless(done.stderr), done.stderr
@@ -166,7 +168,7 @@ def test_what_an_error_says_is_harmless(daemon: CannedServer, words: tuple[str, 
     assert done.stderr.count("\n") == 1
 
 
-def test_what_a_command_prints_is_as_it_is(daemon: CannedServer):
+def test_what_a_command_prints_is_as_it_is(daemon: CannedServer) -> None:
     data = EVIL.encode() + b"\xff\n"
 
     def answer(asked: Asked) -> bytes:

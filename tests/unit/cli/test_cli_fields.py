@@ -168,7 +168,7 @@ def fields(model: type[msgspec.Struct], prefix: str = "") -> Iterator[str]:
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: " ".join(verb.words))
-def test_every_field_has_a_flag_or_a_reason(verb: Verb):
+def test_every_field_has_a_flag_or_a_reason(verb: Verb) -> None:
     assert sorted([*verb.flags, *verb.without]) == sorted(fields(verb.model))
     assert all(verb.without.values())
 
@@ -177,7 +177,7 @@ CASES: Final = [(verb, field) for verb in VERBS for field in verb.flags]
 
 
 @pytest.mark.parametrize(("verb", "field"), CASES, ids=[f"{' '.join(verb.words)} {field}" for verb, field in CASES])
-def test_a_flag_sets_its_field(daemon: CannedServer, verb: Verb, field: str):
+def test_a_flag_sets_its_field(daemon: CannedServer, verb: Verb, field: str) -> None:
     words, value = verb.flags[field]
     done = CliRunner().invoke(main.cli, [*verb.words, *words, *verb.arguments], prog_name="sandboxd")
     assert done.exit_code == 0, done.output
@@ -192,7 +192,7 @@ def test_a_flag_sets_its_field(daemon: CannedServer, verb: Verb, field: str):
 @pytest.mark.parametrize("orphans", ["kill", "keep", None])
 def test_orphans_default_to_what_the_daemon_does(
     daemon: CannedServer, verb: tuple[str, ...], session: tuple[str, ...], orphans: str | None
-):
+) -> None:
     words = () if orphans is None else ("--orphans", orphans)
     assert CliRunner().invoke(main.cli, [*verb, *session, *words, "a", "true"]).exit_code == 0
     default = "keep" if session else "kill"  # which the SDK may say, or leave to the daemon

@@ -91,26 +91,26 @@ def asked(daemon: FilesServer) -> tuple[str, str, dict[str, str], Any]:
         ("\ud800", "\\xed\\xa0\\x80"),
     ],
 )
-def test_names_are_shown_on_one_line(name: str, expected: str):
+def test_names_are_shown_on_one_line(name: str, expected: str) -> None:
     assert shown(name) == expected
 
 
-def test_lines_keep_tabs_and_backslashes():
+def test_lines_keep_tabs_and_backslashes() -> None:
     assert shown_line("a\t\\n\x1bé") == "a\t\\n\\x1bé"
 
 
-def test_a_change_as_a_line():
+def test_a_change_as_a_line() -> None:
     changed = FileChange(type="rename", path="/new", is_folder=True, old_path="/old\n")
     assert file_text.change_line(changed) == "rename   /old\\n/ -> /new/"
     assert file_text.change_json(changed) == {"type": "rename", "path": "/new", "is_folder": True, "from": "/old\n"}
 
 
-def test_moments_are_utc():
+def test_moments_are_utc() -> None:
     there = dt.datetime(2026, 1, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=2)))
     assert file_text.utc(there) == "2025-12-31T23:00:00Z"
 
 
-def test_ls(daemon: FilesServer):
+def test_ls(daemon: FilesServer) -> None:
     pages = {None: {"items": [STRANGE], "next": "2"}, "2": {"items": [LINK], "next": None}}
     daemon.answers["GET", "list"] = lambda query: pages[query.get("cursor")]
     assert files("ls", "a").stdout == "caf\\xe9\\x1b[31m\nl\n"
@@ -125,7 +125,7 @@ def test_ls(daemon: FilesServer):
     assert json.loads(files("ls", "--json", "a").stdout) == [STRANGE, LINK]
 
 
-def test_ls_of_a_file_and_of_nothing(daemon: FilesServer):
+def test_ls_of_a_file_and_of_nothing(daemon: FilesServer) -> None:
     def refuse(query: dict[str, str]) -> None:
         kind = errors.NotAFile if query["path"] == "/f" else errors.FileNotFound
         raise kind("cannot list it: no directory")
@@ -137,7 +137,7 @@ def test_ls_of_a_file_and_of_nothing(daemon: FilesServer):
     assert (missing.exit_code, missing.stderr) == (1, "sandboxd: cannot list it: no directory\n")
 
 
-def test_stat(daemon: FilesServer):
+def test_stat(daemon: FilesServer) -> None:
     daemon.answers["GET", "stat"] = STRANGE
     facts = dict(line.split(maxsplit=1) for line in files("stat", "-L", "a", RAW_TEXT).stdout.splitlines())
     assert asked(daemon) == ("GET", "/stat", {"path_b64": B64, "follow": "true"}, b"")
@@ -149,7 +149,9 @@ def test_stat(daemon: FilesServer):
     assert (missing.exit_code, missing.stdout, missing.stderr.count("\n")) == (1, "[]\n", 2)
 
 
-def test_write_and_cat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]):
+def test_write_and_cat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
     data = bytes(range(256)) * 3000
     with local_daemon(tmp_path, monkeypatch) as daemon:
         assert sandboxd("create", "--name", "a").exit_code == 0
@@ -178,7 +180,7 @@ def test_write_and_cat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbin
         (["chown", "a", ":8", "/d"], "chown", {"path": "/d", "user": None, "group": 8, "recursive": False}),
     ],
 )
-def test_what_the_verbs_ask_for(daemon: FilesServer, words: list[str], verb: str, body: dict[str, Any]):
+def test_what_the_verbs_ask_for(daemon: FilesServer, words: list[str], verb: str, body: dict[str, Any]) -> None:
     found = file_object("/y")
     daemon.answers["POST", verb] = {**found, "file": found, "count": 1}
     result = files(*words)
@@ -186,13 +188,13 @@ def test_what_the_verbs_ask_for(daemon: FilesServer, words: list[str], verb: str
     assert asked(daemon) == ("POST", f"/{verb}", {}, body)
 
 
-def test_mv_into_a_folder(daemon: FilesServer):
+def test_mv_into_a_folder(daemon: FilesServer) -> None:
     daemon.answers |= {("GET", "stat"): file_object("/d", type="directory"), ("POST", "rename"): file_object("/d/x")}
     assert files("mv", "a", "/up/x", "/d").exit_code == 0
     assert asked(daemon)[3] == {"path": "/up/x", "new_path": "/d/x", "overwrite": True}
 
 
-def test_rm_tells_each_that_it_cannot_delete(daemon: FilesServer):
+def test_rm_tells_each_that_it_cannot_delete(daemon: FilesServer) -> None:
     def delete(query: dict[str, str]) -> None:
         gone.append(query)
         if query["path"] == "/none":
@@ -207,7 +209,7 @@ def test_rm_tells_each_that_it_cannot_delete(daemon: FilesServer):
     assert gone[-1] == {"path": "/none", "recursive": "true"}
 
 
-def test_search_and_find(daemon: FilesServer):
+def test_search_and_find(daemon: FilesServer) -> None:
     line = {"path": STRANGE["path"], "path_b64": B64, "line": 3, "column": 1, "text": "a\tb\x1b"}
     answer = {"items": [line], "truncated": "limit", "files": 9}
     daemon.answers["POST", "search"] = answer
@@ -226,7 +228,7 @@ def test_search_and_find(daemon: FilesServer):
     assert json.loads(files("find", "--json", "a", "d*").stdout) == found
 
 
-def test_replace(daemon: FilesServer):
+def test_replace(daemon: FilesServer) -> None:
     answer = {"items": [{"path": "/x", "count": 2}], "count": 2, "truncated": None}
     daemon.answers["POST", "replace"] = answer
     assert files("replace", "-e", "a", "(b)", r"\1", "/x").stdout == "/x:2\n"
@@ -235,10 +237,10 @@ def test_replace(daemon: FilesServer):
     assert json.loads(files("replace", "--json", "a", "b", "c", "/x").stdout) == answer
 
 
-def test_watch(daemon: FilesServer, capfd: pytest.CaptureFixture[str]):
+def test_watch(daemon: FilesServer, capfd: pytest.CaptureFixture[str]) -> None:
     made = {"path": STRANGE["path"], "path_b64": B64, "is_folder": False}
     moved = {"path": "/b", "from": "/a", "is_folder": True}
-    events = (("ready", {}), ("create", made), ("rename", moved), ("end", {}))
+    events: tuple[tuple[str, dict[str, Any]], ...] = (("ready", {}), ("create", made), ("rename", moved), ("end", {}))
     stream = "".join(f"event: {name}\ndata: {json.dumps(value)}\n\n" for name, value in events)
     daemon.answers["GET", "watch"] = stream.encode()
     result = files("watch", "--no-recursive", "a")
@@ -270,7 +272,7 @@ def test_watch(daemon: FilesServer, capfd: pytest.CaptureFixture[str]):
         ["search", "a", "x", "--limit", "0"],
     ],
 )
-def test_usage_is_status_2(words: list[str]):
+def test_usage_is_status_2(words: list[str]) -> None:
     result = files(*words)
     assert result.exit_code == 2
     assert "Usage:" in result.stderr
@@ -278,13 +280,13 @@ def test_usage_is_status_2(words: list[str]):
 
 @pytest.mark.parametrize("path", ["x", "/a/../b"])
 @pytest.mark.parametrize("verb", ["ls", "cat", "stat", "rm"])
-def test_a_path_must_be_absolute(daemon: FilesServer, verb: str, path: str):
+def test_a_path_must_be_absolute(daemon: FilesServer, verb: str, path: str) -> None:
     result = files(verb, "a", path)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert result.stderr.startswith("sandboxd: cannot accept path")
 
 
-def test_every_verb_has_help():
+def test_every_verb_has_help() -> None:
     names = sandboxd("files", "-h").stdout
     for name in group.commands:
         assert f"  {name} " in names

@@ -20,7 +20,7 @@ from sandboxd.linux.probes.feature import Feature, Report, Status
 from sandboxd.spec import ID_RANGE_WIDTH
 
 
-def test_the_trials_are_what_a_birth_does():
+def test_the_trials_are_what_a_birth_does() -> None:
     assert filesystem.MountOverlay().options == overlay.OPTIONS
     assert filesystem._OVERLAY_CAPABILITIES == overlay.CAPABILITIES
     assert idranges.CLAIMS_DIR == doctor.ID_CLAIMS_DIR
@@ -31,7 +31,7 @@ def test_the_trials_are_what_a_birth_does():
     assert set(limits.CONTROLLER_OF.values()) <= set(cgroups.CONTROLLERS)
 
 
-def test_the_promise_about_disk_limits_follows_the_launcher():
+def test_the_promise_about_disk_limits_follows_the_launcher() -> None:
     sources = Path(idranges.__file__).parent.rglob("*.py")
     built = any("enforces_limit = True" in source.read_text() for source in sources)
     assert built == storage.BTRFS_DRIVER_BUILT
@@ -85,7 +85,7 @@ def held(*names: str) -> list[Feature]:
         ),
     ],
 )
-def test_the_summary_says_what_works(features, allow, ok, summary):
+def test_the_summary_says_what_works(features, allow, ok, summary) -> None:
     report = Report(tuple(features), allow_unenforced=allow)
     assert (report.ok, report.summary) == (ok, summary)
 
@@ -94,7 +94,7 @@ def test_the_summary_says_what_works(features, allow, ok, summary):
     st.lists(st.builds(feature, st.text(), st.sampled_from(Status), essential=st.booleans())),
     st.booleans(),
 )
-def test_a_report_is_ok_just_when_everything_essential_is_there(features, allow):
+def test_a_report_is_ok_just_when_everything_essential_is_there(features, allow) -> None:
     report = Report(tuple(features), allow_unenforced=allow)
     bad = {Status.MISSING, Status.UNKNOWN}
     assert report.ok == (not any(item.essential and item.status in bad for item in features))
@@ -105,7 +105,7 @@ def test_a_report_is_ok_just_when_everything_essential_is_there(features, allow)
     assert all(set(item) == {"name", "status", "found", "means", "remedy"} for item in told["features"])
 
 
-def test_the_plain_report_tells_means_and_remedy_of_what_is_not_ok():
+def test_the_plain_report_tells_means_and_remedy_of_what_is_not_ok() -> None:
     report = Report((feature("good", Status.OK), feature("bad", Status.DEGRADED)))
     good, bad, means, remedy, summary = doctor.plain(report)
     assert good.split() == ["ok", "good", "f"]
@@ -134,7 +134,7 @@ def fail() -> None:
         (signal.pause, None, "it did not answer within 0.2 s"),
     ],
 )
-def test_a_child_answers_or_is_said_not_to(act, value, error):
+def test_a_child_answers_or_is_said_not_to(act, value, error) -> None:
     before = os.listdir("/proc/self/fd"), psutil.Process().children()
     outcome = child.attempt(Kernel(), act, timeout_s=20 if act is not signal.pause else 0.2)
     assert (outcome.value, outcome.error, outcome.ok) == (value, error, error is None)

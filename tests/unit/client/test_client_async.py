@@ -40,7 +40,7 @@ def run(request: pytest.FixtureRequest) -> Run:
     return trio.run if request.param == "trio" else on_asyncio
 
 
-def test_the_whole_way(daemon: LocalDaemon, run: Run):
+def test_the_whole_way(daemon: LocalDaemon, run: Run) -> None:
     async def scenario() -> None:
         async with AsyncClient() as client:
             await client.health()
@@ -65,7 +65,7 @@ def test_the_whole_way(daemon: LocalDaemon, run: Run):
     run(scenario)
 
 
-def test_create_by_await_stays_until_destroy(daemon: LocalDaemon, run: Run):
+def test_create_by_await_stays_until_destroy(daemon: LocalDaemon, run: Run) -> None:
     async def scenario() -> None:
         async with AsyncClient() as client:
             sandbox = await AsyncSandbox.create(client=client)
@@ -79,7 +79,7 @@ def test_create_by_await_stays_until_destroy(daemon: LocalDaemon, run: Run):
     run(scenario)
 
 
-def test_stream_iterates_calls_back_and_feeds(daemon: LocalDaemon, run: Run):
+def test_stream_iterates_calls_back_and_feeds(daemon: LocalDaemon, run: Run) -> None:
     async def scenario() -> None:
         seen: list[str] = []
 
@@ -100,7 +100,7 @@ def test_stream_iterates_calls_back_and_feeds(daemon: LocalDaemon, run: Run):
     run(scenario)
 
 
-def test_many_at_once(daemon: LocalDaemon, run: Run):
+def test_many_at_once(daemon: LocalDaemon, run: Run) -> None:
     async def scenario() -> None:
         results: list[bytes] = []
 
@@ -115,7 +115,7 @@ def test_many_at_once(daemon: LocalDaemon, run: Run):
     run(scenario)
 
 
-def test_files(daemon: LocalDaemon, run: Run, tmp_path: Path):
+def test_files(daemon: LocalDaemon, run: Run, tmp_path: Path) -> None:
     async def generate() -> AsyncIterator[bytes]:
         yield b"a"
         yield b"b"
@@ -140,7 +140,7 @@ def test_files(daemon: LocalDaemon, run: Run, tmp_path: Path):
     run(scenario)
 
 
-def test_what_is_not_entered_says_so(daemon: LocalDaemon, run: Run):
+def test_what_is_not_entered_says_so(daemon: LocalDaemon, run: Run) -> None:
     async def scenario() -> None:
         async with AsyncSandbox.create() as sandbox:
             stream = sandbox.exec_stream("true")
@@ -156,7 +156,7 @@ def test_what_is_not_entered_says_so(daemon: LocalDaemon, run: Run):
     run(scenario)
 
 
-def test_leaving_a_stream_kills_the_command(daemon: LocalDaemon, run: Run):
+def test_leaving_a_stream_kills_the_command(daemon: LocalDaemon, run: Run) -> None:
     async def scenario() -> None:
         async with AsyncSandbox.create() as sandbox:
             async with sandbox.exec_stream("echo ready; sleep 600") as stream:
@@ -168,7 +168,7 @@ def test_leaving_a_stream_kills_the_command(daemon: LocalDaemon, run: Run):
     run(scenario)
 
 
-def test_cancelling_a_command_kills_it_and_destroys_the_sandbox(daemon: LocalDaemon, run: Run):
+def test_cancelling_a_command_kills_it_and_destroys_the_sandbox(daemon: LocalDaemon, run: Run) -> None:
     async def scenario() -> None:
         with anyio.CancelScope() as scope:
             async with AsyncSandbox.create() as sandbox:
@@ -186,7 +186,7 @@ def test_cancelling_a_command_kills_it_and_destroys_the_sandbox(daemon: LocalDae
     run(scenario)
 
 
-def test_asyncio_cancel_kills_the_command_and_destroys_the_sandbox(daemon: LocalDaemon):
+def test_asyncio_cancel_kills_the_command_and_destroys_the_sandbox(daemon: LocalDaemon) -> None:
     async def scenario() -> None:
         async def work() -> None:
             async with AsyncSandbox.create() as sandbox:
@@ -216,7 +216,7 @@ class Gate:
         assert self.opened.wait(10)
 
 
-def test_cancelling_a_create_leaves_no_sandbox(daemon: LocalDaemon, run: Run):
+def test_cancelling_a_create_leaves_no_sandbox(daemon: LocalDaemon, run: Run) -> None:
     async def scenario() -> None:
         gate = Gate(daemon)
         scope = anyio.CancelScope()
@@ -237,7 +237,7 @@ def test_cancelling_a_create_leaves_no_sandbox(daemon: LocalDaemon, run: Run):
     run(scenario)
 
 
-def test_asyncio_cancel_of_a_create_leaves_no_sandbox(daemon: LocalDaemon):
+def test_asyncio_cancel_of_a_create_leaves_no_sandbox(daemon: LocalDaemon) -> None:
     async def scenario() -> None:
         gate = Gate(daemon)
 
@@ -256,7 +256,7 @@ def test_asyncio_cancel_of_a_create_leaves_no_sandbox(daemon: LocalDaemon):
     asyncio.run(scenario())
 
 
-def test_a_failing_create_raises_its_error(daemon: LocalDaemon, run: Run):
+def test_a_failing_create_raises_its_error(daemon: LocalDaemon, run: Run) -> None:
     async def scenario() -> None:
         async with AsyncSandbox.create(name="a"):
             with pytest.raises(errors.NameTaken):
@@ -265,7 +265,7 @@ def test_a_failing_create_raises_its_error(daemon: LocalDaemon, run: Run):
     run(scenario)
 
 
-def test_a_failing_destroy_is_noted_on_the_error_of_the_block(daemon: LocalDaemon, run: Run):
+def test_a_failing_destroy_is_noted_on_the_error_of_the_block(daemon: LocalDaemon, run: Run) -> None:
     async def scenario() -> None:
         with pytest.raises(ZeroDivisionError) as caught:
             async with AsyncSandbox.create():
@@ -276,7 +276,7 @@ def test_a_failing_destroy_is_noted_on_the_error_of_the_block(daemon: LocalDaemo
     run(scenario)
 
 
-def test_streams_that_break(tmp_path: Path, run: Run):
+def test_streams_that_break(tmp_path: Path, run: Run) -> None:
     answers = iter(
         [
             stream_answer(raw.encode(raw.STDOUT, b"half")[:-1], ends=False),
@@ -304,7 +304,7 @@ def test_streams_that_break(tmp_path: Path, run: Run):
         run(scenario)
 
 
-def test_no_daemon(tmp_path: Path, run: Run):
+def test_no_daemon(tmp_path: Path, run: Run) -> None:
     async def scenario() -> None:
         async with AsyncClient(f"unix://{tmp_path}/none") as client:
             with pytest.raises(errors.DaemonUnavailable, match="sandboxd serve") as caught:

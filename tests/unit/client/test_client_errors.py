@@ -45,7 +45,7 @@ def client_answering(response: httpx.Response | Exception) -> Client:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_comes_back_as_its_class_with_its_facts(kind: str):
+def test_every_kind_comes_back_as_its_class_with_its_facts(kind: str) -> None:
     problem = {
         "type": "about:blank",
         "title": "T",
@@ -62,7 +62,7 @@ def test_every_kind_comes_back_as_its_class_with_its_facts(kind: str):
     assert caught.value.facts == {"status": 418, "field": "f"}
 
 
-def test_a_kind_of_a_newer_daemon_is_an_error_all_the_same():
+def test_a_kind_of_a_newer_daemon_is_an_error_all_the_same() -> None:
     response = httpx.Response(400, json={"kind": "brand-new", "detail": "cannot: new"})
     with client_answering(response) as client, pytest.raises(errors.SandboxdError) as caught:
         client.health()
@@ -84,7 +84,7 @@ def test_a_kind_of_a_newer_daemon_is_an_error_all_the_same():
         httpx.Response(200, json=sandbox_object(1, limits={"cpus": -1})),
     ],
 )
-def test_an_answer_that_is_none_of_ours(response: httpx.Response):
+def test_an_answer_that_is_none_of_ours(response: httpx.Response) -> None:
     with client_answering(response) as client, pytest.raises(errors.RemoteProtocolError):
         Sandbox.connect("x", client=client)
 
@@ -93,7 +93,7 @@ FOREIGN = [cls for cls in vars(httpx).values() if isinstance(cls, type) and issu
 
 
 @pytest.mark.parametrize("foreign", FOREIGN)
-def test_no_exception_of_httpx_leaks(foreign: type[httpx.RequestError]):
+def test_no_exception_of_httpx_leaks(foreign: type[httpx.RequestError]) -> None:
     with client_answering(foreign("cannot say")) as client, pytest.raises(errors.SandboxdError) as caught:
         client.health()
     assert isinstance(caught.value.__cause__, foreign)
@@ -102,7 +102,7 @@ def test_no_exception_of_httpx_leaks(foreign: type[httpx.RequestError]):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("refused_sockets")
-def test_no_daemon_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_daemon_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SANDBOXD_URL", f"unix://{tmp_path}/none.sock")
     with pytest.raises(errors.DaemonUnavailable, match="no such socket; start the daemon with 'sandboxd serve'"):
         Sandbox.create()
@@ -120,7 +120,7 @@ def test_no_daemon_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             client.health()
 
 
-def test_a_forbidden_socket_says_who_may():
+def test_a_forbidden_socket_says_who_may() -> None:
     error = httpx.ConnectError("denied")
     error.__cause__ = PermissionError(13, "Permission denied")
     with client_answering(error) as client, pytest.raises(errors.DaemonUnavailable, match="group 'sandboxd'"):
@@ -138,12 +138,12 @@ def test_a_forbidden_socket_says_who_may():
         ("", "http://localhost", "/run/sandboxd/sandboxd.sock"),
     ],
 )
-def test_addresses(url: str, base: str, path: str | None):
+def test_addresses(url: str, base: str, path: str | None) -> None:
     found = address.Address.find(url, env={})
     assert (found.base_url, found.socket_path, found.token) == (base, path, None)
 
 
-def test_the_environment_is_the_default_and_the_token_is_not_shown():
+def test_the_environment_is_the_default_and_the_token_is_not_shown() -> None:
     found = address.Address.find(env={"SANDBOXD_URL": "http://h:1", "SANDBOXD_TOKEN": "secret"})
     assert (found.url, found.token) == ("http://h:1", "secret")
     assert "secret" not in repr(found)
@@ -153,27 +153,27 @@ def test_the_environment_is_the_default_and_the_token_is_not_shown():
 @pytest.mark.parametrize(
     "url", ["x", "unix://relative", "unix:", "ftp://x", "http://", "http://h:port", "http://h/path"]
 )
-def test_addresses_that_are_none(url: str):
+def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(errors.ConfigError):
         address.Address.find(url, env={})
 
 
-def test_a_token_with_a_line_end_is_refused():
+def test_a_token_with_a_line_end_is_refused() -> None:
     with pytest.raises(errors.ConfigError):
         address.Address.find("http://h:1", "a\nb", {})
 
 
 @pytest.mark.parametrize("key", ["", ".", ".."])
-def test_a_sandbox_needs_a_name(key: str):
+def test_a_sandbox_needs_a_name(key: str) -> None:
     with pytest.raises(errors.InvalidRequest):
         calls.get(key)
 
 
-def test_a_name_stays_one_part_of_the_path():
+def test_a_name_stays_one_part_of_the_path() -> None:
     assert calls.get("a/../b?c").path == "/v1/sandboxes/a%2F..%2Fb%3Fc"
 
 
-def test_exit_events_are_read_leniently():
+def test_exit_events_are_read_leniently() -> None:
     status = models.parse_exit(
         "p", exit_event(exit_code=None, signal="SIGKILL", oom_killed=True, usage=None, truncated=7)
     )
@@ -181,7 +181,7 @@ def test_exit_events_are_read_leniently():
     assert status.describe() == "out of memory (SIGKILL)"
 
 
-def test_command_failed_survives_pickle():
+def test_command_failed_survives_pickle() -> None:
     result = models.with_output(models.parse_exit("p", exit_event(exit_code=2)), b"", b"")
     error = failures.CommandFailed("command failed", result=result)
     again = pickle.loads(pickle.dumps(error))
@@ -189,7 +189,7 @@ def test_command_failed_survives_pickle():
 
 
 @given(st.lists(st.binary(max_size=6) | st.text(max_size=4).map(str.encode), max_size=8))
-def test_lazy_text_is_what_an_incremental_decoder_gives(pieces: list[bytes]):
+def test_lazy_text_is_what_an_incremental_decoder_gives(pieces: list[bytes]) -> None:
     carry, found = Carry(), ""
     for piece in pieces:
         before, held = carry.take(piece)
@@ -200,7 +200,7 @@ def test_lazy_text_is_what_an_incremental_decoder_gives(pieces: list[bytes]):
     assert found == "".join(map(decoder.decode, pieces)) + decoder.decode(b"", final=True)
 
 
-def test_importing_sandboxd_is_light_and_its_names_are_complete():
+def test_importing_sandboxd_is_light_and_its_names_are_complete() -> None:
     script = """
 import sys, sandboxd
 heavy = {"httpx", "anyio", "trio", "click", "rich"} & set(sys.modules)
@@ -217,7 +217,7 @@ assert not hasattr(sandboxd, "from_nowhere")
     assert set(sandboxd.client.__all__) == sandboxd._CLIENT_NAMES
 
 
-def test_values_are_frozen():
+def test_values_are_frozen() -> None:
     value: Any = models.Usage()
     with pytest.raises(AttributeError):
         value.cpu_s = 1.0

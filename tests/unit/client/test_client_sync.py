@@ -7,7 +7,7 @@ import datetime as dt
 import io
 import json
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -38,7 +38,7 @@ def sandbox(daemon: LocalDaemon) -> Iterator[Sandbox]:
         yield found
 
 
-def test_health_and_info(daemon: LocalDaemon):
+def test_health_and_info(daemon: LocalDaemon) -> None:
     with Client() as client:
         client.health()
         assert client.info()["version"] == "0"
@@ -47,14 +47,14 @@ def test_health_and_info(daemon: LocalDaemon):
             assert sandbox.id not in client.metrics(sandboxes=False)
 
 
-def test_create_sends_only_what_was_given(daemon: LocalDaemon, monkeypatch: pytest.MonkeyPatch):
+def test_create_sends_only_what_was_given(daemon: LocalDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = recorded(monkeypatch)
     with Sandbox.create() as plain:
         assert (requests[-1].method, requests[-1].path, requests[-1].body) == ("POST", "/v1/sandboxes", {})
         assert plain.info.limits.memory_bytes == 2 << 30
         assert plain.info.created_at.utcoffset() == dt.timedelta(0)
     assert not daemon.sandboxes
-    given = {
+    given: dict[str, Any] = {
         "name": "a",
         "rootfs": "r",
         "env": {"A": "b"},
@@ -69,7 +69,7 @@ def test_create_sends_only_what_was_given(daemon: LocalDaemon, monkeypatch: pyte
         assert "a" in repr(full)
 
 
-def test_connect_list_and_refresh(daemon: LocalDaemon):
+def test_connect_list_and_refresh(daemon: LocalDaemon) -> None:
     with Client() as client:
         made = [Sandbox.create(name=f"s{number}", client=client) for number in range(5)]
         assert [found.id for found in Sandbox.list(client=client)] == [one.id for one in made]
@@ -84,20 +84,20 @@ def test_connect_list_and_refresh(daemon: LocalDaemon):
     first.close()
 
 
-def test_destroy_twice_is_no_error(daemon: LocalDaemon):
+def test_destroy_twice_is_no_error(daemon: LocalDaemon) -> None:
     sandbox = Sandbox.create()
     sandbox.destroy()
     sandbox.destroy()
     sandbox.close()
 
 
-def test_leaving_the_block_by_an_error_destroys_and_keeps_the_error(daemon: LocalDaemon):
+def test_leaving_the_block_by_an_error_destroys_and_keeps_the_error(daemon: LocalDaemon) -> None:
     with pytest.raises(ZeroDivisionError), Sandbox.create():
         _ = 1 / 0
     assert not daemon.sandboxes
 
 
-def test_a_failing_destroy_is_noted_on_the_error_of_the_block(daemon: LocalDaemon):
+def test_a_failing_destroy_is_noted_on_the_error_of_the_block(daemon: LocalDaemon) -> None:
     with Client() as client:
         sandbox = Sandbox.create(client=client)
         daemon.refuse("destroy", errors.Conflict("cannot destroy it: not today"))
@@ -108,7 +108,7 @@ def test_a_failing_destroy_is_noted_on_the_error_of_the_block(daemon: LocalDaemo
             pass
 
 
-def test_the_token_is_sent(daemon: LocalDaemon, monkeypatch: pytest.MonkeyPatch):
+def test_the_token_is_sent(daemon: LocalDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SANDBOXD_URL", daemon.tcp_url)
     with pytest.raises(errors.Unauthenticated) as caught:
         Sandbox.list()
@@ -117,7 +117,7 @@ def test_the_token_is_sent(daemon: LocalDaemon, monkeypatch: pytest.MonkeyPatch)
     assert Sandbox.list() == []
 
 
-def test_exec(sandbox: Sandbox):
+def test_exec(sandbox: Sandbox) -> None:
     result = sandbox.exec("echo out; echo err >&2; exit 3")
     assert (result.exit_code, result.signal, result.stdout, result.stderr) == (3, None, "out\n", "err\n")
     assert not result.ok
@@ -130,7 +130,7 @@ def test_exec(sandbox: Sandbox):
     assert sandbox.exec(["true"]).check().ok
 
 
-def test_a_program_that_is_not_found_and_one_that_is_killed_are_results(sandbox: Sandbox):
+def test_a_program_that_is_not_found_and_one_that_is_killed_are_results(sandbox: Sandbox) -> None:
     assert sandbox.exec(["no-such-program-at-all"]).exit_code == 127
     killed = sandbox.exec("kill -KILL $$")
     assert (killed.exit_code, killed.signal, killed.ok) == (None, "SIGKILL", False)
@@ -139,7 +139,7 @@ def test_a_program_that_is_not_found_and_one_that_is_killed_are_results(sandbox:
     assert "timed out" in slow.describe()
 
 
-def test_exec_passes_its_facets(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_exec_passes_its_facets(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = sandbox.exec(
         ["sh", "-c", "pwd; echo $A; cat"], cwd=str(tmp_path), env={"A": "b"}, stdin="typed", timeout=9
     )
@@ -149,7 +149,7 @@ def test_exec_passes_its_facets(sandbox: Sandbox, tmp_path: Path, monkeypatch: p
     assert requests[-1].body == {"command": "true", "user": "nobody", "orphans": "keep"}
 
 
-def test_every_byte_survives(sandbox: Sandbox):
+def test_every_byte_survives(sandbox: Sandbox) -> None:
     data = bytes(range(256)) * 5000
     result = sandbox.exec(["cat"], stdin=data)
     assert result.stdout_bytes == data
@@ -157,14 +157,14 @@ def test_every_byte_survives(sandbox: Sandbox):
     assert sandbox.exec("printf '\\377'").stdout == "\ufffd"
 
 
-def test_input_over_the_bound_is_told_with_the_way_out(sandbox: Sandbox):
+def test_input_over_the_bound_is_told_with_the_way_out(sandbox: Sandbox) -> None:
     with pytest.raises(errors.LimitExceeded, match="write_file"):
         sandbox.exec("cat", stdin="x" * (5 << 20))
     with pytest.raises(errors.InvalidRequest):
         sandbox.exec("echo \ud800")
 
 
-def test_stream_iterates_and_calls_back(sandbox: Sandbox):
+def test_stream_iterates_and_calls_back(sandbox: Sandbox) -> None:
     seen: list[tuple[str, str]] = []
     with sandbox.exec_stream(
         "echo one; echo two >&2",
@@ -181,7 +181,7 @@ def test_stream_iterates_and_calls_back(sandbox: Sandbox):
     assert "exit code 0" in repr(stream)
 
 
-def test_output_arrives_while_the_command_runs(sandbox: Sandbox):
+def test_output_arrives_while_the_command_runs(sandbox: Sandbox) -> None:
     with sandbox.exec_stream("echo ready; read answer; echo got $answer", stdin=True) as stream:
         assert next(stream).text == "ready\n"  # and the command waits for us, so this did not come at its end
         stream.write_stdin("yes\n")
@@ -191,14 +191,14 @@ def test_output_arrives_while_the_command_runs(sandbox: Sandbox):
         stream.write_stdin(b"late")
 
 
-def test_closing_stdin_ends_the_reader(sandbox: Sandbox):
+def test_closing_stdin_ends_the_reader(sandbox: Sandbox) -> None:
     with sandbox.exec_stream("wc -c", stdin=True) as stream:
         stream.write_stdin(b"a" * (3 << 19))  # more than one request
         stream.close_stdin()
         assert "".join(chunk.text for chunk in stream).strip() == str(3 << 19)
 
 
-def test_leaving_a_stream_kills_the_command(daemon: LocalDaemon, sandbox: Sandbox):
+def test_leaving_a_stream_kills_the_command(daemon: LocalDaemon, sandbox: Sandbox) -> None:
     with sandbox.exec_stream("echo ready; sleep 600") as stream:
         next(stream)
     assert daemon.ended.get(timeout=10) == (stream.process_id, True)
@@ -206,7 +206,7 @@ def test_leaving_a_stream_kills_the_command(daemon: LocalDaemon, sandbox: Sandbo
         stream.wait()
 
 
-def test_a_failing_callback_ends_the_stream(daemon: LocalDaemon, sandbox: Sandbox):
+def test_a_failing_callback_ends_the_stream(daemon: LocalDaemon, sandbox: Sandbox) -> None:
     def fail(text: str) -> None:
         raise LookupError(text)
 
@@ -239,7 +239,7 @@ def over(server: CannedServer, *answers: bytes) -> Iterator[Sandbox]:
 
 
 @pytest.mark.parametrize("sent", [b"", raw.encode(raw.STDOUT, b"half")[:-1]])
-def test_a_connection_that_breaks(broken: CannedServer, sent: bytes):
+def test_a_connection_that_breaks(broken: CannedServer, sent: bytes) -> None:
     with over(broken, stream_answer(sent, ends=False), stream_answer(canned.exit_frame())) as sandbox:
         with pytest.raises(errors.DaemonUnavailable):
             sandbox.exec("true")
@@ -259,12 +259,12 @@ def test_a_connection_that_breaks(broken: CannedServer, sent: bytes):
         raw.encode(raw.PROBLEM, b"{}"),
     ],
 )
-def test_a_stream_that_breaks_the_protocol(broken: CannedServer, sent: bytes):
+def test_a_stream_that_breaks_the_protocol(broken: CannedServer, sent: bytes) -> None:
     with over(broken, stream_answer(sent)) as sandbox, pytest.raises(errors.RemoteProtocolError):
         sandbox.exec("true")
 
 
-def test_a_problem_in_the_stream_is_raised_as_its_kind(broken: CannedServer):
+def test_a_problem_in_the_stream_is_raised_as_its_kind(broken: CannedServer) -> None:
     problem = {"kind": "sandbox-gone", "detail": "cannot go on: destroyed", "message": "no clash", "id": "x"}
     sent = raw.encode(raw.STDOUT, b"before") + raw.encode(raw.PROBLEM, json.dumps(problem).encode())
     with over(broken, stream_answer(sent)) as sandbox, pytest.raises(errors.SandboxGone) as caught:
@@ -272,7 +272,7 @@ def test_a_problem_in_the_stream_is_raised_as_its_kind(broken: CannedServer):
     assert caught.value.id == "x"
 
 
-def test_an_answer_that_is_no_stream(broken: CannedServer):
+def test_an_answer_that_is_no_stream(broken: CannedServer) -> None:
     answer = canned.json_answer(200, {"exit_code": 0})
     with over(broken, answer) as sandbox, pytest.raises(errors.RemoteProtocolError):
         sandbox.exec("true")
@@ -281,7 +281,7 @@ def test_an_answer_that_is_no_stream(broken: CannedServer):
 # --- streams and files -------------------------------------------------------------------------------------
 
 
-def test_a_slow_reader_slows_the_sender_and_loses_nothing(daemon: LocalDaemon, sandbox: Sandbox):
+def test_a_slow_reader_slows_the_sender_and_loses_nothing(daemon: LocalDaemon, sandbox: Sandbox) -> None:
     frames, size = 256, 1 << 18
     daemon.scripts["@flood"] = ([("stdout", bytes(size))] * frames, exit_data())
     (init,) = daemon.inside.fake.inits.values()
@@ -292,7 +292,7 @@ def test_a_slow_reader_slows_the_sender_and_loses_nothing(daemon: LocalDaemon, s
     assert total == frames * size
 
 
-def test_text_is_whole_characters(daemon: LocalDaemon, sandbox: Sandbox):
+def test_text_is_whole_characters(daemon: LocalDaemon, sandbox: Sandbox) -> None:
     pieces = ["ä€😀".encode()[start : start + 1] for start in range(9)] + ["ä".encode()[:1]]
     daemon.scripts["@text"] = ([("stdout", piece) for piece in pieces], exit_data())
     seen: list[str] = []
@@ -302,14 +302,14 @@ def test_text_is_whole_characters(daemon: LocalDaemon, sandbox: Sandbox):
     assert b"".join(chunk.data for chunk in chunks) == b"".join(pieces)
 
 
-def test_files(daemon: LocalDaemon, sandbox: Sandbox):
+def test_files(daemon: LocalDaemon, sandbox: Sandbox) -> None:
     assert sandbox.write_file("/a b/ä?#.txt", "häh") == 4
     assert sandbox.read_text("/a b/ä?#.txt") == "häh"
     assert sandbox.write_file("/b", bytearray(b"\0\xff")) == 2
     assert sandbox.read_file("/b") == b"\0\xff"
     assert sandbox.write_file("/c", io.BytesIO(DATA)) == len(DATA)
     assert sandbox.write_file("/d", iter([b"1", b"", b"2"])) == 2
-    assert sandbox.write_file("/e", io.StringIO("text")) == 4
+    assert sandbox.write_file("/e", io.StringIO("text")) == 4  # type: ignore[arg-type]
     assert sandbox.write_file("/f", b"") == 0
     assert sandbox.read_file("/f") == b""
     target = io.BytesIO()
@@ -323,19 +323,19 @@ def test_files(daemon: LocalDaemon, sandbox: Sandbox):
 
 
 @pytest.mark.parametrize("path", ["relative", "/a/../b", "/nul\0", "/lone\ud800"])
-def test_a_path_that_cannot_be_meant_is_refused_here(sandbox: Sandbox, path: str):
+def test_a_path_that_cannot_be_meant_is_refused_here(sandbox: Sandbox, path: str) -> None:
     with pytest.raises(errors.InvalidRequest):
         sandbox.read_file(path)
     with pytest.raises(errors.InvalidRequest):
         sandbox.write_file(path, b"")
 
 
-def test_write_file_takes_no_numbers(sandbox: Sandbox):
+def test_write_file_takes_no_numbers(sandbox: Sandbox) -> None:
     with pytest.raises(errors.InvalidRequest):
         sandbox.write_file("/x", [1, 2])  # type: ignore[list-item]
 
 
-def test_one_client_serves_many_threads(daemon: LocalDaemon):
+def test_one_client_serves_many_threads(daemon: LocalDaemon) -> None:
     results: list[str] = []
     with Client() as client, Sandbox.create(client=client) as sandbox:
 
@@ -350,7 +350,7 @@ def test_one_client_serves_many_threads(daemon: LocalDaemon):
     assert sorted(results, key=int) == [f"{number}\n" for number in range(16)]
 
 
-def test_a_closed_client_says_so(daemon: LocalDaemon):
+def test_a_closed_client_says_so(daemon: LocalDaemon) -> None:
     client = Client()
     client.close()
     assert "closed" in repr(client)

@@ -74,7 +74,7 @@ def shape(method: Callable[..., object]) -> list[tuple[str, Any, str, str]]:
 
 
 @pytest.mark.parametrize(("one", "other", "name"), BOTH)
-def test_both_kinds_have_the_same_method(one: type, other: type, name: str):
+def test_both_kinds_have_the_same_method(one: type, other: type, name: str) -> None:
     if f"{one.__name__}.{name}" in ALONE:
         assert not hasattr(other, name)
         return
@@ -105,7 +105,7 @@ BUILDERS = [
 
 
 @pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)
-def test_a_method_has_its_builders_words(build: Callable[..., object]):
+def test_a_method_has_its_builders_words(build: Callable[..., object]) -> None:
     for kind in (sdk.Sandbox, sdk.AsyncSandbox):
         method = getattr(kind, build.__name__)
         assert method.__doc__ == build.__doc__
@@ -115,7 +115,7 @@ def test_a_method_has_its_builders_words(build: Callable[..., object]):
         assert others == rest
 
 
-def test_help_shows_the_method_as_it_is_called():
+def test_help_shows_the_method_as_it_is_called() -> None:
     text = pydoc.plain(pydoc.render_doc(sdk.Sandbox))
     assert "chmod(self, path: 'SandboxPath', mode: 'int', *, recursive: 'bool' = False) -> 'FileInfo'" in text
     assert "complete_code(self, context: 'CodeContext | str', code: 'str', cursor: 'int | None' = None)" in text
@@ -124,7 +124,7 @@ def test_help_shows_the_method_as_it_is_called():
     assert "-> 'dict[str, Any]'" in pydoc.plain(pydoc.render_doc(sdk.AsyncSandbox.complete_code))
 
 
-def test_a_call_that_does_not_fit_names_the_method():
+def test_a_call_that_does_not_fit_names_the_method() -> None:
     box = sdk.Sandbox(sdk.SandboxInfo.__new__(sdk.SandboxInfo), sdk.Client("http://127.0.0.1:1"))
     object.__setattr__(box.info, "id", "abc")
     with box.client, pytest.raises(TypeError, match=r"^chmod\(\) missing 1 required positional argument: 'mode'$"):
@@ -201,14 +201,14 @@ class AsyncOwner(Owner):
     poke = async_verb(poke)  # type: ignore[assignment]
 
 
-async def test_arguments_may_be_called_as_the_wrappers_own():
+async def test_arguments_may_be_called_as_the_wrappers_own() -> None:
     sender, other = Sender(), AsyncSender()
-    assert Owner(sender).poke(client="a", owner=4) == "answer"  # type: ignore[func-returns-value]
-    assert await AsyncOwner(other).poke("b") == "answer"  # type: ignore[misc]
+    assert Owner(sender).poke(client="a", owner=4) == "answer"
+    assert await AsyncOwner(other).poke("b") == "answer"
     assert [call.path for call in sender.sent + other.sent] == ["/k/a/4", "/k/b/3"]
 
 
-def test_what_a_method_returns_is_read_off_its_builder():
+def test_what_a_method_returns_is_read_off_its_builder() -> None:
     def build(key: str) -> Call[dict[str, list[int]]]:
         raise NotImplementedError
 
@@ -217,7 +217,7 @@ def test_what_a_method_returns_is_read_off_its_builder():
 
 
 @pytest.mark.slow
-def test_a_type_checker_sees_the_types_at_call_sites():
+def test_a_type_checker_sees_the_types_at_call_sites() -> None:
     found = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "tests/support/sdk_types.py"],
         check=False,

@@ -17,7 +17,7 @@ from sandboxd.guest import file_operations, tree
 from sandboxd.guest.jobs import Function
 from sandboxd.guest.paths import TEMPORARY
 from sandboxd.linux.kernel import Kernel
-from tests.support.file_jobs import left_open, run
+from tests.support.file_jobs import Done, left_open, run
 
 #: What every request of a name has; a test gives the rest.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -41,7 +41,7 @@ def do(name: str, path: pathlib.Path | str | bytes, **params: Any) -> dict[str, 
     return ask(name, path, **params).result
 
 
-def ask(name: str, path: pathlib.Path | str | bytes, **params: Any) -> Any:
+def ask(name: str, path: pathlib.Path | str | bytes, **params: Any) -> Done:
     function: Function = file_operations.FUNCTIONS[name]
     given_path = str(path) if isinstance(path, pathlib.Path) else path
     given_params = {key: str(value) if isinstance(value, pathlib.Path) else value for key, value in params.items()}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from sandboxd.guest.globs import Pattern, is_ignored, parse_ignore
+from sandboxd.guest.globs import Pattern, Rules, is_ignored, parse_ignore
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is the judge")
 
@@ -45,7 +45,7 @@ def test_a_pattern(pattern: str, path: str, matches: bool) -> None:
 
 
 def test_nested_files_decide_from_the_inside_out() -> None:
-    stack = [("", parse_ignore("*.log\n# no\n\n!keep.log\nbuild/\n")), ("sub/", parse_ignore("!x.log\n"))]
+    stack: Rules = [("", parse_ignore("*.log\n# no\n\n!keep.log\nbuild/\n")), ("sub/", parse_ignore("!x.log\n"))]
     assert is_ignored(stack, "a.log", is_folder=False)
     assert not is_ignored(stack, "keep.log", is_folder=False)
     assert not is_ignored(stack, "sub/x.log", is_folder=False)
@@ -103,7 +103,7 @@ def test_as_git_says(repository: pathlib.Path, patterns: list[str]) -> None:
         check=False,  # 1 is "none is ignored"
     ).stdout
     theirs = {name for name in answer.decode().split("\0") if name}
-    stack = [("", parse_ignore(text))]
+    stack: Rules = [("", parse_ignore(text))]
     ours = set()
     for path in PATHS:
         parts = path.split("/")

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.guest import lines
+from sandboxd.guest.session_shells import quote
 
 SHELLS = [pytest.param(name, marks=pytest.mark.skipif(not shutil.which(name), reason="no such shell")) for name in
           ("sh", "bash")]  # fmt: skip
@@ -47,8 +48,8 @@ def test_a_long_line_is_what_an_argument_would_be(shell: str, line: str) -> None
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_line_over_the_kernels_bound(shell: str) -> None:
-    content = "ü'$`\\" * 60_000
-    line = f"printf %s {lines.quote(content)}"
+    content = "ü$`\\" * 60_000 + "'"
+    line = f"printf %s {quote(content)}"
     with pytest.raises(OSError, match="Argument list too long"):
         run((shell, "-c", line))
     assert run(lines.argv((shell, "-c", line)), line) == (0, content.encode(), b"")

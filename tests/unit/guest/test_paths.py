@@ -365,11 +365,12 @@ def test_a_link_that_is_swapped_between_two_looks(tmp_path: pathlib.Path, monkey
     (tmp_path / "l").symlink_to("a")
     (tmp_path / "a").touch()
     look = os.readlink
-    swapped = []
+    swapped: list[str] = []
 
     def swap(name: str, *, dir_fd: int | None = None) -> str:
         if name == "a" and not swapped:
-            swapped.append((tmp_path / "a").unlink())
+            swapped.append(name)
+            (tmp_path / "a").unlink()
             (tmp_path / "a").symlink_to("b")
         return look(name, dir_fd=dir_fd)
 

@@ -155,7 +155,7 @@ def test_a_very_long_line_is_looked_at_as_far_as_the_bound() -> None:
     assert search.feed("stdout", b"x" * (size - 10)) is None
     assert search.feed("stdout", b"x" * 20 + b"needle") is None
     assert search.feed("stdout", b"needle\nneedle here\n") == "needle here"
-    assert LineSearch("needle").feed("stdout", b"needle" + b"x" * size * 3).startswith("needlex")
+    assert (LineSearch("needle").feed("stdout", b"needle" + b"x" * size * 3) or "").startswith("needlex")
 
 
 def test_invalid_text_is_no_obstacle() -> None:

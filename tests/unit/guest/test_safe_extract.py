@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.errors import ArchiveRefused, QuotaExceeded
-from sandboxd.guest import safe_extract
+from sandboxd.guest import paths, safe_extract
 from sandboxd.guest.paths import TEMPORARY
 from sandboxd.guest.safe_extract import SafeExtract
 from sandboxd.guest.users import User
@@ -432,7 +432,7 @@ def test_a_directory_that_becomes_a_link_leads_nowhere(root: pathlib.Path) -> No
 def test_a_new_directory_that_becomes_a_link_before_it_is_opened(
     root: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = safe_extract.make_directory
+    make = paths.make_directory
 
     def make_and_swap(name: str, directory: int, owner: User) -> None:
         make(name, directory, owner)

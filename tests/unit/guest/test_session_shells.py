@@ -41,13 +41,14 @@ class Session:
     ) -> tuple[int, str, str]:
         """Run a command as init does; return its status, output and errors."""
         words = line
+        variables: dict[str, str] = {}
         if is_long:
             words = lines.beginning(line) if saves else lines.EVAL + lines.beginning(line)
         prelude = session_shells.prelude(
             self.shell, env or {}, cwd, self.home, saves=saves, line=line if is_long else None
         )
         if saves:
-            argv, variables = session_shells.argv(self.shell, words), {}
+            argv = session_shells.argv(self.shell, words)
         else:
             argv, variables = session_shells.beside(self.shell, words)
         fds = [os.memfd_create("x") for _ in range(5)]

@@ -438,7 +438,7 @@ def test_what_is_gone_is_forgotten(world: World) -> None:
         world.run(str(number))
         world.started[-1].end(is_gone=number != 3)
     session = world.sessions.find({"session": "s"})
-    assert session.trees == [world.started[3].leaves]
+    assert session.trees == [world.started[3].leaves]  # type: ignore[comparison-overlap]  # played
 
 
 # --- shells ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import pytest
@@ -60,7 +60,7 @@ def made(wish: Wish) -> Spare:
 
 def frame(message: object) -> bytes:
     body = msgpack.packb(message)
-    return struct.pack(">I", len(body)) + body
+    return struct.pack(">I", len(body)) + bytes(body)
 
 
 def test_it_is_parked_when_all_was_said(wish: Wish) -> None:
@@ -82,18 +82,21 @@ def test_it_is_parked_when_all_was_said(wish: Wish) -> None:
         struct.pack(">I", 3) + b"\xc1\xc1\xc1",
         *(
             frame(message)
-            for message in (
-                {},
-                [],
-                None,
-                {"files": []},
-                {"files": "/"},
-                {"files": [1]},
-                {"files": ["x"]},
-                {"files": ["/\0"]},
-                {"files": ["/none"]},
-                {"files": [sys.executable]},
-                {"files": ["/"] * 300},
+            for message in cast(
+                "tuple[object, ...]",
+                (
+                    {},
+                    [],
+                    None,
+                    {"files": []},
+                    {"files": "/"},
+                    {"files": [1]},
+                    {"files": ["x"]},
+                    {"files": ["/\0"]},
+                    {"files": ["/none"]},
+                    {"files": [sys.executable]},
+                    {"files": ["/"] * 300},
+                ),
             )
         ),
         frame({"files": ["/"]}) + b"\0",

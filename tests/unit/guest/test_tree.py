@@ -307,12 +307,13 @@ def test_many_names_are_taken_in_batches(tmp_path: pathlib.Path, monkeypatch: py
 def test_what_is_made_meanwhile_is_deleted_too(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grow(tmp_path, "tree/a", "tree/d/b")
     real = os.unlink
-    made = []
+    made: list[str] = []
 
     def unlink(name: str, *, dir_fd: int) -> None:
         real(name, dir_fd=dir_fd)
         if len(made) < 5:
-            made.append(os.close(os.open(f"new{len(made)}", os.O_CREAT | os.O_WRONLY, dir_fd=dir_fd)))
+            made.append(f"new{len(made)}")
+            os.close(os.open(made[-1], os.O_CREAT | os.O_WRONLY, dir_fd=dir_fd))
 
     monkeypatch.setattr(os, "unlink", unlink)
     delete(tmp_path, "tree")
@@ -327,7 +328,7 @@ def test_a_name_that_is_swapped_before_it_is_deleted(
     """A directory that becomes a link, or a file that becomes a directory, is looked at again."""
     grow(tmp_path, "outside/kept", "tree/d/x", "tree/f")
     one = tree._delete_one
-    swapped = []
+    swapped: list[str] = []
 
     def swap(top: int, directory: int, name: str, is_folder: bool, depth: int) -> bool:
         if not swapped and name == ("f" if becomes == "directory" else "d"):

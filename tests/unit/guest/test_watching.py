@@ -262,7 +262,7 @@ class Watched:
 
 
 @pytest.fixture
-def tree(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+def tree(tmp_path: pathlib.Path) -> pathlib.Path:
     root = tmp_path / "root"
     (root / "d" / "e").mkdir(parents=True)
     for name in ("f", "d/f", "d/e/f", "../in", "../in2", f"{TEMPORARY}0", f"d/e/{TEMPORARY}1", f"{TEMPORARY}2"):

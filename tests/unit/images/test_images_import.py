@@ -75,7 +75,7 @@ def settle_as_owner(root, notes):
 
 
 @pytest.mark.parametrize("name", images.HOSTILE)
-def test_a_hostile_member_is_refused_and_nothing_outside_is_touched(place, name):
+def test_a_hostile_member_is_refused_and_nothing_outside_is_touched(place, name) -> None:
     archive, reason = images.hostile(str(place / "canary"))[name]
     before = outside(place)
     with pytest.raises((ImageRefused, *unpack_child._DAMAGE, RecursionError)) as caught:
@@ -88,11 +88,17 @@ def test_a_hostile_member_is_refused_and_nothing_outside_is_touched(place, name)
     assert outside(place) == before
 
 
+def content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """Return what a member holds."""
+    file = archive.extractfile(member) if member.isreg() else None
+    return b"" if file is None else file.read()
+
+
 @pytest.mark.parametrize("name", ["through an absolute link", "through a relative link", "hard link through a link"])
-def test_a_link_of_a_lower_layer_is_not_followed_either(place, name):
+def test_a_link_of_a_lower_layer_is_not_followed_either(place, name) -> None:
     archive, _ = images.hostile(str(place / "canary"))[name]
     with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
-        members = [(info, opened.extractfile(info).read() if info.isreg() else b"") for info in opened]
+        members = [(info, content(opened, info)) for info in opened]
     before = outside(place)
     with pytest.raises(ImageRefused):
         Unpacked(place, members[:1], members[1:])
@@ -102,14 +108,14 @@ def test_a_link_of_a_lower_layer_is_not_followed_either(place, name):
 @pytest.mark.parametrize(
     "whiteout", ["l/.wh.victim", "l/.wh..wh..opq", ".wh...", ".wh..", ".wh.", "../canary/.wh.victim"]
 )
-def test_a_whiteout_removes_nothing_outside(place, whiteout):
+def test_a_whiteout_removes_nothing_outside(place, whiteout) -> None:
     before = outside(place)
     with pytest.raises(ImageRefused):
         Unpacked(place, [symlink("l", str(place / "canary"))], [file(whiteout)])
     assert outside(place) == before
 
 
-def test_a_tree_is_kept_as_it_is(place):
+def test_a_tree_is_kept_as_it_is(place) -> None:
     latin1 = os.fsdecode(b"caf\xe9")
     done = Unpacked(
         place,
@@ -145,7 +151,7 @@ def test_a_tree_is_kept_as_it_is(place):
     assert not done.unpacker.notes
 
 
-def test_layers(place):
+def test_layers(place) -> None:
     done = Unpacked(
         place,
         [
@@ -181,7 +187,7 @@ def test_layers(place):
     assert (done.tree / "a/one").read_text() == "changed"
 
 
-def test_a_whiteout_spares_its_own_layer(place):
+def test_a_whiteout_spares_its_own_layer(place) -> None:
     done = Unpacked(
         place,
         [file("d/low"), file("e")],
@@ -191,17 +197,17 @@ def test_a_whiteout_spares_its_own_layer(place):
     assert done.names() == ["e"]
 
 
-def test_names_that_differ_in_case_are_other_names(place):
+def test_names_that_differ_in_case_are_other_names(place) -> None:
     odd = [directory("/", mode=0), symlink("Etc", "/"), symlink("DEV", "/x"), file("a/.WH.b"), file("a/b")]
     assert Unpacked(place, odd).names() == ["DEV", "Etc", "a", "a/.WH.b", "a/b"]
     assert (place / "tree").stat().st_mode & 0o7777 == 0o755
 
 
-def test_whiteouts_are_names_like_others_in_a_plain_tree(place):
+def test_whiteouts_are_names_like_others_in_a_plain_tree(place) -> None:
     assert Unpacked(place, [file(".wh.x")], layered=False).names() == [".wh.x"]
 
 
-def test_what_a_birth_needs_is_there(place):
+def test_what_a_birth_needs_is_there(place) -> None:
     done = Unpacked(
         place,
         [
@@ -233,7 +239,7 @@ def test_what_a_birth_needs_is_there(place):
     ]
 
 
-def test_extended_attributes(place):
+def test_extended_attributes(place) -> None:
     headers = {
         "SCHILY.xattr.user.mime": os.fsdecode(b"\xff\x00x"),
         "SCHILY.xattr.security.capability": "x",
@@ -247,7 +253,7 @@ def test_extended_attributes(place):
     assert sum(done.unpacker.notes.values()) == 3
 
 
-def test_bounds(place):
+def test_bounds(place) -> None:
     with pytest.raises(ImageRefused, match="--max-size") as caught:
         Unpacked(place, [file("zeros", bytes(2_000_000))], max_bytes=1_000_000)
     assert caught.value.facts["reason"] == "too-large"
@@ -256,7 +262,7 @@ def test_bounds(place):
         Unpacked(place, [directory(f"d{number}") for number in range(20)], max_entries=10)
 
 
-def test_a_bomb_stops_where_its_bound_is(place):
+def test_a_bomb_stops_where_its_bound_is(place) -> None:
     bomb = gzip.compress(tar([file("zeros", bytes(30_000_000))]))
     stream, compressed = decompressed(io.BytesIO(bomb))
     assert compressed
@@ -267,19 +273,19 @@ def test_a_bomb_stops_where_its_bound_is(place):
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress, lzma.compress, bz2.compress])
-def test_compression_is_found_by_content(compress):
+def test_compression_is_found_by_content(compress) -> None:
     data = tar([file("a", b"x" * 100_000)])
     stream, compressed = decompressed(io.BytesIO(compress(data)))
     assert compressed == (compress is not bytes)
     assert Hashing(stream).finish() == images.digest(data)
 
 
-def test_zstd_is_named():
+def test_zstd_is_named() -> None:
     with pytest.raises(ImageRefused, match="zstd"):
         decompressed(io.BytesIO(b"\x28\xb5\x2f\xfd" + bytes(100)))
 
 
-def test_names_are_shown_safely():
+def test_names_are_shown_safely() -> None:
     assert shown("a\x1b[2J\n" + os.fsdecode(b"\xff")) == r"a\x1b[2J\n\xff"
     assert len(shown("x" * 5000)) == 201
 
@@ -295,7 +301,7 @@ class TestChoice:
 
         return found
 
-    def test_several_images_are_named(self, found):
+    def test_several_images_are_named(self, found) -> None:
         layout = images.Layout()
         layout.image([tar([file("a")])], "busybox")
         layout.image([tar([file("b")])], "docker.io/library/alpine:3")
@@ -314,7 +320,7 @@ class TestChoice:
         with pytest.raises(ImageRefused, match="another platform"):
             choice.choose(every, "other", None, "linux/amd64")
 
-    def test_an_index_of_platforms_without_all_blobs(self, found):
+    def test_an_index_of_platforms_without_all_blobs(self, found) -> None:
         layout = images.Layout()
         ours = layout.image([tar([file("a")])])
         theirs = {"digest": "sha256:" + "0" * 64, "platform": {"os": "linux", "architecture": "arm64"}}
@@ -343,7 +349,7 @@ class TestChoice:
             {"manifest.json": b'{"layers": [], "config": null}'},
         ],
     )
-    def test_malformed_metadata_is_refused(self, found, broken):
+    def test_malformed_metadata_is_refused(self, found, broken) -> None:
         archive = tar([file("oci-layout"), *(file(name, data) for name, data in broken.items())])
         if broken == {"index.json": b"[]"}:
             assert found(archive) is None  # no image at all
@@ -352,7 +358,7 @@ class TestChoice:
             found(archive)
         assert caught.value.facts["reason"] in {"malformed", "digest", "missing", "no-image", "too-large"}
 
-    def test_a_blob_that_is_not_its_digest_is_refused(self, found):
+    def test_a_blob_that_is_not_its_digest_is_refused(self, found) -> None:
         layout = images.Layout()
         manifest = layout.image([tar([file("a")])])
         name = f"blobs/sha256/{manifest['digest'].removeprefix('sha256:')}"

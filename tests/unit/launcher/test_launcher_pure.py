@@ -47,7 +47,7 @@ SPEC = LaunchSpec(
     limits=spec.DEFAULT_LIMITS,
     machine_id="0" * 32,
 )
-STEPS = (*plan_prepared(NEWBORN), *plan_builder(SPEC), *INIT_PLAN)
+STEPS = [step for plan in (plan_prepared(NEWBORN), plan_builder(SPEC), INIT_PLAN) for step in plan]
 
 
 def test_the_plan_is_ordered_as_the_walls_need() -> None:

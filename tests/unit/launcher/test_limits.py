@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import pathlib
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +20,7 @@ from sandboxd.spec import DEFAULT_LIMITS, IoLimits, Limits
 
 ID = "a" * 20
 EVERY = ("cpu", "io", "memory", "pids")
-WRONG = (
+WRONG: tuple[Any, ...] = (
     {"memory_bytes": 1 << 20},
     {"memory_bytes": 1e9},
     {"memory_bytes": "1G"},
@@ -290,7 +291,7 @@ def test_a_folder_in_memory_is_on_no_disk() -> None:
     assert disks.under(["/proc", "/nowhere"]) == []
 
 
-def test_a_folder_is_in_the_last_and_nearest_mount():
+def test_a_folder_is_in_the_last_and_nearest_mount() -> None:
     lines = (
         "1 0 254:0 / / rw - ext4 /dev/vda rw",
         "2 1 0:9 / /pool rw - btrfs /dev/loop1 rw",

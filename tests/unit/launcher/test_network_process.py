@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from sandboxd.errors import SandboxdError
 from sandboxd.launcher import network_process
 from sandboxd.launcher.network_process import Deps, NetworkProcess
 from sandboxd.linux.eventloop import READ, EventLoop, is_readable
-from sandboxd.netd import answers, server, veth
+from sandboxd.netd import answers, guard, server, veth
 from sandboxd.netd.server import Server
 from tests.unit.netd.test_network_rules import HOST, state
 
@@ -102,7 +103,7 @@ class Rig(NetworkProcess):
 
 
 @pytest.fixture
-def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
+def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     found = Rig([])
     yield found
     found.close()
@@ -118,7 +119,7 @@ def test_what_was_asked_of_a_process_that_died_is_asked_of_the_next(rig: Rig) ->
             operation,
             {"id": name},
             [os.dup(rig.router.namespace)],
-            lambda error, name=name: results.update({name: error}),
+            lambda error, name=name: results.update({name: error}),  # type: ignore[misc]
         )
     rig.ends[-1].send(b"ready")
     rig.turn()
@@ -315,7 +316,7 @@ def begun(monkeypatch: pytest.MonkeyPatch, remote: Remote, count: int) -> tuple[
     one._places, one._remote = places, remote  # type: ignore[assignment]
     monkeypatch.setattr(server, "Watch", Deaf)
     monkeypatch.setattr(veth, "fetch", lambda *_: None)
-    monkeypatch.setattr(server.Guard, "restore", lambda *_: "")
+    monkeypatch.setattr(guard.Guard, "restore", lambda *_: "")
     states = [state("198.18.0.1/32", sandbox_id=f"s{at}", index=at) for at in range(1, count + 1)]
     fd = os.memfd_create("states")
     os.write(fd, msgpack.packb([{name: getattr(item, name) for name in item.__slots__} for item in states]))
@@ -360,7 +361,7 @@ def test_answers_are_looked_through_once_a_second_however_often_the_loop_turns(m
     one, _ = begun(monkeypatch, Remote(), 2)
     now, looks = 1000.0, list[float]()
     lapse = answers.Answers.lapse
-    monkeypatch.setattr(server.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(answers.Answers, "lapse", lambda self, when: looks.append(when) or lapse(self, when))
     assert not one._loop._timers
     one._permit("s1", [("198.18.0.1", [[80, 80]], 3.0)])

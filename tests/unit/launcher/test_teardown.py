@@ -36,15 +36,15 @@ def host(tmp_path: Path) -> Any:
     cgroups.root = str(tmp_path)
     cgroups.kill = lambda sandbox_id: None  # type: ignore[method-assign]
     done: list[str] = []
-    nothing = SimpleNamespace(remove=lambda *_: True, release=lambda *_: None, sweep=lambda: None)
+    nothing: Any = SimpleNamespace(remove=lambda *_: True, release=lambda *_: None, sweep=lambda: None)
     work = teardown.Teardowns(
         EventLoop(),
         cgroups,
         nothing,
         nothing,
         nothing,
-        {},
-        str(tmp_path),  # type: ignore[arg-type]
+        nothing,
+        str(tmp_path),
     )
 
     def begin(name: str, count: int) -> None:
@@ -54,7 +54,7 @@ def host(tmp_path: Path) -> Any:
     return SimpleNamespace(begin=begin, work=work, done=done, path=tmp_path)
 
 
-def test_thousands_of_cgroups_go_in_pieces(host: Any):
+def test_thousands_of_cgroups_go_in_pieces(host: Any) -> None:
     host.begin("big", 300)
     turns = [left(host.path)]
     while "big" not in host.done:
@@ -66,7 +66,7 @@ def test_thousands_of_cgroups_go_in_pieces(host: Any):
     assert left(host.path) == 0
 
 
-def test_a_small_one_does_not_wait_for_a_large_one(host: Any):
+def test_a_small_one_does_not_wait_for_a_large_one(host: Any) -> None:
     host.begin("big", 300)
     host.begin("other", 300)
     host.begin("small", 3)  # its own beginning is a turn
@@ -82,7 +82,7 @@ def test_a_small_one_does_not_wait_for_a_large_one(host: Any):
 
 
 @pytest.mark.parametrize("budget", [None, 1, 2, 7, 1000])
-def test_a_budget_is_kept_and_the_end_is_told(tmp_path: Path, budget: int | None):
+def test_a_budget_is_kept_and_the_end_is_told(tmp_path: Path, budget: int | None) -> None:
     top = tmp_path / "top"
     groups(top, 20)
     total = turns = 0

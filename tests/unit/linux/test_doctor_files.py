@@ -44,14 +44,14 @@ def images(*found: rootfs.Rootfs, error: str | None = None) -> list[Feature]:
         ([rootfs.Rootfs("default", BUILT, None)], "unknown", "sudo"),
     ],
 )
-def test_rootfs(found, status, word):
+def test_rootfs(found, status, word) -> None:
     whole, *each = images(*found)
     assert str(whole.status) == status
-    assert whole.remedy is None if word is None else word in whole.remedy
+    assert whole.remedy is None if word is None else word in (whole.remedy or "")
     assert [item.name for item in each] == [f"rootfs:{item.name}" for item in found]
 
 
-def test_each_rootfs_tells_whence_it_came_and_what_it_lacks():
+def test_each_rootfs_tells_whence_it_came_and_what_it_lacks() -> None:
     found = images(
         rootfs.Rootfs("default", BUILT, True),
         rootfs.Rootfs("musl", {"name": "musl", "trusted": False}, True, "it has no /bin/sh"),
@@ -66,7 +66,7 @@ def test_each_rootfs_tells_whence_it_came_and_what_it_lacks():
         "rootfs:musl": "degraded",
         "rootfs:torn": "degraded",
     }
-    assert "rootfs rm torn" in one(found, "rootfs:torn").remedy
+    assert "rootfs rm torn" in (one(found, "rootfs:torn").remedy or "")
     assert images(error="/r cannot be listed: Permission denied")[0].status is Status.UNKNOWN
 
 
@@ -92,13 +92,13 @@ GOOD_STORAGE = storage.Facts(
         ({"directories": DIRECTORIES | {"id-claims": storage.Directory("/c", "/", None)}}, {"id-claims": "unknown"}),
     ],
 )
-def test_storage(changes, expected):
+def test_storage(changes, expected) -> None:
     found = storage.evaluate(dataclasses.replace(GOOD_STORAGE, **changes))
     told = {name: status for name, status in statuses(found).items() if status != "ok" and name != "disk-limits"}
     assert told == expected
 
 
-def test_disk_limits_follow_btrfs_once_its_driver_is_built(monkeypatch):
+def test_disk_limits_follow_btrfs_once_its_driver_is_built(monkeypatch) -> None:
     monkeypatch.setattr(storage, "BTRFS_DRIVER_BUILT", False)
     assert one(storage.evaluate(GOOD_STORAGE), "disk-limits").status is Status.DEGRADED
     monkeypatch.setattr(storage, "BTRFS_DRIVER_BUILT", True)
@@ -107,7 +107,7 @@ def test_disk_limits_follow_btrfs_once_its_driver_is_built(monkeypatch):
     assert "loop" in one(lacking, "disk-limits").found
 
 
-def test_a_path_belongs_to_the_deepest_and_latest_mount():
+def test_a_path_belongs_to_the_deepest_and_latest_mount() -> None:
     mounts = [
         procfs.Mount("/", target, fstype, ("rw",))
         for target, fstype in (("/", "ext4"), ("/var", "xfs"), ("/var", "btrfs"), ("/var/lib/x", "tmpfs"))
@@ -130,7 +130,7 @@ def test_a_path_belongs_to_the_deepest_and_latest_mount():
         (network.Facts(None), "missing", "unknown"),
     ],
 )
-def test_network(facts, nft, nftables):
+def test_network(facts, nft, nftables) -> None:
     found = network.evaluate(facts)
     assert statuses(found) == {"nft": nft, "nftables": nftables}
     assert not any(item.essential or "\n" in item.found for item in found)

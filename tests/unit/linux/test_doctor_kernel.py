@@ -36,7 +36,7 @@ HYBRID = """\
 """
 
 
-def test_reading_hierarchies():
+def test_reading_hierarchies() -> None:
     assert cgroups.v1_controllers(HYBRID) | {"rw": ""} == {
         "rw": "",
         "cpu": "/sys/fs/cgroup/cpu",
@@ -52,7 +52,7 @@ def test_reading_hierarchies():
 
 
 @given(st.text(alphabet="ab -/:0\n\t", max_size=200))
-def test_reading_hierarchies_never_fails(text):
+def test_reading_hierarchies_never_fails(text) -> None:
     cgroups.v1_controllers(text)
     cgroups.options_of(text, "/")
     cgroups.own_group(text)
@@ -71,7 +71,7 @@ UNIFIED = cgroups.Facts(
 )
 
 
-def test_a_unified_host_has_every_controller():
+def test_a_unified_host_has_every_controller() -> None:
     found = cgroups.evaluate(UNIFIED)
     assert set(statuses(found).values()) == {"ok"}
     assert one(found, "cgroup:memory").found == "enabled"
@@ -80,7 +80,7 @@ def test_a_unified_host_has_every_controller():
     assert one(found, "cgroup2:favordynmods").found == "not set"
 
 
-def test_a_hybrid_host_is_degraded_and_says_who_holds_what():
+def test_a_hybrid_host_is_degraded_and_says_who_holds_what() -> None:
     facts = dataclasses.replace(
         UNIFIED, controllers=frozenset(), enabled=frozenset(), v1={"memory": "/sys/fs/cgroup/memory"}
     )
@@ -91,17 +91,17 @@ def test_a_hybrid_host_is_degraded_and_says_who_holds_what():
     assert memory.status is Status.DEGRADED
     assert "/sys/fs/cgroup/memory" in memory.found
     assert "--allow-unenforced" in memory.means
-    assert "cgroup_no_v1=all" in memory.remedy
+    assert "cgroup_no_v1=all" in (memory.remedy or "")
     assert "not among" in one(found, "cgroup:pids").found
     assert Report(tuple(found)).ok
 
 
-def test_controllers_that_cannot_be_passed_on():
+def test_controllers_that_cannot_be_passed_on() -> None:
     contained = dataclasses.replace(UNIFIED, is_delegated=True)
     assert one(cgroups.evaluate(contained), "cgroup:memory").status is Status.OK
     assert "in its way" in one(cgroups.evaluate(contained), "cgroup:cpu").found
     booted = dataclasses.replace(UNIFIED, controllers=frozenset(), enabled=frozenset(), disabled=frozenset({"memory"}))
-    assert "cgroup_disable=memory" in one(cgroups.evaluate(booted), "cgroup:memory").remedy
+    assert "cgroup_disable=memory" in (one(cgroups.evaluate(booted), "cgroup:memory").remedy or "")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_controllers_that_cannot_be_passed_on():
         ({"has_kill": None}, "cgroup.kill", "unknown"),
     ],
 )
-def test_cgroups_that_lack_something(changes, name, status):
+def test_cgroups_that_lack_something(changes, name, status) -> None:
     found = cgroups.evaluate(dataclasses.replace(UNIFIED, **changes))
     assert statuses(found)[name] == status
 
@@ -147,10 +147,10 @@ def nothing_but(kind: str, outcome: Outcome | None, limit: int | None) -> Featur
         (None, 0, "missing", "sysctl -w user.max_"),
     ],
 )
-def test_namespaces(kind, outcome, limit, status, word):
+def test_namespaces(kind, outcome, limit, status, word) -> None:
     found = nothing_but(kind, outcome, limit)
     assert (str(found.status), found.essential) == (status, True)
-    assert found.remedy is None if word is None else word in found.remedy
+    assert found.remedy is None if word is None else word in (found.remedy or "")
 
 
 @pytest.mark.parametrize(
@@ -165,17 +165,17 @@ def test_namespaces(kind, outcome, limit, status, word):
         (Outcome(error="it died before it answered"), "missing", "dmesg"),
     ],
 )
-def test_overlay(outcome, status, word):
+def test_overlay(outcome, status, word) -> None:
     (found,) = overlay.evaluate(overlay.Facts("/state", "nfs", outcome))
     assert str(found.status) == status
-    assert found.remedy is None if word is None else word in found.remedy
+    assert found.remedy is None if word is None else word in (found.remedy or "")
     assert outcome is None or "/state (nfs)" in found.found
 
 
-def test_seccomp():
+def test_seccomp() -> None:
     good = filters.evaluate(filters.Facts("/p", Outcome(4), Outcome(6), {"default": Outcome(500), "odd": REFUSED}))
     assert statuses(good) == {"seccomp": "ok", "libseccomp": "ok", "seccomp:default": "ok", "seccomp:odd": "missing"}
     assert "500" in one(good, "seccomp:default").found
     none = filters.evaluate(filters.Facts("/p", REFUSED, Outcome(error="RuntimeError: no libseccomp"), {}))
     assert set(statuses(none).values()) == {"missing"}
-    assert "libseccomp2" in one(none, "libseccomp").remedy
+    assert "libseccomp2" in (one(none, "libseccomp").remedy or "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,10 @@ from sandboxd.linux.probes import service
 from sandboxd.linux.probes.service import Facts
 
 ROOT = pathlib.Path(__file__).parents[3]
-UNITS = {"unit": "/etc/systemd/system/sandboxd.service", "holder": "/etc/systemd/system/sandboxd-cgroups.service"}
+UNITS: dict[str, Any] = {
+    "unit": "/etc/systemd/system/sandboxd.service",
+    "holder": "/etc/systemd/system/sandboxd-cgroups.service",
+}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ async def scrape(daemon: FakeDaemon, **params: str) -> Series:
     return series(parse(response.text))
 
 
-def series(found: Iterator[Metric]) -> Series:
+def series(found: Iterable[Metric]) -> Series:
     made: Series = {}
     for family in found:
         assert family.documentation, family.name

@@ -76,7 +76,7 @@ def test_what_is_spare_goes_first_the_oldest_of_the_share_then_of_all() -> None:
     for name, owner in (("a", other), ("b", share), ("c", share), ("d", other)):
         holds[name] = owner.hold()
         holds[name].take(MIB, "test")
-        holds[name].make_spare(lambda name=name: gone.append(name))
+        holds[name].make_spare(lambda name=name: gone.append(name))  # type: ignore[misc]
     needed = share.hold()
     needed.take(MIB, "test")
     assert gone == ["b"], "its own, though another's is older"

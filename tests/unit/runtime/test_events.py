@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -88,16 +89,16 @@ def test_what_is_too_old_is_dropped_and_told() -> None:
 
 
 def test_a_reader_of_an_earlier_daemon_is_told_and_misses_nothing_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.time, "time", lambda: 1_000_000_000.0)
+    monkeypatch.setattr(time, "time", lambda: 1_000_000_000.0)
     before = Events()
     before.add("created", "id", None)
-    monkeypatch.setattr(module.time, "time", lambda: 1_000_000_001.0)
+    monkeypatch.setattr(time, "time", lambda: 1_000_000_001.0)
     after = Events()
     after.add("destroyed", "id", None)
     batch = after.read(before.next, ALL)
     assert ([event.type for event in batch.events], batch.dropped) == (["destroyed"], None)
     assert after.base < 2**53
-    monkeypatch.setattr(module.time, "time", lambda: 1_000_000_000.0)
+    monkeypatch.setattr(time, "time", lambda: 1_000_000_000.0)
     assert Events().read(after.next, ALL).dropped == 0  # a clock that was set back
 
 
@@ -203,7 +204,7 @@ async def test_a_sandbox_life_is_told(daemon: FakeDaemon) -> None:
         assert json.loads(event.data) == item
     again = await read_events(daemon, 2, {"Last-Event-ID": streamed[4].id})
     assert again == streamed[5:]
-    assert await read_events(daemon, 2, **{"from": str(page["items"][5]["offset"])}) == streamed[5:]
+    assert await read_events(daemon, 2, None, **{"from": str(page["items"][5]["offset"])}) == streamed[5:]
     assert await read_events(daemon, 2, sandbox="box", type="created,destroyed") == [streamed[0], streamed[6]]
     part = (await daemon.client.get("/v1/events", params={"limit": 3, "from": page["items"][2]["offset"]})).json()
     assert part["items"] == page["items"][2:5]
@@ -236,7 +237,7 @@ async def test_a_daemon_that_stops_ends_the_stream_with_a_word(daemon: FakeDaemo
 
 async def test_a_reader_that_comes_too_late_is_told(daemon: FakeDaemon) -> None:
     daemon.manager.events.add("created", "id", None)
-    told, event = await read_events(daemon, 2, **{"from": "5"})
+    told, event = await read_events(daemon, 2, None, **{"from": "5"})
     assert (told.event, told.id, json.loads(told.data)["count"]) == ("dropped", "", None)
     assert event.event == "created"
 

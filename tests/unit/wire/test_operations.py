@@ -152,6 +152,8 @@ def test_callers_send_what_is_read(call: Call) -> None:
         assert call.keys <= names(row.request), call.where
         if call.via not in WRAPPERS:
             assert call.keys >= needed(row.request), call.where
+    if call.via == "ask_for_fd":
+        assert row.fds_out == 1, call.where
     if call.fds is not None:
         assert call.fds == row.fds_out, call.where
 

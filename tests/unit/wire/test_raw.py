@@ -22,7 +22,9 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
 
 
 @given(st.lists(OUTPUT, max_size=10), LAST, CUTS)
-def test_any_pieces_give_the_frames_back(output: list[tuple[int, bytes]], last: tuple[int, bytes], cuts: list[int]):
+def test_any_pieces_give_the_frames_back(
+    output: list[tuple[int, bytes]], last: tuple[int, bytes], cuts: list[int]
+) -> None:
     frames = [*output, last]
     decoder = raw.RawDecoder()
     found = []
@@ -33,13 +35,13 @@ def test_any_pieces_give_the_frames_back(output: list[tuple[int, bytes]], last: 
     assert decoder.ended
 
 
-def test_one_byte_at_a_time():
+def test_one_byte_at_a_time() -> None:
     decoder = raw.RawDecoder()
     data = raw.encode(raw.STDOUT, b"ab") + raw.encode(raw.EXIT, b"{}")
     assert [frame for byte in data for frame in decoder.feed(bytes([byte]))] == [(1, b"ab"), (3, b"{}")]
 
 
-def test_payloads_are_bytes_of_their_own():
+def test_payloads_are_bytes_of_their_own() -> None:
     decoder = raw.RawDecoder()
     decoder.feed(b"\x01\x00\x00\x00\x04ab")
     [frame] = decoder.feed(b"cd")
@@ -49,7 +51,7 @@ def test_payloads_are_bytes_of_their_own():
 
 
 @pytest.mark.parametrize("frame_type", [0, 7, 255])
-def test_a_type_that_does_not_exist_is_refused(frame_type: int):
+def test_a_type_that_does_not_exist_is_refused(frame_type: int) -> None:
     decoder = raw.RawDecoder()
     with pytest.raises(RemoteProtocolError):
         decoder.feed(bytes([frame_type]) + bytes(4))
@@ -64,7 +66,7 @@ def test_a_type_that_does_not_exist_is_refused(frame_type: int):
 @pytest.mark.parametrize(
     ("frame_type", "limit"), [(raw.STDOUT, raw.MAX_PAYLOAD_BYTES), (raw.EXIT, raw.MAX_CONTROL_BYTES)]
 )
-def test_a_length_over_its_bound_is_refused_before_its_bytes_come(frame_type: int, limit: int):
+def test_a_length_over_its_bound_is_refused_before_its_bytes_come(frame_type: int, limit: int) -> None:
     raw.header(frame_type, limit)
     with pytest.raises(LocalProtocolError):
         raw.header(frame_type, limit + 1)
@@ -75,7 +77,7 @@ def test_a_length_over_its_bound_is_refused_before_its_bytes_come(frame_type: in
 
 
 @pytest.mark.parametrize("cut", range(1, 8))
-def test_bytes_after_the_last_frame_are_refused(cut: int):
+def test_bytes_after_the_last_frame_are_refused(cut: int) -> None:
     data = raw.encode(raw.EXIT, b"{}") + b"\x01"
     decoder = raw.RawDecoder()
 
@@ -88,7 +90,7 @@ def test_bytes_after_the_last_frame_are_refused(cut: int):
 
 
 @pytest.mark.parametrize("data", [b"", b"\x01", raw.encode(raw.STDOUT, b"abc"), raw.encode(raw.EXIT, b"{}")[:-1]])
-def test_a_stream_that_is_cut_is_told(data: bytes):
+def test_a_stream_that_is_cut_is_told(data: bytes) -> None:
     decoder = raw.RawDecoder()
     decoder.feed(data)
     with pytest.raises(RemoteProtocolError):
@@ -96,7 +98,7 @@ def test_a_stream_that_is_cut_is_told(data: bytes):
 
 
 @given(st.integers(0, 3), st.integers(-2, 2))
-def test_split_fits_every_piece_into_a_frame(times: int, more: int):
+def test_split_fits_every_piece_into_a_frame(times: int, more: int) -> None:
     data = bytes(max(0, times * raw.MAX_PAYLOAD_BYTES + more))
     found = list(raw.split(data))
     assert sum(map(len, found)) == len(data)

@@ -12,8 +12,8 @@ from sandboxd.errors import LocalProtocolError, RemoteProtocolError
 from sandboxd.wire import sse
 from sandboxd.wire.sse import SseEvent
 
-WORD = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=("Cs",)), max_size=20)
-TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=60) | st.text("\r\n a:\ufeff", max_size=20)
+WORD = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), max_size=20)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.text("\r\n a:\ufeff", max_size=20)
 CUTS = st.lists(st.integers(0, 2000), max_size=30)
 
 
@@ -28,7 +28,7 @@ def decode(*data: bytes) -> list[SseEvent]:
 
 
 @given(st.lists(st.tuples(WORD, TEXT, WORD), max_size=6), CUTS)
-def test_any_pieces_give_the_events_back(events: list[tuple[str, str, str]], cuts: list[int]):
+def test_any_pieces_give_the_events_back(events: list[tuple[str, str, str]], cuts: list[int]) -> None:
     data = b"".join(sse.encode(text, event=name, id=number) + sse.KEEP_ALIVE for name, text, number in events)
     expected = [
         SseEvent(name or "message", text.replace("\r\n", "\n").replace("\r", "\n"), number)
@@ -38,13 +38,13 @@ def test_any_pieces_give_the_events_back(events: list[tuple[str, str, str]], cut
 
 
 @given(st.text("ab: \r\n\0\ufeffdatievn", max_size=80), CUTS)
-def test_pieces_never_matter_even_for_nonsense(text: str, cuts: list[int]):
+def test_pieces_never_matter_even_for_nonsense(text: str, cuts: list[int]) -> None:
     data = text.encode()
     assert decode(*pieces(data, cuts)) == decode(data)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
-def test_the_three_line_ends(end: str):
+def test_the_three_line_ends(end: str) -> None:
     stream = f"event: a{end}data: one{end}data: two{end}{end}data: three{end}{end}".encode()
     expected = [SseEvent("a", "one\ntwo"), SseEvent("message", "three")]
     assert decode(stream) == expected
@@ -76,24 +76,24 @@ def test_the_three_line_ends(end: str):
         (b"", []),
     ],
 )
-def test_what_the_standard_says(stream: bytes, expected: list[SseEvent]):
+def test_what_the_standard_says(stream: bytes, expected: list[SseEvent]) -> None:
     assert decode(stream) == expected
 
 
-def test_retry_counts_when_it_is_digits():
+def test_retry_counts_when_it_is_digits() -> None:
     decoder = sse.SseDecoder()
     decoder.feed(b"retry: 1500\nretry: soon\nretry: -1\n")
     assert decoder.retry_ms == 1500
 
 
 @pytest.mark.parametrize("fields", [{"event": "a\nb"}, {"id": "a\rb"}, {"id": "a\0"}])
-def test_what_cannot_come_back_is_not_sent(fields: dict[str, str]):
+def test_what_cannot_come_back_is_not_sent(fields: dict[str, str]) -> None:
     with pytest.raises(LocalProtocolError):
         sse.encode("x", **fields)
 
 
 @pytest.mark.parametrize("line", [b"data: 0123456789\n", b": 0123456789", b"event: 0123456789\ndata:01234\n"])
-def test_an_event_over_the_bound_is_refused(line: bytes):
+def test_an_event_over_the_bound_is_refused(line: bytes) -> None:
     decoder = sse.SseDecoder(limit=16)
 
     def overflow() -> None:
@@ -106,11 +106,11 @@ def test_an_event_over_the_bound_is_refused(line: bytes):
         decoder.feed(b"\n")
 
 
-def test_the_bound_is_of_one_event_not_of_the_stream():
+def test_the_bound_is_of_one_event_not_of_the_stream() -> None:
     decoder = sse.SseDecoder(limit=16)
     for _ in range(100):
         assert len(decoder.feed(b"event: abc\ndata: 0") + decoder.feed(b"1234\n\n")) == 1
 
 
-def test_comments_hold_no_line_of_their_own():
+def test_comments_hold_no_line_of_their_own() -> None:
     assert decode(sse.comment("a\ndata: b") + sse.encode("x")) == [SseEvent("message", "x")]

@@ -76,7 +76,7 @@ def test_the_worker_reads_what_the_daemon_sends(codec: dict[str, Any]) -> None:
 
 def frame(message: object) -> bytes:
     body = msgpack.packb(message)
-    return struct.pack(">I", len(body)) + body
+    return struct.pack(">I", len(body)) + bytes(body)
 
 
 def result(**fields: Any) -> dict[str, Any]:

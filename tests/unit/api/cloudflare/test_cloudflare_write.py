@@ -32,7 +32,7 @@ async def daemon(tmp_path: Path) -> AsyncIterator[FakeDaemon]:
 
 def split(body: bytes, cuts: list[int]) -> tuple[str, Any]:
     splitter = ContentSplitter()
-    texts = []
+    texts: list[str] = []
     for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True):
         texts += splitter.feed(body[start:end])
     return "".join(texts), json.loads(splitter.finish())

@@ -136,7 +136,7 @@ class Client:
         with trio.fail_after(10):
             while not self.events:
                 data = await self.stream.receive_some(65536)
-                self.wire.receive_data(data or None)
+                self.wire.receive_data(bytes(data) or None)
                 self.events += self.wire.events()
                 if not data and not self.events:
                     return None
@@ -165,7 +165,7 @@ class Client:
 async def test_handshakes_that_are_none(
     daemon: FakeDaemon, changes: dict[str, str | None], status: int, kind: str
 ) -> None:
-    found, problem = await answer_to(await daemon.raw_connection(), **changes)
+    found, problem = await answer_to(await daemon.raw_connection(), **changes)  # type: ignore[arg-type]
     assert (found, problem["kind"]) == (status, kind)
 
 
