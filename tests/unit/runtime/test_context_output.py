@@ -17,6 +17,7 @@ from sandboxd.runtime import between_runs, context, runs
 from sandboxd.runtime.between_runs import BetweenRuns
 from sandboxd.runtime.context import Context
 from sandboxd.runtime.context_states import SHOWN, State
+from sandboxd.runtime.questions import Question
 from sandboxd.runtime.runs import Run
 from sandboxd.runtime.worker import Worker
 from sandboxd.spec import ContextSpec
@@ -179,7 +180,7 @@ async def test_a_context_that_is_being_deleted_takes_no_run() -> None:
         nursery.start_soon(one.delete)
         await trio.testing.wait_all_tasks_blocked()
         assert (one.state, SHOWN[one.state]) == (State.DELETING, "gone")
-        for asked in (one.restart, lambda: one.ask({})):
+        for asked in (one.restart, lambda: one.ask(Question.complete("x", None))):
             with pytest.raises(SandboxGone):
                 await asked()
         with pytest.raises(SandboxGone):
