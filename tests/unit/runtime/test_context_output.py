@@ -185,7 +185,7 @@ async def test_a_context_that_is_being_deleted_takes_no_run() -> None:
         nursery.start_soon(one.delete)
         await trio.testing.wait_all_tasks_blocked()
         assert (one.state, SHOWN[one.state]) == (State.DELETING, "gone")
-        for asked in (one.restart, lambda: one.ask(Question({}))):
+        for asked in (one.restart, lambda: one.ask(Question.complete("x", None))):
             with pytest.raises(SandboxGone):
                 await asked()
         with pytest.raises(SandboxGone):
