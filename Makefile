@@ -9,6 +9,10 @@ PREFIX ?= /opt/sandboxd
 DESTDIR ?=
 # Web servers start when their packages are installed: not on a person's machine.
 TEST_PACKAGES := chromium busybox git strace $(if $(CI),caddy nginx-light)
+# What is spelled right, and the shell scripts among it.
+PARTS := Makefile README.md pyproject.toml .ci .github .setup bench rootfs sandboxd seccomp systemd tests
+SCRIPTS := $(wildcard .ci/run .setup/lib .setup/demo .setup/install .setup/lock .setup/preflight .setup/setup \
+	rootfs/default/finish rootfs/default/check systemd/sandboxd-cgroups tests/vm/recipes/machine/finish)
 VM_PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs
 
 .PHONY: help
@@ -36,10 +40,13 @@ demo: rootfs ## Show the main job: a real program in a real sandbox
 	@.setup/demo
 
 .PHONY: lint
-lint: setup ## Check style and types
+lint: setup ## Check style, types, spelling and shell scripts
+	@source .setup/lib; install_packages shellcheck
 	@echo "ruff check" >&2; .venv/bin/ruff check --quiet
 	@echo "ruff format --check" >&2; .venv/bin/ruff format --check --quiet
 	@echo "mypy" >&2; .venv/bin/mypy --no-error-summary
+	@echo "codespell" >&2; .venv/bin/codespell $(PARTS)
+	@echo "shellcheck" >&2; shellcheck --external-sources $(SCRIPTS)
 
 # Standard input is closed to tests: a run at a terminal, under nohup and in CI are the same.
 .PHONY: test

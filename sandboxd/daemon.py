@@ -283,8 +283,15 @@ class Sockets(NamedTuple):
 async def _serve(config: Config, identity: Identity, token: str | None, sockets: Sockets) -> int:
     launcher = Launcher(sockets.link)
     tombstones = config.previews_dir / "destroyed.jsonl"
-    manager = Manager(launcher, config.registry_dir, config.links_dir, tombstones, config.network_dns)
-    manager.spare_s, manager.standby_s = config.node_spare_s, config.standby_s
+    manager = Manager(
+        launcher,
+        config.registry_dir,
+        config.links_dir,
+        tombstones,
+        config.network_dns,
+        spare_s=config.node_spare_s,
+        standby_s=config.standby_s,
+    )
     facts = DaemonFacts(__version__, _shown(config))
     policy = Policy(token, frozenset({identity.uid}), identity.socket_gid)
     metrics = Metrics(manager, __version__)

@@ -11,7 +11,7 @@ import dataclasses
 import os
 import re
 import signal
-from typing import Final
+from typing import Any, Final, Self
 
 from .errors import InvalidRequest
 from .network import NetworkSpec
@@ -55,6 +55,7 @@ _SESSION_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
 _PROBE_PATH = re.compile(r"/[!-~]{0,1023}\Z")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
 _MODE = re.compile(r"[0-7]{3,4}\Z")
+_UMASK = re.compile(r"[0-7]{1,4}\Z")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 #: Base32's letters: an id is a DNS label and a Cloudflare-style id too.
 _ID_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
@@ -177,6 +178,13 @@ def check_mode(value: str | None, field: str = "mode") -> int | None:
     if not _MODE.match(value):
         raise _fail(field, "a mode is three or four octal digits, such as 755 or 0644")
     return int(value, 8)
+
+
+def check_umask(value: str, field: str = "umask") -> str:
+    """Return `value` if it is an octal text of permission bits, such as "027" or "0027"."""
+    if not _UMASK.match(value) or int(value, 8) > 0o777:
+        raise _fail(field, "a umask is one to four octal digits, at most 0777, such as 0027")
+    return value
 
 
 def check_user(value: str | int, field: str = "user") -> str | int:
@@ -418,32 +426,90 @@ class ContextSpec:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SessionSpec:
-    """A session as asked for.
+class StartSpec:
+    """Where and as whom something starts: what commands and sessions share, and how it goes over the link.
+
+    On the link a spec is a map with a key for each field. Inits outlive daemons, so either side may be older than the
+    other. This rule lets them understand each other: the reader ignores a key that it does not know, and a field whose
+    key is missing, or null, has its default. So a field may be added if its default means what was before it, and none
+    may ever be renamed or change the form of its value. An init would silently do without a field of `LATER` that it
+    does not know. So it says which it knows, in its answer to `configure`, and is never asked for another one.
 
     Attributes:
-        id: None lets one be chosen.
-        cwd: where it begins, absolute; None is the sandbox's.
         env: variables on top of the sandbox's.
+        cwd: absolute; None is the sandbox's.
         user: name or uid; None is the sandbox's.
+        umask: octal; None is 0022.
+    """
+
+    #: Fields that the first inits did not know.
+    LATER = frozenset({"umask"})
+    #: Fields whose keys are left out where they have their default; those of `LATER` are, too.
+    OPTIONAL = frozenset[str]()
+
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    cwd: str | None = None
+    user: str | int | None = None
+    umask: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_env(self.env)
+        if self.cwd is not None:
+            check_path(self.cwd, "cwd")
+        if self.user is not None:
+            object.__setattr__(self, "user", check_user(self.user))
+        if self.umask is not None:
+            check_umask(self.umask)
+
+    def to_message(self) -> dict[str, Any]:
+        """Return what goes over the link."""
+        message = {}
+        for name, field in self.__dataclass_fields__.items():
+            value = getattr(self, name)
+            if value is not field.default or (name not in self.OPTIONAL and name not in self.LATER):
+                message[name] = list(value) if isinstance(value, tuple) else value
+        return message
+
+    def later(self) -> list[str]:
+        """Return the fields of `LATER` that say something: what init must know."""
+        return [name for name in self.LATER if getattr(self, name) is not self.__dataclass_fields__[name].default]
+
+    @classmethod
+    def from_message(cls, message: dict[str, Any]) -> Self:
+        """Return what came over the link, checked; keys that are none of its own may be in the message.
+
+        Raises:
+            InvalidRequest: a value is out of its bounds.
+            TypeError: the message lacks a field that has no default, or a value has the wrong type.
+        """
+        found: dict[str, Any] = {}
+        for name in cls.__dataclass_fields__:
+            value = message.get(name)
+            if value is not None:
+                found[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**found)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSpec(StartSpec):
+    """A session as asked for; it begins in `cwd`.
+
+    Attributes:
+        id: None lets one be chosen; the link has the chosen one, as `session`.
         shell: "bash" or "sh"; None is bash where the rootfs has it.
     """
 
+    OPTIONAL = frozenset({"id"})
+
     id: str | None = None
-    cwd: str | None = None
-    env: dict[str, str] = dataclasses.field(default_factory=dict)
-    user: str | int | None = None
     shell: str | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
         if self.id is not None:
             check_session_id(self.id, "id")
-        if self.cwd is not None:
-            check_path(self.cwd, "cwd")
-        check_env(self.env)
-        if self.user is not None:
-            object.__setattr__(self, "user", check_user(self.user))
+        StartSpec.__post_init__(self)
         if self.shell not in (None, "bash", "sh"):
             raise _fail("shell", "it must be bash or sh")
 
@@ -460,34 +526,30 @@ def _check_argument(value: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class CommandSpec:
-    """One command to run: what exec and processes share.
+class CommandSpec(StartSpec):
+    """One command to run: what exec, processes and terminals share.
 
     Attributes:
         argv: the program and its arguments, looked up in the command's own PATH.
-        env: variables on top of the sandbox's.
-        cwd: absolute; None is the sandbox's.
-        user: name or uid; None is the sandbox's.
         stdin: bytes to feed and then close; True leaves the pipe open for later writes; None is /dev/null.
         timeout_s: after it the whole process tree is killed; None means never.
         keep_orphans: whether processes that outlive the main one go on.
+        session: whose shell's state it begins with; `argv` is then one of `shell`.
         restart: whether it is started again when it fails.
         terminal: columns and rows of the terminal that it gets for its standard streams; None gives pipes.
         linger_s: how long a terminal that nobody looks at any more goes on; None is for ever.
-        session: whose shell's state it begins with; `argv` is then one of `shell`.
     """
 
+    OPTIONAL = frozenset({"restart", "terminal", "linger_s"})
+
     argv: tuple[str, ...]
-    env: dict[str, str] = dataclasses.field(default_factory=dict)
-    cwd: str | None = None
-    user: str | int | None = None
     stdin: bytes | bool | None = None
     timeout_s: float | None = None
     keep_orphans: bool = False
+    session: str | None = None
     restart: bool = False
     terminal: tuple[int, int] | None = None
     linger_s: float | None = None
-    session: str | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -498,19 +560,18 @@ class CommandSpec:
             total += len(_check_argument(argument)) + 1
         if total > MAX_ARGS_TOTAL_BYTES:
             raise _fail("command", f"all arguments together are over {MAX_ARGS_TOTAL_BYTES} bytes")
-        check_env(self.env)
-        if self.cwd is not None:
-            check_path(self.cwd, "cwd")
-        if self.user is not None:
-            object.__setattr__(self, "user", check_user(self.user))
+        StartSpec.__post_init__(self)
+        if self.stdin is False:
+            object.__setattr__(self, "stdin", None)
         check_seconds(self.timeout_s, "timeout_s")
         check_seconds(self.linger_s, "linger_s")
         if self.terminal is not None:
             check_size(*self.terminal)
         if self.session is not None:
             check_session_id(self.session)
-            if self.user is not None:
-                raise _fail("user", "the session has its own")
+            for field in ("user", "umask"):
+                if getattr(self, field) is not None:
+                    raise _fail(field, "the session has its own")
             if self.argv[:-1] != self.shell("")[:-1]:
                 raise _fail("command", "in a session it must be one string, a line for its shell")
 

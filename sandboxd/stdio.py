@@ -12,7 +12,6 @@ import os
 import sys
 from typing import Final
 
-_NULL: Final = "/dev/null"
 #: descriptor, its name in `sys`, how it is opened: input is at its end, output is refused by the kernel (EBADF) so
 #: that it cannot be lost unnoticed, and diagnostics, which whoever closed stderr does not want, go nowhere.
 _STREAMS: Final = ((0, "stdin", os.O_RDONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_WRONLY))
@@ -22,13 +21,13 @@ def open_standard() -> None:
     """Open those of descriptors 0, 1 and 2 that are closed, and give Python its objects for them.
 
     Raises:
-        OSError: there is no /dev/null.
+        OSError: the null device cannot be opened.
     """
     for fd, name, flags in _STREAMS:
         if _is_open(fd):
             continue
         # The lowest number that is free is this one, for those below it are open by now.
-        os.set_inheritable(os.open(_NULL, flags), True)
+        os.set_inheritable(os.open(os.devnull, flags), True)
         if getattr(sys, name, None) is None:
             setattr(sys, name, _text(fd, name))
 

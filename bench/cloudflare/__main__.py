@@ -40,7 +40,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
     """Return the milliseconds of every call."""
     directory = cloudflare_client.install()
     program = Path(__file__).with_name("program.mjs")
-    shim = Path(cloudflare_client.__file__).parent / "cloudflare" / "shim.mjs"
+    shim = cloudflare_client.SHIM
     for path in (program, shim):  # beside node_modules, where their imports are looked up
         shutil.copy(path, directory / path.name)
     with Workspace(Config().rootfs_path, "default") as workspace:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import resource
-import selectors
 import subprocess
 import tempfile
 import time
@@ -16,6 +15,7 @@ from typing import Any
 from sandboxd.allow import FORBIDDEN_4, FORBIDDEN_6
 from sandboxd.launcher.network_process import Deps, NetworkProcess
 from sandboxd.launcher.router import Router
+from sandboxd.linux.eventloop import EventLoop
 from sandboxd.linux.kernel import Kernel
 
 _PREFIX = "sdbench-"
@@ -43,9 +43,10 @@ def measure(sandboxes: int, entries: int, *, links: bool) -> dict[str, float]:
         router.forward = opened  # type: ignore[method-assign]
         if links:
             _make_links(f"{directory}/router", sandboxes)
-        selector = selectors.DefaultSelector()
+        loop = EventLoop()
+        loop.open()
         deps = Deps(stage, router, lambda: True, lambda: (_host(), states), lambda _: None)
-        process = NetworkProcess(selector, Kernel(), deps)
+        process = NetworkProcess(loop, Kernel(), deps)
         found = {}
         try:
             for name in ("first", "again"):
@@ -53,13 +54,13 @@ def measure(sandboxes: int, entries: int, *, links: bool) -> dict[str, float]:
                 since, used = time.perf_counter(), _used()
                 process.start()
                 while not began:
-                    for key, _ in selector.select(10):
-                        key.data()
+                    loop.turn()
                 found[name] = began.pop() - since
                 process._drop("killed")
                 found[f"{name}, processor"] = _used() - used
         finally:
             process.close()
+            loop.close()
             router.forget()
             router.close()
         return found

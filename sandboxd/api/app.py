@@ -1,4 +1,4 @@
-"""The application: Quart's requests, responses and routing over our table, and our own dispatch."""
+"""The application: Quart's requests and responses, routing over the faces' tables, and our own dispatch."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 from quart_trio import QuartTrio
 from quart_trio.wrappers import TrioResponse
-from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
-from ..errors import AccessDenied, InvalidRequest, MethodNotAllowed, RouteNotFound, SandboxdError
+from ..errors import AccessDenied, InvalidRequest, MethodNotAllowed, RouteNotFound, SandboxdError, Unauthenticated
 from ..metrics import Metrics
-from . import problems
+from . import socket_call
 from .access import Caller, Level, Policy
 from .call import Call, DaemonFacts
-from .cloudflare import problems as cloudflare_problems
-from .cloudflare import routes as cloudflare_routes
+from .faces import FACES, Faces, Found
 from .http import target
 from .http.body import ApiRequest
-from .v1.routes import ROUTES
+from .query import check_query
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable
+
+    import trio
+    from werkzeug.exceptions import HTTPException
+    from werkzeug.sansio.request import Request
 
     from ..runtime.manager import Manager
-    from .route import Route
+    from .face import Face
+    from .http.http1 import Http1, Upgrade
 
 
 @dataclasses.dataclass(slots=True)  # not frozen: that would cost each request a microsecond
@@ -33,15 +36,11 @@ class Admission:
     """What a request's head asks for, and whether its caller may have it.
 
     Attributes:
-        route: None where there is no such route, which `missing` says.
         refusal: why the caller is not let in; nothing of the request's body may be read then.
         is_known: whether the caller has shown who it is. A route that is open to all asks nobody.
     """
 
-    name: str
-    arguments: Mapping[str, Any]
-    route: Route | None
-    missing: HTTPException | None
+    found: Found
     refusal: SandboxdError | None
     is_known: bool
 
@@ -51,106 +50,101 @@ class Api(QuartTrio):
 
     request_class = ApiRequest
 
-    def __init__(self, manager: Manager, policy: Policy, facts: DaemonFacts, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        manager: Manager,
+        policy: Policy,
+        facts: DaemonFacts,
+        metrics: Metrics | None = None,
+        faces: Iterable[Face] = FACES,
+    ) -> None:
         super().__init__("sandboxd.api", static_folder=None)
         self.config["MAX_CONTENT_LENGTH"] = None  # bodies are bounded by what reads them
         self.manager = manager
         self.policy = policy
         self.facts = facts
         self.metrics = metrics or Metrics(manager, facts.version)
-        self.routes: dict[str, Route] = {}
-        self.url_map.strict_slashes = False
-        self.url_map.merge_slashes = False
-        self.url_map.converters["path"] = target.AnyPath
-        for route in (*ROUTES, *cloudflare_routes.ROUTES):
-            self.routes[route.name] = route
-            self.add_url_rule(
-                route.path, route.name, route.handler, methods=[route.method], provide_automatic_options=False
-            )
+        self.faces = Faces(faces)
 
-        self._adapter = self.url_map.bind("")
-
-    def admit(self, call: Call, caller: Caller | None) -> Admission:
+    def admit(self, request: Request, routed: str, caller: Caller | None, *, is_handshake: bool = False) -> Admission:
         """Return what the head asks for and whether the caller may have it; reads nothing of the body."""
-        name = "none"
-        arguments: Mapping[str, Any] = {}
-        missing: HTTPException | None = None
-        try:
-            name, found = self._adapter.match(call.routed, call.request.method)
-            arguments = target.arguments(found)
-        except HTTPException as error:
-            missing = error
-        route = self.routes.get(name)
-        known = caller is not None and self.policy.admits(caller)
-        refusal = None if known else self._refusal(call, caller)
-        is_open = route is not None and route.access is Level.PUBLIC and caller is not None
-        return Admission(name, arguments, route, missing, None if is_open else refusal, refusal is None)
-
-    def _refusal(self, call: Call, caller: Caller | None) -> SandboxdError | None:
-        """Return why a caller of whom the kernel tells nothing is not let in; None if it shows the token."""
+        found = self.faces.find(request, routed)
         if caller is None:
-            return AccessDenied("cannot let the request in: nobody knows who sent it")
+            refusal: SandboxdError = AccessDenied("cannot let the request in: nobody knows who sent it")
+            return Admission(found, refusal, is_known=False)
+        place = found.face.token
         try:
-            self.policy.check(Level.CALLER, caller, call.request.headers)
-        except AccessDenied as error:
-            return error
-        return None
+            if not self.policy.admits(caller):
+                token = (place.of_handshake if is_handshake else place.of_request)(request)
+                self.policy.check(caller, token, place.form)
+        except (AccessDenied, Unauthenticated) as error:
+            is_open = found.route is not None and found.route.access is Level.PUBLIC
+            return Admission(found, None if is_open else error, is_known=False)
+        return Admission(found, None, is_known=True)
+
+    async def serve_socket(
+        self,
+        protocol: Http1,
+        upgrade: Upgrade,
+        caller: Caller | None,
+        stream: trio.SocketStream,
+        admitted: Callable[[], None],
+    ) -> None:
+        """Serve a request for a WebSocket to its end; `admitted` is called once the caller has been let in."""
+        await socket_call.serve(self, protocol, upgrade, caller, stream, admitted)
 
     async def answer(self, call: Call, admission: Admission) -> TrioResponse:
-        """Check access and parameters, run the handler, and turn every error into a problem."""
-        path = call.request.path
+        """Check access and parameters, run the handler, and tell every error in the form of the request's face."""
+        found = admission.found
         try:
-            response = await self._dispatch(call, admission)
+            arguments = self.prepare(call.request, admission)
+            assert found.route is not None  # noqa: S101 - `prepare` has raised otherwise
+            if found.route.body is None:
+                call.body.discard()
+            response: TrioResponse = await found.route.handler(call, **arguments)
         except Exception as error:
-            if cloudflare_problems.is_face(path):
-                response = cloudflare_problems.response(path, error)
-            else:
-                response = problem_response(problems.known(error))
-        self.manager.counters.answers[admission.name, response.status_code] += 1
+            told = found.face.tell(error)
+            response = TrioResponse(told.body, told.status, told.headers)
+        name = "none" if found.route is None else found.route.name
+        self.manager.counters.answers[name, response.status_code] += 1
         return response
 
-    async def _dispatch(self, call: Call, admission: Admission) -> TrioResponse:
-        request, route = call.request, admission.route
+    def prepare(self, request: Request, admission: Admission, *, is_handshake: bool = False) -> dict[str, Any]:
+        """Check a request's head, and return the arguments of its handler.
+
+        Where the path, or a face, names a sandbox, that sandbox itself is one of them.
+
+        Raises:
+            SandboxdError: why there is no answer; who may not ask at all does not hear what there is.
+        """
         if admission.refusal is not None:
             raise admission.refusal
         target.check(request.path, request.query_string)
-        if admission.missing is not None:
-            raise _routing_error(admission.missing, request)
-        assert route is not None  # noqa: S101 - the map holds our rules only
-        if route.websocket:
-            raise InvalidRequest(f"cannot answer {request.path[:200]}: it is for WebSockets")
-        call.check_query(route.query)
-        if route.body is None:
-            call.body.discard()
-        answer: TrioResponse = await route.handler(call, **self.bind(admission.arguments))
-        return answer
-
-    def bind(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a route's handler is called with: where the path names a sandbox, that sandbox itself.
-
-        Raises:
-            SandboxNotFound: there is none.
-        """
-        bound = dict(arguments)
-        if "ref" in bound:
-            bound["sandbox"] = self.manager.registry.find(bound.pop("ref"))
-        return bound
+        _, route, given, missing = admission.found
+        if missing is not None or route is None:
+            raise _routing_error(missing, request, is_handshake=is_handshake)
+        if route.websocket is not is_handshake:
+            if is_handshake:
+                why = f"cannot open a WebSocket at {request.path[:200]}: this route does not support WebSockets"
+            else:
+                why = f"cannot answer {request.path[:200]}: this route is for WebSockets"
+            raise InvalidRequest(why)
+        check_query(request, route.query)
+        arguments = dict(given)
+        if "ref" in arguments:
+            arguments["sandbox"] = self.manager.registry.find(arguments.pop("ref"))
+        return arguments
 
 
-def _routing_error(error: HTTPException, request: ApiRequest) -> SandboxdError:
-    if isinstance(error, WerkzeugMethodNotAllowed):
+def _routing_error(error: HTTPException | None, request: Request, *, is_handshake: bool) -> SandboxdError:
+    if isinstance(error, WerkzeugMethodNotAllowed) and not is_handshake:
         allowed = sorted(error.valid_methods or ())
         return MethodNotAllowed(
             f"cannot {request.method[:20]} {request.path[:200]}: the methods are {', '.join(allowed)}", allow=allowed
         )
-    if error.code == 404:
+    if error is None or error.code == 404 or is_handshake:
         return RouteNotFound(f"cannot find {request.path[:200]}: there is no such route", path=request.path[:200])
     return InvalidRequest(f"cannot route {request.path[:200]}: {error.name}")
 
 
-def problem_response(error: SandboxdError) -> TrioResponse:
-    """Return an error as an answer."""
-    return TrioResponse(problems.to_json(error), error.status, problems.headers(error))
-
-
-__all__ = ["Api", "Caller", "DaemonFacts", "Policy", "problem_response"]
+__all__ = ["Api", "Caller", "DaemonFacts", "Policy"]

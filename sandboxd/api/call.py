@@ -6,16 +6,16 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from quart.wrappers.response import ResponseBody
 from quart_trio.wrappers import TrioResponse
 
-from ..errors import InvalidRequest, UnknownField
+from ..errors import InvalidRequest
 from . import jsontext
-from .v1 import models
+from .bodies import Input, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from quart.wrappers.response import ResponseBody
+    from collections.abc import AsyncIterable, AsyncIterator
+    from types import TracebackType
 
     from ..metrics import Metrics
     from ..runtime.budget import Hold
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..runtime.sandbox import Sandbox
     from .http.body import ApiRequest, BoundedBody
 
-_T = TypeVar("_T", bound=models._In)
+_T = TypeVar("_T", bound=Input)
 JSON_TYPE: Final = "application/json"
 
 
@@ -72,17 +72,7 @@ class Call:
         Raises:
             InvalidRequest, UnknownField, BodyTooLarge: as their names say.
         """
-        return models.parse(await self.body.read_json(), model)
-
-    def check_query(self, known: Collection[str]) -> None:
-        """Refuse parameters that the route does not have, and ones given twice."""
-        if not self.request.query_string:
-            return
-        for name, values in self.request.args.lists():
-            if name not in known:
-                raise UnknownField(f"cannot accept query parameter {name[:80]!r}: there is none", field=name[:80])
-            if len(values) > 1:
-                raise InvalidRequest(f"cannot accept query parameter {name!r} twice", field=name)
+        return parse(await self.body.read_json(), model)
 
     def query(self, name: str) -> str | None:
         """Return a query parameter, or None."""
@@ -134,10 +124,33 @@ def nothing() -> TrioResponse:
     return response
 
 
-def streamed(body: ResponseBody, status: int, headers: dict[str, str]) -> TrioResponse:
-    """Return an answer whose body comes in pieces."""
+class Last(bytes):
+    """The last piece of a streamed body: what sends it need not wait to learn that nothing follows."""
+
+    __slots__ = ()
+
+
+class _Pieces(ResponseBody):
+    """A body that comes in pieces. What gives them is closed with the answer, whether or not it has come to its end."""
+
+    def __init__(self, pieces: AsyncIterable[bytes]) -> None:
+        self._pieces = aiter(pieces)
+
+    async def __aenter__(self) -> AsyncIterator[bytes]:
+        return self._pieces
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        close = getattr(self._pieces, "aclose", None)
+        if close is not None:
+            await close()
+
+
+def streamed(body: AsyncIterable[bytes] | ResponseBody, status: int, headers: dict[str, str]) -> TrioResponse:
+    """Return an answer whose body comes in pieces, of which one may be `Last`; a generator is closed at the end."""
     response = TrioResponse(b"", status)
     response.headers.pop("Content-Length", None)  # of the empty body that the constructor wants
     response.headers.update(headers)
-    response.response = body
+    response.response = body if isinstance(body, ResponseBody) else _Pieces(body)
     return response

@@ -1,4 +1,4 @@
-"""Large JSON answers, made and sent piece by piece: no step of the loop encodes more than a little of one.
+"""Answers in pieces: large JSON, and what follows a source. No step of the loop encodes more than a little of one.
 
 One `msgspec.json.encode` of 16 MiB holds the interpreter for half a second, in whatever thread it runs. So what may be
 large (output, results, lists) goes through `encode`, which yields what one encoding would give in parts, and makes the
@@ -17,20 +17,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from quart.wrappers.response import ResponseBody
+import trio
 from quart_trio.wrappers import TrioResponse
 
-from .call import JSON_TYPE, streamed
+from ..errors import SandboxdError
+from ..wire import sse
+from .call import JSON_TYPE, Last, streamed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import TracebackType
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 #: Bytes or characters that one step encodes: six times as many of JSON at most, in about 2 ms. A multiple of three,
 #: so that pieces in base64 are one text.
 STEP: Final = 48 * 1024
 #: What goes out at once, about.
 CHUNK_BYTES: Final = 128 * 1024
+#: Proxies close streams that say nothing for 30 to 60 seconds.
+KEEP_ALIVE_S: Final = 15.0
 #: Characters that are escaped at once where each may take a call of its own.
 _ESCAPE_STEP: Final = 16 * 1024
 _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
@@ -184,69 +187,68 @@ def _names(cls: type[msgspec.Struct]) -> tuple[tuple[str, str], ...]:
     return tuple((field.name, field.encode_name) for field in msgspec.structs.fields(cls))
 
 
-class Joiner:
-    """Joins parts to what goes out at once. `put` gives it the next parts, when `is_empty`."""
+def joined(parts: Iterable[bytes], *, is_last: bool = False) -> Iterator[bytes]:
+    """Yield parts as what goes out at once: about `CHUNK_BYTES`, less at the end, no piece without any bytes.
 
-    def __init__(self) -> None:
-        self._parts: Iterator[bytes] = iter(())
-        self.is_empty = True
-
-    def put(self, parts: Iterable[bytes]) -> None:
-        """Take what is to be joined; it is asked for when it is wanted."""
-        self._parts = iter(parts)
-        self.is_empty = False
-
-    def take(self) -> bytes:
-        """Return about `CHUNK_BYTES` of it, less at its end, and nothing when it is empty."""
-        found: list[bytes] = []
-        size = 0
-        for part in self._parts:
-            found.append(part)
-            size += len(part)
-            if size >= CHUNK_BYTES:
-                return b"".join(found)
-        self.is_empty = True
-        return b"".join(found)
-
-
-class JsonBody(ResponseBody):
-    """An answer in parts.
-
-    Attributes:
-        is_over: whether nothing comes after the piece that was given last.
+    The next part is asked for when the piece before it is on its way. With `is_last` the end of it is `Last`.
     """
+    found: list[bytes] = []
+    size = 0
+    for part in parts:
+        found.append(part)
+        size += len(part)
+        if size >= CHUNK_BYTES:
+            data, found, size = b"".join(found), [], 0
+            yield data
+    if size:
+        yield Last(b"".join(found)) if is_last else b"".join(found)
 
-    def __init__(self, parts: Iterable[bytes]) -> None:
-        self._joiner = Joiner()
-        self._joiner.put(parts)
-        self.is_over = False
 
-    async def __aenter__(self) -> JsonBody:
-        return self
+async def each(pieces: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
+    """Yield pieces; each is on its way before the next is made, which lets the other tasks run."""
+    for piece in pieces:
+        yield piece
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing: the call's stack owns what is shown."""
 
-    def __aiter__(self) -> JsonBody:
-        return self
+async def follow(
+    take: Callable[[], Awaitable[tuple[Iterable[bytes], bool]]],
+    tell: Callable[[SandboxdError], bytes],
+    *,
+    first: bytes = b"",
+    idle: bytes = sse.KEEP_ALIVE,
+) -> AsyncGenerator[bytes, None]:
+    """Yield what goes out of a source until its end, or until it fails.
 
-    async def __anext__(self) -> bytes:
-        if self._joiner.is_empty:
-            raise StopAsyncIteration
-        data = self._joiner.take()  # each one is sent, which lets the other tasks run
-        self.is_over = self._joiner.is_empty
-        return data
+    Args:
+        take: waits for what comes next, and returns its parts and whether nothing comes after them. It may be
+            cancelled, and is asked again then.
+        tell: returns what tells of a failure, or raises it again: that cuts the connection.
+        first: what goes out before anything is waited for.
+        idle: goes out when `take` has returned nothing for `KEEP_ALIVE_S`; nothing for no such sign.
+    """
+    if first:
+        yield first
+    is_last = False
+    while not is_last:
+        parts: Iterable[bytes] = (idle,)
+        try:
+            if idle:
+                with trio.move_on_after(KEEP_ALIVE_S):
+                    parts, is_last = await take()
+            else:
+                parts, is_last = await take()
+        except SandboxdError as error:
+            yield Last(tell(error))
+            return
+        for piece in joined(parts, is_last=is_last):
+            yield piece
+        parts, piece = (), b""  # it may be followed for days
 
 
 def answer_in_pieces(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> TrioResponse:  # noqa: ANN401
     """Return a JSON answer that may be large; a small one goes out as any other."""
-    joiner = Joiner()
-    parts = encode(value)
-    joiner.put(parts)
-    first = joiner.take()
-    if joiner.is_empty:
+    pieces = joined(encode(value), is_last=True)
+    first = next(pieces)
+    if isinstance(first, Last):
         return TrioResponse(first, status, headers, content_type=JSON_TYPE)
-    body = JsonBody(itertools.chain((first,), parts))
-    return streamed(body, status, {"Content-Type": JSON_TYPE, **(headers or {})})
+    return streamed(each(itertools.chain((first,), pieces)), status, {"Content-Type": JSON_TYPE, **(headers or {})})

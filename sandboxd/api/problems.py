@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .. import errors
+from ..wire import sse
 from . import jsontext
 
 if TYPE_CHECKING:
@@ -26,12 +27,33 @@ _HEADERS: Final[Mapping[str, tuple[str, str]]] = {
 _RESERVED: Final = frozenset({"type", "title", "status", "detail", "kind"})
 
 
+class Told(NamedTuple):
+    """An error as the callers of a face read it.
+
+    Attributes:
+        kind: what a program tells errors apart by; also why a WebSocket is closed.
+        close_code: what a WebSocket is closed with after its handshake.
+    """
+
+    kind: str
+    status: int
+    body: bytes
+    headers: dict[str, str]
+    close_code: int = 1011
+
+
 def known(error: Exception) -> errors.SandboxdError:
     """Return `error` if it is one of ours; anything else is a bug: log its traceback and tell no details."""
     if isinstance(error, errors.SandboxdError):
         return error
     _log.error("Failed with an unexpected %s", type(error).__name__, exc_info=error)
     return errors.InternalError("cannot answer: a bug in sandboxd; its log has the traceback")
+
+
+def tell(error: Exception) -> Told:
+    """Return any error, a bug included, as a problem."""
+    problem = known(error)
+    return Told(problem.kind, problem.status, to_json(problem), headers(problem))
 
 
 def to_dict(error: errors.SandboxdError) -> dict[str, Any]:
@@ -50,6 +72,11 @@ def to_dict(error: errors.SandboxdError) -> dict[str, Any]:
 def to_json(error: errors.SandboxdError) -> bytes:
     """Return the problem object as JSON, whatever is in its facts."""
     return jsontext.encode(to_dict(error))
+
+
+def to_event(error: errors.SandboxdError) -> bytes:
+    """Return the problem as the server-sent event that ends a stream."""
+    return sse.encode(to_json(error), event="problem")
 
 
 def headers(error: errors.SandboxdError) -> dict[str, str]:

@@ -63,7 +63,7 @@ def signal_status(name: str) -> int:
     try:
         return 128 + signal.Signals[name]
     except KeyError:  # a real-time signal: SIGRTMIN+3 has no name of its own
-        return 128 + signal.SIGKILL
+        return 128 + 9
 
 
 def explain(result: ExitStatus) -> None:

@@ -12,7 +12,7 @@ import click
 from sandboxd.cli.failure import RUN_FAILED, TIMED_OUT, Interrupts, status
 from sandboxd.cli.ls import age
 from sandboxd.cli.output import say, write_all
-from sandboxd.cli.params import KeyValue, client_of
+from sandboxd.cli.params import client_of, env_option
 from sandboxd.cli.passing import Passing
 from sandboxd.cli.table import print_table
 
@@ -22,14 +22,6 @@ if TYPE_CHECKING:
 #: What a file's end tells of its language.
 _LANGUAGES: Final = {".py": "python", ".js": "javascript", ".mjs": "javascript", ".ts": "typescript"}
 _FILES: Final = ("png", "jpeg", "pdf", "svg", "html")
-env_option = click.option(
-    "-e",
-    "--env",
-    type=KeyValue(inherit=True),
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Set an environment variable. KEY alone copies the value from your environment.",
-)
 
 
 def _sandbox(ctx: click.Context, name: str) -> Sandbox:
@@ -62,7 +54,7 @@ def code(  # noqa: PLR0913 - an option each
     language: str | None,
     context: str | None,
     timeout: float | None,
-    env: tuple[tuple[str, str], ...],
+    env: dict[str, str],
     code: str | None,
     save: Path | None,
     as_json: bool,
@@ -82,7 +74,7 @@ def code(  # noqa: PLR0913 - an option each
     text = code if code is not None else file.read()
     with status(RUN_FAILED), Interrupts():
         found = _sandbox(ctx, sandbox)
-        options: dict[str, Any] = {"context": context, "language": language, "env": dict(env), "timeout": timeout}
+        options: dict[str, Any] = {"context": context, "language": language, "env": env, "timeout": timeout}
         if not as_json:
             options |= {"on_stdout": _out(1), "on_stderr": _out(2), "on_result": _Shown(save), "on_error": _show_error}
         with (
@@ -155,11 +147,9 @@ def contexts() -> None:
 @click.argument("sandbox")
 @click.argument("language", default="python")
 @click.pass_context
-def create(
-    ctx: click.Context, *, workdir: str | None, env: tuple[tuple[str, str], ...], sandbox: str, language: str
-) -> None:
+def create(ctx: click.Context, *, workdir: str | None, env: dict[str, str], sandbox: str, language: str) -> None:
     """Start an interpreter for LANGUAGE (python, javascript, typescript) and print the context's id."""
-    say(_sandbox(ctx, sandbox).create_code_context(language, cwd=workdir, env=dict(env)).id)
+    say(_sandbox(ctx, sandbox).create_code_context(language, cwd=workdir, env=env).id)
 
 
 @contexts.command("ls")

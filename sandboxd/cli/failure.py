@@ -25,8 +25,12 @@ RUN_FAILED: Final = 125
 USAGE: Final = 2
 #: The command's time was over (as in timeout(1)).
 TIMED_OUT: Final = 124
-#: What asks a program to end: by a key, by kill(1), by a terminal that goes.
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+#: What asks a program to end: by a key, by kill(1), by a terminal that goes. Not every system has all of them.
+SIGNALS: Final = tuple(
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if name in signal.Signals.__members__
+)
+#: What a shell reports for a program whose reader has gone (SIGPIPE).
+READER_GONE: Final = 128 + 13
 
 
 class Failure(click.ClickException):
@@ -72,7 +76,7 @@ def guarded(program: Callable[[], object]) -> NoReturn:
         sys.exit(0)
     except output.OutputClosed:
         _drop(1, 2)
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(READER_GONE)
     except output.OutputFailed as error:
         _drop(error.fd)
         with contextlib.suppress(OSError):

@@ -48,6 +48,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "info": ("sandboxd.cli.info:info", "Show details of the daemon or of one sandbox."),
     "rootfs": ("sandboxd.cli.rootfs:rootfs", "Build, import, list and remove root filesystems."),
     "doctor": ("sandboxd.cli.doctor:doctor", "Check this host, and say how to fix what does not work."),
+    "shim": ("sandboxd.cli.shim:shim", "Print what a foreign client needs to run here."),
     "serve": ("sandboxd.cli.serve:serve", "Run the daemon."),
     "version": ("sandboxd.cli.version:version", "Print the version of this program and of the daemon."),
 }
@@ -84,7 +85,10 @@ class LazyGroup(click.Group):
         if ctx.obj is not None and ctx.obj.get("own_process") and cmd_name not in DAEMON_VERBS:
             for name in UNWANTED:
                 sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # "cannot be imported"
-        command = getattr(importlib.import_module(module_name), attribute)
+        try:
+            command = getattr(importlib.import_module(module_name), attribute)
+        except ModuleNotFoundError as error:
+            raise _not_installed(cmd_name, error) from error
         assert isinstance(command, click.Command)  # noqa: S101 - the table above is wrong otherwise
         return command
 
@@ -107,6 +111,8 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except SandboxdError as error:
             raise Failure(one_sentence(error)) from error
+        except ModuleNotFoundError as error:
+            raise _not_installed(ctx.invoked_subcommand or "", error) from error
         except Interrupted as signal:
             for note in getattr(signal, "__notes__", []):
                 output.say(f"sandboxd: {note}", err=True)
@@ -119,6 +125,17 @@ class LazyGroup(click.Group):
             raise Failure(f"cannot go on: {what}{error.strerror or error}") from error
         except KeyboardInterrupt:
             ctx.exit(130)
+
+
+def _not_installed(verb: str, error: ModuleNotFoundError) -> Exception:
+    """Return what to tell whoever has installed the client only; a module of ours that is missing is a bug."""
+    missing = (error.name or "").partition(".")[0]
+    if missing in ("", "sandboxd"):
+        return error
+    return Failure(
+        f"cannot run `sandboxd {verb}`: {missing} is not installed; the daemon and its tools need Linux and "
+        "`pip install 'sandboxd[daemon]'`"
+    )
 
 
 def _renamed(ctx: click.Context, args: list[str]) -> str:

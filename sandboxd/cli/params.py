@@ -112,45 +112,67 @@ session_option = click.option(
     "-s", "--session", metavar="ID", help="Run in a session, with the state that its last command left."
 )
 
-_command_options = stack(
-    click.option(
-        "-e",
-        "--env",
-        type=KeyValue(inherit=True),
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Set an environment variable. KEY alone copies the value from your environment.",
-    ),
-    click.option("-w", "--workdir", metavar="DIR", help="Working directory, an absolute path."),
+
+def _to_dict(_ctx: click.Context, _param: click.Parameter, pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    return dict(pairs)
+
+
+def _to_flag(_ctx: click.Context, _param: click.Parameter, value: str | None) -> bool | None:
+    return None if value is None else value == "keep"
+
+
+#: Variables: of whatever starts.
+env_option = click.option(
+    "-e",
+    "--env",
+    type=KeyValue(inherit=True),
+    multiple=True,
+    callback=_to_dict,
+    metavar="KEY=VALUE",
+    help="Set an environment variable. KEY alone copies the value from your environment.",
+)
+
+#: The SDK's `StartOptions`, an option each, which has its name.
+_START: Final = (
+    env_option,
+    click.option("-w", "--workdir", "cwd", metavar="DIR", help="Working directory, an absolute path."),
     click.option("-u", "--user", metavar="USER", help="User to run as, a name or a uid."),
+    click.option("--umask", metavar="MASK", help="Permissions that new files do not get, e.g. 0027.  [default: 0022]"),
+)
+#: The SDK's `CommandOptions`, likewise.
+_COMMAND: Final = (
+    *_START,
     click.option("--timeout", type=float, metavar="SECONDS", help="Kill the command after SECONDS, with status 124."),
     click.option(
         "--orphans",
+        "keep_orphans",
         type=click.Choice(["kill", "keep"]),
+        callback=_to_flag,
         help="Kill or keep processes that outlive the command.  [default: kill; keep in a session]",
     ),
 )
 
 
-def command_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of a command (`run`, `exec`, `process start`), passed as `options` under the SDK's names."""
+def _gathered(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return the decorator that adds options, and passes those that are given together, as `options`."""
+    names = [param.name for param in stack(*options)(lambda: None).__click_params__]
 
-    @functools.wraps(function)
-    def gathered(
-        *args: Any,  # noqa: ANN401 - the verb's own
-        env: tuple[tuple[str, str], ...],
-        workdir: str | None,
-        user: str | None,
-        timeout: float | None,
-        orphans: str | None,
-        **rest: Any,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
-        options: dict[str, Any] = {"cwd": workdir, "env": dict(env), "user": user, "timeout": timeout}
-        if orphans is not None:  # its default depends on the session, and is the SDK's
-            options["keep_orphans"] = orphans == "keep"
-        return function(*args, options=options, **rest)
+    def decorate(function: Callable[..., Any]) -> Any:  # noqa: ANN401 - click's decorators give anything
+        @functools.wraps(function)
+        def gathered(*args: Any, **values: Any) -> Any:  # noqa: ANN401 - the verb's own
+            taken = {name: values.pop(name) for name in names}
+            given = {name: value for name, value in taken.items() if value is not None and value != {}}
+            return function(*args, options=given, **values)
 
-    return _command_options(gathered)  # type: ignore[no-any-return]
+        return stack(*options)(gathered)
+
+    return decorate
+
+
+#: What starts: `session create` and `shell`.
+start_options = _gathered(*_START)
+#: A command: `run`, `exec` and `process start`.
+command_options = _gathered(*_COMMAND)
 
 
 def limits(
@@ -219,14 +241,18 @@ def sandbox_of(ctx: click.Context, key: str) -> Sandbox:
 
 
 def target_of(ctx: click.Context, key: str, session: str | None, options: dict[str, Any]) -> Any:  # noqa: ANN401
-    """Return what runs a command: the sandbox, or its session, whose user cannot be chosen again.
+    """Return what runs a command: the sandbox, or its session, which has some of the options for all its commands.
 
     Raises:
-        click.UsageError: `options` has both a session and a user.
+        click.UsageError: `options` has one of those.
         SandboxNotFound, SessionNotFound: there is none.
     """
     if session is None:
         return sandbox_of(ctx, key)
-    if options.pop("user") is not None:
-        raise click.UsageError("--user goes with `sandboxd session create`, not with --session.")
+    from sandboxd.client import CommandOptions, SessionCommandOptions  # noqa: PLC0415 - see above
+
+    for name in sorted(
+        options.keys() & (CommandOptions.__annotations__.keys() - SessionCommandOptions.__annotations__)
+    ):
+        raise click.UsageError(f"--{name} goes with `sandboxd session create`, not with --session.")
     return sandbox_of(ctx, key).get_session(session)

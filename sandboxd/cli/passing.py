@@ -47,13 +47,14 @@ class Passing:
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) and a shell's & leave them
                     self._before[number] = signal.signal(number, self._arrived)
-            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._over)
+            if hasattr(signal, "SIGALRM"):
+                self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._over)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._set_alarm(0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._wanted.put(None)
@@ -65,8 +66,14 @@ class Passing:
                 return
             raise Interrupted(number)
         self.first, self._came_at = number, now
-        signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+        self._set_alarm(GRACE_S)
         self._wanted.put(number)
+
+    @staticmethod
+    def _set_alarm(seconds: float) -> None:
+        """End the waiting in a while; where there are no alarms (Windows) only the second signal does."""
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def _over(self, number: int, _: FrameType | None) -> None:
         raise Interrupted(self.first or number)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
 from sandboxd.cli.ls import age
 from sandboxd.cli.output import say
-from sandboxd.cli.params import KeyValue, sandbox_of
+from sandboxd.cli.params import sandbox_of, start_options
 from sandboxd.cli.table import print_table
 
 
@@ -23,16 +24,7 @@ def session() -> None:
 
 @session.command()
 @click.option("--id", "session_id", metavar="ID", help="Id for the session, unique in the sandbox.")
-@click.option(
-    "-e",
-    "--env",
-    type=KeyValue(inherit=True),
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Set an environment variable at the start. KEY alone copies the value from your environment.",
-)
-@click.option("-w", "--workdir", metavar="DIR", help="Working directory at the start, an absolute path.")
-@click.option("-u", "--user", metavar="USER", help="User to run as, a name or a uid.")
+@start_options
 @click.option(
     "--shell",
     type=click.Choice(["bash", "sh"]),
@@ -44,15 +36,13 @@ def create(
     ctx: click.Context,
     *,
     session_id: str | None,
-    env: tuple[tuple[str, str], ...],
-    workdir: str | None,
-    user: str | None,
+    options: dict[str, Any],
     shell: str | None,
     sandbox: str,
 ) -> None:
     """Create a session in SANDBOX (an id or a name) and print its id."""
     found = sandbox_of(ctx, sandbox)
-    say(found.create_session(id=session_id, cwd=workdir, env=dict(env), user=user, shell=shell).id)
+    say(found.create_session(id=session_id, shell=shell, **options).id)
 
 
 @session.command()

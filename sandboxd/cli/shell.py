@@ -12,16 +12,14 @@ import select
 import shlex
 import signal
 import sys
-import termios
 import threading
-import tty
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import click
 
-from sandboxd.cli.failure import RUN_FAILED, status
+from sandboxd.cli.failure import RUN_FAILED, Failure, status
 from sandboxd.cli.output import write_all
-from sandboxd.cli.params import KeyValue, target_of
+from sandboxd.cli.params import start_options, target_of
 from sandboxd.errors import SandboxdError
 
 if TYPE_CHECKING:
@@ -40,16 +38,7 @@ _END_AGAIN_MS: Final = 500
 @click.option("-a", "--attach", metavar="PROCESS", help="Return to an existing terminal.")
 @click.option("-s", "--session", metavar="ID", help="Start with the shell state of a session.")
 @click.option("--id", "process_id", metavar="ID", help="Id for the terminal's process.")
-@click.option(
-    "-e",
-    "--env",
-    type=KeyValue(inherit=True),
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Set an environment variable. KEY alone copies the value from your environment.",
-)
-@click.option("-w", "--workdir", metavar="DIR", help="Working directory, an absolute path.")
-@click.option("-u", "--user", metavar="USER", help="User to run as, a name or a uid.")
+@start_options
 @click.option(
     "--linger",
     type=click.FloatRange(min=0, min_open=True),
@@ -60,15 +49,13 @@ _END_AGAIN_MS: Final = 500
 @click.argument("sandbox")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND...]")
 @click.pass_context
-def shell(  # noqa: PLR0913 - an option each
+def shell(
     ctx: click.Context,
     *,
     attach: str | None,
     session: str | None,
     process_id: str | None,
-    env: tuple[tuple[str, str], ...],
-    workdir: str | None,
-    user: str | None,
+    options: dict[str, Any],
     linger: float,
     sandbox: str,
     command: tuple[str, ...],
@@ -78,18 +65,19 @@ def shell(  # noqa: PLR0913 - an option each
     The exit status is the program's, as with `sandboxd exec`. A terminal that you leave or are cut off from stays alive
     for --linger seconds; --attach returns to it and shows its screen again.
     """
+    if not hasattr(signal, "SIGWINCH"):
+        raise Failure("cannot open a terminal: `sandboxd shell` needs a POSIX system; use `sandboxd exec`", RUN_FAILED)
     words = command[1:] if command[:1] == ("--",) else command
-    if attach is not None and (words or env or workdir or user or process_id or session):
+    if attach is not None and (words or options or process_id or session):
         raise click.UsageError("--attach comes back to a terminal as it is.")
     with status(RUN_FAILED):
         from sandboxd.cli.attach import signal_status  # noqa: PLC0415
 
-        options: dict[str, Any] = {"id": process_id, "cwd": workdir, "env": dict(env), "user": user, "linger": linger}
         found = target_of(ctx, sandbox, session, options)
         if attach is not None:
             options["process"] = attach
         cols, rows = _size()
-        with found.open_pty(words or None, cols=cols, rows=rows, **options) as pty:
+        with found.open_pty(words or None, cols=cols, rows=rows, id=process_id, linger=linger, **options) as pty:
             try:
                 with _raw_terminal(), _Keyboard(pty):
                     _show(pty)
@@ -120,6 +108,9 @@ def _raw_terminal() -> Iterator[None]:
     if not sys.stdin.isatty():
         yield
         return
+    import termios  # noqa: PLC0415 - not every system that the client runs on has it
+    import tty  # noqa: PLC0415
+
     before = termios.tcgetattr(0)
     try:
         tty.setraw(0, termios.TCSADRAIN)

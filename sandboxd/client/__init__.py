@@ -17,6 +17,7 @@ from .client import Client
 from .code import CodeStream
 from .code_calls import Cleared, Output
 from .code_models import CodeContext, CodeError, CodeResult, Result
+from .command_options import CommandOptions, SessionCommandOptions
 from .control_calls import IoUse, PortUse, SandboxStats
 from .event_calls import SandboxEvent
 from .events import AsyncEventStream, EventStream
@@ -52,6 +53,7 @@ __all__ = [
     "CodeResult",
     "CodeStream",
     "CommandFailed",
+    "CommandOptions",
     "EventStream",
     "ExecResult",
     "ExecStream",
@@ -79,6 +81,7 @@ __all__ = [
     "SandboxStats",
     "SearchResult",
     "Session",
+    "SessionCommandOptions",
     "SessionInfo",
     "Usage",
     "WaitResult",

@@ -65,6 +65,8 @@ class Address:
             path = unquote(parts.path)
             if parts.netloc or not path.startswith("/"):
                 raise _bad(url, "the socket's path must be absolute, as in unix:///run/sandboxd/sandboxd.sock")
+            if not hasattr(socket, "AF_UNIX"):
+                raise _bad(url, "this system has no unix sockets; give the daemon's http://host:port")
             return cls(url, _UNIX_HOST, path, token)
         if parts.scheme in ("http", "https") and parts.hostname and parts.path in ("", "/"):
             return cls(url, url.rstrip("/"), None, token)

@@ -11,7 +11,8 @@ import anyio.to_thread
 from . import directories, file_calls
 from .async_stream import AsyncFileStream, AsyncWatchStream
 from .content import AsyncFileContent, async_content, size_of_file
-from .verbs import AsyncPart, async_verb, stream_verb
+from .file_tree import AsyncFileTreePart
+from .verbs import async_verb, stream_verb
 
 if TYPE_CHECKING:
     import os
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from .file_calls import ArchiveFormat, FileInfo, SandboxPath
 
 
-class AsyncFilesPart(AsyncPart):
+class AsyncFilesPart(AsyncFileTreePart):
     """Methods of `AsyncSandbox`. Paths are absolute; bytes stand for names that are no UTF-8.
 
     They raise `FileNotFound`, `NotAFile`, `FileExists`, `FilePermissionDenied` and `QuotaExceeded`, as the names say.
@@ -70,17 +71,6 @@ class AsyncFilesPart(AsyncPart):
         return await self.client.send(
             file_calls.write_file(self.id, path, async_content(data), mode, size_of_file(data))
         )
-
-    stat_file = async_verb(file_calls.stat_file)
-    exists = async_verb(file_calls.exists)
-    delete_file = async_verb(file_calls.delete_file)
-    mkdir = async_verb(file_calls.mkdir)
-    rename_file = async_verb(file_calls.rename_file)
-    move_file = rename_file
-    copy_file = async_verb(file_calls.copy_file)
-    symlink = async_verb(file_calls.symlink)
-    chmod = async_verb(file_calls.chmod)
-    chown = async_verb(file_calls.chown)
 
     # --- many files ---
 

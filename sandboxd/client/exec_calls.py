@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from sandboxd.errors import RemoteProtocolError
 from sandboxd.wire import raw
 
-from .calls import RAW_TYPE, StreamCall, Streamed, given, sandbox_path
+from .calls import RAW_TYPE, StreamCall, Streamed, sandbox_path
+from .command_options import CommandOptions, command_json, takes
 from .failures import from_problem
 from .models import ExecResult, ExitStatus, OutputChunk, parse_exit, read, with_output
 from .text import Carry
@@ -120,49 +120,25 @@ class WholeExec(Streamed[OutputChunk, ExecResult]):
         return with_output(status, b"".join(self._output["stdout"]), b"".join(self._output["stderr"]))
 
 
-def command_body(
+def exec_call(
+    key: str,
     command: str | Sequence[str],
+    options: Mapping[str, Any],
     *,
-    cwd: str | None = None,
-    env: Mapping[str, str] | None = None,
-    user: str | int | None = None,
     stdin: bytes | str | bool | None = None,
-    timeout: float | None = None,
-    keep_orphans: bool | None = False,
     session: str | None = None,
-) -> dict[str, Any]:
-    """Return the JSON of a command: only what was given. In a session `keep_orphans=None` is the daemon's default."""
-    orphans = "keep" if keep_orphans else "kill" if session is not None and keep_orphans is False else None
-    words = command if isinstance(command, str) else list(command)
-    variables = dict(env) if env else None
-    body = given(command=words, cwd=cwd, env=variables, user=user, timeout_s=timeout, orphans=orphans, session=session)
-    if isinstance(stdin, bytes | bytearray | memoryview):
-        # JSON holds text only; the encoding says nothing about the answer here, whose frames are bytes anyway.
-        body["stdin"] = base64.b64encode(stdin).decode("ascii")
-        body["encoding"] = "base64"
-    elif stdin is not None and stdin is not False:
-        body["stdin"] = stdin
-    return body
-
-
-def exec_call(key: str, command: str | Sequence[str], *, detach: bool = False, **fields: Any) -> StreamCall:  # noqa: ANN401 - as of `command_body`
+    detach: bool = False,
+) -> StreamCall:
     """POST …/exec, answered by raw frames. Waits for ever: a command may be silent for as long as it likes."""
-    body = command_body(command, **fields)
+    body = command_json(command, options, stdin=stdin, session=session)
     if detach:
         body["detach"] = True
     return StreamCall("POST", sandbox_path(key, "/exec"), body=body, accept=RAW_TYPE, timeout_s=None)
 
 
+@takes(CommandOptions, keep_orphans=False)
 def exec(  # noqa: A001 - the verb's name
-    key: str,
-    command: str | Sequence[str],
-    *,
-    cwd: str | None = None,
-    env: Mapping[str, str] | None = None,
-    user: str | int | None = None,
-    stdin: bytes | str | None = None,
-    timeout: float | None = None,
-    keep_orphans: bool = False,
+    key: str, command: str | Sequence[str], *, stdin: bytes | str | None = None, **options: Unpack[CommandOptions]
 ) -> Request[ExecResult]:
     """Run a command to its end and return how it ended and all that it printed.
 
@@ -171,33 +147,25 @@ def exec(  # noqa: A001 - the verb's name
 
     Args:
         command: a string for `sh -c`, or a list of program and arguments.
-        cwd: where it starts, absolute; else the sandbox's.
-        env: variables on top of the sandbox's.
-        user: name or uid; else the sandbox's.
         stdin: what it reads, up to 4 MiB of JSON; else nothing (/dev/null).
-        timeout: seconds after which it is killed with all its children; else never.
-        keep_orphans: whether processes that it leaves behind go on.
+        options: those of `CommandOptions`.
 
     Raises:
         InvalidRequest: a value is wrong; `field` names it.
     """
-    call = exec_call(key, command, cwd=cwd, env=env, user=user, stdin=stdin, timeout=timeout, keep_orphans=keep_orphans)
-    return WholeExec(ExecRequest(key, call))
+    return WholeExec(ExecRequest(key, exec_call(key, command, options, stdin=stdin)))
 
 
-def exec_stream(  # noqa: PLR0913 - the fields of a command, all by keyword
+@takes(CommandOptions, keep_orphans=False)
+def exec_stream(
     key: str,
     command: str | Sequence[str],
     *,
     on_stdout: Callable[[str], object] | None = None,
     on_stderr: Callable[[str], object] | None = None,
-    cwd: str | None = None,
-    env: Mapping[str, str] | None = None,
-    user: str | int | None = None,
     stdin: bytes | str | bool | None = None,
-    timeout: float | None = None,
     detach: bool = False,
-    keep_orphans: bool = False,
+    **options: Unpack[CommandOptions],
 ) -> ExecRequest:
     """Start a command and return its stream, a context manager: iterate over it, or `wait()`.
 
@@ -209,6 +177,5 @@ def exec_stream(  # noqa: PLR0913 - the fields of a command, all by keyword
         stdin: True leaves it open for the stream's `write_stdin` and `close_stdin`.
         detach: whether the command goes on when the stream is closed before its end.
     """
-    how = {"cwd": cwd, "env": env, "user": user, "stdin": stdin, "timeout": timeout, "keep_orphans": keep_orphans}
-    call = exec_call(key, command, detach=detach, **how)
+    call = exec_call(key, command, options, stdin=stdin, detach=detach)
     return ExecRequest(key, call, on_stdout, on_stderr)

@@ -15,7 +15,7 @@ from sandboxd.errors import InvalidRequest
 from sandboxd.spec import check_file_path, name_bytes, name_text
 from sandboxd.wire.sse import SseDecoder
 
-from .calls import RAW_TYPE, Call, StreamCall, given, nothing, paged, read_events, sandbox_path
+from .calls import RAW_TYPE, Call, StreamCall, given, paged, read_events, sandbox_path
 from .models import Json, parse_time, read
 
 if TYPE_CHECKING:
@@ -141,10 +141,11 @@ def spell(path: SandboxPath, field: str = "path") -> dict[str, str]:
         why = "it has a lone surrogate, which is no UTF-8"
         raise InvalidRequest(f"cannot accept {field}: {why}", field=field) from None
     check_file_path(raw, field)
-    return _spell(raw, field)
+    return spell_raw(raw, field)
 
 
-def _spell(raw: bytes, field: str) -> dict[str, str]:
+def spell_raw(raw: bytes, field: str) -> dict[str, str]:
+    """Return the field, or its `_b64` twin, that carries the bytes of a name."""
     try:
         return {field: raw.decode()}
     except UnicodeDecodeError:
@@ -175,10 +176,6 @@ def parse_file(value: Json) -> FileInfo:
     )
 
 
-def _parse_inner(value: Json) -> FileInfo:
-    return parse_file(value["file"])
-
-
 def _flags(**flags: bool) -> dict[str, str]:
     return {name: "true" for name, value in flags.items() if value}
 
@@ -186,7 +183,8 @@ def _flags(**flags: bool) -> dict[str, str]:
 # --- requests ---
 
 
-def _get(key: str, path: SandboxPath, what: str, **flags: bool) -> dict[str, Any]:
+def get(key: str, path: SandboxPath, what: str, **flags: bool) -> dict[str, Any]:
+    """Return what a request names by its query: the path, and the flags that are true."""
     return {"params": {**spell(path), **_flags(**flags)}, "path": sandbox_path(key, f"/files{what}")}
 
 
@@ -200,23 +198,28 @@ def read_file_stream(key: str, path: SandboxPath, *, offset: int = 0, length: in
         if offset < 0 or (length is not None and length < 1):
             raise InvalidRequest("cannot read: offset is at least 0, and length at least 1", field="offset")
         extra = {"Range": f"bytes={offset}-{'' if length is None else offset + length - 1}"}
-    return StreamCall("GET", **_get(key, path, ""), accept=f"{RAW_TYPE}, */*;q=0.1", extra=extra)
+    return StreamCall("GET", **get(key, path, ""), accept=f"{RAW_TYPE}, */*;q=0.1", extra=extra)
 
 
 def write_file(
     key: str, path: SandboxPath, content: Content, mode: int | None = None, size: int | None = None
 ) -> Call[int]:
     """PUT …/files: returns the file's new size in bytes. `size` is that of a content that comes in pieces."""
-    request = _get(key, path, "")
+    request = get(key, path, "")
     if isinstance(path, str) and path.endswith("/"):
         raise InvalidRequest(f"cannot write {path}: a file's path does not end with a slash", field="path")
     if mode is not None:
-        request["params"]["mode"] = _octal(mode)
+        request["params"]["mode"] = octal(mode)
     extra = None if size is None else {"Content-Length": str(size)}
     return Call("PUT", **request, content=content, extra=extra, what="answer", parse=lambda value: int(value["size"]))
 
 
-def _octal(mode: int) -> str:
+def octal(mode: int) -> str:
+    """Return a mode as the API has it.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
     if not 0 <= mode <= 0o7777:
         raise InvalidRequest("cannot accept mode: it is 0 to 0o7777", field="mode")
     return f"{mode:04o}"
@@ -226,80 +229,17 @@ def page(
     key: str, path: SandboxPath, cursor: str | None, *, recursive: bool, hidden: bool
 ) -> Call[tuple[list[FileInfo], str | None]]:
     """GET …/files/list: one page, and the cursor of the next where there is one."""
-    request = _get(key, path, "/list", recursive=recursive, hidden=hidden)
+    request = get(key, path, "/list", recursive=recursive, hidden=hidden)
     if cursor is not None:
         request["params"]["cursor"] = cursor
     return Call("GET", **request, what="list of files", parse=paged(parse_file))
 
 
-def stat_file(key: str, path: SandboxPath, *, follow: bool = False) -> Call[FileInfo]:
-    """Return what a file is; a link is told as such unless `follow`."""
-    return Call("GET", **_get(key, path, "/stat", follow=follow), what="file", parse=parse_file)
-
-
-def exists(key: str, path: SandboxPath) -> Call[bool]:
-    """Tell whether something has that name; a link that leads nowhere is something."""
-    return Call("GET", **_get(key, path, "/exists"), what="answer", parse=lambda value: bool(value["exists"]))
-
-
-def delete_file(key: str, path: SandboxPath, *, recursive: bool = False) -> Call[None]:
-    """Delete a file, a link or an empty directory; `recursive`: a directory with all that is in it."""
-    return Call("DELETE", **_get(key, path, "", recursive=recursive), timeout_s=None, what="answer", parse=nothing)
-
-
-def _post(key: str, verb: str, path: SandboxPath, /, **fields: object) -> dict[str, Any]:
+def post(key: str, verb: str, path: SandboxPath, /, **fields: object) -> dict[str, Any]:
     """Return a POST that says of a path only what is given: the fields are the API's, None is left out."""
     body = {**spell(path), **given(**fields)}
     # No time bound: a tree may be large, and a client that leaves ends what it asked for.
     return {"method": "POST", "path": sandbox_path(key, f"/files/{verb}"), "body": body, "timeout_s": None}
-
-
-def mkdir(key: str, path: SandboxPath, *, parents: bool = False, mode: int | None = None) -> Call[FileInfo]:
-    """Make a directory; with `parents` those above it too, and one that is there is no error."""
-    octal = None if mode is None else _octal(mode)
-    return Call(**_post(key, "mkdir", path, parents=parents, mode=octal), what="file", parse=parse_file)
-
-
-def rename_file(key: str, path: SandboxPath, new_path: SandboxPath, *, overwrite: bool = True) -> Call[FileInfo]:
-    """Give a file or directory another name; directories above the new one are made.
-
-    Raises:
-        FileExists: something has that name, and `overwrite` is false.
-    """
-    request = _post(key, "rename", path, **spell(new_path, "new_path"), overwrite=overwrite)
-    return Call(**request, what="file", parse=parse_file)
-
-
-def copy_file(key: str, path: SandboxPath, new_path: SandboxPath, *, overwrite: bool = True) -> Call[FileInfo]:
-    """Copy a file, or a directory with all that is in it (to a name that is free), within the sandbox."""
-    request = _post(key, "copy", path, **spell(new_path, "new_path"), overwrite=overwrite)
-    return Call(**request, what="answer", parse=_parse_inner)
-
-
-def symlink(key: str, path: SandboxPath, target: SandboxPath) -> Call[FileInfo]:
-    """Make a link at `path` that leads to `target`."""
-    raw = target if isinstance(target, bytes) else name_bytes(target)  # it need not be absolute, nor there
-    return Call(**_post(key, "symlink", path, **_spell(raw, "target")), what="file", parse=parse_file)
-
-
-def chmod(key: str, path: SandboxPath, mode: int, *, recursive: bool = False) -> Call[FileInfo]:
-    """Set a file's mode, such as 0o755."""
-    request = _post(key, "chmod", path, mode=_octal(mode), recursive=recursive)
-    return Call(**request, what="answer", parse=_parse_inner)
-
-
-def chown(
-    key: str,
-    path: SandboxPath,
-    user: str | int | None = None,
-    group: str | int | None = None,
-    *,
-    recursive: bool = False,
-) -> Call[FileInfo]:
-    """Set a file's owner, by names or ids; None leaves it."""
-    request = _post(key, "chown", path, recursive=recursive)
-    request["body"] |= {"user": user, "group": group}
-    return Call(**request, what="answer", parse=_parse_inner)
 
 
 def search_files(  # noqa: PLR0913 - the fields of a search, all by keyword
@@ -327,7 +267,7 @@ def search_files(  # noqa: PLR0913 - the fields of a search, all by keyword
         timeout: seconds; what was found until then is returned. 30 if not given.
     """
     how = {"ignore_case": ignore_case, "gitignore": gitignore, "hidden": hidden, "limit": limit, "timeout_s": timeout}
-    request = _post(key, "search", path, name=name, content=content, **how)
+    request = post(key, "search", path, name=name, content=content, **how)
     return Call(**request, what="search", parse=_parse_search)
 
 
@@ -354,7 +294,7 @@ def replace_in_files(  # noqa: PLR0913 - the fields of a replacement, all by key
     r"""Replace a text in the files below `path`, or with `regex` a pattern (`\1` is its first group)."""
     how = {"ignore_case": ignore_case, "gitignore": gitignore, "hidden": hidden, "limit": limit, "timeout_s": timeout}
     what = {"pattern": pattern, "replacement": replacement, "regex": regex, "name": name}
-    request = _post(key, "replace", path, **what, **how)
+    request = post(key, "replace", path, **what, **how)
     return Call(**request, what="answer", parse=_parse_replaced)
 
 
@@ -368,14 +308,14 @@ def read_archive(key: str, path: SandboxPath, *, format: ArchiveFormat = "tar") 
 
     In asynchronous code `async with` opens it.
     """
-    request = _get(key, path, "/archive")
+    request = get(key, path, "/archive")
     request["params"]["format"] = format
     return StreamCall("GET", **request, accept="*/*")
 
 
 def write_archive(key: str, path: SandboxPath, content: Content, format: ArchiveFormat | None) -> Call[int]:  # noqa: A002
     """PUT …/files/archive: returns how many entries were unpacked."""
-    request = _get(key, path, "/archive")
+    request = get(key, path, "/archive")
     if format is not None:
         request["params"]["format"] = format
     return Call(
@@ -400,7 +340,7 @@ def check_changes(
         InvalidRequest: `since` is no version of this directory by these rules.
     """
     rules = {"include": list(include), "exclude": list(exclude), "recursive": recursive}
-    return Call(**_post(key, "changes", path, since=since, **rules), what="version", parse=_parse_version)
+    return Call(**post(key, "changes", path, since=since, **rules), what="version", parse=_parse_version)
 
 
 def _parse_version(value: Json) -> Changes:
@@ -430,7 +370,7 @@ def create_backup(
     `exclude` are patterns as in gitignore(5); with `gitignore`, what git ignores there is left out too.
     """
     fields = {"archive": archive, "format": format, "exclude": list(exclude), "gitignore": gitignore}
-    return Call(**_post(key, "backup", path, **fields), what="backup", parse=_parse_backup)
+    return Call(**post(key, "backup", path, **fields), what="backup", parse=_parse_backup)
 
 
 def restore_backup(key: str, path: SandboxPath, archive: str) -> Call[Backup]:
@@ -439,7 +379,7 @@ def restore_backup(key: str, path: SandboxPath, archive: str) -> Call[Backup]:
     Raises:
         ArchiveRefused: it is damaged, or a member would leave the directory; the directory is as it was.
     """
-    return Call(**_post(key, "restore", path, archive=archive), what="backup", parse=_parse_backup)
+    return Call(**post(key, "restore", path, archive=archive), what="backup", parse=_parse_backup)
 
 
 def watch(
@@ -455,7 +395,7 @@ def watch(
     It begins when this returns; in asynchronous code, with `async with`. `include` and `exclude` are patterns as in
     gitignore(5); directories that are left out are not watched.
     """
-    request = _get(key, path, "/watch", recursive=recursive)
+    request = get(key, path, "/watch", recursive=recursive)
     for name, patterns in (("include", include), ("exclude", exclude)):
         if any("," in pattern for pattern in patterns):
             raise InvalidRequest(f"cannot accept {name}: a pattern has a comma", field=name)

@@ -7,8 +7,9 @@ from typing import IO, TYPE_CHECKING
 
 from . import directories, file_calls
 from .content import FileContent, size_of_file, sync_content
+from .file_tree import FileTreePart
 from .stream import FileStream, WatchStream
-from .verbs import Part, stream_verb, sync_verb
+from .verbs import stream_verb, sync_verb
 
 if TYPE_CHECKING:
     import os
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from .file_calls import ArchiveFormat, FileInfo, SandboxPath
 
 
-class FilesPart(Part):
+class FilesPart(FileTreePart):
     """Methods of `Sandbox`. Paths are absolute; bytes stand for names that are no UTF-8.
 
     They raise `FileNotFound`, `NotAFile`, `FileExists`, `FilePermissionDenied` and `QuotaExceeded`, as the names say.
@@ -65,17 +66,6 @@ class FilesPart(Part):
             FilePermissionDenied: the sandbox's own rights refuse it.
         """
         return self.client.send(file_calls.write_file(self.id, path, sync_content(data), mode, size_of_file(data)))
-
-    stat_file = sync_verb(file_calls.stat_file)
-    exists = sync_verb(file_calls.exists)
-    delete_file = sync_verb(file_calls.delete_file)
-    mkdir = sync_verb(file_calls.mkdir)
-    rename_file = sync_verb(file_calls.rename_file)
-    move_file = rename_file
-    copy_file = sync_verb(file_calls.copy_file)
-    symlink = sync_verb(file_calls.symlink)
-    chmod = sync_verb(file_calls.chmod)
-    chown = sync_verb(file_calls.chown)
 
     # --- many files ---
 

@@ -7,13 +7,14 @@ import dataclasses
 import datetime as dt
 import json
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
 
 from sandboxd.errors import LocalProtocolError, ProcessNotRunning, RemoteProtocolError
 from sandboxd.wire import raw
 
 from .calls import RAW_TYPE, Call, Steps, StreamCall, given, nothing, paged, process_path, sandbox_path
-from .exec_calls import command_body, text_callback
+from .command_options import CommandOptions, StartOptions, command_json, takes
+from .exec_calls import text_callback
 from .failures import from_problem
 from .models import ExitStatus, Json, OutputChunk, Usage, parse_exit, parse_time, read
 from .text import Carry
@@ -165,18 +166,15 @@ def close_stdin(key: str, process: str | ProcessInfo) -> Steps:
     return Steps([Call("POST", path, what="answer", parse=nothing)], (ProcessNotRunning,))
 
 
-def start_process(  # noqa: PLR0913 - the fields of a process, all by keyword
+@takes(CommandOptions, keep_orphans=False)
+def start_process(
     key: str,
     command: str | Sequence[str],
     *,
     id: str | None = None,  # noqa: A002 - the API's own name
-    cwd: str | None = None,
-    env: Mapping[str, str] | None = None,
-    user: str | int | None = None,
     stdin: bytes | str | bool | None = None,
-    timeout: float | None = None,
-    keep_orphans: bool = False,
     restart: Literal["never", "on-failure"] | None = None,
+    **options: Unpack[CommandOptions],
 ) -> Call[ProcessInfo]:
     """Start a command that goes on by itself, and return it.
 
@@ -189,22 +187,12 @@ def start_process(  # noqa: PLR0913 - the fields of a process, all by keyword
         InvalidRequest: a value is wrong; `field` names it.
         NameTaken: another process has that id.
     """
-    how = {"cwd": cwd, "env": env, "user": user, "stdin": stdin, "timeout": timeout, "keep_orphans": keep_orphans}
-    return start(key, command, how, id=id, restart=restart)
+    return start(key, command_json(command, options, stdin=stdin), id=id, restart=restart)
 
 
-def start(
-    key: str,
-    command: str | Sequence[str],
-    options: Mapping[str, Any],
-    *,
-    id: str | None,  # noqa: A002 - the API's own name
-    restart: str | None = None,
-    terminal: Mapping[str, int] | None = None,
-    linger: float | None = None,
-) -> Call[ProcessInfo]:
-    """POST …/processes; `options` as of `command_body`, and `terminal` are its `cols` and `rows`."""
-    body = command_body(command, **options) | given(id=id, restart=restart, terminal=terminal, linger_s=linger)
+def start(key: str, command: Mapping[str, Any], **fields: Json) -> Call[ProcessInfo]:
+    """POST …/processes; `command` is made by `command_json`, and `fields` are those that only a process has."""
+    body = {**command, **given(**fields)}
     return Call("POST", sandbox_path(key, "/processes"), body=body, what="process", parse=parse_process)
 
 
@@ -224,7 +212,8 @@ class TerminalRequest:
         return {**found, "fresh": "true"} if isinstance(self.process, Call) else found
 
 
-def open_pty(  # noqa: PLR0913 - the fields of a terminal, all by keyword
+@takes(StartOptions)
+def open_pty(
     key: str,
     command: str | Sequence[str] | None = None,
     *,
@@ -232,11 +221,9 @@ def open_pty(  # noqa: PLR0913 - the fields of a terminal, all by keyword
     cols: int = 80,
     rows: int = 24,
     id: str | None = None,  # noqa: A002 - the API's own name
-    cwd: str | None = None,
-    env: Mapping[str, str] | None = None,
-    user: str | int | None = None,
     linger: float | None = 300.0,
     on_gap: Callable[[int], object] | None = None,
+    **options: Unpack[StartOptions],
 ) -> TerminalRequest:
     """Open a terminal and look at it, or come back to one: a context manager.
 
@@ -248,11 +235,9 @@ def open_pty(  # noqa: PLR0913 - the fields of a terminal, all by keyword
         cols: columns, 1 to 2000.
         rows: rows, 1 to 2000.
         id: a name of your own for its process.
-        cwd: where it starts, absolute; else the sandbox's.
-        env: variables on top of the sandbox's.
-        user: name or uid; else the sandbox's.
         linger: how many seconds it goes on without a viewer; None is for ever.
         on_gap: called with a number of bytes where a slow viewer has missed some; its screen is shown anew.
+        options: those of `StartOptions`.
 
     Raises:
         InvalidRequest: a value is wrong; `field` names it.
@@ -261,25 +246,22 @@ def open_pty(  # noqa: PLR0913 - the fields of a terminal, all by keyword
     """
     if process is not None:
         return TerminalRequest(sandbox=key, process=process, cols=cols, rows=rows, on_gap=on_gap)
-    return new_terminal(
-        key, command, cols=cols, rows=rows, on_gap=on_gap, id=id, linger=linger, cwd=cwd, env=env, user=user
-    )
+    body = command_json(DEFAULT_SHELL if command is None else command, options)
+    return new_terminal(key, body, cols=cols, rows=rows, on_gap=on_gap, id=id, linger=linger)
 
 
 def new_terminal(
     key: str,
-    command: str | Sequence[str] | None,
+    command: Mapping[str, Any],
     *,
     cols: int,
     rows: int,
     on_gap: Callable[[int], object] | None,
     id: str | None,  # noqa: A002 - the API's own name
     linger: float | None,
-    **options: object,
 ) -> TerminalRequest:
-    """POST …/processes, then WS …/pty."""
-    command = DEFAULT_SHELL if command is None else command
-    call = start(key, command, options, id=id, terminal={"cols": cols, "rows": rows}, linger=linger)
+    """POST …/processes, then WS …/pty; `command` is made by `command_json`."""
+    call = start(key, command, id=id, terminal={"cols": cols, "rows": rows}, linger_s=linger)
     return TerminalRequest(sandbox=key, process=call, cols=cols, rows=rows, on_gap=on_gap)
 
 

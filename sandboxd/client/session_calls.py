@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack
 from urllib.parse import quote
 
 from sandboxd.errors import InvalidRequest
 
 from . import process_calls
 from .calls import Call, given, listed, nothing, sandbox_path
+from .command_options import PlaceOptions, SessionCommandOptions, StartOptions, command_json, options_json, takes
 from .exec_calls import ExecRequest, WholeExec, exec_call
 from .models import parse_time
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from .calls import Request
     from .models import ExecResult, Json
@@ -68,30 +69,27 @@ def parse_session(value: Json) -> SessionInfo:
     )
 
 
+@takes(StartOptions)
 def create_session(
     key: str,
     *,
     id: str | None = None,  # noqa: A002 - the API's own name
-    cwd: str | None = None,
-    env: Mapping[str, str] | None = None,
-    user: str | int | None = None,
     shell: str | None = None,
+    **options: Unpack[StartOptions],
 ) -> Call[SessionInfo]:
     """Begin a session.
 
     Args:
         id: a name of your own, unique in the sandbox.
-        cwd: where it begins; else the sandbox's.
-        env: variables on top of the sandbox's.
-        user: name or uid that its commands run as; else the sandbox's.
         shell: "bash" or "sh"; else bash where the rootfs has it. An sh keeps no functions.
+        options: those of `StartOptions`, for all of its commands.
 
     Raises:
         InvalidRequest: a value is wrong; `field` names it.
         NameTaken: another session has that id.
         LimitExceeded: there are as many as may be.
     """
-    body = given(id=id, cwd=cwd, env=dict(env) if env else None, user=user, shell=shell)
+    body = given(id=id, shell=shell) | options_json(options)
     return Call("POST", sandbox_path(key, "/sessions"), body=body, what="session", parse=parse_session)
 
 
@@ -141,90 +139,82 @@ def delete(key: SessionKey) -> Call[None]:
     return delete_session(*key)
 
 
+@takes(SessionCommandOptions, keep_orphans=True)
 def exec(  # noqa: A001 - the verb's name
     key: SessionKey,
     command: str | Sequence[str],
     *,
-    cwd: str | None = None,
-    env: Mapping[str, str] | None = None,
     stdin: bytes | str | None = None,
-    timeout: float | None = None,
-    keep_orphans: bool = True,
+    **options: Unpack[SessionCommandOptions],
 ) -> Request[ExecResult]:
     """Run a command to its end, when those before it have ended, and return how it ended and what it printed.
 
+    `cwd` and `env` hold for this command alone; without them it starts where the last one was. A timeout counts from
+    its start, and the session goes on.
+
     Args:
         command: a line for the session's shell, or a list of words, of which the first may be a function too.
-        cwd: where it runs; for this command alone.
-        env: variables for this command alone.
         stdin: what it reads, up to 4 MiB of JSON; else nothing.
-        timeout: seconds from its start after which it is killed with all its children; the session goes on.
-        keep_orphans: whether processes that it leaves behind go on.
+        options: those of `SessionCommandOptions`.
 
     Raises:
         SessionNotFound: the session was deleted, before or while the command waited.
         InvalidRequest: a value is wrong; `field` names it.
     """
-    return WholeExec(
-        exec_stream(key, command, cwd=cwd, env=env, stdin=stdin, timeout=timeout, keep_orphans=keep_orphans)
-    )
+    sandbox, session = key
+    return WholeExec(ExecRequest(sandbox, exec_call(sandbox, command, options, stdin=stdin, session=session)))
 
 
-def exec_stream(  # noqa: PLR0913 - the fields of a command, all by keyword
+@takes(SessionCommandOptions, keep_orphans=True)
+def exec_stream(
     key: SessionKey,
     command: str | Sequence[str],
     *,
     on_stdout: Callable[[str], object] | None = None,
     on_stderr: Callable[[str], object] | None = None,
-    cwd: str | None = None,
-    env: Mapping[str, str] | None = None,
     stdin: bytes | str | bool | None = None,
-    timeout: float | None = None,
     detach: bool = False,
-    keep_orphans: bool = True,
+    **options: Unpack[SessionCommandOptions],
 ) -> ExecRequest:
     """Start a command when those before it have ended, and return its stream; args as of the sandbox's `exec_stream`.
 
     In asynchronous code `async with` starts it.
     """
     sandbox, session = key
-    how = {"cwd": cwd, "env": env, "stdin": stdin, "timeout": timeout, "keep_orphans": keep_orphans}
-    call = exec_call(sandbox, command, detach=detach, session=session, **how)
+    call = exec_call(sandbox, command, options, stdin=stdin, session=session, detach=detach)
     return ExecRequest(sandbox, call, on_stdout, on_stderr)
 
 
-def start_process(  # noqa: PLR0913 - the fields of a process, all by keyword
+@takes(SessionCommandOptions, keep_orphans=True)
+def start_process(
     key: SessionKey,
     command: str | Sequence[str],
     *,
     id: str | None = None,  # noqa: A002 - the API's own name
-    cwd: str | None = None,
-    env: Mapping[str, str] | None = None,
     stdin: bytes | str | bool | None = None,
-    timeout: float | None = None,
-    keep_orphans: bool = True,
     restart: Literal["never", "on-failure"] | None = None,
+    **options: Unpack[SessionCommandOptions],
 ) -> Call[ProcessInfo]:
     """Start a process with the session's state as it is now; it waits for nobody and leaves nothing to the session.
 
     Args and errors as of the sandbox's `start_process`; the sandbox's other methods are for this process too.
     """
     sandbox, session = key
-    how = {"cwd": cwd, "env": env, "stdin": stdin, "timeout": timeout, "keep_orphans": keep_orphans}
-    return process_calls.start(sandbox, command, {**how, "session": session}, id=id, restart=restart)
+    body = command_json(command, options, stdin=stdin, session=session)
+    return process_calls.start(sandbox, body, id=id, restart=restart)
 
 
-def open_pty(  # noqa: PLR0913 - the fields of a terminal, all by keyword
+@takes(PlaceOptions)
+def open_pty(
     key: SessionKey,
     command: str | Sequence[str] | None = None,
     *,
     cols: int = 80,
     rows: int = 24,
     id: str | None = None,  # noqa: A002 - the API's own name
-    cwd: str | None = None,
-    env: Mapping[str, str] | None = None,
     linger: float | None = 300.0,
     on_gap: Callable[[int], object] | None = None,
+    **options: Unpack[PlaceOptions],
 ) -> TerminalRequest:
     """Open a terminal with the session's state as it is now, and look at it; what is done there stays there.
 
@@ -232,7 +222,6 @@ def open_pty(  # noqa: PLR0913 - the fields of a terminal, all by keyword
     opens it, with the session's state as it is then.
     """
     sandbox, session = key
-    how = {"cwd": cwd, "env": env, "keep_orphans": None, "session": session}
-    return process_calls.new_terminal(
-        sandbox, command, cols=cols, rows=rows, on_gap=on_gap, id=id, linger=linger, **how
-    )
+    line = process_calls.DEFAULT_SHELL if command is None else command
+    body = command_json(line, options, session=session)
+    return process_calls.new_terminal(sandbox, body, cols=cols, rows=rows, on_gap=on_gap, id=id, linger=linger)

@@ -5,8 +5,8 @@ A builder is a function of the `*_calls` modules whose name, arguments and docst
 for the daemon. These functions make the method of it; type checkers, `inspect.signature` and `help` see the builder's
 own arguments:
 
-    stat_file = sync_verb(file_calls.stat_file)         # of Call[FileInfo]: def stat_file(…) -> FileInfo
-    stat_file = async_verb(file_calls.stat_file)        # async def stat_file(…) -> FileInfo
+    stat_file = sync_verb(file_tree.stat_file)          # of Call[FileInfo]: def stat_file(…) -> FileInfo
+    stat_file = async_verb(file_tree.stat_file)         # async def stat_file(…) -> FileInfo
     watch = stream_verb(file_calls.watch, WatchStream)  # def watch(…) -> WatchStream
 """
 

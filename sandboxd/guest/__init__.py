@@ -5,11 +5,10 @@ Theory of operation
 init is pid 1 of the sandbox, a fork of the zygote (`launcher/zygote.py`) that has run the steps of
 `launcher/plan.py`: it has the sandbox's root and nothing of the host's, seven capabilities in the sandbox's own user
 namespace, and three descriptors: the socket on which the daemon connects, a cgroup2 mount whose root is the
-sandbox's own group, and its event loop's. It has one thread, imports nothing any more, and never opens a file that
-could block it.
+sandbox's own group, and its event loop's (`linux/eventloop.py`). It has one thread, imports nothing any more, and never
+opens a file that could block it.
 
     init.py        the loop, the link, the operations
-    eventloop.py   epoll with timers
     link_server.py one connection of the daemon
     commands.py    the operations on commands, the table of them, the reaper
     processes.py   one command: start, restart, signals, end

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import InternalError, LimitExceeded, SandboxdError, ServerBusy
+from ..linux.eventloop import EventLoop, Timer
 from ..linux.kernel import Kernel
 from ..wire import exhausted
 from ..wire.messages import Event
 from .commands import Commands
-from .eventloop import EventLoop, Timer
 from .incoming import IncomingChild, IncomingChildren
 from .leaf_cgroups import LeafCgroup, LeafCgroups
 from .link_server import LinkServer
@@ -127,7 +127,7 @@ class Clones:
             clone.peer.reply(clone.request, {})
         else:
             clone.peer.fail(clone.request, error)
-        self._loop.defer(lambda: self._leaves.drop(clone.leaf, keep_orphans=False))
+        self._loop.defer(lambda: self._leaves.drop(clone.leaf))
 
 
 class _Clone:

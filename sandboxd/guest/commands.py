@@ -128,7 +128,7 @@ class Commands:
     # --- start ---
 
     def _exec(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
-        spec = _spec(params)
+        spec = CommandSpec.from_message(params)
         if spec.session is None:
             self._follow_start(peer, request, params, self._start(params, spec, background=False))
         else:
@@ -165,7 +165,7 @@ class Commands:
             self._waits[key] = leave
 
     def _start_background(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
-        spec = _spec(params)
+        spec = CommandSpec.from_message(params)
         if spec.session is None:
             process = self._start(params, spec, background=True)
         else:
@@ -195,7 +195,7 @@ class Commands:
         cwd = spec.cwd or self.cwd
         if (shell is None or spec.cwd) and not os.path.isdir(cwd):
             raise InvalidRequest(f"cannot run in {cwd}: no such directory in the sandbox", field="cwd")
-        env = self.environment(spec, user) if shell is None else {}
+        env = self.environment(spec.env, user, terminal=spec.terminal is not None) if shell is None else {}
         process = Process(
             self._deps,
             process_id,
@@ -226,8 +226,8 @@ class Commands:
     def user(self, user: User | None) -> None:
         self._user = user
 
-    def environment(self, spec: CommandSpec, user: User) -> dict[str, str]:
-        """Return the variables that a program gets."""
+    def environment(self, env: dict[str, str], user: User, *, terminal: bool = False) -> dict[str, str]:
+        """Return the variables that a program gets; `env` are its own."""
         return {
             "PATH": DEFAULT_PATH,
             "HOME": user.home,
@@ -235,9 +235,9 @@ class Commands:
             "LOGNAME": user.name,
             "SHELL": user.shell or "/bin/sh",
             "LANG": "C.UTF-8",
-            **({} if spec.terminal is None else {"TERM": "xterm-256color"}),
+            **({"TERM": "xterm-256color"} if terminal else {}),
             **self.env,
-            **spec.env,
+            **env,
         }
 
     def _on_start(self, process: Process) -> None:
@@ -247,7 +247,7 @@ class Commands:
         """Give every running command's log its share of what there is."""
         if self._running * DEFAULT_CAPACITY > RUNNING_BYTES - DEFAULT_CAPACITY:
             for process in self._processes.values():
-                if process.ended_at is None:
+                if not process.has_ended:
                     process.output.journal.shrink(min(DEFAULT_CAPACITY, RUNNING_BYTES // self._running))
 
     # --- streams and waits ---
@@ -289,7 +289,7 @@ class Commands:
             self._waits.pop((peer, request), None)
             peer.reply(request, process.result or {})
 
-        if process.ended_at is None:
+        if not process.has_ended:
             self._waits[peer, request] = lambda: process.forget_ended(ended)
         process.when_ended(ended)
 
@@ -427,7 +427,7 @@ class Commands:
     # --- ends ---
 
     def reap(self) -> None:
-        """Take the status of every child that has ended, orphans included."""
+        """Take the status of every child that has ended, those included that a command left behind."""
         while True:
             try:
                 pid, status, rusage = os.wait4(-1, os.WNOHANG)
@@ -452,7 +452,7 @@ class Commands:
 
     def _forget_old(self) -> None:
         """Drop ended commands over the bounds, the oldest first; one that is still being followed stays."""
-        ended = [p for p in self._processes.values() if p.ended_at is not None and not p.output.followers]
+        ended = [p for p in self._processes.values() if p.has_ended and not p.output.followers]
         size = sum(p.output.journal.size for p in ended)
         if len(ended) <= MAX_ENDED and size <= MAX_ENDED_BYTES:
             return
@@ -464,20 +464,3 @@ class Commands:
             count -= 1
             size -= process.output.journal.size
             self._forget(process)
-
-
-def _spec(params: dict[str, Any]) -> CommandSpec:
-    terminal = params.get("terminal")
-    return CommandSpec(
-        argv=tuple(params["argv"]),
-        env=params.get("env") or {},
-        cwd=params.get("cwd"),
-        user=params.get("user"),
-        stdin=params.get("stdin"),
-        timeout_s=params.get("timeout_s"),
-        keep_orphans=bool(params.get("keep_orphans", False)),
-        restart=bool(params.get("restart", False)),
-        terminal=None if terminal is None else (terminal[0], terminal[1]),
-        linger_s=params.get("linger_s"),
-        session=params.get("session"),
-    )

@@ -133,7 +133,7 @@ class Contexts:
         cwd = spec.cwd or self._commands.cwd
         if not os.path.isdir(cwd):
             raise InvalidRequest(f"cannot run in {cwd}: no such directory in the sandbox", field="cwd")
-        wish = Wish(spec.argv, self._commands.environment(spec, user), cwd, user, params["source"])
+        wish = Wish(spec.argv, self._commands.environment(spec.env, user), cwd, user, params["source"])
         spare = params.get("spare")
         worker = self._spares.take(wish) if spare and spare["use"] else None
         is_spare = worker is not None

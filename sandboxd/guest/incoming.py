@@ -13,7 +13,6 @@ other end.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import resource
 import socket
@@ -23,7 +22,8 @@ from typing import Any, Final
 
 import msgpack
 
-from .eventloop import READ, WRITE, EventLoop, Timer
+from ..linux.eventloop import READ, WRITE, EventLoop, Timer
+from ..wire.sendqueue import rights
 from .users import User
 
 #: How long a child may take to come; a template that has to be loaded first says so to the launcher, not here.
@@ -111,7 +111,7 @@ class IncomingChild:
         self._timer.cancel()
         self._timer = None
         self._expected.remove(self)
-        self._loop.watch(self._socket.fileno(), 0, self.read)
+        self._loop.unwatch(self._socket.fileno())
         self._socket.close()
         self._fds = []
 
@@ -181,9 +181,8 @@ class IncomingChild:
     def _write(self) -> None:
         with contextlib.suppress(BlockingIOError):
             while self._out:
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self._fds))] if self._fds else []
                 try:
-                    sent = self._socket.sendmsg([self._out], rights)
+                    sent = self._socket.sendmsg([self._out], [rights(self._fds)] if self._fds else [])
                 except BlockingIOError:
                     raise
                 except OSError:

@@ -12,15 +12,15 @@ from typing import Any, Final
 import prctl
 
 from ..errors import InternalError, InvalidRequest, SandboxdError
+from ..linux.eventloop import READ, EventLoop
 from ..linux.kernel import Kernel
-from ..spec import check_env, check_mode, check_path, check_user
+from ..spec import CommandSpec, SessionSpec, check_env, check_mode, check_path, check_user
 from ..wire import exhausted
 from ..wire.messages import Cancel, Credit, Message, Request
 from . import archives, file_operations, search, tree_digest, users, watching
 from .clones import Clones
 from .commands import Commands
 from .contexts import Contexts
-from .eventloop import READ, EventLoop
 from .files import Files
 from .incoming import IncomingChildren
 from .jobs import FileJobs
@@ -34,6 +34,8 @@ from .standby import Children, Standby
 MAX_PEERS: Final = 4
 #: What a caller reads of operations whose names say less.
 _VERBS: Final = {"context_start": "start an interpreter", "start": "start a process", "exec": "start a process"}
+#: What a daemon is told: only these it may ask for beside the fields that there always were.
+_KNOWN_FIELDS: Final = [*CommandSpec.LATER | SessionSpec.LATER]
 #: What runs in a process of its own.
 JOBS: Final = {
     **file_operations.FUNCTIONS,
@@ -178,7 +180,7 @@ class Init:
             # The default working directory belongs to whom the sandbox is for.
             with contextlib.suppress(FileNotFoundError):
                 os.chown("/workspace", user.uid, user.gid, follow_symlinks=False)
-        peer.reply(request, {})
+        peer.reply(request, {"knows": _KNOWN_FIELDS})
 
     def _job(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         self._jobs.start(peer, request, params, self._commands.user)

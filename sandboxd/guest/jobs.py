@@ -25,9 +25,9 @@ from types import FrameType
 from typing import Any, Final
 
 from ..errors import InternalError, InvalidRequest, LimitExceeded, SandboxdError, ServerBusy
+from ..linux.eventloop import EventLoop, Timer
 from ..linux.kernel import Kernel
 from ..wire import exhausted
-from .eventloop import EventLoop, Timer
 from .frames import ChunkReader, FrameWriter
 from .leaf_cgroups import LeafCgroup, LeafCgroups
 from .link_server import LinkServer
@@ -115,7 +115,7 @@ class FileJobs:
         try:
             pid, pidfd = self._kernel.clone3(0, cgroup_fd=leaf_fd)
         except OSError:
-            self._leaves.drop(leaf, keep_orphans=False)
+            self._leaves.drop(leaf)
             raise
         finally:
             os.close(leaf_fd)
@@ -160,7 +160,7 @@ class FileJobs:
             job.peer.reply(job.request, {})
         else:
             job.peer.fail(job.request, job.killed or self._why(job, status))
-        self._loop.defer(lambda: self._leaves.drop(job.leaf, keep_orphans=False))
+        self._loop.defer(lambda: self._leaves.drop(job.leaf))
 
     def _why(self, job: _Job, status: int) -> SandboxdError:
         if job.leaf.oom_kills():

@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
+from ..linux.eventloop import EventLoop
 from ..linux.kernel import Kernel
-from .eventloop import EventLoop
 
 _READ_BYTES: Final = 4096
 #: How long until a leaf that was not empty is tried again; a reaped orphan tries at once.
@@ -56,13 +56,13 @@ class LeafCgroups:
         taken = any(leaf.process_id == process_id for leaf, _ in self._dropped)
         return LeafCgroup(self.work_fd, f"{process_id}~{self._count}" if taken else process_id, process_id)
 
-    def drop(self, leaf: LeafCgroup, *, keep_orphans: bool) -> None:
-        """Give up a leaf; what is in it is killed, or may stay."""
+    def drop(self, leaf: LeafCgroup, *, keep_rest: bool = False) -> None:
+        """Give up a leaf; what is left in it is killed, or may stay."""
         if leaf.remove():
             return
-        if not keep_orphans:
+        if not keep_rest:
             leaf.kill()
-        self._dropped.append((leaf, keep_orphans))
+        self._dropped.append((leaf, keep_rest))
         self._loop.call_later(_RETRY_S, self.retry)
 
     def end(self, leaves: Sequence[LeafCgroup], done: Callable[[], None]) -> None:
@@ -84,7 +84,7 @@ class LeafCgroups:
         if not self._dropped:
             return
         self._dropped = [item for item in self._dropped if not item[0].remove()]
-        to_kill = [leaf for leaf, keep_orphans in self._dropped if not keep_orphans]
+        to_kill = [leaf for leaf, keep_rest in self._dropped if not keep_rest]
         for leaf in to_kill:
             leaf.kill()
         if to_kill:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import array
-import collections
 import os
 import socket
 from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import InvalidRequest, LocalProtocolError, RemoteProtocolError, SandboxdError
+from ..linux.eventloop import READ, WRITE, EventLoop
 from ..wire.link import LinkConnection, Role
 from ..wire.messages import Failure, Message, Reply
-from .eventloop import READ, WRITE, EventLoop
+from ..wire.sendqueue import SendQueue, descriptors
 
 _RECV_BYTES: Final = 64 * 1024
 #: One for all, since what is received is copied on: made in the zygote, it costs an init only the pages it fills.
@@ -40,23 +39,22 @@ class LinkServer:
         self._on_room = on_room
         self._on_gone = on_gone
         self._link = LinkConnection(Role.ANSWERER)
-        self._out: collections.deque[tuple[memoryview, int | None]] = collections.deque()
-        self._out_bytes = 0
+        self._out = SendQueue(HIGH_WATER)
         self._flushing = False
         self.is_open = True
         connection.setblocking(False)
         loop.watch(connection.fileno(), READ, self._on_ready)
-        self._queue(self._link.greet(), None)
+        self._queue(self._link.greet())
 
     @property
     def has_room(self) -> bool:
         """Whether streams may send."""
-        return self.is_open and self._out_bytes < HIGH_WATER
+        return self.is_open and self._out.has_room
 
     def send(self, message: Message) -> None:
         """Queue a message; on a closed connection it is dropped."""
         if self.is_open:
-            self._queue(self._link.send(message), None)
+            self._queue(self._link.send(message))
 
     def reply(self, request: int, result: dict[str, Any], fd: int | None = None) -> None:
         """End a request well; `fd` goes with it and is closed here."""
@@ -64,7 +62,8 @@ class LinkServer:
             if fd is not None:
                 os.close(fd)
             return
-        self._queue(self._link.send(Reply(request, result, 0 if fd is None else 1)), fd)
+        fds = () if fd is None else (fd,)
+        self._queue(self._link.send(Reply(request, result, len(fds))), fds)
 
     def fail(self, request: int, error: SandboxdError) -> None:
         """End a request with an error."""
@@ -87,20 +86,17 @@ class LinkServer:
         if not self.is_open:
             return
         self.is_open = False
-        self._loop.watch(self._socket.fileno(), 0, self._on_ready)
+        self._loop.unwatch(self._socket.fileno())
         self._socket.close()
         self._link.close()
-        for _, fd in self._out:
-            if fd is not None:
-                os.close(fd)
-        self._out.clear()
+        self._out.close()
         self._on_gone(self)
 
     # --- in ---
 
     def _on_ready(self) -> None:
         self._read()
-        if self.is_open and self._out:
+        if self.is_open and self._out.size:
             self._flush()
 
     def _read(self) -> None:
@@ -110,9 +106,7 @@ class LinkServer:
             return
         except OSError:
             size, ancillary = 0, []
-        fds = array.array("i")
-        for _, _, data in ancillary:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        fds = descriptors(ancillary) if ancillary else ()
         if not size:
             self.close()
             return
@@ -127,9 +121,8 @@ class LinkServer:
 
     # --- out ---
 
-    def _queue(self, frame: bytes, fd: int | None) -> None:
-        self._out.append((memoryview(frame), fd))
-        self._out_bytes += len(frame)
+    def _queue(self, frame: bytes, fds: tuple[int, ...] = ()) -> None:
+        self._out.put(frame, fds)
         if not self._flushing:
             # One send for all that a turn of the loop queues.
             self._flushing = True
@@ -141,36 +134,10 @@ class LinkServer:
             return
         was_full = not self.has_room
         try:
-            while self._out:
-                self._send_some()
-        except BlockingIOError:
-            pass
+            self._out.flush(self._socket)
         except (OSError, LocalProtocolError):
             self.close()
             return
-        self._loop.watch(self._socket.fileno(), READ | (WRITE if self._out else 0), self._on_ready)
+        self._loop.watch(self._socket.fileno(), READ | (WRITE if self._out.size else 0), self._on_ready)
         if was_full and self.has_room:
             self._on_room(self)
-
-    def _send_some(self) -> None:
-        first, fd = self._out[0]
-        if fd is not None:
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-            sent = self._socket.sendmsg([first], ancillary)
-            os.close(fd)
-            self._out[0] = (first, None)
-        else:
-            batch: list[memoryview] = []
-            for view, item_fd in self._out:
-                if item_fd is not None or len(batch) == 16:
-                    break
-                batch.append(view)
-            sent = self._socket.sendmsg(batch)
-        self._out_bytes -= sent
-        while sent:
-            view, item_fd = self._out[0]
-            if sent < len(view):
-                self._out[0] = (view[sent:], item_fd)
-                return
-            sent -= len(view)
-            self._out.popleft()

@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from ..linux.eventloop import READ, EventLoop
 from ..wire.journal import Entry, Journal
 from ..wire.modes import Modes
 from . import users
-from .eventloop import READ, EventLoop
 from .followers import Follower
 from .users import User
 
@@ -86,7 +86,7 @@ class Output:
         while fd in self._sources:
             if room <= 0:
                 self._paused.add(fd)
-                self._loop.watch(fd, 0, lambda: None)
+                self._loop.unwatch(fd)
                 break
             try:
                 data = os.read(fd, min(READ_BYTES, room))
@@ -138,7 +138,7 @@ class Output:
             self._discarding.add(fd)
             self._loop.watch(fd, READ, lambda: self._discard(fd))
             return
-        self._loop.watch(fd, 0, lambda: None)
+        self._loop.unwatch(fd)
         os.close(fd)
 
     def _discard(self, fd: int) -> None:
@@ -149,7 +149,7 @@ class Output:
         except OSError:
             data = b""
         if not data:
-            self._loop.watch(fd, 0, lambda: None)
+            self._loop.unwatch(fd)
             self._discarding.discard(fd)
             os.close(fd)
 

@@ -5,17 +5,13 @@ its main process has exited and its output gave end-of-file, or a grace after th
 is then killed, unless the caller keeps orphans. One that was asked to end by a signal ends when its tree is empty, or
 is killed when the time for that is up (`endings.py`). One that is to be restarted on failure starts again and goes on
 with the same journal; its `exit` event comes once, at the last end.
-
-    RUNNING --the end, to be restarted--> RESTING --after the delay--> RUNNING
-       |                                     |
-       +--the end--> ENDED <--told to stop---+
+`process_states.py` has the states.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import enum
 import os
 import resource
 import signal
@@ -23,14 +19,16 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import ProcessNotRunning
+from ..errors import InternalError, ProcessNotRunning
+from ..linux.eventloop import EventLoop, Timer
 from ..linux.kernel import Kernel
 from ..spec import STOP_GRACE_S, CommandSpec
+from ..transitions import next_state
 from ..wire.exhausted import limit_error
 from . import endings, lines, spawn, terminals, users
-from .eventloop import EventLoop, Timer
 from .leaf_cgroups import KILLED_S, POLL_S, LeafCgroup, LeafCgroups
 from .output import Output
+from .process_states import ALIVE, EXITED, TRANSITIONS, Event, State
 from .standby import Standby
 from .stdin_writer import Done, StdinWriter
 from .users import User
@@ -51,14 +49,6 @@ _ENDING: Final = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal
 #: What `info` shows of a command: a reply is a frame, and a list has many.
 _SHOWN_WORDS: Final = 256
 _SHOWN_BYTES: Final = 16 * 1024
-
-
-class State(enum.Enum):
-    """Where a command is in its life."""
-
-    RUNNING = "running"
-    RESTING = "resting"
-    ENDED = "ended"
 
 
 @dataclasses.dataclass(slots=True)
@@ -131,14 +121,13 @@ class Process:
         self._shell = shell
         self._on_start = on_start
         self._on_end = on_end
-        self._state = State.RUNNING
+        self._state = State.STARTING
         self._feed: StdinWriter | None = None
         self._terminal: int | None = None
         self._status: int | None = None
         self._rusage: resource.struct_rusage | None = None
         self._timed_out = False
         self._kill_reason: str | None = None
-        self._stopping = False
         self._ending: endings.Ending | None = None
         self._restarts = 0
         self._restarts_in_a_row = 0
@@ -155,6 +144,24 @@ class Process:
             self._timeout = self._loop.call_later(spec.timeout_s, self._on_timeout)
         if spec.linger_s is not None:
             self._hangup = self._loop.call_later(spec.linger_s, self.hang_up)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self._state is State.ENDED
+
+    def _move(self, event: Event) -> bool:
+        """Take an event; one that the table refuses is a bug of ours, which costs this command and not init.
+
+        Init has no log: the command's end tells of it.
+        """
+        try:
+            self._state = next_state(TRANSITIONS, self._state, event)
+        except InternalError as error:
+            self._kill_reason = f"bug: {error.message}"
+            self.leaf.kill()
+            return False
+        return True
 
     # --- start ---
 
@@ -176,6 +183,7 @@ class Process:
         if self._feed is not None and isinstance(self.spec.stdin, bytes):
             self._feed.put(self.spec.stdin)
         self._on_start(self)
+        self._move(Event.START)
 
     def _start_in_leaf(self) -> None:
         with contextlib.ExitStack() as undo:
@@ -196,19 +204,18 @@ class Process:
             undo.callback(os.close, pidfd)
             self.pid = pid
 
-    def _order(
-        self, stdio: tuple[int, int, int], undo: contextlib.ExitStack
-    ) -> tuple[spawn.SpawnRequest, tuple[int, ...]]:
-        terminal, shell, ids = self.spec.terminal is not None, self._shell, self._user.ids
-        if shell is None and (line := self.spec.long_line) is not None:
+    def _order(self, stdio: tuple[int, ...], undo: contextlib.ExitStack) -> tuple[spawn.SpawnRequest, tuple[int, ...]]:
+        spec, shell = self.spec, self._shell
+        if shell is not None:
+            # Its environment and working directory are the state's: the shell takes them on by itself.
+            request = spawn.SpawnRequest.of(spec, self._user, shell.argv, shell.env, "/", shell.first_fd)
+            return request, (*stdio, *shell.fds)
+        argv, first = spec.argv, 3
+        if (line := spec.long_line) is not None:
             source = lines.open_line(line)
             undo.callback(os.close, source)
-            argv = lines.argv(self.spec.argv)
-            return spawn.SpawnRequest(argv, self._env, self._cwd, *ids, terminal, lines.LINE_FD), (*stdio, source)
-        if shell is None:
-            return spawn.SpawnRequest(self.spec.argv, self._env, self._cwd, *ids, terminal), stdio
-        # Its environment and working directory are the state's: the shell takes them on by itself.
-        return spawn.SpawnRequest(shell.argv, shell.env, "/", *ids, terminal, shell.first_fd), (*stdio, *shell.fds)
+            argv, first, stdio = lines.argv(argv), lines.LINE_FD, (*stdio, source)
+        return spawn.SpawnRequest.of(spec, self._user, argv, self._env, self._cwd, first), stdio
 
     def _stdio(self) -> tuple[int, int, int]:
         """Open our sides, and return the program's."""
@@ -287,13 +294,13 @@ class Process:
     def remove_viewer(self) -> None:
         """One looks no more; the last one to go leaves it a while to live."""
         self.viewers -= 1
-        if self.spec.linger_s is not None and not self.viewers and self.ended_at is None:
+        if self.spec.linger_s is not None and not self.viewers and not self.has_ended:
             self._hangup = self._loop.call_later(self.spec.linger_s, self.hang_up)
 
     def hang_up(self) -> None:
         """Tell the terminal's programs that nobody is there any more, and insist after a while."""
-        if self._state is State.RUNNING and self._status is None:
-            self._stopping = True
+        if self._state in ALIVE:
+            self._move(Event.STOP)
             self._kill_reason = self._kill_reason or "hangup"
             if not self.spec.keep_orphans:
                 self._ending = endings.Ending(self.leaf, HANGUP_GRACE_S)
@@ -311,14 +318,15 @@ class Process:
         Raises:
             ProcessNotRunning: it has ended.
         """
-        has_exited = self._status is not None and self._state is State.RUNNING
-        if self._state is State.ENDED or (has_exited and not self._is_awaited()):
+        has_exited = self._state in EXITED
+        if self.has_ended or (has_exited and not self._is_awaited()):
             raise ProcessNotRunning(f"cannot signal process {self.id}: it has ended", id=self.id)
         if number in _ENDING:
-            self._stopping = True
-        if self._state is State.RESTING:
-            if self._stopping:
-                self._finish()
+            self._move(Event.STOP)
+        if self.has_ended:
+            self._finish()  # it was between two runs
+        elif self._state is State.RESTING:
+            return  # nobody is there to hear it
         elif number == signal.SIGKILL:
             self.kill("killed")
         else:
@@ -334,11 +342,10 @@ class Process:
 
     def kill(self, reason: str) -> None:
         """SIGKILL the whole tree; `reason` names the end."""
-        if self.ended_at is None:
-            self._stopping = True
+        if not self.has_ended and self._move(Event.STOP):
             self._kill_reason = self._kill_reason or reason
-            if self._state is State.RESTING:
-                self._finish()
+            if self.has_ended:
+                self._finish()  # it was between two runs
             else:
                 self._kill_tree()
 
@@ -355,7 +362,7 @@ class Process:
 
     def _kill_tracer(self) -> None:
         self._unreaped = None
-        if self._status is None and self._state is State.RUNNING:
+        if self._state in ALIVE:
             tracer = tracer_of(self.pid)
             if tracer > 1:
                 with contextlib.suppress(ProcessLookupError):
@@ -363,7 +370,7 @@ class Process:
             self._kill_tree()
 
     def _on_timeout(self) -> None:
-        if self._status is None or self._state is State.RESTING:
+        if self._state in ALIVE or self._state is State.RESTING:
             self._timed_out = True
             self.kill("timeout")
 
@@ -371,7 +378,7 @@ class Process:
 
     def when_ended(self, callback: Callable[[], None]) -> None:
         """Call back at its end, or now."""
-        if self.ended_at is not None:
+        if self.has_ended:
             callback()
         else:
             self._ended.append(callback)
@@ -383,6 +390,8 @@ class Process:
 
     def on_exit(self, status: int, rusage: resource.struct_rusage) -> None:
         """Take the main process' status; called by the reaper."""
+        if not self._move(Event.EXIT):
+            return
         self._status = status
         self._rusage = rusage
         if self._feed is not None:
@@ -416,7 +425,7 @@ class Process:
         return self.spec.keep_orphans and (self._ending is None or not self._ending.is_whole)
 
     def _maybe_finish(self) -> None:
-        if self._status is None or self.output.is_open or self._state is not State.RUNNING or self._is_awaited():
+        if self._state not in EXITED or self.output.is_open or self._is_awaited():
             return
         self._cancel("_grace")
         self._terminal = None
@@ -424,10 +433,11 @@ class Process:
         if self._is_to_restart():
             self._take_rest()
         else:
+            self._move(Event.END)
             self._finish()
 
     def _finish(self) -> None:
-        self._state = State.ENDED
+        """Tell of the end, which has come."""
         self.ended_at = time.time()
         if self.spec.long_line is not None:  # megabytes, which nobody needs any more
             self.spec = dataclasses.replace(self.spec, argv=tuple(_shown(self.spec.argv)), session=None)
@@ -446,7 +456,7 @@ class Process:
         self._on_end(self)
 
     def _drop_leaf(self) -> None:
-        self._deps.leaves.drop(self.leaf, keep_orphans=self._keeps_orphans())
+        self._deps.leaves.drop(self.leaf, keep_rest=self._keeps_orphans())
 
     def _cancel(self, name: str) -> None:
         timer: Timer | None = getattr(self, name)
@@ -457,7 +467,7 @@ class Process:
     # --- restarts ---
 
     def _is_to_restart(self) -> bool:
-        if not self.spec.restart or self._stopping or self._timed_out:
+        if not self.spec.restart or self._state is State.ENDING:
             return False
         if time.monotonic() - self._run_began >= LASTING_RUN_S:
             self._restarts_in_a_row = 0
@@ -469,7 +479,7 @@ class Process:
         delay = min(MAX_RESTART_DELAY_S, RESTART_DELAY_S * 2**self._restarts_in_a_row)
         self._restarts += 1
         self._restarts_in_a_row += 1
-        self._state = State.RESTING
+        self._move(Event.REST)
         self._earlier = self.result["usage"]
         self._drop_leaf()
         facts = {name: self.result[name] for name in ("exit_code", "signal", "reason")}
@@ -481,11 +491,12 @@ class Process:
         self._rest = None
         self._status = self._rusage = self._kill_reason = None
         self._run_began = time.monotonic()
-        self._state = State.RUNNING
+        self._move(Event.RESTART)
         self.leaf = self._deps.leaves.new(self.id)
         try:
             self._start()
         except Exception:  # whatever it is, the next try may do better: no descriptors or processes just now
+            self._move(Event.FAIL)
             self._finish()
 
     # --- facts ---
@@ -523,10 +534,10 @@ class Process:
 
     def info(self) -> dict[str, Any]:
         """Return what a list shows of it: times are seconds since the epoch, `pid` is None between two runs."""
-        alive = self.ended_at is None
+        alive = not self.has_ended
         return {
             "id": self.id,
-            "pid": self.pid if self._state is State.RUNNING and self._status is None else None,
+            "pid": self.pid if self._state in ALIVE else None,
             "running": alive,
             "argv": _shown(self.spec.argv),
             "cwd": self._cwd,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import InvalidRequest, LimitExceeded, NameTaken, SandboxdError, ServerBusy, SessionNotFound
-from ..spec import CommandSpec, check_env, check_path, check_session_id, check_user
+from ..spec import CommandSpec, SessionSpec, check_session_id
 from ..wire.exhausted import known
 from . import lines, users
 from . import session_shells as shells
@@ -110,13 +110,14 @@ class Sessions:
             raise NameTaken(f"cannot create session {name}: the id is in use", id=name)
         if len(self._sessions) >= MAX_SESSIONS:
             raise LimitExceeded(f"cannot create a session: the sandbox has {MAX_SESSIONS} already", bound=MAX_SESSIONS)
-        wanted, cwd = params.get("user"), params.get("cwd") or self._commands.cwd
-        user = self._commands.user if wanted is None else users.find_user(check_user(wanted))
-        if not os.path.isdir(check_path(cwd, "cwd")):
+        spec = SessionSpec.from_message(params)
+        cwd = spec.cwd or self._commands.cwd
+        user = self._commands.user if spec.user is None else users.find_user(spec.user)
+        if not os.path.isdir(cwd):
             raise InvalidRequest(f"cannot create a session in {cwd}: no such directory in the sandbox", field="cwd")
-        spec = CommandSpec(argv=("sh",), env=check_env(params["env"]))
-        shell = find_shell(params.get("shell"))
-        state = lines.memory_file(shells.first_state(shell, self._commands.environment(spec, user), cwd))
+        shell = find_shell(spec.shell)
+        umask = "" if spec.umask is None else f"umask {spec.umask}\n"
+        state = lines.memory_file(umask + shells.first_state(shell, self._commands.environment(spec.env, user), cwd))
         session = self._sessions[name] = Session(name, shell, user, state, cwd)
         peer.reply(request, session.info())
 
@@ -249,8 +250,6 @@ def find_shell(wanted: str | None) -> str:
     Raises:
         InvalidRequest: the rootfs has no bash.
     """
-    if wanted not in (None, "bash", "sh"):
-        raise InvalidRequest("cannot accept shell: it must be bash or sh", field="shell")
     if wanted != "sh":
         for path in _BASH:
             if os.access(path, os.X_OK):

@@ -26,7 +26,7 @@ from typing import Final
 
 import msgpack
 
-from .eventloop import EventLoop, Timer
+from ..linux.eventloop import EventLoop, Timer
 from .leaf_cgroups import LeafCgroups
 from .users import User
 from .worker import Worker

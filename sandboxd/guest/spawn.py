@@ -7,16 +7,17 @@ a working directory it may not enter): these are told on its stderr and as statu
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import os
 import termios
 from collections.abc import Sequence
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from ..linux import seccomp
 from ..linux.kernel import Kernel
+from ..spec import CommandSpec
+from .users import User
 
 NOT_FOUND: Final = 127
 NOT_EXECUTABLE: Final = 126
@@ -25,13 +26,13 @@ _ABOVE_TARGETS: Final = 16
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class SpawnRequest:
-    """What a child becomes.
+class SpawnRequest(NamedTuple):
+    """What a child becomes: values that marshal takes, since a standby is sent them.
 
     Attributes:
-        terminal: its stdin is a terminal that it is to control.
         first: what descriptors after the first three become, from this number on.
+        terminal: its stdin is a terminal that it is to control.
+        umask: None leaves it as it is.
     """
 
     argv: tuple[str, ...]
@@ -40,8 +41,17 @@ class SpawnRequest:
     uid: int
     gid: int
     groups: tuple[int, ...]
-    terminal: bool = False
     first: int = 3
+    terminal: bool = False
+    umask: int | None = None
+
+    @classmethod
+    def of(
+        cls, spec: CommandSpec, user: User, argv: tuple[str, ...], env: dict[str, str], cwd: str, first: int = 3
+    ) -> SpawnRequest:
+        """Return what a command's child becomes: what runs it is given, and the rest is the command's own."""
+        umask = None if spec.umask is None else int(spec.umask, 8)
+        return cls(argv, env, cwd, *user.ids, first, terminal=spec.terminal is not None, umask=umask)
 
 
 def run_child(kernel: Kernel, order: SpawnRequest, fds: Sequence[int]) -> NoReturn:
@@ -71,6 +81,8 @@ def run(kernel: Kernel, order: SpawnRequest, fds: Sequence[int]) -> NoReturn:
             kernel.close_range(3, order.first - 1)
         kernel.close_range(order.first + len(fds) - 3, 2**32 - 1)
         _own(order)
+        if order.umask is not None:
+            os.umask(order.umask)
         _enter(order.cwd)
         _exec(order.argv, order.env)
     except OSError as error:

@@ -39,9 +39,10 @@ from typing import Final, NoReturn
 
 import prctl
 
+from ..linux.eventloop import READ, EventLoop, Timer
 from ..linux.kernel import CLONE_PARENT, Kernel
+from ..wire.sendqueue import rights
 from . import spawn
-from .eventloop import READ, EventLoop, Timer
 from .leaf_cgroups import LeafCgroup, LeafCgroups
 
 #: An order over this is a fork's: a message of a socket pair must fit its buffer.
@@ -113,9 +114,7 @@ class Standby:
         child = self._ready
         if child is None:
             return None
-        data = marshal.dumps(
-            (order.argv, order.env, order.cwd, order.uid, order.gid, order.groups, order.terminal, order.first)
-        )
+        data = marshal.dumps(tuple(order))
         if len(data) > MAX_ORDER_BYTES or len(fds) > MAX_FDS:
             return None  # it may wait for the next one
         if not self._send(child, data, fds):
@@ -132,7 +131,7 @@ class Standby:
             if child is not None:
                 self._end(child)
         if self._asked is not None:
-            self._leaves.drop(self._asked, keep_orphans=False)
+            self._leaves.drop(self._asked)
         self._ready = self._coming = self._forker = self._asked = None
 
     def _send(self, child: _Child, data: bytes, fds: Sequence[int]) -> bool:
@@ -143,17 +142,17 @@ class Standby:
                 and [resource.prlimit(child.pid, each) for each in _LIMITS] == _limits()
                 and os.getpriority(os.PRIO_PROCESS, child.pid) == os.getpriority(os.PRIO_PROCESS, 0)
             ):
-                child.socket.sendmsg([data], [_rights(fds)], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+                child.socket.sendmsg([data], [rights(fds)], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
                 return True
         return False
 
     def _end(self, child: _Child) -> None:
         """Let go of a child: it is killed, and its leaf goes when it has gone."""
-        self._loop.watch(child.socket.fileno(), 0, _nothing)
+        self._loop.unwatch(child.socket.fileno())
         child.socket.close()
         if child.pid:
             self._children.pop(child.pid, None)  # the reaper takes it for an orphan
-        self._leaves.drop(child.leaf, keep_orphans=False)
+        self._leaves.drop(child.leaf)
 
     # --- a new one ---
 
@@ -204,7 +203,7 @@ class Standby:
                     _be_forker(self._kernel, theirs.fileno(), self.null_fd)
                 os.close(pidfd)
         except OSError:
-            self._leaves.drop(leaf, keep_orphans=False)
+            self._leaves.drop(leaf)
             raise
         finally:
             os.close(fd)
@@ -220,9 +219,9 @@ class Standby:
         leaf = self._new_leaf()
         fd = leaf.open()
         try:
-            forker.socket.sendmsg([b"1"], [_rights([fd])], socket.MSG_NOSIGNAL)
+            forker.socket.sendmsg([b"1"], [rights([fd])], socket.MSG_NOSIGNAL)
         except OSError:
-            self._leaves.drop(leaf, keep_orphans=False)
+            self._leaves.drop(leaf)
             raise
         finally:
             os.close(fd)
@@ -244,7 +243,7 @@ class Standby:
         leaf, self._asked = self._asked, None
         if not data or not ancillary or leaf is None:  # it has ended, or somebody has no descriptors left
             if leaf is not None:
-                self._leaves.drop(leaf, keep_orphans=False)
+                self._leaves.drop(leaf)
             self.drop()
             return
         self._coming = child = _Child(leaf, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _fds(ancillary)[0]))
@@ -266,7 +265,7 @@ class Standby:
         if not data or pid == 0 or pid in self._children or self.is_command(pid) or not _lives(pid):
             self.drop()
             return
-        self._loop.watch(child.socket.fileno(), 0, _nothing)
+        self._loop.unwatch(child.socket.fileno())
         child.pid = pid
         self._coming, self._ready = None, child
         self._know(child)
@@ -290,16 +289,8 @@ def _limits() -> list[tuple[int, int]]:
     return [resource.getrlimit(each) for each in _LIMITS]
 
 
-def _rights(fds: Sequence[int]) -> tuple[int, int, array.array[int]]:
-    return socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)
-
-
 def _fds(ancillary: list[tuple[int, int, bytes]]) -> array.array[int]:
     return array.array("i", ancillary[0][2])
-
-
-def _nothing() -> None:
-    pass
 
 
 # --- in the children ---
@@ -336,7 +327,7 @@ def _be_forker(kernel: Kernel, connection: int, null_fd: int) -> NoReturn:
             os.close(leaf)
             os.close(pidfd)
             theirs.close()
-            init.sendmsg([b"1"], [_rights([inits.fileno()])])
+            init.sendmsg([b"1"], [rights([inits.fileno()])])
             inits.close()
     finally:
         os._exit(0)
@@ -355,4 +346,4 @@ def _be_standby(kernel: Kernel, connection: int) -> NoReturn:
         os._exit(spawn.NOT_EXECUTABLE)
 
 
-_PRACTICE: Final = marshal.dumps((("/",), {"PATH": "/"}, "/", 0, 0, (0,), False, 3))
+_PRACTICE: Final = marshal.dumps((("/",), {"PATH": "/"}, "/", 0, 0, (0,)))

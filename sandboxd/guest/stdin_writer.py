@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..errors import ProcessNotRunning, ServerBusy
-from .eventloop import WRITE, EventLoop
+from ..linux.eventloop import WRITE, EventLoop
 
 #: Pieces that may wait for the program; each is at most 256 KiB.
 MAX_PIECES: Final = 16
@@ -71,7 +71,7 @@ class StdinWriter:
     def close(self) -> None:
         """Close now; what still waits will not arrive."""
         if self._fd is not None:
-            self._loop.watch(self._fd, 0, self._write)
+            self._loop.unwatch(self._fd)
             os.close(self._fd)
             self._fd = None
         while self._queue:
@@ -98,6 +98,6 @@ class StdinWriter:
         except OSError:
             self.close()
             return
-        self._loop.watch(self._fd, 0, self._write)
+        self._loop.unwatch(self._fd)
         if self._close_after:
             self.close()

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Final
 
 from ..errors import ServerBusy
+from ..linux.eventloop import READ, WRITE, EventLoop, Timer
 from ..linux.sockdiag import Listener, ListenerQuery
-from .eventloop import READ, WRITE, EventLoop, Timer
 
 #: A port is noticed within this time and a turn of the loop, under the 50 ms that the API promises; a look costs 50 to
 #: 200 us, so less than 1 % of a processor.
@@ -156,7 +156,7 @@ class _Probe:
         """Give up without a word."""
         self._timer.cancel()
         if self._socket.fileno() >= 0:
-            self._loop.watch(self._socket.fileno(), 0, lambda: None)
+            self._loop.unwatch(self._socket.fileno())
             self._socket.close()
 
     def _send(self) -> None:

@@ -11,6 +11,8 @@ is told to the worker by a tick (a byte), for which it waits before it lets the 
 Bounds. Nothing is kept here: a pipe is read when there is credit and room on the connection, else its writer waits.
 Frames are only counted (a length each, for the ticks and so that a new daemon begins at a whole one); the worker is
 hostile once a user's code ran in it, and what frames say is the daemon's to judge.
+
+`worker_states.py` has the states.
 """
 
 from __future__ import annotations
@@ -25,16 +27,19 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import ProcessNotRunning
+from ..errors import InternalError, ProcessNotRunning
+from ..linux.eventloop import READ, Timer
+from ..transitions import next_state
 from ..wire.exhausted import known
 from ..wire.messages import EVENT_OVERHEAD, Event
 from . import spawn, users
-from .eventloop import READ, Timer
 from .incoming import IncomingChild, IncomingChildren
 from .link_server import LinkServer
 from .processes import ORPHAN_GRACE_S, Deps, signal_name
 from .stdin_writer import Done, StdinWriter
 from .users import User
+from .worker_states import ALIVE, COMING, TRANSITIONS, State
+from .worker_states import Event as LifeEvent
 
 #: One read, and so one event, at most; also the size of the pipes, so one read empties one.
 READ_BYTES: Final = 256 * 1024
@@ -127,7 +132,7 @@ class Worker:
         self._reaped = reaped
         self._incoming: IncomingChild | None = None
         self._theirs: list[int] = []  # the program's ends of the pipes, until it has them
-        self.ended = False
+        self._state = State.STARTING
         self.leaf = deps.leaves.new(name)
         self._deps = deps
         self._loop = deps.loop
@@ -141,7 +146,6 @@ class Worker:
         self._status: int | None = None
         self._rusage: resource.struct_rusage | None = None
         self._reason: str | None = None
-        self._rest_only = False
         self._muted = False
         self._dropped = 0
         self._timers: list[Timer] = []
@@ -161,8 +165,23 @@ class Worker:
             if handoff is not None and self._incoming is None:
                 os.close(handoff)
             self._close_all()
-            deps.leaves.drop(self.leaf, keep_orphans=False)
+            deps.leaves.drop(self.leaf)
             raise
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self._state is State.ENDED
+
+    def _move(self, event: LifeEvent) -> bool:
+        """Take an event; one that the table refuses is a bug of ours, which costs this interpreter and not init."""
+        try:
+            self._state = next_state(TRANSITIONS, self._state, event)
+        except InternalError as error:
+            self._reason = f"bug: {error.message}"  # init has no log: the end tells of it
+            self._kill_all()
+            return False
+        return True
 
     # --- start ---
 
@@ -197,6 +216,7 @@ class Worker:
         os.close(pidfd)
         self.pid = pid
         self._reaped[pid] = self.on_exit
+        self._move(LifeEvent.BEGIN)
         self._close_theirs()
         self.wake()
 
@@ -206,27 +226,33 @@ class Worker:
         """Wait for a child that a template forks into our leaf; without one, start as ever."""
         os.close(self.leaf.open())
         self._incoming = incoming.expect(handoff, self._on_arrived, self._on_begun, self._on_nobody)
+        self._move(LifeEvent.EXPECT)
 
     def _on_arrived(self, pid: int) -> None:
         assert self._incoming is not None  # noqa: S101 - it is what calls
         self.pid = pid
+        self._move(LifeEvent.ARRIVE)
         self._reaped[pid] = self.on_exit
         self._incoming.send(self._user, self._cwd, self._env, self._theirs, self.name)
 
     def _on_begun(self) -> None:
         self._incoming = None
+        self._move(LifeEvent.BEGIN)
         self._close_theirs()
         self.wake()
+        if self._state is State.EXITED:
+            self._after_exit()  # the reaper was first to tell
 
     def _on_nobody(self, why: str, declined: bool) -> None:
         """Start as ever."""
         self._incoming = None
+        self._move(LifeEvent.ABSENT)
         if self._follower is not None:
             self._send("declined" if declined else "absent", {"why": why})
         if self.pid:
             self._reaped[self.pid] = _forget
             self.pid = 0
-        self._deps.leaves.drop(self.leaf, keep_orphans=False)
+        self._deps.leaves.drop(self.leaf)
         self._status = None
         self.leaf = self._deps.leaves.new(self.name)
         try:
@@ -263,7 +289,7 @@ class Worker:
     @property
     def is_running(self) -> bool:
         """Whether its process is there."""
-        return self._status is None and self.pid != 0
+        return self._state is State.RUNNING
 
     def hear_first(self, callback: Callable[[bytes], None]) -> None:
         """Give `callback` what it says in frames until somebody follows it; no bytes at the end."""
@@ -275,7 +301,7 @@ class Worker:
             except BlockingIOError:
                 return
             if not data:
-                self._loop.watch(fd, 0, on_readable)
+                self._loop.unwatch(fd)
             callback(data)
 
         self._loop.watch(fd, READ, on_readable)
@@ -288,7 +314,7 @@ class Worker:
         """Be the worker of that name from now on."""
         self.name = name
         self._began = time.monotonic()
-        self._loop.watch(self._pipes["frame"], 0, lambda: None)
+        self._loop.unwatch(self._pipes["frame"])
 
     # --- the daemon that listens ---
 
@@ -298,7 +324,7 @@ class Worker:
         self._follower, self._credit = (peer, request), credit
         self._skipping = not self._counter.at_boundary
         self._send("start", {"id": self.name, "pid": self.pid, "spare": is_spare})
-        if self._incoming is not None:
+        if self._state in COMING:
             self._send("expecting", {"leaf": self.leaf.name})
         if self.ended:
             self._tell_exit()
@@ -332,13 +358,13 @@ class Worker:
         self._watching = True
         for name, fd in list(self._pipes.items()):
             self._loop.watch(fd, READ, lambda name=name: self._on_readable(name))  # type: ignore[misc]
-        if self._rest_only:
+        if self._state is State.DRAINING:
             self._read_rest()
 
     def _pause(self) -> None:
         self._watching = False
         for fd in self._pipes.values():
-            self._loop.watch(fd, 0, lambda: None)
+            self._loop.unwatch(fd)
 
     def _send(self, kind: str, data: bytes | dict[str, Any]) -> None:
         assert self._follower is not None  # noqa: S101 - looked at before
@@ -364,7 +390,7 @@ class Worker:
         try:
             data = os.read(fd, READ_BYTES)
         except BlockingIOError:
-            if self._rest_only:
+            if self._state is State.DRAINING:
                 self._drop(name)
             return None
         if not data:
@@ -405,12 +431,12 @@ class Worker:
 
     def _frames_closed(self) -> None:
         """A worker without a voice is of no use: end it, unless it is just exiting."""
-        if self._status is None:
+        if self._state is State.RUNNING:
             self._timers.append(self._loop.call_later(CLOSED_GRACE_S, lambda: self.kill("closed its pipes")))
 
     def _drop(self, name: str) -> None:
         fd = self._pipes.pop(name)
-        self._loop.watch(fd, 0, lambda: None)
+        self._loop.unwatch(fd)
         os.close(fd)
 
     @staticmethod
@@ -432,7 +458,7 @@ class Worker:
 
     def interrupt(self, run: int) -> None:
         """SIGINT to the worker and what it started in its group, as a terminal's Ctrl-C; name the run that is meant."""
-        if self._status is None and self.pid:
+        if self._state in ALIVE:
             self._poke(self._interrupts, struct.pack(">Q", run))
             for number in (signal.SIGINT, signal.SIGCONT):
                 with contextlib.suppress(ProcessLookupError):
@@ -447,14 +473,19 @@ class Worker:
     def kill(self, reason: str) -> None:
         """SIGKILL the whole tree; `reason` names the end."""
         self._reason = self._reason or reason
-        self.leaf.kill()
-        if self._incoming is not None:
+        if self._state in COMING and self._incoming is not None:
             self._incoming.cancel()
             self._incoming = None
             self._close_theirs()
-            if not self.pid:
-                self.on_exit(signal.SIGKILL, None)  # nobody's status will come
-        if self._status is None and self.pid:
+            self._move(LifeEvent.CANCEL)
+            if self._state is State.EXITED:
+                self._status = self._status or signal.SIGKILL  # nobody's will come
+                self._after_exit()
+        self._kill_all()
+
+    def _kill_all(self) -> None:
+        self.leaf.kill()
+        if self._state in ALIVE:
             # Also where the leaf cannot (a cgroup2 that the sandbox's root has meddled with).
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
@@ -463,11 +494,16 @@ class Worker:
 
     def on_exit(self, status: int, rusage: resource.struct_rusage | None) -> None:
         """Take the process' status; called by the reaper."""
-        if self._incoming is not None:
-            self.pid = 0  # it ended before it began: the end of its socket says the rest
+        if not self._move(LifeEvent.EXIT):
             return
         self._status = status
         self._rusage = rusage
+        if self._state is State.LOST:
+            self.pid = 0  # the end of its socket says the rest
+        else:
+            self._after_exit()
+
+    def _after_exit(self) -> None:
         if self._feed is not None:
             self._is_unread = self._feed.unread > 0
             self._feed.close()
@@ -477,8 +513,9 @@ class Worker:
 
     def _end_grace(self) -> None:
         self.leaf.kill()
-        self._rest_only = True
-        self._read_rest()
+        if self._state is State.EXITED:
+            self._move(LifeEvent.DRAIN)
+            self._read_rest()
 
     def _read_rest(self) -> None:
         """Read what is left in the pipes and let go of them; without a follower it is lost."""
@@ -493,15 +530,15 @@ class Worker:
         self._maybe_finish()
 
     def _maybe_finish(self) -> None:
-        if self._status is None or self._pipes or self.ended:
+        if self._state not in (State.EXITED, State.DRAINING) or self._pipes:
             return
-        self.ended = True
+        self._move(LifeEvent.END)
         self._result = self._make_result()
         self._close_all()
         if self._follower is not None:
             self._tell_exit()
         # After the flush that the end has deferred.
-        self._loop.defer(lambda: self._deps.leaves.drop(self.leaf, keep_orphans=False))
+        self._loop.defer(lambda: self._deps.leaves.drop(self.leaf))
 
     def _tell_exit(self) -> None:
         self._send("exit", self._result)

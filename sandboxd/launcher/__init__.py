@@ -5,11 +5,11 @@ Theory of operation
 The daemon execs `python -I -m sandboxd.launcher` before any trio runs and before it drops privileges. The first thing
 that the launcher does is to fork the zygote, from which every creation is forked (`zygote.py`): what the zygote has
 loaded is in the memory of every init, what the launcher loads later is not. The launcher is single-threaded and never
-executes anything: it waits in `selectors` for requests of a closed list (`server.py`), and has each creation forked
-into a process that turns itself into a sandbox's init by the named steps of `plan.py`. It is told ids, names and
-numbers only, never env or secrets.
+executes anything: it waits in one loop (`linux/eventloop.py`) for requests of a closed list (`server.py`), and has each
+creation forked into a process that turns itself into a sandbox's init by the named steps of `plan.py`. It is told ids,
+names and numbers only, never env or secrets.
 
-    server.py       the event loop and the operations
+    server.py       the operations, and what is done in a pause
     zygote.py       the process that creations are forked from
     create.py       creations under way; create_child.py is one of them: the two forks and the status pipe
     teardown.py     the one way out, for the running and the failed

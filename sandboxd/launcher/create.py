@@ -5,6 +5,7 @@ its order names (the rootfs, limits). One *prepared sandbox*, no more, may be he
 of ids and a socket under the id that the daemon will order it by, waits, and costs two processes' memory. It ends with
 the launcher, whose successor sweeps what it had like all that has no record. An order for another id, or for what the
 prepared sandbox was not made for, has a creation of its own: the same two halves, one right after the other.
+`creation_states.py` has the states.
 """
 
 from __future__ import annotations
@@ -14,19 +15,22 @@ import dataclasses
 import errno
 import logging
 import os
-import selectors
 import signal
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
-from ..errors import NameTaken, SandboxdError, SandboxGone
+from ..errors import InternalError, NameTaken, SandboxdError, SandboxGone
 from ..linux import procfs
+from ..linux.eventloop import READ, EventLoop
 from ..linux.kernel import Kernel
 from ..network import NetworkSpec
 from ..spec import Limits
+from ..transitions import next_state
 from . import buffers, create_child, limits
 from .cgroups import SandboxCgroups
+from .creation_states import ORDERABLE, OVER, TRANSITIONS, UNKNOWN, Event, State
 from .idranges import IdRange, RangeAllocator
 from .plan import LaunchSpec, PreparedSpec
 from .records import Record
@@ -59,7 +63,7 @@ class CreateRequest:
 
 @dataclasses.dataclass(slots=True)
 class _Creation:
-    """A creation under way, or a prepared sandbox that waits for its `order`."""
+    """A creation under way, or a prepared sandbox that waits for its `order`; `told` is what waits to be understood."""
 
     id: str
     limits: Limits
@@ -68,6 +72,7 @@ class _Creation:
     range: IdRange
     status: create_child.StatusReader
     orders: socket.socket
+    state: State = State.BEGUN
     order: CreateRequest | None = None
     was_held: bool = False
     builder: int = 0
@@ -75,8 +80,7 @@ class _Creation:
     pidfd: int = -1
     devices: list[int] | None = None
     timings: dict[str, float] = dataclasses.field(default_factory=dict)
-    is_ready: bool = False
-    is_linked: bool = False
+    told: list[list[Any]] = dataclasses.field(default_factory=list)
     failure: SandboxdError | None = None
     abandoned: list[Done] = dataclasses.field(default_factory=list)
 
@@ -98,8 +102,8 @@ class Deps:
 class Creations:
     """The creations under way."""
 
-    def __init__(self, selector: selectors.BaseSelector, deps: Deps) -> None:
-        self._selector = selector
+    def __init__(self, loop: EventLoop, deps: Deps) -> None:
+        self._loop = loop
         self._deps = deps
         self._buffers = buffers.of_host()
         self._active: dict[str, _Creation] = {}
@@ -115,7 +119,7 @@ class Creations:
     @property
     def held(self) -> str | None:
         """The id of the prepared sandbox that is held for an order."""
-        return next((one.id for one in self._active.values() if one.order is None and not one.failure), None)
+        return next((one.id for one in self._active.values() if one.state in ORDERABLE), None)
 
     @property
     def unordered(self) -> list[str]:
@@ -150,6 +154,9 @@ class Creations:
             self._fail(order, _failure("host-side", error, order.id) if isinstance(error, OSError) else error)
             return
         prepared.order = order
+        self._move(prepared, Event.ORDER)
+        if prepared.state in OVER:
+            return  # its link cannot be made
         try:
             self._complete(prepared, order)
         except (OSError, SandboxdError) as error:
@@ -159,7 +166,7 @@ class Creations:
     def _fits(self, prepared: _Creation, order: CreateRequest) -> bool:
         """Return whether a prepared sandbox is what the order would have had made."""
         processes = limits.processes_of(order.limits, self._deps.cgroups.controllers)
-        return not prepared.failure and (prepared.processes, prepared.seccomp) == (processes, order.seccomp)
+        return prepared.state in ORDERABLE and (prepared.processes, prepared.seccomp) == (processes, order.seccomp)
 
     def abandon(self, sandbox_id: str, done: Done) -> None:
         """End a creation that nobody wants any more, as soon as its init is known, and call `done` when all is gone."""
@@ -167,10 +174,31 @@ class Creations:
         prepared.abandoned.append(done)
         self._abandon(prepared, _unwanted(sandbox_id))
 
-    def _abandon(self, prepared: _Creation, error: SandboxdError) -> None:
-        prepared.failure = prepared.failure or error
-        if prepared.pid and prepared.builder:
-            self._fail_creation(prepared, prepared.failure)
+    def _abandon(self, creation: _Creation, error: SandboxdError) -> None:
+        """End a creation that failed: at once, or when it is known whom to kill. The first cause stands."""
+        creation.failure = creation.failure or error
+        self._move(creation, Event.FAIL)
+
+    def _move(self, creation: _Creation, event: Event) -> None:
+        """Take an event, and do what the new state asks for. A bug costs this creation, not the launcher."""
+        old = creation.state
+        try:
+            creation.state = next_state(TRANSITIONS, old, event)
+        except InternalError as error:
+            log.exception("Bug in the creation of sandbox %s", creation.id)
+            if old in OVER:
+                return
+            creation.failure = creation.failure or error
+            creation.state = TRANSITIONS[old][Event.FAIL]
+        if creation.state is old:
+            return
+        if creation.state is State.BUILDING and creation.order:
+            self._attach(creation, creation.order)
+        elif creation.state is State.CREATED and creation.order:
+            self._created(creation, creation.order)
+        elif creation.state is State.FAILED:
+            died = create_child.failure("start", "", "the process died", "", creation.id)
+            self._fail_creation(creation, creation.failure or died)
 
     def _begin(self, sandbox_id: str, limits_: Limits, seccomp: str) -> _Creation:
         """Do the host's side of the first half and have it forked.
@@ -189,7 +217,7 @@ class Creations:
             self._deps.teardowns.begin(sandbox_id, range_.index, lambda _: None)
             raise
         self._active[sandbox_id] = prepared
-        self._selector.register(prepared.status.fd, selectors.EVENT_READ, lambda: self._on_status(prepared))
+        self._loop.watch(prepared.status.fd, READ, lambda: self._on_status(prepared))
         return prepared
 
     def _fail(self, order: CreateRequest, error: SandboxdError) -> None:
@@ -240,8 +268,6 @@ class Creations:
     def _complete(self, prepared: _Creation, order: CreateRequest) -> None:
         """Do the host's side of the second half, and give the order; all that is made here `Teardowns` removes."""
         deps, settings = self._deps, self._deps.settings
-        if prepared.pid:
-            self._attach(prepared, order)
         disk = deps.storage.create(order.id, order.limits.disk_bytes or 0)
         if order.limits != prepared.limits:
             deps.cgroups.change(order.id, order.limits)
@@ -257,64 +283,68 @@ class Creations:
         with contextlib.suppress(BrokenPipeError):  # it has failed: its status says why
             prepared.orders.send(spec.pack(), socket.MSG_NOSIGNAL)
 
-    def _on_status(self, prepared: _Creation) -> None:
+    def _on_status(self, creation: _Creation) -> None:
         """Take what is said of a creation; the processes' messages may come in any order."""
-        messages, ended = prepared.status.read()
+        messages, ended = creation.status.read()
         for message in messages:
             if message[0] == "builder":
-                prepared.builder = message[1]
+                creation.builder = message[1]
             elif message[0] == "pid":
-                prepared.pid = message[1]
-                prepared.pidfd = os.pidfd_open(prepared.pid)
-                if prepared.order:
-                    self._attach(prepared, prepared.order)
-            elif message[0] == "failed":
+                creation.pid = message[1]
+                creation.pidfd = os.pidfd_open(creation.pid)
+            else:
+                creation.told.append(message)
+        if creation.state in UNKNOWN and creation.pid and creation.builder:
+            self._move(creation, Event.KNOWN)
+        self._take_told(creation)
+        if ended and creation.state not in OVER:
+            self._move(creation, Event.SILENCE)
+            if creation.state is State.READY:
+                self._loop.unwatch(creation.status.fd)  # only its link is waited for
+
+    def _take_told(self, creation: _Creation) -> None:
+        """Take what the builder and pid 1 have said, a success only once both are known."""
+        told, creation.told = creation.told, []
+        for message in told:
+            if creation.state in OVER:
+                return
+            if message[0] == "failed":
                 step, syscall, code, path = message[1:]
-                # The first cause stands; what the other process says of its end is a consequence.
-                prepared.failure = prepared.failure or create_child.failure(step, syscall, code, path, prepared.id)
+                # What the other process says of its end is a consequence.
+                self._abandon(creation, create_child.failure(step, syscall, code, path, creation.id))
+            elif creation.state in UNKNOWN:
+                creation.told.append(message)
             elif message[0] == "built":
-                prepared.devices = message[1]
-                prepared.timings.update(message[2])
+                creation.devices = message[1]
+                creation.timings.update(message[2])
             elif message[0] == "ready":
-                prepared.is_ready = True
-                prepared.timings.update(message[1])
-        self._judge(prepared)
-        if ended and prepared.is_ready and prepared.id in self._active:
-            self._selector.unregister(prepared.status.fd)  # only its link is waited for
-        elif ended and prepared.id in self._active:
-            died = create_child.failure("start", "", "the process died", "", prepared.id)
-            self._fail_creation(prepared, prepared.failure or died)
+                creation.timings.update(message[1])
+                self._move(creation, Event.READY)
 
-    def _judge(self, prepared: _Creation) -> None:
-        """End a creation that is over, one way or the other."""
-        if prepared.pid and prepared.builder and prepared.id in self._active:
-            if prepared.failure:
-                self._fail_creation(prepared, prepared.failure)
-            elif prepared.is_ready and prepared.is_linked and prepared.order:
-                self._created(prepared, prepared.order)
-
-    def _attach(self, prepared: _Creation, order: CreateRequest) -> None:
+    def _attach(self, creation: _Creation, order: CreateRequest) -> None:
         """Have its link made beside the rest: pid 1 is in its network namespace from the start."""
         if not order.network.has_link:
-            prepared.is_linked = True
+            self._move(creation, Event.LINK)
             return
         began = time.perf_counter()
 
         def attached(error: SandboxdError | None) -> None:
-            prepared.is_linked = True
-            prepared.timings["attach-network"] = time.perf_counter() - began
-            prepared.failure = prepared.failure or error
-            self._judge(prepared)
+            if creation.state in OVER:
+                return  # it failed meanwhile: its link goes with all else
+            creation.timings["attach-network"] = time.perf_counter() - began
+            if error:
+                self._abandon(creation, error)
+            else:
+                self._move(creation, Event.LINK)
 
         try:
-            self._deps.links.attach(prepared.id, prepared.range.index, prepared.pid, order.network, attached)
+            self._deps.links.attach(creation.id, creation.range.index, creation.pid, order.network, attached)
         except (OSError, SandboxdError) as error:
-            failed = _failure("attach-network", error, prepared.id) if isinstance(error, OSError) else error
-            prepared.failure = prepared.failure or failed
+            failed = _failure("attach-network", error, creation.id) if isinstance(error, OSError) else error
+            self._abandon(creation, failed)
 
     def _close(self, prepared: _Creation) -> None:
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(prepared.status.fd)
+        self._loop.unwatch(prepared.status.fd)
         prepared.status.close()
         prepared.orders.close()
         del self._active[prepared.id]

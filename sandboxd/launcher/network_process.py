@@ -14,8 +14,6 @@ import dataclasses
 import logging
 import math
 import os
-import select
-import selectors
 import signal
 import socket
 import time
@@ -25,6 +23,7 @@ from typing import Any, Final
 import msgpack
 
 from ..errors import NetworkUnavailable, SandboxdError
+from ..linux.eventloop import READ, Alarm, EventLoop
 from ..linux.kernel import CLONE_NEWIPC, CLONE_NEWNS, CLONE_NEWUTS, Kernel
 from . import template_start
 from .router import Router
@@ -48,7 +47,6 @@ _MAX_LOSSES: Final = 10
 _GIVE_UP_S: Final = 45.0
 #: How long the launcher's own end may wait for the last network's.
 _SHUTDOWN_S: Final = 5.0
-_SHUTDOWN_STEP_S: Final = 0.05
 _ANSWER_BYTES: Final = 64 * 1024
 
 Done = Callable[[SandboxdError | None], None]
@@ -100,8 +98,9 @@ class Deps:
 class NetworkProcess:
     """Starts the processes when they are needed, and asks them."""
 
-    def __init__(self, selector: selectors.BaseSelector, kernel: Kernel, deps: Deps) -> None:
-        self._selector = selector
+    def __init__(self, loop: EventLoop, kernel: Kernel, deps: Deps) -> None:
+        self._loop = loop
+        self._alarm = Alarm(loop, self._advance)
         self._kernel = kernel
         self._deps = deps
         self._connection: socket.socket | None = None
@@ -137,17 +136,11 @@ class NetworkProcess:
             log.warning("Cannot start the process that makes links: %s", error)
             self._end_processes()
             self._ask_again(f"cannot start the network process: {error}")
+        self._set_alarm()
 
     def close(self) -> None:
         """Let it end; the rules stay. What the last network leaves is taken away first."""
-        until = time.monotonic() + _SHUTDOWN_S
-        while self._is_ending and time.monotonic() < until:
-            self.advance()
-            poll = select.poll()  # select(2) takes no descriptor over 1023, and there is one for each sandbox
-            if self._connection is not None:  # else until it may start again
-                poll.register(self._connection, select.POLLIN)
-            if poll.poll(_SHUTDOWN_STEP_S * 1000):
-                self._on_answer()
+        self._loop.run_while(lambda: self._is_ending, _SHUTDOWN_S)
         self._started_at = math.inf  # never again
         for order in [*self._sent.values(), *self._waiting]:
             order.losses = _MAX_LOSSES
@@ -159,23 +152,22 @@ class NetworkProcess:
 
     # --- time ---
 
-    @property
-    def wait_s(self) -> float | None:
-        """How long the loop may sleep before `advance` is due."""
-        due = self._due()
-        return None if due is None else max(0.0, due - time.monotonic())
-
-    def advance(self) -> None:
+    def _advance(self) -> None:
         """End a process that does not answer, and start it again where sandboxes need it."""
         due = self._due()
-        if due is None or time.monotonic() < due:
-            return
-        if self._connection is None:
-            self.start()
-        elif self._is_idle:
-            self._drop("")
-        else:
-            self._drop("it does not answer")
+        if due is not None and time.monotonic() >= due:
+            if self._connection is None:
+                self.start()
+            elif self._is_idle:
+                self._drop("")
+            else:
+                self._drop("it does not answer")
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        due = self._due()
+        if due is not None:
+            self._alarm.by(due)
 
     def _due(self) -> float | None:
         if self._connection is None:
@@ -208,8 +200,8 @@ class NetworkProcess:
             hand.close()
         ours.setblocking(False)
         self._connection, self._is_ready = ours, False
-        self._selector.register(ours, selectors.EVENT_READ, self._on_answer)
-        self._selector.register(self._pidfds[1], selectors.EVENT_READ, lambda: self._drop("its hand ended"))
+        self._loop.watch(ours.fileno(), READ, self._on_answer)
+        self._loop.watch(self._pidfds[1], READ, lambda: self._drop("its hand ended"))
 
     def _spawn(self, module: str, connection: socket.socket, network: int = -1) -> None:
         start = Start(
@@ -244,14 +236,15 @@ class NetworkProcess:
         if self._connection is not None:
             if why:
                 log.warning("The process that makes links is let go: %s", why)
-            self._selector.unregister(self._connection)
-            self._selector.unregister(self._pidfds[1])
+            self._loop.unwatch(self._connection.fileno())
+            self._loop.unwatch(self._pidfds[1])
             self._connection.close()
         self._connection, self._is_ready, self._has_table = None, False, False
         self._end_processes()
         if not self._deps.router.is_kept:
             self._deps.router.close()
         self._ask_again(why or "it was let go")
+        self._set_alarm()
 
     def _ask_again(self, why: str) -> None:
         for order in self._sent.values():
@@ -300,6 +293,7 @@ class NetworkProcess:
             pass  # its answers will wake us
         except OSError as error:
             self._drop(str(error))
+        self._set_alarm()
 
     def _on_answer(self) -> None:
         if self._connection is None:

@@ -1,7 +1,8 @@
-"""The launcher's event loop: one daemon, a closed list of operations, and the sandboxes' ends.
+"""The launcher: one daemon, a closed list of operations, and the sandboxes' ends.
 
 It never waits for one thing: a creation goes on while its steps run in another process (`create.py`), a removal while
-a cgroup empties or a child deletes files (`teardowns.py`).
+a cgroup empties or a child deletes files (`teardown.py`). What they wait for is watched by one loop
+(`linux/eventloop.py`). When nothing has happened for a moment, the launcher makes ready what the next creation needs.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ import contextlib
 import dataclasses
 import logging
 import os
-import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from ..errors import (
@@ -29,11 +29,13 @@ from ..errors import (
     SandboxdError,
     StorageFull,
 )
+from ..linux.eventloop import READ, WRITE, Alarm, EventLoop
 from ..linux.kernel import Kernel
 from ..spec import Limits, check_id, check_rootfs
 from ..wire.framing import MAX_PENDING_FDS
 from ..wire.link import LinkConnection, Role
 from ..wire.messages import Cancel, Credit, Event, Failure, Message, Reply, Request
+from ..wire.sendqueue import SendQueue
 from . import rootfs
 from .cgroups import SandboxCgroups
 from .control import Answers, Controls, Running, id_of
@@ -41,7 +43,6 @@ from .create import CreateRequest, Creations, Deps
 from .idranges import RangeAllocator
 from .limits import Host
 from .networks import Networks, network_of
-from .outbox import Outbox
 from .profiles import Filters
 from .records import Record, RecordStore
 from .settings import Settings
@@ -92,17 +93,18 @@ class Launcher:
             os.makedirs(directory, mode=0o700, exist_ok=True)
         self._socket = connection
         self._link = LinkConnection(Role.ANSWERER)
-        self._out = Outbox()
-        self._selector = selectors.DefaultSelector()
+        self._out = SendQueue(_MAX_TOLD, _MAX_UNREAD)
+        self._loop = EventLoop()
+        self._loop.open()
         self._ranges = RangeAllocator(kernel)
         self._storage = open_storage(kernel, settings)
         parent, directories = settings.cgroup_parent, (self._storage.driver.path, settings.rootfs_dir)
         self._cgroups = SandboxCgroups(kernel, settings.cgroup_name, parent=parent, directories=directories)
         self._records = RecordStore(settings.records_dir)
         self._sandboxes: dict[str, Running] = {}
-        self._links = Links(self._selector, settings, kernel, self._denied, zygote.hosts_mounts)
+        self._links = Links(self._loop, settings, kernel, self._denied, zygote.hosts_mounts)
         self._teardowns = Teardowns(
-            self._selector, self._cgroups, self._storage, self._records, self._ranges, self._links, settings.links_dir
+            self._loop, self._cgroups, self._storage, self._records, self._ranges, self._links, settings.links_dir
         )
         deps = Deps(
             settings=settings,
@@ -114,10 +116,10 @@ class Launcher:
             zygote=zygote,
             links=self._links,
         )
-        self._creations = Creations(self._selector, deps)
+        self._creations = Creations(self._loop, deps)
         self._host = Host.look(self._storage.driver.capacity)
         answers = Answers(reply=self._reply, fail=self._fail)
-        self._templates = Templates(self._selector, settings, kernel, self._cgroups, filters, self._sandboxes, answers)
+        self._templates = Templates(self._loop, settings, kernel, self._cgroups, filters, self._sandboxes, answers)
         self._controls = Controls(
             self._sandboxes,
             self._cgroups,
@@ -128,6 +130,8 @@ class Launcher:
         )
         self._wanted: str | None = None  # the id of the prepared sandbox that is to be held
         self._rested = False  # whether the present pause has been used to prepare
+        self._active_at = time.monotonic()
+        self._pause = Alarm(self._loop, self._on_pause)
         self._watch: tuple[int, int] | None = None  # request id, next offset
         self._operations = self._table(kernel, answers)
         #: Those that a descriptor comes with.
@@ -156,16 +160,21 @@ class Launcher:
         """Serve until the daemon's end of the socket closes; running sandboxes go on."""
         self._socket.setblocking(False)
         self._out.put(self._link.greet())
-        self._selector.register(self._socket, selectors.EVENT_READ, self._on_daemon)
+        self._loop.watch(self._socket.fileno(), READ, self._on_daemon)
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        self._selector.register(wake_read, selectors.EVENT_READ, lambda: self._on_child(wake_read))
-        self._selector.register(self._zygote.pidfd, selectors.EVENT_READ, self._on_zygote_end)
+        self._loop.watch(wake_read, READ, lambda: self._on_child(wake_read))
+        self._loop.watch(self._zygote.pidfd, READ, self._on_zygote_end)
         self._take_over()
+        self._pause.after(QUIET_S)
         try:
             while True:
-                self._turn()
+                if self._out:
+                    self._flush()
+                if self._loop.turn():
+                    self._rested, self._active_at = False, time.monotonic()
+                    self._pause.by(self._active_at + QUIET_S)
         except EOFError:
             log.info("The daemon is gone; %d sandboxes go on", len(self._sandboxes))
         finally:
@@ -176,50 +185,40 @@ class Launcher:
             self._ranges.close()
             if not self._sandboxes:
                 self._cgroups.close()
+            self._loop.close()
 
     def _let_go(self) -> None:
         """End the prepared sandbox that is held; what is not gone in time is the next launcher's to sweep."""
-        for watched in (self._socket, self._zygote.pidfd):
-            self._selector.unregister(watched)
-        ids, until = self._creations.unordered, time.monotonic() + LET_GO_S
+        self._loop.unwatch(self._socket.fileno())
+        self._loop.unwatch(self._zygote.pidfd)
+        self._pause.cancel()
+        ids = self._creations.unordered
         if self._creations.held is not None:
             self._creations.abandon(self._creations.held, lambda _: None)
-        while any(one in self._creations or one in self._teardowns for one in ids) and time.monotonic() < until:
-            for key, _ in self._selector.select(RETRY_S):
-                key.data()
-            self._teardowns.advance()
+        self._loop.run_while(lambda: any(one in self._creations or one in self._teardowns for one in ids), LET_GO_S)
 
-    def _turn(self) -> None:
+    def _on_pause(self) -> None:
+        """Do what waits for a moment in which nothing else happens, one thing after the other."""
+        if self._creations:
+            return  # the pause begins anew at its end, which is an event
+        if not self._rested and time.monotonic() < self._active_at + QUIET_S:
+            return self._pause.by(self._active_at + QUIET_S)
         removing = self._teardowns.wait_s
-        quiet = not (self._creations or removing or self._rested)
-        if removing == RETRY_S and not self._creations:
-            # While a sandbox' processes end there is nothing else to do, and who takes one away often asks for another.
-            self._prepare_ids()
-        holding = bool(self._rested and self._wanted and not (self._creations or removing))
-        idle = HOLD_AFTER_S if holding else TEND_S if self._sandboxes else None
-        waits = (QUIET_S if quiet else removing or idle, self._templates.wait_s, self._links.wait_s)
-        ready = self._selector.select(min((seconds for seconds in waits if seconds is not None), default=None))
-        if ready:
-            self._rested = False
-        elif holding:
-            self._hold()
-        elif not quiet and removing != RETRY_S:
-            self._tend()
-        else:
+        if not self._rested:
             self._rested = True
             # Not at once: what asked for the last sandbox is now running its first command on these processors.
             self._prepare_ids()
             self._ranges.rest()
-        watched = self._selector.get_map()
-        for key, _ in ready:
-            # An earlier callback of this turn may have dropped this one, or given the descriptor to another.
-            current = watched.get(key.fd)
-            if current is not None and current.data == key.data:
-                key.data()
-        self._teardowns.advance()
-        self._templates.advance()
-        self._links.advance()
-        self._flush()
+        elif self._wanted and not removing:
+            self._hold()
+        elif removing != RETRY_S:
+            self._tend()
+        if removing:
+            self._pause.after(max(removing, QUIET_S))
+        elif self._wanted:
+            self._pause.after(HOLD_AFTER_S)
+        elif self._sandboxes:
+            self._pause.after(TEND_S)
 
     def _tend(self) -> None:
         try:
@@ -236,6 +235,11 @@ class Launcher:
             self._creations.prepare(wanted, limits, DEFAULT_PROFILE)
         except (SandboxdError, OSError) as error:
             log.warning("Cannot hold a prepared sandbox: %s", error)
+
+    def _use_the_wait(self) -> None:
+        # While a sandbox' processes end there is nothing else to do, and who takes one away often asks for another.
+        if not self._creations:
+            self._prepare_ids()
 
     def _prepare_ids(self) -> None:
         try:
@@ -293,14 +297,14 @@ class Launcher:
             log.error("The daemon broke the protocol: %s", error)
             raise EOFError from None
 
-    def _send(self, message: Message, fds: list[int] | None = None) -> None:
+    def _send(self, message: Message, fds: Sequence[int] = ()) -> None:
         self._out.put(self._link.send(message), fds)
-        if len(self._out) > _MAX_UNREAD:
+        if self._out.is_over:
             log.error("The daemon asks and does not read the answers")
             raise EOFError
 
-    def _reply(self, request: int, result: dict[str, Any], fds: list[int] | None = None) -> None:
-        self._send(Reply(request, result, len(fds or ())), fds)
+    def _reply(self, request: int, result: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        self._send(Reply(request, result, len(fds)), fds)
 
     def _fail(self, request: int, error: SandboxdError) -> None:
         self._send(Failure(request, error.kind, error.message, error.facts))
@@ -308,12 +312,9 @@ class Launcher:
     def _flush(self) -> None:
         try:
             self._out.flush(self._socket)
-        except BlockingIOError:
-            pass
         except (BrokenPipeError, ConnectionResetError):
             raise EOFError from None
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0)
-        self._selector.modify(self._socket, events, self._on_daemon)
+        self._loop.watch(self._socket.fileno(), READ | (WRITE if self._out.size else 0), self._on_daemon)
 
     # --- create ---
 
@@ -427,11 +428,11 @@ class Launcher:
     def _keep(self, record: Record, pidfd: int) -> None:
         sandbox = Running(record, pidfd)
         self._sandboxes[record.id] = sandbox
-        self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_end(sandbox))
+        self._loop.watch(pidfd, READ, lambda: self._on_end(sandbox))
 
     def _denied(self, attempt: dict[str, Any]) -> None:
         """Tell the daemon of a packet that the rules refused."""
-        if self._watch and len(self._out) < _MAX_TOLD:
+        if self._watch and self._out.has_room:
             request, offset = self._watch
             self._watch = (request, offset + 1)
             self._send(Event(request, offset, 0.0, "denied", attempt))
@@ -440,7 +441,7 @@ class Launcher:
 
     def _on_end(self, sandbox: Running) -> None:
         """An init is dead: its namespace dies with it. Tell the daemon, which decides what becomes of the rest."""
-        self._selector.unregister(sandbox.pidfd)
+        self._loop.unwatch(sandbox.pidfd)
         sandbox.ended = reap(sandbox.pidfd)
         os.close(sandbox.pidfd)
         sandbox.pidfd = -1
@@ -475,10 +476,11 @@ class Launcher:
         if sandbox is None:
             return {}
         if sandbox.pidfd >= 0:
-            self._selector.unregister(sandbox.pidfd)
+            self._loop.unwatch(sandbox.pidfd)
         self._teardowns.begin(
             sandbox_id, sandbox.record.range_index, lambda error: self._destroyed(request, error), sandbox.pidfd
         )
+        self._loop.call_later(0, self._use_the_wait)
         return None
 
     def _kill(self, request: int, params: dict[str, Any]) -> dict[str, Any]:

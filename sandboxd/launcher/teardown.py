@@ -1,7 +1,7 @@
 """The one way out of every sandbox, born or failed: kill, wait until its cgroup is empty, give everything back.
 
-A removal never blocks the loop: it is looked at again (`advance`) when an init's pidfd, a child or a short timeout
-says that it may go on.
+A removal never blocks the loop: it is looked at again (`advance`) when an init's pidfd, a child, the network process
+or a short timer says that it may go on.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import dataclasses
 import errno
 import logging
 import os
-import selectors
 import signal
 import time
 from collections.abc import Callable
 from typing import Final
 
 from ..errors import InternalError, SandboxdError
+from ..linux.eventloop import READ, Alarm, EventLoop
 from .cgroups import SandboxCgroups
 from .idranges import RangeAllocator
 from .records import RecordStore
@@ -55,7 +55,7 @@ class Teardowns:
 
     def __init__(
         self,
-        selector: selectors.BaseSelector,
+        loop: EventLoop,
         cgroups: SandboxCgroups,
         storage: Storage,
         records: RecordStore,
@@ -63,7 +63,8 @@ class Teardowns:
         links: Links,
         links_dir: str,
     ) -> None:
-        self._selector = selector
+        self._loop = loop
+        self._alarm = Alarm(loop, self.advance)
         self._cgroups = cgroups
         self._storage = storage
         self._records = records
@@ -83,9 +84,10 @@ class Teardowns:
         teardown = _Teardown(sandbox_id, range_index, [done], pidfd)
         self._active[sandbox_id] = teardown
         if pidfd >= 0:
-            self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_end(teardown))
+            self._loop.watch(pidfd, READ, lambda: self._on_end(teardown))
         self._cgroups.kill(sandbox_id)
         self._advance(teardown)
+        self._set_alarm()
 
     @property
     def wait_s(self) -> float | None:
@@ -103,10 +105,11 @@ class Teardowns:
             teardown.done.append(done)
 
     def _on_end(self, teardown: _Teardown) -> None:
-        self._selector.unregister(teardown.pidfd)
+        self._loop.unwatch(teardown.pidfd)
         reap(teardown.pidfd)
         os.close(teardown.pidfd)
         teardown.pidfd = -1
+        self._alarm.after(0)
 
     def reap_helpers(self) -> None:
         """Notice children that have removed a large tree; called after SIGCHLD."""
@@ -116,6 +119,7 @@ class Teardowns:
             ended, status = os.waitpid(teardown.helper, os.WNOHANG)
             if ended:
                 teardown.helper = 0
+                self._alarm.after(0)
                 if status:
                     self._postpone(teardown, OSError(errno.EIO, "the child that removes its files failed"))
 
@@ -128,7 +132,13 @@ class Teardowns:
                 # The others first at the next turn.
                 if teardown.id in self._active:
                     self._active[teardown.id] = self._active.pop(teardown.id)
-                return
+                break
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        wait_s = self.wait_s
+        if wait_s is not None:
+            self._alarm.after(wait_s)
 
     def _advance(self, teardown: _Teardown, budget: int = GROUPS_A_TURN) -> int:
         """Go on with one, for at most `budget` cgroups; returns how many it removed."""
@@ -157,6 +167,7 @@ class Teardowns:
 
         def detached(error: SandboxdError | None) -> None:
             teardown.detaching = False
+            self._alarm.after(0)
             if error:
                 self._postpone(teardown, OSError(errno.EIO, error.message))
 

@@ -17,8 +17,6 @@ import json
 import logging
 import os
 import re
-import select
-import selectors
 import signal
 import socket
 import time
@@ -27,6 +25,7 @@ from typing import Any, Final
 
 from ..errors import InvalidRequest, SandboxdError, SandboxNotFound, TemplateUnavailable
 from ..linux import cgroupfs, seccomp
+from ..linux.eventloop import READ, Alarm, EventLoop, is_readable
 from ..linux.kernel import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, Kernel, SyscallError, last_capability
 from . import rootfs, template_start
 from .cgroups import SandboxCgroups
@@ -131,7 +130,7 @@ class Templates:
 
     def __init__(
         self,
-        selector: selectors.BaseSelector,
+        loop: EventLoop,
         settings: Settings,
         kernel: Kernel,
         cgroups: SandboxCgroups,
@@ -139,7 +138,8 @@ class Templates:
         sandboxes: Mapping[str, Running],
         answers: Answers,
     ) -> None:
-        self._selector = selector
+        self._loop = loop
+        self._alarm = Alarm(loop, self._advance)
         self._settings = settings
         self._kernel = kernel
         self._cgroups = cgroups
@@ -156,20 +156,12 @@ class Templates:
         """Return the operations that take a descriptor, by their names."""
         return {"enter": self._enter}
 
-    @property
-    def wait_s(self) -> float | None:
-        """How long the loop may sleep before `advance` is due; None is for ever."""
-        if self._leaving:
-            return RETRY_S
-        dues = [self._due(template) for template in self._templates.values()]
-        return max(0.0, min(dues) - time.monotonic()) if dues else None
-
     def _due(self, template: _Template) -> float:
         if template.sent:
             return template.sent[0].deadline
         return template.deadline if not template.is_ready else template.used_at + IDLE_S
 
-    def advance(self) -> None:
+    def _advance(self) -> None:
         """End what is late or idle, and give back what ended ones had."""
         self._leaving = [item for item in self._leaving if not self._leave(*item)]
         now = time.monotonic()
@@ -177,6 +169,10 @@ class Templates:
             if self._due(template) <= now:
                 why = "it does not answer" if template.sent or not template.is_ready else "nobody has used it"
                 self._end(template, why, failed=template.is_ready is False or bool(template.sent))
+        for template in self._templates.values():
+            self._alarm.by(self._due(template))
+        if self._leaving:
+            self._alarm.after(RETRY_S)
 
     def sweep(self) -> None:
         """Take away what an earlier launcher left."""
@@ -188,10 +184,7 @@ class Templates:
         """End every template."""
         for template in list(self._templates.values()):
             self._end(template, "the launcher ends", failed=False)
-        deadline = time.monotonic() + CLOSE_TIMEOUT_S
-        while self._leaving and time.monotonic() < deadline:
-            self._leaving = [item for item in self._leaving if not self._leave(*item)]
-            select.select((), (), (), RETRY_S)
+        self._loop.run_while(lambda: bool(self._leaving), CLOSE_TIMEOUT_S)
 
     def facts(self) -> list[dict[str, Any]]:
         """Return what there is, for a person."""
@@ -277,12 +270,13 @@ class Templates:
             opened.append(self._open_leaf(sandbox.record.id, order.leaf))
             for name in NAMESPACES:
                 opened.append(self._kernel.open(f"/proc/{sandbox.record.pid}/ns/{name}", os.O_RDONLY))
-            if sandbox.ended is not None or _has_ended(sandbox.pidfd):  # the pid may be another's by now
+            if sandbox.ended is not None or is_readable(sandbox.pidfd):  # the pid may be another's by now
                 raise SandboxNotFound(f"cannot enter sandbox {sandbox.record.id}: it has ended", id=sandbox.record.id)
             order.deadline = time.monotonic() + ORDER_TIMEOUT_S
             message = json.dumps({"profile": sandbox.record.seccomp}).encode()
             socket.send_fds(template.connection, [message], [order.handoff, *opened])
             template.used_at = time.monotonic()
+            self._alarm.by(order.deadline)
         finally:
             for fd in opened:
                 os.close(fd)
@@ -345,9 +339,10 @@ class Templates:
         with contextlib.suppress(OSError):  # it may be dead already, which is heard below
             ours.send(self._first_message())
         self._templates[key] = template
-        self._selector.register(ours, selectors.EVENT_READ, lambda: self._on_answer(template))
+        self._alarm.by(template.deadline)
+        self._loop.watch(ours.fileno(), READ, lambda: self._on_answer(template))
         # Its connection may outlive it: a child that a sandbox has frozen on its way holds it too.
-        self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_death(template))
+        self._loop.watch(pidfd, READ, lambda: self._on_death(template))
         log.info("Loading template %s", " ".join(key).strip())
         return template
 
@@ -421,6 +416,7 @@ class Templates:
     def _let_go(self, group: str, pidfd: int) -> None:
         cgroupfs.kill(group)
         self._leaving.append((group, pidfd))
+        self._alarm.after(RETRY_S)
 
     def _on_answer(self, template: _Template) -> None:
         try:
@@ -454,8 +450,8 @@ class Templates:
         del self._templates[template.key]
         name = " ".join(template.key).strip()
         log.log(logging.WARNING if failed else logging.INFO, "Ending template %s: %s", name, why)
-        self._selector.unregister(template.connection)
-        self._selector.unregister(template.pidfd)
+        self._loop.unwatch(template.connection.fileno())
+        self._loop.unwatch(template.pidfd)
         template.connection.close()
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(template.pidfd, signal.SIGKILL)
@@ -480,12 +476,6 @@ def check_leaf(name: str) -> str:
     if not _LEAF.match(name):
         raise InvalidRequest("cannot enter: no such leaf", field="leaf")
     return name
-
-
-def _has_ended(pidfd: int) -> bool:
-    poll = select.poll()  # select(2) takes no descriptor over 1023, and there is one for each sandbox
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _words(answer: bytes) -> str:

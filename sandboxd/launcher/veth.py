@@ -17,13 +17,13 @@ import hashlib
 import ipaddress
 import logging
 import os
-import selectors
 import socket
 from collections.abc import Callable
 from typing import Any, Final
 
 from ..allow import FORBIDDEN_4, FORBIDDEN_6, AllowList, forbidden
 from ..errors import InvalidRequest, NetworkUnavailable, SandboxdError
+from ..linux.eventloop import EventLoop
 from ..linux.kernel import Kernel
 from ..network import NetworkSpec
 from .network_process import Deps, Done, NetworkProcess
@@ -58,7 +58,7 @@ class Links:
 
     def __init__(
         self,
-        selector: selectors.BaseSelector,
+        loop: EventLoop,
         settings: Settings,
         kernel: Kernel,
         denied: Callable[[dict[str, Any]], None],
@@ -74,7 +74,7 @@ class Links:
         self._group = int(mark[:4], 16) | 1
         self._router = Router(kernel, settings.router_file, mounts)
         deps = Deps(settings.stage_dir, self._router, self._is_needed, self._all, denied)
-        self._process = NetworkProcess(selector, kernel, deps)
+        self._process = NetworkProcess(loop, kernel, deps)
 
     def __contains__(self, sandbox_id: object) -> bool:
         return sandbox_id in self._links or sandbox_id in self._detaching
@@ -202,15 +202,6 @@ class Links:
         """Let the processes end; links and rules stay, where there are any."""
         self._process.close()
         self._router.close()
-
-    @property
-    def wait_s(self) -> float | None:
-        """How long the loop may sleep before `advance` is due."""
-        return self._process.wait_s
-
-    def advance(self) -> None:
-        """See to the processes that make links."""
-        self._process.advance()
 
     # --- state ---
 

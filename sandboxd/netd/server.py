@@ -1,11 +1,13 @@
-"""The process' loop: orders in batches, what lapses, and what was denied (see the package's theory of operation)."""
+"""What the process does: orders in batches, what lapses, and what was denied (see the package's theory of operation).
+
+It waits in one loop (`linux/eventloop.py`). Orders come last in a turn, after what changed in the host's network.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import os
-import select
 import socket
 import time
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from typing import Any, Final
 
 import msgpack
 
+from ..linux.eventloop import READ, Alarm, EventLoop, is_readable
 from . import nft, rules, veth
 from .answers import Answers
 from .denied import Attempt, Log
@@ -61,8 +64,11 @@ class Server:
         self._guard: Guard | None = None
         self._watch: Watch | None = None
         self._facts = HostNetwork()
-        self._heal_at: float | None = None
+        self._loop = EventLoop()
+        self._healing = Alarm(self._loop, self._heal)
+        self._lapsing = Alarm(self._loop, self._lapse)
         self._lapse_at = 0.0
+        self._is_over = False
         self._states: dict[str, State] = {}
         self._by_address: dict[str, str] = {}
         self._answers: dict[str, Answers] = {}
@@ -70,25 +76,21 @@ class Server:
 
     def run(self) -> None:
         """Serve; returns when it is time to end."""
-        while True:
-            watched = self._watch.sockets if self._watch else []
-            logged = [self._log.socket] if self._log else []
-            ready, _, _ = select.select([self._connection, *logged, *watched], [], [], self._wait_s())
-            if any(one in ready for one in watched):
-                self._look()
-            if self._connection in ready and not self._serve():
-                return
-            if self._log is not None and self._log.socket in ready:
-                self._tell_denied(self._log.read())
-            self._lapse()
-            self._heal()
+        self._loop.open()
+        self._loop.watch(self._connection.fileno(), READ, lambda: self._loop.defer(self._on_orders))
+        while not self._is_over:
+            self._loop.turn()
+        self._loop.close()
 
     # --- orders ---
+
+    def _on_orders(self) -> None:
+        self._is_over = not self._serve()
 
     def _serve(self) -> bool:
         """Take what waits, and answer; False when it is time to end: the launcher is gone, or knows better."""
         batch: list[_Taken] = []
-        while len(batch) < _BATCH and select.select([self._connection], [], [], 0)[0]:
+        while len(batch) < _BATCH and is_readable(self._connection.fileno()):
             message, fds, _, _ = socket.recv_fds(self._connection, MAX_MESSAGE_BYTES, _MAX_FDS)
             if not message:
                 return False
@@ -136,7 +138,7 @@ class Server:
     def _guarded(self, act: Callable[[Guard], str]) -> None:
         """Change the host's table; where it is not what it should be, since somebody flushed it, it is made anew."""
         if self._guard is not None and act(self._guard):
-            self._heal_at = time.monotonic()
+            self._healing.after(0)
 
     def _do_alone(self, sequence: int, operation: str, params: dict[str, Any], fds: list[int]) -> bool:
         acts: dict[str, Callable[[], list[str]]] = {
@@ -195,9 +197,7 @@ class Server:
             self._forget(sandbox_id)
         self._limits.clear()
         self._host, self._guard = host, Guard(host, places)
-        self._watch = self._watch or Watch(host.table)
-        if self._log is None and self._log_socket is not None:
-            self._log = Log(host.group, self._log_socket)
+        self._listen(host)
         self._facts = facts_of(places.host.routes(), self._index_of_uplink())
         left_out = []
         if remote.run(rules.table(host, self._facts) + "".join(map(self._admit_plainly, states))):
@@ -207,6 +207,16 @@ class Server:
         if refused := self._restore():
             raise ValueError(refused)
         return left_out
+
+    def _listen(self, host: Host) -> None:
+        """Hear of changes in the host's network, and of denied packets."""
+        if self._watch is None:
+            self._watch = Watch(host.table)
+            for one in self._watch.sockets:
+                self._loop.watch(one.fileno(), READ, self._look)
+        if self._log is None and self._log_socket is not None:
+            self._log = log = Log(host.group, self._log_socket)
+            self._loop.watch(log.socket.fileno(), READ, lambda: self._tell_denied(log.read()))
 
     def _begin_one_by_one(self, states: list[State]) -> list[str]:
         """Admit those that can be: what is wrong with one list must not be the others' end."""
@@ -230,7 +240,8 @@ class Server:
             raise ValueError(refused)
         for sandbox_id in list(self._states):
             self._forget(sandbox_id)
-        self._host = self._guard = self._heal_at = None
+        self._host = self._guard = None
+        self._healing.cancel()
         return []
 
     def _admit(self, state: State) -> str:
@@ -267,6 +278,7 @@ class Server:
 
     def _permit(self, sandbox_id: str, items: list[tuple[str, list[list[int]], float]]) -> str:
         answers, now = self._answers[sandbox_id], time.monotonic()
+        self._lapsing.by(self._lapse_at)
         return "".join(
             answers.permit(address, [(low, high) for low, high in ranges], now + ttl_s)
             for address, ranges, ttl_s in items
@@ -324,19 +336,18 @@ class Server:
                 if refused or self._guard.renew_facts(facts):
                     change.harmed = True
         if change.harmed:
-            self._heal_at = time.monotonic()
+            self._healing.after(0)
 
     def _heal(self) -> None:
         """Make anew what somebody took from the host: its rules, the uplink or routes."""
-        if self._heal_at is None or time.monotonic() < self._heal_at or self._guard is None:
+        if self._guard is None:
             return
-        self._heal_at = None
         try:
             refused = self._restore()
         except OSError as error:
             refused = str(error)
         if refused:
-            self._heal_at = time.monotonic() + _HEAL_S
+            self._healing.after(_HEAL_S)
 
     def _restore(self) -> str:
         """Make the host's part anew, and again where its rules were changed meanwhile; return why it was refused."""
@@ -344,16 +355,8 @@ class Server:
         with self._need_watch().passing_over(meanwhile):
             refused = self._need_guard().restore(self._facts, self._states.values())
         if meanwhile.harmed:
-            self._heal_at = time.monotonic() + _HEAL_S
+            self._healing.after(_HEAL_S)
         return refused
-
-    def _wait_s(self) -> float | None:
-        now = time.monotonic()
-        has_answers = any(answers.has_any for answers in self._answers.values())
-        waits = [max(0.0, self._lapse_at - now)] if has_answers else []
-        if self._heal_at is not None:
-            waits.append(max(0.0, self._heal_at - now))
-        return min(waits, default=None)
 
     def _lapse(self) -> None:
         """Take back what has had its time: not at each turn, since whoever sends packets brings those about."""
@@ -366,6 +369,8 @@ class Server:
             # A set that is not what we think it is must not keep the others' answers alive, nor its own.
             for answers, _ in lapsed:
                 self._nft(answers.renew())
+        if any(answers.has_any for answers in self._answers.values()):
+            self._lapsing.by(self._lapse_at)
 
     def _tell_denied(self, found: list[Attempt]) -> None:
         for attempt in found[:_TOLD_AT_ONCE]:

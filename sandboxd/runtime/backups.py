@@ -8,6 +8,7 @@ whoever works in it is in it still.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import secrets
@@ -15,52 +16,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ..errors import InvalidRequest, SandboxdError
-from ..spec import name_bytes
-from . import checks, filefacts
-from .jobs import FEED_BYTES
+from ..errors import SandboxdError
+from . import checks
 
 if TYPE_CHECKING:
-    from .sandbox import Sandbox
+    from .file_queries import Picked
+    from .files import Files
 
-#: Patterns of one request, and the length of one; `guest/globs.py` takes none that is longer.
-MAX_PATTERNS: Final = 256
-MAX_PATTERN_CHARS: Final = 1000
-#: When nothing limits a sandbox's disk.
-NO_LIMIT: Final = 1 << 50
-_PAGE: Final = 1000
 _RULES_DIGITS: Final = 8
 _VERSION_DIGITS: Final = 32
 #: What is being unpacked has such a name: lists, watches and archives leave it out.
 _TEMPORARY: Final = ".sandboxd-tmp-restore-"
 _TIDY_S: Final = 30.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Picked:
-    """Which files below a directory are meant.
-
-    Attributes:
-        include: patterns as in gitignore(5); none means all.
-        exclude: patterns of what is left out, with all below it.
-    """
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Check the patterns."""
-        for field, patterns in (("include", self.include), ("exclude", self.exclude)):
-            if len(patterns) > MAX_PATTERNS:
-                raise InvalidRequest(f"cannot accept {field}: there are over {MAX_PATTERNS} patterns", field=field)
-            if not all(0 < len(text) <= MAX_PATTERN_CHARS and "\0" not in text for text in patterns):
-                raise InvalidRequest(
-                    f"cannot accept {field}: a pattern has 1 to {MAX_PATTERN_CHARS} characters", field=field
-                )
-
-    def params(self) -> dict[str, Any]:
-        """Return the file jobs' parameters."""
-        return {"include": list(self.include), "exclude": list(self.exclude)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,14 +46,12 @@ class Backup:
     entries: int
 
 
-async def version(sandbox: Sandbox, path: str, picked: Picked, *, recursive: bool = True) -> Version:
-    """Return the version of a directory or a file.
+def parse_version(result: dict[str, Any], path: str, picked: Picked, *, recursive: bool) -> Version:
+    """Return the version of a directory or a file that init found by these rules.
 
     Raises:
-        FileNotFound, NotAFile, FilePermissionDenied: as their names say.
+        RemoteProtocolError: init tells nonsense.
     """
-    params = {"path": name_bytes(path), "recursive": recursive, **picked.params()}
-    result = await sandbox.run_job("changes", params)
     digest = checks.text(result, "version", limit=_VERSION_DIGITS)
     return Version(f"{_rules(path, picked, recursive)}-{digest}", checks.integer(result, "entries"))
 
@@ -102,81 +67,54 @@ def _rules(path: str, picked: Picked, recursive: bool) -> str:
     return hashlib.blake2b(said, digest_size=_RULES_DIGITS // 2).hexdigest()
 
 
-async def save(
-    sandbox: Sandbox, path: str, archive: str, picked: Picked, *, form: str = "tar.gz", gitignore: bool = False
-) -> Backup:
-    """Pack a directory into a file of the sandbox; the file is replaced when the archive is whole.
-
-    Raises:
-        FileNotFound, NotAFile, FilePermissionDenied, QuotaExceeded: as their names say.
-    """
-    params = {"path": name_bytes(path), "format": form, "gitignore": gitignore, **picked.params()}
-    async with sandbox.job("pack", params) as job:
-        first = await job.next_piece()  # a directory that is none leaves no file
-        async with await sandbox.open_write(archive) as writer:
-            await writer.write(first)
-            while piece := await job.next_piece():
-                await writer.write(piece)
-            size = writer.size
-            await writer.commit()
-        return Backup(size, checks.integer(job.result or {}, "entries"))
+async def save(files: Files, path: str, archive: str, picked: Picked, *, form: str, gitignore: bool) -> Backup:
+    """Pack a directory into a file of the sandbox (`Files.backup`)."""
+    packing = files.pack(path, form, exclude=picked.exclude, gitignore=gitignore)
+    async with packing as packed, await files.open_write(archive) as writer:
+        async for piece in packed.pieces():
+            await writer.write(piece)
+        await writer.commit()
+        return Backup(writer.size, packed.entries)
 
 
-async def restore(sandbox: Sandbox, path: str, archive: str) -> Backup:
-    """Put what an archive in the sandbox has in the place of what is in a directory, which is made where it must be.
-
-    Raises:
-        FileNotFound, NotAFile, ArchiveRefused, QuotaExceeded: as their names say; the directory is as it was.
-    """
+async def restore(files: Files, path: str, archive: str) -> Backup:
+    """Put what an archive has in the place of what is in a directory (`Files.restore`)."""
     beside = f"{path.rpartition('/')[0]}/{_TEMPORARY}{secrets.token_hex(8)}"
     try:
-        found = await _unpack(sandbox, beside, archive)
-        await sandbox.run_job("mkdir", {"path": name_bytes(path), "parents": True, "mode": None})
-        old, new = await _types(sandbox, path), await _types(sandbox, beside)
+        found = await _unpack(files, beside, archive)
+        await files.mkdir(path, parents=True)
+        old, new = await _types(files, path), await _types(files, beside)
         for name, kind in old.items():
             # A file takes a file's place in one step: nobody finds it missing, and a watch tells a write.
             if "directory" in (kind, new.get(name, "directory")):
-                await sandbox.run_job("delete", {"path": name_bytes(f"{path}/{name}"), "recursive": True})
+                await files.delete(f"{path}/{name}", recursive=True)
         for name in new:
-            params = {"path": name_bytes(f"{beside}/{name}"), "new_path": name_bytes(f"{path}/{name}")}
-            await sandbox.run_job("rename", {**params, "overwrite": True})
+            await files.rename(f"{beside}/{name}", f"{path}/{name}")
     finally:
         with trio.move_on_after(_TIDY_S, shield=True):
-            await _drop(sandbox, beside)
+            await _drop(files, beside)
     return found
 
 
-async def _drop(sandbox: Sandbox, path: str) -> None:
+async def _drop(files: Files, path: str) -> None:
     try:
-        await sandbox.run_job("delete", {"path": name_bytes(path), "recursive": True})
+        await files.delete(path, recursive=True)
     except SandboxdError:
         return  # it was never made, or the sandbox is gone
 
 
-async def _unpack(sandbox: Sandbox, path: str, archive: str) -> Backup:
-    params = {"path": name_bytes(path), "format": None, "max_bytes": sandbox.limits.disk_bytes or NO_LIMIT}
-    async with await sandbox.open_read(archive) as reader, sandbox.job("unpack", params, feed=True) as job:
-        at = 0
-        while piece := await reader.read(at, FEED_BYTES):
-            at += len(piece)
-            if not await job.feed(piece):
-                break
-        else:
-            await job.end_feed()
-        result = await job.finish()
-    return Backup(at, checks.integer(result, "entries"))
+async def _unpack(files: Files, path: str, archive: str) -> Backup:
+    async with await files.open_read(archive) as reader, contextlib.aclosing(reader.pieces()) as pieces:
+        unpacked = await files.unpack(path, pieces)
+        return Backup(reader.size, unpacked.entries)
 
 
-async def _types(sandbox: Sandbox, directory: str) -> dict[str, str]:
+async def _types(files: Files, directory: str) -> dict[str, str]:
     """Return the names in a directory, each with its type."""
     found: dict[str, str] = {}
-    after: bytes | None = None
+    page = await files.list(directory, hidden=True)
     while True:
-        params = {"path": name_bytes(directory), "recursive": False, "hidden": True, "limit": _PAGE, "after": after}
-        async with sandbox.job("list", params) as job:
-            while rows := await job.next_rows():
-                found |= {one.path.rpartition("/")[2]: one.type for one in map(filefacts.parse, rows)}
-            following = (job.result or {}).get("next")
-        if following is None:
+        found |= {one.path.rpartition("/")[2]: one.type for one in page.files}
+        if page.after is None:
             return found
-        after = name_bytes(filefacts.name({"next": following}, "next"))
+        page = await files.list(directory, hidden=True, after=page.after)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ..wire import utf8
+from .run_log import RunLog
 
 if TYPE_CHECKING:
     from .runs import Run
@@ -19,22 +19,20 @@ class BetweenRuns:
     """Output that belongs to no run yet, by stream: its beginning, up to the bound, whoever does not stop sending."""
 
     def __init__(self) -> None:
-        self._pieces: list[tuple[str, bytearray]] = []
-        self._size = 0
-        self._dropped_bytes = 0
+        self._log = RunLog(MAX_BYTES)
 
     def __repr__(self) -> str:
-        return f"<BetweenRuns {self._size} bytes>"
+        return f"<BetweenRuns {self._log.size} bytes>"
 
     @property
     def is_full(self) -> bool:
         """Whether there was more than the bound."""
-        return self._dropped_bytes > 0
+        return self._log.refused > 0
 
     @property
     def text(self) -> str:
         """The end of it, for a message."""
-        found = b"".join(data for _, data in self._pieces)[-_TOLD_BYTES:].decode("utf-8", "replace").strip()
+        found = b"".join(data for _, data in self._log.output())[-_TOLD_BYTES:].decode("utf-8", "replace").strip()
         return found.removeprefix("sandboxd: ")
 
     @property
@@ -45,22 +43,16 @@ class BetweenRuns:
 
     def add(self, stream: str, data: bytes) -> None:
         """Keep what was printed, or what there is room for."""
-        kept = b"" if self.is_full else utf8.head(data, MAX_BYTES - self._size)
-        self._dropped_bytes += len(data) - len(kept)
-        self._size += len(kept)
-        if self._pieces and self._pieces[-1][0] == stream:
-            self._pieces[-1][1].extend(kept)
-        elif kept:
-            self._pieces.append((stream, bytearray(kept)))
+        self._log.add_output(stream, data)
 
     def clear(self) -> None:
         """Drop all of it."""
-        self._pieces, self._size, self._dropped_bytes = [], 0, 0
+        self._log = RunLog(MAX_BYTES)
 
     def move_to(self, run: Run) -> None:
         """Give all of it to a run."""
-        pieces, dropped = self._pieces, self._dropped_bytes
+        log = self._log
         self.clear()
-        for stream, data in pieces:
-            run.add_output(stream, bytes(data))
-        run.dropped_bytes += dropped
+        for stream, data in log.output():
+            run.add_output(stream, data)
+        run.miss(log.refused)

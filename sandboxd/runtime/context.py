@@ -1,14 +1,11 @@
-r"""A code context: an interpreter that keeps its state, and the runs that wait for it.
+"""A code context: an interpreter that keeps its state, and the runs that wait for it.
 
 Theory of operation. One task (`serve`) owns the context: it starts the worker, takes one run after the other from
 the queue, and is the only one that interrupts, kills or starts workers. A second task reads what the worker says
 (`Worker.serve`) and puts it into the present run. Callers only queue runs, ask for their end (`Run.stop`), and read
 their journals; one that goes away changes nothing else.
 
-    STARTING --ready--> IDLE --a run--> BUSY --its end--> IDLE
-        |                 |               |  \-- does not heed an interrupt --> RESTARTING --ready--> IDLE
-        +--- it ends -----+---------------+--> EXITED --restart--> RESTARTING
-                                                 \-- a run, if it is a default context --> STARTING
+The states are in `context_states.py`; what callers want (a restart, the end) is a state too.
 
 An end that is late: a run whose time is over, or that is to stop, is interrupted, and again every
 `INTERRUPT_AGAIN_S`; if that does not end it within `INTERRUPT_GRACE_S`, the worker is killed and another one started,
@@ -18,7 +15,7 @@ without the state. Runs that waited meanwhile are given up, since they were mean
 from __future__ import annotations
 
 import collections
-import enum
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -29,19 +26,21 @@ from ..errors import (
     ContextExited,
     ContextNotFound,
     ContextRestarting,
-    InterpreterMissing,
-    LimitExceeded,
+    InternalError,
     ProcessNotRunning,
     SandboxdError,
     SandboxGone,
     ServerBusy,
 )
+from ..transitions import next_state
 from ..wire import worker as frames
 from .between_runs import BetweenRuns
 from .budget import UNBOUNDED, Share
+from .context_states import LEAVING, TRANSITIONS, Event, State
 from .kept_runs import KeptRuns
 from .questions import Question
 from .runs import Run, error_of
+from .start_failures import failure_of
 from .worker import Link, Worker
 
 if TYPE_CHECKING:
@@ -67,17 +66,6 @@ SEND_TIMEOUT_S: Final = 30.0
 #: Runs that may wait in one context.
 MAX_WAITING: Final = 64
 _ERROR_FIELDS: Final = ("ename", "evalue", "traceback", "traceback_ansi")
-
-
-class State(enum.Enum):
-    """Where a context stands."""
-
-    STARTING = "starting"
-    IDLE = "idle"
-    BUSY = "busy"
-    RESTARTING = "restarting"
-    EXITED = "exited"
-    GONE = "gone"
 
 
 class Context:
@@ -110,8 +98,7 @@ class Context:
         self._taken_over = ""
         self._queue: collections.deque[Run | Question] = collections.deque()
         self._work = trio.Event()
-        self._restart: trio.Event | None = None
-        self._delete = False
+        self._restarted = trio.Event()  # set at the end of the restart that is under way
         self._present: Run | Question | None = None
         # Above any that an earlier daemon gave to the same worker.
         self._number = time.time_ns() // 1_000_000
@@ -131,6 +118,9 @@ class Context:
     def __repr__(self) -> str:
         return f"<Context {self.id} {self.spec.language} {self.state.value}, {len(self._queue)} wait>"
 
+    def _move(self, event: Event) -> None:
+        self.state = next_state(TRANSITIONS, self.state, event)
+
     # --- what callers do --------------------------------------------------------------------------------
 
     def check_usable(self) -> None:
@@ -139,12 +129,13 @@ class Context:
             raise self._exited("cannot run code in")
         if self.state is State.RESTARTING:
             raise ContextRestarting(f"cannot run code in context {self.id}: it is being restarted", context=self.id)
-        if self.state is State.GONE:
+        if self.state in (State.DELETING, State.GONE):
             raise SandboxGone(f"cannot run code in context {self.id}: it is gone")
 
     def _exited(self, verb: str) -> ContextExited:
         ended = self._worker.exit if self._worker is not None else None
-        facts: dict[str, Any] = {"context": self.id, "reason": self._reason()}
+        reason = "never started" if self._worker is None else self._worker.reason
+        facts: dict[str, Any] = {"context": self.id, "reason": reason}
         if ended is not None:
             facts |= {"exit_code": ended.exit_code, "signal": ended.signal}
         return ContextExited(f"cannot {verb.removeprefix('cannot ')} context {self.id}: {self._how()}", **facts)
@@ -164,7 +155,7 @@ class Context:
             raise
         self.runs.add(run)
 
-    async def ask(self, message: dict[str, Any]) -> str:
+    async def ask(self, question: Question) -> str:
         """Ask the interpreter between two runs and return the JSON text that it answers.
 
         Raises:
@@ -172,7 +163,6 @@ class Context:
         """
         if self.state is State.EXITED:
             raise self._exited("cannot ask")
-        question = Question(message)
         self._put(question)
         try:
             await question.done.wait()
@@ -183,8 +173,7 @@ class Context:
         return question.answer or "null"
 
     def _put(self, item: Run | Question) -> None:
-        worker = self._worker
-        if self.state in (State.IDLE, State.BUSY) and worker and worker.gone.is_set() and worker.failure is None:
+        if self.state in (State.IDLE, State.BUSY) and self._is_dead() and self._worker and not self._worker.failure:
             self._note_exit()  # our task has not seen it yet
         self.check_usable()
         if len(self._queue) >= MAX_WAITING:
@@ -207,26 +196,30 @@ class Context:
         Raises:
             InterpreterMissing, ContextExited: it did not start.
         """
-        if self.state is State.GONE:
-            self.check_usable()
-        if self._restart is None:
-            self._restart = trio.Event()
-        asked = self._restart
-        self.state = State.RESTARTING
+        if self.state is not State.RESTARTING:
+            self._begin_restart()
+        restarted = self._restarted
         self._give_up_waiting(ContextRestarting(f"cannot run code in context {self.id}: it was restarted"))
         if isinstance(self._present, Run):
             self._present.stop()
         self._ended.set()
         self._work.set()
-        await asked.wait()
+        await restarted.wait()
         if self.start_failure is not None:
             raise self.start_failure
         if self.state is State.GONE:
             self.check_usable()
 
+    def _begin_restart(self) -> None:
+        if self.state in (State.DELETING, State.GONE):
+            self.check_usable()
+        self._move(Event.RESTART)
+        self._restarted = trio.Event()
+
     async def delete(self) -> None:
         """End it for good; returns when its interpreter is gone."""
-        self._delete = True
+        if self.state is not State.GONE:
+            self._move(Event.DELETE)
         self._ended.set()
         self._work.set()
         worker = self._worker
@@ -251,109 +244,121 @@ class Context:
                     await self._live(take_over=take_over)
                 except SandboxdError as error:
                     self.start_failure = error
+                    if isinstance(error, InternalError):
+                        await self._end_by_bug()
                 nursery.cancel_scope.cancel()
         finally:
-            self.state = State.GONE
+            self._move(Event.END)
             self.started.set()
             self.runs.clear()
             gone = self.start_failure or SandboxGone(f"cannot continue in context {self.id}: it is gone")
             if self._present is not None:
                 self._present.give_up(gone)
             self._give_up_waiting(gone)
-            if self._restart is not None:
-                self._restart.set()
+            self._restarted.set()
+
+    async def _end_by_bug(self) -> None:
+        """End the interpreter that nobody leads any more; the sandbox goes on."""
+        _log.exception("Context %s ends by a bug", self.id)
+        with contextlib.suppress(SandboxdError):
+            await self._end_worker()
 
     async def _live(self, *, take_over: bool) -> None:
         await self._start_worker(take_over=take_over)
         if self.start_failure is not None:
             raise self.start_failure
+        self._note_start(State.STARTING)
         self.started.set()
-        while not self._delete:
+        while self.state is not State.DELETING:
             self._work = trio.Event()
-            if self._restart is not None:
+            if self.state is State.RESTARTING:
                 await self._restart_worker()
-            elif self._worker is not None and self._worker.gone.is_set():
-                if self._worker.failure is not None:
-                    raise self._worker.failure  # the sandbox itself is gone
-                if self.state is not State.EXITED:
-                    self._note_exit()
-                if self._queue:
-                    await self._begin_anew()
-                else:
-                    await self._work.wait()
+            elif self.state is State.EXITED or self._is_dead():
+                await self._do_without_worker()
             elif self._queue:
-                await self._do(self._queue.popleft())
+                item = self._queue.popleft()
+                try:
+                    await self._do(item)
+                except SandboxdError as error:
+                    item.give_up(error)
+                    raise
             else:
-                self.state = State.IDLE
                 await self._work.wait()
-        if self._worker is not None and not self._worker.gone.is_set():
+        if not self._is_dead():
             await self._end_worker()
+
+    def _is_dead(self) -> bool:
+        return self._worker is not None and self._worker.is_gone
+
+    async def _do_without_worker(self) -> None:
+        """Wait for what needs an interpreter again, and start one."""
+        if self._worker is not None and self._worker.failure is not None:
+            raise self._worker.failure  # the sandbox itself is gone
+        if self.state is not State.EXITED:
+            self._note_exit()
+        if self._queue:
+            await self._begin_anew()
+        else:
+            await self._work.wait()
 
     def _note_exit(self) -> None:
         """Give up what waits for an interpreter that has ended; what comes from now on is for the next one."""
-        self.state = State.EXITED
+        self._move(Event.EXIT)
         self._is_anew = False
         self._give_up_waiting(self._exited("cannot run code in"))
 
     async def _begin_anew(self) -> None:
         """Start the next interpreter of a default context for the runs that wait."""
-        self.state = State.STARTING
+        self._move(Event.START_AGAIN)
         await self._start_worker()
         self._is_anew = self.start_failure is None
+        self._note_start(State.STARTING)
         if self.start_failure is not None:
-            self.state = State.EXITED
             self._give_up_waiting(self.start_failure)
+
+    def _note_start(self, state: State) -> None:
+        """Take what came of a start, unless something else was asked for since it began in `state`."""
+        if self.state is state:
+            self._move(Event.READY if self.start_failure is None else Event.FAIL)
 
     async def _start_worker(self, *, take_over: bool = False) -> None:
         """Start an interpreter and wait until it takes code; how it failed is in `start_failure`."""
         assert self._nursery is not None  # noqa: S101 - serve opened it
         self.start_failure = None
-        self._between.clear()
-        self._muted = False
-        self.generation += 1
         if take_over:
-            self.generation -= 1
-        name = self._taken_over if take_over else f"{self.id}.{self.generation}"
-        self._worker = worker = Worker(self._link, name, self, self._share.hold())
-        if take_over:
+            worker = self._new_worker(self._taken_over)
             # Its run, if it was in one, was for a daemon that is gone.
             self._nursery.start_soon(worker.serve, "context_follow", {})
-            worker.ready.set()
+            worker.take_over()
             await worker.interrupt(0)
             await worker.mute(on=False)
             return
+        worker = self._next_worker()
         handoff = self._link.handoff(self.spec)
         self._nursery.start_soon(worker.serve, "context_start", self._program(), handoff)
         await self._wait_until_ready(worker)
-        if worker.was_spare and (worker.gone.is_set() or not worker.ready.is_set()) and worker.failure is None:
+        if worker.was_spare and not worker.is_ready and worker.failure is None:
             _log.info("A spare interpreter did not become context %s: %s", self.id, self._how())
             await self._end_worker()
-            self._between.clear()
-            self.generation += 1
-            self._worker = worker = Worker(self._link, f"{self.id}.{self.generation}", self, self._share.hold())
+            worker = self._next_worker()
             self._nursery.start_soon(worker.serve, "context_start", {**self._program(), "spare": None})
             await self._wait_until_ready(worker)
-        if worker.ready.is_set() and not worker.gone.is_set():
+        if worker.is_ready:
             self.version = worker.version
             return
-        if not worker.gone.is_set():
+        if not worker.is_gone:
             await self._end_worker()
-        if worker.failure is not None or worker.refusal is not None:
-            self.start_failure = worker.failure or worker.refusal
-        elif worker.exit is not None and worker.exit.oom_killed:
-            why = f"cannot start a {self.spec.language} context: {self._how()}"
-            self.start_failure = LimitExceeded(why, limit="memory_bytes", oom_killed=True)
-        elif worker.missing is not None or (worker.exit is not None and worker.exit.exit_code in (126, 127)):
-            lacks = worker.missing or self._between.text or "the rootfs has no such interpreter"
-            self.start_failure = InterpreterMissing(
-                f"cannot start a {self.spec.language} context: {lacks}", language=self.spec.language
-            )
-        else:
-            self.start_failure = ContextExited(
-                f"cannot start a {self.spec.language} context: {self._how()}{self._between.quoted}",
-                context=self.id,
-                reason=self._reason(),
-            )
+        self.start_failure = failure_of(worker, self.id, self.spec.language, self._between)
+
+    def _next_worker(self) -> Worker:
+        self.generation += 1
+        return self._new_worker(f"{self.id}.{self.generation}")
+
+    def _new_worker(self, name: str) -> Worker:
+        self._between.clear()
+        self._muted = False
+        self._worker = Worker(self._link, name, self, self._share.hold())
+        return self._worker
 
     @staticmethod
     async def _wait_until_ready(worker: Worker) -> None:
@@ -365,22 +370,18 @@ class Context:
             await worker.ready.wait()
 
     async def _restart_worker(self) -> None:
-        self.state = State.RESTARTING
-        if self._worker is not None and not self._worker.gone.is_set():
+        if not self._is_dead():
             await self._end_worker()
         await self._start_worker()
         self._is_anew = False
-        asked, self._restart = self._restart, None
-        if asked is not None:
-            asked.set()
-        if self.start_failure is not None:
-            self.state = State.EXITED
+        self._note_start(State.RESTARTING)
+        self._restarted.set()
 
     async def _end_worker(self) -> None:
-        assert self._worker is not None  # noqa: S101 - the caller looked
-        await self._worker.kill()
-        with trio.move_on_after(KILL_TIMEOUT_S):
-            await self._worker.gone.wait()
+        if self._worker is not None:
+            await self._worker.kill()
+            with trio.move_on_after(KILL_TIMEOUT_S):
+                await self._worker.gone.wait()
 
     def _give_up_waiting(self, error: Exception) -> None:
         queue, self._queue = self._queue, collections.deque()
@@ -397,10 +398,12 @@ class Context:
             item.give_up(SandboxGone("cannot run the code: it was stopped before it began"))
         else:
             await self._run(item)
+        if self.state is State.BUSY:
+            self._move(Event.DONE)
 
     async def _run(self, run: Run) -> None:
         assert self._worker is not None  # noqa: S101 - _live looked
-        self.state = State.BUSY
+        self._move(Event.RUN)
         run.restarted, self._is_anew = run.restarted or self._is_anew, False
         message = {"op": "run", "code": run.code, "env": run.env}
         await self._hand_over(run, {**message, "json": True} if run.wants_json else message)
@@ -411,22 +414,23 @@ class Context:
             await self._stop_run()
         await self._unmute(run)
         end = self._end
-        if end is None and not self._worker.gone.is_set() and (self._delete or self._restart is not None):
+        if end is None and not self._worker.is_gone and self.state in LEAVING:
             await self._end_worker()
         self._present = run.on_stop = None
         if end is not None:
             self._finish(run, end)
         elif self._worker.failure is not None:
             run.give_up(self._worker.failure)  # the sandbox itself is gone, or the daemon stops
-        elif self._worker.gone.is_set() and self._is_for_the_next(run):
-            if self.state is not State.EXITED:  # else who came since has noted it, and is for the next one too
+        elif self._worker.is_gone and self._is_for_the_next(run):
+            if self.state is State.BUSY:  # else who came since has noted it, and is for the next one too
                 self._note_exit()
             self._queue.appendleft(run)
-        elif self._worker.gone.is_set():
-            self._finish_dead(run, restarted=self._restart is not None)
+        elif self._worker.is_gone or self.state is State.DELETING:
+            self._finish_dead(run, restarted=self.state is State.RESTARTING)
         else:
             # It does not heed an interrupt: nothing but a new interpreter helps.
-            self.state = State.RESTARTING
+            if self.state is not State.RESTARTING:
+                self._begin_restart()
             self._give_up_waiting(ContextRestarting(f"cannot run code in context {self.id}: it was restarted"))
             run.add_error(error_of("Interrupted", "the code did not heed an interrupt; its interpreter was restarted"))
             try:
@@ -437,10 +441,10 @@ class Context:
     def _is_for_the_next(self, run: Run) -> bool:
         """Whether an interpreter that has ended never began with a run of a default context; once for each run."""
         taken = self._is_taken and self._worker is not None and not self._worker.left_unread
-        return self.is_default and not (taken or run.restarted or self._restart is not None)
+        return self.is_default and not (taken or run.restarted or self.state is State.RESTARTING)
 
     async def _ask(self, question: Question) -> None:
-        self.state = State.BUSY
+        self._move(Event.RUN)
         await self._hand_over(question, question.message)
         if not await self._wait_for_end(START_TIMEOUT_S):
             await self._stop_run()
@@ -460,7 +464,7 @@ class Context:
             item.begin()
             self._between.move_to(item)
             await self._unmute(item)
-        if self._worker.gone.is_set() or self._restart is not None or self._delete:
+        if self._worker.is_gone or self.state in LEAVING:
             self._ended.set()
             return
         with trio.move_on_after(SEND_TIMEOUT_S):
@@ -486,10 +490,8 @@ class Context:
 
     def _is_over(self) -> bool:
         """Whether there is nothing to wait for: it has ended, or its worker has, or is to be ended."""
-        worker = self._worker
         answered = isinstance(self._present, Question) and self._present.answer is not None
-        gone = worker is None or worker.gone.is_set()
-        return self._end is not None or answered or gone or self._delete or self._restart is not None
+        return self._end is not None or answered or self._is_dead() or self.state in LEAVING
 
     async def _stop_run(self) -> None:
         """Interrupt the present run and give it a while."""
@@ -525,7 +527,7 @@ class Context:
         if self._muted and self._worker is not None:
             self._muted = False
             async with self._mute_turn:
-                run.dropped_bytes += await self._worker.mute(on=False)
+                run.miss(await self._worker.mute(on=False))
 
     async def _mute(self) -> None:
         try:
@@ -586,9 +588,6 @@ class Context:
         run.finish("timeout" if self._timed_out else end.status, execution_count=end.count)
 
     # --- how it ended -----------------------------------------------------------------------------------
-
-    def _reason(self) -> str:
-        return "never started" if self._worker is None else self._worker.reason
 
     def _how(self) -> str:
         return "its interpreter is gone" if self._worker is None else self._worker.how_it_ended()

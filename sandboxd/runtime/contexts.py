@@ -18,7 +18,7 @@ from .context import Context
 from .lifecycle import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from ..errors import ProtocolError
     from .handoff import Handoff
@@ -102,11 +102,7 @@ class Contexts:
         self._contexts: dict[str, Context] = {}
         self._sent: set[str] = set()
         self._locks: dict[str, trio.Lock] = {}
-        #: How long an unused Node interpreter waits for the next context, in seconds; 0: there is none.
-        self.spare_s = 0
         self._is_changed = False  # whether a template's child has declined here
-        #: Starts a task that lives as long as the daemon; the manager gives it.
-        self.start_soon: Callable[..., object] | None = None
 
     def __repr__(self) -> str:
         return f"<Contexts of {self._sandbox.id}: {len(self._contexts)}>"
@@ -131,8 +127,7 @@ class Contexts:
 
     def bring(self, handoff: Handoff, leaf: str) -> None:
         """Have a child of the rootfs' template come; without one, init starts an interpreter itself."""
-        assert self.start_soon is not None  # noqa: S101 - set before the sandbox runs
-        self.start_soon(functools.partial(handoff.bring, "python", leaf))
+        self._sandbox.services.start_soon(functools.partial(handoff.bring, "python", leaf))
 
     def declined(self, why: str) -> None:
         """Ask no template for this sandbox again: it has changed what one would hold."""
@@ -239,12 +234,7 @@ class Contexts:
         return context
 
     def _start(self, context: Context, *, take_over: bool = False) -> None:
-        assert self.start_soon is not None  # noqa: S101 - set before the sandbox runs
-
-        async def serve() -> None:
-            await context.serve(take_over=take_over)
-
-        self.start_soon(serve)
+        self._sandbox.services.start_soon(functools.partial(context.serve, take_over=take_over))
 
     async def _send_program(self, interpreter: str) -> None:
         if interpreter not in self._sent:
@@ -275,14 +265,14 @@ class Contexts:
         """Return what init tells a Node worker first, and whether one is to wait for the next context."""
         if spec.language == "python":
             return {}
-        idle_s = self.spare_s if may_wait({**self._sandbox.spec.env, **spec.env}) else 0
+        idle_s = self._sandbox.services.spare_s if may_wait({**self._sandbox.spec.env, **spec.env}) else 0
         park = frames.encode({"op": "park", "language": spec.language})
         spare = {"use": True, "park": park, "idle_s": idle_s} if idle_s else None
         return {"begin": frames.encode({"op": "begin", "language": spec.language}), "spare": spare}
 
     async def drop_spare(self) -> None:
         """Have no interpreter wait for a context: the sandbox is about to be frozen."""
-        if not self.spare_s:
+        if not self._sandbox.services.spare_s:
             return
         with trio.move_on_after(SPARE_DROP_S):
             try:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..spec import SandboxSpec
     from .events import Events
     from .launcher import Launcher
+    from .names import Names
     from .registry import Registry
     from .sandbox import Sandbox
     from .store import Store
@@ -44,12 +45,14 @@ class Control:
         store: Store,
         join: Callable[[Sandbox], Awaitable[None]],
         events: Events,
+        names: Names,
     ) -> None:
         self._launcher = launcher
         self._registry = registry
         self._store = store
         self._join = join
         self._events = events
+        self._names = names
 
     def __repr__(self) -> str:
         return f"<Control of {self._registry!r}>"
@@ -120,7 +123,7 @@ class Control:
                 await self._join(sandbox)  # a daemon that started found it frozen
         except (OSError, trio.TooSlowError, SandboxdError) as error:
             if sandbox.state is State.FROZEN:
-                sandbox.mark_failed(f"its init cannot be reached: {error}")
+                sandbox.mark_failed(sandbox.version_refusal or f"its init cannot be reached: {error}")
             sandbox.check_usable()
             raise
         _expect(sandbox, State.FROZEN)
@@ -158,7 +161,7 @@ class Control:
                 sandbox.limits, sandbox.unenforced = await self._launcher.limit(sandbox.id, new.limits)
             if new.network != old.network:
                 sandbox.network = await self._launcher.network(sandbox.id, new.network)
-                sandbox.network_changed()
+                self._names.update(sandbox)
             await trio.to_thread.run_sync(self._store.save, sandbox.record())
             if sandbox.state is State.DESTROYING or sandbox.state is State.DESTROYED:
                 await trio.to_thread.run_sync(self._store.drop, sandbox.id)  # its end has dropped the record before
@@ -186,7 +189,7 @@ class Control:
         with contextlib.suppress(SandboxdError, trio.TooSlowError):
             if refused.network != sandbox.spec.network:
                 await self._launcher.network(sandbox.id, sandbox.spec.network)
-                sandbox.network_changed()
+                self._names.update(sandbox)
         with contextlib.suppress(SandboxdError, trio.TooSlowError):
             if refused.env != sandbox.spec.env and sandbox.state is State.RUNNING:
                 await sandbox.configure()

@@ -17,9 +17,9 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-import trio
-
 from ..errors import ServerBusy
+from ..wire.boundedlog import BoundedLog, WhenFull
+from .news import News
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -87,21 +87,37 @@ class _Rate:
     suppressed: int = 0
 
 
+class _Kept(BoundedLog[Happening]):
+    """The events that are kept, with gaps: one may go before older ones."""
+
+    @property
+    def first(self) -> int:
+        """The oldest offset that is still here."""
+        return self._entries[0].offset if self._entries else self._next
+
+    def remove(self, offset: int) -> None:
+        """Let go of one event, which is here."""
+        del self._entries[self._index(offset)]
+        self._size -= 1
+
+    def _index(self, offset: int) -> int:
+        return bisect.bisect_left(self._entries, offset, key=lambda event: event.offset)
+
+
 class Events:
     """The journal. `clock` gives seconds that only grow."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.base = int(time.time()) * _OFFSETS_PER_S
         self._clock = clock
-        self._next = self.base
-        self._kept: list[Happening] = []  # by offset
+        self._kept = _Kept(MAX_EVENTS, WhenFull.DROP_OLDEST, start=self.base, on_drop=self._note_drop)
         self._denied: dict[str, deque[int]] = {}  # the offsets of each sandbox's that are kept
         self._rates: dict[str, _Rate] = {}
-        self._news = trio.Event()
+        self._news = News()
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"<Events {len(self._kept)} kept, next {self._next}>"
+        return f"<Events {len(self._kept)} kept, next {self.next}>"
 
     # --- writing ----------------------------------------------------------------------------------------
 
@@ -123,50 +139,41 @@ class Events:
         rate.tokens -= 1
         own = self._denied.setdefault(sandbox, deque())
         if len(own) >= MAX_DENIED:
-            del self._kept[self._index(own.popleft())]
-        own.append(self._next)
+            self._kept.remove(own.popleft())
+        own.append(self.next)
         more = {"suppressed": rate.suppressed} if rate.suppressed else {}
         rate.suppressed = 0
         self._append("network-denied", sandbox, sandbox_name, {**facts, **more})
 
     def _append(self, kind: str, sandbox: str, sandbox_name: str | None, facts: dict[str, Any]) -> None:
         shown = {key: value[:_MAX_TEXT] if isinstance(value, str) else value for key, value in facts.items()}
-        self._kept.append(Happening(self._next, time.time(), kind, sandbox, sandbox_name, shown))
-        self._next += 1
-        if len(self._kept) > MAX_EVENTS:
-            self._drop_oldest()
-        news, self._news = self._news, trio.Event()
-        news.set()
+        self._kept.add(Happening(self.next, time.time(), kind, sandbox, sandbox_name, shown))
+        self._news.tell()
 
-    def _drop_oldest(self) -> None:
-        oldest = self._kept.pop(0)
+    def _note_drop(self, oldest: Happening) -> None:
         if oldest.type == "network-denied":
             own = self._denied[oldest.sandbox]
             own.popleft()
             if not own:
                 del self._denied[oldest.sandbox]
 
-    def _index(self, offset: int) -> int:
-        return bisect.bisect_left(self._kept, offset, key=lambda event: event.offset)
-
     # --- reading ----------------------------------------------------------------------------------------
 
     @property
     def next(self) -> int:
         """The offset that the next event will have."""
-        return self._next
+        return self._kept.next
 
     @property
     def first(self) -> int:
         """The offset of the oldest event that is kept."""
-        return self._kept[0].offset if self._kept else self._next
+        return self._kept.first
 
     def read(self, start: int, wanted: Filter, limit: int = MAX_BATCH) -> Batch:
         """Return wanted events from an offset on, `limit` at most; reading goes on at the batch's `next_offset`."""
-        start = min(start, self._next)  # of a clock that was set back: what comes is all that there is
-        index = self._index(start)
-        looked = self._kept[index : index + limit]
-        following = looked[-1].offset + 1 if len(looked) == limit else self._next
+        start = min(start, self.next)  # of a clock that was set back: what comes is all that there is
+        looked = self._kept.slice(start, limit)
+        following = looked[-1].offset + 1 if len(looked) == limit else self.next
         dropped = None if start < self.base else following - start - len(looked)
         return Batch([event for event in looked if wanted.takes(event)], following, dropped)
 
@@ -176,7 +183,7 @@ class Events:
         Raises:
             ServerBusy: the daemon is stopping.
         """
-        while offset >= self._next:
+        while offset >= self.next:
             if self._closed:
                 raise ServerBusy("cannot continue: the daemon is stopping")
             await self._news.wait()
@@ -184,4 +191,4 @@ class Events:
     def close(self) -> None:
         """End every reader that has read what there is."""
         self._closed = True
-        self._news.set()
+        self._news.tell()

@@ -16,7 +16,7 @@ from . import checks
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from ..spec import CommandSpec
+    from ..spec import StartSpec
     from ..wire.messages import Event
     from .link_client import Stream
     from .sandbox import Sandbox
@@ -148,8 +148,9 @@ class Execution:
     `start` must be called first; then `next_batch` gives events until an empty list.
     """
 
-    def __init__(self, sandbox: Sandbox, stream: Stream, process_id: str, *, batched: bool) -> None:
+    def __init__(self, sandbox: Sandbox, command: StartSpec, stream: Stream, process_id: str, *, batched: bool) -> None:
         self._sandbox = sandbox
+        self._command = command
         self._stream = stream
         self._first: list[Event] = []
         self.process_id = process_id
@@ -163,7 +164,7 @@ class Execution:
         return f"<Execution {self.process_id} pid={self.pid} exit={self.exit}>"
 
     async def __aenter__(self) -> Execution:
-        counters, began = self._sandbox.counters, trio.current_time()
+        counters, began = self._sandbox.services.counters, trio.current_time()
         try:
             await self._begin()
         except SandboxdError as error:
@@ -174,6 +175,7 @@ class Execution:
 
     async def _begin(self) -> None:
         try:
+            await self._sandbox.check_fields(self._command)
             await self._stream.__aenter__()
             self._first = await self._stream.next_batch()
         except ProtocolError as error:
@@ -213,29 +215,5 @@ class Execution:
         last = batch[-1]
         if last.type == "exit" and isinstance(last.data, dict):
             self.exit = parse_exit(last.data)
-            self._sandbox.counters.exec_ends[self.exit.end] += 1
+            self._sandbox.services.counters.exec_ends[self.exit.end] += 1
         return batch
-
-
-def exec_params(command: CommandSpec, process_id: str, *, detach: bool) -> dict[str, Any]:
-    """Return the link's `exec` parameters."""
-    return {
-        "argv": list(command.argv),
-        "env": command.env,
-        "cwd": command.cwd,
-        "user": command.user,
-        "stdin": command.stdin or None if isinstance(command.stdin, bool) else command.stdin,
-        "timeout_s": command.timeout_s,
-        "keep_orphans": command.keep_orphans,
-        "session": command.session,
-        "process": process_id,
-        "detach": detach,
-    }
-
-
-def start_params(command: CommandSpec, process_id: str) -> dict[str, Any]:
-    """Return the link's `start` parameters: a process that nobody has to follow."""
-    params = exec_params(command, process_id, detach=True)
-    del params["detach"]
-    terminal = None if command.terminal is None else list(command.terminal)
-    return {**params, "restart": command.restart, "terminal": terminal, "linger_s": command.linger_s}

@@ -67,8 +67,3 @@ class Handoff:
         fd, self._for_child = self._for_child, -1
         if fd >= 0:
             discard([fd])
-
-    def drop(self) -> None:
-        """Let go of both: the request that was to carry one was never made."""
-        os.close(self.for_init)
-        self.close()

@@ -1,31 +1,26 @@
-"""One file job of a sandbox's init (`guest/jobs.py`), seen from the daemon.
+"""One file job of a sandbox's init (`guest/jobs.py`), seen from the daemon: a child with pipes (`child_stream.py`).
 
-The daemon makes the pipes and keeps its own ends: an end is an open file description of its own, so nothing that
-the other side does to its end (O_NONBLOCK, O_ASYNC) reaches ours, and a read that has nothing waits in the loop as
-any other. Frames are bounded and checked like the link's, whose request stays open until the file job has ended.
+A file job is a fork of init. So when it breaks the rules, init loses its link.
 """
 
 from __future__ import annotations
 
-import os
+import functools
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
-import trio
-
-from ..errors import InternalError, ProtocolError, RemoteProtocolError
+from ..errors import RemoteProtocolError
 from ..wire import framing
 from . import checks
-from .link_client import LinkClient, Stream, discard
+from .child_stream import PipedChild
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from ..wire.messages import Event
+    from .link_client import LinkClient, Stream
     from .sandbox import Sandbox
 
-#: One read of the pipe, which holds 64 KiB until it is made larger.
-_RECEIVE_BYTES: Final = 256 * 1024
 _LENGTH: Final = struct.Struct(">I")
 #: One frame of rows and of a stream, as `guest/frames.py` makes them.
 MAX_ROWS: Final = 256
@@ -39,7 +34,7 @@ def _no_events(event: Event) -> None:
 
 
 class FileJob:
-    """A file job under way. Made by `Sandbox.file job`; an async context manager whose end kills it.
+    """A file job under way. Made by `Sandbox.job`; an async context manager whose end kills it.
 
     `next_rows` and `next_piece` give what it finds, until `result` says how it went.
     """
@@ -48,66 +43,51 @@ class FileJob:
         self._sandbox = sandbox
         self._peer = peer
         self._asked = asked
-        self._decoder = framing.FrameDecoder(limit=framing.MAX_REPLY_FRAME)
-        self._stream: Stream
-        self._out: trio.lowlevel.FdStream
-        self._feed: trio.lowlevel.FdStream | None = None
-        self.result: dict[str, Any] | None = None
+        self._child = PipedChild[dict[str, Any]](
+            sandbox,
+            limit=framing.MAX_REPLY_FRAME,
+            parse_end=lambda result: result,
+            parse_failure=functools.partial(checks.failure, allowed=checks.INIT_KINDS),
+            fail_protocol=sandbox.why_broken,
+        )
 
     def __repr__(self) -> str:
         return f"<File job {self._asked['do']} of {self._sandbox!r} result={self.result}>"
 
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What it said at its end: nothing where it failed, None before."""
+        return {} if self._child.has_ended and self._child.result is None else self._child.result
+
     async def __aenter__(self) -> FileJob:
-        given, out, into = _pipes(feed=self._asked["feed"])
-        self._out = trio.lowlevel.FdStream(out)
-        if into is not None:
-            self._feed = trio.lowlevel.FdStream(into)
-        self._stream = self._peer.stream("errand", self._asked, window=0, fds=given)
-        self._stream.check = _no_events
-        try:
-            await self._stream.__aenter__()
-        except BaseException as error:
-            discard(given)  # they never left
-            await self._close()
-            if isinstance(error, ProtocolError):
-                raise await self._sandbox.why_broken(error) from error
-            raise
+        await self._child.start(self._ask, [], has_input=self._asked["feed"])
         return self
+
+    def _ask(self, fds: list[int]) -> Stream:
+        stream = self._peer.stream("errand", self._asked, window=0, fds=fds)
+        stream.check = _no_events
+        return stream
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close(cancel=self.result is None)
-        await self._close()
-
-    async def _close(self) -> None:
-        with trio.CancelScope(shield=True):
-            await self._out.aclose()
-            if self._feed is not None:
-                await self._feed.aclose()
+        self._child.close(cancel=not self._child.has_ended)
+        await self._child.close_pipes()
 
     # --- in ---
 
     async def feed(self, data: bytes | bytearray | memoryview) -> bool:
         """Give it data; False when it takes no more (it has failed: `next_rows` or `finish` tells why)."""
-        assert self._feed is not None  # noqa: S101 - whoever feeds has asked for it
-        try:
-            with memoryview(data) as view:
-                for start in range(0, len(view), FEED_BYTES):
-                    piece = view[start : start + FEED_BYTES]
-                    await self._feed.send_all(_LENGTH.pack(len(piece)))
-                    await self._feed.send_all(piece)
-        except trio.BrokenResourceError:
-            return False
+        with memoryview(data) as view:
+            for start in range(0, len(view), FEED_BYTES):
+                piece = view[start : start + FEED_BYTES]
+                if not (await self._child.send(_LENGTH.pack(len(piece))) and await self._child.send(piece)):
+                    return False
         return True
 
     async def end_feed(self) -> None:
         """Say that all of the data was given."""
-        assert self._feed is not None  # noqa: S101 - as in `feed`
-        try:
-            await self._feed.send_all(_LENGTH.pack(0))
-        except trio.BrokenResourceError:
-            return
+        await self._child.send(_LENGTH.pack(0))
 
     # --- out ---
 
@@ -117,12 +97,12 @@ class FileJob:
         Raises:
             SandboxdError: why the file job failed.
         """
-        frame = await self._next("rows")
+        frame = await self._child.next_frame("rows")
         if frame is None:
             return []
         rows = frame[1]
         if not isinstance(rows, list) or not 0 < len(rows) <= MAX_ROWS or not all(isinstance(r, dict) for r in rows):
-            raise await self._fail_protocol("rows that are no short list of maps")
+            raise await self._child.broken("rows that are no short list of maps")
         return rows
 
     async def next_piece(self) -> bytes:
@@ -131,12 +111,12 @@ class FileJob:
         Raises:
             SandboxdError: why the file job failed.
         """
-        frame = await self._next("data")
+        frame = await self._child.next_frame("data")
         if frame is None:
             return b""
         piece = frame[1]
         if not isinstance(piece, bytes) or not 0 < len(piece) <= MAX_PIECE_BYTES:
-            raise await self._fail_protocol("a piece that is no bytes, or too large")
+            raise await self._child.broken("a piece that is no bytes, or too large")
         return piece
 
     async def finish(self) -> dict[str, Any]:
@@ -145,75 +125,6 @@ class FileJob:
         Raises:
             SandboxdError: why the file job failed.
         """
-        if await self._next("nothing") is not None or self.result is None:
-            raise await self._fail_protocol("results where none were asked for")
+        if await self._child.next_frame("nothing") is not None or self.result is None:
+            raise await self._child.broken("results where none were asked for")
         return self.result
-
-    async def _next(self, wanted: str) -> list[Any] | None:
-        """Return the next frame of the wanted kind; None after the end."""
-        if self.result is not None:
-            return None
-        await trio.lowlevel.checkpoint()  # a flood of tiny frames keeps nobody else waiting
-        while (frame := self._decode()) is None:
-            await self._receive()
-        if len(frame) == 2 and frame[0] == wanted:
-            return frame
-        if len(frame) == 2 and frame[0] == "end" and isinstance(frame[1], dict):
-            self.result = frame[1]
-            return None
-        if len(frame) == 4 and frame[0] == "fail":
-            kind, message, facts = frame[1:]
-            if isinstance(kind, str) and isinstance(message, str) and isinstance(facts, dict):
-                try:
-                    failure = checks.failure(kind, message, facts, allowed=checks.INIT_KINDS)
-                except RemoteProtocolError:
-                    raise await self._fail_protocol(f"a failure of kind {kind[:40]!r}") from None
-                self.result = {}  # it has ended by itself
-                raise failure
-        raise await self._fail_protocol("a frame of an unknown kind")
-
-    async def _receive(self) -> None:
-        try:
-            data = await self._out.receive_some(_RECEIVE_BYTES)
-        except (trio.BrokenResourceError, OSError) as error:
-            raise InternalError(f"cannot read what the operation found: {error}") from error
-        if not data:
-            raise await self._early_end()
-        self._decoder.feed(data)
-
-    def _decode(self) -> list[Any] | None:
-        try:
-            return self._decoder.next_message()
-        except RemoteProtocolError as error:
-            self._peer.fail_protocol(error)
-            raise
-
-    async def _early_end(self) -> BaseException:
-        """Return why the file job ended without a result: init knows."""
-        try:
-            await self._stream.next_batch()
-        except ProtocolError as error:
-            return await self._sandbox.why_broken(error)
-        except Exception as error:
-            return error
-        return await self._fail_protocol("no result")
-
-    async def _fail_protocol(self, what: str) -> BaseException:
-        """Give up an init whose file job broke the rules; return what to tell the caller."""
-        return await self._sandbox.why_broken(RemoteProtocolError(f"a file job gave {what}"))
-
-
-def _pipes(*, feed: bool) -> tuple[list[int], int, int | None]:
-    """Return (what to pass, our end of what comes out, our end of what goes in)."""
-    made: list[int] = []
-    try:
-        made += os.pipe2(os.O_CLOEXEC)
-        if feed:
-            made += os.pipe2(os.O_CLOEXEC)
-    except OSError as error:
-        discard(made)
-        raise InternalError(f"cannot make a pipe: {error.strerror}") from error
-    out, theirs = made[:2]
-    if not feed:
-        return [theirs], out, None
-    return [theirs, made[2]], out, made[3]

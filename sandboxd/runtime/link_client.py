@@ -18,7 +18,6 @@ messages of one receive are handled one by one, and the other tasks run when the
 
 from __future__ import annotations
 
-import array
 import collections
 import contextlib
 import functools
@@ -35,11 +34,12 @@ import trio
 from ..errors import LocalProtocolError, ProtocolError, RemoteProtocolError, SandboxdError, ServerBusy
 from ..wire.link import DEFAULT_WINDOW, LinkConnection, Role
 from ..wire.messages import Cancel, Credit, Event, Failure, Reply, Request
+from ..wire.sendqueue import SendQueue, descriptors
 from . import checks
 from .strangers import Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Collection, Coroutine, Iterable
     from types import TracebackType
 
     from ..wire.messages import Message
@@ -142,7 +142,7 @@ def _close_all(fds: list[int]) -> None:
                 sock.shutdown(socket.SHUT_RDWR)  # no more can be queued
                 while seen + len(pending) < _MAX_BURIED:
                     data, ancillary, _, _ = sock.recvmsg(RECEIVE_BYTES, _ANCILLARY_BYTES, socket.MSG_DONTWAIT)
-                    pending.extend(found := _descriptors(ancillary))
+                    pending.extend(found := descriptors(ancillary))
                     if not data and not found:
                         break
 
@@ -178,8 +178,7 @@ class LinkClient:
         self._wire = LinkConnection(Role.ASKER)
         self._ids = itertools.count(1)
         self._calls: dict[int, _Call] = {}
-        self._out: collections.deque[tuple[memoryview, list[int]]] = collections.deque()
-        self._queued = 0
+        self._out = SendQueue(HIGH_WATER, MAX_QUEUED)
         self._unsent = trio.Event()
         self._drained = trio.Event()
         self._drained.set()
@@ -192,11 +191,11 @@ class LinkClient:
 
     def __repr__(self) -> str:
         state = f"ended: {self._ended}" if self._ended else self._wire.state.value
-        return f"<LinkClient {self.name} {state}, {len(self._calls)} calls, {self._queued} bytes queued>"
+        return f"<LinkClient {self.name} {state}, {len(self._calls)} calls, {self._out.size} bytes queued>"
 
     def statistics(self) -> dict[str, int]:
         """Return how many calls are open and how many bytes are queued."""
-        return {"calls": len(self._calls), "queued_bytes": self._queued}
+        return {"calls": len(self._calls), "queued_bytes": self._out.size}
 
     @property
     def ended(self) -> SandboxdError | None:
@@ -227,9 +226,7 @@ class LinkClient:
                 while True:
                     unwanted += self._wire.take_fds(1)
             self._wire.close()
-            for _, fds in self._out:
-                unwanted += fds
-            self._out.clear()
+            unwanted += self._out.take_fds()
             self._drained.set()
             calls, self._calls = self._calls, {}
             for call in calls.values():
@@ -270,7 +267,7 @@ class LinkClient:
             )
         except (BlockingIOError, InterruptedError):
             return True
-        fds = _descriptors(ancillary)
+        fds = descriptors(ancillary)
         if flags & socket.MSG_CTRUNC:
             self._unwanted += fds
             raise RemoteProtocolError("cannot take more descriptors than a message may announce")
@@ -329,40 +326,28 @@ class LinkClient:
 
     def _post(self, frame: bytes, fds: Iterable[int] = ()) -> None:
         """Queue a frame; the descriptors that go with it are the peer's from now on."""
-        self._out.append((memoryview(frame), list(fds)))
-        self._queued += len(frame)
+        self._out.put(frame, fds)
         self._flush()
-        if self._out:
+        if self._out.size:
             self._unsent.set()
-            if self._queued > HIGH_WATER and self._drained.is_set():
+            if not self._out.has_room and self._drained.is_set():
                 self._drained = trio.Event()
-            if self._queued > MAX_QUEUED:
+            if self._out.is_over:
                 self.fail_protocol(RemoteProtocolError("the peer does not read"))
 
     def _flush(self) -> None:
         try:
-            while self._out:
-                frame, fds = self._out[0]
-                sent = socket.send_fds(self._sock, [frame], fds) if fds else self._sock.send(frame)
-                self._queued -= sent
-                for fd in fds:
-                    os.close(fd)  # the message has copies of them
-                if sent == len(frame):
-                    self._out.popleft()
-                else:
-                    self._out[0] = (frame[sent:], [])
-        except (BlockingIOError, InterruptedError):
-            pass
+            self._out.flush(self._sock)
         except OSError as error:
             self.abort(RemoteProtocolError(f"the connection broke: {error.strerror}"))
-        if self._queued <= HIGH_WATER:
+        if self._out.has_room:
             self._drained.set()
 
     async def _write_loop(self) -> None:
         try:
             while self._ended is None:
                 await self._unsent.wait()
-                while self._out and self._ended is None:
+                while self._out.size and self._ended is None:
                     await trio.lowlevel.wait_writable(self._sock)
                     self._flush()
                 self._unsent = trio.Event()
@@ -385,21 +370,25 @@ class LinkClient:
         return number, call
 
     async def request(
-        self, op: str, params: dict[str, Any], *, fds: int = 0, passing: Iterable[int] = ()
+        self, op: str, params: dict[str, Any], *, fds: int = 0, passing: Collection[int] = ()
     ) -> tuple[dict[str, Any], list[int]]:
         """Ask and wait for the answer; `fds` descriptors must come with it, and the caller owns them.
 
-        Those of `passing` go with the request; they are the peer's once it has been queued, which the first turn does
-        unless much waits to be sent.
+        Those of `passing` go with the request: they are the peer's from now on, and are closed if nothing can be asked.
 
         Raises:
             SandboxdError: what the peer answered, or why the connection ended.
         """
-        await self._drained.wait()
-        return await self.begin(op, params, fds=fds, passing=passing)()
+        try:
+            await self._drained.wait()
+            answer = self.begin(op, params, fds=fds, passing=passing)
+        except BaseException:
+            discard(passing)  # they never left
+            raise
+        return await answer()
 
     def begin(
-        self, op: str, params: dict[str, Any], *, fds: int = 0, passing: Iterable[int] = ()
+        self, op: str, params: dict[str, Any], *, fds: int = 0, passing: Collection[int] = ()
     ) -> Callable[[], Coroutine[Any, Any, tuple[dict[str, Any], list[int]]]]:
         """Ask now, before whatever is asked next; what is returned must be called, and waits as `request` does.
 
@@ -563,11 +552,3 @@ class Stream:
 
 def _is_json(fact: object) -> bool:
     return not isinstance(fact, float) or math.isfinite(fact)
-
-
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    found = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            found.frombytes(data[: len(data) - len(data) % found.itemsize])
-    return list(found)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..wire.messages import Event
     from .budget import Hold
     from .processes import Processes
-    from .runs import RunEvent
+    from .run_log import RunEvent
 
 STREAMS: Final = ("stdout", "stderr")
 #: How far back the beginning of a character is looked for that a reader's position cuts.

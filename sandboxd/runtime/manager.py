@@ -35,6 +35,7 @@ from .names import Names
 from .previews import Previews
 from .registry import Registry
 from .sandbox import CONNECT_TIMEOUT_S, REASON_TIMEOUT_S, Sandbox
+from .services import Services
 from .store import Store
 from .tombstones import Tombstones
 
@@ -70,6 +71,9 @@ class Manager:
         links_dir: Path,
         tombstones: Path | None = None,
         nameservers: Sequence[tuple[str, int]] = (),
+        *,
+        spare_s: int = 0,
+        standby_s: int = 0,
     ) -> None:
         self.launcher = launcher
         self.registry = Registry()
@@ -78,19 +82,26 @@ class Manager:
         self.budget = Budget()
         self._store = Store(registry_dir)
         self._links = links_dir
-        self.control = Control(launcher, self.registry, self._store, self.join, self.events)
-        self.previews = Previews(launcher, self.registry, self._store, self.control, Tombstones(tombstones))
-        self.previews.counters = self.counters
         self._names = Names(launcher, nameservers, self._denied, self._degraded)
+        self.control = Control(launcher, self.registry, self._store, self.join, self.events, self._names)
+        self.previews = Previews(
+            launcher, self.registry, self._store, self.control, Tombstones(tombstones), self.counters
+        )
+        self._services = Services(
+            counters=self.counters,
+            budget=self.budget,
+            open_link=self._open_link,
+            enter=launcher.enter,
+            start_soon=self._start_soon,
+            tell_move=self._tell_end,
+            standby_s=standby_s,
+            spare_s=spare_s,
+        )
         self._creates = trio.Semaphore(CONCURRENT_CREATES)
         self._waiting = 0
         self._prepared: str | None = None  # the id that the launcher holds a prepared sandbox for
         self._nursery: trio.Nursery | None = None
         self._stopping = False
-        #: How long an unused Node interpreter waits in a sandbox for the next context; the daemon's owner sets it.
-        self.spare_s = 0
-        #: The same of a process for the next command, while commands follow each other.
-        self.standby_s = 0
         #: Awaited when the launcher is gone, before `run` raises: lets callers hear why their requests end.
         self.on_shutdown: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
 
@@ -173,8 +184,7 @@ class Manager:
             raise ServerBusy(f"cannot create a sandbox: {QUEUED_CREATES} creations are waiting", bound=QUEUED_CREATES)
         check_room()
         prepared, self._prepared = self._prepared, None
-        share = self.budget.share()
-        sandbox = Sandbox(prepared or new_id(), spec, time.time(), self.counters, self._tell_end, share)
+        sandbox = Sandbox(prepared or new_id(), spec, time.time(), self._services)
         self.registry.add(sandbox)
         self._waiting += 1
         try:
@@ -203,9 +213,6 @@ class Manager:
                 await self._answer_for_names(sandbox, is_new=True)
                 if sandbox.spec.has_own_place:
                     await self.join(sandbox)  # only init can tell whether there are such a directory and user
-                else:
-                    self._attach(sandbox)
-                    sandbox.open_link = self._open_link
                 sandbox.move(State.RUNNING)
         except BaseException as error:
             await self._clean_up(sandbox)
@@ -241,25 +248,28 @@ class Manager:
 
     async def join(self, sandbox: Sandbox) -> None:
         """Connect to init, serve the link in the manager's nursery, and configure it."""
-        running = self._attach(sandbox)
-        running.start_soon(self._serve, sandbox, sandbox.connect(self._links))
+        self._running.start_soon(self._serve, sandbox, sandbox.connect(self._links))
         await sandbox.configure()
         if not sandbox.has_link:
             raise LaunchFailed(f"cannot keep the init of sandbox {sandbox.id}: its link ended", step="configure")
 
-    def _attach(self, sandbox: Sandbox) -> trio.Nursery:
-        """Give a sandbox what it asks of the daemon itself; return where its link is served."""
+    @property
+    def _running(self) -> trio.Nursery:
+        """Where what belongs to sandboxes runs.
+
+        Raises:
+            LaunchFailed: `run` has not begun.
+        """
         if self._nursery is None:
             raise LaunchFailed("cannot create a sandbox: the daemon is not running", step="connect")
-        sandbox.contexts.start_soon = self._nursery.start_soon
-        sandbox.contexts.spare_s = self.spare_s
-        sandbox.standby_s = self.standby_s
-        sandbox.enter = functools.partial(self.launcher.enter, sandbox.id)
         return self._nursery
 
-    def _open_link(self, sandbox: Sandbox) -> None:
+    def _start_soon(self, task: Callable[[], Awaitable[object]]) -> None:
+        self._running.start_soon(task)
+
+    def _open_link(self, sandbox: Sandbox) -> LinkClient:
         """Connect to an init at the first request to it: one that serves nobody has touched 0.8 MiB less."""
-        running = self._attach(sandbox)
+        running = self._running
         try:
             peer = sandbox.connect(self._links)
         except OSError as error:
@@ -268,13 +278,14 @@ class Manager:
         running.start_soon(self._serve, sandbox, peer)
         if peer.ended is None:
             running.start_soon(self._await_configured, sandbox, peer, peer.begin("configure", sandbox.settings))
+        return peer
 
     async def _await_configured(
-        self, sandbox: Sandbox, peer: LinkClient, answer: Callable[[], Awaitable[object]]
+        self, sandbox: Sandbox, peer: LinkClient, answer: Callable[[], Awaitable[tuple[dict[str, Any], list[int]]]]
     ) -> None:
         try:
             with trio.fail_after(CONNECT_TIMEOUT_S):
-                await answer()
+                sandbox.note_fields((await answer())[0])
         except (SandboxdError, trio.TooSlowError) as error:
             if peer.ended is None and sandbox.mark_failed(f"its init cannot be configured: {error}"):
                 self.counters.losses += 1
@@ -297,9 +308,9 @@ class Manager:
         error = await peer.run()
         if sandbox.state not in ALIVE or self._stopping:
             return
-        reason = (
-            "protocol error" if isinstance(error, ProtocolError) and peer.broke_protocol else "init closed its link"
-        )
+        reason = "init closed its link"
+        if isinstance(error, ProtocolError) and peer.broke_protocol:
+            reason = sandbox.version_refusal or "protocol error"
         if not peer.broke_protocol:
             with trio.move_on_after(REASON_TIMEOUT_S):
                 await sandbox.settled.wait()
@@ -351,7 +362,7 @@ class Manager:
     async def _answer_for_names(self, sandbox: Sandbox, *, is_new: bool) -> None:
         if sandbox.network.has_link:
             serve = functools.partial(self._names.serve, is_new=is_new)
-            await self._attach(sandbox).start(serve, sandbox)
+            await self._running.start(serve, sandbox)
 
     # --- end --------------------------------------------------------------------------------------------
 
@@ -449,8 +460,7 @@ class Manager:
                 nursery.start_soon(self._take_over, record, one, limiter)
 
     async def _take_over(self, record: Record, launched: Launched, limiter: trio.CapacityLimiter) -> None:
-        share = self.budget.share()
-        sandbox = Sandbox(record.id, record.spec, record.created_at, self.counters, self._tell_end, share)
+        sandbox = Sandbox(record.id, record.spec, record.created_at, self._services)
         sandbox.take_over(launched)
         for port in record.ports:
             sandbox.ports.add(port)
@@ -468,9 +478,9 @@ class Manager:
             await sandbox.contexts.recover()
             _log.info("Found sandbox %s again", sandbox.id)
         except (OSError, trio.TooSlowError, SandboxdError) as error:
-            sandbox.move(State.FAILED, f"its init cannot be reached: {error}")
+            sandbox.move(State.FAILED, sandbox.version_refusal or f"its init cannot be reached: {error}")
             sandbox.disconnect(SandboxNotFound("its init cannot be reached"))
-            _log.warning("Sandbox %s failed: its init cannot be reached: %s", sandbox.id, error)
+            _log.warning("Sandbox %s failed: %s", sandbox.id, sandbox.reason)
 
     async def rootfs(self) -> list[dict[str, Any]]:
         """Return the rootfs that there are."""

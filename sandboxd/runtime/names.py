@@ -48,7 +48,8 @@ class Names:
         self._denied = denied
         self._degraded = degraded
         self._nearby = Nearby()
-        self._served: set[str] = set()
+        #: The sandboxes that are served, each with its resolver once it has one.
+        self._served: dict[str, Resolver | None] = {}
 
     def __repr__(self) -> str:
         return f"<Names of {len(self._served)} sandboxes>"
@@ -71,7 +72,7 @@ class Names:
         if sandbox.id in self._served:
             task_status.started()
             return
-        self._served.add(sandbox.id)
+        self._served[sandbox.id] = None
         try:
             resolver = await (self._resolver if is_new else self._try)(sandbox)
             task_status.started()
@@ -79,7 +80,13 @@ class Names:
                 nursery.start_soon(_until_settled, sandbox, nursery.cancel_scope)
                 await self._keep(sandbox, resolver)
         finally:
-            self._served.discard(sandbox.id)
+            self._served.pop(sandbox.id, None)
+
+    def update(self, sandbox: Sandbox) -> None:
+        """Answer by the rules that a sandbox's network has now."""
+        resolver = self._served.get(sandbox.id)
+        if resolver is not None:
+            resolver.update(policy_of(sandbox))
 
     async def _keep(self, sandbox: Sandbox, resolver: Resolver | None) -> None:
         """Run the resolver, and another one when it ends or where there is none."""
@@ -112,7 +119,7 @@ class Names:
             lambda name, why: self._denied(sandbox.id, {"name": name, "reason": why}),
             self._nearby.why,
         )
-        sandbox.network_changed = lambda: resolver.update(policy_of(sandbox))
+        self._served[sandbox.id] = resolver
         return resolver
 
     async def _run(self, sandbox: Sandbox, resolver: Resolver) -> None:

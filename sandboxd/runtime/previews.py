@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ..errors import LaunchFailed, PreviewGone, SandboxFrozen
-from .counters import Counters
 from .lifecycle import State
 from .ports import PortSpec, new_token
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .control import Control
+    from .counters import Counters
     from .launcher import Launcher
     from .ports import Port
     from .preview_urls import PreviewUrls
@@ -47,14 +47,20 @@ class Previews:
     """Made by the manager. `wake` lets a request thaw a frozen sandbox."""
 
     def __init__(
-        self, launcher: Launcher, registry: Registry, store: Store, control: Control, tombstones: Tombstones
+        self,
+        launcher: Launcher,
+        registry: Registry,
+        store: Store,
+        control: Control,
+        tombstones: Tombstones,
+        counters: Counters,
     ) -> None:
         self._launcher = launcher
         self._registry = registry
         self._store = store
         self._control = control
         self.wake = False
-        self.counters = Counters()
+        self.counters = counters
         #: Where previews are; None where they are turned off.
         self.urls: PreviewUrls | None = None
         self._stocks: weakref.WeakKeyDictionary[Sandbox, dict[int, _Stock]] = weakref.WeakKeyDictionary()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import InvalidRequest, RemoteProtocolError
 from ..spec import check_process_id
 from . import checks
-from .execution import MAX_DURATION_S, Exit, new_process_id, parse_exit, start_params
+from .execution import MAX_DURATION_S, Exit, new_process_id, parse_exit
 from .follow import Follow
 
 if TYPE_CHECKING:
@@ -111,8 +111,9 @@ class Processes:
             NameTaken: another process has that id.
             ServerBusy: as many as may run do.
         """
+        await self.sandbox.check_fields(command)
         wanted = process_id or new_process_id()
-        return await self._info("start", **start_params(command, wanted))
+        return await self._info("start", **command.to_message(), process=wanted)
 
     async def get(self, process: str) -> ProcessInfo:
         """Return one process.

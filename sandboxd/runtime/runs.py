@@ -3,23 +3,20 @@
 The journal keeps its beginning: what is over a bound is dropped and told (`truncated`), so a flood costs the daemon
 no more than the bound, whoever reads. All of it is charged to what the daemon may hold for the sandbox (`budget.py`);
 once the run is over and nobody follows it, it is the first to go.
-
-What a program prints in many small pieces is one event as long as nobody has read it: `_open` is the last one, which
-may still grow. Readers get only what is closed, and never see an event change.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import secrets
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ..wire import utf8
 from .budget import UNBOUNDED
+from .news import News
+from .run_log import EVENT_OVERHEAD, RunEvent, RunLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,16 +26,12 @@ if TYPE_CHECKING:
 
 #: Output of one run that is kept, both streams together.
 MAX_OUTPUT_BYTES: Final = 16 * 1024 * 1024
-#: Up to which size neighbours of one stream are joined.
-JOIN_BYTES: Final = 64 * 1024
 #: Events after which readers of a running one get what comes in this long at once: what each costs adds up.
 MANY_EVENTS: Final = 16_384
 GATHER_S: Final = 0.05
 #: Results of one run: their bytes together, and how many.
 MAX_RESULT_BYTES: Final = 32 * 1024 * 1024
 MAX_RESULTS: Final = 1000
-#: What an event holds beside its data.
-EVENT_OVERHEAD: Final = 256
 #: Events that one `next_batch` returns, and about how many bytes.
 MAX_BATCH: Final = 256
 BATCH_BYTES: Final = 1024 * 1024
@@ -54,41 +47,6 @@ def new_run_id() -> str:
 def error_of(ename: str, evalue: str) -> dict[str, Any]:
     """Return an error that no traceback goes with."""
     return {"ename": ename, "evalue": evalue, "traceback": [], "traceback_ansi": []}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RunEvent:
-    """One event: bytes for stdout and stderr, a `Result` for result, a map for the rest."""
-
-    offset: int
-    time: float
-    type: str
-    data: bytes | frames.Result | dict[str, Any]
-
-    @property
-    def size(self) -> int:
-        """Bytes that it holds, about."""
-        if isinstance(self.data, bytes):
-            return EVENT_OVERHEAD + len(self.data)
-        return EVENT_OVERHEAD + (_length(self.data) if isinstance(self.data, dict) else self.data.size)
-
-
-def _length(value: object) -> int:
-    """Return how long the texts in a map are, those of its lists too."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(map(_length, value.values()))
-    return sum(map(_length, value)) if isinstance(value, list) else 0
-
-
-@dataclasses.dataclass(slots=True)
-class _Open:
-    """The last event, while it may grow: output that nobody has read."""
-
-    stream: str
-    time: float
-    data: bytearray
 
 
 class Run:
@@ -117,7 +75,6 @@ class Run:
         self.duration_s = 0.0
         self.error: dict[str, Any] | None = None
         self.failure: Exception | None = None
-        self.dropped_bytes = 0
         self.finished = trio.Event()
         self.wants_stop = False
         #: What its context does when it is to stop, while it is the present one.
@@ -126,20 +83,18 @@ class Run:
         self.hold: Hold = UNBOUNDED.hold()
         #: Called when others need its room: whoever keeps it forgets it.
         self.on_drop: Callable[[], None] = _nothing
-        self.events: list[RunEvent] = []
-        self._open: _Open | None = None
+        self._log = RunLog(MAX_OUTPUT_BYTES)
         self._followers = 0
         self._is_forgotten = False
         self._began: float | None = None
-        self._is_full = False  # whether output was dropped: what comes behind a gap is too
-        self._output_bytes = 0
+        self._missed_bytes = 0
         self._result_bytes = 0
         self._results = 0
         self._dropped_results = 0
-        self._changed = trio.Event()
+        self._news = News()
 
     def __repr__(self) -> str:
-        return f"<Run {self.id} {self.status or ('running' if self._began else 'waiting')}, {len(self.events)} events>"
+        return f"<Run {self.id} {self.status or ('running' if self._began else 'waiting')}, {len(self._log)} events>"
 
     @property
     def has_begun(self) -> bool:
@@ -154,7 +109,22 @@ class Run:
     @property
     def is_flooded(self) -> bool:
         """Whether no more output is kept."""
-        return self._is_full or self._output_bytes >= MAX_OUTPUT_BYTES
+        return not self._log.left
+
+    @property
+    def dropped_bytes(self) -> int:
+        """Bytes of output that are not here."""
+        return self._missed_bytes + self._log.refused
+
+    @property
+    def events(self) -> list[RunEvent]:
+        """All that readers may have now."""
+        return list(self._log)
+
+    def before(self, position: int, limit: int) -> list[RunEvent]:
+        """Return the last events before a position, `limit` at most."""
+        start = max(0, position - limit)
+        return self._log.slice(start, position - start)
 
     @property
     def truncated(self) -> bool:
@@ -169,39 +139,12 @@ class Run:
 
     def add_output(self, stream: str, data: bytes) -> None:
         """Take what the program printed."""
-        if self.is_flooded:
-            self.dropped_bytes += len(data)
-            return
-        last = self._open
-        is_joined = last is not None and last.stream == stream and len(last.data) + len(data) <= JOIN_BYTES
-        overhead = 0 if is_joined else EVENT_OVERHEAD
-        room = self.hold.grow_some(min(len(data), MAX_OUTPUT_BYTES - self._output_bytes) + overhead) - overhead
-        if room < len(data):
-            self._is_full = True
-            kept = utf8.head(data, max(0, room))
-            self.dropped_bytes += len(data) - len(kept)
-            data = kept
-        if not data:
-            return
-        self._output_bytes += len(data)
-        self._keep(stream, data, is_joined=is_joined)
+        if self._log.add_output(stream, data, self.hold):
+            self._news.tell()
 
-    def _keep(self, stream: str, data: bytes, *, is_joined: bool) -> None:
-        if is_joined and self._open is not None:
-            self._open.data += data
-        else:
-            self._close_open()
-            if len(data) > JOIN_BYTES:  # not worth a copy
-                self.events.append(RunEvent(len(self.events), time.time(), stream, data))
-            else:
-                self._open = _Open(stream, time.time(), bytearray(data))
-        self._changed.set()
-
-    def _close_open(self) -> None:
-        """Let the last event grow no more."""
-        if self._open is not None:
-            last, self._open = self._open, None
-            self.events.append(RunEvent(len(self.events), last.time, last.stream, bytes(last.data)))
+    def miss(self, size: int) -> None:
+        """Take note of output that was dropped before it came here."""
+        self._missed_bytes += size
 
     def add_result(self, result: frames.Result) -> None:
         """Take a value that it shows; one that is over the run's bound is dropped and told at the end."""
@@ -249,7 +192,7 @@ class Run:
         if self.status is None and self.failure is None:
             self.failure = error
             self.finished.set()
-            self._changed.set()
+            self._news.tell()
             self._settle()
 
     def summary(self) -> dict[str, Any]:
@@ -263,12 +206,10 @@ class Run:
         }
 
     def _append(self, kind: str, data: frames.Result | dict[str, Any], *, is_charged: bool = True) -> None:
-        self._close_open()
-        event = RunEvent(len(self.events), time.time(), kind, data)
+        event = self._log.add_event(kind, data)
         if not is_charged:
             self.hold.force(event.size)  # there are few, and they are told whatever happens
-        self.events.append(event)
-        self._changed.set()
+        self._news.tell()
 
     # --- who follows ---
 
@@ -300,7 +241,7 @@ class Run:
             return
         if self._is_forgotten:
             # Not when the collector comes by: there is much of it, and what it is told is in a cycle with it.
-            self.events.clear()
+            self._log.clear()
             self.on_drop = _nothing
             self.hold.close()
         else:
@@ -312,20 +253,18 @@ class Run:
         Raises:
             SandboxdError: it was given up before it began.
         """
-        while position >= len(self.events):
-            if self._open is not None:
+        while position >= self._log.next:
+            if self._log.is_growing:
                 await self._gather()
                 break
             if self.failure is not None:
                 raise self.failure
             if self.finished.is_set():
                 return []
-            if self._changed.is_set():
-                self._changed = trio.Event()
-            await self._changed.wait()
+            await self._news.wait()
         batch: list[RunEvent] = []
         size = 0
-        for event in self.events[position : position + MAX_BATCH]:
+        for event in self._log.slice(position, MAX_BATCH):
             size += event.size
             if batch and size > BATCH_BYTES:
                 break
@@ -335,10 +274,10 @@ class Run:
 
     async def _gather(self) -> None:
         """Close the last event for a reader who has all before it."""
-        if len(self.events) >= MANY_EVENTS and not self.finished.is_set():
+        if len(self._log) >= MANY_EVENTS and not self.finished.is_set():
             with trio.move_on_after(GATHER_S):
                 await self.finished.wait()
-        self._close_open()
+        self._log.close_open()
 
 
 def _nothing() -> None:

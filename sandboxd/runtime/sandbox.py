@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import functools
 import socket
 import weakref
 from typing import TYPE_CHECKING, Any, Final
@@ -11,8 +11,8 @@ import trio
 
 from ..errors import (
     Conflict,
-    InternalError,
     LaunchFailed,
+    NotAvailable,
     ProtocolError,
     RemoteProtocolError,
     SandboxdError,
@@ -22,33 +22,31 @@ from ..errors import (
     SandboxNotFound,
     ServerBusy,
 )
-from ..spec import name_bytes
 from ..wire.link import DEFAULT_WINDOW
-from . import checks, files
-from .budget import UNBOUNDED, Share
-from .clone import Clone
+from ..wire.messages import VERSION
+from . import checks
 from .contexts import Contexts
-from .counters import Counters
-from .execution import Execution, exec_params, new_process_id
+from .execution import Execution, new_process_id
+from .files import Files
+from .git import Git
 from .handoff import Handoff
 from .jobs import FileJob
 from .lifecycle import ALIVE, State, may_move
-from .link_client import LinkClient, discarded
+from .link_client import LinkClient
 from .ports import Ports
 from .processes import Processes
 from .sessions import Sessions
 from .store import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from ..git_spec import CloneSpec
     from ..network import NetworkSpec
-    from ..spec import CommandSpec, Limits, SandboxSpec
-    from .handoff import Enter
+    from ..spec import CommandSpec, Limits, SandboxSpec, StartSpec
     from .launcher import Launched
     from .link_client import Stream
+    from .services import Services
 
 #: A piece of stdin on the link; init writes it before it answers.
 STDIN_PIECE_BYTES: Final = 256 * 1024
@@ -58,10 +56,6 @@ CONNECT_TIMEOUT_S: Final = 10.0
 REASON_TIMEOUT_S: Final = 1.0
 #: Threads that look for patterns in its output.
 SEARCH_THREADS: Final = 2
-#: Ends of file operations may be slow on a busy disk, but not for ever.
-SETTLE_TIMEOUT_S: Final = 30.0
-#: How long a refused write waits for its temporary file's end.
-REFUSAL_TIMEOUT_S: Final = 5.0
 
 
 class Sandbox:
@@ -72,42 +66,36 @@ class Sandbox:
         sandbox_id: str,
         spec: SandboxSpec,
         created_at: float,
-        counters: Counters | None = None,
-        moved: Callable[[Sandbox], None] = lambda _: None,
-        share: Share = UNBOUNDED,
+        services: Services,
     ) -> None:
         self.id = sandbox_id
         self.spec = spec
         self.created_at = created_at
-        self.counters = counters or Counters()
+        self.services = services
         #: What the daemon may hold in memory for its callers.
-        self.share = share
+        self.share = services.budget.share()
         self.state = State.CREATING
         self.reason: str | None = None
         self.limits: Limits = spec.limits
         self.unenforced: tuple[str, ...] = ()
         self.network: NetworkSpec = spec.network
         self.timings: dict[str, float] = {}
-        self._devices: frozenset[int] = frozenset()
+        #: Filesystems of its own: files of others are not taken from its init.
+        self.devices: frozenset[int] = frozenset()
         self._peer: LinkClient | None = None
-        #: Opens the link to an init that nobody has asked anything yet; the manager gives it.
-        self.open_link: Callable[[Sandbox], None] | None = None
         self.settled = trio.Event()
-        #: Called when its network has other rules; whoever answers for names sets it.
-        self.network_changed: Callable[[], None] = lambda: None
+        #: Set when init has heard its settings, or the link has ended before.
+        self._configured = trio.Event()
+        self._known_fields: list[str] = []
         #: Why nobody answers its questions about names; None while somebody does, or it has no network.
         self.names_lost: str | None = None
         #: Set, and another one, whenever the state changes.
         self.moved = trio.Event()
-        self._tell_move = moved
         #: Held while it is changed, frozen or thawed: one after the other.
         self.changing = trio.Lock()
         self.contexts = Contexts(self)
-        #: Has a template's child enter this sandbox; the manager gives it.
-        self.enter: Enter | None = None
-        #: How long init has a process wait for the next command, in seconds; 0 is not at all.
-        self.standby_s = 0
-        self.file_turns = trio.CapacityLimiter(files.SANDBOX_THREADS)
+        self.files = Files(self)
+        self.git = Git(self)
         self.processes = Processes(self)
         self.sessions = Sessions(self)
         self.ports = Ports(sandbox_id)
@@ -132,7 +120,7 @@ class Sandbox:
         self.reason = reason
         moved, self.moved = self.moved, trio.Event()
         moved.set()
-        self._tell_move(self)
+        self.services.tell_move(self)
 
     def take_over(self, launched: Launched) -> None:
         """Take over what the launcher said."""
@@ -140,7 +128,7 @@ class Sandbox:
         self.unenforced = launched.unenforced
         self.network = launched.network
         self.timings = launched.timings
-        self._devices = launched.devices
+        self.devices = launched.devices
 
     def record(self) -> Record:
         """Return what is to be kept of it."""
@@ -172,17 +160,50 @@ class Sandbox:
     @property
     def settings(self) -> dict[str, Any]:
         """What init must hear first, since it never passes through the launcher: env, and commands' defaults."""
-        return {"env": self.spec.env, "cwd": self.spec.cwd, "user": self.spec.user, "standby_s": self.standby_s}
+        standby_s = self.services.standby_s
+        return {"env": self.spec.env, "cwd": self.spec.cwd, "user": self.spec.user, "standby_s": standby_s}
 
     async def configure(self) -> None:
         """Tell init its settings."""
         with trio.fail_after(CONNECT_TIMEOUT_S):
-            await self._request(self._peer or self._link(), "configure", self.settings, 0)
+            answer, _ = await self._request(self._peer or self._link(), "configure", self.settings, 0)
+        self.note_fields(answer)
+
+    def note_fields(self, answer: dict[str, Any]) -> None:
+        """Note which fields init knows, from its answer to `configure`; one of the first says nothing."""
+        known = answer.get("knows")
+        self._known_fields = [name for name in known if isinstance(name, str)] if isinstance(known, list) else []
+        self._configured.set()
+
+    async def check_fields(self, spec: StartSpec) -> None:
+        """Wait until it is known that init knows all that `spec` says.
+
+        Raises:
+            NotAvailable: it does not: an older daemon has created the sandbox.
+        """
+        later = spec.later()
+        if not later:
+            return
+        self._link()
+        await self._configured.wait()
+        self.check_usable()
+        for name in later:
+            if name not in self._known_fields:
+                why = "the sandbox was created by an earlier version of sandboxd, which did not have it"
+                raise NotAvailable(f"cannot accept {name}: {why}", field=name)
 
     @property
     def has_link(self) -> bool:
         """Whether somebody speaks for its init."""
         return self._peer is not None and self._peer.ended is None
+
+    @property
+    def version_refusal(self) -> str | None:
+        """What to say of an init that speaks another version of the link; None where it does not."""
+        ended = None if self._peer is None else self._peer.ended
+        if not isinstance(ended, RemoteProtocolError) or "version" not in ended.facts:
+            return None
+        return f"its init speaks version {ended.facts['version']} of the link, and this daemon version {VERSION}"
 
     def link_statistics(self) -> dict[str, int] | None:
         """Return its link's figures, or None."""
@@ -199,13 +220,18 @@ class Sandbox:
     def disconnect(self, error: SandboxdError) -> None:
         """Drop the link; what is under way ends with `error`."""
         self.settled.set()
+        self._configured.set()
         if self._peer is not None:
             self._peer.abort(error)
 
+    def fail_protocol(self, error: ProtocolError) -> None:
+        """Drop the link to an init that broke a rule."""
+        if self._peer is not None and self._peer.ended is None:
+            self._peer.fail_protocol(error)
+
     async def why_broken(self, error: ProtocolError) -> SandboxdError:
         """Return what to tell a caller whose request a broken link ended."""
-        if self._peer is not None and self._peer.ended is None:
-            self._peer.fail_protocol(error)  # it broke a rule that only the caller of `stream` could see
+        self.fail_protocol(error)  # it broke a rule that only the caller of `stream` could see
         if self.state is State.CREATING:
             return LaunchFailed(f"cannot configure the init of sandbox {self.id}: {error}", step="configure")
         with trio.move_on_after(REASON_TIMEOUT_S):
@@ -214,7 +240,7 @@ class Sandbox:
 
     def _absence(self) -> SandboxdError | None:
         """Return why nothing can be asked of it, or None."""
-        if self.state is State.RUNNING and (self._peer is not None or self.open_link is not None):
+        if self.state is State.RUNNING:
             return None
         if self.state is State.CREATING:
             return Conflict(f"cannot use sandbox {self.id}: it is being created", state="creating")
@@ -236,10 +262,7 @@ class Sandbox:
 
     def _link(self) -> LinkClient:
         self.check_usable()
-        if self._peer is None and self.open_link is not None:
-            self.open_link(self)
-        assert self._peer is not None  # noqa: S101 - _absence looked
-        return self._peer
+        return self._peer or self.services.open_link(self)
 
     async def ask(self, op: str, /, **params: object) -> dict[str, Any]:
         """Ask init for an operation of the link and return its answer, which the caller checks.
@@ -248,6 +271,15 @@ class Sandbox:
             SandboxdError: what init answered, or why the sandbox cannot be asked.
         """
         return (await self._ask_fds(op, params, 0))[0]
+
+    async def ask_for_fd(self, op: str, /, **params: object) -> tuple[dict[str, Any], int]:
+        """Ask init for an operation whose answer comes with one descriptor, the caller's to vet and to close.
+
+        Raises:
+            SandboxdError: as of `ask`.
+        """
+        result, (fd,) = await self._ask_fds(op, params, 1)
+        return result, fd
 
     def open_stream(
         self, op: str, params: dict[str, Any], *, window: int = DEFAULT_WINDOW, fds: Iterable[int] = ()
@@ -258,9 +290,9 @@ class Sandbox:
         """
         return self._link().stream(op, params, window=window, fds=fds)
 
-    def handoff(self) -> Handoff | None:
-        """Return where a template's child may come to its init; None where there is no launcher to send one."""
-        return None if self.enter is None else Handoff(self.enter)
+    def handoff(self) -> Handoff:
+        """Return where a template's child may come to its init."""
+        return Handoff(functools.partial(self.services.enter, self.id))
 
     async def _ask_fds(self, op: str, params: dict[str, Any], fds: int) -> tuple[dict[str, Any], list[int]]:
         peer = self._peer if self.state is State.CREATING and self._peer is not None else self._link()
@@ -284,8 +316,9 @@ class Sandbox:
             SandboxFailed, SandboxGone: as their names say.
         """
         process = new_process_id()
-        stream = self._link().stream("exec", exec_params(command, process, detach=detach))
-        return Execution(self, stream, process, batched=batched)
+        params = {**command.to_message(), "process": process, "detach": detach}
+        stream = self._link().stream("exec", params)
+        return Execution(self, command, stream, process, batched=batched)
 
     async def write_stdin(self, process: str, data: bytes) -> None:
         """Feed a process that was started with an open stdin; returns when it has been written.
@@ -315,92 +348,7 @@ class Sandbox:
         """
         return FileJob(self, self._link(), {"do": do, "with": params, "feed": feed, "timeout_s": timeout_s})
 
-    def clone(self, spec: CloneSpec) -> Clone:
-        """Return a clone of a git repository: an async context manager starts it."""
-        return Clone(self, spec)
-
-    async def run_job(self, do: str, params: dict[str, Any]) -> dict[str, Any]:
-        """Do a file job that gives one result, and return that."""
-        async with self.job(do, params) as job:
-            return await job.finish()
-
-    async def stat(self, path: str, *, follow: bool) -> dict[str, Any]:
-        """Return init's row of a file, not yet checked (`filefacts.parse`).
-
-        Raises:
-            FileNotFound, NotAFile, FilePermissionDenied: as their names say.
-        """
-        return await self.ask("stat", path=name_bytes(path), follow=follow)
-
-    async def open_read(self, path: str) -> files.FileReader:
-        """Open a file for reading; the caller closes it.
-
-        Raises:
-            FileNotFound, NotAFile, FilePermissionDenied: as their names say.
-        """
-        _, (fd,) = await self._ask_fds("open_read", {"path": name_bytes(path)}, 1)
-        try:
-            with trio.CancelScope(shield=True):
-                facts, head = await files.in_thread(self.file_turns, files.vet_and_read, fd, self._devices)
-        except BaseException as error:
-            raise await self._refused(error, path, fd) from error
-        return files.FileReader(self, fd, facts, head)
-
-    async def open_write(self, path: str, mode: str | None = None) -> files.FileWriter:
-        """Begin a new version of a file, its parents made; the caller commits or leaves it.
-
-        `mode` is octal text; without it the file keeps the old one's mode, or gets 0644.
-
-        Raises:
-            NotAFile, FilePermissionDenied, QuotaExceeded: as their names say.
-        """
-        result, (fd,) = await self._ask_fds("open_write", {"path": name_bytes(path), "mode": mode}, 1)
-        ticket: int | str | None = None
-        try:
-            ticket = _ticket(result)
-            with trio.CancelScope(shield=True):
-                await files.in_thread(self.file_turns, files.vet, fd, os.O_WRONLY, self._devices)
-        except BaseException as error:
-            refusal = await self._refused(error, path, fd)
-            if ticket is not None and not isinstance(error, RemoteProtocolError):
-                with trio.move_on_after(REFUSAL_TIMEOUT_S, shield=True):
-                    await self.abort_write(ticket)  # or its temporary file stays
-            raise refusal from error
-        return files.FileWriter(self, fd, ticket)
-
-    async def _refused(self, error: BaseException, path: str, fd: int) -> BaseException:
-        """Close a descriptor that could not be taken, its sender blamed before, and return what to raise."""
-        if isinstance(error, RemoteProtocolError) and self._peer is not None:
-            self._peer.fail_protocol(error)
-        with trio.CancelScope(shield=True):
-            await discarded([fd])
-        if isinstance(error, RemoteProtocolError):
-            return await self.why_broken(error)
-        if isinstance(error, OSError):
-            return InternalError(f"cannot open {path}: {error.strerror}")
-        return error
-
-    async def commit_write(self, ticket: int | str) -> bool:
-        """Put a new version in place; return whether the file is new. `FileWriter.commit` calls it."""
-        result = await self.ask("commit_write", ticket=ticket)
-        return result.get("created") is True
-
-    async def abort_write(self, ticket: int | str) -> None:
-        """Drop a new version; never raises, since the sandbox may be gone by then."""
-        with trio.move_on_after(SETTLE_TIMEOUT_S):
-            try:
-                await self.ask("abort_write", ticket=ticket)
-            except SandboxdError:
-                return
-
     def stop(self) -> None:
         """End what is under way because the daemon ends; the sandbox itself goes on."""
         if self._peer is not None:
             self._peer.abort(ServerBusy("cannot continue: the daemon is stopping"))
-
-
-def _ticket(result: dict[str, Any]) -> int | str:
-    ticket = result.get("ticket")
-    if isinstance(ticket, bool) or not isinstance(ticket, int | str) or len(str(ticket)) > 64:
-        raise RemoteProtocolError("cannot take a ticket that is neither short text nor a number")
-    return ticket

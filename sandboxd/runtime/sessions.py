@@ -81,9 +81,9 @@ class Sessions:
             NameTaken: another session has that id.
             LimitExceeded: there are as many as may be.
         """
+        await self._sandbox.check_fields(spec)
         name = spec.id or "s-" + "".join(_LETTERS[byte & 31] for byte in secrets.token_bytes(10))
-        params = {"cwd": spec.cwd, "env": spec.env, "user": spec.user, "shell": spec.shell}
-        return await self._info("session_create", name, **params)
+        return await self._info("session_create", name, **dataclasses.replace(spec, id=None).to_message())
 
     async def get(self, session: str) -> SessionInfo:
         """Return one session.

@@ -1,13 +1,13 @@
 """One interpreter of a code context, seen from the daemon: its life from the start to its exit event.
 
 Everything that it says is checked: events as any init's, frames as any hostile worker's. Breaking the rules of
-frames costs the worker its life, not the sandbox.
+frames costs the worker its life, not the sandbox. `worker_states.py` has the states.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
-import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -22,9 +22,11 @@ from ..errors import (
 )
 from ..wire import worker as frames
 from . import checks
+from .child_stream import ChildStream
 from .execution import Exit, parse_exit
 from .handoff import MAX_LEAF_CHARS
-from .strangers import Turn
+from .worker_states import TRANSITIONS, State
+from .worker_states import Event as LifeEvent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -102,6 +104,7 @@ class Worker:
 
     def __init__(self, link: Link, name: str, listener: Listener, room: frames.Room | None = None) -> None:
         self.name = name
+        self.state = State.ASKED
         self.version = ""
         self.ready = trio.Event()
         self.gone = trio.Event()
@@ -116,13 +119,44 @@ class Worker:
         self._link = link
         self._listener = listener
         self._decoder = frames.WorkerDecoder(room)
-        self._turn = Turn()
+        self._child = ChildStream[frames.Frame](link, self._decoder.feed)
         self._handoff: Handoff | None = None
         self._begin: bytes | None = None
         self._last_offset = -1
 
     def __repr__(self) -> str:
-        return f"<Worker {self.name} {'gone' if self.gone.is_set() else self.version or 'starting'}>"
+        return f"<Worker {self.name} {self.state.value}>"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes code."""
+        return self.state is State.READY
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended, or its sandbox has."""
+        return self.state is State.GONE
+
+    def _move(self, event: LifeEvent) -> None:
+        """Take an event and wake who waits for what it means.
+
+        Raises:
+            RemoteProtocolError: it cannot happen now, so whoever said so breaks the protocol.
+        """
+        new = TRANSITIONS[self.state].get(event)
+        if new is None:
+            raise RemoteProtocolError(f"cannot take event {event} of a worker that is {self.state}")
+        self.state = new
+        if event is LifeEvent.START or self.is_gone:
+            self.seen.set()
+        if new is State.READY or self.is_gone:
+            self.ready.set()
+        if self.is_gone:
+            self.gone.set()
+
+    def take_over(self) -> None:
+        """Know that it takes code: it did so for an earlier daemon."""
+        self._move(LifeEvent.READY)
 
     @property
     def reason(self) -> str:
@@ -147,20 +181,12 @@ class Worker:
         """Follow it to its end. With `handoff`, a template's child may be it. Never raises but Cancelled."""
         self._handoff = handoff
         self._begin = params.get("begin")
-        fds = []
-        if handoff is not None:
-            params = {**params, "entrant": True}
-            fds.append(handoff.for_init)
+        params = {**params, "context": self.name, **({} if handoff is None else {"entrant": True})}
+        ask = functools.partial(self._ask, op, params)
         try:
-            stream = self._link.stream(op, {**params, "context": self.name}, fds=fds)
-            async with stream:
-                fds.clear()
-                while batch := await stream.next_batch():
-                    self._turn.begin()
-                    for event in batch:
-                        await self._take(event)
-                        await self._turn.rest()
-            if self.exit is None:
+            await self._child.open(ask, [] if handoff is None else [handoff.for_init])
+            await self._child.follow(self._take)
+            if self.state is not State.EXITED:
                 raise RemoteProtocolError("the worker gave no exit event")
             await self._forget()
         except ProtocolError as error:
@@ -171,15 +197,15 @@ class Worker:
         except SandboxdError as error:
             self.failure = error
         finally:
-            for fd in fds:
-                os.close(fd)
+            self._child.close()
             if handoff is not None:
                 handoff.close()
             self._decoder.close()
-            self.seen.set()
-            self.ready.set()
-            self.gone.set()
+            self._move(LifeEvent.END)
             self._listener.on_gone(self)
+
+    def _ask(self, op: str, params: dict[str, Any], fds: list[int]) -> Stream:
+        return self._link.stream(op, params, fds=fds)
 
     async def _forget(self) -> None:
         try:
@@ -188,7 +214,7 @@ class Worker:
             _log.debug("Cannot forget worker %s: %s", self.name, error)
 
     async def _take(self, event: Event) -> None:
-        if event.offset <= self._last_offset or self.exit is not None:
+        if event.offset <= self._last_offset or self.state is State.EXITED:
             raise RemoteProtocolError(f"cannot take event {event.offset} of a worker: out of order")
         self._last_offset = event.offset
         if isinstance(event.data, bytes):
@@ -200,6 +226,7 @@ class Worker:
                 self._listener.on_output(event.type, event.data)
         elif event.type == "exit":
             self.exit = parse_exit(event.data)
+            self._move(LifeEvent.EXIT)
             self.left_unread = event.data.get("unread") is True  # an init of an older version does not say
         elif event.type == "expecting" and self._handoff is not None:
             handoff, self._handoff = self._handoff, None
@@ -212,27 +239,29 @@ class Worker:
             self.was_spare = event.data.get("spare") is True
             if self._begin and "spare" not in event.data:  # an init of an older version: it left that to us
                 await self._quietly("context_send", data=self._begin)
-            self.seen.set()
+            self._move(LifeEvent.START)
         else:
             raise RemoteProtocolError(f"cannot take a worker's event of type {event.type[:20]!r}")
 
     async def _take_frames(self, data: bytes) -> None:
-        if self.violation is not None:
+        if self.state is State.BROKEN:
             return
         try:
-            for frame in self._decoder.feed(data):
-                if isinstance(frame, frames.Ready):
-                    self.version = frame.version
-                    self.ready.set()
-                elif isinstance(frame, frames.Failed):
-                    self.missing = frame.message
-                else:
-                    self._listener.on_frame(frame)
-                await self._turn.rest()
+            await self._child.take_frames(data, self._take_frame)
         except RemoteProtocolError as error:
             # The user's code wrote to the worker's pipe: that interpreter cannot be understood any more.
             self.violation = str(error)
+            self._move(LifeEvent.VIOLATE)
             await self.kill()
+
+    def _take_frame(self, frame: frames.Frame) -> None:
+        if isinstance(frame, frames.Ready):
+            self.version = frame.version
+            self._move(LifeEvent.READY)
+        elif isinstance(frame, frames.Failed):
+            self.missing = frame.message
+        else:
+            self._listener.on_frame(frame)
 
     async def send(self, message: dict[str, Any]) -> None:
         """Give it a frame; returns when it has been taken.

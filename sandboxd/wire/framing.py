@@ -7,8 +7,6 @@ is read, so a plain queue keeps them in order.
 
 from __future__ import annotations
 
-import collections
-import os
 import struct
 from collections.abc import Iterable
 from typing import Any, Final, TypeVar
@@ -16,6 +14,7 @@ from typing import Any, Final, TypeVar
 import msgpack
 
 from ..errors import LocalProtocolError, RemoteProtocolError
+from .sendqueue import ReceivedFds
 
 HEADER: Final = struct.Struct(">I")
 
@@ -74,7 +73,7 @@ class FrameDecoder:
         self._limits = _REPLY_LIMITS if self._counts else _REQUEST_LIMITS
         self._buffer = bytearray()
         self._start = 0
-        self._fds: collections.deque[int] = collections.deque()
+        self._fds = ReceivedFds(MAX_PENDING_FDS)
 
     def __repr__(self) -> str:
         return f"<FrameDecoder {len(self._buffer) - self._start} bytes, {len(self._fds)} fds pending>"
@@ -85,9 +84,8 @@ class FrameDecoder:
         Raises:
             RemoteProtocolError: more descriptors are pending than any frame may announce.
         """
-        self._fds.extend(fds)
-        if len(self._fds) > MAX_PENDING_FDS:
-            raise RemoteProtocolError(f"cannot take {len(self._fds)} pending descriptors: the bound is 16")
+        if fds:
+            self._fds.add(fds)
         if self._start:
             # One move per feed, not one per frame.
             del self._buffer[: self._start]
@@ -131,11 +129,8 @@ class FrameDecoder:
         Raises:
             RemoteProtocolError: fewer came than the frame announced.
         """
-        if count > len(self._fds):
-            raise RemoteProtocolError(f"cannot take {count} descriptors: {len(self._fds)} came")
-        return [self._fds.popleft() for _ in range(count)]
+        return self._fds.take(count)
 
     def close(self) -> None:
         """Close the descriptors that nobody took."""
-        while self._fds:
-            os.close(self._fds.popleft())
+        self._fds.close()

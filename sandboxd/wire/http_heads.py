@@ -8,15 +8,12 @@ in about 5 microseconds, so 64 KiB of the shortest would keep a thread for a ten
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import h11
-from h11._readers import ChunkedReader
 
 from ..errors import HeaderTooLarge, InvalidRequest, SandboxdError
-
-if TYPE_CHECKING:
-    from h11._receivebuffer import ReceiveBuffer
+from . import h11_parts
 
 #: A head's first line and fields together.
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -62,20 +59,12 @@ def _end(data: bytes) -> int | None:
 
 
 def bound_trailer(connection: h11.Connection) -> None:
-    """Hold the trailer of a body in chunks to the same bounds; to be called when its head was read.
-
-    h11 has no word for this, so its reader is replaced by hand; a test holds that it is still called so.
-    """
-    inside: Any = connection
-    if type(inside._reader) is ChunkedReader:
-        inside._reader = _BoundedChunks()
+    """Hold the trailer of a body in chunks to the same bounds; to be called when its head was read."""
+    h11_parts.check_trailer(connection, _check_trailer)
 
 
-class _BoundedChunks(ChunkedReader):
-    def __call__(self, buf: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
-        if self._reading_trailer:
-            try:
-                check(bytes(buf), is_trailer=True)
-            except SandboxdError as error:
-                raise h11.LocalProtocolError(error.message) from None  # h11 makes it the other side's
-        return super().__call__(buf)
+def _check_trailer(data: bytes) -> None:
+    try:
+        check(data, is_trailer=True)
+    except SandboxdError as error:
+        raise h11.LocalProtocolError(error.message) from None

@@ -1,9 +1,8 @@
-"""A journal: a bounded, append-only log of events, each addressed by its offset.
+"""A journal of a process: a bounded log of its events, which drops the oldest (`boundedlog.py`).
 
-Offsets count events from 0 and never change; what was one event stays one event, so a reader that comes again
-at an offset gets the same bytes. Readers keep their own position (`read`); the journal keeps at least the newest
-`capacity` bytes of them. What has been dropped below a reader's position is told as one `truncated` event that
-names the bytes.
+What was one event stays one event, so a reader that comes again at an offset gets the same bytes. The journal keeps
+the newest `capacity` bytes of them. What has been dropped below a reader's position is told as one `truncated` event
+that names the bytes.
 
 Two policies meet here, and the owner picks per append:
 
@@ -14,17 +13,15 @@ Two policies meet here, and the owner picks per append:
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Final
 
+from .boundedlog import BoundedLog, WhenFull
 from .messages import EVENT_OVERHEAD
 
 #: Bytes kept for one process.
 DEFAULT_CAPACITY: Final = 1024 * 1024
-#: No single read of a pipe takes more, so `room` looks no further.
-ENOUGH_ROOM: Final = 256 * 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,34 +49,16 @@ class Entry:
         return len(self.data) if isinstance(self.data, bytes) else 0
 
 
-class Journal:
-    """A bounded event log; see the module's theory of operation. `on_drop` sees each event that leaves it."""
+class Journal(BoundedLog[Entry]):
+    """The log of one process; see the module's theory of operation. It counts bytes, each event's overhead included."""
 
     def __init__(self, capacity: int = DEFAULT_CAPACITY, on_drop: Callable[[Entry], None] | None = None) -> None:
-        self._capacity = capacity
-        self._on_drop = on_drop
-        self._entries: collections.deque[Entry] = collections.deque()
-        self._size = 0
-        self._next = 0
+        super().__init__(capacity, WhenFull.DROP_OLDEST, on_drop=on_drop)
         self._base = 0
 
-    def __repr__(self) -> str:
-        return f"<Journal {self.first}..{self._next}, {self._size} bytes, {self.dropped_bytes} dropped>"
-
-    @property
-    def first(self) -> int:
-        """The oldest offset that is still here."""
-        return self._entries[0].offset if self._entries else self._next
-
-    @property
-    def next(self) -> int:
-        """The offset that the next event gets."""
-        return self._next
-
-    @property
-    def size(self) -> int:
-        """Bytes kept, each event's overhead included."""
-        return self._size
+    def size_of(self, entry: Entry) -> int:
+        """Return what an event counts."""
+        return entry.size
 
     @property
     def dropped_bytes(self) -> int:
@@ -96,42 +75,19 @@ class Journal:
 
         Two overheads are kept back: that event's own, and the exit event's, which comes without asking.
         """
-        freeable = self._capacity - self._size - 2 * EVENT_OVERHEAD
-        for entry in self._entries:
-            # Stopping at the first byte of room would make the next event as small as the oldest one, for ever.
-            if entry.offset >= floor or freeable >= ENOUGH_ROOM:
-                break
-            freeable += entry.size
-        return max(0, freeable)
+        oldest_needed = self.read(floor)
+        end = self._base if oldest_needed is None else oldest_needed.base
+        events = max(0, min(floor, self._next) - self.first)
+        freeable = end - self.dropped_bytes + events * EVENT_OVERHEAD
+        return max(0, self._bound - self._size + freeable - 2 * EVENT_OVERHEAD)
 
     def append(self, type: str, data: bytes | dict[str, Any], time: float) -> Entry:  # noqa: A002 - the field's name
-        """Add an event, drop the oldest ones over the capacity (never the new one), and return it."""
-        entry = Entry(self._next, self._base, time, type, data)
-        self._next += 1
-        self._base += entry.output_bytes
-        self._entries.append(entry)
-        self._size += entry.size
-        self._drop(keep=1)
-        return entry
+        """Add an event and return it.
 
-    def read(self, position: int) -> Entry | None:
-        """Return the event at `position`, or the oldest above it; None when there is none yet.
-
-        A caller that gets an entry whose offset is above its position has lost what lay between: the new entry's
-        `base` less the end of the last entry it read, in bytes.
+        A reader that gets one whose offset is above its position has lost what lay between: the event's `base` less
+        the end of the last one that it read, in bytes.
         """
-        if not self._entries or position >= self._next:
-            return None
-        return self._entries[max(0, position - self.first)]
-
-    def shrink(self, capacity: int) -> None:
-        """Lower the capacity (an ended process' log), dropping the oldest events over it."""
-        self._capacity = capacity
-        self._drop(keep=0)
-
-    def _drop(self, *, keep: int) -> None:
-        while self._size > self._capacity and len(self._entries) > keep:
-            entry = self._entries.popleft()
-            self._size -= entry.size
-            if self._on_drop is not None:
-                self._on_drop(entry)
+        entry = Entry(self._next, self._base, time, type, data)
+        self._base += entry.output_bytes
+        self.add(entry)
+        return entry

@@ -7,7 +7,6 @@ longer than the design allows between two checkpoints, nor a round of the loop w
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -289,7 +288,7 @@ class FakeLink:
     async def __aenter__(self) -> FakeLink:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    def close(self, *, cancel: bool = True) -> None:
         return
 
     async def next_batch(self) -> list[Event]:
@@ -332,15 +331,17 @@ async def test_what_a_clone_tells() -> None:
     frames = [msgpack.packb(["progress", progress])] * 5000
     ends = {"branch": None, "commit": None, "objects": 1, "received_bytes": 1, "files": 1}
     frames.append(msgpack.packb(["end", ends]))
-    ours, theirs = os.pipe()
-    clone._out = trio.lowlevel.FdStream(ours)
-    async with clone._out, trio.lowlevel.FdStream(theirs) as out, trio.open_nursery() as nursery:
+    given: list[int] = []
+    link: Any = FakeLink([])
+    await clone._child.start(lambda fds: given.extend(fds) or link, [])
+    async with trio.lowlevel.FdStream(given[0]) as out, trio.open_nursery() as nursery:
         with watched() as steps:
             nursery.start_soon(clone.finish)
             await out.send_all(b"".join(struct.pack(">I", len(body)) + body for body in frames))
             with trio.fail_after(30):
                 while clone.result is None:  # noqa: ASYNC110 - nothing tells of it
                     await trio.sleep(0.01)
+    await clone._child.close_pipes()
     check(steps)
 
 

@@ -89,6 +89,11 @@ def test_a_timeout_kills_the_whole_tree(shared: Sandbox) -> None:
     assert shared.exec("pgrep -c sleep || true").stdout == "0\n"
 
 
+def test_a_timeout_may_be_months_away(shared: Sandbox) -> None:
+    """epoll_wait(2) takes 24 days at most: what waited for longer ended init, and the sandbox with it."""
+    assert shared.exec("sleep 0.1; echo done", timeout=100 * 86_400).stdout == "done\n"
+
+
 def test_orphans_are_killed_unless_kept(shared: Sandbox) -> None:
     result = shared.exec("sleep 1000 & echo started")
     assert result.stdout == "started\n"

@@ -46,15 +46,16 @@ def settle():
     for _ in range(20):
         while select.select(server._watch.sockets, [], [], 0)[0]:
             server._look()
-        if server._heal_at is None:
+        if not server._healing.is_set:
             break
-        server._heal_at = 0.0
+        server._healing.cancel()
         server._heal()
     found = len(restored)
     restored.clear()
     return found
 
 server = Server(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)[0])
+server._loop.open()
 server._places, server._remote = Places(host_link, router_link, there), Remote()
 host = Host(table="sandboxd_t", prefix="sdt-", pool_4="10.213.0.0/16", pool_6=None, group=7, forbidden_4=(),
             forbidden_6=())

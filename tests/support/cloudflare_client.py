@@ -13,6 +13,8 @@ import tempfile
 from typing import Any
 
 _HERE = pathlib.Path(__file__).parent / "cloudflare"
+SHIM = _HERE.parents[2] / "sandboxd" / "cli" / "cloudflare_shim.mjs"
+_NAMES = {SHIM: "shim.mjs"}
 _NODE_LOCK = pathlib.Path(__file__).parents[2] / "rootfs" / "default" / "node.lock"
 _PINS = (_HERE / "package.json", _HERE / "package-lock.json", _NODE_LOCK)
 #: What the daemon of the tests asks for over TCP.
@@ -74,8 +76,8 @@ class ClientError(Exception):
 def run(program: str, settings: dict[str, Any], timeout_s: float = 120.0) -> Any:
     """Run a program of this directory beside the package, and return the JSON that it prints."""
     directory = install()
-    for path in _HERE.glob("*.mjs"):
-        shutil.copy(path, directory / path.name)
+    for path in (*_HERE.glob("*.mjs"), SHIM):
+        shutil.copy(path, directory / _NAMES.get(path, path.name))
     flags = ["--import", "./shim.mjs", "--disable-warning=ExperimentalWarning"]
     command = [str(node_of(directory)), *flags, program, json.dumps(settings)]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=timeout_s, check=False)
@@ -88,8 +90,8 @@ class Driver:
 
     def __init__(self, url: str, token: str, sandbox: str) -> None:
         directory = install()
-        for name in ("shim.mjs", "driver.mjs"):  # beside node_modules, where its imports are looked up
-            shutil.copy(_HERE / name, directory / name)
+        for path in (SHIM, _HERE / "driver.mjs"):  # beside node_modules, where its imports are looked up
+            shutil.copy(path, directory / _NAMES.get(path, path.name))
         settings = json.dumps({"url": url, "token": token, "sandbox": sandbox})
         self._process = subprocess.Popen(
             [str(node_of(directory)), "--import", "./shim.mjs", "driver.mjs", settings],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import json
 import os
@@ -14,15 +15,20 @@ from typing import Any
 import httpx
 import trio
 
-from sandboxd.api.access import Policy
+from sandboxd.api.access import Caller, Policy
 from sandboxd.api.app import Api
 from sandboxd.api.call import DaemonFacts
+from sandboxd.api.face import Face
+from sandboxd.api.faces import FACES
 from sandboxd.api.http.server import Server
 from sandboxd.runtime.launcher import Launcher
 from sandboxd.runtime.manager import Manager
+from tests.support.asgi import StockServer
 from tests.support.fake_peer import FakeInit, FakeLauncher
 
 TOKEN = "correct-horse-battery"
+#: Which server `daemon_in` runs: our own, or the stock one over ASGI. A fixture of the API's tests sets it.
+SERVER: contextvars.ContextVar[str] = contextvars.ContextVar("server", default="own")
 
 
 @dataclasses.dataclass
@@ -32,7 +38,7 @@ class FakeDaemon:
     fake: FakeLauncher
     launcher: Launcher
     manager: Manager
-    server: Server
+    server: Any
     socket_path: Path
     tcp: tuple[str, int]
     client: httpx.AsyncClient
@@ -76,7 +82,9 @@ async def manager_of(directory: Path, fake: FakeLauncher | None = None) -> Async
 
 
 @contextlib.asynccontextmanager
-async def daemon_in(directory: Path, *, policy: Policy | None = None) -> AsyncIterator[FakeDaemon]:
+async def daemon_in(
+    directory: Path, *, policy: Policy | None = None, faces: tuple[Face, ...] = FACES
+) -> AsyncIterator[FakeDaemon]:
     """Run the daemon over a fake launcher and connect a client."""
     path = directory / "api.sock"
     unix = socket.socket(socket.AF_UNIX)
@@ -88,7 +96,10 @@ async def daemon_in(directory: Path, *, policy: Policy | None = None) -> AsyncIt
     address = tcp.getsockname()
     async with manager_of(directory) as (fake, manager), trio.open_nursery() as nursery:
         policy = policy or Policy(TOKEN, frozenset({os.geteuid()}), None)
-        server = Server(Api(manager, policy, DaemonFacts("0", {})), [unix, tcp])
+        api = Api(manager, policy, DaemonFacts("0", {}), faces=faces)
+        server: Any = (
+            Server(api, [unix, tcp]) if SERVER.get() == "own" else StockServer(api, [unix, tcp], Caller(os.geteuid()))
+        )
         await nursery.start(server.run)
         transport = httpx.AsyncHTTPTransport(uds=str(path))
         async with httpx.AsyncClient(transport=transport, base_url="http://sandboxd", timeout=20) as client:

@@ -45,6 +45,9 @@ def simple(box: Sandbox, client: Client) -> None:
     assert_type(box.move_file(b"/a", "/b", overwrite=False), FileInfo)
     assert_type(box.search_files("/a", name="*.py"), SearchResult)
     assert_type(box.exec(["true"], timeout=1), ExecResult)
+    assert_type(
+        box.exec("true", cwd="/", env={"A": "b"}, user=1, umask="0027", stdin=b"x", keep_orphans=True), ExecResult
+    )
     assert_type(box.run_code("1", on_stdout=print), CodeResult)
     assert_type(box.complete_code("c", "import o"), dict[str, Any])
     assert_type(box.list_code_contexts(), list[CodeContext])
@@ -111,6 +114,13 @@ async def refused(box: Sandbox, other: AsyncSandbox, session: Session) -> None:
     box.start_process("true", restart="always")  # type: ignore[arg-type]
     box.watch("/a", include=3)  # type: ignore[arg-type]
     session.exec("true", user="root")  # type: ignore[call-arg]
+    session.exec("true", umask="0027")  # type: ignore[call-arg]
+    box.exec("true", umask=0o27)  # type: ignore[arg-type]
+    session.open_pty(keep_orphans=True)  # type: ignore[call-arg]
+    box.exec("true", users="root")  # type: ignore[call-arg]
+    box.exec("true", env=["A=b"])  # type: ignore[arg-type]
+    box.create_session(timeout=1)  # type: ignore[call-arg]
+    await other.start_process("true", cwd=3)  # type: ignore[arg-type]
     await box.thaw()  # type: ignore[misc]
     await other.stat_file(1)  # type: ignore[arg-type]
     str(other.thaw().state)  # type: ignore[attr-defined]

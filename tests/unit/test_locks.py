@@ -30,6 +30,7 @@ def test_what_is_installed_is_what_is_tested() -> None:
 def test_every_dependency_is_locked_and_no_tool_is_installed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {name for name, _ in locked(".setup/install.lock")}
-    wanted = {normal(re.split(r"[\[<>=~! ;]", line)[0]) for line in project["dependencies"]}
+    lines = [*project["dependencies"], *project["optional-dependencies"]["daemon"]]
+    wanted = {normal(re.split(r"[\[<>=~! ;]", line)[0]) for line in lines}
     assert wanted <= names, wanted - names
     assert not {"pytest", "mypy", "ruff", "hypothesis"} & names

@@ -30,12 +30,12 @@ from ...errors import (
 )
 from ...runtime.lifecycle import ALIVE
 from ...runtime.logs import STREAMS
-from ...spec import CommandSpec, SessionSpec, check_session_id, name_bytes
+from ...spec import CommandSpec, SessionSpec, check_session_id
 from ...wire import sse, utf8
 from .. import jsontext
 from ..call import answer, nothing, streamed
-from ..v1.filedata import PackBody, unpack_body
-from ..v1.files import FileBody, write_body
+from ..v1.filedata import unpack_body
+from ..v1.files import write_body
 from ..v1.streams import SseBody
 from . import bridge_openapi, names, problems, terminal
 from .problems import Refusal
@@ -271,7 +271,7 @@ async def read_file(call: Call, name: str, path: str) -> TrioResponse:
     where = _in_workspace("/" + path)
     sandbox = await _reach(call, name)
     try:
-        reader = await call.stack.enter_async_context(await sandbox.open_read(where))
+        reader = await call.stack.enter_async_context(await sandbox.files.open_read(where))
     except FileNotFound as error:
         raise Refusal("workspace_read_not_found", error.message) from error
     except NotAFile as error:
@@ -281,7 +281,7 @@ async def read_file(call: Call, name: str, path: str) -> TrioResponse:
         "Content-Length": str(reader.size),
         "X-Content-Type-Options": "nosniff",
     }
-    return streamed(FileBody(reader, 0, reader.size), 200, headers)
+    return streamed(reader.pieces(0, reader.size), 200, headers)
 
 
 async def write_file(call: Call, name: str, path: str) -> TrioResponse:
@@ -303,11 +303,9 @@ async def persist(call: Call, name: str) -> TrioResponse:
                 raise Refusal("invalid_request", "cannot exclude the whole workspace")
             excludes.append(_escaped(relative))
     sandbox = await _reach(call, name)
-    params = {"path": name_bytes(WORKSPACE), "format": "tar", "exclude": excludes}
     with _told_as("workspace_archive_read_error"):
-        job = await call.stack.enter_async_context(sandbox.job("pack", params))
-        first = await job.next_piece()
-    return streamed(PackBody(job, first), 200, {"Content-Type": "application/x-tar"})
+        archive = await call.stack.enter_async_context(sandbox.files.pack(WORKSPACE, "tar", exclude=excludes))
+    return streamed(archive.pieces(), 200, {"Content-Type": "application/x-tar"})
 
 
 def _escaped(path: str) -> str:

@@ -11,10 +11,10 @@ from . import bridge, bridge_openapi, tokens
 _V1: Final = "/cloudflare/v1"
 _SANDBOX: Final = _V1 + "/sandbox/<name>"
 
+HEALTH: Final = Route(
+    method="GET", path="/cloudflare/health", name="cloudflare.health", handler=bridge.health, access=Level.PUBLIC
+)
 ROUTES: Final[tuple[Route, ...]] = (
-    Route(
-        method="GET", path="/cloudflare/health", name="cloudflare.health", handler=bridge.health, access=Level.PUBLIC
-    ),
     Route(method="GET", path=_V1 + "/health", name="bridge.health", handler=bridge.health, access=Level.PUBLIC),
     Route(method="GET", path=_V1 + "/openapi.json", name="bridge.openapi", handler=bridge.openapi),
     Route(method="GET", path=_V1 + "/openapi.html", name="bridge.openapi_page", handler=bridge.openapi_page),
@@ -89,4 +89,4 @@ ROUTES: Final[tuple[Route, ...]] = (
         method="POST", path=_V1 + "/pool/shutdown-prewarmed", name="bridge.pool.shutdown", handler=bridge.pool_nothing
     ),
 )
-bridge_openapi.ROUTES.extend(ROUTES)
+bridge_openapi.ROUTES.extend((HEALTH, *ROUTES))

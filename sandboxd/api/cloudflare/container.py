@@ -9,22 +9,17 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
-import trio
-from quart.wrappers.response import ResponseBody
 
-from ...errors import FileNotFound, InvalidRequest, NotAFile, SandboxdError
+from ...errors import InvalidRequest, NotAFile, SandboxdError
 from ...spec import MAX_JSON_BODY_BYTES
-from ...wire import sse
 from .. import jsontext
 from ..call import streamed
-from ..pieces import Joiner
-from ..v1.streams import KEEP_ALIVE_S
+from ..pieces import follow
 from . import names, problems
 from .problems import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
-    from types import TracebackType
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
     from quart_trio.wrappers import TrioResponse
 
@@ -119,11 +114,7 @@ async def shell_of(sandbox: Sandbox) -> str:
     """Return the shell that runs command lines: bash, as there; `sh` where the rootfs has none."""
     found = _SHELLS.get(sandbox)
     if found is None:
-        try:
-            await sandbox.stat("/bin/bash", follow=True)
-            found = "/bin/bash"
-        except (FileNotFound, NotAFile):
-            found = "/bin/sh"
+        found = "/bin/sh" if await sandbox.files.find("/bin/bash", follow=True) is None else "/bin/bash"
         _SHELLS[sandbox] = found
     return found
 
@@ -183,70 +174,29 @@ def event(kind: str, /, **fields: Any) -> bytes:  # noqa: ANN401 - any JSON valu
     return b"data: " + jsontext.encode(shown) + b"\n\n"
 
 
-def stream(body: ResponseBody) -> TrioResponse:
+def stream(body: Events) -> TrioResponse:
     """Return an answer of server-sent events."""
     headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
     return streamed(body, 200, headers)
 
 
-class Events(ResponseBody):
-    """An answer of server-sent events; the call's stack owns what it follows.
+class Events:
+    """The pieces of an answer of server-sent events; the call's stack owns what they follow.
 
-    `_next` gives the next bytes, none of them where there is nothing to tell, None at the end; or it puts what may be
-    much into `_joiner`, in parts, and gives none. It may be cancelled.
+    Attributes:
+        first: what goes out before anything is waited for.
     """
 
-    def __init__(self) -> None:
-        self._joiner = Joiner()
-        self._is_last = False
+    first = b""
 
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing comes after the piece that was given last; `_next` sets it where it knows."""
-        return self._is_last and self._joiner.is_empty
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return follow(self._take, self._failed, first=self.first)
 
-    @is_over.setter
-    def is_over(self, value: bool) -> None:
-        self._is_last = value
-
-    async def __aenter__(self) -> Events:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing: see the class."""
-
-    def __aiter__(self) -> Events:
-        return self
-
-    async def __anext__(self) -> bytes:
-        while True:
-            data = self._joiner.take()
-            if data:
-                return data
-            if self.is_over:
-                break
-            found: bytes | None = None
-            try:
-                with trio.move_on_after(KEEP_ALIVE_S) as scope:
-                    found = await self._next()
-            except (SandboxdError, Refusal) as error:
-                self.is_over = True
-                return self._failed(error)
-            if scope.cancelled_caught:
-                return sse.KEEP_ALIVE
-            if found is None:
-                break
-            if found:
-                return found
-        self.is_over = True
-        raise StopAsyncIteration
-
-    async def _next(self) -> bytes | None:
+    async def _take(self) -> tuple[Iterable[bytes], bool]:
+        """Wait for what comes next; return its parts, and whether nothing comes after them. It may be cancelled."""
         raise NotImplementedError
 
-    def _failed(self, error: SandboxdError | Refusal) -> bytes:
+    def _failed(self, error: SandboxdError) -> bytes:
         """Return the event that tells why there is no more."""
         shown = problems.container(error)[1]
         return event("error", error=shown["message"], code=shown["code"], context=shown["context"])

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import ArchiveRefused, FileNotFound, InvalidRequest
-from ...runtime import backups
-from ...runtime.backups import Picked
+from ...runtime.file_queries import Picked
 from ..call import answer
 from . import container
 from .container import Body, about
@@ -65,7 +64,7 @@ async def create(call: Call, name: str) -> TrioResponse:
         raise Refusal("INVALID_BACKUP_CONFIG", error.message, dir=model.dir, field="excludes") from None
     with about(dir=model.dir, path=model.dir):
         try:
-            made = await backups.save(sandbox, directory, archive, picked, gitignore=bool(model.gitignore))
+            made = await sandbox.files.backup(directory, archive, picked, gitignore=bool(model.gitignore))
         except FileNotFound as error:
             raise Refusal("BACKUP_CREATE_FAILED", error.message) from None
     return answer({"success": True, "sizeBytes": made.size, "archivePath": model.archive_path})
@@ -78,7 +77,7 @@ async def restore(call: Call, name: str) -> TrioResponse:
     directory, archive = _directory(model.dir), container.resolve(model.archive_path, field="archivePath")
     with about(dir=model.dir, path=model.archive_path):
         try:
-            await backups.restore(sandbox, directory, archive)
+            await sandbox.files.restore(directory, archive)
         except FileNotFound as error:
             raise Refusal("BACKUP_NOT_FOUND", error.message, backupId=model.archive_path) from None
         except ArchiveRefused as error:

@@ -9,7 +9,7 @@ import msgspec
 import trio
 
 from ...errors import ContextNotFound, InvalidRequest, SandboxdError
-from ...runtime.context import State
+from ...runtime.context_states import State
 from ...runtime.logs import STREAMS, TextDecoder
 from ...runtime.runs import Run
 from ...spec import ContextSpec, check_code, check_env, check_language
@@ -23,12 +23,12 @@ from .container import Body, Events, about
 from .problems import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.context import Context
-    from ...runtime.runs import RunEvent
+    from ...runtime.run_log import RunEvent
     from ...runtime.sandbox import Sandbox
     from ..call import Call
 
@@ -148,25 +148,22 @@ class _Run(Events):
     """
 
     def __init__(self, one: Run) -> None:
-        super().__init__()
         self._run = one
         self._position = 0
         self._decoder = TextDecoder()
 
-    async def _next(self) -> bytes | None:
+    async def _take(self) -> tuple[Iterable[bytes], bool]:
         batch = await self._run.next_batch(self._position)
         if not batch:
-            return None
+            return (), True
         self._position = batch[-1].offset + 1
-        self.is_over = batch[-1].type == "end"
         with trio.CancelScope(shield=True):  # a sign of life that is due meanwhile must not cost the batch
             formats = {
                 one.offset: await trio.to_thread.run_sync(_formats, one.data)  # large charts take a while
                 for one in batch
                 if isinstance(one.data, frames.Result)
             }
-        self._joiner.put(part for one in batch for part in self._parts(one, formats))
-        return b""
+        return (part for one in batch for part in self._parts(one, formats)), batch[-1].type == "end"
 
     def _parts(self, event: RunEvent, formats: dict[int, dict[str, Any]]) -> Iterator[bytes]:
         if isinstance(event.data, bytes):
@@ -198,7 +195,7 @@ class _Run(Events):
         done = {"execution_count": one.execution_count, "status": one.status, **more}
         yield from _event("execution_complete", event, **done)
 
-    def _failed(self, error: SandboxdError | Refusal) -> bytes:
+    def _failed(self, error: SandboxdError) -> bytes:
         shown = {"type": "error", "ename": "ExecutionError", "evalue": error.message, "traceback": []}
         return b"".join(_data(shown))
 

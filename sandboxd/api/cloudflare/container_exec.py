@@ -6,6 +6,8 @@ import contextlib
 import signal
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from ...errors import InvalidRequest
 from ...runtime.headtail import collect
 from ...runtime.logs import STREAMS, TextDecoder
@@ -17,6 +19,8 @@ from .container import Body, Events, event
 from .problems import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.execution import Execution, Exit
@@ -32,31 +36,51 @@ TIMED_OUT: Final = 124
 _SIGNALS: Final = 128
 
 
-class ExecIn(Body, frozen=True):
-    """A command to run."""
+class CommandIn(Body, frozen=True):
+    """What every command has."""
 
     command: str
     session_id: str | None = None
     timeout_ms: float | None = None
     env: dict[str, str | None] | None = None
     cwd: str | None = None
+
+
+class ExecIn(CommandIn, frozen=True):
+    """A command to run."""
+
     background: bool | None = None
 
 
-async def command_of(sandbox: Sandbox, model: ExecIn) -> CommandSpec:
-    """Return the command that is asked for."""
+async def command_of(sandbox: Sandbox, model: CommandIn) -> CommandSpec:
+    """Return the command that is asked for.
+
+    Raises:
+        InvalidRequest, Refusal: a value is wrong.
+    """
     line = container.check_words(model.command, "command", container.MAX_COMMAND_CHARS)
     session = sessions.session_of(model.session_id)
-    timeout = model.timeout_ms if model.timeout_ms is not None else sessions.timeout_of(sandbox, session)
+    return CommandSpec(
+        argv=await container.shell_argv(sandbox, line) if session is None else CommandSpec.shell(line),
+        env=container.check_env(model.env),
+        cwd=None if model.cwd is None else container.resolve(model.cwd, field="cwd"),
+        timeout_s=container.check_time(model.timeout_ms),
+        keep_orphans=True,  # `server &` goes on, as there
+        session=session,
+    )
+
+
+async def exec_of(sandbox: Sandbox, model: ExecIn) -> CommandSpec:
+    """Return the command that is asked for, with the time that its session gives it.
+
+    Raises:
+        Refusal: a value is wrong.
+    """
+    if model.timeout_ms is None:
+        timeout_ms = sessions.timeout_of(sandbox, sessions.session_of(model.session_id))
+        model = msgspec.structs.replace(model, timeout_ms=timeout_ms)
     try:
-        return CommandSpec(
-            argv=await container.shell_argv(sandbox, line) if session is None else CommandSpec.shell(line),
-            env=container.check_env(model.env),
-            cwd=None if model.cwd is None else container.resolve(model.cwd, field="cwd"),
-            timeout_s=container.check_time(timeout),
-            keep_orphans=True,  # `server &` goes on, as there
-            session=session,
-        )
+        return await command_of(sandbox, model)
     except InvalidRequest as error:
         raise container.invalid(error) from None
 
@@ -65,7 +89,7 @@ async def execute(call: Call, name: str) -> TrioResponse:
     """Run a command to its end; how it ends is a result, not an error."""
     sandbox = await container.reach(call, name)
     model = await container.read(call, ExecIn)
-    command = await command_of(sandbox, model)
+    command = await exec_of(sandbox, model)
     shown: dict[str, Any] = {"command": model.command, "timestamp": problems.timestamp()}
     if model.session_id is not None:
         shown["sessionId"] = model.session_id
@@ -143,7 +167,7 @@ async def stream(call: Call, name: str) -> TrioResponse:
     """Run a command and tell its output as it comes; a caller that leaves ends it."""
     sandbox = await container.reach(call, name)
     model = await container.read(call, ExecIn)
-    command = await command_of(sandbox, model)
+    command = await exec_of(sandbox, model)
     try:
         execution = await sessions.begin(call.stack, sandbox, command, batched=False)
     except InvalidRequest as error:
@@ -157,20 +181,16 @@ class _Output(Events):
     """A command's output as their events."""
 
     def __init__(self, execution: Execution, model: ExecIn, timeout_s: float | None) -> None:
-        super().__init__()
         self._execution = execution
         self._model = model
         self._timeout_s = timeout_s
         self._decoder = TextDecoder()
         self._facts: dict[str, Any] = {} if model.session_id is None else {"sessionId": model.session_id}
 
-    async def _next(self) -> bytes | None:
+    async def _take(self) -> tuple[Iterable[bytes], bool]:
         batch = await self._execution.next_batch()
-        self.is_over = self._execution.exit is not None
-        if not batch:
-            return None
-        self._joiner.put(part for one in batch for part in self._parts(one))
-        return b""
+        is_last = not batch or self._execution.exit is not None
+        return (part for one in batch for part in self._parts(one)), is_last
 
     def _parts(self, one: Event) -> list[bytes]:
         if isinstance(one.data, bytes):

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from ...errors import FileNotFound, InvalidRequest, NotAFile
-from ...runtime import checks, filefacts
-from ...runtime.files import PIECE_BYTES
+from ...errors import InvalidRequest
+from ...runtime.open_files import PIECE_BYTES
 from ...runtime.strangers import Turn
-from ...spec import name_bytes
 from ...wire import utf8
 from ...wire.times import rfc3339
 from .. import mime
 from ..call import answer
 from ..http.body import UPLOAD_IDLE_S
 from ..pieces import Text, answer_in_pieces
+from ..v1.file_models import shown
 from . import container, problems
 from . import container_sessions as sessions
 from .container import Body, Events, about, event
@@ -27,10 +26,12 @@ from .container_write import ContentSplitter, Upload
 from .problems import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.filefacts import FileFacts
-    from ...runtime.files import FileReader
+    from ...runtime.open_files import FileReader
     from ...runtime.sandbox import Sandbox
     from ..call import Call
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES: Final = 32 * 1024 * 1024
 #: One piece of a stream: a multiple of three, so that pieces in base64 can be put together as text.
 _STREAM_BYTES: Final = 48 * 1024
-_PAGE: Final = 1000
 #: Entries of one list: about 60 MB of JSON.
 MAX_LISTED: Final = 200_000
 #: What an entry holds beside its JSON.
@@ -118,7 +118,7 @@ async def read(call: Call, name: str) -> TrioResponse:
     wanted = _encoding(model.encoding)
     path = await _resolve(sandbox, model.path, model.session_id)
     with about(path=model.path):
-        async with await sandbox.open_read(path) as reader:
+        async with await sandbox.files.open_read(path) as reader:
             if reader.size > MAX_FILE_BYTES:
                 why = (
                     f"cannot read {model.path} in one piece: it has {reader.size} bytes, the bound is {MAX_FILE_BYTES}"
@@ -169,7 +169,7 @@ async def read_stream(call: Call, name: str) -> TrioResponse:
     model = await container.read(call, PathIn)
     path = await _resolve(sandbox, model.path, model.session_id)
     with about(path=model.path):
-        reader = await call.stack.enter_async_context(await sandbox.open_read(path))
+        reader = await call.stack.enter_async_context(await sandbox.files.open_read(path))
         head = await reader.read(0, mime.HEAD_BYTES)
     return container.stream(_Content(reader, mime.kind_of(path, head, is_whole=len(head) == reader.size)))
 
@@ -178,31 +178,23 @@ class _Content(Events):
     """A file as their events; text goes out at character ends, other data in base64."""
 
     def __init__(self, reader: FileReader, kind: mime.Kind) -> None:
-        super().__init__()
         self._reader = reader
-        self._type, self._is_binary = kind
-        self._at = -1
-        self._done = False
+        self._is_binary = kind.is_binary
+        self._at = 0
+        facts = {"mimeType": kind.type, "isBinary": kind.is_binary, "encoding": "base64" if kind.is_binary else "utf-8"}
+        self.first = event("metadata", size=reader.size, **facts)
 
-    async def _next(self) -> bytes | None:
-        if self._at < 0:
-            self._at = 0
-            encoding = "base64" if self._is_binary else "utf-8"
-            facts = {"mimeType": self._type, "isBinary": self._is_binary, "encoding": encoding}
-            return event("metadata", size=self._reader.size, **facts)
-        if self._done:
-            return None
+    async def _take(self) -> tuple[Iterable[bytes], bool]:
         limit = min(_STREAM_BYTES, self._reader.size - self._at)
         data = await self._reader.read(self._at, limit) if limit > 0 else b""
         if not data:
-            self._done = True
-            return event("complete", bytesRead=self._at)
+            return (event("complete", bytesRead=self._at),), True
         if self._is_binary:
             self._at += len(data)
-            return event("chunk", data=base64.b64encode(data).decode())
+            return (event("chunk", data=base64.b64encode(data).decode()),), False
         cut = (len(utf8.whole(data)) or len(data)) if self._at + len(data) < self._reader.size else len(data)
         self._at += cut
-        return event("chunk", data=data[:cut].decode("utf-8", "replace"))
+        return (event("chunk", data=data[:cut].decode("utf-8", "replace")),), False
 
 
 # --- writing ---
@@ -248,9 +240,9 @@ async def delete(call: Call, name: str) -> TrioResponse:
     model = await container.read(call, PathIn)
     path = await _resolve(sandbox, model.path, model.session_id)
     with about(path=model.path):
-        if filefacts.parse(await sandbox.stat(path, follow=False)).type == "directory":
+        if (await sandbox.files.stat(path)).type == "directory":
             raise Refusal("IS_DIRECTORY", f"cannot delete {model.path}: it is a directory")
-        await sandbox.run_job("delete", {"path": name_bytes(path), "recursive": False})
+        await sandbox.files.delete(path)
     return _done(path=model.path)
 
 
@@ -272,22 +264,14 @@ async def _move(sandbox: Sandbox, old: str, new: str, session: str | None) -> Tr
     """Do what `mv` does: what is there is replaced, and a directory that is there is moved into."""
     source, target = await _resolve(sandbox, old, session), await _resolve(sandbox, new, session, "newPath")
     with about(path=old, newPath=new):
-        moved = filefacts.parse(await sandbox.stat(source, follow=False))
-        there = await _facts(sandbox, target)
+        moved = await sandbox.files.stat(source)
+        there = await sandbox.files.find(target, follow=True)
         if there is not None and there.type == "directory" and target != source:
             target = f"{target.rstrip('/')}/{source.rpartition('/')[2]}"
         elif there is not None and moved.type == "directory":
             raise Refusal("NOT_DIRECTORY", f"cannot move {old} to {new}: that is no directory")
-        params = {"path": name_bytes(source), "new_path": name_bytes(target), "overwrite": True}
-        await sandbox.run_job("rename", params)
+        await sandbox.files.rename(source, target)
     return _done(path=old, newPath=new)
-
-
-async def _facts(sandbox: Sandbox, path: str) -> FileFacts | None:
-    try:
-        return filefacts.parse(await sandbox.stat(path, follow=True))
-    except (FileNotFound, NotAFile):
-        return None
 
 
 async def mkdir(call: Call, name: str) -> TrioResponse:
@@ -297,9 +281,8 @@ async def mkdir(call: Call, name: str) -> TrioResponse:
     recursive = bool(model.recursive)
     path = await _resolve(sandbox, model.path, model.session_id)
     with about(path=model.path):
-        params = {"path": name_bytes(path), "parents": recursive, "mode": None}
-        result = await sandbox.run_job("mkdir", params)
-        if not recursive and not checks.flag(result, "created"):
+        made = await sandbox.files.mkdir(path, parents=recursive)
+        if not recursive and not made.created:
             raise Refusal("FILE_EXISTS", f"cannot make {model.path}: it is there already")
     return _done(path=model.path, recursive=recursive)
 
@@ -310,7 +293,7 @@ async def exists(call: Call, name: str) -> TrioResponse:
     model = await container.read(call, PathIn)
     path = await _resolve(sandbox, model.path, model.session_id)
     with about(path=model.path):
-        found = await _facts(sandbox, path)
+        found = await sandbox.files.find(path, follow=True)
     return _done(path=model.path, exists=found is not None)
 
 
@@ -322,44 +305,28 @@ async def list_files(call: Call, name: str) -> TrioResponse:
     sandbox = await container.reach(call, name)
     model = await container.read(call, ListIn)
     options = model.options or ListOptions()
+    recursive, hidden = bool(options.recursive), bool(options.include_hidden)
     root = await _resolve(sandbox, model.path, model.session_id)
     files: list[msgspec.Raw] = []  # as JSON at once: two hundred thousand objects would take five times as much
     hold = call.hold(sandbox)
     after: str | None = None
     with about(path=model.path):
         while True:
-            page, after = await _page(sandbox, root, options, after)
-            rows = [msgspec.Raw(msgspec.json.encode(_shown(root, one))) for one in page]
+            page = await sandbox.files.list(root, recursive=recursive, hidden=hidden, after=after)
+            rows = [msgspec.Raw(msgspec.json.encode(_shown(root, one))) for one in page.files]
             hold.take(sum(_ROW_BYTES + len(memoryview(row)) for row in rows), f"list {model.path}")
             files += rows
+            after = page.after
             if after is None:
                 break
             if len(files) > MAX_LISTED:
                 raise Refusal("TOO_MANY_FILES", f"cannot list {model.path}: it has over {MAX_LISTED} entries")
-    shown = {"success": True, "path": model.path, "files": files, "count": len(files)}
-    return answer_in_pieces({**shown, "timestamp": problems.timestamp()})
-
-
-async def _page(
-    sandbox: Sandbox, root: str, options: ListOptions, after: str | None
-) -> tuple[list[FileFacts], str | None]:
-    params = {
-        "path": name_bytes(root),
-        "recursive": bool(options.recursive),
-        "hidden": bool(options.include_hidden),
-        "limit": _PAGE,
-        "after": None if after is None else name_bytes(after),
-    }
-    found: list[FileFacts] = []
-    async with sandbox.job("list", params) as job:
-        while rows := await job.next_rows():
-            found += [filefacts.parse(row) for row in rows]
-        result = job.result or {}
-    return found, None if result.get("next") is None else filefacts.name(result, "next")
+    found = {"success": True, "path": model.path, "files": files, "count": len(files)}
+    return answer_in_pieces({**found, "timestamp": problems.timestamp()})
 
 
 def _shown(root: str, one: FileFacts) -> dict[str, Any]:
-    path = name_bytes(one.path).decode("utf-8", "replace")
+    path = shown(one.path)
     mode = stat.filemode(one.mode)[1:]
     return {
         "name": path.rpartition("/")[2],

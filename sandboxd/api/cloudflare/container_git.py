@@ -61,7 +61,7 @@ async def checkout(call: Call, name: str) -> TrioResponse:
         raise Refusal(code, error.message, **error.facts) from None
     about = {"repository": spec.url, "branch": model.branch, "targetDir": spec.target(sandbox.spec.cwd)}
     try:
-        async with sandbox.clone(spec) as clone:
+        async with sandbox.git.clone(spec) as clone:
             result = await clone.finish()
     except SandboxdError as error:
         raise _told(error, {key: value for key, value in about.items() if value is not None}) from error

@@ -13,6 +13,8 @@ from .container_exec import code_of
 from .problems import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.sandbox import Sandbox
@@ -58,23 +60,15 @@ class _Port(Events):
     """A port's events."""
 
     def __init__(self, sandbox: Sandbox, model: WatchIn, path: str | None, statuses: tuple[int, int]) -> None:
-        super().__init__()
         self._sandbox = sandbox
         self._model = model
         self._path = path
         self._statuses = statuses
-        self._begun = self._done = False
+        self.first = event("watching", port=model.port)
 
-    async def _next(self) -> bytes | None:
-        port = self._model.port
-        if not self._begun:
-            self._begun = True
-            return event("watching", port=port)
-        if self._done:
-            return None
-        found = await waiting.for_port(self._sandbox, self._model.process_id, port, self._path, None, self._statuses)
-        self._done = True
-        return self._told(found)
+    async def _take(self) -> tuple[Iterable[bytes], bool]:
+        wanted = self._model.process_id, self._model.port, self._path, None, self._statuses
+        return (self._told(await waiting.for_port(self._sandbox, *wanted)),), True
 
     def _told(self, found: Waited) -> bytes:
         port = self._model.port

@@ -12,18 +12,20 @@ import trio
 from ...errors import InvalidRequest, ProcessNotFound, ProcessNotRunning
 from ...runtime import logs, waiting
 from ...runtime.processes import MAX_PAGE
-from ...spec import STOP_GRACE_S, CommandSpec, check_process_id, check_signal
+from ...spec import STOP_GRACE_S, check_process_id, check_signal
 from ...wire import utf8
 from ...wire.times import rfc3339
 from ..call import answer
 from ..pieces import Text, answer_in_pieces
 from . import container, problems
 from . import container_sessions as sessions
-from .container import Body, Events, event
-from .container_exec import code_of, note_of
+from .container import Events, event
+from .container_exec import CommandIn, code_of, command_of, note_of
 from .problems import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.follow import Follow
@@ -40,15 +42,10 @@ _NOT_STARTED_HERE: Final = re.compile(r"p-[a-z2-7]{10}\Z")
 STATUSES: Final = ("starting", "running", "completed", "failed", "killed", "error")
 
 
-class ProcessIn(Body, frozen=True):
+class ProcessIn(CommandIn, frozen=True):
     """A process to start; a command that has ended is kept and cleaned up by bounds of its own."""
 
-    command: str
-    session_id: str | None = None
     process_id: str | None = None
-    timeout_ms: float | None = None
-    env: dict[str, str | None] | None = None
-    cwd: str | None = None
     encoding: str | None = None
     auto_cleanup: bool | None = None
 
@@ -88,19 +85,9 @@ async def start(call: Call, name: str) -> TrioResponse:
     """Start a process that outlives the request."""
     sandbox = await container.reach(call, name)
     model = await container.read(call, ProcessIn)
-    line = container.check_words(model.command, "command", container.MAX_COMMAND_CHARS)
     process = f"proc_{secrets.token_hex(8)}" if model.process_id is None else _check_id(model.process_id)
-    session = sessions.session_of(model.session_id)
     with container.about(processId=process):
-        command = CommandSpec(
-            argv=await container.shell_argv(sandbox, line) if session is None else CommandSpec.shell(line),
-            env=container.check_env(model.env),
-            cwd=None if model.cwd is None else container.resolve(model.cwd, field="cwd"),
-            timeout_s=container.check_time(model.timeout_ms),
-            keep_orphans=True,
-            session=session,
-        )
-        info = await sessions.start(sandbox, command, process)
+        info = await sessions.start(sandbox, await command_of(sandbox, model), process)
     return answer(
         {
             "success": True,
@@ -215,22 +202,14 @@ class _Log(Events):
     """A process' log as their events."""
 
     def __init__(self, follow: Follow, info: ProcessInfo) -> None:
-        super().__init__()
         self._follow = follow
         self._info = info
         self._decoder = logs.TextDecoder()
-        self._begun = False
+        self.first = event("process_info", processId=info.id, command=info.argv[-1], status=_status(info))
 
-    async def _next(self) -> bytes | None:
-        if not self._begun:
-            self._begun = True
-            info = self._info
-            return event("process_info", processId=info.id, command=info.argv[-1], status=_status(info))
+    async def _take(self) -> tuple[Iterable[bytes], bool]:
         batch = await self._follow.next_batch()
-        if not batch:
-            return None
-        self._joiner.put(part for one in batch for part in self._parts(one))
-        return b""
+        return (part for one in batch for part in self._parts(one)), not batch
 
     def _parts(self, one: Event) -> list[bytes]:
         process = self._info.id

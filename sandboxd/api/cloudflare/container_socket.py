@@ -23,7 +23,7 @@ from .. import problems as native
 from ..call import JSON_TYPE, Call
 from ..http import target
 from ..http.websocket import Gone, parse_json
-from ..pieces import STEP, JsonBody, encode
+from ..pieces import STEP, each, encode, joined
 from . import names, problems, tokens
 from .container_write import MAX_HELD
 from .problems import Refusal
@@ -128,17 +128,16 @@ class _Client:
         inner = Call(request, api.manager, api.facts, api.metrics, self._split(path)[0])
         inner.body.load(body)
         async with inner.stack:
-            response = await api.answer(inner, api.admit(inner, self._call.caller))
+            response = await api.answer(inner, api.admit(inner.request, inner.routed, self._call.caller))
             if hasattr(response.response, "data"):
                 shown = {"type": "response", "id": name, "status": response.status_code, "done": True}
                 await self._call.socket.send_json({**shown, "body": _value(response.response.data)})
                 return
-            if isinstance(response.response, JsonBody):
-                async with contextlib.aclosing(_large(name, response.status_code, response.response)) as parts:
-                    await self._send_whole(name, parts)
-                return
             decoder = SseDecoder(MAX_EVENT_BYTES)
             async with response.response as pieces:
+                if response.mimetype == JSON_TYPE:
+                    await self._send_whole(name, _large(name, response.status_code, pieces))
+                    return
                 async for piece in pieces:
                     for event in decoder.feed(piece):
                         await self._tell(name, event.data)
@@ -148,15 +147,16 @@ class _Client:
         """Send an event, a large one in parts: encoding it takes a while."""
         message = {"type": "stream", "id": name, "data": data}
         if len(data) > STEP:
-            await self._send_whole(name, JsonBody(encode(message)))
+            await self._send_whole(name, each(joined(encode(message))))
         else:
             await self._call.socket.send_json(message)
 
-    async def _send_whole(self, name: str, parts: AsyncIterable[bytes]) -> None:
+    async def _send_whole(self, name: str, parts: AsyncGenerator[bytes, None]) -> None:
         """Send a message in parts; to cancel its request takes effect behind it."""
         scope, meanwhile = self._running[name], trio.CancelScope()
         self._running[name] = meanwhile
-        await self._call.socket.send_text(parts)
+        async with contextlib.aclosing(parts):
+            await self._call.socket.send_text(parts)
         self._running[name] = scope
         if meanwhile.cancel_called:
             scope.cancel()
@@ -170,9 +170,9 @@ class _Client:
         routed, query = self._split(path)
         outer: Any = self._call.request
         headers = Headers([("Content-Type", JSON_TYPE), ("Content-Length", str(len(body)))])
-        authorization = tokens.headers_of(outer).get("Authorization")
-        if authorization is not None:
-            headers["Authorization"] = authorization
+        token = tokens.of_handshake(outer)
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
         scope: Any = {"type": "http"}
         return api.request_class(
             *(method, "http", target.plain(routed), query, headers, "", "1.1", scope),
@@ -184,7 +184,7 @@ async def _no_push(path: str, headers: Headers) -> None:
     """Nothing: there is nowhere to push to."""
 
 
-async def _large(name: str, status: int, body: JsonBody) -> AsyncGenerator[bytes, None]:
+async def _large(name: str, status: int, body: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
     """Give the message of an answer that is made piece by piece."""
     head = jsontext.encode({"type": "response", "id": name, "status": status, "done": True})
     yield head.removesuffix(b"}") + b',"body":'

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ...errors import InvalidRequest
-from ...runtime import backups, checks, filefacts
-from ...runtime.backups import Picked
-from ...spec import name_bytes
+from ...runtime.backups import is_version
+from ...runtime.file_queries import Picked
 from ..call import answer
+from ..v1.file_models import shown
 from . import container, problems
 from .container import Body, Events, about, event
 from .problems import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from quart_trio.wrappers import TrioResponse
 
-    from ...runtime.jobs import FileJob
+    from ...runtime.file_streams import Watch
+    from ...runtime.filefacts import Change
     from ..call import Call
 
 #: What nobody wants to hear of, unless patterns are given.
@@ -70,55 +73,41 @@ async def watch(call: Call, name: str) -> TrioResponse:
     wanted = frozenset(model.events) if model.events else _ALL
     if not wanted <= _ALL:
         raise Refusal("VALIDATION_FAILED", f"cannot accept events: they are {', '.join(sorted(_ALL))}", field="events")
-    params = {"path": name_bytes(path), "recursive": model.recursive is not False, **picked.params()}
     with about(path=model.path):
-        job = await call.stack.enter_async_context(sandbox.job("watch", params))
-        first = await job.next_rows()  # a path that cannot be watched is an error, no stream
-    return container.stream(_Changes(job, first, path, wanted))
+        watched = sandbox.files.watch(path, picked, recursive=model.recursive is not False)
+        await call.stack.enter_async_context(watched)
+    return container.stream(_Changes(watched, path, wanted))
 
 
 class _Changes(Events):
-    """A watch's rows as their events."""
+    """What a watch sees as their events."""
 
-    def __init__(self, job: FileJob, first: list[dict[str, Any]], path: str, wanted: frozenset[str]) -> None:
-        super().__init__()
-        self._job = job
-        self._first: list[dict[str, Any]] | None = first
+    def __init__(self, watched: Watch, path: str, wanted: frozenset[str]) -> None:
+        self._watched = watched
         self._path = path
         self._wanted = wanted
-        self._ended = False
 
-    async def _next(self) -> bytes | None:
-        if self._ended:
-            return None
-        rows, self._first = self._first, None
-        if rows is None:
-            rows = await self._job.next_rows()
-        if not rows:
-            self._ended = True
-            return event("stopped", reason="the watched path is gone")
-        return b"".join(part for row in rows for part in self._parts(row))
+    async def _take(self) -> tuple[Iterable[bytes], bool]:
+        changes = await self._watched.next()
+        if not changes:
+            return (event("stopped", reason="the watched path is gone"),), True
+        return [part for change in changes for part in self._parts(change)], False
 
-    def _parts(self, row: dict[str, Any]) -> list[bytes]:
-        kind, path = checks.text(row, "type", limit=16), _shown(row, "path")
-        is_folder = checks.flag(row, "is_folder")
-        if kind == "ready":
-            return [event("watching", path=self._path, watchId=f"watch-{id(self._job):x}")]
-        if kind == "overflow":  # something was missed below the root: that is all that can be told
+    def _parts(self, change: Change) -> list[bytes]:
+        path, is_folder = shown(change.path), change.is_folder
+        if change.type == "ready":
+            return [event("watching", path=self._path, watchId=f"watch-{id(self._watched):x}")]
+        if change.type == "overflow":  # something was missed below the root: that is all that can be told
             return self._told("modify", self._path, True)
-        if kind == "rename":
-            old = _shown(row, "from")
+        if change.old_path is not None:
+            old = shown(change.old_path)
             return [*self._told("move_from", old, is_folder), *self._told("move_to", path, is_folder)]
-        return self._told(_KINDS[kind], path, is_folder) if kind in _KINDS else []
+        return self._told(_KINDS[change.type], path, is_folder)
 
     def _told(self, kind: str, path: str, is_folder: bool) -> list[bytes]:
         if kind not in self._wanted:
             return []
         return [event("event", eventType=kind, path=path, isDirectory=is_folder)]
-
-
-def _shown(row: dict[str, Any], field: str) -> str:
-    return name_bytes(filefacts.name(row, field)).decode("utf-8", "replace")
 
 
 async def check(call: Call, name: str) -> TrioResponse:
@@ -128,8 +117,8 @@ async def check(call: Call, name: str) -> TrioResponse:
     path, picked = _path(model), _picked(model)
     recursive = model.recursive is not False
     with about(path=model.path):
-        found = await backups.version(sandbox, path, picked, recursive=recursive)
-    if model.since is not None and not backups.is_version(model.since, path, picked, recursive=recursive):
+        found = await sandbox.files.version(path, picked, recursive=recursive)
+    if model.since is not None and not is_version(model.since, path, picked, recursive=recursive):
         status = {"status": "resync", "reason": "expired"}
     else:
         status = {"status": "unchanged" if model.since in (None, found.text) else "changed"}

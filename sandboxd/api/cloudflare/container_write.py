@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ...runtime.budget import Hold
-    from ...runtime.files import FileWriter
+    from ...runtime.open_files import FileWriter
     from ...runtime.sandbox import Sandbox
 
 #: Content of one file: what a string of JavaScript's can be in V8.
@@ -209,7 +209,7 @@ class _Version:
         try:
             data = self._decoder.decode(text)
             if self._writer is None:
-                self._writer = await sandbox.open_write(path)
+                self._writer = await sandbox.files.open_write(path)
             await self._writer.write(data)
         except (Refusal, SandboxdError) as error:
             self._problem = error

@@ -10,19 +10,14 @@ from __future__ import annotations
 import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from quart_trio.wrappers import TrioResponse
-
 from ...errors import SandboxdError
 from .. import jsontext
 from .. import problems as native
 from ..call import JSON_TYPE
+from ..problems import Told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-#: Where the faces are. What is below the bridge's is told in its form, the rest in the container's.
-PREFIX: Final = "/cloudflare/"
-BRIDGE_PREFIX: Final = "/cloudflare/v1/"
 
 #: Every code of the container's API that is given here, with its status.
 STATUS: Final[Mapping[str, int]] = {
@@ -215,25 +210,27 @@ class Refusal(Exception):
         return f"{self.code}: {self.message}"
 
 
-def is_face(path: str) -> bool:
-    """Return whether errors of this path are told in one of their forms."""
-    return path.startswith(PREFIX)
+def tell_container(error: Exception) -> Told:
+    """Return an error in the container's form; a bug's details are logged only."""
+    known = _known(error)
+    status, shown = container(known)
+    return Told(shown["code"], status, jsontext.encode(shown), _headers(known))
 
 
-def tell(path: str, error: Exception, operation: str | None = None) -> tuple[int, dict[str, Any]]:
-    """Return the status and the JSON object that tell an error below `PREFIX`; a bug's details are logged only."""
-    if not isinstance(error, Refusal):
-        error = native.known(error)
-    return _bridge(error) if path.startswith(BRIDGE_PREFIX) else container(error, operation)
+def tell_bridge(error: Exception) -> Told:
+    """Return an error in the bridge's form; a bug's details are logged only."""
+    known = _known(error)
+    status, shown = _bridge(known)
+    return Told(shown["code"], status, jsontext.encode(shown), _headers(known))
 
 
-def response(path: str, error: Exception) -> TrioResponse:
-    """Return an error below `PREFIX` as an answer."""
-    status, shown = tell(path, error)
-    headers = {}
-    if isinstance(error, SandboxdError):
-        headers = {name: value for name, value in native.headers(error).items() if name != "Content-Type"}
-    return TrioResponse(jsontext.encode(shown), status, headers, content_type=JSON_TYPE)
+def _known(error: Exception) -> Refusal | SandboxdError:
+    return error if isinstance(error, Refusal) else native.known(error)
+
+
+def _headers(error: Refusal | SandboxdError) -> dict[str, str]:
+    found = native.headers(error) if isinstance(error, SandboxdError) else {}
+    return {**found, "Content-Type": JSON_TYPE}
 
 
 def _bridge(error: Refusal | SandboxdError) -> tuple[int, dict[str, Any]]:
@@ -250,11 +247,11 @@ def _bridge(error: Refusal | SandboxdError) -> tuple[int, dict[str, Any]]:
     return status, {"error": error.message, "code": code}
 
 
-def container(error: Refusal | SandboxdError, operation: str | None = None) -> tuple[int, dict[str, Any]]:
+def container(error: Refusal | SandboxdError) -> tuple[int, dict[str, Any]]:
     """Return an error in the container's form."""
+    operation = None
     if isinstance(error, Refusal):
-        code, context = error.code, dict(error.context)
-        operation = operation or error.operation
+        code, context, operation = error.code, dict(error.context), error.operation
     else:
         code = code_of(error)
         context = {_FACTS.get(name, name): value for name, value in error.facts.items()}

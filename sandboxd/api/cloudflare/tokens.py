@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from werkzeug.datastructures import Headers
-
-from . import problems
+from ..access import BEARER, TokenPlace, bearer
 
 if TYPE_CHECKING:
     from werkzeug.sansio.request import Request
@@ -17,9 +15,9 @@ if TYPE_CHECKING:
 PARAMETER: Final = "access_token"
 
 
-def headers_of(request: Request) -> Headers:
-    """Return a handshake's headers; a token in the query stands where no header has one."""
-    token = request.args.get(PARAMETER)
-    if token is None or not problems.is_face(request.path) or "Authorization" in request.headers:
-        return request.headers
-    return Headers([*request.headers.items(), ("Authorization", f"Bearer {token}")])
+def of_handshake(request: Request) -> str | None:
+    """Return the token of a handshake; one in the query stands where no header has one."""
+    return bearer(request) if "Authorization" in request.headers else request.args.get(PARAMETER)
+
+
+PLACE: Final = TokenPlace(BEARER.form, bearer, of_handshake)

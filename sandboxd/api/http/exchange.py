@@ -12,21 +12,21 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
-from hypercorn.protocol.events import Body, EndBody, Response, StreamClosed
 
 from ...errors import SandboxdError
-from ..call import Call
+from ..call import Call, Last
 from . import target
+from .hypercorn_parts import Body, EndBody, Response, StreamClosed
 
 if TYPE_CHECKING:
     import h11
-    from hypercorn.protocol.events import Event
     from quart_trio.wrappers import TrioResponse
     from werkzeug.datastructures import Headers
 
     from ..access import Caller
     from ..app import Api
     from .http1 import Http1
+    from .hypercorn_parts import StreamEvent
     from .server import Wire
 
 _log = logging.getLogger(__name__)
@@ -58,14 +58,14 @@ class Exchange:
             send_push_promise=functools.partial(_no_push),
         )
         self.call = Call(made, api.manager, api.facts, api.metrics, routed)
-        self.admission = api.admit(self.call, caller)
+        self.admission = api.admit(made, routed, caller)
         if not made.content_length and "Transfer-Encoding" not in headers:
             self.call.body.set_complete()  # it has none: do not wait for the event that says so
 
     def __repr__(self) -> str:
         return f"<Exchange {self.call!r}>"
 
-    async def handle(self, event: Event) -> None:
+    async def handle(self, event: StreamEvent) -> None:
         """Take what hypercorn's protocol says of this request; a body that is not read makes its sender wait."""
         if self._closed:
             return
@@ -99,8 +99,8 @@ class Exchange:
     async def _answer(self, response: TrioResponse) -> None:
         """Send the answer in as few writes as can be: each wakes the client.
 
-        The head of a streamed one waits a moment for the first piece, and a piece that says that it is the last takes
-        the end with it.
+        The head of a streamed one waits a moment for the first piece, and the end goes out with a piece that is the
+        last.
         """
         body: Any = response.response
         has_body = self.call.request.method != "HEAD" and response.status_code not in _NO_BODY
@@ -130,7 +130,7 @@ class Exchange:
     async def _send(self, body: Any) -> None:  # noqa: ANN401 - any of Quart's bodies
         async with body as pieces:
             async for piece in pieces:
-                is_last = self.call.body.is_complete and getattr(body, "is_over", False)
+                is_last = self.call.body.is_complete and isinstance(piece, Last)
                 if is_last:
                     self._wire.hold()
                 if piece:

@@ -19,29 +19,32 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
-from hypercorn.config import Config as HypercornConfig
-from hypercorn.events import Closed, RawData, Updated
-from hypercorn.trio.task_group import TaskGroup
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
-from hypercorn.utils import parse_socket_addr
 
 from ...runtime.strangers import Lane, share_of_descriptors
 from ...wire.http_heads import MAX_HEAD_BYTES
-from .. import socket_call
 from ..access import identify
 from .body import LINGER_S
 from .exchange import Exchange
 from .http1 import ClientGone, Http1, Upgrade
+from .hypercorn_parts import (
+    Closed,
+    Config,
+    ConnectionState,
+    RawData,
+    TaskGroup,
+    TCPServer,
+    Updated,
+    WorkerContext,
+    parse_socket_addr,
+)
 
 if TYPE_CHECKING:
     import h11
-    from hypercorn.events import Event
     from werkzeug.datastructures import Headers
 
     from ..app import Api
     from .body import BoundedBody
+    from .hypercorn_parts import Event
 
 _log = logging.getLogger(__name__)
 
@@ -249,7 +252,7 @@ class Wire(TCPServer):
                 await self._read_data()
         except Upgrade as upgrade:
             caller = self.state["caller"]
-            await socket_call.serve(self.api, self.protocol, upgrade, caller, self.stream, idle.stay)  # type: ignore[arg-type]
+            await self.api.serve_socket(self.protocol, upgrade, caller, self.stream, idle.stay)  # type: ignore[arg-type]
             return
         if idle.scope.cancelled_caught and self.protocol.is_half_asked and not self.context.terminated.is_set():
             await self.protocol.time_out()
@@ -328,7 +331,7 @@ class Server:
         self._context = WorkerContext(None)
         self._accepting = trio.CancelScope()
         self.drained = trio.Event()
-        self._config = HypercornConfig()
+        self._config = Config()
         self._config.h11_max_incomplete_size = MAX_HEAD_BYTES
         self._config.keep_alive_timeout = KEEP_ALIVE_S
         self._config.keep_alive_max_requests = 1 << 30

@@ -6,12 +6,12 @@ from typing import Any
 
 import msgspec
 
-from .models import _In
+from ..bodies import Input
 
 Maybe = msgspec.UnsetType
 
 
-class ContextIn(_In, frozen=True):
+class ContextIn(Input, frozen=True):
     """A code context to create."""
 
     language: str | None = None
@@ -40,7 +40,7 @@ class ContextList(msgspec.Struct, frozen=True):
     next: str | None
 
 
-class RunIn(_In, frozen=True):
+class RunIn(Input, frozen=True):
     """Code to run: for at most `timeout_s`, with `env` for that long; `detach` lets it go on without its caller."""
 
     code: str
@@ -55,7 +55,7 @@ class RunDefaultIn(RunIn, frozen=True):
     language: str | None = None
 
 
-class CompleteIn(_In, frozen=True):
+class CompleteIn(Input, frozen=True):
     """Code, and where in it (in characters; its end if not said)."""
 
     code: str

@@ -6,11 +6,11 @@ import itertools
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-import trio
-from quart.wrappers.response import ResponseBody
 
-from ...errors import InvalidRequest, SandboxdError
+from ...errors import InvalidRequest
+from ...runtime.context_states import SHOWN
 from ...runtime.logs import CARRY_EVENTS, STREAMS, TextDecoder
+from ...runtime.questions import Question
 from ...runtime.runs import Run
 from ...spec import ContextSpec, check_code, check_env, check_seconds
 from ...wire import sse
@@ -18,18 +18,17 @@ from ...wire import worker as frames
 from ...wire.times import rfc3339
 from .. import problems
 from ..call import answer, nothing, streamed
-from ..pieces import Joiner, Text, answer_in_pieces, encode_object, fields_of
+from ..pieces import Text, answer_in_pieces, encode_object, fields_of
+from ..pieces import follow as follow_source
 from . import context_models as models
-from .streams import KEEP_ALIVE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import TracebackType
+    from collections.abc import AsyncIterator, Iterable, Iterator
 
     from quart_trio.wrappers import TrioResponse
 
     from ...runtime.context import Context
-    from ...runtime.runs import RunEvent
+    from ...runtime.run_log import RunEvent
     from ...runtime.sandbox import Sandbox
     from ..call import Call
 
@@ -43,7 +42,7 @@ def _shown(context: Context) -> models.ContextOut:
         language=context.spec.language,
         cwd=context.spec.cwd,
         env=context.spec.env,
-        state=context.state.value,
+        state=SHOWN[context.state],
         is_default=context.is_default,
         execution_count=context.execution_count,
         version=context.version,
@@ -120,25 +119,14 @@ async def complete(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
     """Say what may follow at the cursor."""
     found = sandbox.contexts.usable(context)
     model = await call.read(models.CompleteIn)
-    message = {"op": "complete", "code": check_code(model.code), "cursor": _cursor(model.code, model.cursor)}
-    return _raw(await found.ask(message))
+    return _raw(await found.ask(Question.complete(model.code, model.cursor)))
 
 
 async def inspect(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
     """Say what the name at the cursor is."""
     found = sandbox.contexts.usable(context)
     model = await call.read(models.InspectIn)
-    cursor = _cursor(model.code, model.cursor)
-    detail = 1 if model.detail else 0
-    return _raw(await found.ask({"op": "inspect", "code": check_code(model.code), "cursor": cursor, "detail": detail}))
-
-
-def _cursor(code: str, cursor: int | None) -> int:
-    if cursor is None:
-        return len(code)
-    if not 0 <= cursor <= len(code):
-        raise InvalidRequest(f"cannot accept cursor: it must be 0 to {len(code)}", field="cursor")
-    return cursor
+    return _raw(await found.ask(Question.inspect(model.code, model.cursor, detail=bool(model.detail))))
 
 
 def _raw(text: str) -> TrioResponse:
@@ -277,53 +265,25 @@ def _json(text: str) -> msgspec.Raw | None:
 # --- server-sent events -------------------------------------------------------------------------------------
 
 
-class RunBody(ResponseBody):
+class RunBody:
     """A run as server-sent events; text is decoded per stream, a character that an event's end cuts waits."""
 
     def __init__(self, one: Run, start: int) -> None:
         self._run = one
         self._position = start
-        self._joiner = Joiner()
-        self._is_last = False
         self._decoder = TextDecoder()
         # One that begins in the middle of a character has read its beginning.
-        self._decoder.prime(one.events[max(0, start - CARRY_EVENTS) : start])
-        #: Whether nothing comes after the piece that was given last.
-        self.is_over = False
+        self._decoder.prime(one.before(start, CARRY_EVENTS))
 
-    async def __aenter__(self) -> RunBody:
-        return self
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return follow_source(self._take, problems.to_event)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing: the run is its context's."""
-
-    def __aiter__(self) -> RunBody:
-        return self
-
-    async def __anext__(self) -> bytes:
-        while True:
-            data = self._joiner.take()
-            if data:
-                self.is_over = self._is_last and self._joiner.is_empty
-                return data
-            if self._is_last:
-                self.is_over = True
-                raise StopAsyncIteration
-            batch: list[RunEvent] | None = None
-            try:
-                with trio.move_on_after(KEEP_ALIVE_S):
-                    batch = await self._run.next_batch(self._position)
-            except SandboxdError as error:
-                self.is_over = self._is_last = True
-                return sse.encode(problems.to_json(error), event="problem")
-            if batch is None:
-                return sse.KEEP_ALIVE
-            self._is_last = not batch or batch[-1].type == "end"
-            if batch:
-                self._position = batch[-1].offset + 1
-                self._joiner.put(part for event in batch for part in self._parts(event))
+    async def _take(self) -> tuple[Iterable[bytes], bool]:
+        batch = await self._run.next_batch(self._position)
+        if batch:
+            self._position = batch[-1].offset + 1
+        is_last = not batch or batch[-1].type == "end"
+        return (part for event in batch for part in self._parts(event)), is_last
 
     def _parts(self, event: RunEvent) -> Iterator[bytes]:
         if isinstance(event.data, bytes):

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import trio
-from quart.wrappers.response import ResponseBody
 
-from ...errors import InvalidRequest, SandboxdError
+from ...errors import InvalidRequest
 from ...runtime.events import MAX_BATCH, TYPES, Batch, Filter, Happening
 from ...wire import sse
 from .. import problems
 from ..call import answer, streamed
-from .streams import KEEP_ALIVE_S
+from ..pieces import follow
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from collections.abc import AsyncIterator, Iterable
 
     from quart_trio.wrappers import TrioResponse
 
@@ -105,7 +104,7 @@ def _event_out(event: Happening) -> EventOut:
     )
 
 
-class _EventBody(ResponseBody):
+class _EventBody:
     """The journal from an offset on, until the caller leaves or the daemon stops.
 
     A slow reader holds an offset and nothing else: what it is too late for is told as `dropped`.
@@ -115,42 +114,19 @@ class _EventBody(ResponseBody):
         self._events = events
         self._wanted = wanted
         self._next = min(start, events.next)  # the clock was set back: all that comes is news
-        self._begun = False
-        self._over = False
 
-    async def __aenter__(self) -> _EventBody:
-        return self
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        # The head goes out with the first piece: the caller knows that nothing from now on is missed.
+        return follow(self._take, problems.to_event, first=sse.KEEP_ALIVE)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing is held."""
-
-    def __aiter__(self) -> _EventBody:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._over:
-            raise StopAsyncIteration
-        if not self._begun:
-            self._begun = True  # the head goes out with it: the caller knows that nothing from now on is missed
-            return sse.KEEP_ALIVE
-        try:
-            return await self._following()
-        except SandboxdError as error:
-            self._over = True
-            return sse.encode(problems.to_json(error), event="problem")
-
-    async def _following(self) -> bytes:
-        with trio.move_on_after(KEEP_ALIVE_S):
-            while True:
-                await trio.lowlevel.checkpoint()
-                await self._events.wait(self._next)
-                start, batch = self._next, self._events.read(self._next, self._wanted)
-                self._next = batch.next_offset
-                if batch.events or batch.dropped != 0:
-                    return b"".join(_encoded(batch, start))
-        return sse.KEEP_ALIVE
+    async def _take(self) -> tuple[Iterable[bytes], bool]:
+        while True:
+            await trio.lowlevel.checkpoint()
+            await self._events.wait(self._next)
+            start, batch = self._next, self._events.read(self._next, self._wanted)
+            self._next = batch.next_offset
+            if batch.events or batch.dropped != 0:
+                return _encoded(batch, start), False
 
 
 def _encoded(batch: Batch, start: int) -> list[bytes]:

@@ -4,90 +4,25 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
 from ...errors import InvalidRequest
-from ...spec import MAX_PATH_BYTES, check_file_path, check_text, name_bytes
+from ...runtime import filefacts
+from ...spec import check_file_path, name_bytes
 from ...wire.times import rfc3339
-from .models import _In
-
-if TYPE_CHECKING:
-    from ...runtime.filefacts import FileFacts
+from ..bodies import Input
 
 #: Base64 of PATH_MAX, and then some: a longer text is no path.
 _MAX_B64: Final = 16_384
 
 
-class PathIn(_In, frozen=True):
+class PathIn(Input, frozen=True):
     """A file: `path`, or `path_b64` for a name that is no UTF-8."""
 
     path: str | None = None
     path_b64: str | None = None
-
-
-class MkdirIn(PathIn, frozen=True):
-    """A directory to make; `parents` makes those above it, and takes one that is there."""
-
-    parents: bool = False
-    mode: str | None = None
-
-
-class MoveIn(PathIn, frozen=True):
-    """What to rename or copy, and to what."""
-
-    new_path: str | None = None
-    new_path_b64: str | None = None
-    overwrite: bool = True
-
-
-class SymlinkIn(PathIn, frozen=True):
-    """A link to make; `target` is what it leads to, as it stands."""
-
-    target: str | None = None
-    target_b64: str | None = None
-
-
-class ChmodIn(PathIn, frozen=True):
-    """A mode to set: octal text such as "755"."""
-
-    mode: str | None = None
-    recursive: bool = False
-
-
-class ChownIn(PathIn, frozen=True):
-    """An owner to set: names or ids; what is absent stays."""
-
-    user: str | int | None = None
-    group: str | int | None = None
-    recursive: bool = False
-
-
-class SearchIn(PathIn, frozen=True):
-    """What to look for below a path: `name` is a pattern as in gitignore(5), `content` one of Python's re for lines."""
-
-    name: str | None = None
-    content: str | None = None
-    ignore_case: bool = False
-    gitignore: bool = False
-    hidden: bool = False
-    limit: int = 1000
-    timeout_s: float = 30.0
-
-
-class ReplaceIn(PathIn, frozen=True, kw_only=True):
-    """What to replace below a path: `pattern` as it stands, or with `regex` as Python's re."""
-
-    pattern: str
-    replacement: str
-    regex: bool = False
-    name: str | None = None
-    ignore_case: bool = False
-    gitignore: bool = False
-    hidden: bool = False
-    limit: int = 1000
-    timeout_s: float = 30.0
 
 
 class Match(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,36 +83,12 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
     target_b64: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class ChangesIn(PathIn, frozen=True):
-    """A directory whose version is asked for, and the version `since` which it may have changed."""
-
-    recursive: bool = True
-    include: list[str] | None = None
-    exclude: list[str] | None = None
-    since: str | None = None
-
-
 class ChangesOut(msgspec.Struct, frozen=True):
     """A directory's version; `changed` is null where there was none to compare with."""
 
     version: str
     changed: bool | None
     entries: int
-
-
-class BackupIn(PathIn, frozen=True, kw_only=True):
-    """A directory to keep as an archive, and the file of the sandbox that it becomes."""
-
-    archive: str
-    format: Literal["tar", "tar.gz", "zip"] = "tar.gz"
-    exclude: list[str] | None = None
-    gitignore: bool = False
-
-
-class RestoreIn(PathIn, frozen=True, kw_only=True):
-    """A directory that is to be what an archive in the sandbox has."""
-
-    archive: str
 
 
 class BackupOut(msgspec.Struct, frozen=True):
@@ -237,28 +148,27 @@ def decode(text: str | None, b64: str | None, field: str) -> str | bytes:
     if b64 is None:
         assert text is not None  # noqa: S101 - one of the two
         return text
-    if len(b64) > _MAX_B64:
-        raise InvalidRequest(f"cannot accept {field}_b64: it is too long", field=f"{field}_b64")
+    return decode_b64(b64, f"{field}_b64")
+
+
+def decode_b64(text: str, field: str) -> bytes:
+    """Return the name that a field has in base64, of either alphabet.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    if len(text) > _MAX_B64:
+        raise InvalidRequest(f"cannot accept {field}: it is too long", field=field)
     try:
-        raw = b64.replace("-", "+").replace("_", "/").encode("ascii")
+        raw = text.replace("-", "+").replace("_", "/").encode("ascii")
         return base64.b64decode(raw + b"=" * (-len(raw) % 4), validate=True)
     except (binascii.Error, UnicodeEncodeError):
-        raise InvalidRequest(f"cannot accept {field}_b64: it is no base64", field=f"{field}_b64") from None
+        raise InvalidRequest(f"cannot accept {field}: it is no base64", field=field) from None
 
 
 def path_of(model: PathIn) -> str:
     """Return the checked path of a body."""
     return check_file_path(decode(model.path, model.path_b64, "path"))
-
-
-def new_path_of(model: MoveIn) -> str:
-    """Return the checked new path of a body."""
-    return check_file_path(decode(model.new_path, model.new_path_b64, "new_path"), "new_path")
-
-
-def check_target(text: str) -> str:
-    """Return what a link shall lead to, if it is text that a name may hold."""
-    return check_text(text, "target", limit=MAX_PATH_BYTES)
 
 
 def shown(name: str) -> str:
@@ -275,7 +185,15 @@ def spelled(name: str, field: str) -> dict[str, Any]:
     return {field: text, f"{field}_b64": base64.b64encode(raw).decode()}
 
 
-def file_info(facts: FileFacts) -> FileInfo:
+def match_of(found: filefacts.Match) -> Match:
+    """Return what a caller sees of something that was found."""
+    where = spelled(found.path, "path")
+    if isinstance(found, filefacts.NameMatch):
+        return Match(**where, type=found.type)
+    return Match(**where, line=found.line, column=found.column, text=found.text)
+
+
+def file_info(facts: filefacts.FileFacts) -> FileInfo:
     """Return what a caller sees of a file."""
     return FileInfo(
         **spelled(facts.path, "path"),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 from ...errors import InvalidRequest
-from ...runtime import backups
-from ...runtime.backups import Picked
+from ...runtime.backups import is_version
+from ...runtime.file_queries import Picked
 from ...spec import check_file_path
 from ..call import answer
 from . import file_models as models
+from .rows import file_route
 
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
@@ -18,30 +19,78 @@ if TYPE_CHECKING:
     from ..call import Call
 
 
+class ChangesIn(models.PathIn, frozen=True):
+    """A directory whose version is asked for, and the version `since` which it may have changed."""
+
+    recursive: bool = True
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    since: str | None = None
+
+
+class BackupIn(models.PathIn, frozen=True, kw_only=True):
+    """A directory to keep as an archive, and the file of the sandbox that it becomes."""
+
+    archive: str
+    format: Literal["tar", "tar.gz", "zip"] = "tar.gz"
+    exclude: list[str] | None = None
+    gitignore: bool = False
+
+
+class RestoreIn(models.PathIn, frozen=True, kw_only=True):
+    """A directory that is to be what an archive in the sandbox has."""
+
+    archive: str
+
+
 async def changes(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Tell a directory's version, and whether anything in it changed since an earlier one."""
-    model = await call.read(models.ChangesIn)
+    model = await call.read(ChangesIn)
     path = models.path_of(model)
     picked = Picked(include=tuple(model.include or ()), exclude=tuple(model.exclude or ()))
     since = model.since
-    if since is not None and not backups.is_version(since, path, picked, recursive=model.recursive):
+    if since is not None and not is_version(since, path, picked, recursive=model.recursive):
         raise InvalidRequest("cannot compare: that is no version of this directory by these rules", field="since")
-    found = await backups.version(sandbox, path, picked, recursive=model.recursive)
+    found = await sandbox.files.version(path, picked, recursive=model.recursive)
     return answer(models.ChangesOut(found.text, None if since is None else since != found.text, found.entries))
 
 
 async def backup(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Keep what is in a directory as an archive: a file of the sandbox, whole or not there."""
-    model = await call.read(models.BackupIn)
+    model = await call.read(BackupIn)
     path, archive = models.path_of(model), check_file_path(model.archive, "archive")
     picked = Picked(exclude=tuple(model.exclude or ()))
-    made = await backups.save(sandbox, path, archive, picked, form=model.format, gitignore=model.gitignore)
+    made = await sandbox.files.backup(path, archive, picked, form=model.format, gitignore=model.gitignore)
     return answer(models.BackupOut(archive, made.size, made.entries), 201)
 
 
 async def restore(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Put what an archive has in the place of what is in a directory; a damaged one leaves the directory as it was."""
-    model = await call.read(models.RestoreIn)
+    model = await call.read(RestoreIn)
     path, archive = models.path_of(model), check_file_path(model.archive, "archive")
-    found = await backups.restore(sandbox, path, archive)
+    found = await sandbox.files.restore(path, archive)
     return answer(models.BackupOut(archive, found.size, found.entries))
+
+
+ROUTES: Final = (
+    file_route("files.changes", "POST", "/changes", changes, body=ChangesIn, result=models.ChangesOut),
+    file_route(
+        "files.backup",
+        "POST",
+        "/backup",
+        backup,
+        body=BackupIn,
+        result=models.BackupOut,
+        status=201,
+        kinds=("quota-exceeded",),
+    ),
+    file_route(
+        "files.restore",
+        "POST",
+        "/restore",
+        restore,
+        body=RestoreIn,
+        result=models.BackupOut,
+        kinds=("archive-refused", "quota-exceeded"),
+    ),
+)

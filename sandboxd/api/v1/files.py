@@ -6,24 +6,19 @@ import email.utils
 import re
 from typing import TYPE_CHECKING, Final
 
-from quart.wrappers.response import ResponseBody
-
-from ...errors import InternalError, InvalidRequest, RangeNotSatisfiable
-from ...runtime.files import PIECE_BYTES
-from ...spec import check_mode
+from ...errors import InvalidRequest, RangeNotSatisfiable
+from ...runtime.open_files import PIECE_BYTES
 from ...wire.times import calendar
 from .. import mime
 from ..call import answer, streamed
 from ..http.body import UPLOAD_IDLE_S
 from .file_models import FileOut, shown, spelled
 from .filetree import query_path
+from .rows import NEW, PATH, file_route
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from quart_trio.wrappers import TrioResponse
 
-    from ...runtime.files import FileReader
     from ...runtime.sandbox import Sandbox
     from ..call import Call
 
@@ -33,7 +28,7 @@ _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z", re.ASCII)
 async def read(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Send a file's bytes, or the part that Range names."""
     path = query_path(call)
-    reader = await call.stack.enter_async_context(await sandbox.open_read(path))
+    reader = await call.stack.enter_async_context(await sandbox.files.open_read(path))
     head = await reader.read(0, mime.HEAD_BYTES)
     kind = mime.kind_of(path, head, is_whole=len(head) == reader.size)
     headers = {
@@ -49,7 +44,7 @@ async def read(call: Call, sandbox: Sandbox) -> TrioResponse:
     headers["Content-Length"] = str(end - start)
     if span is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{reader.size}"
-    return streamed(FileBody(reader, start, end), 200 if span is None else 206, headers)
+    return streamed(reader.pieces(start, end), 200 if span is None else 206, headers)
 
 
 def _range(header: str | None, size: int) -> tuple[int, int] | None:
@@ -68,51 +63,25 @@ def _range(header: str | None, size: int) -> tuple[int, int] | None:
     return start, end
 
 
-class FileBody(ResponseBody):
-    """A part of a file; the call's stack owns the reader."""
-
-    def __init__(self, reader: FileReader, start: int, end: int) -> None:
-        self._reader = reader
-        self._at = start
-        self._end = end
-
-    async def __aenter__(self) -> FileBody:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing: see the class."""
-
-    def __aiter__(self) -> FileBody:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._at >= self._end:
-            raise StopAsyncIteration
-        data = await self._reader.read(self._at, min(PIECE_BYTES, self._end - self._at))
-        if not data:
-            # The headers are gone: only a cut connection can say that this is not the whole file.
-            raise InternalError("cannot send the whole file: it became shorter meanwhile")
-        self._at += len(data)
-        return data
-
-
 async def write(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Put the body in a file's place: whole or not at all."""
     path = query_path(call)
     if (call.query("path") or "").endswith("/"):
         raise InvalidRequest(f"cannot write {shown(path)}: a file's path does not end with a slash", field="path")
-    mode = call.query("mode")
-    check_mode(mode)
-    size, created = await write_body(call, sandbox, path, mode)
+    size, created = await write_body(call, sandbox, path, call.query("mode"))
     return answer(FileOut(**spelled(path, "path"), size=size), 201 if created else 200)
 
 
 async def write_body(call: Call, sandbox: Sandbox, path: str, mode: str | None = None) -> tuple[int, bool]:
     """Put the body in a file's place, and return its size and whether the file is new."""
-    async with await sandbox.open_write(path, mode) as writer:
+    async with await sandbox.files.open_write(path, mode) as writer:
         while piece := await call.body.next_piece(idle_s=UPLOAD_IDLE_S, at_least=PIECE_BYTES):
             await writer.write(piece)
         size = writer.size
         return size, await writer.commit()
+
+
+ROUTES: Final = (
+    file_route("files.read", "GET", "", read, query=PATH, result=bytes, kinds=("range-not-satisfiable",)),
+    file_route("files.write", "PUT", "", write, query=(*PATH, "mode"), body=bytes, result=FileOut, kinds=NEW),
+)

@@ -3,23 +3,58 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from ...errors import FileNotFound, NotAFile
-from ...runtime import checks, filefacts
-from ...spec import check_file_path, check_mode, check_user, name_bytes
+from ...runtime.files import MAX_PAGE
+from ...spec import MAX_PATH_BYTES, check_file_path, check_text, name_bytes, name_text
 from ..call import answer, nothing
 from ..pieces import answer_in_pieces
 from . import file_models as models
+from .rows import NEW, PATH, file_route
 
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
 
+    from ...runtime.filefacts import Changed
     from ...runtime.sandbox import Sandbox
     from ..call import Call
 
-#: Entries of one page, at most and where nothing is asked for.
-MAX_PAGE: Final = 1000
+
+class MkdirIn(models.PathIn, frozen=True):
+    """A directory to make; `parents` makes those above it, and takes one that is there."""
+
+    parents: bool = False
+    mode: str | None = None
+
+
+class MoveIn(models.PathIn, frozen=True):
+    """What to rename or copy, and to what."""
+
+    new_path: str | None = None
+    new_path_b64: str | None = None
+    overwrite: bool = True
+
+
+class SymlinkIn(models.PathIn, frozen=True):
+    """A link to make; `target` is what it leads to, as it stands."""
+
+    target: str | None = None
+    target_b64: str | None = None
+
+
+class ChmodIn(models.PathIn, frozen=True):
+    """A mode to set: octal text such as "755"."""
+
+    mode: str | None = None
+    recursive: bool = False
+
+
+class ChownIn(models.PathIn, frozen=True):
+    """An owner to set: names or ids; what is absent stays."""
+
+    user: str | int | None = None
+    group: str | int | None = None
+    recursive: bool = False
 
 
 def query_path(call: Call) -> str:
@@ -31,110 +66,107 @@ async def listing(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Show what is in a directory, sorted, a page at a time."""
     limit = max(1, min(call.query_int("limit", MAX_PAGE), MAX_PAGE))
     cursor = call.query("cursor")
-    after = models.decode(None, cursor, "cursor") if cursor is not None else None
-    params = {
-        "path": name_bytes(query_path(call)),
-        "recursive": call.query_flag("recursive"),
-        "hidden": call.query_flag("hidden"),
-        "limit": limit,
-        "after": after,
-    }
-    items: list[models.FileInfo] = []
-    async with sandbox.job("list", params) as job:
-        while rows := await job.next_rows():
-            items += [models.file_info(filefacts.parse(row)) for row in rows]
-        result = job.result or {}
-        following = None if result.get("next") is None else filefacts.name(result, "next")
-    cursor = None if following is None else base64.urlsafe_b64encode(name_bytes(following)).decode()
-    return answer_in_pieces(models.FileList(items[:limit], cursor))
+    page = await sandbox.files.list(
+        query_path(call),
+        recursive=call.query_flag("recursive"),
+        hidden=call.query_flag("hidden"),
+        limit=limit,
+        after=None if cursor is None else name_text(models.decode_b64(cursor, "cursor")),
+    )
+    following = None if page.after is None else base64.urlsafe_b64encode(name_bytes(page.after)).decode()
+    return answer_in_pieces(models.FileList([models.file_info(facts) for facts in page.files], following))
 
 
 async def stat(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Show one file; a link itself, or with `follow` what it leads to."""
-    row = await sandbox.stat(query_path(call), follow=call.query_flag("follow"))
-    return answer(models.file_info(filefacts.parse(row)))
+    return answer(models.file_info(await sandbox.files.stat(query_path(call), follow=call.query_flag("follow"))))
 
 
 async def exists(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Tell whether something has that name; a link that leads nowhere is something."""
-    try:
-        row = await sandbox.stat(query_path(call), follow=False)
-    except (FileNotFound, NotAFile):
-        return answer(models.Exists(exists=False, type=None))
-    return answer(models.Exists(exists=True, type=filefacts.parse(row).type))
+    found = await sandbox.files.find(query_path(call))
+    return answer(models.Exists(exists=found is not None, type=None if found is None else found.type))
 
 
 async def delete(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Delete a file, a link or an empty directory; with `recursive` a directory and all in it."""
-    params = {"path": name_bytes(query_path(call)), "recursive": call.query_flag("recursive")}
-    await sandbox.run_job("delete", params)
+    await sandbox.files.delete(query_path(call), recursive=call.query_flag("recursive"))
     return nothing()
 
 
 async def mkdir(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Make a directory."""
-    model = await call.read(models.MkdirIn)
-    check_mode(model.mode)
-    result = await sandbox.run_job(
-        "mkdir", {"path": name_bytes(models.path_of(model)), "parents": model.parents, "mode": model.mode}
-    )
-    return answer(_file(result), 201 if checks.flag(result, "created") else 200)
+    model = await call.read(MkdirIn)
+    made = await sandbox.files.mkdir(models.path_of(model), parents=model.parents, mode=model.mode)
+    return answer(models.file_info(made.file), 201 if made.created else 200)
 
 
 async def rename(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Give a file or directory another name, also in another directory."""
-    params = await _two(call)
-    return answer(_file(await sandbox.run_job("rename", params)))
+    model = await call.read(MoveIn)
+    path, new_path = models.path_of(model), _new_path_of(model)
+    return answer(models.file_info(await sandbox.files.rename(path, new_path, overwrite=model.overwrite)))
 
 
 async def copy(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Copy a file, or a directory with all in it."""
-    params = await _two(call)
-    result = await sandbox.run_job("copy", params)
-    counts = {name: checks.integer(result, name) for name in ("entries", "bytes", "skipped")}
-    return answer(models.Copied(_file(result), **counts), 201)
+    model = await call.read(MoveIn)
+    path, new_path = models.path_of(model), _new_path_of(model)
+    made = await sandbox.files.copy(path, new_path, overwrite=model.overwrite)
+    counts = {"entries": made.entries, "bytes": made.bytes, "skipped": made.skipped}
+    return answer(models.Copied(file=models.file_info(made.file), **counts), 201)
 
 
-async def _two(call: Call) -> dict[str, Any]:
-    model = await call.read(models.MoveIn)
-    path, new_path = name_bytes(models.path_of(model)), name_bytes(models.new_path_of(model))
-    return {"path": path, "new_path": new_path, "overwrite": model.overwrite}
+def _new_path_of(model: MoveIn) -> str:
+    """Return the checked new path of a body."""
+    return check_file_path(models.decode(model.new_path, model.new_path_b64, "new_path"), "new_path")
 
 
 async def symlink(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Make a symbolic link."""
-    model = await call.read(models.SymlinkIn)
+    model = await call.read(SymlinkIn)
     target = models.decode(model.target, model.target_b64, "target")
-    params = {
-        "path": name_bytes(models.path_of(model)),
-        "target": target if isinstance(target, bytes) else name_bytes(models.check_target(target)),
-    }
-    return answer(_file(await sandbox.run_job("symlink", params)), 201)
+    target = name_text(target) if isinstance(target, bytes) else check_text(target, "target", limit=MAX_PATH_BYTES)
+    return answer(models.file_info(await sandbox.files.symlink(models.path_of(model), target)), 201)
 
 
 async def chmod(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Set a mode."""
-    model = await call.read(models.ChmodIn)
-    check_mode(model.mode)
-    params = {"path": name_bytes(models.path_of(model)), "mode": model.mode, "recursive": model.recursive}
-    return _changed(await sandbox.run_job("chmod", params))
+    model = await call.read(ChmodIn)
+    return _changed(await sandbox.files.chmod(models.path_of(model), model.mode, recursive=model.recursive))
 
 
 async def chown(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Set an owner."""
-    model = await call.read(models.ChownIn)
-    params = {
-        "path": name_bytes(models.path_of(model)),
-        "user": None if model.user is None else check_user(model.user),
-        "group": None if model.group is None else check_user(model.group, "group"),
-        "recursive": model.recursive,
-    }
-    return _changed(await sandbox.run_job("chown", params))
+    model = await call.read(ChownIn)
+    path = models.path_of(model)
+    return _changed(await sandbox.files.chown(path, model.user, model.group, recursive=model.recursive))
 
 
-def _changed(result: dict[str, Any]) -> TrioResponse:
-    return answer(models.Changed(_file(result), checks.integer(result, "entries")))
+def _changed(changed: Changed) -> TrioResponse:
+    return answer(models.Changed(file=models.file_info(changed.file), entries=changed.entries))
 
 
-def _file(result: dict[str, Any]) -> models.FileInfo:
-    return models.file_info(filefacts.parse(checks.table(result, "file")))
+ROUTES: Final = (
+    file_route(
+        "files.delete", "DELETE", "", delete, query=(*PATH, "recursive"), status=204, kinds=("directory-not-empty",)
+    ),
+    file_route(
+        "files.list",
+        "GET",
+        "/list",
+        listing,
+        query=(*PATH, "recursive", "hidden", "cursor", "limit"),
+        result=models.FileList,
+    ),
+    file_route("files.stat", "GET", "/stat", stat, query=(*PATH, "follow"), result=models.FileInfo),
+    file_route("files.exists", "GET", "/exists", exists, query=PATH, result=models.Exists),
+    file_route("files.mkdir", "POST", "/mkdir", mkdir, body=MkdirIn, result=models.FileInfo, status=201, kinds=NEW),
+    file_route("files.rename", "POST", "/rename", rename, body=MoveIn, result=models.FileInfo, kinds=NEW),
+    file_route("files.copy", "POST", "/copy", copy, body=MoveIn, result=models.Copied, status=201, kinds=NEW),
+    file_route(
+        "files.symlink", "POST", "/symlink", symlink, body=SymlinkIn, result=models.FileInfo, status=201, kinds=NEW
+    ),
+    file_route("files.chmod", "POST", "/chmod", chmod, body=ChmodIn, result=models.Changed),
+    file_route("files.chown", "POST", "/chown", chown, body=ChownIn, result=models.Changed),
+)

@@ -6,19 +6,16 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-import trio
-from quart.wrappers.response import ResponseBody
 
-from ...errors import SandboxdError
 from ...git_spec import CloneSpec
 from ...wire import sse
 from .. import problems
 from ..call import answer, streamed
+from ..pieces import follow
 from . import git_models as models
-from .streams import KEEP_ALIVE_S
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from collections.abc import AsyncIterator, Iterable
 
     from quart_trio.wrappers import TrioResponse
 
@@ -45,7 +42,7 @@ async def clone(call: Call, sandbox: Sandbox) -> TrioResponse:
         token=model.token,
         timeout_s=model.timeout_s,
     )
-    found = await call.stack.enter_async_context(sandbox.clone(spec))
+    found = await call.stack.enter_async_context(sandbox.git.clone(spec))
     if call.accepts() == "sse":
         return streamed(CloneBody(found), 200, dict(_HEADERS))
     return answer(_shown(await found.finish()))
@@ -73,39 +70,21 @@ def _told(told: Progress) -> models.CloneProgress:
     )
 
 
-class CloneBody(ResponseBody):
-    """A clone as server-sent events: `progress`, and at the end `end` or `problem`."""
+class CloneBody:
+    """A clone as server-sent events: `progress`, and at the end `end` or `problem`. The call's stack ends the clone."""
 
     def __init__(self, clone: Clone) -> None:
         self._clone = clone
         self._offset = -1
-        self._over = False
 
-    async def __aenter__(self) -> CloneBody:
-        return self
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return follow(self._take, problems.to_event)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing: the call's stack ends the clone."""
-
-    def __aiter__(self) -> CloneBody:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._over:
-            raise StopAsyncIteration
-        try:
-            with trio.move_on_after(KEEP_ALIVE_S):
-                told = await self._clone.next_progress()
-                if told is not None:
-                    return self._event("progress", _told(told))
-                self._over = True
-                return self._event("end", _shown(await self._clone.finish()))
-        except SandboxdError as error:
-            self._over = True
-            return sse.encode(problems.to_json(error), event="problem")
-        return sse.KEEP_ALIVE
+    async def _take(self) -> tuple[Iterable[bytes], bool]:
+        told = await self._clone.next_progress()
+        if told is not None:
+            return (self._event("progress", _told(told)),), False
+        return (self._event("end", _shown(await self._clone.finish())),), True
 
     def _event(self, name: str, fields: msgspec.Struct) -> bytes:
         self._offset += 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from .models import _In
+from ..bodies import Input
 
 
-class CloneIn(_In, frozen=True):
+class CloneIn(Input, frozen=True):
     """A repository to clone: `url` is https, http, git, or a path of the sandbox; `branch` a tag or a commit too.
 
     `target_dir` is the repository's name in the sandbox's cwd if not said, `single_branch` true where there is a

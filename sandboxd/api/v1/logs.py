@@ -20,8 +20,6 @@ from .streams import RawBody, SseBody, StreamBody, event_facts
 if TYPE_CHECKING:
     import contextlib
 
-    from quart.wrappers.response import ResponseBody
-
     from ...errors import SandboxdError
     from ...runtime.budget import Hold
     from ...runtime.execution import Exit
@@ -60,7 +58,7 @@ async def show(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
     else:
         source = await call.stack.enter_async_context(processes.follow(process, start, seen_bytes=seen))
     headers = {"Cache-Control": "no-store"}
-    body: ResponseBody
+    body: StreamBody
     if form == "raw":
         headers["Content-Type"] = _OCTETS
         body = LogRawBody(source, start)

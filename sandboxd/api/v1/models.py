@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 import shlex
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from ...errors import InvalidRequest, NotAvailable, UnknownField
+from ...errors import InvalidRequest, NotAvailable
 from ...network import NetworkSpec
 from ...spec import CommandSpec, Limits, SandboxSpec
 from ...wire.times import rfc3339
-from .. import jsontext
+from ..bodies import Input
 
 if TYPE_CHECKING:
     from ...runtime.sandbox import Sandbox
 
 
-class _In(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """What a caller sends; null means "as if it were not there"."""
-
-
-class IoIn(_In, frozen=True):
+class IoIn(Input, frozen=True):
     """How fast a sandbox may read and write its disks; what is absent is not limited."""
 
     read_bytes_per_s: int | None = None
@@ -33,7 +28,7 @@ class IoIn(_In, frozen=True):
     write_iops: int | None = None
 
 
-class LimitsIn(_In, frozen=True):
+class LimitsIn(Input, frozen=True):
     """What a sandbox may use; what is absent is the configuration's default."""
 
     memory_bytes: int | None = None
@@ -43,7 +38,7 @@ class LimitsIn(_In, frozen=True):
     io: IoIn | None = None
 
 
-class NetworkIn(_In, frozen=True):
+class NetworkIn(Input, frozen=True):
     """Whom a sandbox may talk to."""
 
     mode: str | None = None
@@ -53,7 +48,7 @@ class NetworkIn(_In, frozen=True):
     connections: int | None = None
 
 
-class SandboxIn(_In, frozen=True):
+class SandboxIn(Input, frozen=True):
     """A sandbox to create."""
 
     name: str | None = None
@@ -70,19 +65,30 @@ class SandboxIn(_In, frozen=True):
     snapshot: Any = None
 
 
-class ExecIn(_In, frozen=True):
-    """A command to run."""
+class StartIn(Input, frozen=True, kw_only=True):
+    """Where and as whom something starts: what commands and sessions share."""
 
-    command: str | list[str]
     cwd: str | None = None
     env: dict[str, str] | None = None
     user: str | int | None = None
+    umask: str | None = None
+
+
+class CommandIn(StartIn, frozen=True, kw_only=True):
+    """A command: what exec, processes and terminals share."""
+
+    command: str | list[str]
     stdin: str | bool | None = None
     timeout_s: float | None = None
     encoding: Literal["utf-8", "base64"] = "utf-8"
-    detach: bool = False
     session: str | None = None
     orphans: Literal["kill", "keep"] | None = None
+
+
+class ExecIn(CommandIn, frozen=True, kw_only=True):
+    """A command to run."""
+
+    detach: bool = False
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -247,41 +253,6 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
 
 
-_T = TypeVar("_T", bound=_In)
-_WHERE: Final = re.compile(r" - at `(?:\$|key in \$)?\.?(?P<path>[^`]*)`\Z")
-_UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<name>.*?)`", re.DOTALL)
-_MISSING: Final = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
-
-
-def parse(body: bytes, model: type[_T]) -> _T:
-    """Return the model that a JSON body holds; an empty body is an empty object.
-
-    Raises:
-        UnknownField, InvalidRequest: with the fact `field` where one can be named.
-    """
-    try:
-        return msgspec.convert(jsontext.parse(body or b"{}", unique=True), model)
-    except msgspec.ValidationError as error:
-        raise _explain(str(error)) from None
-
-
-def _explain(text: str) -> InvalidRequest:
-    """Turn msgspec's sentence, the only place where it names the field, into one of ours with facts."""
-    where = _WHERE.search(text)
-    path = where["path"].replace("[...]", "") if where else ""  # msgspec does not tell which element
-    what = text[: where.start()] if where else text
-    for pattern, cls, why in (
-        (_UNKNOWN, UnknownField, "there is no such field"),
-        (_MISSING, InvalidRequest, "missing"),
-    ):
-        match = pattern.match(what)
-        if match:
-            field = ".".join(filter(None, (path, match["name"])))[:200]
-            return cls(f"cannot accept {field}: {why}", field=field)
-    field = path[:200] or "body"
-    return InvalidRequest(f"cannot accept {field}: {what[0].lower()}{what[1:300]}", field=field)
-
-
 def _not_yet(field: str, value: object) -> None:
     if value is not None:
         raise NotAvailable(f"cannot accept {field}: this version does not have that feature yet", field=field)
@@ -309,11 +280,16 @@ def to_network(model: NetworkIn | None) -> NetworkSpec:
     return NetworkSpec(**{**given, "allow": tuple(given.get("allow", ()))})
 
 
-def to_command(model: ExecIn) -> CommandSpec:
+def start_fields(model: StartIn) -> dict[str, Any]:
+    """Return the fields of a `StartSpec` that are given."""
+    return {name: value for name in StartIn.__struct_fields__ if (value := getattr(model, name)) is not None}
+
+
+def to_command(model: CommandIn, *, restart: bool = False) -> CommandSpec:
     """Return the checked command.
 
     Raises:
-        InvalidRequest, NotAvailable: as their names say.
+        InvalidRequest: a value is out of its bounds.
     """
     if isinstance(model.command, str):
         # The shell itself would run an empty line well: say that nothing was asked for.
@@ -324,14 +300,13 @@ def to_command(model: ExecIn) -> CommandSpec:
             argv = CommandSpec.shell(shlex.join(argv))  # its shell's functions and aliases are programs too
     return CommandSpec(
         argv=argv,
-        env=model.env or {},
-        cwd=model.cwd,
-        user=model.user,
         stdin=_stdin(model.stdin, model.encoding),
         timeout_s=model.timeout_s,
         # A session's commands leave their children running, as a shell that goes on would.
         keep_orphans=(model.orphans or ("kill" if model.session is None else "keep")) == "keep",
         session=model.session,
+        restart=restart,
+        **start_fields(model),
     )
 
 

@@ -48,6 +48,7 @@ _DESCRIPTIONS: Final = {
     "command": "a line for `sh -c`; else the user's shell",
     "cwd": "where it starts, absolute",
     "user": "name or uid",
+    "umask": "which permissions new files do not get, octal, such as 0027",
     "id": "a name of the caller's own for the process",
     "linger_s": "how long it goes on without a viewer; 300 seconds if not said",
     "fresh": "true: nothing of it was shown yet, so that no reset goes before what is replayed",

@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 from ...errors import InvalidRequest
 from ...network import NetworkSpec
 from ...spec import Limits, SandboxSpec
+from ..bodies import Input
 from . import models
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _DEFAULT: Final = SandboxSpec()
 LATER: Final = ("idle_timeout_s", "max_lifetime_s")
 
 
-class IoPatch(models._In, frozen=True):
+class IoPatch(Input, frozen=True):
     """Other speeds; null lifts one."""
 
     read_bytes_per_s: int | UnsetType | None = UNSET
@@ -34,7 +35,7 @@ class IoPatch(models._In, frozen=True):
     write_iops: int | UnsetType | None = UNSET
 
 
-class LimitsPatch(models._In, frozen=True):
+class LimitsPatch(Input, frozen=True):
     """Other limits, in force at once; null is the configuration's default again."""
 
     memory_bytes: int | UnsetType | None = UNSET
@@ -44,7 +45,7 @@ class LimitsPatch(models._In, frozen=True):
     io: IoPatch | UnsetType | None = UNSET
 
 
-class NetworkPatch(models._In, frozen=True):
+class NetworkPatch(Input, frozen=True):
     """Other rules for a sandbox that has a network, in force at once; connections that they refuse are cut."""
 
     mode: str | UnsetType | None = UNSET
@@ -54,7 +55,7 @@ class NetworkPatch(models._In, frozen=True):
     connections: int | UnsetType | None = UNSET
 
 
-class SandboxPatch(models._In, frozen=True):
+class SandboxPatch(Input, frozen=True):
     """What of a sandbox may change; env and cwd hold for later commands."""
 
     name: str | UnsetType | None = UNSET

@@ -10,8 +10,8 @@ from ...errors import InvalidRequest, NotAvailable
 from ...runtime import waiting
 from ...spec import check_process_id
 from ...wire.times import rfc3339
+from ..bodies import Input
 from ..call import answer, nothing
-from .models import _In
 
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..call import Call
 
 
-class PortIn(_In, frozen=True):
+class PortIn(Input, frozen=True):
     """A port to expose; without a token one is made, unless it is public."""
 
     port: int
@@ -48,7 +48,7 @@ class PortList(msgspec.Struct, frozen=True):
     next: str | None = None
 
 
-class PortWaitIn(_In, frozen=True):
+class PortWaitIn(Input, frozen=True):
     """What to wait for: a listener, or with `path` an answer whose status is from the first to the last of `status`."""
 
     process: str | None = None

@@ -10,7 +10,8 @@ import msgspec
 from ...errors import InvalidRequest
 from ...spec import CommandSpec, check_size
 from ...wire.times import rfc3339
-from .models import ExecIn, Usage, _In, to_command
+from ..bodies import Input
+from .models import CommandIn, Usage, to_command
 
 if TYPE_CHECKING:
     from ...runtime.processes import ProcessInfo
@@ -19,38 +20,29 @@ if TYPE_CHECKING:
 _SHELL = CommandSpec.shell("")[:-1]
 
 
-class TerminalIn(_In, frozen=True):
+class TerminalIn(Input, frozen=True):
     """A terminal's size in characters."""
 
     cols: int = 80
     rows: int = 24
 
 
-class ProcessIn(_In, frozen=True):
+class ProcessIn(CommandIn, frozen=True, kw_only=True):
     """A process to start."""
 
-    command: str | list[str]
     id: str | None = None
-    cwd: str | None = None
-    env: dict[str, str] | None = None
-    user: str | int | None = None
-    stdin: str | bool | None = None
-    timeout_s: float | None = None
-    encoding: Literal["utf-8", "base64"] = "utf-8"
-    session: str | None = None
-    orphans: Literal["kill", "keep"] | None = None
     restart: Literal["never", "on-failure"] = "never"
     terminal: TerminalIn | None = None
     linger_s: float | None = None
 
 
-class SignalIn(_In, frozen=True):
+class SignalIn(Input, frozen=True):
     """A signal, as TERM, SIGTERM or 15."""
 
     signal: str | int
 
 
-class WaitIn(_In, frozen=True, rename={"condition": "for"}):
+class WaitIn(Input, frozen=True, rename={"condition": "for"}):
     """What to wait for: `port` and `path` belong to "port", `pattern` to "log"."""
 
     condition: Literal["exit", "port", "log"]
@@ -111,11 +103,9 @@ def to_process(model: ProcessIn) -> CommandSpec:
     """Return the checked command.
 
     Raises:
-        InvalidRequest, NotAvailable: as their names say.
+        InvalidRequest: a value is out of its bounds, or goes with others only.
     """
-    names = {field.name for field in msgspec.structs.fields(ExecIn)}
-    shared = {name: getattr(model, name) for name in ProcessIn.__struct_fields__ if name in names}
-    command = dataclasses.replace(to_command(ExecIn(**shared)), restart=model.restart == "on-failure")
+    command = to_command(model, restart=model.restart == "on-failure")
     if model.terminal is None:
         if model.linger_s is not None:
             raise InvalidRequest("cannot accept linger_s: the process has no terminal", field="linger_s")

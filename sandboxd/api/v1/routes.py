@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ..access import Level
 from ..call import Call, answer
@@ -12,7 +12,6 @@ from . import (
     context_models,
     contexts,
     events,
-    file_models,
     filebackup,
     filedata,
     files,
@@ -31,10 +30,9 @@ from . import (
     terminals,
 )
 from .process_models import LogsOut, ProcessIn, ProcessList, ProcessOut, SignalIn, WaitIn, WaitOut
+from .rows import BODY, GONE, SANDBOX
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from quart_trio.wrappers import TrioResponse
 
 
@@ -43,10 +41,7 @@ async def describe(call: Call) -> TrioResponse:
     return answer(openapi.document(ROUTES, call.facts.version))
 
 
-_SANDBOX: Final = "/v1/sandboxes/<ref>"
-_PROCESS: Final = _SANDBOX + "/processes/<process>"
-_GONE: Final = ("sandbox-not-found", "sandbox-failed", "sandbox-frozen", "sandbox-gone", "conflict")
-_BODY: Final = ("unknown-field", "body-too-large")
+_PROCESS: Final = SANDBOX + "/processes/<process>"
 _CREATE: Final = (
     "name-taken",
     "not-available",
@@ -57,46 +52,14 @@ _CREATE: Final = (
     "storage-full",
     "server-busy",
 )
-_IN_SESSION: Final = (*_GONE, "session-not-found")
-_NO_PROCESS: Final = (*_GONE, "process-not-found")
-#: A file is named by one of these.
-_PATH: Final = ("path", "path_b64")
-_FILE: Final = ("file-not-found", "not-a-file", "file-permission-denied", "limit-exceeded", "server-busy")
-#: Where something comes to be.
-_NEW: Final = ("file-exists", "directory-not-empty", "quota-exceeded")
-
-
-def _file(  # noqa: PLR0913 - a row of a table
-    name: str,
-    method: str,
-    path: str,
-    handler: Callable[..., Awaitable[TrioResponse]],
-    *,
-    query: tuple[str, ...] = (),
-    body: type[Any] | None = None,
-    result: type[Any] | None = None,
-    status: int = 200,
-    kinds: tuple[str, ...] = (),
-) -> Route:
-    """Return a row of …/files, with the errors that each of them can give."""
-    own = _BODY if body is not None and body is not bytes else ()
-    return Route(
-        name=name,
-        method=method,
-        path=f"{_SANDBOX}/files{path}",
-        handler=handler,
-        query=query,
-        body=body,
-        result=result,
-        status=status,
-        kinds=(*own, *_GONE, *_FILE, *kinds),
-    )
+_IN_SESSION: Final = (*GONE, "session-not-found")
+_NO_PROCESS: Final = (*GONE, "process-not-found")
 
 
 _PORTS: Final = ("sandbox-not-found", "not-available")
-_CONTEXT: Final = _SANDBOX + "/contexts/<context>"
+_CONTEXT: Final = SANDBOX + "/contexts/<context>"
 _STARTS: Final = ("interpreter-missing", "context-exited", "limit-exceeded")
-_IN_CONTEXT: Final = (*_GONE, "context-not-found")
+_IN_CONTEXT: Final = (*GONE, "context-not-found")
 _RUNS: Final = ("context-exited", "context-restarting", "server-busy")
 
 _CLONE: Final = (
@@ -136,7 +99,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         body=models.SandboxIn,
         result=models.SandboxOut,
         status=201,
-        kinds=(*_BODY, *_CREATE),
+        kinds=(*BODY, *_CREATE),
     ),
     Route(
         method="GET",
@@ -148,7 +111,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="GET",
-        path=_SANDBOX,
+        path=SANDBOX,
         name="sandboxes.get",
         handler=sandboxes.show,
         result=models.SandboxOut,
@@ -156,40 +119,40 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="PATCH",
-        path=_SANDBOX,
+        path=SANDBOX,
         name="sandboxes.update",
         handler=sandboxes.change,
         body=patch.SandboxPatch,
         result=models.SandboxOut,
-        kinds=(*_BODY, *_GONE, "name-taken", "not-available", "limit-unenforceable", "cgroup-error"),
+        kinds=(*BODY, *GONE, "name-taken", "not-available", "limit-unenforceable", "cgroup-error"),
     ),
     Route(
         method="POST",
-        path=_SANDBOX + "/freeze",
+        path=SANDBOX + "/freeze",
         name="sandboxes.freeze",
         handler=sandboxes.freeze,
         result=models.SandboxOut,
-        kinds=(*_GONE, "cgroup-error"),
+        kinds=(*GONE, "cgroup-error"),
     ),
     Route(
         method="POST",
-        path=_SANDBOX + "/thaw",
+        path=SANDBOX + "/thaw",
         name="sandboxes.thaw",
         handler=sandboxes.thaw,
         result=models.SandboxOut,
-        kinds=(*_GONE, "cgroup-error"),
+        kinds=(*GONE, "cgroup-error"),
     ),
     Route(
         method="GET",
-        path=_SANDBOX + "/stats",
+        path=SANDBOX + "/stats",
         name="sandboxes.stats",
         handler=sandboxes.stats,
         result=models.StatsOut,
-        kinds=_GONE,
+        kinds=GONE,
     ),
     Route(
         method="DELETE",
-        path=_SANDBOX,
+        path=SANDBOX,
         name="sandboxes.destroy",
         handler=sandboxes.destroy,
         status=204,
@@ -197,39 +160,39 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="POST",
-        path=_SANDBOX + "/exec",
+        path=SANDBOX + "/exec",
         name="exec",
         handler=commands.execute,
         body=models.ExecIn,
         result=models.ExecOut,
-        kinds=(*_BODY, *_IN_SESSION, "not-available", "limit-exceeded", "server-busy"),
+        kinds=(*BODY, *_IN_SESSION, "not-available", "limit-exceeded", "server-busy"),
     ),
     Route(
         method="POST",
-        path=_SANDBOX + "/processes",
+        path=SANDBOX + "/processes",
         name="processes.start",
         handler=processes.start,
         body=ProcessIn,
         result=ProcessOut,
         status=201,
-        kinds=(*_BODY, *_IN_SESSION, "name-taken", "not-available", "limit-exceeded", "server-busy"),
+        kinds=(*BODY, *_IN_SESSION, "name-taken", "not-available", "limit-exceeded", "server-busy"),
     ),
     Route(
         method="GET",
-        path=_SANDBOX + "/processes",
+        path=SANDBOX + "/processes",
         name="processes.list",
         handler=processes.show_all,
         query=("cursor", "limit"),
         result=ProcessList,
-        kinds=_GONE,
+        kinds=GONE,
     ),
     Route(
         method="DELETE",
-        path=_SANDBOX + "/processes",
+        path=SANDBOX + "/processes",
         name="processes.remove_all",
         handler=processes.remove_all,
         status=204,
-        kinds=_GONE,
+        kinds=GONE,
     ),
     Route(
         method="GET", path=_PROCESS, name="processes.get", handler=processes.show, result=ProcessOut, kinds=_NO_PROCESS
@@ -244,7 +207,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         handler=processes.signal,
         body=SignalIn,
         status=204,
-        kinds=(*_BODY, *_NO_PROCESS, "process-not-running"),
+        kinds=(*BODY, *_NO_PROCESS, "process-not-running"),
     ),
     Route(
         method="POST",
@@ -253,7 +216,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         handler=processes.wait,
         body=WaitIn,
         result=WaitOut,
-        kinds=(*_BODY, *_NO_PROCESS, "limit-exceeded", "server-busy"),
+        kinds=(*BODY, *_NO_PROCESS, "limit-exceeded", "server-busy"),
     ),
     Route(
         method="GET",
@@ -266,7 +229,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="GET",
-        path=_SANDBOX + "/pty",
+        path=SANDBOX + "/pty",
         name="pty",
         handler=terminals.open_terminal,
         query=terminals.QUERY,
@@ -281,7 +244,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         handler=commands.write_stdin,
         body=bytes,
         status=204,
-        kinds=(*_GONE, "process-not-found", "process-not-running"),
+        kinds=(*GONE, "process-not-found", "process-not-running"),
     ),
     Route(
         method="POST",
@@ -289,151 +252,33 @@ ROUTES: Final[tuple[Route, ...]] = (
         name="processes.stdin_close",
         handler=commands.close_stdin,
         status=204,
-        kinds=(*_GONE, "process-not-found", "process-not-running"),
+        kinds=(*GONE, "process-not-found", "process-not-running"),
     ),
-    _file("files.read", "GET", "", files.read, query=_PATH, result=bytes, kinds=("range-not-satisfiable",)),
-    _file(
-        "files.write",
-        "PUT",
-        "",
-        files.write,
-        query=(*_PATH, "mode"),
-        body=bytes,
-        result=file_models.FileOut,
-        kinds=_NEW,
-    ),
-    _file(
-        "files.delete",
-        "DELETE",
-        "",
-        filetree.delete,
-        query=(*_PATH, "recursive"),
-        status=204,
-        kinds=("directory-not-empty",),
-    ),
-    _file(
-        "files.list",
-        "GET",
-        "/list",
-        filetree.listing,
-        query=(*_PATH, "recursive", "hidden", "cursor", "limit"),
-        result=file_models.FileList,
-    ),
-    _file("files.stat", "GET", "/stat", filetree.stat, query=(*_PATH, "follow"), result=file_models.FileInfo),
-    _file("files.exists", "GET", "/exists", filetree.exists, query=_PATH, result=file_models.Exists),
-    _file(
-        "files.mkdir",
-        "POST",
-        "/mkdir",
-        filetree.mkdir,
-        body=file_models.MkdirIn,
-        result=file_models.FileInfo,
-        status=201,
-        kinds=_NEW,
-    ),
-    _file(
-        "files.rename",
-        "POST",
-        "/rename",
-        filetree.rename,
-        body=file_models.MoveIn,
-        result=file_models.FileInfo,
-        kinds=_NEW,
-    ),
-    _file(
-        "files.copy",
-        "POST",
-        "/copy",
-        filetree.copy,
-        body=file_models.MoveIn,
-        result=file_models.Copied,
-        status=201,
-        kinds=_NEW,
-    ),
-    _file(
-        "files.symlink",
-        "POST",
-        "/symlink",
-        filetree.symlink,
-        body=file_models.SymlinkIn,
-        result=file_models.FileInfo,
-        status=201,
-        kinds=_NEW,
-    ),
-    _file("files.search", "POST", "/search", filedata.search, body=file_models.SearchIn, result=file_models.Found),
-    _file(
-        "files.replace",
-        "POST",
-        "/replace",
-        filedata.replace,
-        body=file_models.ReplaceIn,
-        result=file_models.Replaced,
-        kinds=("quota-exceeded",),
-    ),
-    _file(
-        "files.watch", "GET", "/watch", filedata.watch, query=(*_PATH, "recursive", "include", "exclude"), result=bytes
-    ),
-    _file(
-        "files.changes",
-        "POST",
-        "/changes",
-        filebackup.changes,
-        body=file_models.ChangesIn,
-        result=file_models.ChangesOut,
-    ),
-    _file(
-        "files.backup",
-        "POST",
-        "/backup",
-        filebackup.backup,
-        body=file_models.BackupIn,
-        result=file_models.BackupOut,
-        status=201,
-        kinds=("quota-exceeded",),
-    ),
-    _file(
-        "files.restore",
-        "POST",
-        "/restore",
-        filebackup.restore,
-        body=file_models.RestoreIn,
-        result=file_models.BackupOut,
-        kinds=("archive-refused", "quota-exceeded"),
-    ),
-    _file("files.archive", "GET", "/archive", filedata.pack, query=(*_PATH, "format"), result=bytes),
-    _file(
-        "files.unpack",
-        "PUT",
-        "/archive",
-        filedata.unpack,
-        query=(*_PATH, "format"),
-        body=bytes,
-        result=file_models.Unpacked,
-        kinds=("archive-refused", "quota-exceeded"),
-    ),
-    _file("files.chmod", "POST", "/chmod", filetree.chmod, body=file_models.ChmodIn, result=file_models.Changed),
-    _file("files.chown", "POST", "/chown", filetree.chown, body=file_models.ChownIn, result=file_models.Changed),
+    *files.ROUTES,
+    *filetree.ROUTES,
+    *filedata.ROUTES,
+    *filebackup.ROUTES,
     Route(
         method="POST",
-        path=_SANDBOX + "/sessions",
+        path=SANDBOX + "/sessions",
         name="sessions.create",
         handler=sessions.create,
         body=sessions.SessionIn,
         result=sessions.SessionOut,
         status=201,
-        kinds=(*_BODY, *_GONE, "name-taken", "limit-exceeded"),
+        kinds=(*BODY, *GONE, "name-taken", "limit-exceeded"),
     ),
     Route(
         method="GET",
-        path=_SANDBOX + "/sessions",
+        path=SANDBOX + "/sessions",
         name="sessions.list",
         handler=sessions.show_all,
         result=sessions.SessionList,
-        kinds=_GONE,
+        kinds=GONE,
     ),
     Route(
         method="GET",
-        path=_SANDBOX + "/sessions/<session>",
+        path=SANDBOX + "/sessions/<session>",
         name="sessions.get",
         handler=sessions.show,
         result=sessions.SessionOut,
@@ -441,7 +286,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="DELETE",
-        path=_SANDBOX + "/sessions/<session>",
+        path=SANDBOX + "/sessions/<session>",
         name="sessions.delete",
         handler=sessions.destroy,
         status=204,
@@ -449,26 +294,26 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="POST",
-        path=_SANDBOX + "/git/clone",
+        path=SANDBOX + "/git/clone",
         name="git.clone",
         handler=git.clone,
         body=git_models.CloneIn,
         result=git_models.CloneOut,
-        kinds=(*_BODY, *_GONE, *_CLONE),
+        kinds=(*BODY, *GONE, *_CLONE),
     ),
     Route(
         method="POST",
-        path=_SANDBOX + "/ports",
+        path=SANDBOX + "/ports",
         name="ports.expose",
         handler=ports.expose,
         body=ports.PortIn,
         result=ports.PortOut,
         status=201,
-        kinds=(*_BODY, *_GONE, "not-available", "port-exposed", "name-taken", "limit-exceeded"),
+        kinds=(*BODY, *GONE, "not-available", "port-exposed", "name-taken", "limit-exceeded"),
     ),
     Route(
         method="GET",
-        path=_SANDBOX + "/ports",
+        path=SANDBOX + "/ports",
         name="ports.list",
         handler=ports.show_all,
         result=ports.PortList,
@@ -476,7 +321,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="DELETE",
-        path=_SANDBOX + "/ports/<port>",
+        path=SANDBOX + "/ports/<port>",
         name="ports.unexpose",
         handler=ports.unexpose,
         status=204,
@@ -484,16 +329,16 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="POST",
-        path=_SANDBOX + "/ports/<port>/wait",
+        path=SANDBOX + "/ports/<port>/wait",
         name="ports.wait",
         handler=ports.wait,
         body=ports.PortWaitIn,
         result=ports.PortWaitOut,
-        kinds=(*_BODY, *_NO_PROCESS, "server-busy"),
+        kinds=(*BODY, *_NO_PROCESS, "server-busy"),
     ),
     Route(
         method="POST",
-        path=_SANDBOX + "/ports/<port>/link",
+        path=SANDBOX + "/ports/<port>/link",
         name="ports.link",
         handler=ports.link,
         result=ports.LinkOut,
@@ -502,17 +347,17 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="POST",
-        path=_SANDBOX + "/contexts",
+        path=SANDBOX + "/contexts",
         name="contexts.create",
         handler=contexts.create,
         body=context_models.ContextIn,
         result=context_models.ContextOut,
         status=201,
-        kinds=(*_BODY, *_GONE, *_STARTS),
+        kinds=(*BODY, *GONE, *_STARTS),
     ),
     Route(
         method="GET",
-        path=_SANDBOX + "/contexts",
+        path=SANDBOX + "/contexts",
         name="contexts.list",
         handler=contexts.show_all,
         result=context_models.ContextList,
@@ -535,7 +380,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         handler=contexts.run,
         body=context_models.RunIn,
         result=context_models.RunOut,
-        kinds=(*_BODY, *_IN_CONTEXT, *_RUNS),
+        kinds=(*BODY, *_IN_CONTEXT, *_RUNS),
     ),
     Route(
         method="GET",
@@ -569,7 +414,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         handler=contexts.complete,
         body=context_models.CompleteIn,
         result=dict,
-        kinds=(*_BODY, *_IN_CONTEXT, *_RUNS),
+        kinds=(*BODY, *_IN_CONTEXT, *_RUNS),
     ),
     Route(
         method="POST",
@@ -578,15 +423,15 @@ ROUTES: Final[tuple[Route, ...]] = (
         handler=contexts.inspect,
         body=context_models.InspectIn,
         result=dict,
-        kinds=(*_BODY, *_IN_CONTEXT, *_RUNS),
+        kinds=(*BODY, *_IN_CONTEXT, *_RUNS),
     ),
     Route(
         method="POST",
-        path=_SANDBOX + "/run",
+        path=SANDBOX + "/run",
         name="run",
         handler=contexts.run_default,
         body=context_models.RunDefaultIn,
         result=context_models.RunOut,
-        kinds=(*_BODY, *_GONE, *_STARTS, *_RUNS),
+        kinds=(*BODY, *GONE, *_STARTS, *_RUNS),
     ),
 )

@@ -10,7 +10,7 @@ from ...spec import SessionSpec, check_session_id
 from ...wire.times import rfc3339
 from ..call import answer, nothing
 from ..pieces import answer_in_pieces
-from .models import _In
+from .models import StartIn, start_fields
 
 if TYPE_CHECKING:
     from quart_trio.wrappers import TrioResponse
@@ -20,13 +20,10 @@ if TYPE_CHECKING:
     from ..call import Call
 
 
-class SessionIn(_In, frozen=True):
+class SessionIn(StartIn, frozen=True):
     """A session to begin."""
 
     id: str | None = None
-    cwd: str | None = None
-    env: dict[str, str] | None = None
-    user: str | int | None = None
     shell: str | None = None
 
 
@@ -67,7 +64,7 @@ def session_out(info: SessionInfo) -> SessionOut:
 async def create(call: Call, sandbox: Sandbox) -> TrioResponse:
     """Begin a session: a shell's state that its commands hand on."""
     model = await call.read(SessionIn)
-    spec = SessionSpec(id=model.id, cwd=model.cwd, env=model.env or {}, user=model.user, shell=model.shell)
+    spec = SessionSpec(id=model.id, shell=model.shell, **start_fields(model))
     info = await sandbox.sessions.create(spec)
     return answer(session_out(info), 201, {"Location": f"/v1/sandboxes/{sandbox.id}/sessions/{info.id}"})
 

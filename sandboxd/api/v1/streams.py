@@ -6,32 +6,27 @@ import base64
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
-import trio
-from quart.wrappers.response import ResponseBody
 
-from ...errors import SandboxdError
 from ...runtime.headtail import Collected, collect
 from ...runtime.logs import STREAMS, TextDecoder
 from ...wire import raw, sse
 from .. import problems
 from ..call import answer
-from ..pieces import STEP, Joiner, Text, answer_in_pieces
+from ..pieces import STEP, Text, answer_in_pieces, follow
 from .models import ExecOut, Gap, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from types import TracebackType
+    from collections.abc import AsyncIterator, Iterable
 
     from quart_trio.wrappers import TrioResponse
 
+    from ...errors import SandboxdError
     from ...runtime.budget import Hold
     from ...runtime.execution import Execution, Exit
     from ...wire.messages import Event
 
 #: What a JSON answer keeps of each stream: half of it from the beginning, half from the end; `gaps` tell the rest.
 MAX_JSON_OUTPUT_BYTES: Final = 8 * 1024 * 1024
-#: Proxies close streams that say nothing for 30 to 60 seconds.
-KEEP_ALIVE_S: Final = 15.0
 _FRAME_OF: Final = {"stdout": raw.STDOUT, "stderr": raw.STDERR}
 
 
@@ -84,58 +79,28 @@ def _gaps(found: Collected) -> list[Gap]:
     ]
 
 
-class StreamBody(ResponseBody):
-    """An answer that follows a source; the call's stack, not this body, owns that."""
+class StreamBody:
+    """The pieces of an answer that follows a source; the call's stack owns that."""
+
+    #: What goes out when the source has long said nothing.
+    idle = b""
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._joiner = Joiner()
-        self._is_last = False
-        #: Whether nothing comes after the piece that was given last.
-        self.is_over = False
 
-    async def __aenter__(self) -> StreamBody:
-        return self
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return follow(self._take, self._problem, idle=self.idle)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing: see the class."""
+    async def _take(self) -> tuple[Iterable[bytes], bool]:
+        batch = await self._source.next_batch()
+        is_last = not batch or batch[-1].type == "exit"
+        return self._parts_of(batch, is_last=is_last), is_last
 
-    def __aiter__(self) -> StreamBody:
-        return self
-
-    async def __anext__(self) -> bytes:
-        while True:
-            data = self._joiner.take()
-            if data:
-                self.is_over = self._is_last and self._joiner.is_empty
-                return data
-            if self._is_last:
-                self.is_over = True
-                raise StopAsyncIteration
-            try:
-                batch = await self._next()
-            except SandboxdError as error:
-                self.is_over = self._is_last = True
-                return self._problem(error)
-            if batch is None:
-                return self._idle()
-            self._is_last = not batch or batch[-1].type == "exit"
-            self._joiner.put(self._pieces(batch))
-
-    def _pieces(self, batch: list[Event]) -> Iterable[bytes]:
+    def _parts_of(self, batch: list[Event], *, is_last: bool) -> Iterable[bytes]:
         """Yield what goes out of a batch, in parts that are cheap to make."""
         yield self._encode(batch)
-        if self._is_last:
+        if is_last:
             yield self._end()
-
-    async def _next(self) -> list[Event] | None:
-        """Return the next events, or None when it is time for a sign of life."""
-        return await self._source.next_batch()
-
-    def _idle(self) -> bytes:
-        return b""
 
     def _end(self) -> bytes:
         """Return what goes out at the end of the source."""
@@ -177,20 +142,15 @@ class RawBody(StreamBody):
 class SseBody(StreamBody):
     """Server-sent events; text is decoded per stream, a character cut by an event's end waits for the next."""
 
+    idle = sse.KEEP_ALIVE
+
     def __init__(self, source: Source, encoding: str, decoder: TextDecoder | None = None) -> None:
         super().__init__(source)
         self._decoder = None if encoding == "base64" else decoder or TextDecoder()
         self._last = dict.fromkeys(STREAMS, 0)
 
-    async def _next(self) -> list[Event] | None:
-        with trio.move_on_after(KEEP_ALIVE_S):
-            return await self._source.next_batch()
-        return None
-
-    def _idle(self) -> bytes:
-        return sse.KEEP_ALIVE
-
-    def _pieces(self, batch: list[Event]) -> Iterable[bytes]:
+    def _parts_of(self, batch: list[Event], *, is_last: bool) -> Iterable[bytes]:
+        del is_last
         for event in batch:
             yield from self._parts(event)
 
@@ -220,7 +180,7 @@ class SseBody(StreamBody):
         return found
 
     def _problem(self, error: SandboxdError) -> bytes:
-        return sse.encode(problems.to_json(error), event="problem")
+        return problems.to_event(error)
 
 
 def event_facts(event: Event, process_id: str) -> dict[str, Any]:

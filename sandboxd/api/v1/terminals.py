@@ -12,16 +12,23 @@ import trio
 from ...errors import InvalidRequest, ProcessNotRunning, SandboxdError, ServerBusy
 from ...runtime import logs, replay
 from ...runtime.sandbox import STDIN_PIECE_BYTES
-from ...spec import CommandSpec, check_process_id, check_size
+from ...spec import check_process_id, check_size
+from ..bodies import convert
 from ..http.websocket import CLOSE_TIMEOUT_S, Gone, WebSocket, parse_json
+from .models import CommandIn, StartIn, to_command
 
 if TYPE_CHECKING:
     from ...runtime.follow import Follow
     from ...runtime.processes import ProcessInfo
     from ...runtime.sandbox import Sandbox
+    from ...spec import CommandSpec
     from ..socket_call import SocketCall
 
-QUERY: Final = ("cols", "rows", "command", "cwd", "user", "id", "linger_s", "orphans", "process", "fresh", "session")
+#: Where and as whom its program starts: but for what is no text.
+_START: Final = tuple(name for name in StartIn.__struct_fields__ if name != "env")
+#: What is said of a new terminal, and not of one that is there.
+_NEW: Final = ("command", *_START, "session", "orphans", "id", "linger_s")
+QUERY: Final = ("cols", "rows", *_NEW, "process", "fresh")
 #: The shell that the sandbox's own passwd names for the user.
 DEFAULT_COMMAND: Final = 'exec "${SHELL:-/bin/sh}"'
 #: How long a terminal without a viewer goes on.
@@ -47,7 +54,7 @@ async def open_terminal(call: SocketCall, sandbox: Sandbox) -> None:
     if process is None:
         info = await sandbox.processes.start(*_command(call, size or (80, 24)))
     else:
-        for name in ("command", "cwd", "user", "id", "linger_s", "orphans"):
+        for name in _NEW:
             if call.query(name) is not None:
                 raise InvalidRequest(f"cannot accept {name}: the terminal is there already", field=name)
         info = await sandbox.processes.get(check_process_id(process, "process"))
@@ -66,20 +73,12 @@ def _size(call: SocketCall) -> tuple[int, int] | None:
 
 
 def _command(call: SocketCall, size: tuple[int, int]) -> tuple[CommandSpec, str | None]:
-    user = call.query("user")
-    orphans = call.query("orphans") or "kill"
-    if orphans not in ("kill", "keep"):
-        raise InvalidRequest("cannot accept query parameter 'orphans': it is kill or keep", field="orphans")
     process_id = call.query("id")
-    command = CommandSpec(
-        argv=CommandSpec.shell(call.query("command") or DEFAULT_COMMAND),
-        cwd=call.query("cwd"),
-        user=int(user) if user is not None and user.isascii() and user.isdigit() and len(user) < 6 else user,
-        keep_orphans=orphans == "keep",
-        terminal=size,
-        linger_s=_linger(call.query("linger_s")),
-        session=call.query("session"),
-    )
+    given = {name: call.query(name) for name in (*_START, "session")}
+    given["command"] = call.query("command") or DEFAULT_COMMAND
+    given["orphans"] = call.query("orphans") or "kill"  # in a session too
+    command = to_command(convert(given, CommandIn))
+    command = dataclasses.replace(command, terminal=size, linger_s=_linger(call.query("linger_s")))
     return command, None if process_id is None else check_process_id(process_id)
 
 

@@ -16,8 +16,8 @@ import trio.testing
 
 import sandboxd
 from sandboxd import errors
-from sandboxd.api.access import Caller, Level, Policy
-from sandboxd.api.cloudflare import routes as cloudflare_routes
+from sandboxd.api.access import Caller, Policy
+from sandboxd.api.faces import FACES
 from sandboxd.api.v1 import openapi
 from sandboxd.api.v1.routes import ROUTES
 from sandboxd.spec import MAX_JSON_BODY_BYTES
@@ -51,7 +51,7 @@ def test_every_kind_can_be_imported_from_the_package() -> None:
 
 
 def test_operations_have_names_of_the_api_and_not_of_the_code() -> None:
-    names = [route.name for route in (*ROUTES, *cloudflare_routes.ROUTES)]
+    names = [route.name for face in FACES for route in face.routes]
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"[a-z_]+(\.[a-zA-Z_]+)*", name) for name in names)
     document = openapi.document(ROUTES, "1")
@@ -174,6 +174,12 @@ BAD_COMMANDS: list[tuple[Any, int, str, str]] = [
     ({"command": "x", "detach": 1}, 400, "invalid-request", "detach"),
     ({"command": "x", "shell": "zsh"}, 400, "unknown-field", "shell"),
     ({"command": "x", "user": "a b"}, 400, "invalid-request", "user"),
+    ({"command": "x", "umask": "8"}, 400, "invalid-request", "umask"),
+    ({"command": "x", "umask": "01777"}, 400, "invalid-request", "umask"),
+    ({"command": "x", "umask": "1777"}, 400, "invalid-request", "umask"),
+    ({"command": "x", "umask": "abc"}, 400, "invalid-request", "umask"),
+    ({"command": "x", "umask": 22}, 400, "invalid-request", "umask"),
+    ({"command": "x", "umask": "22", "session": "s"}, 400, "invalid-request", "umask"),
 ]
 
 
@@ -220,6 +226,7 @@ async def test_wrong_requests_are_problems(daemon: FakeDaemon, method: str, path
         assert "POST" in response.headers["allow"]
 
 
+@pytest.mark.own_server
 async def test_a_json_body_over_the_bound_is_refused_unread(daemon: FakeDaemon) -> None:
     found = problem(await daemon.client.post(ROUTE, content=b" " * (MAX_JSON_BODY_BYTES + 1)))
     assert (found["status"], found["kind"], found["limit_bytes"]) == (413, "body-too-large", MAX_JSON_BODY_BYTES)
@@ -234,6 +241,7 @@ async def test_a_json_body_over_the_bound_is_refused_unread(daemon: FakeDaemon) 
     assert (await daemon.client.get("/v1/health")).status_code == 200
 
 
+@pytest.mark.own_server
 async def test_a_huge_header_is_refused(daemon: FakeDaemon) -> None:
     stream = await daemon.raw_connection()
     async with stream:
@@ -299,7 +307,7 @@ async def test_a_stranger_on_the_unix_socket_is_refused(tmp_path: Path) -> None:
     policy = Policy(None, frozenset({12345}), None)
     if os.geteuid() == 0:
         with pytest.raises(errors.AccessDenied):
-            policy.check(Level.CALLER, Caller(1000, 1000), {})  # type: ignore[arg-type]
+            policy.check(Caller(1000, 1000), None, "a token")
         return
     async with daemon_in(tmp_path, policy=policy) as daemon:
         assert problem(await daemon.client.get(ROUTE))["status"] == 403
@@ -318,12 +326,13 @@ async def test_a_stranger_on_the_unix_socket_is_refused(tmp_path: Path) -> None:
 def test_root_the_daemons_user_and_the_group_pass(caller: Caller, passes: bool) -> None:
     policy = Policy(None, frozenset({7}), 99)
     if passes:
-        policy.check(Level.CALLER, caller, {})  # type: ignore[arg-type]
+        policy.check(caller, None, "a token")
     else:
         with pytest.raises(errors.AccessDenied):
-            policy.check(Level.CALLER, caller, {})  # type: ignore[arg-type]
+            policy.check(caller, None, "a token")
 
 
+@pytest.mark.own_server
 async def test_credentials_hold_for_every_request_of_a_connection(daemon: FakeDaemon) -> None:
     for _ in range(3):
         assert (await daemon.client.get(ROUTE)).status_code == 200

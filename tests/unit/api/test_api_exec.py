@@ -14,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 
+from sandboxd.api import pieces
 from sandboxd.api.cloudflare import container_exec
 from sandboxd.api.v1 import streams
 from sandboxd.errors import InvalidRequest
@@ -198,6 +199,7 @@ async def _read_raw(daemon: FakeDaemon, path: str, body: dict[str, Any], accept:
     return size
 
 
+@pytest.mark.own_server
 @pytest.mark.parametrize(
     ("path", "accept"),
     [
@@ -339,7 +341,7 @@ async def test_a_slow_reader_stops_its_own_source_only(daemon: FakeDaemon, heade
 
 
 async def test_a_silent_stream_gives_signs_of_life(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "KEEP_ALIVE_S", 0.01)
+    monkeypatch.setattr(pieces, "KEEP_ALIVE_S", 0.01)
     daemon.init.wait_for_cancel = True
     stream = await daemon.raw_connection()
     async with stream:
@@ -380,6 +382,7 @@ async def test_a_sandbox_that_goes_ends_its_streams_with_a_name(daemon: FakeDaem
     assert (found["kind"], found["status"]) == ("sandbox-gone", 409)
 
 
+@pytest.mark.own_server
 async def test_a_stop_ends_streams_and_leaves_sandboxes(daemon: FakeDaemon) -> None:
     daemon.init.wait_for_cancel = True
     answers: list[Any] = []

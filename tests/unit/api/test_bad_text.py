@@ -14,7 +14,7 @@ from wsproto.events import AcceptConnection, Request, TextMessage
 
 from sandboxd import errors
 from sandboxd.api import jsontext, problems
-from sandboxd.api.cloudflare import problems as cloudflare_problems
+from sandboxd.api.faces import FACES
 from tests.support.fake_daemon import FakeDaemon, daemon_in
 
 BOX = "/cloudflare/sandboxes/box"
@@ -74,7 +74,7 @@ def check_form(path: str, response: httpx.Response) -> None:
         assert response.headers["content-type"] == "application/problem+json"
         assert shown["kind"] == "invalid-request"
         assert shown["detail"]
-    elif path.startswith(cloudflare_problems.BRIDGE_PREFIX):
+    elif path.startswith("/cloudflare/v1/"):
         assert shown["code"] == "invalid_request"
         assert shown["error"]
     else:
@@ -150,6 +150,7 @@ async def heard(stream: trio.SocketStream, wire: WSConnection) -> Any:
             wire.receive_data(await stream.receive_some(65536) or None)
 
 
+@pytest.mark.own_server
 async def test_a_message_of_a_websocket_is_read_by_the_same_parser(daemon: FakeDaemon) -> None:
     stream, wire = await open_socket(daemon, f"{BOX}/ws")
     async with stream:
@@ -173,6 +174,7 @@ async def test_a_message_of_a_websocket_is_read_by_the_same_parser(daemon: FakeD
         assert (await heard(stream, wire))["body"]["success"]
 
 
+@pytest.mark.own_server
 @pytest.mark.parametrize(
     "target",
     [
@@ -201,7 +203,6 @@ def test_no_fact_breaks_an_error() -> None:
     shown = json.loads(problems.to_json(error).decode())
     assert shown["detail"] == "cannot a\ufffd\ufffdb"
     assert shown["more"] == {"a\ufffd\ufffdb": ["a\ufffd\ufffdb", 1]}
-    for path in (BOX, cloudflare_problems.BRIDGE_PREFIX):
-        response = cloudflare_problems.response(path, error)
-        assert response.status_code == 400
+    for face in FACES:
+        assert face.tell(error).status == 400
     assert json.loads(jsontext.encode({"a": odd})) == {"a": "a\ufffd\ufffdb"}

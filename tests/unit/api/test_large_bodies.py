@@ -6,10 +6,8 @@ import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import h11
 import pytest
 import trio
-from h11._readers import ContentLengthReader
 
 from tests.support.fake_daemon import FakeDaemon, daemon_in
 
@@ -21,21 +19,7 @@ async def daemon(tmp_path: Path) -> AsyncIterator[FakeDaemon]:
         yield found
 
 
-def test_h11_still_counts_as_we_think() -> None:
-    connection = h11.Connection(h11.SERVER)
-    connection.receive_data(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nab")
-    assert isinstance(connection.next_event(), h11.Request)
-    event = connection.next_event()
-    assert isinstance(event, h11.Data)
-    reader = connection._reader
-    assert isinstance(reader, ContentLengthReader)
-    assert reader._remaining == 8
-    reader._remaining -= 7
-    connection.receive_data(b"z")
-    assert connection.next_event().data == b"z"  # type: ignore[union-attr]
-    assert isinstance(connection.next_event(), h11.EndOfMessage)
-
-
+@pytest.mark.own_server
 @pytest.mark.parametrize("size", [65_536, 65_537, 131_072, 300_000, 7_654_321])
 async def test_every_byte_arrives_and_the_next_request_is_answered(daemon: FakeDaemon, size: int) -> None:
     data = random.Random(size).randbytes(size)

@@ -265,3 +265,11 @@ def test_the_demo_destroys_its_sandbox_and_fails_when_things_are_wrong(daemon: L
     assert "not as it should be" in result.output or "cannot" in result.output
     assert daemon.count >= 1
     assert not daemon.sandboxes
+
+
+def test_the_shim_of_a_foreign_client_is_printed() -> None:
+    done = CliRunner().invoke(main.cli, ["shim", "cloudflare"])
+    assert done.exit_code == 0
+    assert done.stdout.startswith("// node --import ./shim.mjs")
+    assert done.stdout.endswith("\n")
+    assert CliRunner().invoke(main.cli, ["shim", "nobody"]).exit_code == 2

@@ -65,6 +65,7 @@ COMMAND: Final = {
     "cwd": (("--workdir", "/x"), "/x"),
     "env": (("--env", "A=b"), {"A": "b"}),
     "user": (("--user", "nobody"), "nobody"),
+    "umask": (("--umask", "0027"), "0027"),
     "timeout_s": (("--timeout", "2.5"), 2.5),
     "orphans": (("--orphans", "keep"), "keep"),
 }
@@ -96,6 +97,7 @@ VERBS: Final = [
         "cwd": (("--workdir", "/x"), "/x"),
         "env": (("--env", "A=b"), {"A": "b"}),
         "user": (("--user", "nobody"), "nobody"),
+        "umask": (("--umask", "0027"), "0027"),
         "shell": (("--shell", "sh"), "sh"),
     }),
     Verb(SandboxIn, ("create",), (), "/sandboxes", {

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sandboxd import client as sdk
-from sandboxd.client import code_calls, control_calls, exec_calls, file_calls, git_calls, port_calls, process_calls
+from sandboxd.client import (
+    code_calls,
+    control_calls,
+    exec_calls,
+    file_calls,
+    file_tree,
+    git_calls,
+    port_calls,
+    process_calls,
+    session_calls,
+)
 from sandboxd.client.calls import Call, nothing
 from sandboxd.client.verbs import async_verb, like, sync_verb
 
@@ -80,7 +90,7 @@ def test_both_kinds_have_the_same_method(one: type, other: type, name: str) -> N
 
 
 BUILDERS = [
-    file_calls.stat_file,
+    file_tree.stat_file,
     file_calls.replace_in_files,
     file_calls.watch,
     exec_calls.exec,
@@ -121,6 +131,44 @@ def test_a_call_that_does_not_fit_names_the_method() -> None:
         box.chmod("/a")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"^mkdir\(\) got .* argument 'key'$"):
         box.mkdir("/a", key="b")  # type: ignore[call-arg]
+
+
+COMMAND = {"cwd", "env", "user", "umask", "timeout", "keep_orphans"}
+OPTIONS = [
+    (sdk.Sandbox.exec, {"stdin", *COMMAND}, False),
+    (sdk.Sandbox.exec_stream, {"on_stdout", "on_stderr", "stdin", "detach", *COMMAND}, False),
+    (sdk.Sandbox.start_process, {"id", "stdin", "restart", *COMMAND}, False),
+    (sdk.Session.exec, {"stdin", *COMMAND} - {"user", "umask"}, True),
+    (sdk.Session.start_process, {"id", "stdin", "restart", *COMMAND} - {"user", "umask"}, True),
+]
+
+
+@pytest.mark.parametrize(("method", "names", "keeps"), OPTIONS)
+def test_a_commands_options_are_arguments_of_their_own(
+    method: Callable[..., Any], names: set[str], keeps: bool
+) -> None:
+    _, _, *options = inspect.signature(method).parameters.values()
+    assert {option.name for option in options} == names
+    assert {option.kind for option in options} == {inspect.Parameter.KEYWORD_ONLY}
+    defaults = {option.name: option.default for option in options if option.default is not None}
+    assert defaults.pop("keep_orphans") is keeps
+    assert not any(defaults.values())
+
+
+@pytest.mark.parametrize("build", [exec_calls.exec, process_calls.open_pty, session_calls.exec], ids=repr)
+def test_a_commands_options_are_documented(build: Callable[..., Any]) -> None:
+    text = inspect.getdoc(build) or ""
+    assert "options" not in text
+    for name in list(inspect.signature(build).parameters)[1:]:
+        assert f"\n    {name}: " in text
+    assert "env: 'Mapping[str, str] | None' = None" in pydoc.plain(pydoc.render_doc(build))
+
+
+def test_a_commands_options_are_no_others() -> None:
+    with pytest.raises(TypeError, match=r"^exec\(\) got an unexpected keyword argument 'user'$"):
+        session_calls.exec(("a", "b"), "true", user="root")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^start_process\(\) got an unexpected keyword argument 'options'$"):
+        process_calls.start_process("a", "true", options={})  # type: ignore[call-arg]
 
 
 class Sender:

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxd.guest import output
-from sandboxd.guest.eventloop import EventLoop
 from sandboxd.guest.followers import Follower
 from sandboxd.guest.output import Output
+from sandboxd.linux.eventloop import EventLoop
 from sandboxd.wire.journal import DEFAULT_CAPACITY
 from sandboxd.wire.messages import Event
 from tests.support.file_jobs import OWNER

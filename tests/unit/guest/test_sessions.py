@@ -24,7 +24,7 @@ from sandboxd.errors import (
 from sandboxd.guest import sessions
 from sandboxd.guest.processes import Shell
 from sandboxd.guest.sessions import Sessions, Waiting, find_shell
-from sandboxd.spec import CommandSpec
+from sandboxd.spec import CommandSpec, SessionSpec
 from tests.support.file_jobs import OWNER
 
 
@@ -72,7 +72,7 @@ class World:
         self.deferred: list[Callable[[], None]] = []
         self.ends: list[tuple[list[Any], list[Any], Callable[[], None]]] = []
         commands = SimpleNamespace(
-            cwd="/", user=OWNER, environment=lambda spec, user: {"HOME": user.home, **spec.env},
+            cwd="/", user=OWNER, environment=lambda env, user: {"HOME": user.home, **env},
             end=lambda running, trees, done: self.ends.append((running, list(trees), done)),
             loop=SimpleNamespace(defer=self.deferred.append),
         )  # fmt: skip
@@ -459,5 +459,5 @@ def test_which_shell(monkeypatch: pytest.MonkeyPatch, there: set[str], wanted: s
         assert find_shell(wanted) == found
         return
     with pytest.raises(InvalidRequest) as caught:
-        find_shell(wanted)
+        find_shell(SessionSpec(shell=wanted).shell)
     assert caught.value.facts == {"field": "shell"}

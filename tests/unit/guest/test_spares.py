@@ -14,11 +14,11 @@ import msgpack
 import pytest
 
 from sandboxd.guest import spares
-from sandboxd.guest.eventloop import EventLoop
 from sandboxd.guest.leaf_cgroups import LeafCgroups
 from sandboxd.guest.spares import Spare, Spares, Wish
 from sandboxd.guest.users import User
 from sandboxd.guest.worker import Worker
+from sandboxd.linux.eventloop import EventLoop
 from sandboxd.runtime.contexts import may_wait
 
 ROOT = User("root", 0, 0, (0,), "/root", "/bin/sh")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import selectors
 import socket
 import subprocess
 import time
@@ -16,8 +15,9 @@ import msgpack
 import pytest
 
 from sandboxd.errors import SandboxdError
-from sandboxd.launcher import network_process, templates
+from sandboxd.launcher import network_process
 from sandboxd.launcher.network_process import Deps, NetworkProcess
+from sandboxd.linux.eventloop import READ, EventLoop, is_readable
 from sandboxd.netd import answers, guard, server, veth
 from sandboxd.netd.server import Server
 from tests.unit.netd.test_network_rules import HOST, state
@@ -51,14 +51,15 @@ class Rig(NetworkProcess):
     """The real thing, but for the processes: each is a socket of the test's."""
 
     def __init__(self, networks: list[dict[str, Any]]) -> None:
-        self.selector = selectors.DefaultSelector()
+        self.loop = EventLoop()
+        self.loop.open()
         self.router = Router()
         self.ends: list[socket.socket] = []
         self.networks = networks
         self.told: list[dict[str, Any]] = []
         state = lambda: ({"table": "t"}, networks)  # noqa: E731
         means = Deps("/", self.router, lambda: bool(networks), state, self.told.append)  # type: ignore[arg-type]
-        super().__init__(self.selector, None, means)  # type: ignore[arg-type]
+        super().__init__(self.loop, None, means)  # type: ignore[arg-type]
 
     def _spawn(self, module: str, connection: socket.socket, network: int = -1) -> None:
         if module.endswith("netd"):
@@ -74,9 +75,8 @@ class Rig(NetworkProcess):
         self._pidfds.clear()
 
     def turn(self) -> None:
-        for key, _ in self.selector.select(0):
-            key.data()
-        self.advance()
+        self.loop.call_later(0, self._advance)
+        self.loop.turn()
 
     def asked(self, *, answer: bool = True) -> list[str]:
         """Return what the present process was asked, and answer it."""
@@ -107,6 +107,7 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     found = Rig([])
     yield found
     found.close()
+    found.loop.close()
     for end in found.ends:
         end.close()
 
@@ -193,6 +194,7 @@ def test_the_last_networks_end_is_awaited_among_many_descriptors(
     assert rig.ends[-1].fileno() > 1023
     rig.ends[-1].send(b"ready")
     rig.close()
+    rig.loop.close()
     assert len(results) == 1
     rig.ends[-1].close()
 
@@ -202,10 +204,10 @@ def test_a_process_is_looked_at_among_many_descriptors(many_descriptors: None) -
     pidfd = os.pidfd_open(process.pid)
     try:
         assert pidfd > 1023
-        assert not templates._has_ended(pidfd)
+        assert not is_readable(pidfd)
         process.kill()
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
-        assert templates._has_ended(pidfd)
+        assert is_readable(pidfd)
     finally:
         process.kill()
         process.communicate()
@@ -287,6 +289,8 @@ class Remote:
 class Deaf:
     """Stands for the watch, which hears of nothing."""
 
+    sockets = ()
+
     def __init__(self, _: str) -> None:
         pass
 
@@ -359,12 +363,15 @@ def test_answers_are_looked_through_once_a_second_however_often_the_loop_turns(m
     lapse = answers.Answers.lapse
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(answers.Answers, "lapse", lambda self, when: looks.append(when) or lapse(self, when))
-    assert one._wait_s() is None
+    assert not one._loop._timers
     one._permit("s1", [("198.18.0.1", [[80, 80]], 3.0)])
+    one._loop.open()
+    one._loop.watch(ready := os.eventfd(1), READ, lambda: None)
     for turn in range(100):
         now = 1000.0 + turn / 25
-        one._lapse()
-        waits = one._wait_s()
-        assert (waits is not None and 0 <= waits <= 1) if one._answers["s1"].has_any else waits is None
+        assert one._loop.turn()
     assert len(looks) == 2 * 4
     assert not one._answers["s1"].has_any  # it had its time all the same
+    assert not one._loop._timers
+    one._loop.close()
+    os.close(ready)

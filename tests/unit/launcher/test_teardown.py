@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import selectors
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import pytest
 from sandboxd.launcher import teardown
 from sandboxd.launcher.cgroups import SandboxCgroups
 from sandboxd.linux import cgroupfs
+from sandboxd.linux.eventloop import EventLoop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,14 +36,15 @@ def host(tmp_path: Path) -> Any:
     cgroups.root = str(tmp_path)
     cgroups.kill = lambda sandbox_id: None  # type: ignore[method-assign]
     done: list[str] = []
+    links: Any = {}
     nothing: Any = SimpleNamespace(remove=lambda *_: True, release=lambda *_: None, sweep=lambda: None)
     work = teardown.Teardowns(
-        selectors.DefaultSelector(),
+        EventLoop(),
         cgroups,
         nothing,
         nothing,
         nothing,
-        nothing,
+        links,
         str(tmp_path),
     )
 

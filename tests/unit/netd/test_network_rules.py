@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sandboxd.allow import FORBIDDEN_4, FORBIDDEN_6, parse_allow
 from sandboxd.errors import InvalidRequest
 from sandboxd.launcher import veth
+from sandboxd.linux.eventloop import Alarm, EventLoop
 from sandboxd.netd import boxes, guard, rules
 from sandboxd.netd.answers import Answers
 from sandboxd.netd.netlink import Route
@@ -108,7 +109,7 @@ def test_a_set_that_differs_keeps_no_lapsed_answer_alive(monkeypatch: pytest.Mon
         return "Could not process rule: No such file or directory" if "delete element" in commands else ""
 
     one = Server.__new__(Server)
-    one._lapse_at = 0.0
+    one._lapse_at, one._lapsing = 0.0, Alarm(EventLoop(), one._lapse)
     monkeypatch.setattr(one, "_nft", refuse_deletes)
     one._answers = {name: Answers(HOST, state(sandbox_id=name, index=at)) for at, name in enumerate("ab", 1)}
     for answers in one._answers.values():

@@ -17,7 +17,7 @@ import trio
 import trio.testing
 
 from sandboxd.api import pieces
-from sandboxd.api.cloudflare import container, container_code
+from sandboxd.api.cloudflare import container_code
 from sandboxd.api.v1 import contexts, logs
 from sandboxd.api.v1.streams import SseBody
 from sandboxd.errors import ServerBusy
@@ -250,9 +250,9 @@ async def test_a_rich_run_is_shown_in_short_steps(form: str) -> None:
     run.add_output("stdout", "\u20ac".encode() * MIB)
     run.finish("ok")
     if form == "json":
-        body: Any = pieces.JsonBody(pieces.encode(await contexts.collect("c", run)))
+        body: Any = pieces.each(pieces.joined(pieces.encode(await contexts.collect("c", run))))
     else:
-        body = contexts.RunBody(run, 0) if form == "sse" else container_code._Run(run)
+        body = aiter(contexts.RunBody(run, 0) if form == "sse" else container_code._Run(run))
     longest, size, over = 0.0, 0, False
     while not over:
         began = time.thread_time()  # the loop's own: what is done in threads does not count, nor what others do
@@ -305,17 +305,17 @@ async def test_who_follows_the_end_of_a_log_holds_it_no_longer_than_it_takes() -
         found = Snapshot(events, 1000, 0, running=True)
         tail = await logs._Tail(found, 10, "p", hold).open(stack, processes, 0)
         assert tail._passed == 1_001_000
-        body = SseBody(tail, "utf-8")
-        assert (await body.__anext__()).count(b"event: stdout") == 10
+        body = aiter(SseBody(tail, "utf-8"))
+        assert (await anext(body)).count(b"event: stdout") == 10
         assert budget.held
         with trio.move_on_after(0.01):
-            await body.__anext__()
+            await anext(body)
         assert not budget.held
 
 
 async def test_a_sign_of_life_costs_no_results(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it is due while a batch of results is made theirs."""
-    monkeypatch.setattr(container, "KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr(pieces, "KEEP_ALIVE_S", 0.05)
     theirs = container_code._formats
 
     def slowly(result: Result) -> dict[str, Any]:

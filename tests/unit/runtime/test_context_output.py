@@ -12,9 +12,11 @@ import pytest
 import trio
 import trio.testing
 
+from sandboxd.errors import ContextExited, InternalError, SandboxGone
 from sandboxd.runtime import between_runs, context, runs
 from sandboxd.runtime.between_runs import BetweenRuns
 from sandboxd.runtime.context import Context
+from sandboxd.runtime.context_states import SHOWN, State
 from sandboxd.runtime.runs import Run
 from sandboxd.runtime.worker import Worker
 from sandboxd.spec import ContextSpec
@@ -38,6 +40,8 @@ class FakeLink:
         self.on_run = on_run
         self.generation = 0
         self.is_silent = False
+        self.killed = 0
+        self.on_kill: Callable[[], None] | None = None
         self.is_muted = False
         self._send, self._receive = trio.open_memory_channel[list[Event]](100)
         self._offset = 0
@@ -60,7 +64,7 @@ class FakeLink:
     async def __aenter__(self) -> FakeLink:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    def close(self, *, cancel: bool = True) -> None:
         return
 
     async def next_batch(self) -> list[Event]:
@@ -72,6 +76,10 @@ class FakeLink:
             self.is_muted = params["on"]
         elif op == "context_send":
             self.on_run(msgpack.unpackb(params["data"][4:]))
+        elif op == "context_kill":
+            self.killed += 1
+            if self.on_kill is not None:
+                self.on_kill()
         return {}
 
 
@@ -134,7 +142,7 @@ async def test_a_run_is_over_when_its_context_ends_while_it_begins_anew(
         link.is_silent = True  # the next interpreter is long in coming
         one.submit(run)
         await trio.sleep(context.INTERRUPT_GRACE_S + context.KILL_TIMEOUT_S + 5)
-        assert (one.state, run.status) == (context.State.RESTARTING, None)
+        assert (one.state, run.status) == (State.RESTARTING, None)
     assert (run.finished.is_set(), run.status) == (True, "timeout")
 
 
@@ -163,6 +171,51 @@ async def test_a_run_that_comes_when_an_interpreter_has_just_ended_is_for_the_ne
             await first.finished.wait()
             await second.finished.wait()
     assert (first.status, second.status, second.failure) == ("ok", "ok", None)
+
+
+async def test_a_context_that_is_being_deleted_takes_no_run() -> None:
+    link = FakeLink()
+    async with serving(link) as one, trio.open_nursery() as nursery:
+        nursery.start_soon(one.delete)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (one.state, SHOWN[one.state]) == (State.DELETING, "gone")
+        for asked in (one.restart, lambda: one.ask({})):  # type: ignore[arg-type]
+            with pytest.raises(SandboxGone):
+                await asked()
+        with pytest.raises(SandboxGone):
+            one.submit(new_run())
+        link.put(("exit", exit_data()))
+        link.put()
+    assert one.state is State.GONE
+
+
+async def test_an_interpreter_that_cannot_be_killed_leaves_its_context_exited(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Not idle: nobody may run code in one that is to be gone."""
+    link = FakeLink()
+    async with serving(link) as one:
+        link.is_silent = True
+        with pytest.raises(ContextExited):
+            await one.restart()
+        await trio.testing.wait_all_tasks_blocked()
+        assert one.state is State.EXITED
+        with pytest.raises(ContextExited):
+            one.submit(new_run())
+
+
+async def test_a_move_that_the_table_refuses_costs_the_context_alone(caplog: pytest.LogCaptureFixture) -> None:
+    link = FakeLink()
+    async with serving(link) as one:
+        link.on_kill = lambda: (link.put(("exit", exit_data())), link.put())  # type: ignore[assignment]
+        one.state, run = State.BUSY, new_run()  # a bug: nothing runs
+        one.submit(run)
+        with trio.fail_after(30):
+            await run.finished.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert isinstance(run.failure, InternalError)
+        assert (one.state, link.killed) == (State.GONE, 1)
+    assert "ends by a bug" in caplog.text
 
 
 def test_what_is_printed_between_two_runs_is_bounded_whoever_prints_on() -> None:

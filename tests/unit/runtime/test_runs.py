@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from sandboxd.errors import ContextRestarting
-from sandboxd.runtime import runs
+from sandboxd.runtime import run_log, runs
 from sandboxd.runtime.runs import Run
 from sandboxd.wire.worker import Result
 
@@ -70,7 +70,7 @@ async def test_output_is_bounded_and_its_beginning_is_kept() -> None:
     small = make()
     for _ in range(200_000):
         small.add_output("stdout", b"y")
-    assert len(small.events) <= runs.MAX_OUTPUT_BYTES // runs.EVENT_OVERHEAD
+    assert len(small.events) <= runs.MAX_OUTPUT_BYTES // run_log.EVENT_OVERHEAD
 
 
 def test_results_are_bounded_by_number_and_by_size() -> None:

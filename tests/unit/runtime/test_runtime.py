@@ -33,6 +33,7 @@ from sandboxd.spec import CommandSpec, Limits, SandboxSpec, new_id
 from sandboxd.wire.messages import Request
 from tests.support.fake_daemon import eventually, manager_of
 from tests.support.fake_peer import Conversation, FakeInit, FakeLauncher
+from tests.support.sandboxes import sandbox_of
 
 TRUE = CommandSpec(argv=("true",))
 
@@ -102,7 +103,7 @@ def test_pages_have_no_gap_when_sandboxes_go() -> None:
     registry = Registry()
     made = []
     for number in range(7):
-        sandbox = Sandbox(new_id(), SandboxSpec(), float(number))
+        sandbox = sandbox_of(created_at=float(number))
         made.append(sandbox)
         registry.add(sandbox)
     first, cursor = registry.page(None, 3)
@@ -122,16 +123,31 @@ def test_pages_have_no_gap_when_sandboxes_go() -> None:
 
 def test_ids_go_before_names() -> None:
     registry = Registry(bound=2)
-    one = Sandbox(new_id(), SandboxSpec(), 0.0)
+    one = sandbox_of()
     registry.add(one)
-    other = Sandbox(new_id(), SandboxSpec(name=one.id), 1.0)
+    other = sandbox_of(SandboxSpec(name=one.id), 1.0)
     registry.add(other)
     assert registry.find(one.id) is one
     registry.remove(one)
     assert registry.find(one.id) is other
     registry.add(one)
     with pytest.raises(ServerBusy):
-        registry.add(Sandbox(new_id(), SandboxSpec(), 2.0))
+        registry.add(sandbox_of(created_at=2.0))
+
+
+def test_every_move_is_told_and_an_end_releases_who_waits() -> None:
+    told: list[State] = []
+    sandbox = sandbox_of(tell_move=lambda one: told.append(one.state))
+    before = sandbox.moved
+    sandbox.move(State.RUNNING)
+    assert before.is_set()
+    assert not sandbox.moved.is_set()
+    with pytest.raises(Conflict):
+        sandbox.move(State.CREATING)
+    assert sandbox.mark_failed("test")
+    assert not sandbox.mark_failed("again")
+    assert told == [State.RUNNING, State.FAILED]
+    assert sandbox.settled.is_set()
 
 
 # --- creations ---------------------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ async def test_wrong_descriptors_are_closed_and_fail_the_sandbox(tmp_path: Path,
 
         sandbox, _ = await hostile(manager, fake, "open_read", lie)
         with pytest.raises(SandboxFailed):
-            await sandbox.open_read("/file")
+            await sandbox.files.open_read("/file")
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert sandbox.reason == "protocol error"
 
@@ -195,7 +195,7 @@ async def test_files_of_other_filesystems_are_refused_politely(tmp_path: Path, p
         sandbox, _ = await hostile(manager, fake, "open_read", open_it)
         before = open_fds()
         with pytest.raises(NotAFile):
-            await sandbox.open_read(path if path.startswith("/") else "/memfd")
+            await sandbox.files.open_read(path if path.startswith("/") else "/memfd")
         assert open_fds() == before
         assert sandbox.state is State.RUNNING
 
@@ -224,7 +224,7 @@ async def test_no_descriptor_stays_open(tmp_path: Path) -> None:
                 if op == "ping":
                     await sandbox.ping()
                 else:
-                    async with await sandbox.open_read("/file"):
+                    async with await sandbox.files.open_read("/file"):
                         pass
             except SandboxdError:
                 pass
@@ -245,7 +245,7 @@ async def test_a_late_descriptor_is_closed(tmp_path: Path) -> None:
         sandbox, _ = await hostile(manager, fake, "open_read", late)
         before = open_fds()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(sandbox.open_read, "/file")
+            nursery.start_soon(sandbox.files.open_read, "/file")
             await asked.wait()
             nursery.cancel_scope.cancel()
         await sandbox.ping()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import h11
 import pytest
-from h11._readers import ChunkedReader
 
 from sandboxd.errors import HeaderTooLarge, InvalidRequest, SandboxdError
 from sandboxd.wire import http_heads
@@ -60,14 +59,12 @@ def test_what_is_not_whole_or_not_ours_to_judge(data: bytes) -> None:
 
 
 def test_the_trailer_of_a_body_is_bounded_as_h11_reads_it() -> None:
-    """The reader that is replaced is still called so; and what a trailer may be it may still be."""
     for rows, is_fine in ((b"a: b\r\n", True), (b"", True), (b"a:b\r\n" * 101, False), (b"a: b\r\n c\r\n", False)):
         reader = h11.Connection(h11.SERVER)
         reader.receive_data(
             b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n" + rows + b"\r\n"
         )
         assert isinstance(reader.next_event(), h11.Request)
-        assert type(reader._reader) is ChunkedReader
         http_heads.bound_trailer(reader)
         data = reader.next_event()
         assert isinstance(data, h11.Data)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.wire.journal import Journal
+from sandboxd.wire.messages import EVENT_OVERHEAD
 
 outputs = st.lists(st.binary(max_size=400), max_size=60)
 
@@ -51,6 +52,17 @@ def test_a_writer_that_keeps_to_the_room_loses_nothing(sizes: list[int], capacit
             journal.append("stdout", b"x" * min(size, room), 0.0)
         assert journal.first <= floor
         floor = data.draw(st.integers(floor, journal.next))
+
+
+@given(outputs, st.integers(200, 4000), st.integers(0, 70))
+def test_the_room_is_what_dropping_the_events_below_a_floor_would_leave(
+    chunks: list[bytes], capacity: int, floor: int
+) -> None:
+    journal = Journal(capacity)
+    for chunk in chunks:
+        journal.append("stdout", chunk, 0.0)
+    kept = sum(entry.size for entry in journal if entry.offset >= floor)
+    assert journal.room(floor) == max(0, capacity - kept - 2 * EVENT_OVERHEAD)
 
 
 def test_shrinking_drops_the_oldest() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import trio
 
 from sandboxd import errors
-from sandboxd.api.cloudflare import names, problems
+from sandboxd.api.cloudflare import container, names, problems
 from sandboxd.api.cloudflare.problems import Refusal
 from sandboxd.runtime.lifecycle import State
 from sandboxd.spec import SandboxSpec
@@ -78,15 +79,15 @@ async def test_removing_is_idempotent_and_frees_the_name(daemon: FakeDaemon) -> 
 def test_bad_container_ids(name: str) -> None:
     with pytest.raises(Refusal) as caught:
         names.check_container_id(name)
-    assert problems.tell("/cloudflare/sandboxes/x/api/ping", caught.value)[0] == 400
+    assert problems.tell_container(caught.value).status == 400
 
 
 @pytest.mark.parametrize("name", ["", "a-b", "A", "a" * 64, "1", "../x"])
 def test_bad_bridge_ids(name: str) -> None:
     with pytest.raises(Refusal) as caught:
         names.check_bridge_id(name)
-    status, shown = problems.tell("/cloudflare/v1/sandbox/x", caught.value)
-    assert (status, shown["code"]) == (400, "invalid_request")
+    told = problems.tell_bridge(caught.value)
+    assert (told.status, told.kind) == (400, "invalid_request")
 
 
 def test_every_kind_has_a_code_and_no_permanent_one_is_503() -> None:
@@ -97,15 +98,15 @@ def test_every_kind_has_a_code_and_no_permanent_one_is_503() -> None:
         status, shown = problems.container(cls("why"))
         assert status == problems.STATUS[shown["code"]]
         assert (status == 503) == (kind in again), kind
-        status, shown = problems.tell("/cloudflare/v1/sandbox", cls("why"))
-        assert set(shown) == {"error", "code"}
-        assert (status == 503) == (kind == "server-busy"), kind
+        told = problems.tell_bridge(cls("why"))
+        assert json.loads(told.body) == {"error": "why", "code": told.kind}
+        assert (told.status == 503) == (kind == "server-busy"), kind
 
 
 def test_the_containers_form() -> None:
-    status, shown = problems.container(
-        errors.FileNotFound("cannot open /x: there is no such file", path="/x"), "file.read"
-    )
+    refusal = container.refusal_of(errors.FileNotFound("cannot open /x: there is no such file", path="/x"), {})
+    refusal.operation = "file.read"
+    status, shown = problems.container(refusal)
     stamp = shown.pop("timestamp")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", stamp)
     assert (status, shown) == (
@@ -124,9 +125,9 @@ def test_the_containers_form() -> None:
 
 
 def test_a_bug_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    status, shown = problems.tell("/cloudflare/sandboxes/x/api/ping", RuntimeError("secret"))
-    assert status == 500
-    assert "secret" not in str(shown)
+    told = problems.tell_container(RuntimeError("secret"))
+    assert told.status == 500
+    assert b"secret" not in told.body
     assert "secret" in caplog.text
 
 
@@ -161,6 +162,7 @@ async def test_the_bridges_page_is_a_page(daemon: FakeDaemon) -> None:
     assert (await daemon.client.get("/cloudflare/v1/openapi.json")).headers["content-type"] == "application/json"
 
 
+@pytest.mark.own_server
 @pytest.mark.parametrize("way", ["handshake", "GET"])
 async def test_the_transport_that_is_not_built_is_refused_once_and_for_all(daemon: FakeDaemon, way: str) -> None:
     upgrade = {

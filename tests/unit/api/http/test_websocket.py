@@ -24,6 +24,8 @@ from sandboxd.wire.messages import Event, Reply
 from tests.support.fake_daemon import TOKEN, FakeDaemon, daemon_in, eventually
 from tests.support.fake_peer import Conversation, exit_data
 
+pytestmark = pytest.mark.own_server
+
 PTY = "/v1/sandboxes/box/pty"
 CLIENTS: list[Client] = []
 HANDSHAKE = {
@@ -180,11 +182,15 @@ async def test_handshakes_that_are_none(
         (PTY + "?rows=24&rows=25", 400, "invalid-request", "rows"),
         (PTY + "?colour=1", 400, "unknown-field", "colour"),
         (PTY + "?process=p&command=x", 400, "invalid-request", "command"),
+        (PTY + "?process=p&session=s", 400, "invalid-request", "session"),
         (PTY + "?process=../x", 400, "invalid-request", "process"),
         (PTY + "?id=/", 400, "invalid-request", "id"),
         (PTY + "?linger_s=-1", 400, "invalid-request", "linger_s"),
         (PTY + "?linger_s=nan", 400, "invalid-request", "linger_s"),
         (PTY + "?orphans=maybe", 400, "invalid-request", "orphans"),
+        (PTY + "?umask=8", 400, "invalid-request", "umask"),
+        (PTY + "?umask=22&session=s", 400, "invalid-request", "umask"),
+        (PTY + "?process=p&umask=22", 400, "invalid-request", "umask"),
         (PTY + "?user=%00", 400, "invalid-request", "user"),
     ],
 )

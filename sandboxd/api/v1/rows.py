@@ -1,0 +1,48 @@
+"""What rows of the route table share: the beginning of paths, and kinds of errors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from ..route import Route
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from quart_trio.wrappers import TrioResponse
+
+SANDBOX: Final = "/v1/sandboxes/<ref>"
+GONE: Final = ("sandbox-not-found", "sandbox-failed", "sandbox-frozen", "sandbox-gone", "conflict")
+BODY: Final = ("unknown-field", "body-too-large")
+#: A file is named by one of these.
+PATH: Final = ("path", "path_b64")
+_FILE: Final = ("file-not-found", "not-a-file", "file-permission-denied", "limit-exceeded", "server-busy")
+#: Where something comes to be.
+NEW: Final = ("file-exists", "directory-not-empty", "quota-exceeded")
+
+
+def file_route(  # noqa: PLR0913 - a row of a table
+    name: str,
+    method: str,
+    path: str,
+    handler: Callable[..., Awaitable[TrioResponse]],
+    *,
+    query: tuple[str, ...] = (),
+    body: type[Any] | None = None,
+    result: type[Any] | None = None,
+    status: int = 200,
+    kinds: tuple[str, ...] = (),
+) -> Route:
+    """Return a row of …/files, with the errors that each of them can give."""
+    own = BODY if body is not None and body is not bytes else ()
+    return Route(
+        name=name,
+        method=method,
+        path=f"{SANDBOX}/files{path}",
+        handler=handler,
+        query=query,
+        body=body,
+        result=result,
+        status=status,
+        kinds=(*own, *GONE, *_FILE, *kinds),
+    )
