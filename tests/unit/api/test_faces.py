@@ -170,6 +170,7 @@ async def test_its_errors_have_its_form(daemon: FakeDaemon, caplog: pytest.LogCa
     assert daemon.manager.counters.answers["none", 404] == 1
 
 
+@pytest.mark.own_server  # the stock one takes no WebSocket
 @pytest.mark.parametrize("headers", [{}, {"X-API-Key": "wrong"}, {"Authorization": f"Bearer {TOKEN}"}])
 async def test_its_token_is_in_its_header_alone(daemon: FakeDaemon, headers: dict[str, str]) -> None:
     async with client_of(daemon, "box.tea.example", headers) as client:
@@ -193,6 +194,7 @@ async def test_a_stream_is_closed_when_its_caller_leaves(daemon: FakeDaemon) -> 
     await eventually(lambda: CLOSED == ["pour"])
 
 
+@pytest.mark.own_server
 async def test_the_end_of_a_stream_goes_out_with_its_last_piece(daemon: FakeDaemon) -> None:
     stream = await daemon.raw_connection()
     async with stream:
@@ -235,6 +237,7 @@ async def handshake(
                 socket.receive_data(await stream.receive_some(65536) or None)
 
 
+@pytest.mark.own_server
 async def test_a_websocket_is_served_refused_and_closed_in_its_form(daemon: FakeDaemon) -> None:
     told = [one async for one in handshake(daemon, "/talk", KEY, "hello", "fail")]
     assert told == [(0, '{"said":"hello","to":"box"}'), (4418, "teapot")]
