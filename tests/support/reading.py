@@ -70,7 +70,7 @@ class Room:
         for module, tree in self.trees.items():
             for cls, table in itertools.chain(*(_tables(tree, variable) for variable in variables)):
                 for key, value in zip(table.keys, table.values, strict=True):
-                    if isinstance(key, ast.Constant):
+                    if isinstance(key, ast.Constant) and isinstance(key.value, str):
                         assert key.value not in found, f"{key.value} stands twice"
                         found[str(key.value)] = self._handler(value, module, cls)
         return found

@@ -173,6 +173,7 @@ async def test_its_errors_have_its_form(daemon: FakeDaemon, caplog: pytest.LogCa
 STRANGERS: list[dict[str, str]] = [{}, {"X-API-Key": "wrong"}, {"Authorization": f"Bearer {TOKEN}"}]
 
 
+@pytest.mark.own_server  # the stock one takes no WebSocket
 @pytest.mark.parametrize("headers", STRANGERS)
 async def test_its_token_is_in_its_header_alone(daemon: FakeDaemon, headers: dict[str, str]) -> None:
     async with client_of(daemon, "box.tea.example", headers) as client:
