@@ -43,8 +43,6 @@ class FakeLink:
 
     def close(self, *, cancel: bool = True) -> None: ...
 
-    def close(self, *, cancel: bool = True) -> None: ...
-
     async def next_batch(self) -> list[Event]:
         self.states.append(self.worker.state)
         return [self._events.pop(0)] if self._events else []
