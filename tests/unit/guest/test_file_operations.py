@@ -64,8 +64,7 @@ def top(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_every_operation_is_tested_here() -> None:
-    elsewhere = {"truncate"}  # test_truncate.py
-    assert set(DEFAULTS) == set(file_operations.FUNCTIONS) - elsewhere
+    assert set(DEFAULTS) == set(file_operations.FUNCTIONS)
 
 
 # --- looking -----------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def test_the_greatest_id() -> None:
 def test_groups_of_a_member() -> None:
     assert users.parse_groups(GROUP, "u") == (50, 1001, 10)
     assert users.parse_groups(GROUP, "other") == (50,)
-    assert users.parse_groups(GROUP, "othe") == ()
+    assert users.parse_groups(GROUP, "oth") == ()
 
 
 @given(st.text(), st.text())
