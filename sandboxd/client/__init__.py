@@ -17,7 +17,6 @@ from .client import Client
 from .code import CodeStream
 from .code_calls import Cleared, Output
 from .code_models import CodeContext, CodeError, CodeResult, Result
-from .command_options import CommandOptions, SessionCommandOptions
 from .control_calls import IoUse, PortUse, SandboxStats
 from .event_calls import SandboxEvent
 from .events import AsyncEventStream, EventStream
@@ -25,6 +24,7 @@ from .failures import CodeFailed, CommandFailed
 from .file_calls import FileChange, FileInfo, Match, ReplaceResult, SearchResult
 from .git_calls import GitCheckout, GitProgress
 from .models import ExecResult, ExitStatus, OutputChunk, SandboxInfo, Usage
+from .options import CommandOptions, SessionCommandOptions
 from .port_calls import ExposedPort
 from .process_calls import ProcessInfo, ProcessLogs, WaitResult
 from .processes import ExecStream, LogStream

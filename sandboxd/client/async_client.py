@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TypeVar
 
 import anyio
 import httpx
 
 from . import calls, event_calls
 from .address import Address
+from .async_stream import AsyncClosing
 from .client import check_open, http_options, request_options, transport_options
 from .events import AsyncEventStream
 from .failures import mapped, problem_error
 from .verbs import async_verb, stream_verb
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(AsyncClosing):
     """The connections to one daemon; share it among the sandboxes of one event loop, and close it.
 
     Without arguments the address is SANDBOXD_URL (else `unix:///run/sandboxd/sandboxd.sock`) and the token is
@@ -39,14 +37,6 @@ class AsyncClient:
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self.address.url}{' closed' if self._http.is_closed else ''}>"
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Close every connection, also in a task that is cancelled; streams that are open break."""

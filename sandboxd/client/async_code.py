@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from . import code_calls
 from .async_stream import AsyncItemStream
-from .code_calls import RunItem, RunRequest
+from .code_calls import RunItem, RunRequest, RunStream
 from .code_models import CodeResult
 from .verbs import AsyncPart, async_verb, stream_verb
 
 
-class AsyncCodeStream(AsyncItemStream[RunRequest, RunItem, CodeResult]):
+class AsyncCodeStream(RunStream, AsyncItemStream[RunRequest, RunItem, CodeResult]):
     """A run under way: `async with` starts it, `async for` gives what it shows, `wait` its end.
 
     The items are `Output` (a piece of stdout or stderr), `Result`, `CodeError` and `Cleared`. Leaving the block
@@ -23,21 +23,6 @@ class AsyncCodeStream(AsyncItemStream[RunRequest, RunItem, CodeResult]):
     def __repr__(self) -> str:
         state = self.result.status if self.result else "closed" if self._closed else "running"
         return f"<AsyncCodeStream {self.run_id or '(not entered)'} {state}>"
-
-    @property
-    def run_id(self) -> str:
-        """What the run is called; empty before the block is entered."""
-        return self._request.run_id
-
-    @property
-    def context_id(self) -> str:
-        """What its context is called; empty before the block is entered."""
-        return self._request.context_id
-
-    @property
-    def next_offset(self) -> int:
-        """Where `follow_code` goes on if this stream breaks."""
-        return self._request.next_offset
 
     async def wait(self) -> CodeResult:
         """Read to the end (the callbacks see all of it) and return what came of the run.

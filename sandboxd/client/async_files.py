@@ -12,7 +12,8 @@ from . import directories, file_calls
 from .async_stream import AsyncFileStream, AsyncWatchStream
 from .content import AsyncFileContent, async_content, size_of_file
 from .file_tree import AsyncFileTreePart
-from .verbs import async_verb, stream_verb
+from .files import FilesPart
+from .verbs import async_verb, documented, stream_verb
 
 if TYPE_CHECKING:
     import os
@@ -31,18 +32,13 @@ class AsyncFilesPart(AsyncFileTreePart):
 
     read_file_stream = stream_verb(file_calls.read_file_stream, AsyncFileStream)
 
+    @documented(FilesPart.read_file)
     async def read_file(self, path: SandboxPath) -> bytes:
-        """Return a file's bytes; `path` is absolute.
-
-        Raises:
-            FileNotFound: there is no such file.
-            NotAFile: it is a directory or a device.
-        """
         async with self.read_file_stream(path) as stream:
             return b"".join([piece async for piece in stream])
 
+    @documented(FilesPart.read_text)
     async def read_text(self, path: SandboxPath, *, errors: str = "strict") -> str:
-        """Return a file's text (UTF-8); raises as `read_file`, and `UnicodeDecodeError` unless `errors` says other."""
         return (await self.read_file(path)).decode("utf-8", errors)
 
     async def download(self, path: SandboxPath, target: IO[bytes]) -> int:
@@ -74,14 +70,14 @@ class AsyncFilesPart(AsyncFileTreePart):
 
     # --- many files ---
 
+    @documented(FilesPart.list_files)
     async def list_files(self, path: SandboxPath, *, recursive: bool = False, hidden: bool = False) -> list[FileInfo]:
-        """Return what is in a directory, sorted; `hidden`: names that begin with a dot too."""
         return [file async for file in self.iter_files(path, recursive=recursive, hidden=hidden)]
 
+    @documented(FilesPart.iter_files)
     async def iter_files(
         self, path: SandboxPath, *, recursive: bool = False, hidden: bool = False
     ) -> AsyncIterator[FileInfo]:
-        """Give what is in a directory, as `list_files`, a page at a time."""
         cursor: str | None = None
         while True:
             call = file_calls.page(self.id, path, cursor, recursive=recursive, hidden=hidden)
@@ -102,6 +98,7 @@ class AsyncFilesPart(AsyncFileTreePart):
 
     read_archive = stream_verb(file_calls.read_archive, AsyncFileStream)
 
+    @documented(FilesPart.write_archive)
     async def write_archive(
         self,
         path: SandboxPath,
@@ -109,13 +106,9 @@ class AsyncFilesPart(AsyncFileTreePart):
         *,
         format: ArchiveFormat | None = None,  # noqa: A002
     ) -> int:
-        """Unpack a tar, tar.gz or zip into a directory, which is made, and return how many entries it had.
-
-        Raises:
-            ArchiveRefused: it is damaged, or a member would leave the directory; `reason` and `member` say more.
-        """
         return await self.client.send(file_calls.write_archive(self.id, path, async_content(data), format))
 
+    @documented(FilesPart.copy_in)
     async def copy_in(
         self,
         local: str | os.PathLike[str],
@@ -124,19 +117,12 @@ class AsyncFilesPart(AsyncFileTreePart):
         on_bytes: Callable[[int], object] = lambda count: None,
         on_left_out: Callable[[str, str], object] | None = None,
     ) -> int:
-        """Copy what is in a directory of this machine into a directory of the sandbox; returns how many entries.
-
-        Links stay as they are: inside they lead to the sandbox's own files. What cannot be read, and sockets, FIFOs
-        and devices, are left out and told to `on_left_out` (name, why); the rest is copied.
-
-        Raises:
-            OSError: this machine cannot read the directory, or something in it and there is no `on_left_out`.
-        """
         packing = directories.Packing(Path(local), on_bytes, on_left_out)
         count = await self.write_archive(path, _in_threads(iter(packing)), format="tar")
         packing.check()
         return count
 
+    @documented(FilesPart.copy_out)
     async def copy_out(
         self,
         path: SandboxPath,
@@ -145,15 +131,6 @@ class AsyncFilesPart(AsyncFileTreePart):
         on_bytes: Callable[[int], object] = lambda count: None,
         max_bytes: int | None = None,
     ) -> list[str]:
-        """Copy what is in a directory of the sandbox into a directory of this machine; returns what was left out.
-
-        Left out are devices and links that lead out of the copy: nothing in a sandbox can make one that harms here.
-        Holes of files stay holes.
-
-        Raises:
-            ArchiveRefused: it is larger than `max_bytes`, which is 64 GiB if not given.
-            OSError: this machine refuses it; nothing was copied.
-        """
         async with self.read_archive(path) as stream:
 
             async def following() -> bytes:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 
-from sandboxd.errors import SandboxdError, SandboxGone, SandboxNotFound
+from sandboxd.errors import SandboxGone, SandboxNotFound
 
 from . import calls, control_calls, exec_calls, git_calls, port_calls
 from .async_client import AsyncClient
@@ -13,15 +13,16 @@ from .async_code import AsyncCodeMethods
 from .async_files import AsyncFilesPart
 from .async_processes import AsyncExecStream, AsyncProcessPart
 from .async_sessions import AsyncSessionPart
-from .shield import cleanup_scope, owned
-from .verbs import async_info_verb, async_verb, stream_verb
+from .async_stream import AsyncEnding
+from .options import SandboxOptions, takes
+from .sandbox import Sandbox
+from .shield import owned
+from .verbs import async_info_verb, async_verb, documented, stream_verb
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Generator, Sequence
     from types import TracebackType
-
-    from sandboxd.spec import Limits
 
     from .events import AsyncEventStream
     from .models import SandboxInfo
@@ -51,7 +52,7 @@ class _Opening(Generic[S]):
             await self._made.__aexit__(kind, error, trace)
 
 
-class AsyncSandbox(AsyncCodeMethods, AsyncFilesPart, AsyncProcessPart, AsyncSessionPart):
+class AsyncSandbox(AsyncEnding, AsyncCodeMethods, AsyncFilesPart, AsyncProcessPart, AsyncSessionPart):
     """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
 
     As a context manager it destroys the sandbox at the end of the block, also when the task is cancelled:
@@ -71,69 +72,23 @@ class AsyncSandbox(AsyncCodeMethods, AsyncFilesPart, AsyncProcessPart, AsyncSess
         name = f" {self.info.name!r}" if self.info.name else ""
         return f"<AsyncSandbox {self.id}{name} {self.info.state}>"
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            with cleanup_scope():
-                await self.destroy()
-        except SandboxdError as failure:
-            if error is None:
-                raise
-            error.add_note(f"and the sandbox {self.id} could not be destroyed: {failure}")
+    async def _end(self) -> None:
+        await self.destroy()
 
     @classmethod
-    def create(  # noqa: PLR0913 - the fields of a sandbox, all by keyword
-        cls,
-        *,
-        name: str | None = None,
-        rootfs: str | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | int | None = None,
-        limits: Limits | Mapping[str, Any] | None = None,
-        labels: Mapping[str, str] | None = None,
-        network: str | Mapping[str, Any] | None = None,
-        seccomp: str | None = None,
-        client: AsyncClient | None = None,
-    ) -> _Opening[Self]:
+    @takes(SandboxOptions, SandboxOptions)
+    def create(cls, *, client: AsyncClient | None = None, **options: Unpack[SandboxOptions]) -> _Opening[Self]:
         """Create a sandbox, with `await` or `async with`; what is not given is the daemon's default.
 
         A cancellation meanwhile waits for the daemon's answer, so that no sandbox is left that nobody knows.
 
         Args:
-            name: a unique name of your own, 1 to 63 of a-z, 0-9 and inner dashes.
-            rootfs: the name of a rootfs.
-            env: variables of every command.
-            cwd: where commands start, absolute.
-            user: name or uid that commands run as.
-            limits: `Limits(memory_bytes=, cpus=, pids=, disk_bytes=, io=IoLimits(…))` or the same as a mapping.
-            labels: your own notes on it.
-            network: "none", "internet", or `{"mode": "allowlist", "allow": ["pypi.org:443", "10.1.0.0/16"]}` with, if
-                you like, `receive_bytes_per_s`, `send_bytes_per_s` and `connections`.
-            seccomp: the name of a system call profile: "default", "strict", or one of the operator's.
             client: connections to share; else the sandbox has its own.
+            options: those of `SandboxOptions`.
 
-        Raises:
-            InvalidRequest: a value is wrong; `field` names it. RootfsNotFound, ProfileNotFound and LimitUnenforceable
-                are of its kind.
-            NameTaken: another sandbox has that name.
-            LaunchFailed: the host could not do it; `step`, `syscall`, `errno`, `hint`.
+        It raises as `Sandbox.create`.
         """
-        call = calls.create(
-            name=name,
-            rootfs=rootfs,
-            env=env,
-            cwd=cwd,
-            user=user,
-            limits=limits,
-            labels=labels,
-            network=network,
-            seccomp=seccomp,
-        )
+        call = calls.create(options)
 
         async def make() -> Self:
             return await owned(lambda: cls._open(call, client), lambda sandbox: sandbox.destroy())
@@ -141,12 +96,8 @@ class AsyncSandbox(AsyncCodeMethods, AsyncFilesPart, AsyncProcessPart, AsyncSess
         return _Opening(make)
 
     @classmethod
+    @documented(Sandbox.connect)
     async def connect(cls, id_or_name: str, *, client: AsyncClient | None = None) -> Self:
-        """Return the sandbox with that id or name.
-
-        Raises:
-            SandboxNotFound: there is none.
-        """
         return await cls._open(calls.get(id_or_name), client)
 
     @classmethod

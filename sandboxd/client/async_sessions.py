@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self
+import contextlib
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
-from sandboxd.errors import SandboxdError, SessionNotFound
+from sandboxd.errors import SessionNotFound
 
 from . import session_calls
 from .async_processes import AsyncExecStream
 from .async_pty import AsyncPty
-from .shield import cleanup_scope
+from .async_stream import AsyncEnding
 from .verbs import AsyncPart, async_info_verb, async_verb, like, stream_verb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from types import TracebackType
 
     from .async_client import AsyncClient
     from .calls import Call
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 
-class AsyncSession:
+class AsyncSession(AsyncEnding):
     """Commands that hand on a shell's state: working directory, variables, functions, aliases, options.
 
     Made by `AsyncSandbox.create_session` and `get_session`. Its commands run one after the other, those of other
@@ -38,21 +38,9 @@ class AsyncSession:
     def __repr__(self) -> str:
         return f"<AsyncSession {self.id} of {self._sandbox.id}>"
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            with cleanup_scope():
-                await self.delete()
-        except SessionNotFound:
-            return
-        except SandboxdError as failure:
-            if error is None:
-                raise
-            error.add_note(f"and the session {self.id} could not be deleted: {failure}")
+    async def _end(self) -> None:
+        with contextlib.suppress(SessionNotFound):
+            await self.delete()
 
     @property
     def id(self) -> str:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 import anyio
 import httpx
 
-from sandboxd.errors import LocalProtocolError
+from sandboxd.errors import LocalProtocolError, SandboxdError
 
 from .failures import mapped
 from .file_calls import ChangeReader, FileChange
+from .shield import cleanup_scope
 from .stream import closed_stream, size_of
 
 if TYPE_CHECKING:
@@ -66,8 +67,32 @@ async def run(call_back: Callable[[], object] | None) -> None:
             await answer
 
 
+class AsyncEnding:
+    """An asynchronous context manager, as `stream.Ending`; also in a task that is cancelled."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            with cleanup_scope():
+                await self._end()
+        except SandboxdError as failure:
+            if error is None:
+                raise
+            error.add_note(f"and {self!r} could not be destroyed: {failure}")
+
+    async def _end(self) -> None:
+        raise NotImplementedError
+
+
 class AsyncClosing:
     """An asynchronous context manager whose block ends with `close`."""
+
+    async def __aenter__(self) -> Self:
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from sandboxd.wire.sse import SseDecoder
 
+    from .options import SandboxOptions
+
     Content: TypeAlias = bytes | Iterable[bytes] | AsyncIterable[bytes]
 
 T = TypeVar("T")
@@ -262,30 +264,18 @@ def network_json(network: str | Mapping[str, Any]) -> dict[str, Any]:
     return {"mode": network} if isinstance(network, str) else dict(network)
 
 
-def create(  # noqa: PLR0913 - the fields of a sandbox, all by keyword
-    *,
-    name: str | None,
-    rootfs: str | None,
-    env: Mapping[str, str] | None,
-    cwd: str | None,
-    user: str | int | None,
-    limits: Limits | Mapping[str, Any] | None,
-    labels: Mapping[str, str] | None,
-    network: str | Mapping[str, Any] | None,
-    seccomp: str | None,
-) -> Call[SandboxInfo]:
+#: Options of a sandbox whose values JSON does not know.
+_AS_JSON: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "env": dict,
+    "labels": dict,
+    "limits": limits_json,
+    "network": network_json,
+}
+
+
+def create(options: SandboxOptions) -> Call[SandboxInfo]:
     """POST /sandboxes: only what was given is sent, the daemon's defaults are the daemon's."""
-    body = given(
-        name=name,
-        rootfs=rootfs,
-        env=None if env is None else dict(env),
-        cwd=cwd,
-        user=user,
-        limits=None if limits is None else limits_json(limits),
-        labels=None if labels is None else dict(labels),
-        network=None if network is None else network_json(network),
-        seccomp=seccomp,
-    )
+    body = {name: _AS_JSON[name](value) if name in _AS_JSON else value for name, value in given(**options).items()}
     return Call("POST", "/v1/sandboxes", body=body, what="sandbox", parse=parse_sandbox)
 
 

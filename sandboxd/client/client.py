@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
@@ -12,10 +12,8 @@ from . import calls, event_calls
 from .address import Address
 from .events import EventStream
 from .failures import CONNECT_TIMEOUT_S, mapped, problem_error
+from .stream import Closing
 from .verbs import stream_verb, sync_verb
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 T = TypeVar("T")
 
@@ -52,7 +50,7 @@ def check_open(http: httpx.Client | httpx.AsyncClient) -> None:
         raise LocalProtocolError("cannot send the request: the client is closed")
 
 
-class Client:
+class Client(Closing):
     """The connections to one daemon; share it among sandboxes and threads, and close it.
 
     Without arguments the address is SANDBOXD_URL (else `unix:///run/sandboxd/sandboxd.sock`) and the token is
@@ -71,14 +69,6 @@ class Client:
 
     def __repr__(self) -> str:
         return f"<Client {self.address.url}{' closed' if self._http.is_closed else ''}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close every connection; streams that are open break."""

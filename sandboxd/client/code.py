@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from . import code_calls
-from .code_calls import RunItem, RunRequest
+from .code_calls import RunItem, RunRequest, RunStream
 from .code_models import CodeResult
 from .stream import ItemStream
 from .verbs import Part, stream_verb, sync_verb
 
 
-class CodeStream(ItemStream[RunRequest, RunItem, CodeResult]):
+class CodeStream(RunStream, ItemStream[RunRequest, RunItem, CodeResult]):
     """A run under way: iterate over it for what it shows, or `wait` for its end.
 
     The items are `Output` (a piece of stdout or stderr), `Result`, `CodeError` and `Cleared`. It is a context
@@ -23,21 +23,6 @@ class CodeStream(ItemStream[RunRequest, RunItem, CodeResult]):
     def __repr__(self) -> str:
         state = self.result.status if self.result else "closed" if self._closed else "running"
         return f"<CodeStream {self.run_id} {state}>"
-
-    @property
-    def run_id(self) -> str:
-        """What the run is called."""
-        return self._request.run_id
-
-    @property
-    def context_id(self) -> str:
-        """What its context is called."""
-        return self._request.context_id
-
-    @property
-    def next_offset(self) -> int:
-        """Where `follow_code` goes on if this stream breaks."""
-        return self._request.next_offset
 
     def wait(self) -> CodeResult:
         """Read to the end (the callbacks see all of it) and return what came of the run.

@@ -304,3 +304,24 @@ class RunRequest(Streamed[RunItem, CodeResult]):
             restarted=bool(value["restarted"]),
             truncated=bool(value["truncated"]),
         )
+
+
+class RunStream:
+    """What the streams of a run say of it; before the answer begins its names are empty."""
+
+    _request: RunRequest
+
+    @property
+    def run_id(self) -> str:
+        """What the run is called."""
+        return self._request.run_id
+
+    @property
+    def context_id(self) -> str:
+        """What its context is called."""
+        return self._request.context_id
+
+    @property
+    def next_offset(self) -> int:
+        """Where `follow_code` goes on if this stream breaks."""
+        return self._request.next_offset

@@ -9,9 +9,9 @@ from sandboxd.errors import RemoteProtocolError
 from sandboxd.wire import raw
 
 from .calls import RAW_TYPE, StreamCall, Streamed, sandbox_path
-from .command_options import CommandOptions, command_json, takes
 from .failures import from_problem
 from .models import ExecResult, ExitStatus, OutputChunk, parse_exit, read, with_output
+from .options import CommandOptions, command_json, takes
 from .text import Carry
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from sandboxd.errors import LocalProtocolError, ProcessNotRunning, RemoteProtoco
 from sandboxd.wire import raw
 
 from .calls import RAW_TYPE, Call, Steps, StreamCall, given, nothing, paged, process_path, sandbox_path
-from .command_options import CommandOptions, StartOptions, command_json, takes
 from .exec_calls import text_callback
 from .failures import from_problem
 from .models import ExitStatus, Json, OutputChunk, Usage, parse_exit, parse_time, read
+from .options import CommandOptions, StartOptions, command_json, takes
 from .text import Carry
 
 if TYPE_CHECKING:

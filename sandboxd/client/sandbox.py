@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
-from sandboxd.errors import SandboxdError, SandboxGone, SandboxNotFound
+from sandboxd.errors import SandboxGone, SandboxNotFound
 
 from . import calls, control_calls, exec_calls, git_calls, port_calls
 from .client import Client
 from .code import CodeMethods
 from .files import FilesPart
+from .options import SandboxOptions, takes
 from .processes import ExecStream, ProcessPart
 from .sessions import SessionPart
+from .stream import Ending
 from .verbs import stream_verb, sync_info_verb, sync_verb
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import Mapping, Sequence
-    from types import TracebackType
-
-    from sandboxd.spec import Limits
+    from collections.abc import Sequence
 
     from .events import EventStream
     from .models import SandboxInfo
 
 
-class Sandbox(CodeMethods, FilesPart, ProcessPart, SessionPart):
+class Sandbox(Ending, CodeMethods, FilesPart, ProcessPart, SessionPart):
     """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
 
     As a context manager it destroys the sandbox at the end of the block. Without `client=` each sandbox makes
@@ -45,48 +44,17 @@ class Sandbox(CodeMethods, FilesPart, ProcessPart, SessionPart):
         name = f" {self.info.name!r}" if self.info.name else ""
         return f"<Sandbox {self.id}{name} {self.info.state}>"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self.destroy()
-        except SandboxdError as failure:
-            if error is None:
-                raise
-            error.add_note(f"and the sandbox {self.id} could not be destroyed: {failure}")
+    def _end(self) -> None:
+        self.destroy()
 
     @classmethod
-    def create(  # noqa: PLR0913 - the fields of a sandbox, all by keyword
-        cls,
-        *,
-        name: str | None = None,
-        rootfs: str | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | int | None = None,
-        limits: Limits | Mapping[str, Any] | None = None,
-        labels: Mapping[str, str] | None = None,
-        network: str | Mapping[str, Any] | None = None,
-        seccomp: str | None = None,
-        client: Client | None = None,
-    ) -> Self:
+    @takes(SandboxOptions, SandboxOptions)
+    def create(cls, *, client: Client | None = None, **options: Unpack[SandboxOptions]) -> Self:
         """Create a sandbox; what is not given is the daemon's default.
 
         Args:
-            name: a unique name of your own, 1 to 63 of a-z, 0-9 and inner dashes.
-            rootfs: the name of a rootfs.
-            env: variables of every command.
-            cwd: where commands start, absolute.
-            user: name or uid that commands run as.
-            limits: `Limits(memory_bytes=, cpus=, pids=, disk_bytes=, io=IoLimits(…))` or the same as a mapping.
-            labels: your own notes on it.
-            network: "none", "internet", or `{"mode": "allowlist", "allow": ["pypi.org:443", "10.1.0.0/16"]}` with, if
-                you like, `receive_bytes_per_s`, `send_bytes_per_s` and `connections`.
-            seccomp: the name of a system call profile: "default", "strict", or one of the operator's.
             client: connections to share; else the sandbox has its own.
+            options: those of `SandboxOptions`.
 
         Raises:
             InvalidRequest: a value is wrong; `field` names it. RootfsNotFound, ProfileNotFound and LimitUnenforceable
@@ -94,17 +62,7 @@ class Sandbox(CodeMethods, FilesPart, ProcessPart, SessionPart):
             NameTaken: another sandbox has that name.
             LaunchFailed: the host could not do it; `step`, `syscall`, `errno`, `hint`.
         """
-        call = calls.create(
-            name=name,
-            rootfs=rootfs,
-            env=env,
-            cwd=cwd,
-            user=user,
-            limits=limits,
-            labels=labels,
-            network=network,
-            seccomp=seccomp,
-        )
+        call = calls.create(options)
         return cls._open(call, client)
 
     @classmethod

@@ -10,9 +10,9 @@ from sandboxd.errors import InvalidRequest
 
 from . import process_calls
 from .calls import Call, given, listed, nothing, sandbox_path
-from .command_options import PlaceOptions, SessionCommandOptions, StartOptions, command_json, options_json, takes
 from .exec_calls import ExecRequest, WholeExec, exec_call
 from .models import parse_time
+from .options import PlaceOptions, SessionCommandOptions, StartOptions, command_json, options_json, takes
 
 if TYPE_CHECKING:
     import datetime as dt

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self
+import contextlib
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
-from sandboxd.errors import SandboxdError, SessionNotFound
+from sandboxd.errors import SessionNotFound
 
 from . import session_calls
 from .processes import ExecStream
 from .pty import Pty
+from .stream import Ending
 from .verbs import Part, like, stream_verb, sync_info_verb, sync_verb
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from .calls import Call
     from .client import Client
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 
-class Session:
+class Session(Ending):
     """Commands that hand on a shell's state: working directory, variables, functions, aliases, options.
 
     Made by `Sandbox.create_session` and `get_session`. Its commands run one after the other, those of other sessions
@@ -37,20 +38,9 @@ class Session:
     def __repr__(self) -> str:
         return f"<Session {self.id} of {self._sandbox.id}>"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
+    def _end(self) -> None:
+        with contextlib.suppress(SessionNotFound):
             self.delete()
-        except SessionNotFound:
-            return
-        except SandboxdError as failure:
-            if error is None:
-                raise
-            error.add_note(f"and the session {self.id} could not be deleted: {failure}")
 
     @property
     def id(self) -> str:

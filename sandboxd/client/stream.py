@@ -6,7 +6,7 @@ import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from sandboxd.errors import LocalProtocolError
+from sandboxd.errors import LocalProtocolError, SandboxdError
 
 from .failures import mapped
 from .file_calls import ChangeReader, FileChange
@@ -44,6 +44,26 @@ class Closing:
 
     def close(self) -> None:
         """Give back what it holds."""
+        raise NotImplementedError
+
+
+class Ending:
+    """A context manager that ends at the block's end what it stands for; a failed block's own failure stands."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._end()
+        except SandboxdError as failure:
+            if error is None:
+                raise
+            error.add_note(f"and {self!r} could not be destroyed: {failure}")
+
+    def _end(self) -> None:
         raise NotImplementedError
 
 

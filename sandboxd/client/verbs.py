@@ -191,3 +191,13 @@ def like(method: M, build: Callable[..., object], answer: str | None = None) -> 
     parameters = [key.replace(name="self", annotation=inspect.Parameter.empty), *rest]
     vars(method)["__signature__"] = inspect.Signature(parameters, return_annotation=answer)
     return method
+
+
+def documented(source: Callable[..., object]) -> Callable[[M], M]:
+    """Decorate an asynchronous method that says what its synchronous twin does."""
+
+    def decorate(method: M) -> M:
+        method.__doc__ = source.__doc__
+        return method
+
+    return decorate

@@ -24,6 +24,7 @@ from sandboxd.client import (
     session_calls,
 )
 from sandboxd.client.calls import Call, nothing
+from sandboxd.client.options import SandboxOptions
 from sandboxd.client.verbs import async_verb, like, sync_verb
 
 if TYPE_CHECKING:
@@ -229,3 +230,22 @@ def test_a_type_checker_sees_the_types_at_call_sites() -> None:
         timeout=280,
     )
     assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("cls", [sdk.Sandbox, sdk.AsyncSandbox])
+def test_a_sandboxs_options_are_arguments_of_their_own(cls: Any) -> None:
+    client, *options = inspect.signature(cls.create).parameters.values()
+    assert client.name == "client"
+    assert {option.name for option in options} == set(SandboxOptions.__annotations__)
+    text = inspect.getdoc(cls.create) or ""
+    for option in options:
+        assert option.default is None
+        assert f"\n    {option.name}: " in text
+    assert "\n        you like, `receive_bytes_per_s`" in text
+    with pytest.raises(TypeError, match=r"^create\(\) got an unexpected keyword argument 'nam'$"):
+        cls.create(nam="x")
+
+
+def test_an_asynchronous_method_says_what_its_twin_says() -> None:
+    for name in ("read_file", "copy_in", "copy_out", "connect"):
+        assert getattr(sdk.AsyncSandbox, name).__doc__ == getattr(sdk.Sandbox, name).__doc__

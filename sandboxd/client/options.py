@@ -1,4 +1,4 @@
-"""The options of a command: what every verb that runs one takes, and what the API calls it.
+"""Options that many verbs take: a command's, and a sandbox's; and what the API calls them.
 
 A verb takes them as keyword arguments, `**options: Unpack[CommandOptions]`, which type checkers and editors expand. Its
 builder is decorated with `takes`, which does the same for `inspect.signature` and `help`.
@@ -16,6 +16,8 @@ from .calls import given
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from sandboxd.spec import Limits
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,16 +59,47 @@ class CommandOptions(StartOptions, _RunOptions, total=False):
     """
 
 
-_LINES = dict(re.findall(r"^ +(\w+)(:.*)$", (CommandOptions.__doc__ or "").partition("Attributes:")[2], re.MULTILINE))
+class SandboxOptions(TypedDict, total=False):
+    """The options of a new sandbox; what is not given is the daemon's default.
+
+    Attributes:
+        name: a unique name of your own, 1 to 63 of a-z, 0-9 and inner dashes.
+        rootfs: the name of a rootfs.
+        env: variables of every command.
+        cwd: where commands start, absolute.
+        user: name or uid that commands run as.
+        limits: `Limits(memory_bytes=, cpus=, pids=, disk_bytes=, io=IoLimits(…))` or the same as a mapping.
+        labels: your own notes on it.
+        network: "none", "internet", or `{"mode": "allowlist", "allow": ["pypi.org:443", "10.1.0.0/16"]}` with, if
+            you like, `receive_bytes_per_s`, `send_bytes_per_s` and `connections`.
+        seccomp: the name of a system call profile: "default", "strict", or one of the operator's.
+    """
+
+    name: str | None
+    rootfs: str | None
+    env: Mapping[str, str] | None
+    cwd: str | None
+    user: str | int | None
+    limits: Limits | Mapping[str, Any] | None
+    labels: Mapping[str, str] | None
+    network: str | Mapping[str, Any] | None
+    seccomp: str | None
+
+
+#: What a class says of its attributes: a name, a colon, and text that may go on in lines which stand further in.
+_ATTRIBUTE = re.compile(r"^ {8}(\w+)(:.*(?:\n {9,}.*)*)$", re.MULTILINE)
 #: The line of a docstring in whose place the options' own stand.
 _PLACE = re.compile(r"^( +)options: .*$", re.MULTILINE)
 
 
-def takes(kind: type[Any], **defaults: object) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate a builder whose `**options` are of `kind`: each becomes an argument that can be seen.
+def takes(
+    kind: type[Any], documented: type[Any] = CommandOptions, **defaults: object
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a function whose `**options` are of `kind`: each becomes an argument that can be seen.
 
-    `defaults` are those that are not None.
+    `documented` is the class whose docstring says what they are; `defaults` are those that are not None.
     """
+    texts = dict(_ATTRIBUTE.findall((documented.__doc__ or "").partition("Attributes:")[2]))
     annotations = {name: getattr(found, "__forward_arg__", found) for name, found in kind.__annotations__.items()}
     options = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name), annotation=annotation)
@@ -84,8 +117,12 @@ def takes(kind: type[Any], **defaults: object) -> Callable[[Callable[P, T]], Cal
                 raise TypeError(f"{build.__name__}() got an unexpected keyword argument {name!r}")
             return build(*args, **kwargs)
 
-        lines = "\n".join(rf"\g<1>{name}{_LINES[name]}" for name in annotations)
-        checked.__doc__ = _PLACE.sub(lines, build.__doc__ or "", count=1)
+        def spelled(place: re.Match[str]) -> str:
+            lines = [f"{name}{texts[name]}".splitlines() for name in annotations]
+            inner = place[1] + "    "
+            return "\n".join(f"\n{inner}".join([place[1] + first, *map(str.strip, rest)]) for first, *rest in lines)
+
+        checked.__doc__ = _PLACE.sub(spelled, build.__doc__ or "", count=1)
         vars(checked)["__signature__"] = signature.replace(parameters=parameters)
         return checked
 
