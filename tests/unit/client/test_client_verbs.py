@@ -242,8 +242,8 @@ def test_a_sandboxs_options_are_arguments_of_their_own(cls: Any) -> None:
         assert option.default is None
         assert f"\n    {option.name}: " in text
     assert "\n        you like, `receive_bytes_per_s`" in text
-    with pytest.raises(TypeError, match=r"^create\(\) got an unexpected keyword argument 'nam'$"):
-        cls.create(nam="x")
+    with pytest.raises(TypeError, match=r"^create\(\) got an unexpected keyword argument 'colour'$"):
+        cls.create(colour="x")
 
 
 def test_an_asynchronous_method_says_what_its_twin_says() -> None:
