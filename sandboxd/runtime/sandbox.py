@@ -221,6 +221,7 @@ class Sandbox:
         """Drop the link; what is under way ends with `error`."""
         self.settled.set()
         self._configured.set()
+        self.contexts.lose_sandbox(error)
         if self._peer is not None:
             self._peer.abort(error)
 
