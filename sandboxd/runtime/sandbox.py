@@ -184,9 +184,11 @@ class Sandbox:
         later = spec.later()
         if not later:
             return
-        self._link()
+        peer = self._link()
         await self._configured.wait()
         self.check_usable()
+        if peer.ended is not None:
+            raise await self.why_broken(peer.ended) if isinstance(peer.ended, ProtocolError) else peer.ended
         for name in later:
             if name not in self._known_fields:
                 why = "the sandbox was created by an earlier version of sandboxd, which did not have it"
@@ -353,3 +355,4 @@ class Sandbox:
         """End what is under way because the daemon ends; the sandbox itself goes on."""
         if self._peer is not None:
             self._peer.abort(ServerBusy("cannot continue: the daemon is stopping"))
+        self._configured.set()
