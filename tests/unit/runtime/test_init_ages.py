@@ -143,3 +143,14 @@ async def test_a_command_that_waits_for_what_init_knows_hears_that_the_daemon_st
         with trio.fail_after(5):
             asked = await daemon.client.post("/v1/sandboxes/box/exec", json={"command": "true", "umask": "077"})
         assert problem(asked)["kind"] == "server-busy"
+
+
+async def test_of_what_init_says_it_knows_only_what_may_be_asked_for_is_kept(daemon: FakeDaemon) -> None:
+    async def configure(talk: Conversation, request: Request) -> None:
+        await talk.reply(request, knows=["umask", "x" * 500_000, [], {"a": 1}, b"umask", None])
+
+    daemon.init.answers["configure"] = configure
+    asked = await daemon.client.post("/v1/sandboxes/box/exec", json={"command": "true", "umask": "077"})
+    assert asked.status_code == 200, asked.text
+    (sandbox,) = daemon.manager.registry
+    assert sandbox._known_fields == {"umask"}
