@@ -113,8 +113,12 @@ class PortWaits:
         if wait.path is None:
             self._met(wait, None)
         else:
-            wait.probe = _Probe(self._loop, listener, wait.port, wait.path, lambda status: self._probed(wait, status))
-            wait.probe.start()
+            try:
+                probe = _Probe(self._loop, listener, wait.port, wait.path, lambda status: self._probed(wait, status))
+            except OSError:
+                return  # no descriptors just now: this is a timer's, and must not be init's end
+            wait.probe = probe
+            probe.start()
 
     def _probed(self, wait: PortWait, status: int | None) -> None:
         wait.probe = None
