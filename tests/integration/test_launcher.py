@@ -53,7 +53,7 @@ ROUNDS = 4
 @pytest.mark.slow
 def test_a_creation_that_fails_at_any_kernel_call_leaves_nothing(tmp_path: pathlib.Path) -> None:
     launcher = LauncherProcess(tmp_path, module=FAILING)
-    failed_steps = set()
+    failed_steps: set[str] = set()
     try:
         assert isinstance(create(launcher, f"fail{10**6:016d}"), Reply)
         launcher.asker.ask("destroy", id=f"fail{10**6:016d}")
