@@ -204,7 +204,7 @@ def run(link: Link, wanted: dict[str, Any]) -> None:
     except _DAMAGE as error:
         link.send("refused", why=f"it is damaged ({error})", facts={"reason": "damaged"})
     except RecursionError:
-        link.send("refused", why="it is nested too deeplyly", facts={"reason": "damaged"})
+        link.send("refused", why="it is nested too deeply", facts={"reason": "damaged"})
     except MemoryError:
         link.send("refused", why="reading it takes more memory than an import may have", facts={"reason": "memory"})
     except OSError as error:

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from ..errors import (
-    ContextExited,
     ContextNotFound,
     ContextRestarting,
     InternalError,
@@ -40,7 +39,7 @@ from .context_states import LEAVING, TRANSITIONS, Event, State
 from .kept_runs import KeptRuns
 from .questions import Question
 from .runs import Run, error_of
-from .start_failures import failure_of
+from .start_failures import exited, failure_of
 from .worker import Link, Worker
 
 if TYPE_CHECKING:
@@ -132,13 +131,8 @@ class Context:
         if self.state in (State.DELETING, State.GONE):
             raise SandboxGone(f"cannot run code in context {self.id}: it is gone")
 
-    def _exited(self, verb: str) -> ContextExited:
-        ended = self._worker.exit if self._worker is not None else None
-        reason = "never started" if self._worker is None else self._worker.reason
-        facts: dict[str, Any] = {"context": self.id, "reason": reason}
-        if ended is not None:
-            facts |= {"exit_code": ended.exit_code, "signal": ended.signal}
-        return ContextExited(f"cannot {verb.removeprefix('cannot ')} context {self.id}: {self._how()}", **facts)
+    def _exited(self, verb: str) -> SandboxdError:
+        return exited(self._worker, self.id, verb)
 
     def submit(self, run: Run) -> None:
         """Queue a run.
@@ -227,6 +221,12 @@ class Context:
             await worker.kill()
             with trio.move_on_after(KILL_TIMEOUT_S):
                 await worker.gone.wait()
+
+    def lose_sandbox(self, error: SandboxdError) -> None:
+        """Hear that the sandbox is gone: of an interpreter that has ended before, nobody else says so."""
+        if self._worker is not None:
+            self._worker.failure = self._worker.failure or error
+        self._work.set()
 
     def take_over(self, name: str, generation: int) -> None:
         """Say which worker of an earlier daemon is this context's; then `serve` with `take_over`."""

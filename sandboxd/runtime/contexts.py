@@ -224,6 +224,11 @@ class Contexts:
             await context.delete()
         self._contexts.pop(context_id, None)
 
+    def lose_sandbox(self, error: SandboxdError) -> None:
+        """End every context, since the sandbox is gone; `error` says why."""
+        for context in self._contexts.values():
+            context.lose_sandbox(error)
+
     def _new(self, context_id: str, spec: ContextSpec, *, is_default: bool) -> Context:
         share = self._sandbox.share
 

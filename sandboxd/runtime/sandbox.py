@@ -22,6 +22,7 @@ from ..errors import (
     SandboxNotFound,
     ServerBusy,
 )
+from ..spec import CommandSpec, SessionSpec
 from ..wire.link import DEFAULT_WINDOW
 from ..wire.messages import VERSION
 from . import checks
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..network import NetworkSpec
-    from ..spec import CommandSpec, Limits, SandboxSpec, StartSpec
+    from ..spec import Limits, SandboxSpec, StartSpec
     from .launcher import Launched
     from .link_client import Stream
     from .services import Services
@@ -86,7 +87,7 @@ class Sandbox:
         self.settled = trio.Event()
         #: Set when init has heard its settings, or the link has ended before.
         self._configured = trio.Event()
-        self._known_fields: list[str] = []
+        self._known_fields: frozenset[str] = frozenset()
         #: Why nobody answers its questions about names; None while somebody does, or it has no network.
         self.names_lost: str | None = None
         #: Set, and another one, whenever the state changes.
@@ -172,7 +173,9 @@ class Sandbox:
     def note_fields(self, answer: dict[str, Any]) -> None:
         """Note which fields init knows, from its answer to `configure`; one of the first says nothing."""
         known = answer.get("knows")
-        self._known_fields = [name for name in known if isinstance(name, str)] if isinstance(known, list) else []
+        # Nothing else of it is kept: it is as long as init likes.
+        wanted = CommandSpec.LATER | SessionSpec.LATER
+        self._known_fields = frozenset(name for name in wanted if isinstance(known, list) and name in known)
         self._configured.set()
 
     async def check_fields(self, spec: StartSpec) -> None:
@@ -184,9 +187,11 @@ class Sandbox:
         later = spec.later()
         if not later:
             return
-        self._link()
+        peer = self._link()
         await self._configured.wait()
         self.check_usable()
+        if peer.ended is not None:
+            raise await self.why_broken(peer.ended) if isinstance(peer.ended, ProtocolError) else peer.ended
         for name in later:
             if name not in self._known_fields:
                 why = "the sandbox was created by an earlier version of sandboxd, which did not have it"
@@ -221,6 +226,7 @@ class Sandbox:
         """Drop the link; what is under way ends with `error`."""
         self.settled.set()
         self._configured.set()
+        self.contexts.lose_sandbox(error)
         if self._peer is not None:
             self._peer.abort(error)
 
@@ -352,3 +358,4 @@ class Sandbox:
         """End what is under way because the daemon ends; the sandbox itself goes on."""
         if self._peer is not None:
             self._peer.abort(ServerBusy("cannot continue: the daemon is stopping"))
+        self._configured.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -20,9 +21,10 @@ from sandboxd.runtime.context_states import SHOWN, State
 from sandboxd.runtime.questions import Question
 from sandboxd.runtime.runs import Run
 from sandboxd.runtime.worker import Worker
-from sandboxd.spec import ContextSpec
-from sandboxd.wire.messages import Event
-from tests.support.fake_peer import exit_data
+from sandboxd.spec import ContextSpec, SandboxSpec
+from sandboxd.wire.messages import Event, Request
+from tests.support.fake_daemon import eventually, manager_of
+from tests.support.fake_peer import Conversation, FakeInit, exit_data
 
 
 def frame(**message: Any) -> tuple[str, bytes]:
@@ -208,6 +210,32 @@ async def test_an_interpreter_that_cannot_be_killed_leaves_its_context_exited(
         assert one.state is State.EXITED
         with pytest.raises(ContextExited):
             one.submit(new_run())
+
+
+async def test_a_context_whose_interpreter_has_ended_ends_with_its_sandbox(tmp_path: Path) -> None:
+    """Its task and the runs that it keeps would stay in the daemon for ever."""
+
+    leave = trio.Event()
+
+    async def start(talk: Conversation, request: Request) -> None:
+        await talk.event(request, 0, "start", {})
+        await talk.event(request, 1, *frame(op="ready", version="1"))
+        await leave.wait()
+        await talk.event(request, 2, "exit", exit_data())
+        await talk.reply(request)
+
+    def prepare(init: FakeInit) -> None:
+        done = init.answers["ping"]
+        init.answers |= {"context_source": done, "context_start": start, "context_forget": done}
+
+    async with manager_of(tmp_path) as (fake, manager):
+        fake.prepare = prepare
+        sandbox = await manager.create(SandboxSpec())
+        one = await sandbox.contexts.create(ContextSpec(language="python"))
+        leave.set()
+        await eventually(lambda: one.state is State.EXITED)
+        await manager.destroy(sandbox.id)
+        await eventually(lambda: one.state is State.GONE)
 
 
 async def test_a_move_that_the_table_refuses_costs_the_context_alone(caplog: pytest.LogCaptureFixture) -> None:

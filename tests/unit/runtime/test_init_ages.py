@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from sandboxd.spec import CommandSpec
 from sandboxd.wire.messages import Request
@@ -128,3 +129,28 @@ async def test_who_asks_for_what_an_init_may_not_know_hears_of_its_end(
     monkeypatch.setattr(CommandSpec, "LATER", frozenset({"timeout_s"}))
     found = await daemon.client.post("/v1/sandboxes/box/exec", json={"command": "true", "timeout_s": 3})
     assert problem(found)["kind"] == "sandbox-failed"
+
+
+async def test_a_command_that_waits_for_what_init_knows_hears_that_the_daemon_stops(tmp_path: Path) -> None:
+    """Its caller would keep the daemon from ending, or be told that the sandbox is too old."""
+    async with daemon_in(tmp_path) as daemon:
+
+        async def say_nothing(talk: Conversation, request: Request) -> None:
+            daemon.manager.stop()
+
+        daemon.fake.prepare = lambda init: init.answers.update(configure=say_nothing)
+        await daemon.create(name="box")
+        with trio.fail_after(5):
+            asked = await daemon.client.post("/v1/sandboxes/box/exec", json={"command": "true", "umask": "077"})
+        assert problem(asked)["kind"] == "server-busy"
+
+
+async def test_of_what_init_says_it_knows_only_what_may_be_asked_for_is_kept(daemon: FakeDaemon) -> None:
+    async def configure(talk: Conversation, request: Request) -> None:
+        await talk.reply(request, knows=["umask", "x" * 500_000, [], {"a": 1}, b"umask", None])
+
+    daemon.init.answers["configure"] = configure
+    asked = await daemon.client.post("/v1/sandboxes/box/exec", json={"command": "true", "umask": "077"})
+    assert asked.status_code == 200, asked.text
+    (sandbox,) = daemon.manager.registry
+    assert sandbox._known_fields == {"umask"}
