@@ -124,9 +124,9 @@ class Job:
         self._unpacker.apply(tape, layered=True)
         content = tape.finish()
         if layer.digest is not None and blob.finish() != layer.digest:
-            raise ImageRefused("its blob is not what its digest says", reason="digest", digest=layer.digest)
+            raise ImageRefused("its blob does not match its digest", reason="digest", digest=layer.digest)
         if content != layer.diff_id:
-            raise ImageRefused("its content is not what its diff_id says", reason="digest", digest=layer.diff_id)
+            raise ImageRefused("its content does not match its diff_id", reason="digest", digest=layer.diff_id)
 
     def _finish(self, digest: str, facts: dict[str, Any]) -> dict[str, Any]:
         settle(self._root, self._unpacker.notes)
@@ -204,7 +204,7 @@ def run(link: Link, wanted: dict[str, Any]) -> None:
     except _DAMAGE as error:
         link.send("refused", why=f"it is damaged ({error})", facts={"reason": "damaged"})
     except RecursionError:
-        link.send("refused", why="it is nested too deeplyly", facts={"reason": "damaged"})
+        link.send("refused", why="it is nested too deeply", facts={"reason": "damaged"})
     except MemoryError:
         link.send("refused", why="reading it takes more memory than an import may have", facts={"reason": "memory"})
     except OSError as error:

@@ -111,7 +111,7 @@ class Sandbox:
         """Go to another state.
 
         Raises:
-            Conflict: the table has no such move.
+            Conflict: no such transition.
         """
         if not may_move(self.state, new):
             old = self.state.value
@@ -189,7 +189,7 @@ class Sandbox:
         self.check_usable()
         for name in later:
             if name not in self._known_fields:
-                why = "the sandbox was created by an earlier version of sandboxd, which did not have it"
+                why = "the sandbox was created by an earlier version of sandboxd, which did not support it"
                 raise NotAvailable(f"cannot accept {name}: {why}", field=name)
 
     @property
