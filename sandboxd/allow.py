@@ -109,7 +109,7 @@ def parse_allow(entries: Sequence[str], field: str = "network.allow") -> AllowLi
     """
     if len(entries) > MAX_ENTRIES:
         raise InvalidRequest(
-            f"cannot accept {field}: it has {len(entries)} entries, the bound is {MAX_ENTRIES}", field=field
+            f"cannot accept {field}: it has {len(entries)} entries, the limit is {MAX_ENTRIES}", field=field
         )
     shown: dict[str, None] = {}
     names: dict[tuple[str, Ports], None] = {}

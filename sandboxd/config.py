@@ -110,13 +110,15 @@ class Config:
     def __post_init__(self) -> None:
         """Check what no single key can."""
         if self.listen is not None and self.token_file is None:
-            raise ConfigError("cannot listen on TCP without a token: give token_file too", key="token_file")
+            raise ConfigError("cannot listen on TCP without a token: set token_file as well", key="token_file")
         if self.storage_path is not None and self.storage == "directory":
-            raise ConfigError("cannot use storage_path with storage 'directory': it is for btrfs", key="storage_path")
+            raise ConfigError(
+                "cannot use storage_path with storage 'directory': it applies only to btrfs", key="storage_path"
+            )
 
         if (self.preview_cert is None) != (self.preview_key is None):
             raise ConfigError(
-                "cannot serve previews under TLS: it needs preview_cert and preview_key", key="preview_cert"
+                "cannot serve previews over TLS: set both preview_cert and preview_key", key="preview_cert"
             )
 
     @property
@@ -223,14 +225,14 @@ def _read(key: str, value: object) -> Any:  # noqa: ANN401 - a key's own type
 
 def _path(key: str, value: object) -> Path:
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
-        raise ConfigError(f"cannot take {key}: it must be a path", key=key)
+        raise ConfigError(f"cannot accept {key}: it must be a path", key=key)
     # Absolute at once: the launcher and the daemon may have other working directories.
     return Path(value).absolute()
 
 
 def _truth(key: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise ConfigError(f"cannot take {key}: it must be true or false", key=key)
+        raise ConfigError(f"cannot accept {key}: it must be true or false", key=key)
     return value
 
 
@@ -238,39 +240,41 @@ def _address(key: str, value: object) -> tuple[str, int]:
     host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"cannot take {key}: it must be HOST:PORT", key=key)
+        raise ConfigError(f"cannot accept {key}: it must be HOST:PORT", key=key)
     return host, int(port)
 
 
 def _cgroup(key: str, value: object) -> str:
     parts = value.split("/") if isinstance(value, str) else []
     if len(parts) < 2 or parts[0] or not all(parts[1:]) or {".", ".."} & set(parts):
-        raise ConfigError(f"cannot take {key}: it must be a group's path from cgroup2's root, such as /a/b", key=key)
+        raise ConfigError(
+            f"cannot accept {key}: it must be a cgroup's path from the root of cgroup2, such as /a/b", key=key
+        )
     return "/".join(parts)
 
 
 def _level(key: str, value: object) -> str:
     if value not in LOG_LEVELS:
-        raise ConfigError(f"cannot take {key}: it must be one of {', '.join(LOG_LEVELS)}", key=key)
+        raise ConfigError(f"cannot accept {key}: it must be one of {', '.join(LOG_LEVELS)}", key=key)
     return str(value)
 
 
 def _storage(key: str, value: object) -> str:
     if value not in STORAGE:
-        raise ConfigError(f"cannot take {key}: it must be one of {', '.join(STORAGE)}", key=key)
+        raise ConfigError(f"cannot accept {key}: it must be one of {', '.join(STORAGE)}", key=key)
     return str(value)
 
 
 def _bytes(key: str, value: object) -> int:
     least = 0 if key == "storage_reserve_bytes" else MIN_BYTES
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 62:
-        raise ConfigError(f"cannot take {key}: it must be a number of bytes, {least} or more", key=key)
+        raise ConfigError(f"cannot accept {key}: it must be a number of bytes, {least} or more", key=key)
     return value
 
 
 def _seconds(key: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_SECONDS:
-        raise ConfigError(f"cannot take {key}: it must be a number of seconds, 0 to {MAX_SECONDS}", key=key)
+        raise ConfigError(f"cannot accept {key}: it must be a number of seconds, 0 to {MAX_SECONDS}", key=key)
     return value
 
 
@@ -282,7 +286,7 @@ def _url(key: str, value: object) -> str:
         port = 0
     plain = parts.netloc and not (parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc)
     if parts.scheme not in ("http", "https") or not parts.hostname or not plain or port == 0:
-        raise ConfigError(f"cannot take {key}: it must be http://HOST[:PORT] or https://HOST[:PORT]", key=key)
+        raise ConfigError(f"cannot accept {key}: it must be http://HOST[:PORT] or https://HOST[:PORT]", key=key)
     return f"{parts.scheme}://{parts.netloc.lower()}"
 
 
@@ -292,7 +296,7 @@ def _networks(key: str, value: object) -> tuple[str, ...]:
             raise TypeError
         return tuple(str(ipaddress.ip_network(item)) for item in value)
     except (TypeError, ValueError):
-        raise ConfigError(f"cannot take {key}: it must be a list of addresses or networks", key=key) from None
+        raise ConfigError(f"cannot accept {key}: it must be a list of addresses or networks", key=key) from None
 
 
 def _names(key: str, value: object) -> tuple[str, ...]:
@@ -301,12 +305,12 @@ def _names(key: str, value: object) -> tuple[str, ...]:
             raise TypeError
         return tuple(check_rootfs(name) for name in value)
     except (TypeError, InvalidRequest):
-        raise ConfigError(f"cannot take {key}: it must be a list of rootfs' names", key=key) from None
+        raise ConfigError(f"cannot accept {key}: it must be a list of rootfs names", key=key) from None
 
 
 def _mode(key: str, value: object) -> str:
     if value not in MODES:
-        raise ConfigError(f"cannot take {key}: it must be one of {', '.join(MODES)}", key=key)
+        raise ConfigError(f"cannot accept {key}: it must be one of {', '.join(MODES)}", key=key)
     return str(value)
 
 
@@ -317,7 +321,7 @@ def _pool(key: str, value: object) -> str:
     except ValueError:
         network = None
     if network is None or network.version != version or network.num_addresses < MIN_POOL:
-        raise ConfigError(f"cannot take {key}: it must be a network of {MIN_POOL} addresses or more", key=key)
+        raise ConfigError(f"cannot accept {key}: it must be a network of {MIN_POOL} addresses or more", key=key)
     return str(network)
 
 
@@ -333,19 +337,21 @@ def _servers(key: str, value: object) -> tuple[tuple[str, int], ...]:
                 host, port = _address(key, item)
                 found.append((str(ipaddress.ip_address(host)), port))
     except (TypeError, ValueError, ConfigError):
-        raise ConfigError(f"cannot take {key}: it must be a list of addresses, with ports or not", key=key) from None
+        raise ConfigError(
+            f"cannot accept {key}: it must be a list of addresses, each with or without a port", key=key
+        ) from None
     return tuple(found)
 
 
 def _connections(key: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_CONNECTIONS:
-        raise ConfigError(f"cannot take {key}: it must be a number of 1 to {MAX_CONNECTIONS}", key=key)
+        raise ConfigError(f"cannot accept {key}: it must be a number from 1 to {MAX_CONNECTIONS}", key=key)
     return value
 
 
 def _limits(key: str, value: object) -> Limits:
     if not isinstance(value, dict):
-        raise ConfigError(f"cannot take {key}: it must be a table", key=key)
+        raise ConfigError(f"cannot accept {key}: it must be a table", key=key)
     known = {field.name for field in dataclasses.fields(Limits)}
     for name in value:
         where = f"{key}.{name}"

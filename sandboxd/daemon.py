@@ -119,7 +119,7 @@ def _set_up_logging(config: Config) -> None:
 def _preflight(config: Config) -> None:
     if os.geteuid() != 0:
         raise HostUnsupported(
-            "cannot start: sandboxes need root to be made", feature="root", remedy="run 'sandboxd serve' as root"
+            "cannot start: creating sandboxes requires root", feature="root", remedy="run 'sandboxd serve' as root"
         )
     if len(str(config.socket_path).encode()) > MAX_SOCKET_PATH:
         raise ConfigError(f"cannot listen on {config.socket_path}: the path is over 107 bytes", key="socket")
@@ -155,7 +155,7 @@ def _make_directories(config: Config, identity: Identity) -> None:
             os.chown(path, uid, gid)
             path.chmod(mode)
         except OSError as error:
-            raise ConfigError(f"cannot make the directory {path}: {error.strerror}", key="state_dir") from None
+            raise ConfigError(f"cannot create the directory {path}: {error.strerror}", key="state_dir") from None
 
 
 def _lock(config: Config) -> int:
@@ -196,7 +196,7 @@ def _listen_unix(path: Path, identity: Identity) -> socket.socket:
             except OSError:
                 path.unlink(missing_ok=True)
             else:
-                raise AlreadyRunning(f"cannot start: somebody answers on {path}", socket=str(path))
+                raise AlreadyRunning(f"cannot start: another process is listening on {path}", socket=str(path))
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
     try:

@@ -27,7 +27,7 @@ def check_git_url(value: str, field: str = "url") -> tuple[str, str | None, str 
     """
     check_text(value, field, limit=MAX_URL_BYTES)
     if any(ord(character) <= 32 or ord(character) == 127 for character in value):
-        raise _fail(field, "an address has no spaces and no control characters in it")
+        raise _fail(field, "an address must not contain spaces or control characters")
     path = value.removeprefix("file://")
     if path.startswith("/"):
         return check_path(path, field), None, None
@@ -40,7 +40,7 @@ def check_git_url(value: str, field: str = "url") -> tuple[str, str | None, str 
         raise _fail(field, f"the scheme {scheme[:20]!r} is not supported; use https, http or git")
     place, slash, path = rest.partition("/")
     if "?" in rest or "#" in rest:
-        raise _fail(field, "the address of a repository has no query and no fragment")
+        raise _fail(field, "the address of a repository must not have a query or a fragment")
     user, at, host = place.rpartition("@")
     if not slash or not path.strip("/") or not _HOST.match(host) or host.startswith("-"):
         raise _fail(field, "it must name a host and a repository")
@@ -88,11 +88,11 @@ class CloneSpec:
             name = "x-access-token"  # what GitHub, GitLab, Gitea and Bitbucket take beside a token
         for field, value in (("username", name), ("password", secret)):
             if value is not None and (len(value) > MAX_LOGIN_CHARS or any(ord(c) < 32 for c in value)):
-                raise _fail(field, f"it has at most {MAX_LOGIN_CHARS} characters, and no control characters")
+                raise _fail(field, f"it must have at most {MAX_LOGIN_CHARS} characters, and no control characters")
         if name is not None and ":" in name:
-            raise _fail("username", "it must not have a colon in it")
+            raise _fail("username", "it must not contain a colon")
         if name is not None and not url.startswith(("https://", "http://")):
-            raise _fail("username", "only https and http have logins")
+            raise _fail("username", "only https and http support logins")
         for name_, value_ in (("url", url), ("username", name), ("password", secret)):
             object.__setattr__(self, name_, value_)
         self._check_rest()
@@ -115,7 +115,7 @@ class CloneSpec:
         if self.target_dir is not None and not self.target_dir.strip("/."):
             raise _fail("target_dir", "it must name a directory below the root")
         if self.target_dir is None and not self.repository:
-            raise _fail("target_dir", "the address does not suggest one; give it")
+            raise _fail("target_dir", "the address does not imply one; specify it")
 
     @property
     def repository(self) -> str:

@@ -39,7 +39,7 @@ class NetworkSpec:
         if self.allow:
             object.__setattr__(self, "allow", self.allow_list.entries)
         if self.allow and self.mode in ("none", "internet"):
-            raise _fail("allow", "it goes with the mode allowlist")
+            raise _fail("allow", "it applies only to the mode allowlist")
         for name, low, high in (
             ("receive_bytes_per_s", 1024, 1 << 36),
             ("send_bytes_per_s", 1024, 1 << 36),

@@ -87,7 +87,7 @@ def check_name(value: str, field: str = "name") -> str:
 def check_rootfs(value: str, field: str = "rootfs") -> str:
     """Return `value` if it may name a rootfs."""
     if not _ROOTFS.match(value) or ".." in value:
-        raise _fail(field, "a rootfs' name is 1 to 64 characters of a-z, 0-9, dot, dash and underscore")
+        raise _fail(field, "a rootfs name is 1 to 64 characters of a-z, 0-9, dot, dash and underscore")
     return value
 
 
@@ -101,14 +101,14 @@ def check_profile(value: str, field: str = "seccomp") -> str:
 def check_process_id(value: str, field: str = "id") -> str:
     """Return `value` if it may name a process."""
     if not _PROCESS_ID.match(value):
-        raise _fail(field, "a process' id is 1 to 64 characters of letters, digits, dot, dash and underscore")
+        raise _fail(field, "a process id is 1 to 64 characters: letters, digits, dot, dash and underscore")
     return value
 
 
 def check_session_id(value: str, field: str = "session") -> str:
     """Return `value` if it may name a session."""
     if not _SESSION_ID.match(value):
-        raise _fail(field, "a session's id is 1 to 128 characters of letters, digits, dot, dash and underscore")
+        raise _fail(field, "a session id is 1 to 128 characters: letters, digits, dot, dash and underscore")
     return value
 
 
@@ -121,7 +121,7 @@ def check_text(value: str, field: str, *, limit: int = MAX_ARG_BYTES - 1) -> str
     except UnicodeEncodeError:
         raise _fail(field, "it has a lone surrogate, which is not valid UTF-8") from None
     if size > limit:
-        raise _fail(field, f"it is {size} bytes, the bound is {limit}")
+        raise _fail(field, f"it is {size} bytes, the limit is {limit}")
     return value
 
 
@@ -135,7 +135,7 @@ def check_path(value: str, field: str = "path") -> str:
     if not value.startswith("/"):
         raise _fail(field, "the path must be absolute")
     if ".." in value.split("/"):
-        raise _fail(field, "the path must not have '..' in it")
+        raise _fail(field, "the path must not contain '..'")
     return value
 
 
@@ -161,13 +161,13 @@ def check_file_path(value: str | bytes, field: str = "path") -> str:
         if b"\0" in value:
             raise _fail(field, "it has a NUL byte")
         if len(value) > MAX_PATH_BYTES:
-            raise _fail(field, f"it is {len(value)} bytes, the bound is {MAX_PATH_BYTES}")
+            raise _fail(field, f"it is {len(value)} bytes, the limit is {MAX_PATH_BYTES}")
         value = name_text(value)
     parts = value.split("/")
     if parts[0] or not value:
         raise _fail(field, "the path must be absolute")
     if ".." in parts:
-        raise _fail(field, "the path must not have '..' in it")
+        raise _fail(field, "the path must not contain '..'")
     return "/" + "/".join(part for part in parts if part not in ("", "."))
 
 
@@ -204,7 +204,7 @@ def check_user(value: str | int, field: str = "user") -> str | int:
 def check_env(env: dict[str, str], field: str = "env") -> dict[str, str]:
     """Return `env` if execve(2) can take it."""
     if len(env) > MAX_ENV_ENTRIES:
-        raise _fail(field, f"it has {len(env)} entries, the bound is {MAX_ENV_ENTRIES}")
+        raise _fail(field, f"it has {len(env)} entries, the limit is {MAX_ENV_ENTRIES}")
     for name, value in env.items():
         where = f"{field}.{name[:64]}"
         if not _ENV_NAME.match(name):
@@ -218,7 +218,7 @@ def check_env(env: dict[str, str], field: str = "env") -> dict[str, str]:
 def check_labels(labels: dict[str, str], field: str = "labels") -> dict[str, str]:
     """Return `labels` if they are few and short."""
     if len(labels) > MAX_LABELS:
-        raise _fail(field, f"it has {len(labels)} entries, the bound is {MAX_LABELS}")
+        raise _fail(field, f"it has {len(labels)} entries, the limit is {MAX_LABELS}")
     for name, value in labels.items():
         check_text(name, field, limit=63)
         check_text(value, f"{field}.{name}", limit=255)
@@ -518,8 +518,8 @@ def _check_argument(value: str) -> str:
     size = len(value.encode("utf-8", "surrogatepass")) if len(value) * 4 >= MAX_ARG_BYTES else 0
     if size >= MAX_ARG_BYTES:
         why = (
-            f"an argument is {size} bytes, and the kernel takes {MAX_ARG_BYTES - 1}: give the command as one string, "
-            "which a shell runs whatever its length, or the data on stdin or in a file"
+            f"an argument is {size} bytes, and the kernel accepts {MAX_ARG_BYTES - 1}: pass the command as one string, "
+            "which a shell runs at any length, or pass the data on stdin or in a file"
         )
         raise InvalidRequest(f"cannot accept command: {why}", field="command", limit_bytes=MAX_ARG_BYTES - 1)
     return check_text(value, "command")
@@ -573,7 +573,7 @@ class CommandSpec(StartSpec):
                 if getattr(self, field) is not None:
                     raise _fail(field, "the session has its own")
             if self.argv[:-1] != self.shell("")[:-1]:
-                raise _fail("command", "in a session it must be one string, a line for its shell")
+                raise _fail("command", "in a session it must be one string, which the session's shell runs")
 
     @property
     def long_line(self) -> str | None:

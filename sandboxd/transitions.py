@@ -21,9 +21,9 @@ def next_state(table: Mapping[State, Mapping[Event, State]], state: State, event
     """Return the state that `event` leads to.
 
     Raises:
-        InternalError: the table has no such move, so this is a bug.
+        InternalError: no such transition, so this is a bug.
     """
     new = table[state].get(event)
     if new is None:
-        raise InternalError(f"cannot take event {event} in state {state}: the table has no such move")
+        raise InternalError(f"cannot handle event {event} in state {state}: no such transition")
     return new

@@ -78,7 +78,8 @@ class Policy:
             self._check_token(token, form)
         elif not self.admits(caller):
             raise AccessDenied(
-                f"cannot let user {caller.uid} in: only root, the daemon's user and the group 'sandboxd' are allowed",
+                f"cannot authorize user {caller.uid}: only root, the daemon's user and members of the group 'sandboxd' "
+                "have access",
                 uid=caller.uid,
             )
 
@@ -89,7 +90,7 @@ class Policy:
         wanted = self.token
         # compare_digest takes the same time wherever the difference is; it wants bytes for non-ASCII text.
         if wanted is None or token is None or not hmac.compare_digest(token.encode(), wanted.encode()):
-            raise Unauthenticated(f"cannot let the request in: it needs {form}")
+            raise Unauthenticated(f"cannot authorize the request: it needs {form}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

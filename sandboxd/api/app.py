@@ -71,7 +71,7 @@ class Api(QuartTrio):
         """Return what the head asks for and whether the caller may have it; reads nothing of the body."""
         found = self.faces.find(request, routed)
         if caller is None:
-            refusal: SandboxdError = AccessDenied("cannot let the request in: nobody knows who sent it")
+            refusal: SandboxdError = AccessDenied("cannot authorize the request: its sender is unknown")
             return Admission(found, refusal, is_known=False)
         place = found.face.token
         try:
@@ -128,7 +128,7 @@ class Api(QuartTrio):
             if is_handshake:
                 why = f"cannot open a WebSocket at {request.path[:200]}: this route does not support WebSockets"
             else:
-                why = f"cannot answer {request.path[:200]}: this route is for WebSockets"
+                why = f"cannot answer {request.path[:200]}: this route accepts only WebSockets"
             raise InvalidRequest(why)
         arguments = dict(given)
         if route.query is not Input:

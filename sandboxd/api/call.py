@@ -56,7 +56,7 @@ class Call:
         return f"<Call {self.request.method} {self.request.path}>"
 
     def hold(self, sandbox: Sandbox) -> Hold:
-        """Return a hold on what the daemon keeps for this sandbox' callers, until the answer was sent or given up."""
+        """Return a hold on what the daemon keeps for this sandbox's callers, until the answer was sent or given up."""
         return self.stack.enter_context(sandbox.share.hold())
 
     @property

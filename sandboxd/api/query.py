@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     _Reader = Callable[[str, str], Any]
 
 #: Parameters that many routes have.
-Cursor = Annotated[str | None, Meta(description="`next` of the page before")]
-Limit = Annotated[int, Meta(description="how many a page")]
+Cursor = Annotated[str | None, Meta(description="the `next` of the previous page")]
+Limit = Annotated[int, Meta(description="the page size")]
 From = Annotated[
     int | None,
-    Meta(description="the offset to begin at; without it, what follows `Last-Event-ID`, or the beginning"),
+    Meta(description="the offset to start at; default: after `Last-Event-ID`, or the beginning"),
 ]
 
 _T = TypeVar("_T", bound=Input)

@@ -71,7 +71,7 @@ def explain(result: ExitStatus) -> None:
     if result.oom_killed:
         say("sandboxd: the command was killed: it ran out of memory", err=True)
     elif result.timed_out:
-        say(f"sandboxd: the command was killed: its time was over after {result.duration_s:.1f} s", err=True)
+        say(f"sandboxd: the command was killed: it timed out after {result.duration_s:.1f} s", err=True)
 
 
 class _Feeder:

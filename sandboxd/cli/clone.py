@@ -45,7 +45,7 @@ _PHASES: Final = {
     metavar="FILE",
     help="File whose first line is the password or token; - is stdin.",
 )
-@click.option("-t", "--timeout", type=float, metavar="SECONDS", help="Give up after this time.  [default: 600]")
+@click.option("-t", "--timeout", type=float, metavar="SECONDS", help="Give up after SECONDS.  [default: 600]")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result as one JSON object.")
 @click.argument("sandbox")
 @click.argument("url")
@@ -67,11 +67,11 @@ def clone(  # noqa: PLR0913 - an option each
     url: str,
     directory: str | None,
 ) -> None:
-    """Clone the git repository at URL into SANDBOX; the sandbox needs no git.
+    """Clone the git repository at URL into SANDBOX. git need not be installed there.
 
     URL is an https, http or git:// address, or an absolute path in the sandbox. DIRECTORY must be new or empty; a
-    relative one is below the sandbox's working directory. Without it, the repository's name is used. Passwords do not
-    go on the command line, where others can read them: use --password-file.
+    relative one is resolved against the sandbox's working directory. It defaults to the repository's name. Do not pass
+    a password on the command line, where other users can read it; use --password-file.
     """
     from sandboxd.client import Sandbox  # noqa: PLC0415 - `--help` needs no httpx
 

@@ -35,10 +35,10 @@ def _sandbox(ctx: click.Context, name: str) -> Sandbox:
     "-l",
     "--language",
     metavar="NAME",
-    help="python, javascript or typescript.  [default: by the file's suffix, else python]",
+    help="python, javascript or typescript.  [default: from the file's suffix, else python]",
 )
 @click.option("-x", "--context", metavar="ID", help="Context to run in.  [default: the language's default context]")
-@click.option("-t", "--timeout", type=float, metavar="SECONDS", help="Interrupt the code after this time.")
+@click.option("-t", "--timeout", type=float, metavar="SECONDS", help="Interrupt the code after SECONDS.")
 @env_option
 @click.option("-c", "--code", metavar="CODE", help="Code to run, instead of a file.")
 @click.option(
@@ -65,10 +65,11 @@ def code(  # noqa: PLR0913 - an option each
 
     Output appears as it is printed, and each result as text. The exit status is 0 if the code finished, 1 if it raised
     an exception, 124 if --timeout interrupted it, and 125 if sandboxd or the interpreter failed. Ctrl-C, TERM, HUP and
-    QUIT interrupt the code, and the status is 128+N. A second signal, or 10 seconds after the first, ends the wait.
+    QUIT interrupt the code, and the status is 128+N. The client stops waiting on a second signal, or 10 seconds after
+    the first.
     """
     if (code is None) == (file is None):
-        raise click.UsageError("Give the code as a FILE (- is standard input) or with --code, not both.")
+        raise click.UsageError("Give the code either as FILE (- is standard input) or with --code.")
     if language is None and file is not None and context is None:
         language = _LANGUAGES.get(Path(file.name).suffix)
     text = code if code is not None else file.read()
@@ -177,7 +178,7 @@ def _row(context: CodeContext) -> tuple[str, ...]:
 @click.argument("context")
 @click.pass_context
 def interrupt(ctx: click.Context, *, sandbox: str, context: str) -> None:
-    """Interrupt what runs in CONTEXT and wait until it has ended."""
+    """Interrupt the code running in CONTEXT and wait until it stops."""
     if not _sandbox(ctx, sandbox).interrupt_code_context(context):
         say("sandboxd: nothing is running in that context", err=True)
 
@@ -187,7 +188,7 @@ def interrupt(ctx: click.Context, *, sandbox: str, context: str) -> None:
 @click.argument("context")
 @click.pass_context
 def restart(ctx: click.Context, *, sandbox: str, context: str) -> None:
-    """Start a new interpreter for CONTEXT, without the state."""
+    """Restart CONTEXT with a new interpreter, discarding its state."""
     _sandbox(ctx, sandbox).restart_code_context(context)
 
 
@@ -196,7 +197,7 @@ def restart(ctx: click.Context, *, sandbox: str, context: str) -> None:
 @click.argument("context", nargs=-1, required=True)
 @click.pass_context
 def remove(ctx: click.Context, *, sandbox: str, context: tuple[str, ...]) -> None:
-    """Delete contexts, with everything that they started."""
+    """Delete contexts, and kill everything they started."""
     found = _sandbox(ctx, sandbox)
     for one in context:
         found.delete_code_context(one)

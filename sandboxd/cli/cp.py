@@ -49,9 +49,9 @@ def cp(ctx: click.Context, *, max_bytes: int, source: str, target: str) -> None:
     """Copy a file, or a directory with everything in it, from SRC to DST.
 
     One of them is SANDBOX:/path; the other is a local path, or - for standard input or output (a directory is written
-    as a tar). If DST is a directory, the copy goes into it under SRC's name. A file appears under its name only when it
-    is complete. Links are copied as links. When copying out, links that lead out of the directory are skipped.
-    Whatever is skipped (also unreadable files, sockets, FIFOs and devices) is reported, and the exit status is 1.
+    as a tar archive). If DST is a directory, the copy goes into it under SRC's name. A file appears under its name only
+    when it is complete. Links are copied as links. When copying out, links that point outside the directory are
+    skipped. Skipped files (also unreadable files, sockets, FIFOs and devices) are reported, and the exit status is 1.
     Sparse files stay sparse when copied out.
     """
     here, there = parse(source), parse(target)
@@ -127,7 +127,7 @@ def download_directory(sandbox: Sandbox, path: str, target: str, max_bytes: int)
     except OSError as error:
         raise Failure(f"cannot write {error.filename or place}: {error.strerror or error}") from error
     for name in left_out:
-        say(f"sandboxd: left out {path}/{shown(name)}: it leads out of the copy, or is not a regular file", err=True)
+        say(f"sandboxd: left out {path}/{shown(name)}: it points outside it, or is not a regular file", err=True)
     return _tell_special(sandbox, path)
 
 

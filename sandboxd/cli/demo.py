@@ -98,7 +98,7 @@ class Demo:
         """Note `otherwise` if something is not as it should be."""
         if not holds:
             self._wrong.append(otherwise)
-            self._console.print(f"   [bold red]not as it should be:[/] {otherwise}")
+            self._console.print(f"   [bold red]unexpected:[/] {otherwise}")
 
     def tour(self, sandbox: Sandbox, output: Path) -> None:
         """Run the steps between creation and end."""
@@ -108,7 +108,7 @@ class Demo:
             self._stream(sandbox)
         with self.step("run a numpy and matplotlib program"):
             self._compute(sandbox)
-        with self.step("fetch the picture that it drew"):
+        with self.step("fetch the picture it drew"):
             self._fetch(sandbox, output)
 
     def check_gone(self, sandbox: Sandbox) -> None:
@@ -135,9 +135,7 @@ class Demo:
         self._console.print()
         self._console.print(table)
         if self._wrong:
-            raise Failure(
-                f"the demo found {len(self._wrong)} things that are not as they should be: {'; '.join(self._wrong)}"
-            )
+            raise Failure(f"the demo found {len(self._wrong)} problems: {'; '.join(self._wrong)}")
 
     def _look(self, sandbox: Sandbox) -> None:
         seen: dict[str, str] = {}
@@ -181,7 +179,7 @@ class Demo:
         off = abs(found["area"] - demo_program.AREA)
         self.expect(off <= demo_program.TOLERANCE, f"the area is off by {off:.4f}")
         peak = result.usage.memory_peak_bytes
-        used = "" if result.usage.cpu_s is None else f", {result.usage.cpu_s:.2f} s of processor time"
+        used = "" if result.usage.cpu_s is None else f", {result.usage.cpu_s:.2f} s of CPU time"
         used += "" if peak is None else f", at most {peak / (1 << 20):.0f} MiB of memory"
         self.say(f"took {result.duration_s:.2f} s{used}")
 
@@ -190,7 +188,7 @@ class Demo:
 
         data = sandbox.read_file(demo_program.PICTURE)
         size = png_size(data)
-        self.expect(size is not None, "the picture is no PNG")
+        self.expect(size is not None, "the picture is not a PNG")
         save(output, [data])
         if size is not None:
             self.say(f"{output}: a PNG of {size[0]} x {size[1]} pixels, {len(data):,} bytes")

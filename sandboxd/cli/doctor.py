@@ -51,7 +51,7 @@ ID_CLAIMS_DIR: Final = "/run/sandboxd-ids"
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @click.pass_context
 def doctor(ctx: click.Context, /, *, config: Path | None, as_json: bool, **flags: Any) -> None:  # noqa: ANN401
-    """Check what works on this host. Needs no daemon and changes nothing.
+    """Check what works on this host, without a daemon and without changing anything.
 
     The exit status is 0 if sandboxes can be created, and 1 if something essential is missing or cannot be determined.
     """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def events(
     ctx: click.Context, *, sandbox: str | None, types: tuple[str, ...], start: int | None, as_json: bool
 ) -> None:
-    """Print the events of sandboxes that the daemon still has, then new ones as they happen, until Ctrl-C.
+    """Print the sandbox events that the daemon has kept, then new ones as they happen, until Ctrl-C.
 
     The types are created, destroyed, failed, frozen, thawed, degraded (part of the sandbox stopped working, or works
     again) and network-denied (the network refused a name or an address). A line `dropped` means that events were lost

@@ -30,10 +30,11 @@ def exec_(
     """Run COMMAND in SANDBOX (an id or a name).
 
     Standard input, output and error and the exit status are those of COMMAND, as with `sandboxd run`. In a session, a
-    COMMAND of one word is a line of shell: sandboxd exec -s work NAME 'cd /tmp && export A=1'
+    COMMAND that is a single argument is run as shell code: sandboxd exec -s work NAME 'cd /tmp && export A=1'
 
     Ctrl-C, TERM, HUP and QUIT are passed on to COMMAND. It is killed on a second signal, or if it has not exited 10
-    seconds after the first. With --detach nothing is attached: `sandboxd process` follows, signals and waits for it.
+    seconds after the first. With --detach, COMMAND runs in the background: use `sandboxd process` to follow it, signal
+    it or wait for it.
     """
     words = command_of(command)
     with status(RUN_FAILED):

@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from sandboxd.client.file_calls import SearchResult
 
 _name_option = click.option(
-    "--name", metavar="GLOB", help="Only files whose names match, a pattern as in gitignore(5), e.g. '*.py'."
+    "--name", metavar="GLOB", help="Only files whose names match this gitignore(5) pattern, e.g. '*.py'."
 )
 _case_option = click.option("-i", "--ignore-case", is_flag=True, help="Ignore case.")
 #: What `search`, `find` and `replace` share.
 _walk_options = stack(
     click.option("-a", "--all", "hidden", is_flag=True, help="Include names that begin with a dot."),
-    click.option("--gitignore", is_flag=True, help="Leave out what git ignores."),
-    click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after N.  [default: 1000]"),
-    click.option("--timeout", type=float, metavar="SECONDS", help="Stop after this time.  [default: 30]"),
+    click.option("--gitignore", is_flag=True, help="Leave out files that git ignores."),
+    click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after N results.  [default: 1000]"),
+    click.option("--timeout", type=float, metavar="SECONDS", help="Stop after SECONDS.  [default: 30]"),
     click.option("--json", "as_json", is_flag=True, help="Print the whole answer as one JSON object."),
 )
 
 
-@click.command(short_help="Find lines in files by a regular expression.")
+@click.command(short_help="Search files for a regular expression.")
 @_name_option
 @_case_option
 @_walk_options
@@ -100,7 +100,7 @@ def _tell_truncated(truncated: str | None) -> None:
         say(f"sandboxd: the result is incomplete: the {truncated} was reached", err=True)
 
 
-@click.command(short_help="Replace a text in files.")
+@click.command(short_help="Replace text in files.")
 @click.option("-e", "--regex", is_flag=True, help=r"Treat PATTERN as a regular expression; \1 is its first group.")
 @_name_option
 @_case_option
@@ -151,7 +151,7 @@ _rules_options = stack(
 )
 
 
-@click.command(short_help="Print changes as they happen.")
+@click.command(short_help="Print file changes as they happen.")
 @_rules_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @click.argument("sandbox")
@@ -176,7 +176,7 @@ def watch(ctx: click.Context, /, *, as_json: bool, sandbox: str, path: str | Non
 
 @click.command(short_help="Print a directory's version, or check whether it changed.")
 @_rules_options
-@click.option("--since", metavar="VERSION", help="Version to compare with, printed earlier with the same options.")
+@click.option("--since", metavar="VERSION", help="Version to compare with, from an earlier run with the same options.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole answer as one JSON object.")
 @click.argument("sandbox")
 @click.argument("path", required=False)
@@ -191,7 +191,7 @@ def changes(
     path: str | None,
     **rules: Any,  # noqa: ANN401 - the API's fields
 ) -> None:
-    """Print the version of the directory PATH, a text that stays the same as long as nothing in it changes.
+    """Print the version of the directory PATH, which stays the same as long as nothing in it changes.
 
     With --since, the exit status is 1 if something changed and 0 if nothing did. PATH defaults to the sandbox's working
     directory.
@@ -215,7 +215,7 @@ def changes(
     metavar="GLOB",
     help="Leave out names that match, and everything below them. Repeatable.",
 )
-@click.option("--gitignore", is_flag=True, help="Leave out what git ignores.")
+@click.option("--gitignore", is_flag=True, help="Leave out files that git ignores.")
 @click.argument("sandbox")
 @click.argument("path")
 @click.argument("archive")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _READ_BYTES: Final = 256 * 1024
 paths_argument = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the full objects as a JSON list.")
-recursive_option = click.option("-R", "--recursive", is_flag=True, help="Include everything in directories.")
+recursive_option = click.option("-R", "--recursive", is_flag=True, help="Apply to everything in directories as well.")
 
 
 class _Octal(click.ParamType[int]):
@@ -43,7 +43,7 @@ class _Octal(click.ParamType[int]):
         except ValueError:
             mode = -1
         if not 0 <= mode <= 0o7777:
-            self.fail(f"{value!r} is not a mode; write it in octal, such as 644 or 0755", param, ctx)
+            self.fail(f"{value!r} is not a mode; give an octal number such as 644 or 0755", param, ctx)
         return mode
 
 
@@ -51,15 +51,15 @@ class _Octal(click.ParamType[int]):
 def files() -> None:
     r"""Inspect and change the files of a sandbox in place; `sandboxd cp` copies files in and out.
 
-    Every PATH is absolute. Bytes of names that are not UTF-8, or that would disturb a terminal, are shown as \xff. With
-    --json, names are as in the API, with their bytes in path_b64.
+    Every PATH is absolute. In names, bytes that are not UTF-8 or would garble a terminal are shown as \xff. With
+    --json, names are as in the API, with their raw bytes in path_b64.
     """
 
 
 @files.command("ls", short_help="List a directory.")
 @click.option("-a", "--all", "hidden", is_flag=True, help="Include names that begin with a dot.")
 @click.option("-R", "--recursive", is_flag=True, help="List subdirectories too, with paths relative to PATH.")
-@click.option("-l", "--long", is_flag=True, help="Show type and mode, owner, size in bytes, and time of change.")
+@click.option("-l", "--long", is_flag=True, help="Show type and mode, owner, size in bytes, and modification time.")
 @json_option
 @click.argument("sandbox")
 @click.argument("path", required=False)
@@ -105,7 +105,7 @@ def _row(info: FileInfo, base: str) -> tuple[str, ...]:
 
 
 @files.command("stat", short_help="Describe files.")
-@click.option("-L", "--follow", is_flag=True, help="Describe what a link leads to, not the link.")
+@click.option("-L", "--follow", is_flag=True, help="Describe the target of a link, not the link itself.")
 @json_option
 @click.argument("sandbox")
 @paths_argument
@@ -163,16 +163,14 @@ def cat(ctx: click.Context, *, sandbox: str, paths: tuple[str, ...]) -> None:
 
 
 @files.command("write", short_help="Write a file from standard input.")
-@click.option(
-    "-m", "--mode", type=_Octal(), metavar="MODE", help="Mode in octal.  [default: that of the old file, else 644]"
-)
+@click.option("-m", "--mode", type=_Octal(), metavar="MODE", help="Mode in octal.  [default: the old file's, else 644]")
 @click.argument("sandbox")
 @click.argument("path")
 @click.pass_context
 def write(ctx: click.Context, *, mode: int | None, sandbox: str, path: str) -> None:
     """Create or replace the file PATH with standard input.
 
-    Parent directories are made. The file appears when it is complete; until then the old one stays.
+    Parent directories are created. The file appears only when it is complete; until then the old one stays in place.
     """
     found = sandbox_of(ctx, sandbox)
     with Interrupts():
@@ -202,22 +200,22 @@ def remove(ctx: click.Context, *, recursive: bool, force: bool, sandbox: str, pa
     ctx.exit(1 if _each(paths, delete) else 0)
 
 
-@files.command("mkdir", short_help="Make directories.")
+@files.command("mkdir", short_help="Create directories.")
 @click.option(
-    "-p", "--parents", is_flag=True, help="Make parent directories as needed; an existing directory is no error."
+    "-p", "--parents", is_flag=True, help="Create parent directories as needed; do not fail if the directory exists."
 )
 @click.option("-m", "--mode", type=_Octal(), metavar="MODE", help="Mode in octal, e.g. 755.")
 @click.argument("sandbox")
 @paths_argument
 @click.pass_context
 def mkdir(ctx: click.Context, *, parents: bool, mode: int | None, sandbox: str, paths: tuple[str, ...]) -> None:
-    """Make each directory PATH."""
+    """Create each directory PATH."""
     found = sandbox_of(ctx, sandbox)
     ctx.exit(1 if _each(paths, lambda path: found.mkdir(path, parents=parents, mode=mode)) else 0)
 
 
 @files.command("mv", short_help="Move or rename a file or directory.")
-@click.option("-n", "--no-clobber", is_flag=True, help="Fail if something already has the new name.")
+@click.option("-n", "--no-clobber", is_flag=True, help="Fail if the destination already exists.")
 @click.argument("sandbox")
 @click.argument("source", metavar="OLD")
 @click.argument("target", metavar="NEW")
@@ -225,14 +223,14 @@ def mkdir(ctx: click.Context, *, parents: bool, mode: int | None, sandbox: str, 
 def move(ctx: click.Context, *, no_clobber: bool, sandbox: str, source: str, target: str) -> None:
     """Move the file or directory OLD to NEW, or into NEW if that is a directory.
 
-    Parent directories of NEW are made. An existing file of that name is replaced.
+    Parent directories of NEW are created. An existing file of that name is replaced.
     """
     found = sandbox_of(ctx, sandbox)
     found.rename_file(source, remote_target(found, target, source), overwrite=not no_clobber)
 
 
 @files.command("copy", short_help="Copy a file or directory within the sandbox.")
-@click.option("-n", "--no-clobber", is_flag=True, help="Fail if something already has the new name.")
+@click.option("-n", "--no-clobber", is_flag=True, help="Fail if the destination already exists.")
 @click.argument("sandbox")
 @click.argument("source", metavar="OLD")
 @click.argument("target", metavar="NEW")
@@ -246,20 +244,20 @@ def copy(ctx: click.Context, *, no_clobber: bool, sandbox: str, source: str, tar
     found.copy_file(source, remote_target(found, target, source), overwrite=not no_clobber)
 
 
-@files.command("ln", short_help="Make a symbolic link.")
+@files.command("ln", short_help="Create a symbolic link.")
 @click.argument("sandbox")
 @click.argument("target")
 @click.argument("link")
 @click.pass_context
 def link(ctx: click.Context, *, sandbox: str, target: str, link: str) -> None:
-    """Make the symbolic link LINK that leads to TARGET.
+    """Create LINK, a symbolic link to TARGET.
 
-    TARGET need not exist. A relative TARGET starts from LINK's directory.
+    TARGET need not exist. A relative TARGET is resolved against LINK's directory.
     """
     sandbox_of(ctx, sandbox).symlink(link, target)
 
 
-@files.command("chmod", short_help="Set modes.")
+@files.command("chmod", short_help="Change file modes.")
 @recursive_option
 @click.argument("sandbox")
 @click.argument("mode", type=_Octal(), metavar="MODE")
@@ -271,7 +269,7 @@ def chmod(ctx: click.Context, *, recursive: bool, sandbox: str, mode: int, paths
     ctx.exit(1 if _each(paths, lambda path: found.chmod(path, mode, recursive=recursive)) else 0)
 
 
-@files.command("chown", short_help="Set owners.")
+@files.command("chown", short_help="Change file owners.")
 @recursive_option
 @click.argument("sandbox")
 @click.argument("owner", metavar="USER[:GROUP]")
@@ -281,7 +279,7 @@ def chown(ctx: click.Context, *, recursive: bool, sandbox: str, owner: str, path
     """Set the owner of each PATH. USER and GROUP are names or ids in the sandbox; :GROUP sets only the group."""
     names = [_owner(name) for name in owner.partition(":")[::2]]
     if names == [None, None]:
-        raise click.UsageError("Name a USER, a :GROUP, or both as USER:GROUP.")
+        raise click.UsageError("Give USER, :GROUP or USER:GROUP.")
     found = sandbox_of(ctx, sandbox)
     ctx.exit(1 if _each(paths, lambda path: found.chown(path, *names, recursive=recursive)) else 0)
 
@@ -298,7 +296,7 @@ def _owner(name: str) -> str | int | None:
 def truncate(ctx: click.Context, *, sandbox: str, path: str, size: int) -> None:
     """Set the size of the file PATH to SIZE bytes; K, M, G and T are powers of 1024, as in 512M.
 
-    A larger file is cut. A smaller one grows by a hole, which reads as zeros and takes no room.
+    A larger file is cut off. A smaller file is extended with a hole, which reads as zeros and takes no disk space.
     """
     sandbox_of(ctx, sandbox).truncate(path, size)
 

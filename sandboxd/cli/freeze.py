@@ -13,9 +13,9 @@ from sandboxd.errors import DaemonUnavailable, SandboxdError
 @click.argument("sandboxes", nargs=-1, required=True, metavar="SANDBOX...")
 @click.pass_context
 def freeze(ctx: click.Context, *, sandboxes: tuple[str, ...]) -> None:
-    """Stop every process of each SANDBOX (an id or a name) where it is; memory and files stay.
+    """Suspend every process of each SANDBOX (an id or a name). Memory and files are kept.
 
-    Time keeps running: a command's --timeout counts the time that the sandbox was frozen.
+    Clocks keep running: time spent frozen counts towards a command's --timeout.
     """
     ctx.exit(_each(ctx, sandboxes, "freeze"))
 
@@ -24,7 +24,7 @@ def freeze(ctx: click.Context, *, sandboxes: tuple[str, ...]) -> None:
 @click.argument("sandboxes", nargs=-1, required=True, metavar="SANDBOX...")
 @click.pass_context
 def thaw(ctx: click.Context, *, sandboxes: tuple[str, ...]) -> None:
-    """Let each frozen SANDBOX (an id or a name) continue."""
+    """Resume each frozen SANDBOX (an id or a name)."""
     ctx.exit(_each(ctx, sandboxes, "thaw"))
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("sandbox", required=False)
 @click.pass_context
 def info(ctx: click.Context, *, as_json: bool, sandbox: str | None) -> None:
-    """Show the daemon, or SANDBOX (an id or a name)."""
+    """Show details of the daemon, or of SANDBOX (an id or a name)."""
     client = client_of(ctx)
     if sandbox is None:
         found = client.info()

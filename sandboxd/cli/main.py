@@ -47,8 +47,8 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "rm": ("sandboxd.cli.rm:rm", "Destroy sandboxes."),
     "info": ("sandboxd.cli.info:info", "Show details of the daemon or of one sandbox."),
     "rootfs": ("sandboxd.cli.rootfs:rootfs", "Build, import, list and remove root filesystems."),
-    "doctor": ("sandboxd.cli.doctor:doctor", "Check this host, and say how to fix what does not work."),
-    "shim": ("sandboxd.cli.shim:shim", "Print what a foreign client needs to run here."),
+    "doctor": ("sandboxd.cli.doctor:doctor", "Check this host, and suggest a fix for each problem."),
+    "shim": ("sandboxd.cli.shim:shim", "Print a loader shim that lets another vendor's client run here."),
     "serve": ("sandboxd.cli.serve:serve", "Run the daemon."),
     "version": ("sandboxd.cli.version:version", "Print the version of this program and of the daemon."),
 }
@@ -122,7 +122,7 @@ class LazyGroup(click.Group):
         except OSError as error:
             # Our own input is a directory, say. What a verb opens for its user it explains itself.
             what = f"{error.filename}: " if error.filename else ""
-            raise Failure(f"cannot go on: {what}{error.strerror or error}") from error
+            raise Failure(f"cannot continue: {what}{error.strerror or error}") from error
         except KeyboardInterrupt:
             ctx.exit(130)
 

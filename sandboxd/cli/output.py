@@ -50,7 +50,7 @@ def write_all(fd: int, data: ReadableBuffer) -> None:
             except BlockingIOError:  # whoever gave us the descriptor made it non-blocking
                 select.select([], [fd], [])
             except BrokenPipeError as error:
-                raise OutputClosed("nobody reads the output") from error
+                raise OutputClosed("the reader closed the output") from error
             except OSError as error:
                 raise OutputFailed(fd, error.strerror or str(error)) from error
 

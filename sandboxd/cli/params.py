@@ -29,7 +29,7 @@ class Size(click.ParamType[int]):
             return value
         found = _SIZE.match(str(value).strip())
         if found is None:
-            self.fail(f"{value!r} is not a size; write 512M or 2G", param, ctx)
+            self.fail(f"{value!r} is not a size; give one such as 512M or 2G", param, ctx)
         return int(float(found[1]) * _FACTORS[found[2].upper()])
 
 
@@ -80,7 +80,8 @@ allow_option = click.option(
     "--allow",
     multiple=True,
     metavar="ENTRY",
-    help="Allow this destination only: a name, *.name, an address or a network, with :PORT or :LOW-HIGH. Repeatable.",
+    help="Allow only this destination: a host name, *.name, an address or a CIDR, with an optional :PORT or :LOW-HIGH. "
+    "Repeatable.",
 )
 
 #: A sandbox's limits: `run`, `create` and `update`.
@@ -102,14 +103,14 @@ limit_options = stack(
 sandbox_options = stack(
     click.option("--rootfs", metavar="NAME", help="Root filesystem.  [default: default]"),
     limit_options,
-    click.option("--seccomp", metavar="NAME", help="Seccomp profile: default, strict or one of your own."),
+    click.option("--seccomp", metavar="NAME", help="Seccomp profile: default, strict or a custom one."),
     click.option("--network", type=click.Choice(["none", "internet", "allowlist"]), help="Network access."),
     allow_option,
 )
 
 #: The session that a command runs in: `exec` and `process start`.
 session_option = click.option(
-    "-s", "--session", metavar="ID", help="Run in a session, with the state that its last command left."
+    "-s", "--session", metavar="ID", help="Run in a session, with the shell state left by its previous command."
 )
 
 
@@ -137,12 +138,14 @@ _START: Final = (
     env_option,
     click.option("-w", "--workdir", "cwd", metavar="DIR", help="Working directory, an absolute path."),
     click.option("-u", "--user", metavar="USER", help="User to run as, a name or a uid."),
-    click.option("--umask", metavar="MASK", help="Permissions that new files do not get, e.g. 0027.  [default: 0022]"),
+    click.option("--umask", metavar="MASK", help="File mode creation mask, in octal, e.g. 0027.  [default: 0022]"),
 )
 #: The SDK's `CommandOptions`, likewise.
 _COMMAND: Final = (
     *_START,
-    click.option("--timeout", type=float, metavar="SECONDS", help="Kill the command after SECONDS, with status 124."),
+    click.option(
+        "--timeout", type=float, metavar="SECONDS", help="Kill the command after SECONDS; exit with status 124."
+    ),
     click.option(
         "--orphans",
         "keep_orphans",
@@ -253,5 +256,5 @@ def target_of(ctx: click.Context, key: str, session: str | None, options: dict[s
 
     session_has = CommandOptions.__annotations__.keys() - SessionCommandOptions.__annotations__.keys()
     for name in sorted(options.keys() & session_has):
-        raise click.UsageError(f"--{name} goes with `sandboxd session create`, not with --session.")
+        raise click.UsageError(f"--{name} cannot be used with --session; give it to `sandboxd session create`.")
     return sandbox_of(ctx, key).get_session(session)

@@ -27,7 +27,7 @@ def _connect(ctx: click.Context, sandbox: str) -> Sandbox:
 @click.option(
     "--token", metavar="TOKEN", help="Token of 1 to 16 characters of a-z, 0-9 and _.  [default: a random one]"
 )
-@click.option("--public", is_flag=True, help="Require no token: admit everybody who can reach the preview listener.")
+@click.option("--public", is_flag=True, help="Require no token: anyone who can reach the preview listener has access.")
 @click.option("--link", is_flag=True, help="Print a link that works once and sets a cookie, instead of the URL.")
 @click.argument("sandbox")
 @click.argument("port", type=click.INT)
@@ -35,7 +35,7 @@ def _connect(ctx: click.Context, sandbox: str) -> Sandbox:
 def expose(
     ctx: click.Context, *, name: str | None, token: str | None, public: bool, link: bool, sandbox: str, port: int
 ) -> None:
-    """Expose PORT of SANDBOX (an id or a name) and print its URL, which opens in a browser.
+    """Expose PORT of SANDBOX (an id or a name) and print its URL, which you can open in a browser.
 
     With --link, a port that is already exposed gets a new link.
     """
@@ -52,7 +52,7 @@ def expose(
 @click.argument("port", type=click.INT)
 @click.pass_context
 def unexpose(ctx: click.Context, *, sandbox: str, port: int) -> None:
-    """Stop exposing PORT of SANDBOX (an id or a name); open connections are cut."""
+    """Stop exposing PORT of SANDBOX (an id or a name), and close its open connections."""
     _connect(ctx, sandbox).unexpose_port(port)
 
 

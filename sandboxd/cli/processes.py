@@ -24,15 +24,15 @@ _COMMAND_CHARS: Final = 60
 def process() -> None:
     """Manage background processes.
 
-    A process runs until it exits or its sandbox is destroyed. Its log, its exit status and its signals can be reached
-    by its id, also after the client that started it has gone. `sandboxd exec --detach` starts one too.
+    A process runs until it exits or its sandbox is destroyed. Use its id to read its log, get its exit status or send
+    it signals, even after the client that started it has gone. `sandboxd exec --detach` starts one too.
     """
 
 
 @process.command(context_settings={"allow_interspersed_args": False})
 @command_options
 @session_option
-@click.option("--id", "process_id", metavar="ID", help="An id of your own, unique in the sandbox.")
+@click.option("--id", "process_id", metavar="ID", help="Id for the process, unique in the sandbox.")
 @click.option("--restart", is_flag=True, help="Restart on failure with exponential backoff, at most 10 times in a row.")
 @click.argument("sandbox")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND...")
@@ -49,8 +49,8 @@ def start(
 ) -> None:
     """Start COMMAND in SANDBOX and print the process id.
 
-    SANDBOX is an id or a name. `sandboxd process logs` shows the output. In a session, a COMMAND of one word is a line
-    of shell.
+    SANDBOX is an id or a name. `sandboxd process logs` shows the output. In a session, a COMMAND that is a single
+    argument is run as shell code.
     """
     line = line_of(command_of(command), session)
     found = target_of(ctx, sandbox, session, options)
@@ -122,7 +122,7 @@ def logs(ctx: click.Context, *, follow: bool, tail: int | None, sandbox: str, pr
 )
 @click.option("--all", "everything", is_flag=True, help="Kill every process in the sandbox and remove all logs.")
 @click.option(
-    "--rm", "remove", is_flag=True, help="Kill the processes with everything they started, and remove their logs."
+    "--rm", "remove", is_flag=True, help="Kill the processes and everything they started, and remove their logs."
 )
 @click.argument("sandbox")
 @click.argument("processes", nargs=-1, metavar="PROCESS...")
@@ -137,7 +137,7 @@ def kill(
     exited is reported; the others still get the signal.
     """
     if bool(processes) == everything:
-        raise click.UsageError("Name at least one PROCESS, or use --all, but not both.")
+        raise click.UsageError("Give either one PROCESS or more, or --all.")
     from sandboxd.errors import Conflict, NotFound  # noqa: PLC0415
 
     found = sandbox_of(ctx, sandbox)
@@ -161,7 +161,7 @@ def kill(
 @click.option("--port", type=click.IntRange(1, 65535), metavar="PORT", help="Wait until PORT accepts connections.")
 @click.option("--path", metavar="PATH", help="With --port: wait until GET PATH succeeds.")
 @click.option("--log", "pattern", metavar="REGEX", help="Wait until a line of output matches REGEX, and print it.")
-@click.option("--timeout", type=float, metavar="SECONDS", help="Give up after SECONDS, with status 124.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Give up after SECONDS; exit with status 124.")
 @click.argument("sandbox")
 @click.argument("process", required=False)
 @click.pass_context
@@ -177,11 +177,11 @@ def wait(
 ) -> None:
     """Wait until PROCESS in SANDBOX exits.
 
-    The status is that of PROCESS. With --port or --log, wait for that instead: the status is 0 once it has come, and 1
-    if PROCESS exits first. --port needs no PROCESS.
+    The exit status is that of PROCESS. With --port or --log, wait for the port or the line of output instead: the exit
+    status is 0 once it appears, and 1 if PROCESS exits first. --port works without PROCESS.
     """
     if (port is not None and pattern is not None) or (path is not None and port is None):
-        raise click.UsageError("Wait for one thing: the exit, --port (with --path) or --log.")
+        raise click.UsageError("Wait for one condition only: the exit, --port (with --path) or --log.")
     if process is None and port is None:
         raise click.UsageError("Missing argument 'PROCESS'.")
     found = sandbox_of(ctx, sandbox)
@@ -203,7 +203,7 @@ def _status(result: WaitResult, what: Literal["exit", "other"]) -> int:
     if what == "other":
         if not result.met:
             how = result.signal or f"exit code {result.exit_code}"
-            say(f"sandboxd: the process ended first: {how}", err=True)
+            say(f"sandboxd: the process exited first: {how}", err=True)
         return 0 if result.met else 1
     from sandboxd.cli.attach import signal_status  # noqa: PLC0415
 

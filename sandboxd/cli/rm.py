@@ -19,7 +19,7 @@ def rm(ctx: click.Context, *, everything: bool, sandboxes: tuple[str, ...]) -> N
     A sandbox that does not exist is reported, and the others are still destroyed.
     """
     if bool(sandboxes) == everything:
-        raise click.UsageError("Name the sandboxes, or use --all.")
+        raise click.UsageError("Give either sandboxes or --all.")
     from sandboxd.client import Sandbox  # noqa: PLC0415 - `rm --help` needs no httpx
 
     client = client_of(ctx)

@@ -211,7 +211,7 @@ def _failures() -> Iterator[None]:
         with Interrupts():
             yield
     except Interrupted as interrupted:
-        interrupted.add_note("interrupted; nothing is left behind")
+        interrupted.add_note("interrupted; no files were left behind")
         raise
     except RootfsNotFound:
         raise

@@ -28,19 +28,19 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--preview-listen", metavar="HOST:PORT", help="Address of the preview listener.  [default: 127.0.0.1:8080]"
 )
-@click.option("--token-file", type=_FILE, metavar="FILE", help="File with the token that TCP callers must send.")
+@click.option("--token-file", type=_FILE, metavar="FILE", help="File that holds the bearer token required over TCP.")
 @click.option("--rootfs-dir", type=_FILE, metavar="DIR", help="Directory of the rootfs.  [default: STATE_DIR/rootfs]")
 @click.option(
     "--seccomp-dir",
     type=_FILE,
     metavar="DIR",
-    help="Directory of your own seccomp profiles; only root may be able to write to it.",
+    help="Directory of custom seccomp profiles; it must be writable by root only.",
 )
 @click.option(
     "--allow-unenforced",
     is_flag=True,
     default=None,
-    help="Create sandboxes even if this host cannot enforce a limit; each sandbox lists which.",
+    help="Create sandboxes even if this host cannot enforce every limit; each sandbox lists its unenforced limits.",
 )
 @click.option(
     "--cgroup", metavar="PATH", help="Parent of the sandboxes' cgroups, relative to the root of cgroup2.  [default: /]"
@@ -48,7 +48,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--log-level", type=click.Choice(configuration.LOG_LEVELS), help="Log level.  [default: info]")
 @click.pass_context
 def serve(ctx: click.Context, /, config: Path | None, **flags: Any) -> None:  # noqa: ANN401
-    """Run the daemon until a signal ends it. Sandboxes keep running without it."""
+    """Run the daemon until a signal stops it. Sandboxes keep running without it."""
     settings = configuration.load(config, flags)
     from sandboxd import daemon  # noqa: PLC0415 - half a second of imports that only this verb needs
 

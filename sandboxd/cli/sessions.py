@@ -15,10 +15,10 @@ from sandboxd.cli.table import print_table
 
 @click.group()
 def session() -> None:
-    """Manage sessions, whose commands share a shell's state.
+    """Manage sessions. The commands of a session share the state of a shell.
 
     `sandboxd exec --session ID` runs a command in a session, with the working directory, variables, functions, aliases
-    and options that the command before it left. Commands of one session run one after another.
+    and options left by the previous command. Commands of a session run one at a time.
     """
 
 
@@ -28,7 +28,7 @@ def session() -> None:
 @click.option(
     "--shell",
     type=click.Choice(["bash", "sh"]),
-    help="Shell of the session.  [default: bash, where the sandbox has it]",
+    help="Shell of the session.  [default: bash if the sandbox has it, else sh]",
 )
 @click.argument("sandbox")
 @click.pass_context
@@ -75,7 +75,7 @@ def ls(ctx: click.Context, *, as_json: bool, sandbox: str) -> None:
 @click.argument("sessions", nargs=-1, required=True, metavar="ID...")
 @click.pass_context
 def rm(ctx: click.Context, *, sandbox: str, sessions: tuple[str, ...]) -> None:
-    """Delete sessions of SANDBOX (an id or a name), and kill what their commands left running."""
+    """Delete sessions of SANDBOX (an id or a name), and kill any processes that their commands left running."""
     found = sandbox_of(ctx, sandbox)
     for one in sessions:
         found.delete_session(one)

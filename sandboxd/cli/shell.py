@@ -35,7 +35,7 @@ _END_AGAIN_MS: Final = 500
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("-a", "--attach", metavar="PROCESS", help="Return to an existing terminal.")
+@click.option("-a", "--attach", metavar="PROCESS", help="Reconnect to an existing terminal.")
 @click.option("-s", "--session", metavar="ID", help="Start with the shell state of a session.")
 @click.option("--id", "process_id", metavar="ID", help="Id for the terminal's process.")
 @start_options
@@ -44,7 +44,7 @@ _END_AGAIN_MS: Final = 500
     type=click.FloatRange(min=0, min_open=True),
     default=300.0,
     metavar="SECONDS",
-    help="How long the terminal stays alive after you leave or are cut off.  [default: 300]",
+    help="How long the terminal stays alive after you leave or lose the connection.  [default: 300]",
 )
 @click.argument("sandbox")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND...]")
@@ -62,14 +62,14 @@ def shell(
 ) -> None:
     """Open a terminal in SANDBOX (an id or a name) that runs COMMAND, or the user's shell.
 
-    The exit status is the program's, as with `sandboxd exec`. A terminal that you leave or are cut off from stays alive
-    for --linger seconds; --attach returns to it and shows its screen again.
+    The exit status is the program's, as with `sandboxd exec`. If you leave the terminal or lose the connection, it
+    stays alive for --linger seconds; --attach reconnects to it and restores its screen.
     """
     if not hasattr(signal, "SIGWINCH"):
         raise Failure("cannot open a terminal: `sandboxd shell` needs a POSIX system; use `sandboxd exec`", RUN_FAILED)
     words = command[1:] if command[:1] == ("--",) else command
     if attach is not None and (words or options or process_id or session):
-        raise click.UsageError("--attach comes back to a terminal as it is.")
+        raise click.UsageError("--attach takes neither COMMAND nor options for a new terminal.")
     with status(RUN_FAILED):
         from sandboxd.cli.attach import signal_status  # noqa: PLC0415
 
@@ -83,7 +83,7 @@ def shell(
                     _show(pty)
             except SandboxdError as error:
                 back = f"sandboxd shell --attach {pty.process_id} {shlex.quote(sandbox)}"
-                error.add_note(f"it goes on for a while: {back}")
+                error.add_note(f"the terminal is still running for now; to reconnect: {back}")
                 raise
             result = pty.wait()
     ctx.exit(signal_status(result.signal) if result.signal is not None else result.exit_code or 0)

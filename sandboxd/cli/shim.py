@@ -16,7 +16,7 @@ SHIMS: Final = {"cloudflare": "cloudflare_shim.mjs"}
 def shim(client: str) -> None:
     """Print the loader shim of CLIENT.
 
-    `cloudflare` lets the npm package @cloudflare/sandbox, which is made for Workers, load in plain Node:
+    `cloudflare` lets the npm package @cloudflare/sandbox, which is written for Workers, load in plain Node:
 
     \b
         sandboxd shim cloudflare > shim.mjs

@@ -23,9 +23,9 @@ _UNITS = (("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10))
 @click.argument("sandboxes", nargs=-1, metavar="[SANDBOX...]")
 @click.pass_context
 def stats(ctx: click.Context, *, as_json: bool, sandboxes: tuple[str, ...]) -> None:
-    """Show what each SANDBOX (an id or a name) uses, or all sandboxes.
+    """Show the resource usage of each SANDBOX (an id or a name), or of all sandboxes.
 
-    CPU is processor time since the sandbox was created. A dash means that this host does not count it.
+    CPU is the CPU time used since the sandbox was created. A dash means that this host does not measure the value.
     """
     from sandboxd.client import Sandbox  # noqa: PLC0415 - `stats --help` needs no httpx
 

@@ -11,7 +11,7 @@ from sandboxd.cli.params import KeyValue, allow_option, client_of, io_of, limit_
 
 
 @click.command()
-@click.option("--name", metavar="NAME", help="Another name; an empty one takes it away.")
+@click.option("--name", metavar="NAME", help="New name; an empty string removes the name.")
 @limit_options
 @click.option(
     "-e",
@@ -26,7 +26,7 @@ from sandboxd.cli.params import KeyValue, allow_option, client_of, io_of, limit_
 @click.option("--label", "labels", type=KeyValue(), multiple=True, metavar="KEY=VALUE", help="Set a label.")
 @click.option("--unlabel", multiple=True, metavar="KEY", help="Remove a label.")
 @click.option(
-    "--network", type=click.Choice(["internet", "allowlist"]), help="What a sandbox with a network may reach."
+    "--network", type=click.Choice(["internet", "allowlist"]), help="Network access, for a sandbox that has a network."
 )
 @allow_option
 @click.option("--json", "as_json", is_flag=True, help="Print the full object as JSON.")
@@ -51,10 +51,10 @@ def update(  # noqa: PLR0913 - an option each
     as_json: bool,
     sandbox: str,
 ) -> None:
-    """Change SANDBOX (an id or a name). What no option names stays as it is.
+    """Change settings of SANDBOX (an id or a name). Settings for which you give no option stay as they are.
 
-    Limits and network rules apply at once, also to what is running; --allow replaces the whole list. If the new memory
-    limit is below what is in use, the kernel reclaims memory, then kills processes.
+    Limits and network rules apply at once, also to running processes; --allow replaces the whole list. If the new
+    memory limit is below the memory in use, the kernel reclaims memory, then kills processes.
     """
     limits: dict[str, Any] = {"memory_bytes": memory, "cpus": cpus, "pids": pids, "disk_bytes": disk, "io": io_of(io)}
     changes: dict[str, Any] = {
@@ -71,7 +71,7 @@ def update(  # noqa: PLR0913 - an option each
     if name == "":
         given["name"] = None
     if not given:
-        raise click.UsageError("Say what to change.")
+        raise click.UsageError("Give at least one option: nothing to change.")
     from sandboxd.client import Sandbox  # noqa: PLC0415 - `update --help` needs no httpx
 
     info = Sandbox.connect(sandbox, client=client_of(ctx)).update(**given)

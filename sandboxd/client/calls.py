@@ -76,7 +76,7 @@ class StreamCall:
             raise InvalidRequest(f"cannot send the request as JSON: {error}") from error
         if len(encoded) > MAX_JSON_BODY_BYTES:
             raise LimitExceeded(
-                f"cannot send the request: {len(encoded)} bytes of JSON are over the bound of {MAX_JSON_BODY_BYTES}; "
+                f"cannot send the request: {len(encoded)} bytes of JSON are over the limit of {MAX_JSON_BODY_BYTES}; "
                 "large input goes through write_file or exec_stream(stdin=True)",
                 limit_bytes=MAX_JSON_BODY_BYTES,
             )

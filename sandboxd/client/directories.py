@@ -273,7 +273,7 @@ def unpack(
                     if not _place(archive, member, root, links, budget):
                         left_out.append(member.name)
         except tarfile.TarError as error:
-            raise ArchiveRefused(f"cannot unpack what came: {error}", reason="damaged") from error
+            raise ArchiveRefused(f"cannot unpack the received archive: {error}", reason="damaged") from error
         for path, link in links:
             path.unlink(missing_ok=True)
             path.symlink_to(link)
@@ -345,7 +345,7 @@ def _content(file: IO[bytes], size: int) -> Iterator[bytes]:
     while left:
         piece = file.read(min(_PIECE, left))
         if not piece:
-            raise tarfile.ReadError("it ends too early")
+            raise tarfile.ReadError("it is truncated")
         left -= len(piece)
         yield piece
 
@@ -378,7 +378,7 @@ def _check_merge(source: Path, target: Path) -> None:
         if entry.is_dir(follow_symlinks=False):
             _check_merge(Path(entry.path), below)
         elif below.is_dir() and not below.is_symlink():
-            raise FileExistsError(errno.EEXIST, "it is there and is a directory", str(below))
+            raise FileExistsError(errno.EEXIST, "it exists and is a directory", str(below))
 
 
 def _merge(source: Path, target: Path) -> None:

@@ -30,7 +30,7 @@ CONNECT_TIMEOUT_S: Final = 10.0
 _REMEDIES: Final = {
     errno.ENOENT: "there is no such socket; start the daemon with 'sandboxd serve', or set SANDBOXD_URL",
     errno.ECONNREFUSED: "nothing listens there; start the daemon with 'sandboxd serve', or set SANDBOXD_URL",
-    errno.EACCES: "you may not open the socket; be root or a member of the group 'sandboxd'",
+    errno.EACCES: "permission denied; you must be root or a member of the group 'sandboxd'",
 }
 
 #: httpx' exception, our error, and what happened; the first that matches counts, so children go before parents.
@@ -38,12 +38,12 @@ _TABLE: Final[tuple[tuple[type[Exception], type[errors.SandboxdError], str], ...
     (httpx.ConnectTimeout, errors.DaemonUnavailable, f"no connection within {CONNECT_TIMEOUT_S:g} s"),
     (httpx.ConnectError, errors.DaemonUnavailable, "the connection failed"),
     (httpx.TimeoutException, errors.DaemonUnavailable, "it did not answer in time"),
-    (httpx.LocalProtocolError, errors.LocalProtocolError, "the request breaks HTTP's rules"),
-    (httpx.RemoteProtocolError, errors.DaemonUnavailable, "the connection ended before the answer did"),
+    (httpx.LocalProtocolError, errors.LocalProtocolError, "the request violates the HTTP protocol"),
+    (httpx.RemoteProtocolError, errors.DaemonUnavailable, "the connection closed before the answer was complete"),
     (httpx.TransportError, errors.DaemonUnavailable, "the connection broke"),
     (httpx.StreamError, errors.LocalProtocolError, "the stream is closed already"),
-    (httpx.InvalidURL, errors.ConfigError, "the address is no URL"),
-    (httpx.HTTPError, errors.RemoteProtocolError, "the answer breaks HTTP's rules"),
+    (httpx.InvalidURL, errors.ConfigError, "the address is not a URL"),
+    (httpx.HTTPError, errors.RemoteProtocolError, "the answer violates the HTTP protocol"),
 )
 _FOREIGN: Final = tuple(row[0] for row in _TABLE)
 
@@ -131,7 +131,7 @@ def from_problem(problem: object, status: int | None = None) -> errors.SandboxdE
     facts = {str(key): value for key, value in problem.items() if key not in skipped}
     if status is not None:
         facts.setdefault("status", status)
-    detail = problem.get("detail") or problem.get("title") or f"cannot do it: {problem['kind']}"
+    detail = problem.get("detail") or problem.get("title") or f"cannot complete the request: {problem['kind']}"
     return errors.from_kind(problem["kind"], str(detail), facts)
 
 
@@ -141,6 +141,6 @@ def problem_error(status: int, content_type: str, body: bytes) -> errors.Sandbox
         with contextlib.suppress(ValueError):
             return from_problem(json.loads(body), status)
     return errors.RemoteProtocolError(
-        f"cannot understand the answer {status}: it has no problem object; is there a sandboxd at that address?",
+        f"cannot understand the answer {status}: it has no problem object; is the server at that address sandboxd?",
         status=status,
     )

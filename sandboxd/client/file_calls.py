@@ -138,7 +138,7 @@ def spell(path: SandboxPath, field: str = "path") -> dict[str, str]:
     try:
         raw = path if isinstance(path, bytes) else name_bytes(path)
     except UnicodeEncodeError:
-        why = "it has a lone surrogate, which is no UTF-8"
+        why = "it has a lone surrogate, which is not valid UTF-8"
         raise InvalidRequest(f"cannot accept {field}: {why}", field=field) from None
     check_file_path(raw, field)
     return spell_raw(raw, field)

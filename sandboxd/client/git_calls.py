@@ -88,7 +88,7 @@ def git_checkout(  # noqa: PLR0913 - the options of a clone, all by keyword
             can be.
 
     Raises:
-        GitAuthentication: the server wants a login, or does not take this one.
+        GitAuthentication: the server requires a login, or does not take this one.
         GitRepositoryNotFound: nothing is at the address.
         GitRefNotFound: it has no such branch; `suggestions` are names like it.
         GitUnreachable, GitTimeout, GitProtocolError: of the server; `reason`.

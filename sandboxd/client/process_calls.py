@@ -342,7 +342,7 @@ def stream_process_logs(
     Args:
         process: which.
         start: the offset to begin at: `offset` of an earlier stream, or `next_offset` of `get_process_logs`.
-        tail: begin with the last so many lines.
+        tail: start with this many of the last lines.
         on_stdout: called with each piece of standard output as text, while somebody iterates or waits.
         on_stderr: the same for standard error.
         reconnect_s: how long a daemon that went away is tried again; 0 raises at once.

@@ -151,7 +151,7 @@ class PtyWire:
         self.is_over = True
         url = self._address.url
         return DaemonUnavailable(
-            f"cannot continue at the terminal: the connection to the daemon at {url} ended", address=url
+            f"cannot continue in the terminal: the connection to the daemon at {url} ended", address=url
         )
 
     def _take(self, event: Event) -> list[Shown]:
@@ -185,14 +185,14 @@ class PtyWire:
             self.is_over = True
             if self.result is None:
                 raise DaemonUnavailable(
-                    f"cannot continue at the terminal: {event.reason or 'the daemon closed the connection'}",
+                    f"cannot continue in the terminal: {event.reason or 'the daemon closed the connection'}",
                     address=self._address.url,
                 )
 
     def _hold(self, piece: Any) -> None:  # noqa: ANN401 - text or bytes
         self._held += len(piece)
         if self._held > MAX_HELD_BYTES:
-            raise RemoteProtocolError(f"cannot take a message of over {MAX_HELD_BYTES} bytes")
+            raise RemoteProtocolError(f"cannot accept a message of over {MAX_HELD_BYTES} bytes")
         self._parts.append(piece)
 
     def _join(self, event: Message[Any]) -> list[Shown]:
@@ -268,5 +268,7 @@ class PtyState:
 
     def _ended(self) -> ExitStatus:
         if self.result is None:
-            raise DaemonUnavailable("cannot say how the terminal's program ended: the connection was closed before")
+            raise DaemonUnavailable(
+                "cannot tell how the program in the terminal ended: the connection was closed first"
+            )
         return self.result

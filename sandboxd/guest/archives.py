@@ -298,7 +298,7 @@ class _Gunzip:
                 self._raw, self._expander = rest, zlib.decompressobj(_GZIP_WINDOW)
             raw = self._raw or self._source.read(_PIECE)
             if not raw:
-                raise EOFError("it ends too early")
+                raise EOFError("it is truncated")
             found += self._expander.decompress(raw, size - len(found))
             self._raw = self._expander.unconsumed_tail
         return bytes(found)
@@ -320,7 +320,7 @@ def _next_member(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
     if archive.offset != stream.tell():
         stream.seek(archive.offset - 1)
         if not stream.read(1):
-            raise EOFError("it ends too early")
+            raise EOFError("it is truncated")
     try:
         return tarfile.TarInfo.fromtarfile(archive)
     except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
@@ -341,7 +341,7 @@ def _place_tar(archive: tarfile.TarFile, member: tarfile.TarInfo, extract: SafeE
             raise refuse(name, "kind", "has no content")
         extract.file(name, member.mode, float(member.mtime), _content(content, member.size))
     else:
-        raise refuse(name, "kind", "is a device, a FIFO, a sparse file or of a kind that nobody knows")
+        raise refuse(name, "kind", "is a device, a FIFO, a sparse file or of an unknown kind")
 
 
 def _content(file: IO[bytes], size: int) -> Iterator[bytes]:
@@ -349,7 +349,7 @@ def _content(file: IO[bytes], size: int) -> Iterator[bytes]:
     while left:
         piece = file.read(min(_PIECE, left))
         if not piece:
-            raise EOFError("it ends too early")
+            raise EOFError("it is truncated")
         left -= len(piece)
         yield piece
 

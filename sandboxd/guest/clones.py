@@ -98,7 +98,7 @@ class Clones:
         """End the clones of a daemon that is gone."""
         for clone in list(self._clones.values()):
             if clone.peer is peer:
-                clone.end("nobody waits for it")
+                clone.end("the caller stopped waiting for it")
 
     # --- for `_Clone` ---
 

@@ -89,9 +89,9 @@ class Contexts:
     def _source(self, peer: LinkServer, request: int, params: dict[str, Any]) -> None:
         name, data = check_process_id(params["name"]), params["data"]
         if not isinstance(data, bytes) or len(data) > MAX_SOURCE_BYTES:
-            raise LimitExceeded(f"cannot take program {name}: it is over {MAX_SOURCE_BYTES} bytes")
+            raise LimitExceeded(f"cannot accept program {name}: it is over {MAX_SOURCE_BYTES} bytes")
         if name not in self._sources and len(self._sources) >= MAX_SOURCES:
-            raise LimitExceeded(f"cannot take program {name}: there are {MAX_SOURCES}")
+            raise LimitExceeded(f"cannot accept program {name}: there are {MAX_SOURCES} already")
         known = self._sources.get(name)
         if known is not None and os.pread(known, len(data) + 1, 0) == data:
             peer.reply(request, {})  # as an earlier daemon sent it

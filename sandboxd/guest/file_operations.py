@@ -113,15 +113,15 @@ def mkdir(deps: Deps, params: dict[str, Any]) -> dict[str, Any]:
     mode = check_mode(params["mode"])
     parents = params["parents"]
     if path == "/":
-        raise FileExists("cannot make the directory /: it exists", path="/")
-    fd, name = open_parent(deps.kernel, path, "make the directory", owner=deps.owner if parents else None)
-    with mapped(path, "make the directory"):
+        raise FileExists("cannot create the directory /: it exists", path="/")
+    fd, name = open_parent(deps.kernel, path, "create the directory", owner=deps.owner if parents else None)
+    with mapped(path, "create the directory"):
         there = _exists(fd, name)
         if there and parents:
             os.close(open_directory(deps.kernel, path))
         elif there:
             raise FileExists(
-                f"cannot make the directory {shown(path)}: something with that name exists", path=shown(path)
+                f"cannot create the directory {shown(path)}: something with that name exists", path=shown(path)
             )
         else:
             make_directory(name, fd, deps.owner, 0o755 if mode is None else mode)
@@ -143,8 +143,8 @@ def symlink(deps: Deps, params: dict[str, Any]) -> dict[str, Any]:
     target = os.fsdecode(target)
     if not target or "\0" in target or len(os.fsencode(target)) > 4095:
         raise InvalidRequest("cannot accept target: it is empty, has a NUL or is too long", field="target")
-    fd, name = open_parent(deps.kernel, path, "make the link", owner=deps.owner)
-    with mapped(path, "make the link"):
+    fd, name = open_parent(deps.kernel, path, "create the link", owner=deps.owner)
+    with mapped(path, "create the link"):
         os.symlink(target, name, dir_fd=fd)
         os.chown(name, deps.owner.uid, deps.owner.gid, dir_fd=fd, follow_symlinks=False)
         return {"file": look(fd, name, path)}

@@ -96,7 +96,7 @@ class IncomingChild:
         self._fds: list[int] = []
         self._answer = b""
         self.pid = 0
-        self._timer: Timer | None = loop.call_later(timeout_s, lambda: self._fail("it did not come in time"))
+        self._timer: Timer | None = loop.call_later(timeout_s, lambda: self._fail("it did not arrive in time"))
         loop.watch(fd, READ, self.read)
 
     @property
@@ -151,7 +151,7 @@ class IncomingChild:
             except OSError:
                 data, ancillary = b"", []
             if not data:
-                self._fail("it ended on its way")
+                self._fail("it ended before it arrived")
             elif data.startswith(b"failed "):
                 self._fail(data[7:].decode("utf-8", "replace"))
             elif not self.pid:
@@ -176,7 +176,7 @@ class IncomingChild:
         elif self._answer.startswith(b"declined "):
             self._fail(self._answer[9:300].decode("utf-8", "replace"), declined=True)
         elif len(self._answer) > 9:
-            self._fail("it answers nonsense")
+            self._fail("its answer is malformed")
 
     def _write(self) -> None:
         with contextlib.suppress(BlockingIOError):

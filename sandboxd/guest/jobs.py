@@ -138,7 +138,7 @@ class FileJobs:
         """Kill the file jobs of a daemon that is gone."""
         for job in self._running.values():
             if job.peer is peer:
-                self._kill(job, InternalError(f"cannot {job.name}: nobody is waiting for it"))
+                self._kill(job, InternalError(f"cannot {job.name}: the caller stopped waiting for it"))
 
     def _kill(self, job: _Job, why: SandboxdError) -> None:
         """End a file job: it may take away what is half done, then it is killed."""

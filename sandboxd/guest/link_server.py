@@ -79,7 +79,7 @@ class LinkServer:
             return self._link.take_fds(count)
         except RemoteProtocolError as error:
             self.close()
-            raise InvalidRequest(f"cannot take {count} descriptors: {error}", field="fds") from error
+            raise InvalidRequest(f"cannot accept {count} descriptors: {error}", field="fds") from error
 
     def close(self) -> None:
         """Close the connection and the descriptors that did not leave."""

@@ -92,7 +92,7 @@ class SafeExtract:
         """Put a symbolic link, wherever it leads: no member is ever placed through one that leads out."""
         directory, last = self._place(name)
         if not target or "\0" in target or len(os.fsencode(target)) > _MAX_NAME:
-            raise refuse(name, "link", "is a link to an impossible name")
+            raise refuse(name, "link", "is a link to an invalid name")
         temporary = f"{TEMPORARY}{os.urandom(8).hex()}"
         os.symlink(target, temporary, dir_fd=directory)
         try:
@@ -139,7 +139,7 @@ class SafeExtract:
 
     def _parts(self, name: str) -> list[str]:
         if "\0" in name or len(os.fsencode(name)) > _MAX_NAME:
-            raise refuse(name[:200], "name", "has an impossible name")
+            raise refuse(name[:200], "name", "has an invalid name")
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if ".." in parts:
             raise refuse(name, "outside", "has '..' in its name")

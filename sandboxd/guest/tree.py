@@ -290,7 +290,7 @@ class Copier:
         try:
             facts = os.fstat(fd)
             if not stat.S_ISREG(facts.st_mode):
-                raise FileNotFoundError(errno.ENOENT, "it was swapped", shown(name))
+                raise FileNotFoundError(errno.ENOENT, "it was replaced in the meantime", shown(name))
             out = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
             try:
                 self.bytes += copy_data(fd, out, facts.st_size)

@@ -73,7 +73,7 @@ class Tape:
         while size:
             data = self._take(size)
             if not data:
-                raise ImageRefused("it is cut off in the middle of a file", reason="truncated")
+                raise ImageRefused("it is truncated in the middle of a file", reason="truncated")
             size -= len(data)
             yield data
 
@@ -100,7 +100,9 @@ def members(tape: Tape, *, marked: bool) -> Iterator[tarfile.TarInfo]:
         yield member
     # tarfile takes a broken header for the end.
     if tape.last_block.strip(b"\0") or (marked and len(tape.last_block) != _BLOCK):
-        raise ImageRefused("it is cut off or damaged: a header is broken or the end mark missing", reason="truncated")
+        raise ImageRefused(
+            "it is truncated or damaged: a header is broken or the end marker is missing", reason="truncated"
+        )
 
 
 def names(head: bytes) -> Iterator[str]:

@@ -91,7 +91,7 @@ def read_blob(blobs: Blobs, name: str, digest: str | None = None) -> bytes | Non
         parts.append(data)
     content = b"".join(parts)
     if digest is not None and f"sha256:{hashlib.sha256(content).hexdigest()}" != digest:
-        raise ImageRefused(f"its {shown(name)} is not what its digest says", reason="digest", digest=digest)
+        raise ImageRefused(f"its {shown(name)} does not match its digest", reason="digest", digest=digest)
     return content
 
 

@@ -78,7 +78,7 @@ def _make_rootfs_dir(rootfs_dir: Path) -> None:
         rootfs_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         rootfs_dir.chmod(0o755)
     except OSError as error:
-        raise RootfsError(f"cannot make {rootfs_dir}: {error.strerror}") from error
+        raise RootfsError(f"cannot create {rootfs_dir}: {error.strerror}") from error
 
 
 def _build(recipe: Recipe, rootfs_dir: Path, progress: ProgressCallback) -> store.Rootfs:
@@ -105,7 +105,7 @@ def _fill(recipe: Recipe, scratch: Path, progress: ProgressCallback) -> store.Ro
         here = Progress(number, len(steps) + 1, step.describe())
         progress(here)
         step.execute(Site(recipe.name, private / "tree", work, _reporter(progress, here)))
-    progress(Progress(len(steps) + 1, len(steps) + 1, "Record what is in it and write it to disk"))
+    progress(Progress(len(steps) + 1, len(steps) + 1, "Record its contents and write it to disk"))
     remove_tree(work)
     rootfs = store.Rootfs(
         name=recipe.name,

@@ -27,12 +27,12 @@ def choose(images: list[Image], image: str | None, platform: str | None, host: s
     if platform is not None:
         fitting = [one for one in fitting if _fits(one.platform, platform)]
     if not fitting:
-        raise ImageRefused(f"it has no such image; it has: {'; '.join(listed)}", reason="no-image", images=listed)
+        raise ImageRefused(f"it has no such image, only: {'; '.join(listed)}", reason="no-image", images=listed)
     if platform is None:
         ours = [one for one in fitting if one.platform is None or _fits(one.platform, host)]
         if not ours:
             raise ImageRefused(
-                f"it is for another platform than {host}: {'; '.join(listed)}; --platform imports it anyway",
+                f"it is for a platform other than {host}: {'; '.join(listed)}; --platform imports it anyway",
                 reason="platform",
                 images=listed,
             )

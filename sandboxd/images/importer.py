@@ -74,7 +74,7 @@ def import_image(
         try:
             rootfs_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         except OSError as error:
-            raise RootfsError(f"cannot make {rootfs_dir}: {error.strerror}") from error
+            raise RootfsError(f"cannot create {rootfs_dir}: {error.strerror}") from error
         waiting = Progress(0, 0, "Wait for another build or removal to end")
         with store.locked(rootfs_dir, wait=lambda: progress(waiting)):
             store.sweep(rootfs_dir)

@@ -68,7 +68,7 @@ def check(member: tarfile.TarInfo, parts: tuple[str, ...]) -> None:
         or "\0" in member.linkname
         or len(member.linkname.encode("utf-8", "surrogateescape")) > MAX_PATH_BYTES
     ):
-        raise _refuse(member, "link", "is a symbolic link to an impossible name")
+        raise _refuse(member, "link", "is a symbolic link to an invalid name")
 
 
 def _refuse(member: tarfile.TarInfo, reason: str, why: str) -> ImageRefused:

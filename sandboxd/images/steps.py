@@ -85,7 +85,7 @@ class ExpectVersions:
 
     def describe(self) -> str:
         """Return what the step does."""
-        return "Check the versions that Debian gave"
+        return "Check the versions of the Debian packages"
 
     def execute(self, site: Site) -> None:
         """Compare; raises RootfsError."""
@@ -266,7 +266,7 @@ def plan(recipe: Recipe) -> tuple[Step, ...]:
     if recipe.finish:
         steps.append(RunInside(recipe.finish, "Finish: users, caches, compiled Python"))
     if recipe.check:
-        steps.append(RunInside(recipe.check, "Check that what is in it works"))
+        steps.append(RunInside(recipe.check, "Check that its contents work"))
     return (*steps, Tidy())
 
 

@@ -81,7 +81,7 @@ class Unpacker:
     def _member(self, member: tarfile.TarInfo, tape: Tape, layered: bool) -> None:
         parts = split(member.name, member)
         if parts and parts[0] in _HIDDEN and len(parts) > 1:
-            self.notes["skipped below /dev, /proc and /sys, which a sandbox has of its own"] += 1
+            self.notes["skipped below /dev, /proc and /sys, because a sandbox has its own"] += 1
             return
         if layered and parts and parts[-1].startswith(_WHITEOUT):
             self._whiteout(parts)
@@ -157,7 +157,7 @@ class Unpacker:
             finally:
                 os.close(directory)
         except OSError as error:
-            why = "a symbolic link is on the way" if error.errno == errno.ELOOP else error.strerror
+            why = "its path leads through a symbolic link" if error.errno == errno.ELOOP else error.strerror
             raise ImageRefused(
                 f"member {shown(member.name)} is a hard link to {shown(member.linkname)}: {why}", reason="link"
             ) from error

@@ -124,9 +124,9 @@ class Job:
         self._unpacker.apply(tape, layered=True)
         content = tape.finish()
         if layer.digest is not None and blob.finish() != layer.digest:
-            raise ImageRefused("its blob is not what its digest says", reason="digest", digest=layer.digest)
+            raise ImageRefused("its blob does not match its digest", reason="digest", digest=layer.digest)
         if content != layer.diff_id:
-            raise ImageRefused("its content is not what its diff_id says", reason="digest", digest=layer.diff_id)
+            raise ImageRefused("its content does not match its diff_id", reason="digest", digest=layer.diff_id)
 
     def _finish(self, digest: str, facts: dict[str, Any]) -> dict[str, Any]:
         settle(self._root, self._unpacker.notes)

@@ -114,7 +114,7 @@ class UnpackProcess:
                 elif kind == "done":
                     return dict(message)
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise broken(self._name, f"it sent nonsense ({error!r})") from error
+                raise broken(self._name, f"it sent an invalid message ({error!r})") from error
 
     def _attach(self, process: subprocess.Popen[bytes], sock: socket.socket, tree: Path, scratch: Path) -> None:
         userns = confine.map_ids(process.pid)

@@ -74,7 +74,7 @@ class SandboxCgroups:
         mount = mount or cgroupfs.find_mount(procfs.mounts())
         if mount is None:
             raise HostUnsupported(
-                "cannot make cgroups: no cgroup2 hierarchy is mounted",
+                "cannot create cgroups: no cgroup2 hierarchy is mounted",
                 feature="cgroup2",
                 remedy="mount -t cgroup2 none /sys/fs/cgroup",
             )
@@ -82,7 +82,7 @@ class SandboxCgroups:
         above = mount + parent
         if not os.path.isdir(above):
             raise HostUnsupported(
-                f"cannot make cgroups: there is no cgroup {parent}",
+                f"cannot create cgroups: there is no cgroup {parent}",
                 feature="cgroup",
                 remedy="systemctl start sandboxd-cgroups, or name another one with --cgroup",
             )

@@ -166,7 +166,7 @@ class Controls:
 
     def _find(self, params: dict[str, Any], known: set[str]) -> Running:
         if set(params) - known:
-            raise InvalidRequest("cannot take the request: unknown parameters", field="params")
+            raise InvalidRequest("cannot accept the request: unknown parameters", field="params")
         sandbox_id = id_of(params)
         sandbox = self._sandboxes.get(sandbox_id)
         if sandbox is None or sandbox.ended is not None:

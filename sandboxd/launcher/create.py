@@ -403,7 +403,7 @@ def _note(error: SandboxdError) -> None:
 
 
 def _unwanted(sandbox_id: str) -> SandboxdError:
-    return SandboxGone(f"cannot create sandbox {sandbox_id}: it was destroyed meanwhile", id=sandbox_id)
+    return SandboxGone(f"cannot create sandbox {sandbox_id}: it was destroyed in the meantime", id=sandbox_id)
 
 
 def _failure(step: str, error: OSError, sandbox_id: str) -> SandboxdError:

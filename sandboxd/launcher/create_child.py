@@ -72,9 +72,9 @@ _HINTS: Final = {
         "mount-layers",
         "EINVAL",
     ): "the filesystem of the rootfs or the state directory cannot be idmapped; use ext4, xfs or btrfs",
-    ("mount-layers", "ENOENT"): "the rootfs was removed meanwhile",
-    ("attach-mounts", "ELOOP"): "the rootfs' /proc, /sys or /dev is a link; it must be a directory",
-    ("write-identity", "ELOOP"): "a file of the rootfs' /etc that sandboxd writes is a link",
+    ("mount-layers", "ENOENT"): "the rootfs was removed in the meantime",
+    ("attach-mounts", "ELOOP"): "/proc, /sys or /dev of the rootfs is a link; it must be a directory",
+    ("write-identity", "ELOOP"): "a file in /etc of the rootfs that sandboxd writes is a link",
     ("clone", "ENOSPC"): "a namespace limit is reached; see /proc/sys/user",
 }
 

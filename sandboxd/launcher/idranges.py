@@ -166,7 +166,7 @@ class RangeAllocator:
                 if self._is_free(index):
                     self._write(index, "")
                     return index
-        raise LimitExceeded(f"cannot give a range of ids: all {RANGES} are in use", ranges=RANGES)
+        raise LimitExceeded(f"cannot allocate a range of ids: all {RANGES} are in use", ranges=RANGES)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

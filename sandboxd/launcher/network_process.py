@@ -201,7 +201,7 @@ class NetworkProcess:
         ours.setblocking(False)
         self._connection, self._is_ready = ours, False
         self._loop.watch(ours.fileno(), READ, self._on_answer)
-        self._loop.watch(self._pidfds[1], READ, lambda: self._drop("its hand ended"))
+        self._loop.watch(self._pidfds[1], READ, lambda: self._drop("its helper process ended"))
 
     def _spawn(self, module: str, connection: socket.socket, network: int = -1) -> None:
         start = Start(
@@ -243,7 +243,7 @@ class NetworkProcess:
         self._end_processes()
         if not self._deps.router.is_kept:
             self._deps.router.close()
-        self._ask_again(why or "it was let go")
+        self._ask_again(why or "it was stopped")
         self._set_alarm()
 
     def _ask_again(self, why: str) -> None:
@@ -332,7 +332,7 @@ class NetworkProcess:
             order = self._sent.pop(sequence, None)  # last: what is not understood is asked of the next one
         except (ValueError, TypeError, IndexError, KeyError, msgpack.UnpackException):
             # It reads what sandboxes sent, so it may be taken over; it must not take the launcher with it.
-            self._drop("it sent nonsense")
+            self._drop("it sent an invalid message")
             return
         if attempt:
             self._deps.denied(attempt)

@@ -33,8 +33,8 @@ class Networks:
         spec = self._links.check(network_of(params.get("network")))
         if not spec.has_link or sandbox_id not in self._links:
             raise Conflict(
-                f"cannot change the network of sandbox {sandbox_id}: a sandbox that was created without "
-                "one cannot get one, and one that has one keeps it",
+                f"cannot change the network of sandbox {sandbox_id}: a network can be neither added to "
+                "nor removed from an existing sandbox",
                 id=sandbox_id,
             )
 
@@ -70,7 +70,7 @@ class Networks:
 
     def _find(self, params: dict[str, Any], known: set[str]) -> Running:
         if set(params) - known:
-            raise InvalidRequest("cannot take the request: unknown parameters", field="params")
+            raise InvalidRequest("cannot accept the request: unknown parameters", field="params")
         sandbox_id = id_of(params)
         sandbox = self._sandboxes.get(sandbox_id)
         if sandbox is None or sandbox.ended is not None:

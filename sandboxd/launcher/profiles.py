@@ -74,7 +74,7 @@ def _compile_child(directory: str, own_directory: str | None, write_end: int) ->
             for path in own.values():
                 _check_roots(path)
             if taken := sorted(set(own) & set(paths)):
-                raise ValueError(f"{own[taken[0]]} has the name of a profile that comes with sandboxd")
+                raise ValueError(f"{own[taken[0]]} has the name of a built-in profile")
             paths |= own
         profiles = {name: _compile(path) for name, path in paths.items()}
         template = _compile_template(paths[_TEMPLATE_BASE]) if _TEMPLATE_BASE in paths else []
@@ -133,4 +133,4 @@ def _check_roots(path: str) -> None:
     if not (stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)):
         raise ValueError(f"{path} is neither a directory nor a regular file")
     if facts.st_uid != 0 or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ValueError(f"{path} must belong to root and be writable by nobody else")
+        raise ValueError(f"{path} must be owned by root and writable by no other user")

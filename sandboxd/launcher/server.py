@@ -238,7 +238,7 @@ class Launcher:
             log.warning("Cannot hold a prepared sandbox: %s", error)
 
     def _use_the_wait(self) -> None:
-        # While a sandbox' processes end there is nothing else to do, and who takes one away often asks for another.
+        # While a sandbox's processes end there is nothing else to do, and who takes one away often asks for another.
         if not self._creations:
             self._prepare_ids()
 
@@ -279,7 +279,7 @@ class Launcher:
                 if operation is None:
                     raise InvalidRequest(f"cannot do {message.op[:40]!r}: no such operation", field="op")
                 if len(self._creations) + len(self._teardowns) > _MAX_PENDING:
-                    raise Conflict("cannot take more requests: too many are under way")
+                    raise Conflict("cannot accept more requests: too many are under way")
                 result = operation(message.id, message.params)
                 if result is not None:
                     self._reply(message.id, result)
@@ -415,7 +415,7 @@ class Launcher:
         if lacking and not self._settings.allow_unenforced:
             why = "; ".join(f"{name} needs {missing[name]}" for name in lacking)
             raise LimitUnenforceable(
-                f"cannot enforce limits on this host: {why} (allow_unenforced accepts that)",
+                f"cannot enforce limits on this host: {why} (set allow_unenforced to accept that)",
                 limits=lacking,
                 missing={name: missing[name] for name in lacking},
             )
@@ -455,7 +455,7 @@ class Launcher:
             self._send(Event(request, offset, 0.0, "ended", {"id": sandbox.record.id, "reason": sandbox.ended}))
 
     def _on_zygote_end(self) -> None:
-        log.critical("The zygote is gone, nothing can be born: ending")
+        log.critical("The zygote is gone, so no sandbox can be created: ending")
         raise EOFError
 
     def _on_child(self, wake: int) -> None:

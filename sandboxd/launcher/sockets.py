@@ -46,12 +46,12 @@ class Sockets:
     def _sockets(self, request: int, params: dict[str, Any]) -> None:
         """Answer with `count` sockets of IP version `family`."""
         if set(params) - {"id", "family", "count"}:
-            raise InvalidRequest("cannot make sockets: unknown parameters", field="params")
+            raise InvalidRequest("cannot create sockets: unknown parameters", field="params")
         sandbox_id, family, count = id_of(params), params.get("family"), params.get("count")
         if type(family) is not int or family not in _FAMILIES:
-            raise InvalidRequest("cannot make sockets: family must be 4 or 6", field="family")
+            raise InvalidRequest("cannot create sockets: family must be 4 or 6", field="family")
         if type(count) is not int or not 1 <= count <= MAX_SOCKETS:
-            raise InvalidRequest(f"cannot make sockets: count must be 1 to {MAX_SOCKETS}", field="count")
+            raise InvalidRequest(f"cannot create sockets: count must be 1 to {MAX_SOCKETS}", field="count")
         kind = _FAMILIES[family]
 
         def make() -> list[socket.socket]:
@@ -62,26 +62,26 @@ class Sockets:
     def _resolver(self, request: int, params: dict[str, Any]) -> None:
         """Answer with two sockets on which the daemon answers questions about names: UDP, and TCP that listens."""
         if set(params) - {"id"}:
-            raise InvalidRequest("cannot make sockets: unknown parameters", field="params")
+            raise InvalidRequest("cannot create sockets: unknown parameters", field="params")
         self._reply(request, {}, self._make(self._find(id_of(params)), _bind_resolver))
 
     def _find(self, sandbox_id: str) -> Running:
         sandbox = self._sandboxes.get(sandbox_id)
         if sandbox is None or sandbox.ended is not None:
-            raise SandboxNotFound(f"cannot make sockets in sandbox {sandbox_id}: it is not running", id=sandbox_id)
+            raise SandboxNotFound(f"cannot create sockets in sandbox {sandbox_id}: it is not running", id=sandbox_id)
         return sandbox
 
     def _make(self, sandbox: Running, make: Callable[[], list[socket.socket]]) -> list[int]:
         try:
             self._kernel.setns(sandbox.pidfd, CLONE_NEWNET)
         except ProcessLookupError:
-            raise SandboxNotFound(f"cannot make sockets in {sandbox.record.id}: it has ended") from None
+            raise SandboxNotFound(f"cannot create sockets in {sandbox.record.id}: it has ended") from None
         except OSError as error:
             raise InternalError(f"cannot enter the network of sandbox {sandbox.record.id}: {error}") from None
         try:
             return [made.detach() for made in make()]
         except OSError as error:
-            raise LimitExceeded(f"cannot make sockets in sandbox {sandbox.record.id}: {error.strerror}") from None
+            raise LimitExceeded(f"cannot create sockets in sandbox {sandbox.record.id}: {error.strerror}") from None
         finally:
             self._leave()
 

@@ -240,7 +240,9 @@ class Templates:
         if not self._settings.templates:
             raise TemplateUnavailable("cannot use a template: the configuration turns them off")
         if not rootfs.is_trusted(self._settings.rootfs_dir, name) and name not in self._settings.template_rootfs:
-            raise TemplateUnavailable(f"cannot use a template of rootfs {name}: it is not trusted for that")
+            raise TemplateUnavailable(
+                f"cannot use a template of rootfs {name}: the configuration does not trust it with templates"
+            )
         return kind, name
 
     def _identity(self, key: tuple[str, str]) -> tuple[int, int]:
@@ -308,7 +310,7 @@ class Templates:
         """Start one; raises TemplateUnavailable, OSError."""
         rest = self._rests.get(key)
         if rest is not None and time.monotonic() < rest.until:
-            raise TemplateUnavailable(f"cannot use template {key[0]}: it failed a while ago")
+            raise TemplateUnavailable(f"cannot use template {key[0]}: it failed recently")
         if not self._filters.template:
             raise TemplateUnavailable("cannot use a template: there is no profile 'default' to confine it")
         if len(self._templates) >= MAX_TEMPLATES:

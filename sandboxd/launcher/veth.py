@@ -93,9 +93,9 @@ class Links:
         if found.has_link:
             if not _is_on(_FORWARDING[4]):
                 raise NetworkUnavailable(
-                    f"cannot give network mode {mode}: this host does not forward packets",
+                    f"cannot provide network mode {mode}: this host does not forward packets",
                     mode=mode,
-                    remedy="sysctl -w net.ipv4.ip_forward=1 (the operator's decision: it concerns the whole host)",
+                    remedy="sysctl -w net.ipv4.ip_forward=1 (the operator's decision: it affects the whole host)",
                 )
             if found.connections is None:
                 found = dataclasses.replace(found, connections=self._settings.network_connections)
@@ -297,7 +297,7 @@ def _address(pool: str, index: int) -> str:
 
 
 def _mark(link: _Link) -> int:
-    """Return what marks the connections of a sandbox' present allow list; never 0, which is that of all others.
+    """Return what marks the connections of a sandbox's present allow list; never 0, which is that of all others.
 
     It is of the sandbox's own id too: connection tracking remembers for days what a dead sandbox had open, and the next
     one with its address must not go on with that.

@@ -423,5 +423,5 @@ def last_capability() -> int:
         return int(file.read())
 
 
-#: Read once: a sandbox' /proc is another one by the time the bounding set is cut.
+#: Read once: a sandbox's /proc is another one by the time the bounding set is cut.
 _LAST_CAPABILITY: Final = last_capability()

@@ -9,7 +9,7 @@ To add figures: count in the runtime, then write a source in `families.py` and a
 `Metrics.add`. A figure that the launcher's `stats` gives for each sandbox is one row of `families.USE`.
 
 Bounded by: `MAX_DETAILED` sandboxes with series of their own, 64 ports each, and label values that are ours (states,
-routes, error kinds, steps), never a caller's text but for a sandbox' name, which belongs to that sandbox' one series.
+routes, error kinds, steps), never a caller's text but for a sandbox's name, which belongs to that sandbox's one series.
 """
 
 from .exposition import MAX_DETAILED, Metrics, Snapshot

@@ -56,13 +56,13 @@ def histogram(name: str, about: str, durations: Durations) -> HistogramMetricFam
 def daemon(snapshot: Snapshot) -> Iterator[Metric]:
     """The daemon's build, its event loop and its answers."""
     counts = snapshot.manager.counters
-    build = GaugeMetricFamily("sandboxd_build_info", "What runs here; always 1", labels=["version", "python"])
+    build = GaugeMetricFamily("sandboxd_build_info", "Version information; always 1", labels=["version", "python"])
     build.add_metric([snapshot.version, platform.python_version()], 1)
     yield build
     yield histogram(
-        "sandboxd_event_loop_lag_seconds", "How late the daemon was for a timer of once a second", counts.loop_lag
+        "sandboxd_event_loop_lag_seconds", "How late the daemon's timer of once a second fired", counts.loop_lag
     )
-    answers = CounterMetricFamily("sandboxd_http_responses", "Answers of the API", labels=["route", "code"])
+    answers = CounterMetricFamily("sandboxd_http_responses", "Responses of the API", labels=["route", "code"])
     for (route, status), count in counts.answers.items():
         answers.add_metric([route, str(status)], count)
     yield answers
@@ -77,21 +77,21 @@ def sandboxes(snapshot: Snapshot) -> Iterator[Metric]:
     for state in sorted(SHOWN):
         states.add_metric([state.value], found[state.value])
     yield states
-    yield gauge("sandboxd_creates_waiting", "Creations under way or waiting for their turn", found["waiting_creates"])
+    yield gauge("sandboxd_creates_waiting", "Creations in progress or queued", found["waiting_creates"])
     yield histogram("sandboxd_create_seconds", "Creations that succeeded, from request to usable", counts.creates)
     yield counters("sandboxd_create_failures", "Creations that failed", "kind", counts.create_failures)
     yield counters("sandboxd_create_step_seconds", "Time in each step of creations", "step", counts.steps)
     yield histogram("sandboxd_destroy_seconds", "Destructions that succeeded", counts.destroys)
     yield counters("sandboxd_destroy_failures", "Destructions that failed", "kind", counts.destroy_failures)
-    yield counter("sandboxd_network_denied", "Destinations that sandboxes were refused", counts.network_denied)
-    yield counter("sandboxd_sandbox_losses", "Sandboxes that failed by themselves", counts.losses)
+    yield counter("sandboxd_network_denied", "Destinations refused to sandboxes", counts.network_denied)
+    yield counter("sandboxd_sandbox_losses", "Sandboxes that failed without being destroyed", counts.losses)
 
 
 def commands(snapshot: Snapshot) -> Iterator[Metric]:
     """Commands of exec, and the links that carry them."""
     manager, counts = snapshot.manager, snapshot.manager.counters
     yield histogram("sandboxd_exec_start_seconds", "Commands of exec, from request to started", counts.exec_starts)
-    yield counters("sandboxd_exec_ends", "Commands of exec that ended, by how", "reason", counts.exec_ends)
+    yield counters("sandboxd_exec_ends", "Commands of exec that ended, by reason", "reason", counts.exec_ends)
     yield counters("sandboxd_exec_failures", "Commands that could not be started", "kind", counts.exec_failures)
     links = [found for sandbox in manager.registry if (found := sandbox.link_statistics()) is not None]
     yield gauge("sandboxd_links", "Sandboxes whose init is connected", len(links))
@@ -101,7 +101,7 @@ def commands(snapshot: Snapshot) -> Iterator[Metric]:
         sum(link["calls"] for link in links),
     )
     yield gauge(
-        "sandboxd_link_queued_bytes", "Bytes that wait to be sent to inits", sum(link["queued_bytes"] for link in links)
+        "sandboxd_link_queued_bytes", "Bytes queued to be sent to inits", sum(link["queued_bytes"] for link in links)
     )
     launcher = manager.launcher.statistics()
     yield gauge("sandboxd_launcher_calls", "Requests open on the link to the launcher", launcher["calls"])
@@ -128,7 +128,7 @@ def previews(snapshot: Snapshot) -> Iterator[Metric]:
         ("requests", "Requests to previews", gone.requests, _requests),
         ("receive_bytes", "Bytes of bodies and tunnels into sandboxes", gone.bytes_in, _bytes_in),
         ("transmit_bytes", "Bytes of bodies and tunnels out of sandboxes", gone.bytes_out, _bytes_out),
-        ("dials", "Connections that were made to services", gone.dialled, _dialled),
+        ("dials", "Connections made to services", gone.dialled, _dialled),
     ):
         yield counter(f"sandboxd_preview_{name}", about, before + sum(count(port) for port in ports))
     refusals = manager.counters.refusals
@@ -164,7 +164,7 @@ _PORT: Final[tuple[tuple[str, str, bool, Callable[[Port], int]], ...]] = (
     ("requests", "Requests to an exposed port", True, _requests),
     ("receive_bytes", "Bytes of bodies and tunnels into the sandbox", True, _bytes_in),
     ("transmit_bytes", "Bytes of bodies and tunnels out of the sandbox", True, _bytes_out),
-    ("dials", "Connections that were made to the service", True, _dialled),
+    ("dials", "Connections made to the service", True, _dialled),
     ("active", "Requests and tunnels under way", False, _active),
     ("connections", "Connections to the service that are open", False, _connected),
 )
@@ -202,20 +202,22 @@ class Figure:
 
 
 _CPU: Final = ("sandboxd_sandbox_cpu_seconds", "Processor time")
-_IO_BYTES: Final = ("sandboxd_sandbox_io_bytes", "Bytes from and to the disks")
+_IO_BYTES: Final = ("sandboxd_sandbox_io_bytes", "Bytes read from and written to the disks")
 _LINK_BYTES: Final = ("sandboxd_sandbox_network_bytes", "Bytes over the sandbox's link, as the sandbox sees it")
-_IO_COUNT: Final = ("sandboxd_sandbox_io_operations", "Operations on the disks")
+_IO_COUNT: Final = ("sandboxd_sandbox_io_operations", "Read and write operations on the disks")
 USE: Final = (
     Figure(*_LINK_BYTES, ("network", "received_bytes"), True, (("direction", "received"),)),
     Figure(*_LINK_BYTES, ("network", "sent_bytes"), True, (("direction", "sent"),)),
     Figure(*_CPU, ("cpu_user_s",), True, (("mode", "user"),)),
     Figure(*_CPU, ("cpu_system_s",), True, (("mode", "system"),)),
-    Figure("sandboxd_sandbox_cpu_throttled_seconds", "Time spent waiting for cpus", ("cpu_throttled_s",), True),
-    Figure("sandboxd_sandbox_memory_bytes", "What counts against the limit of memory", ("memory_bytes",)),
-    Figure("sandboxd_sandbox_memory_peak_bytes", "The most that it was", ("memory_peak_bytes",)),
-    Figure("sandboxd_sandbox_oom_kills", "Processes that died for want of memory", ("oom_kills",), True),
+    Figure("sandboxd_sandbox_cpu_throttled_seconds", "Time throttled by the CPU limit", ("cpu_throttled_s",), True),
+    Figure("sandboxd_sandbox_memory_bytes", "Memory that counts against the limit", ("memory_bytes",)),
+    Figure(
+        "sandboxd_sandbox_memory_peak_bytes", "Peak of the memory that counts against the limit", ("memory_peak_bytes",)
+    ),
+    Figure("sandboxd_sandbox_oom_kills", "Processes killed for lack of memory", ("oom_kills",), True),
     Figure("sandboxd_sandbox_pids", "Processes and threads", ("pids",)),
-    Figure("sandboxd_sandbox_disk_bytes", "What its files take", ("disk_bytes",)),
+    Figure("sandboxd_sandbox_disk_bytes", "Disk space used by its files", ("disk_bytes",)),
     Figure(*_IO_BYTES, ("io", "read_bytes"), True, (("direction", "read"),)),
     Figure(*_IO_BYTES, ("io", "write_bytes"), True, (("direction", "write"),)),
     Figure(*_IO_COUNT, ("io", "reads"), True, (("direction", "read"),)),
@@ -225,7 +227,7 @@ USE: Final = (
 
 def uses(snapshot: Snapshot) -> Iterator[Metric]:
     """What each sandbox is, may use and uses."""
-    yield gauge("sandboxd_sandboxes_omitted", "Sandboxes without series of their own", snapshot.omitted)
+    yield gauge("sandboxd_sandboxes_omitted", "Sandboxes whose own series are left out", snapshot.omitted)
     yield _info([sandbox for sandbox, _ in snapshot.detailed])
     made: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
     for figure in USE:
@@ -237,7 +239,7 @@ def uses(snapshot: Snapshot) -> Iterator[Metric]:
             if value is not None:
                 family.add_metric([sandbox.id, *(value for _, value in figure.labels)], value)
     yield from made.values()
-    limits = GaugeMetricFamily("sandboxd_sandbox_limit", "Its limits", labels=["sandbox", "limit"])
+    limits = GaugeMetricFamily("sandboxd_sandbox_limit", "Limits of the sandbox", labels=["sandbox", "limit"])
     for sandbox, _ in snapshot.detailed:
         for name in ("memory_bytes", "cpus", "pids", "disk_bytes"):
             bound = getattr(sandbox.limits, name)
@@ -248,7 +250,7 @@ def uses(snapshot: Snapshot) -> Iterator[Metric]:
 
 def _info(detailed: Iterable[Sandbox]) -> GaugeMetricFamily:
     labels = ["sandbox", "name", "rootfs", "network", "state"]
-    family = GaugeMetricFamily("sandboxd_sandbox_info", "What it is; always 1", labels=labels)
+    family = GaugeMetricFamily("sandboxd_sandbox_info", "Facts about the sandbox; always 1", labels=labels)
     for sandbox in detailed:
         spec = sandbox.spec
         family.add_metric(

@@ -126,14 +126,14 @@ class Connection:
             try:
                 target = self._proxy.urls.parse(asked.host)
             except ValueError as error:
-                raise InvalidRequest(f"cannot take the request: its Host {error}") from None
+                raise InvalidRequest(f"cannot accept the request: its Host {error}") from None
             port = self._admit(asked, target)
             if port is None:
                 return await self._redeem(asked, target)
             self._proxy.waits_no_more(self)
             self.wire.turn.lane = port.lane
             if self._proxy.active[port.sandbox_id] >= MAX_ACTIVE:
-                raise ServerBusy(f"cannot take the request: {MAX_ACTIVE} are under way in that sandbox")
+                raise ServerBusy(f"cannot accept the request: {MAX_ACTIVE} are under way in that sandbox")
             exchange = Exchange(self, asked, port, self._proxy.previews)
             return await self._exchange(exchange, port)
         except SandboxdError as error:
@@ -194,8 +194,8 @@ class Connection:
             http_heads.bound_trailer(reader)
         except h11.RemoteProtocolError as error:
             if error.error_status_hint == 431:
-                raise HeaderTooLarge(f"cannot take the request: its head is over {MAX_HEAD_BYTES} bytes") from None
-            raise InvalidRequest(f"cannot take the request: {str(error)[:200]}") from None
+                raise HeaderTooLarge(f"cannot accept the request: its head is over {MAX_HEAD_BYTES} bytes") from None
+            raise InvalidRequest(f"cannot accept the request: {str(error)[:200]}") from None
         if not isinstance(event, h11.Request):
             return None
         # A body in chunks stays with the reader; what else has come is a body of known length, or another request.
@@ -226,7 +226,7 @@ class Connection:
             admitted = any([port.admits_cookie(value) for value in heads.our_cookies(asked)])
             # A browser sends the cookie along whatever page has it ask; a token only its holder knows.
             if admitted and origins.is_foreign(asked, self.front, self._proxy.urls):
-                raise AccessDenied("cannot take the request: a page of another origin sent it, and the cookie alone")
+                raise AccessDenied("cannot accept the request: a page of another origin sent it, with only the cookie")
         if not admitted:
             raise _not_found()
         if port is None:

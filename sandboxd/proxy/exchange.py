@@ -141,7 +141,7 @@ class Exchange:
         except WireBroken as error:
             raise _Refused(error) from None
         if not data:
-            raise _Refused(WireBroken("the client left in the middle of its request"))
+            raise _Refused(WireBroken("the client disconnected in the middle of its request"))
         return data
 
     async def _pump_bytes(self, wire: Wire, left: int) -> None:
@@ -149,7 +149,7 @@ class Exchange:
         while left:
             if not client.buffer and client.wire.is_plain and left >= SPLICE_BYTES:
                 if await splice(client.wire, wire, left, self._passed_in) < left:
-                    raise _Refused(WireBroken("the client left in the middle of its request"))
+                    raise _Refused(WireBroken("the client disconnected in the middle of its request"))
                 return
             data = client.take(left) if client.buffer else await self._from_client()
             if len(data) > left:
@@ -170,7 +170,7 @@ class Exchange:
             try:
                 event = reader.next_event()
             except h11.RemoteProtocolError as error:
-                raise _Refused(InvalidRequest(f"cannot take the request: {error}")) from None
+                raise _Refused(InvalidRequest(f"cannot accept the request: {error}")) from None
             if isinstance(event, h11.Data):
                 pieces += (b"%x\r\n" % len(event.data), event.data, b"\r\n")
                 self._port.bytes_in += len(event.data)
@@ -294,13 +294,13 @@ class Exchange:
                 if client.wire.is_plain and left >= SPLICE_BYTES:
                     gone = await splice(wire, client.wire, left, self._passed_out)
                     if gone < left:
-                        raise WireBroken("the service left in the middle of its answer")
+                        raise WireBroken("the service disconnected in the middle of its answer")
                     return True
                 data = await wire.receive(min(left, READ_BYTES))
             except WireBroken:
                 data = b""
             if not data:
-                raise WireBroken("the service left in the middle of its answer")
+                raise WireBroken("the service disconnected in the middle of its answer")
             left -= len(data)
             await client.wire.send(data)
             self._passed_out(len(data))
@@ -333,7 +333,7 @@ class Exchange:
                 pieces.clear()
             data = await wire.receive()
             if not data:
-                raise WireBroken("the service left in the middle of its answer")
+                raise WireBroken("the service disconnected in the middle of its answer")
             reader.receive_data(data)
 
     async def _pass_rest(self, wire: Wire, head: bytes, early: bytes) -> None:

@@ -136,13 +136,13 @@ class Front:
 
 
 def _refuse(why: str) -> InvalidRequest:
-    return InvalidRequest(f"cannot take the request: {why}")
+    return InvalidRequest(f"cannot accept the request: {why}")
 
 
 def _check(head: Head, host: bytes, length_too: int | None, *, chunked: bool, old: bool) -> None:
     """Refuse what two readers could take for two things; `length_too` is a length beside chunks."""
     if chunked and (length_too is not None or old):
-        raise _refuse("its body has two lengths" if length_too is not None else "HTTP/1.0 has no chunks")
+        raise _refuse("its body has two different lengths" if length_too is not None else "HTTP/1.0 has no chunks")
     if not old and head.version != b"1.1":
         raise _refuse("it is neither HTTP/1.1 nor HTTP/1.0")
     method, target = head.first, head.second
@@ -151,7 +151,7 @@ def _check(head: Head, host: bytes, length_too: int | None, *, chunked: bool, ol
     if not target.startswith(b"/") and not (target == b"*" and method == b"OPTIONS"):
         raise _refuse("its target is not a path")
     if not host:
-        raise _refuse("it has no Host")
+        raise _refuse("it has no Host header")
 
 
 def read(head: Head) -> Asked:
@@ -190,7 +190,7 @@ def read(head: Head) -> Asked:
     tokens = frozenset(connection)
     asks = upgrade is not None and b"upgrade" in tokens and not old
     if asks and (chunked or length):
-        raise _refuse("an upgrade has no body here")
+        raise _refuse("an upgrade request must not have a body")
     return Asked(
         method=head.first,
         target=head.second,

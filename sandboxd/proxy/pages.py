@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _HINTS: Final = {
     "access-denied": "Another site sent this request. Open the preview itself and try again there.",
-    "preview-not-found": "No such preview, or its token is another one.",
+    "preview-not-found": "There is no such preview, or the token is wrong.",
     "sandbox-frozen": "The sandbox is frozen. Thaw it, then load this page again.",
     "sandbox-failed": "The sandbox has failed. What ran in it is gone.",
     "preview-gone": "The sandbox was destroyed.",

@@ -133,7 +133,7 @@ class Hold:
         """
         if not self.grow(size):
             bound = self._share.budget.each
-            why = "the daemon holds as much for the callers of this sandbox, or of all, as it may"
+            why = "the daemon already holds as much data as it may for callers of this sandbox, or of all sandboxes"
             raise ServerBusy(f"cannot {what}: {why}", bound_bytes=bound, held_bytes=self._share.held)
 
     def _ask(self, size: int) -> bool:

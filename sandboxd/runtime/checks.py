@@ -24,7 +24,7 @@ def text(data: dict[str, Any], name: str, *, limit: int = 256) -> str:
     """Return the text field `name` of at most `limit` characters."""
     value = data.get(name)
     if not isinstance(value, str) or len(value) > limit or not value.isprintable():
-        raise RemoteProtocolError(f"cannot take field {name!r}: it is not text of at most {limit} characters")
+        raise RemoteProtocolError(f"cannot accept field {name!r}: it is not text of at most {limit} characters")
     return value
 
 
@@ -32,7 +32,7 @@ def words(data: dict[str, Any], name: str, *, limit: int = 4096) -> str:
     """Return the text field `name`, in which any character may be: what a caller or a file of the sandbox's named."""
     value = data.get(name)
     if not isinstance(value, str) or len(value) > limit:
-        raise RemoteProtocolError(f"cannot take field {name!r}: it is not text of at most {limit} characters")
+        raise RemoteProtocolError(f"cannot accept field {name!r}: it is not text of at most {limit} characters")
     return value
 
 
@@ -40,7 +40,7 @@ def integer(data: dict[str, Any], name: str, *, low: int = 0, high: int = 1 << 6
     """Return the whole number `name` within its bounds."""
     value = data.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise RemoteProtocolError(f"cannot take field {name!r}: it is not a number from {low} to {high}")
+        raise RemoteProtocolError(f"cannot accept field {name!r}: it is not a number from {low} to {high}")
     return value
 
 
@@ -48,7 +48,7 @@ def number(data: dict[str, Any], name: str, *, high: float = 1e15) -> float:
     """Return the number `name`, 0 to `high`."""
     value = data.get(name)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= high:
-        raise RemoteProtocolError(f"cannot take field {name!r}: it is not a number from 0 to {high}")
+        raise RemoteProtocolError(f"cannot accept field {name!r}: it is not a number from 0 to {high}")
     return float(value)
 
 
@@ -56,7 +56,7 @@ def flag(data: dict[str, Any], name: str) -> bool:
     """Return the truth value `name`."""
     value = data.get(name)
     if not isinstance(value, bool):
-        raise RemoteProtocolError(f"cannot take field {name!r}: it is not a boolean")
+        raise RemoteProtocolError(f"cannot accept field {name!r}: it is not a boolean")
     return value
 
 
@@ -64,7 +64,7 @@ def table(data: dict[str, Any], name: str) -> dict[str, Any]:
     """Return the map `name`, whose keys are text."""
     value = data.get(name)
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise RemoteProtocolError(f"cannot take field {name!r}: it is not a map")
+        raise RemoteProtocolError(f"cannot accept field {name!r}: it is not a map")
     return value
 
 
@@ -72,14 +72,14 @@ def items(data: dict[str, Any], name: str, kind: type, *, limit: int = 65_536) -
     """Return the list `name` whose elements are all of type `kind`."""
     value = data.get(name)
     if not isinstance(value, list) or len(value) > limit or not all(isinstance(item, kind) for item in value):
-        raise RemoteProtocolError(f"cannot take field {name!r}: it is not a list of {kind.__name__}")
+        raise RemoteProtocolError(f"cannot accept field {name!r}: it is not a list of {kind.__name__}")
     return value
 
 
 def failure(kind: str, message: str, facts: dict[str, Any], *, allowed: frozenset[str] | None) -> SandboxdError:
     """Return the error that a peer named, with its text cut and its facts filtered; text from it is data."""
     if allowed is not None and kind not in allowed:
-        raise RemoteProtocolError(f"cannot take a failure of kind {kind[:40]!r} from this peer")
+        raise RemoteProtocolError(f"cannot accept a failure of kind {kind[:40]!r} from this peer")
     kept: dict[str, Any] = {}
     for name, value in list(facts.items())[:MAX_FACTS]:
         if not isinstance(name, str) or not _FACT_NAME.match(name) or name in _RESERVED:

@@ -174,7 +174,7 @@ class PipedChild(ChildStream[list[Any]], Generic[Result]):
             theirs = self._make_pipes(has_input=has_input)
         except OSError as error:
             discard(fds)
-            raise InternalError(f"cannot make a pipe: {error.strerror}") from error
+            raise InternalError(f"cannot create a pipe: {error.strerror}") from error
         if pipe_bytes:
             _enlarge(self._out.fileno(), pipe_bytes)
         try:

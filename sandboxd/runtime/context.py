@@ -432,7 +432,7 @@ class Context:
             if self.state is not State.RESTARTING:
                 self._begin_restart()
             self._give_up_waiting(ContextRestarting(f"cannot run code in context {self.id}: it was restarted"))
-            run.add_error(error_of("Interrupted", "the code did not heed an interrupt; its interpreter was restarted"))
+            run.add_error(error_of("Interrupted", "the code ignored an interrupt; its interpreter was restarted"))
             try:
                 await self._restart_worker()
             finally:
@@ -557,7 +557,7 @@ class Context:
         if isinstance(present, Run):
             present.drop_result()
         elif isinstance(present, Question):
-            present.give_up(ServerBusy(f"cannot take the answer of context {self.id}: the daemon has no room for it"))
+            present.give_up(ServerBusy(f"cannot accept the answer of context {self.id}: the daemon has no room for it"))
 
     def _take(self, run: Run, frame: frames.Frame) -> None:
         if isinstance(frame, frames.Result):

@@ -48,7 +48,7 @@ _COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "node": ("node", "--no-force-async-hooks-checks", "--disable-warning=ExperimentalWarning", "-e", _NODE),
 }
 #: Variables that Python, the loader, C's library and numeric ones read when they are loaded: in a template they were
-#: others, so an interpreter of the sandbox' own starts where one is set.
+#: others, so an interpreter of the sandbox's own starts where one is set.
 _READ_AT_START: Final = (
     *("PYTHON", "LD_", "GLIBC_", "MALLOC_", "LANG", "LC_", "PATH", "IPYTHON", "MPL", "MATPLOTLIB", "PANDAS", "NPY_"),
     *("NUMPY_", "OMP_", "OPENBLAS_", "GOTO_", "MKL_", "BLIS_", "NUMEXPR_", "KMP_", "GOMP_", "XDG_"),

@@ -109,14 +109,14 @@ class EventCheck:
             RemoteProtocolError: it has the wrong type, order or size.
         """
         if self._exited or event.offset <= self._last or not 0 <= event.time < 1e11:
-            raise RemoteProtocolError(f"cannot take event {event.offset} of type {event.type[:20]!r}: out of order")
+            raise RemoteProtocolError(f"cannot accept event {event.offset} of type {event.type[:20]!r}: out of order")
         self._last = event.offset
         if event.type in ("stdout", "stderr"):
             if not self._started or not isinstance(event.data, bytes) or len(event.data) > MAX_OUTPUT_BYTES:
-                raise RemoteProtocolError(f"cannot take a {event.type} event: it is early, not bytes, or too large")
+                raise RemoteProtocolError(f"cannot accept a {event.type} event: it is early, not bytes, or too large")
             return
         if not isinstance(event.data, dict):
-            raise RemoteProtocolError(f"cannot take a {event.type[:20]!r} event: its data is not a map")
+            raise RemoteProtocolError(f"cannot accept a {event.type[:20]!r} event: its data is not a map")
         if event.type == "start":
             checks.integer(event.data, "pid", high=1 << 31)
             checks.text(event.data, "id", limit=64)
@@ -129,7 +129,7 @@ class EventCheck:
         elif event.type == "restart" and self._started:
             _check_restart(event.data)
         else:
-            raise RemoteProtocolError(f"cannot take an event of type {event.type[:20]!r}")
+            raise RemoteProtocolError(f"cannot accept an event of type {event.type[:20]!r}")
 
 
 def _check_restart(data: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ class Found(_Running, Generic[_T]):
         if self._left is not None:
             self._left -= len(rows)
             if self._left < 0:
-                raise RemoteProtocolError("cannot take more than was asked for")
+                raise RemoteProtocolError("cannot accept more data than was requested")
         return [self._parse(row) for row in rows]
 
 

@@ -132,7 +132,7 @@ def name(row: dict[str, Any], field: str) -> str:
     """
     value = row.get(field)
     if not isinstance(value, bytes) or len(value) > MAX_NAME_BYTES or b"\0" in value:
-        raise RemoteProtocolError(f"cannot take field {field!r}: it is not a name")
+        raise RemoteProtocolError(f"cannot accept field {field!r}: it is not a name")
     return name_text(value)
 
 
@@ -149,7 +149,7 @@ def parse(row: dict[str, Any]) -> FileFacts:
     """
     kind = checks.text(row, "type", limit=32)
     if kind not in TYPES:
-        raise RemoteProtocolError(f"cannot take the file type {kind!r}")
+        raise RemoteProtocolError(f"cannot accept the file type {kind!r}")
     mtime = row.get("mtime")
     if not isinstance(mtime, float):  # any number of seconds may stand in an inode: `wire.times` shows it
         mtime = 0.0
@@ -188,7 +188,7 @@ def parse_truncated(result: dict[str, Any]) -> str | None:
     """Return why not all was found, or None; raises as `parse`."""
     value = result.get("truncated")
     if value not in (None, "limit", "timeout"):
-        raise RemoteProtocolError("cannot take that reason for being truncated")
+        raise RemoteProtocolError("cannot accept that reason for a truncation")
     return value
 
 
@@ -196,6 +196,6 @@ def parse_change(row: dict[str, Any]) -> Change:
     """Return what a watch saw; raises as `parse`."""
     kind = checks.text(row, "type", limit=16)
     if kind not in CHANGES:
-        raise RemoteProtocolError(f"cannot take a change of type {kind!r}")
+        raise RemoteProtocolError(f"cannot accept a change of type {kind!r}")
     old_path = name(row, "from") if kind == "rename" else None
     return Change(kind, name(row, "path"), checks.flag(row, "is_folder"), old_path)

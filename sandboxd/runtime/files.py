@@ -47,7 +47,7 @@ _REFUSAL_TIMEOUT_S: Final = 5.0
 
 
 class Files:
-    """What can be done with a sandbox' files; made by it."""
+    """What can be done with a sandbox's files; made by it."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
@@ -298,5 +298,5 @@ def _changed(result: dict[str, Any]) -> Changed:
 def _ticket(result: dict[str, Any]) -> int | str:
     ticket = result.get("ticket")
     if isinstance(ticket, bool) or not isinstance(ticket, int | str) or len(str(ticket)) > 64:
-        raise RemoteProtocolError("cannot take a ticket that is neither short text nor a number")
+        raise RemoteProtocolError("cannot accept a ticket that is neither short text nor a number")
     return ticket

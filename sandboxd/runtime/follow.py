@@ -82,5 +82,5 @@ class Follow:
         if "modes" in result:
             found = modes.checked(result["modes"])
             if found is None:
-                raise RemoteProtocolError("cannot take a terminal's modes: they are malformed")
+                raise RemoteProtocolError("cannot accept a terminal's modes: they are malformed")
             self.modes = found

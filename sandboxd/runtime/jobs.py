@@ -30,7 +30,7 @@ FEED_BYTES: Final = 1024 * 1024
 
 
 def _no_events(event: Event) -> None:
-    raise RemoteProtocolError(f"cannot take an event of type {event.type[:20]!r}: a file job has no such event")
+    raise RemoteProtocolError(f"cannot accept an event of type {event.type[:20]!r}: a file job has no such event")
 
 
 class FileJob:
@@ -102,7 +102,7 @@ class FileJob:
             return []
         rows = frame[1]
         if not isinstance(rows, list) or not 0 < len(rows) <= MAX_ROWS or not all(isinstance(r, dict) for r in rows):
-            raise await self._child.broken("rows that are no short list of maps")
+            raise await self._child.broken("rows that are not a short list of maps")
         return rows
 
     async def next_piece(self) -> bytes:
@@ -116,7 +116,7 @@ class FileJob:
             return b""
         piece = frame[1]
         if not isinstance(piece, bytes) or not 0 < len(piece) <= MAX_PIECE_BYTES:
-            raise await self._child.broken("a piece that is no bytes, or too large")
+            raise await self._child.broken("a piece that is not bytes, or is too large")
         return piece
 
     async def finish(self) -> dict[str, Any]:

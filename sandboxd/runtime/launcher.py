@@ -183,7 +183,7 @@ class Launcher:
 
         Args:
             sandbox_id: which sandbox.
-            template: "git", or "python" for that of the sandbox' rootfs.
+            template: "git", or "python" for that of the sandbox's rootfs.
             leaf: what init calls the leaf.
             handoff: a unix stream socket.
             wait: whether to wait for a template that has to be loaded first.

@@ -270,7 +270,7 @@ class LinkClient:
         fds = descriptors(ancillary)
         if flags & socket.MSG_CTRUNC:
             self._unwanted += fds
-            raise RemoteProtocolError("cannot take more descriptors than a message may announce")
+            raise RemoteProtocolError("cannot accept more descriptors than a message may announce")
         if size == 0:
             self._unwanted += fds
             return False
@@ -285,9 +285,9 @@ class LinkClient:
         if isinstance(message, Event):
             call = self._calls[message.id]
             if call.stream is None:
-                raise RemoteProtocolError(f"cannot take an event of request {message.id}: it is not a stream")
+                raise RemoteProtocolError(f"cannot accept an event of request {message.id}: it is not a stream")
             if not math.isfinite(message.time):
-                raise RemoteProtocolError(f"cannot take an event of request {message.id}: its time is not a number")
+                raise RemoteProtocolError(f"cannot accept an event of request {message.id}: its time is not a number")
             if not call.abandoned:
                 call.stream._take(message)
             return
@@ -301,7 +301,7 @@ class LinkClient:
                 call.error = checks.failure(message.kind, message.message, facts, allowed=self._kinds)
             elif fds and call.stream is not None:
                 self._unwanted += fds
-                raise RemoteProtocolError(f"cannot take descriptors with the end of stream {message.id}")
+                raise RemoteProtocolError(f"cannot accept descriptors with the end of stream {message.id}")
             elif call.abandoned:
                 self._unwanted += fds
             else:
@@ -405,7 +405,7 @@ class LinkClient:
             self._abandon(number, call)
             raise
         if call.error is None and len(call.fds) != fds:
-            error = RemoteProtocolError(f"cannot take {len(call.fds)} descriptors for {op}: it gives {fds}")
+            error = RemoteProtocolError(f"cannot accept {len(call.fds)} descriptors for {op}: it gives {fds}")
             self.fail_protocol(error)
             discard(call.fds)
             raise error

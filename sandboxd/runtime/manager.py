@@ -166,7 +166,7 @@ class Manager:
         return sandbox
 
     async def _prepare(self) -> None:
-        """Have the next sandbox' prepared sandbox made, since who creates one often creates another."""
+        """Have the next sandbox's prepared sandbox made, since who creates one often creates another."""
         if self._prepared is not None or self._stopping:
             return
         self._prepared = sandbox_id = new_id()

@@ -45,10 +45,10 @@ def vet(fd: int, access: int, devices: frozenset[int]) -> os.stat_result:
     """
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     if flags & _REFUSED_FLAGS or flags & os.O_ACCMODE != access:
-        raise RemoteProtocolError(f"cannot take a descriptor with flags {flags:#o}")
+        raise RemoteProtocolError(f"cannot accept a descriptor with flags {flags:#o}")
     facts = os.fstat(fd)
     if not stat.S_ISREG(facts.st_mode):
-        raise RemoteProtocolError(f"cannot take a descriptor of type {stat.S_IFMT(facts.st_mode):#o}")
+        raise RemoteProtocolError(f"cannot accept a descriptor of type {stat.S_IFMT(facts.st_mode):#o}")
     if facts.st_dev not in devices:
         # An honest init opens whatever path it is told, /proc/self/status too: no reason to give the sandbox up.
         raise NotAFile("cannot use the file: it is not on the sandbox's own disk", file_type="foreign")
@@ -118,7 +118,7 @@ class FileReader(_File):
             if not piece:
                 if end is None:
                     return
-                raise InternalError("cannot send the whole file: it was truncated meanwhile")
+                raise InternalError("cannot send the whole file: it was truncated in the meantime")
             at += len(piece)
             yield piece
 

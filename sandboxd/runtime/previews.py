@@ -118,7 +118,7 @@ class Previews:
                 f"cannot write the record of sandbox {sandbox.id}: {error.strerror}", step="record"
             ) from error
         if self._registry.get(sandbox.id) is not sandbox:
-            await trio.to_thread.run_sync(self._store.drop, sandbox.id)  # it was destroyed meanwhile
+            await trio.to_thread.run_sync(self._store.drop, sandbox.id)  # it was destroyed in the meantime
 
     def add_tombstone(self, sandbox: Sandbox) -> None:
         """Cut the ports of a sandbox that is being destroyed, and remember whom to tell."""

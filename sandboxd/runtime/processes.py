@@ -68,7 +68,7 @@ def parse_info(data: dict[str, Any]) -> ProcessInfo:
     peak = usage.get("memory_peak_bytes")
     argv = checks.items(data, "argv", str, limit=_MAX_WORDS)
     if not argv or any(len(word) > _MAX_WORD_CHARS for word in argv):
-        raise RemoteProtocolError("cannot take a process without a command, or with very long arguments")
+        raise RemoteProtocolError("cannot accept a process without a command, or with very long arguments")
     return ProcessInfo(
         id=check_id(data),
         pid=None if data.get("pid") is None else checks.integer(data, "pid", high=1 << 31),
@@ -94,11 +94,11 @@ def check_id(data: dict[str, Any]) -> str:
     try:
         return check_process_id(checks.text(data, "id", limit=64))
     except InvalidRequest:
-        raise RemoteProtocolError("cannot take a process with an invalid id") from None
+        raise RemoteProtocolError("cannot accept a process with an invalid id") from None
 
 
 class Processes:
-    """What can be asked of a sandbox' processes; made by it. Every method may raise `SandboxFailed`, `SandboxGone`."""
+    """What can be asked of a sandbox's processes; made by it. Every method may raise `SandboxFailed`, `SandboxGone`."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
@@ -128,7 +128,7 @@ class Processes:
         try:
             info = parse_info(data)
             if info.id != params["process"]:
-                raise RemoteProtocolError(f"cannot take process {info.id} for {params['process']}")
+                raise RemoteProtocolError(f"cannot accept process {info.id} for {params['process']}")
         except RemoteProtocolError as error:
             raise await self.sandbox.why_broken(error) from error
         return info

@@ -112,7 +112,7 @@ class Sandbox:
         """Go to another state.
 
         Raises:
-            Conflict: the table has no such move.
+            Conflict: no such transition.
         """
         if not may_move(self.state, new):
             old = self.state.value
@@ -194,7 +194,7 @@ class Sandbox:
             raise await self.why_broken(peer.ended) if isinstance(peer.ended, ProtocolError) else peer.ended
         for name in later:
             if name not in self._known_fields:
-                why = "the sandbox was created by an earlier version of sandboxd, which did not have it"
+                why = "the sandbox was created by an earlier version of sandboxd, which did not support it"
                 raise NotAvailable(f"cannot accept {name}: {why}", field=name)
 
     @property

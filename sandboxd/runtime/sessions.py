@@ -54,7 +54,7 @@ def parse_info(data: dict[str, Any]) -> SessionInfo:
     try:
         name = check_session_id(checks.text(data, "session", limit=128))
     except InvalidRequest:
-        raise RemoteProtocolError("cannot take a session with an invalid id") from None
+        raise RemoteProtocolError("cannot accept a session with an invalid id") from None
     return SessionInfo(
         id=name,
         shell=checks.text(data, "shell", limit=64),
@@ -68,7 +68,7 @@ def parse_info(data: dict[str, Any]) -> SessionInfo:
 
 
 class Sessions:
-    """What can be asked of a sandbox' sessions; made by it. Every method may raise `SandboxFailed`, `SandboxGone`."""
+    """What can be asked of a sandbox's sessions; made by it. Every method may raise `SandboxFailed`, `SandboxGone`."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
@@ -98,7 +98,7 @@ class Sessions:
         try:
             info = parse_info(data)
             if info.id != session:
-                raise RemoteProtocolError(f"cannot take session {info.id} for {session}")
+                raise RemoteProtocolError(f"cannot accept session {info.id} for {session}")
         except RemoteProtocolError as error:
             raise await self._sandbox.why_broken(error) from error
         return info

@@ -77,7 +77,7 @@ async def for_port(
         check_probe_path(path)
     if not 100 <= statuses[0] <= statuses[1] <= 599:
         raise InvalidRequest(
-            "cannot accept status: it must be the lowest and the highest one, each 100 to 599", field="status"
+            "cannot accept status: it must be the lowest and the highest status, each 100 to 599", field="status"
         )
 
     async def wait() -> Waited:

@@ -94,7 +94,7 @@ class Worker:
         gone: set when it has ended, or its sandbox has.
         exit: how it ended, where init could say.
         failure: why the sandbox can tell nothing of it.
-        refusal: which limit of the sandbox' let it not begin.
+        refusal: which limit of the sandbox's let it not begin.
         violation: which rule of frames it broke.
         missing: what it said that it lacks.
         left_unread: whether it ended before it had read its last message.
@@ -145,7 +145,7 @@ class Worker:
         """
         new = TRANSITIONS[self.state].get(event)
         if new is None:
-            raise RemoteProtocolError(f"cannot take event {event} of a worker that is {self.state}")
+            raise RemoteProtocolError(f"cannot accept event {event} of a worker that is {self.state}")
         self.state = new
         if event is LifeEvent.START or self.is_gone:
             self.seen.set()
@@ -215,11 +215,11 @@ class Worker:
 
     async def _take(self, event: Event) -> None:
         if event.offset <= self._last_offset or self.state is State.EXITED:
-            raise RemoteProtocolError(f"cannot take event {event.offset} of a worker: out of order")
+            raise RemoteProtocolError(f"cannot accept event {event.offset} of a worker: out of order")
         self._last_offset = event.offset
         if isinstance(event.data, bytes):
             if len(event.data) > MAX_EVENT_BYTES or event.type not in ("stdout", "stderr", "frame"):
-                raise RemoteProtocolError(f"cannot take a {event.type[:20]!r} event of {len(event.data)} bytes")
+                raise RemoteProtocolError(f"cannot accept a {event.type[:20]!r} event of {len(event.data)} bytes")
             if event.type == "frame":
                 await self._take_frames(event.data)
             else:
@@ -241,7 +241,7 @@ class Worker:
                 await self._quietly("context_send", data=self._begin)
             self._move(LifeEvent.START)
         else:
-            raise RemoteProtocolError(f"cannot take a worker's event of type {event.type[:20]!r}")
+            raise RemoteProtocolError(f"cannot accept a worker's event of type {event.type[:20]!r}")
 
     async def _take_frames(self, data: bytes) -> None:
         if self.state is State.BROKEN:

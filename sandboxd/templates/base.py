@@ -130,7 +130,7 @@ def _descriptors(ancillary):
 
 
 class Declined(Exception):
-    """The child would not do here what an interpreter of the sandbox' own does; init starts one."""
+    """The child would not do here what an interpreter of the sandbox's own does; init starts one."""
 
 
 class Template:

@@ -3,7 +3,7 @@
 Stands alone, as base.py does: the launcher hands it in as descriptor 7 with `_SOURCES` (base.py, the worker's files)
 before its first line, and the rootfs' own Python runs it as it would run a worker, so that a child differs from one by
 nothing but its age. Where it would differ, in a sandbox that has changed what was loaded here, the child declines
-(`StalenessCheck`), and init starts an interpreter of the sandbox' own.
+(`StalenessCheck`), and init starts an interpreter of the sandbox's own.
 """
 
 import ctypes
@@ -143,7 +143,7 @@ class Directory:
 class StalenessCheck:
     """What was loaded, and from where; `check` finds out whether a sandbox has the same.
 
-    A sandbox' root is an overlay: whatever is changed below a directory, it and all directories above it are copied up
+    A sandbox's root is an overlay: whatever is changed below a directory, it and all directories above it are copied up
     first, and their change times are new from then on. So one look at /usr tells of all that is below it, and where
     that has changed, only directories that did are looked into.
     """

@@ -31,7 +31,7 @@ def limit_error(error: BaseException, verb: str, about: str = "") -> SandboxdErr
     what = f"cannot {verb} {about}".rstrip()
     path = {"path": about} if about else {}
     if isinstance(error, MemoryError):
-        return LimitExceeded(f"{what}: it needs more memory than there is", limit="memory_bytes", **path)
+        return LimitExceeded(f"{what}: it needs more memory than is available", limit="memory_bytes", **path)
     if not isinstance(error, OSError) or error.errno is None:
         return None
     code = errno.errorcode.get(error.errno, str(error.errno))

@@ -57,7 +57,7 @@ def encode(message: list[Any], *, limit: int) -> bytes:
     """
     body: bytes = msgpack.packb(message, use_bin_type=True)
     if len(body) > limit:
-        raise LocalProtocolError(f"cannot send a frame of {len(body)} bytes: the bound is {limit}", size=len(body))
+        raise LocalProtocolError(f"cannot send a frame of {len(body)} bytes: the limit is {limit}", size=len(body))
     return HEADER.pack(len(body)) + body
 
 
@@ -103,7 +103,7 @@ class FrameDecoder:
             return None
         (size,) = HEADER.unpack_from(self._buffer, self._start)
         if size > self._limit:
-            raise RemoteProtocolError(f"cannot take a frame of {size} bytes: the bound is {self._limit}", size=size)
+            raise RemoteProtocolError(f"cannot accept a frame of {size} bytes: the limit is {self._limit}", size=size)
         if available < HEADER.size + size:
             return None
         begin = self._start + HEADER.size

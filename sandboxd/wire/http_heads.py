@@ -40,16 +40,16 @@ def check(data: bytes, *, is_trailer: bool = False) -> None:
     end = _end(data)
     head = data[: MAX_HEAD_BYTES + 1] if end is None else data[:end]
     if len(head) > MAX_HEAD_BYTES:
-        raise HeaderTooLarge(f"cannot take a head of over {MAX_HEAD_BYTES} bytes", limit_bytes=MAX_HEAD_BYTES)
+        raise HeaderTooLarge(f"cannot accept a head of over {MAX_HEAD_BYTES} bytes", limit_bytes=MAX_HEAD_BYTES)
     if b"\n " in head or b"\n\t" in head:
-        raise InvalidRequest("cannot take a head with folded lines")
+        raise InvalidRequest("cannot accept a head with folded lines")
     others = (0 if is_trailer else 1) + (end is not None)  # the first line, and the empty one
     lines = head.split(b"\n", MAX_FIELDS + 3)  # enough to see one too many
     if len(lines) - 1 - others > MAX_FIELDS:
-        raise HeaderTooLarge(f"cannot take a head of over {MAX_FIELDS} fields", limit_fields=MAX_FIELDS)
+        raise HeaderTooLarge(f"cannot accept a head of over {MAX_FIELDS} fields", limit_fields=MAX_FIELDS)
     # What h11 refuses too, but after a time that grows with the square of the white space before it.
     if b"\0" in head or b"\x0b" in head or b"\x0c" in head or any(b"\r" in line[:-1] for line in lines):
-        raise InvalidRequest("cannot take a head with control characters")
+        raise InvalidRequest("cannot accept a head with control characters")
 
 
 def _end(data: bytes) -> int | None:

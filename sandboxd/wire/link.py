@@ -151,7 +151,7 @@ class LinkConnection:
 
     def _check_received(self, message: Message) -> None:
         if type(message) not in _TRANSITIONS[self._role, self._state]:
-            raise RemoteProtocolError(f"cannot take a {type(message).__name__} while {self._state.value}")
+            raise RemoteProtocolError(f"cannot accept a {type(message).__name__} while {self._state.value}")
         if isinstance(message, Hello):
             if message.version != messages.VERSION:
                 raise RemoteProtocolError(
@@ -161,14 +161,14 @@ class LinkConnection:
             self._state = State.OPEN
         elif isinstance(message, (Reply, Failure)):
             if self._open.pop(message.id, None) is None:
-                raise RemoteProtocolError(f"cannot take an end of request {message.id}: it is not open")
+                raise RemoteProtocolError(f"cannot accept an end of request {message.id}: it is not open")
         elif isinstance(message, Event):
             left = self._open.get(message.id)
             if left is None:
-                raise RemoteProtocolError(f"cannot take an event of request {message.id}: it is not open")
+                raise RemoteProtocolError(f"cannot accept an event of request {message.id}: it is not open")
             self._open[message.id] = left = left - message.cost
             if left < -MAX_OVERDRAFT:
-                raise RemoteProtocolError(f"cannot take more of stream {message.id}: its credit is spent")
+                raise RemoteProtocolError(f"cannot accept more of stream {message.id}: its credit is spent")
 
     def take_fds(self, count: int) -> list[int]:
         """Hand over the descriptors that a reply announced; the caller owns them.

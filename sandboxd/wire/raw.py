@@ -84,7 +84,7 @@ def header(frame_type: int, length: int) -> bytes:
         raise LocalProtocolError(f"cannot encode a raw frame: there is no type {frame_type}", type=frame_type)
     if length > limit:
         raise LocalProtocolError(
-            f"cannot encode a raw frame: {length} bytes are over the bound of {limit}", limit_bytes=limit
+            f"cannot encode a raw frame: {length} bytes are over the limit of {limit}", limit_bytes=limit
         )
     return _HEADER.pack(frame_type, length)
 
@@ -187,7 +187,7 @@ class RawDecoder:
         if limit is None:
             raise self._fail(f"there is no type {frame_type}")
         if length > limit:
-            raise self._fail(f"a frame of {length} bytes is over the bound of {limit}")
+            raise self._fail(f"a frame of {length} bytes is over the limit of {limit}")
 
     def _fail(self, why: str) -> RemoteProtocolError:
         self._failed = True

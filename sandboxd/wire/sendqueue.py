@@ -155,7 +155,7 @@ class ReceivedFds:
         """
         self._fds.extend(fds)
         if len(self._fds) > self._most:
-            raise RemoteProtocolError(f"cannot take {len(self._fds)} pending descriptors: the bound is {self._most}")
+            raise RemoteProtocolError(f"cannot accept {len(self._fds)} pending descriptors: the limit is {self._most}")
 
     def take(self, count: int) -> list[int]:
         """Hand over the `count` oldest; the caller owns them now.
@@ -164,7 +164,7 @@ class ReceivedFds:
             RemoteProtocolError: fewer came.
         """
         if count > len(self._fds):
-            raise RemoteProtocolError(f"cannot take {count} descriptors: {len(self._fds)} came")
+            raise RemoteProtocolError(f"cannot accept {count} descriptors: {len(self._fds)} came")
         return [self._fds.popleft() for _ in range(count)]
 
     def close(self) -> None:

@@ -152,5 +152,5 @@ class SseDecoder:
         self._failed = True
         self._pieces, self._data = [], []
         return RemoteProtocolError(
-            f"cannot read the event stream: an event is over the bound of {self._limit} bytes", limit_bytes=self._limit
+            f"cannot read the event stream: an event is over the limit of {self._limit} bytes", limit_bytes=self._limit
         )

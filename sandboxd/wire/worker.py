@@ -148,7 +148,7 @@ def encode(message: dict[str, Any]) -> bytes:
     """
     body: bytes = msgpack.packb(message, use_bin_type=True)
     if len(body) > MAX_SENT_BYTES:
-        raise LocalProtocolError(f"cannot send a frame of {len(body)} bytes: the bound is {MAX_SENT_BYTES}")
+        raise LocalProtocolError(f"cannot send a frame of {len(body)} bytes: the limit is {MAX_SENT_BYTES}")
     return HEADER.pack(len(body)) + body
 
 
@@ -186,7 +186,7 @@ class WorkerDecoder:
         while len(self._buffer) - start >= HEADER.size:
             (size,) = HEADER.unpack_from(self._buffer, start)
             if not 0 < size <= MAX_FRAME_BYTES:
-                raise RemoteProtocolError(f"cannot take a frame of {size} bytes: the bound is {MAX_FRAME_BYTES}")
+                raise RemoteProtocolError(f"cannot accept a frame of {size} bytes: the limit is {MAX_FRAME_BYTES}")
             come = min(HEADER.size + size, len(self._buffer) - start)
             if size > SMALL_BYTES and not self._has_room(come):
                 self._give_back()
@@ -287,39 +287,39 @@ def parse(message: dict[str, Any]) -> Frame:
 def _text(message: dict[str, Any], name: str, *, limit: int = MAX_TEXT_CHARS) -> str:
     value = message.get(name)
     if not isinstance(value, str) or len(value) > limit:
-        raise RemoteProtocolError(f"cannot take field {name!r}: it is no text of at most {limit} characters")
+        raise RemoteProtocolError(f"cannot accept field {name!r}: it is not text of at most {limit} characters")
     return value
 
 
 def _number(message: dict[str, Any], name: str) -> int:
     value = message.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 53:
-        raise RemoteProtocolError(f"cannot take field {name!r}: it must be a whole number")
+        raise RemoteProtocolError(f"cannot accept field {name!r}: it must be a whole number")
     return value
 
 
 def _flag(message: dict[str, Any], name: str) -> bool:
     value = message.get(name)
     if not isinstance(value, bool):
-        raise RemoteProtocolError(f"cannot take field {name!r}: it is no truth value")
+        raise RemoteProtocolError(f"cannot accept field {name!r}: it is not a boolean")
     return value
 
 
 def _lines(message: dict[str, Any], name: str) -> list[str]:
     value = message.get(name)
     if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
-        raise RemoteProtocolError(f"cannot take field {name!r}: it is no list of text")
+        raise RemoteProtocolError(f"cannot accept field {name!r}: it is not a list of text")
     if sum(map(len, value)) > 2 * MAX_TEXT_CHARS:
-        raise RemoteProtocolError(f"cannot take field {name!r}: it is too long")
+        raise RemoteProtocolError(f"cannot accept field {name!r}: it is too long")
     return value
 
 
 def _formats(value: object) -> dict[str, str | bytes]:
     if not isinstance(value, dict):
-        raise RemoteProtocolError("cannot take a result: its formats are no map")
+        raise RemoteProtocolError("cannot accept a result: its formats are not a map")
     for name, data in value.items():
         if not isinstance(name, str):
-            raise RemoteProtocolError("cannot take a result: a format has no name")
+            raise RemoteProtocolError("cannot accept a result: a format has no name")
         if name in BINARY_FORMATS:
             good = isinstance(data, bytes)
         elif name in TEXT_FORMATS:
@@ -329,5 +329,7 @@ def _formats(value: object) -> dict[str, str | bytes]:
         else:
             good = isinstance(data, str | bytes) and bool(_MEDIA_TYPE.match(name))
         if not good:
-            raise RemoteProtocolError(f"cannot take a result: its format {name[:60]!r} is no such thing")
+            raise RemoteProtocolError(
+                f"cannot accept a result: its format {name[:60]!r} is unknown or has the wrong type"
+            )
     return value

@@ -57,7 +57,7 @@ def to_formats(bundle):
         name = NAMES.get(media_type) or str(media_type).lower()
         try:
             if name not in NAMES.values() and not MEDIA_TYPE.match(name):
-                raise ValueError("left out, it is no media type")
+                raise ValueError("left out, it is not a media type")
             formats[name] = _value(name, value)
         except Exception as error:
             notes.append("%s: %s" % (name[:100], text_of(error)[:200]))

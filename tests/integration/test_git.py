@@ -483,4 +483,4 @@ def test_the_command_line(daemon: Daemon, sandbox: Sandbox, server: HttpServer, 
     done = cli("-u", "anne", "--password-file", str(tmp_path / "password"), "--json", sandbox.id, url, "b")
     assert json.loads(done.stdout)["target_dir"] == "/workspace/b"
     done = cli(sandbox.id, url, "c")
-    assert (done.returncode, "the server wants a login" in done.stderr) == (1, True)
+    assert (done.returncode, "the server requires a login" in done.stderr) == (1, True)

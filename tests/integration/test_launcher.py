@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 import select
@@ -45,15 +46,24 @@ def step_names() -> set[str]:
     return {step.name for plan in (plan_prepared(prepared), plan_builder(rest), INIT_PLAN) for step in plan}
 
 
+#: How often every call is tried until each step has failed once.
+ROUNDS = 4
+
+
 @pytest.mark.slow
-def test_a_birth_that_fails_at_any_kernel_call_leaves_nothing(tmp_path: pathlib.Path) -> None:
+def test_a_creation_that_fails_at_any_kernel_call_leaves_nothing(tmp_path: pathlib.Path) -> None:
     launcher = LauncherProcess(tmp_path, module=FAILING)
-    failed_steps = set()
+    failed_steps: set[str] = set()
     try:
         assert isinstance(create(launcher, f"fail{10**6:016d}"), Reply)
         launcher.asker.ask("destroy", id=f"fail{10**6:016d}")
         fds, mounts = launcher.fds(), len(procfs.mounts())
-        for role in ("fail", "pid1"):
+        # Steps that make no call of the kernel's interface cannot fail here. Which call is the n-th depends on which of
+        # the processes is faster, so a round may miss a step; and the first round is done whole.
+        wanted = step_names() - {"limit-resources", "call-builder"} | {"id-range", "host-side", "unshare", "clone"}
+        for number, role in itertools.product(range(ROUNDS), ("fail", "pid1")):
+            if number and failed_steps >= wanted:
+                break
             for call in range(1, MORE_THAN_A_BIRTH_TAKES):
                 sandbox_id = f"{role}{call:016d}"
                 answer = create(launcher, sandbox_id)
@@ -72,9 +82,7 @@ def test_a_birth_that_fails_at_any_kernel_call_leaves_nothing(tmp_path: pathlib.
             launcher.asker.ask("destroy", id=sandbox_id)
             assert launcher.leftovers() == []
         assert len(procfs.mounts()) == mounts
-        # Steps that make no call of the kernel's interface cannot fail here.
-        assert failed_steps >= step_names() - {"limit-resources", "call-builder"}
-        assert failed_steps >= {"id-range", "host-side", "unshare", "clone"}
+        assert failed_steps >= wanted
     finally:
         launcher.close()
 

@@ -98,7 +98,7 @@ def test_what_is_seen_of_it(shared: Sandbox) -> None:
 
 
 def test_a_list_is_refused_with_the_way_out(shared: Sandbox) -> None:
-    with pytest.raises(InvalidRequest, match="give the command as one string") as caught:
+    with pytest.raises(InvalidRequest, match="pass the command as one string") as caught:
         shared.exec(["printf", "%s", "x" * MAX_ARG_BYTES])
     assert caught.value.facts["limit_bytes"] == MAX_ARG_BYTES - 1
     assert shared.exec(["sh", "-c", "printf %s $1 | wc -c", "sh", "x" * (MAX_ARG_BYTES - 1)]).stdout.strip() == "131071"

@@ -212,7 +212,7 @@ def test_who_takes_the_resolvers_place_loses_names_and_nothing_else(daemon, froz
     with daemon.client() as client:
         again = Sandbox.connect(sandbox.id, client=client)
         assert (again.info.state, len(again.info.degraded)) == ("frozen" if frozen else "running", 1)
-        assert again.info.degraded[0].startswith("names: cannot make sockets")
+        assert again.info.degraded[0].startswith("names: cannot create sockets")
         if frozen:
             again.thaw()
         assert again.get_process(squatter).is_running

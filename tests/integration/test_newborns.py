@@ -42,7 +42,7 @@ def until(what: Callable[[], object]) -> None:
 
 
 def processes(launcher: LauncherProcess, sandbox_id: str) -> dict[int, str]:
-    """Return what is in a sandbox' groups."""
+    """Return what is in a sandbox's groups."""
     found = {}
     for path in (launcher.cgroup / sandbox_id).rglob("cgroup.procs"):
         try:

@@ -153,7 +153,7 @@ def front_proxy(
             "*.preview.example.com {": f"*.preview.example.com:{front} {{",
             "tls { dns <provider> }": f"tls {cert} {key}",
         }
-        config.write_text(CADDY.format(urls=snippet("caddyfile", to)))
+        config.write_text(CADDY.format(site=snippet("caddyfile", to)))
         argv = ["caddy", "run", "--adapter", "caddyfile", "--config", str(config)]
     homes = {name: str(directory / "home") for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}
     with (

@@ -204,7 +204,9 @@ def test_a_background_process_never_waits_and_what_is_dropped_is_told(shared: Sa
 
 
 def test_a_stream_that_is_cut_goes_on_where_it_was(shared: Sandbox) -> None:
-    process = shared.start_process(["python3", "-uc", "for i in range(20000): print(i, '€' * (i % 7))"])
+    # In few writes: each may be an event of its own, and the log has to hold them all, however late we read.
+    program = "for n in range(0, 20000, 50): print(*[f'{i} ' + '€' * (i % 7) for i in range(n, n + 50)], sep='\\n')"
+    process = shared.start_process(["python3", "-uc", program])
     expected = "".join(f"{i} {'€' * (i % 7)}\n" for i in range(20000))
     data, offset = b"", 0
     while True:

@@ -39,7 +39,7 @@ def test_the_verbs_of_processes(daemon: Daemon, sandbox: Sandbox) -> None:
     assert cli(daemon, "process", "wait", sandbox.id, "web").returncode == 7
     assert cli(daemon, "process", "wait", "--port", "9", "--timeout", "0.2", sandbox.id).returncode == 124
     late = cli(daemon, "process", "wait", "--port", "9", sandbox.id, "web")
-    assert (late.returncode, late.stderr) == (1, "sandboxd: the process ended first: exit code 7\n")
+    assert (late.returncode, late.stderr) == (1, "sandboxd: the process exited first: exit code 7\n")
     assert cli(daemon, "process", "ls", "-q", sandbox.id).stdout == ""
     (shown,) = json.loads(cli(daemon, "process", "ls", "--all", "--json", sandbox.id).stdout)
     assert (shown["id"], shown["exit_code"], shown["command"]) == ("web", 7, ["sh", "-c", source])

@@ -29,7 +29,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 
 def starts_its_own(daemon: Daemon, sandbox: Sandbox, **options: object) -> bool:
-    """Tell whether a context is an interpreter that the sandbox' init started; it works in any case."""
+    """Tell whether a context is an interpreter that the sandbox's init started; it works in any case."""
     context = sandbox.create_code_context("python", **options)  # type: ignore[arg-type]
     assert sandbox.run_code("print(1 + 1)", context=context).stdout == "2\n"
     return not is_template_child(pid_of(daemon, sandbox, context))

@@ -43,7 +43,7 @@ def test_each_event_in_each_state_moves_or_is_refused(module: ModuleType, first:
         if (state, event) in moves:
             assert next_state(table, state, event) is moves[state, event]
         else:
-            with pytest.raises(InternalError, match=f"cannot take event {event} in state {state}"):
+            with pytest.raises(InternalError, match=f"cannot handle event {event} in state {state}"):
                 next_state(table, state, event)
     assert {event for _, event in moves} == set(module.Event), "an event that no state takes"
 

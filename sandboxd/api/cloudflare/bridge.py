@@ -87,15 +87,13 @@ class TunnelIn(msgspec.Struct, frozen=True):
 class TerminalQuery(terminal.SizedQuery, frozen=True):
     """Whose terminal is wanted."""
 
-    session: Annotated[str | None, Meta(description="a session's id")] = None
+    session: Annotated[str | None, Meta(description="a session id")] = None
 
 
 class PersistQuery(Input, frozen=True):
     """What of the workspace is wanted."""
 
-    excludes: Annotated[str | None, Meta(description="paths of the workspace that are left out, parted by commas")] = (
-        None
-    )
+    excludes: Annotated[str | None, Meta(description="workspace paths to leave out, separated by commas")] = None
 
 
 async def _read(call: Call, model: type[_T]) -> _T:
@@ -185,7 +183,7 @@ async def execute(call: Call, name: str) -> TrioResponse:
     names.check_bridge_id(name)
     model = await _read(call, ExecIn)
     if not model.argv:
-        raise Refusal("invalid_request", "argv must have at least one word")
+        raise Refusal("invalid_request", "argv must have at least one element")
     if model.timeout_ms is not None and not 0 < model.timeout_ms < 1e12:
         raise Refusal("invalid_request", "timeout_ms must be above 0")
     session = _session_of(call)
@@ -249,7 +247,7 @@ class _ExecBody(SseBody):
         shown = sse.encode(msgspec.json.encode({"exit_code": exit_code(ended)}), event="exit")
         if not ended.timed_out:
             return [shown]
-        note = f"the command was ended after {1000 * (self._timeout_s or 0):.0f} ms\n"
+        note = f"the command timed out after {1000 * (self._timeout_s or 0):.0f} ms\n"
         return [_output("stderr", note.encode()), shown]
 
     def _problem(self, error: SandboxdError) -> bytes:
@@ -332,7 +330,7 @@ async def hydrate(call: Call, name: str) -> TrioResponse:
     """Unpack a tar into the workspace, over what is there."""
     names.check_bridge_id(name)
     if call.request.content_length == 0 or (call.body.is_complete and not call.body.received):
-        raise Refusal("invalid_request", "the body is empty: it must be a tar")
+        raise Refusal("invalid_request", "the body is empty: it must be a tar archive")
     sandbox = await _reach(call, name)
     with _told_as("workspace_archive_write_error"):
         await unpack_body(call, sandbox, WORKSPACE, "tar")

@@ -19,9 +19,9 @@ ROUTES: Final[list[Route]] = []
 _ARGUMENT: Final = re.compile(r"<(?:path:)?([a-z]+)>")
 _NO_WORD: Final = re.compile("[^a-z0-9]+")
 _DESCRIPTIONS: Final = {
-    "name": "a sandbox' id: 1 to 63 of a-z and 2-7; the sandbox comes to be at its first use",
-    "path": "a file's path, in /workspace",
-    "session": "a session's id",
+    "name": "a sandbox id, 1 to 63 characters of a-z and 2-7; the sandbox is created on first use",
+    "path": "the path of a file in /workspace",
+    "session": "a session id",
     "port": "a TCP port of the sandbox",
 }
 _ERROR: Final = {

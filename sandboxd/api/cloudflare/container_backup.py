@@ -89,5 +89,5 @@ async def upload(call: Call, name: str) -> TrioResponse:
     """Refuse: the archive stays in the sandbox, from which it can be read like any other file."""
     await container.reach(call, name)
     model = await container.read(call, UploadIn)
-    why = "cannot upload the archive: R2 is not offered here; read it as a file"
+    why = "cannot upload the archive: R2 is not supported; read the archive as a file"
     raise Refusal("INVALID_BACKUP_CONFIG", why, archivePath=model.archive_path)

@@ -121,7 +121,7 @@ async def read(call: Call, name: str) -> TrioResponse:
         async with await sandbox.files.open_read(path) as reader:
             if reader.size > MAX_FILE_BYTES:
                 why = (
-                    f"cannot read {model.path} in one piece: it has {reader.size} bytes, the bound is {MAX_FILE_BYTES}"
+                    f"cannot read {model.path} in one piece: it has {reader.size} bytes, the limit is {MAX_FILE_BYTES}"
                 )
                 raise Refusal("FILE_TOO_LARGE", why, actualSize=reader.size, maxSize=MAX_FILE_BYTES)
             call.hold(sandbox).take(reader.size, f"read {model.path} in one piece")
@@ -283,7 +283,7 @@ async def mkdir(call: Call, name: str) -> TrioResponse:
     with about(path=model.path):
         made = await sandbox.files.mkdir(path, parents=recursive)
         if not recursive and not made.created:
-            raise Refusal("FILE_EXISTS", f"cannot make {model.path}: it exists already")
+            raise Refusal("FILE_EXISTS", f"cannot create {model.path}: it exists already")
     return _done(path=model.path, recursive=recursive)
 
 

@@ -39,7 +39,7 @@ async def rpc(call: Call, name: str, query: SocketQuery) -> NoReturn:
     names.check_container_id(name)
     raise Refusal(
         "VALIDATION_FAILED",
-        f"cannot speak the transport rpc: use {' or '.join(TRANSPORTS)} (SandboxOptions.transport, or the variable "
+        f"cannot use the transport rpc: choose {' or '.join(TRANSPORTS)} (SandboxOptions.transport, or the variable "
         "SANDBOX_TRANSPORT)",
         transport="rpc",
         transports=list(TRANSPORTS),

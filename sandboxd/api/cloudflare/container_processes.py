@@ -115,13 +115,13 @@ async def _all(sandbox: Sandbox) -> list[ProcessInfo]:
 class ListQuery(Input, frozen=True):
     """Which processes are wanted."""
 
-    status: Annotated[str | None, Meta(description="only those of this status")] = None
+    status: Annotated[str | None, Meta(description="only processes with this status")] = None
 
 
 class KillQuery(Input, frozen=True):
     """How to end a process."""
 
-    signal: Annotated[str | None, Meta(description="send this signal, and no more")] = None
+    signal: Annotated[str | None, Meta(description="send only this signal")] = None
 
 
 async def show_all(call: Call, name: str, query: ListQuery) -> TrioResponse:

@@ -97,7 +97,9 @@ class _Client:
         if kind != "request" or method not in _METHODS or not isinstance(path, str) or not path.startswith("/"):
             raise Refusal("VALIDATION_FAILED", "cannot understand the message: it is not a request")
         if name in self._running or len(self._running) >= MAX_REQUESTS:
-            raise Refusal("VALIDATION_FAILED", "cannot take the request: its id is in use, or too many are under way")
+            raise Refusal(
+                "VALIDATION_FAILED", "cannot accept the request: its id is in use, or too many requests are under way"
+            )
         body = b"" if given.get("body") is None else _body(given["body"])
         while self._body_bytes and self._body_bytes + len(body) > MAX_BODIES_BYTES:
             self._room = trio.Event()
@@ -197,7 +199,7 @@ def _body(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
     try:
         return jsontext.encode(value)
     except RecursionError:
-        raise InvalidRequest("cannot take the request: its body is nested too deeply") from None
+        raise InvalidRequest("cannot accept the request: its body is nested too deeply") from None
 
 
 def _value(data: bytes) -> Any:  # noqa: ANN401 - any JSON value

@@ -56,7 +56,7 @@ def _picked(model: WatchIn) -> Picked:
         raise Refusal("VALIDATION_FAILED", "cannot watch: give include or exclude, not both", field="include")
     for field, patterns in (("include", model.include), ("exclude", model.exclude)):
         if any(_NOT_PATTERN.search(text) for text in patterns or ()):
-            why = f"cannot accept {field}: a pattern has no other signs than *, ** and ?"
+            why = f"cannot accept {field}: the only wildcards are *, ** and ?"
             raise Refusal("VALIDATION_FAILED", why, field=field)
     exclude = model.exclude if model.exclude is not None else () if model.include else DEFAULT_EXCLUDE
     try:
@@ -73,7 +73,7 @@ async def watch(call: Call, name: str) -> TrioResponse:
     wanted = frozenset(model.events) if model.events else _ALL
     if not wanted <= _ALL:
         raise Refusal(
-            "VALIDATION_FAILED", f"cannot accept events: they must be among {', '.join(sorted(_ALL))}", field="events"
+            "VALIDATION_FAILED", f"cannot accept events: each must be one of {', '.join(sorted(_ALL))}", field="events"
         )
     with about(path=model.path):
         watched = sandbox.files.watch(path, picked, recursive=model.recursive is not False)

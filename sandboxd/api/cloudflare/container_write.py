@@ -88,7 +88,7 @@ class ContentSplitter:
                 break
         if len(self._rest) + (0 if self._is_inside else len(self._buffer)) > MAX_JSON_BODY_BYTES:
             raise BodyTooLarge(
-                f"cannot take a JSON body of over {MAX_JSON_BODY_BYTES} bytes beside a content",
+                f"cannot accept a JSON body of over {MAX_JSON_BODY_BYTES} bytes in addition to its content",
                 limit_bytes=MAX_JSON_BODY_BYTES,
             )
 
@@ -266,7 +266,7 @@ class Upload:
         if self._path is not None:
             await self._give(text)
             return
-        self._hold.take(size, "hold a file that is to be written")
+        self._hold.take(size, "buffer a file for writing")
         self._held.append(text)
         self._held_bytes += size
         if self._held_bytes <= HOLD_BYTES or await self._begin(jsontext.parse(splitter.rest)):
@@ -313,5 +313,5 @@ class Upload:
 
 
 def _too_large(size: int, limit: int) -> Refusal:
-    why = f"cannot write the file in one piece: the bound is {limit} bytes"
+    why = f"cannot write the file in one piece: the limit is {limit} bytes"
     return Refusal("FILE_TOO_LARGE", why, maxSize=limit, actualSize=size)

@@ -39,15 +39,13 @@ class SizedQuery(SocketQuery, frozen=True):
 
     cols: Annotated[int, Meta(description="the terminal's columns, 1 to 2000")] = 80
     rows: Annotated[int, Meta(description="the terminal's rows, 1 to 2000")] = 24
-    shell: Annotated[str | None, Meta(description="the program in it; else bash, or sh")] = None
+    shell: Annotated[str | None, Meta(description="the program to run; default: bash, or sh")] = None
 
 
 class TerminalQuery(SizedQuery, frozen=True):
     """Whose terminal is wanted."""
 
-    session_id: Annotated[str | None, Meta(description="a session's id")] = msgspec.field(
-        default=None, name="sessionId"
-    )
+    session_id: Annotated[str | None, Meta(description="a session id")] = msgspec.field(default=None, name="sessionId")
 
 
 async def open_terminal(call: SocketCall, name: str, query: TerminalQuery) -> None:

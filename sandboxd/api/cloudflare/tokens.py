@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class SocketQuery(Input, frozen=True):
     """What a WebSocket's address may hold."""
 
-    access_token: Annotated[str | None, Meta(description="the token, for clients that can send no header")] = None
+    access_token: Annotated[str | None, Meta(description="the token, for clients that cannot send headers")] = None
 
 
 def of_handshake(request: Request) -> str | None:

@@ -103,7 +103,7 @@ class BoundedBody:
                 await self._news.wait()
             if scope.cancelled_caught and len(self._data) == before:
                 if not before:
-                    raise RequestTimeout(f"cannot read the body: nothing arrived for {idle_s:g} s")
+                    raise RequestTimeout(f"cannot read the body: no data arrived for {idle_s:g} s")
                 break
         piece, self._data = self._data, bytearray()
         self._room.set()
@@ -117,16 +117,16 @@ class BoundedBody:
             ServerBusy: there is no room for it.
         """
         if self.expected is not None and self.expected > limit:
-            raise BodyTooLarge(f"cannot take a JSON body of over {limit} bytes", limit_bytes=limit)
+            raise BodyTooLarge(f"cannot accept a JSON body of over {limit} bytes", limit_bytes=limit)
         if self._complete.is_set() and len(self._data) <= limit:
             return bytes(await self.next_piece())
         found = bytearray()
         while piece := await self.next_piece(idle_s=JSON_IDLE_S):
             if hold is not None:
-                hold.take(len(piece), "take the body")
+                hold.take(len(piece), "read the body")
             found += piece
             if len(found) > limit:
-                raise BodyTooLarge(f"cannot take a JSON body of over {limit} bytes", limit_bytes=limit)
+                raise BodyTooLarge(f"cannot accept a JSON body of over {limit} bytes", limit_bytes=limit)
         return bytes(found)
 
 

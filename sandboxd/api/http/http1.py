@@ -151,7 +151,7 @@ class Http1(H11Protocol):
             await self.refuse(error)
         elif error.error_status_hint == 431:
             limit = MAX_HEAD_BYTES
-            await self.refuse(HeaderTooLarge(f"cannot take a header of over {limit} bytes", limit_bytes=limit))
+            await self.refuse(HeaderTooLarge(f"cannot accept a header of over {limit} bytes", limit_bytes=limit))
         else:
             await self.refuse(InvalidRequest("cannot understand the request: it is not HTTP/1.1"))
 

@@ -34,8 +34,8 @@ _MAX_DIGITS: Final = 18
 class EventsQuery(Input, frozen=True):
     """Which events are wanted."""
 
-    sandbox: Annotated[str | None, Meta(description="a sandbox' id, or the name that it had at the time")] = None
-    type: Annotated[str | None, Meta(description="types of events, with commas between")] = None
+    sandbox: Annotated[str | None, Meta(description="a sandbox's id, or the name it had at the time")] = None
+    type: Annotated[str | None, Meta(description="event types, separated by commas")] = None
     from_: From = msgspec.field(default=None, name="from")
     limit: Limit = MAX_BATCH
 

@@ -24,7 +24,7 @@ class PathIn(Input, frozen=True):
 
     path: Annotated[str | None, Meta(description="an absolute path in the sandbox, without '..'")] = None
     path_b64: Annotated[
-        str | None, Meta(description="instead of `path`, for a name that is no UTF-8: its bytes in base64")
+        str | None, Meta(description="instead of `path`, for a name that is not UTF-8: its bytes in base64")
     ] = None
 
 
@@ -168,7 +168,7 @@ def decode_b64(text: str, field: str) -> bytes:
         raw = text.replace("-", "+").replace("_", "/").encode("ascii")
         return base64.b64decode(raw + b"=" * (-len(raw) % 4), validate=True)
     except (binascii.Error, UnicodeEncodeError):
-        raise InvalidRequest(f"cannot accept {field}: it is no base64", field=field) from None
+        raise InvalidRequest(f"cannot accept {field}: it is not valid base64", field=field) from None
 
 
 def path_of(model: PathIn) -> str:

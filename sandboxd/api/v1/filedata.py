@@ -67,9 +67,9 @@ class ReplaceIn(models.PathIn, frozen=True, kw_only=True):
 class WatchQuery(models.PathIn, frozen=True):
     """What to watch."""
 
-    recursive: Annotated[bool, Meta(description="true: with all that is in it")] = False
-    include: Annotated[str | None, Meta(description="patterns of what is meant, with commas between")] = None
-    exclude: Annotated[str | None, Meta(description="patterns of what is left out, with commas between")] = None
+    recursive: Annotated[bool, Meta(description="true: include everything in it")] = False
+    include: Annotated[str | None, Meta(description="patterns to include, separated by commas")] = None
+    exclude: Annotated[str | None, Meta(description="patterns to exclude, separated by commas")] = None
 
 
 class ArchiveQuery(models.PathIn, frozen=True):

@@ -29,7 +29,9 @@ _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z", re.ASCII)
 class WriteQuery(PathIn, frozen=True):
     """Which file to write, and with which mode."""
 
-    mode: Annotated[str | None, Meta(description="the file's mode, octal; else the old one's, or 0644")] = None
+    mode: Annotated[
+        str | None, Meta(description="the file's mode in octal; default: the existing file's, else 0644")
+    ] = None
 
 
 async def read(call: Call, sandbox: Sandbox, query: PathIn) -> TrioResponse:
@@ -66,7 +68,7 @@ def _range(header: str | None, size: int) -> tuple[int, int] | None:
         if match[2] and int(match[2]) < start:
             return None
     if start >= end:
-        raise RangeNotSatisfiable(f"cannot send that range: the file has {size} bytes", size=size)
+        raise RangeNotSatisfiable(f"cannot send that range: the file has only {size} bytes", size=size)
     return start, end
 
 

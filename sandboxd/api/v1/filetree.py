@@ -69,14 +69,14 @@ class TruncateIn(models.PathIn, frozen=True, kw_only=True):
 class DeleteQuery(models.PathIn, frozen=True):
     """What to delete."""
 
-    recursive: Annotated[bool, Meta(description="true: with all that is in it")] = False
+    recursive: Annotated[bool, Meta(description="true: include everything in it")] = False
 
 
 class ListQuery(models.PathIn, frozen=True):
     """Which page of a directory is wanted."""
 
-    recursive: Annotated[bool, Meta(description="true: with all that is in it")] = False
-    hidden: Annotated[bool, Meta(description="true: names that begin with a dot too")] = False
+    recursive: Annotated[bool, Meta(description="true: include everything in it")] = False
+    hidden: Annotated[bool, Meta(description="true: include names that begin with a dot")] = False
     cursor: Cursor = None
     limit: Limit = MAX_PAGE
 
@@ -84,7 +84,7 @@ class ListQuery(models.PathIn, frozen=True):
 class StatQuery(models.PathIn, frozen=True):
     """What to look at."""
 
-    follow: Annotated[bool, Meta(description="true: what a link leads to, not the link")] = False
+    follow: Annotated[bool, Meta(description="true: describe the target of a link, not the link")] = False
 
 
 async def listing(call: Call, sandbox: Sandbox, query: ListQuery) -> TrioResponse:

@@ -41,12 +41,12 @@ _OCTETS: Final = "application/octet-stream"
 class LogsQuery(Input, frozen=True):
     """What of a log is wanted."""
 
-    follow: Annotated[bool, Meta(description="true: go on to the process' end")] = False
+    follow: Annotated[bool, Meta(description="true: follow the log until the process ends")] = False
     from_: From = msgspec.field(default=None, name="from")
-    tail: Annotated[int | None, Meta(description="begin with the last so many lines")] = None
-    encoding: Annotated[Literal["utf-8", "base64"], Meta(description="what JSON and events show of bytes")] = "utf-8"
+    tail: Annotated[int | None, Meta(description="start with this many of the last lines")] = None
+    encoding: Annotated[Literal["utf-8", "base64"], Meta(description="how JSON and events encode the output")] = "utf-8"
     seen_bytes: Annotated[
-        int, Meta(description="output that the reader had before `from`, so that a gap is told to the byte")
+        int, Meta(description="bytes that the reader had received before `from`, so that a gap is reported exactly")
     ] = 0
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class MetricsQuery(Input, frozen=True):
     """Whose figures are wanted."""
 
-    sandboxes: Annotated[bool, Meta(description="false: leave out what is told of each sandbox and each port")] = True
+    sandboxes: Annotated[bool, Meta(description="false: leave out the series of each sandbox and each port")] = True
 
 
 async def health(call: Call) -> TrioResponse:

@@ -72,7 +72,7 @@ class StartIn(Input, frozen=True, kw_only=True):
     cwd: Annotated[str | None, Meta(description="where it starts, absolute")] = None
     env: dict[str, str] | None = None
     user: Annotated[str | int | None, Meta(description="name or uid")] = None
-    umask: Annotated[str | None, Meta(description="which permissions new files do not get, octal, such as 0027")] = None
+    umask: Annotated[str | None, Meta(description="the file mode creation mask in octal, such as 0027")] = None
 
 
 class CommandIn(StartIn, frozen=True, kw_only=True):

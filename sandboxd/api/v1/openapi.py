@@ -24,12 +24,12 @@ _COMMON: Final = ("invalid-request", "internal-error")
 _GUARDED: Final = ("unauthenticated", "access-denied")
 #: What a path's arguments are. A query's parameters say it themselves.
 _ARGUMENTS: Final = {
-    "ref": "a sandbox' id or its unique name",
-    "process": "a process' id",
+    "ref": "a sandbox's id or name",
+    "process": "a process id",
     "port": "a TCP port of the sandbox",
     "context": "a code context's id",
     "run": "a run's id",
-    "session": "a session's id",
+    "session": "a session id",
 }
 
 

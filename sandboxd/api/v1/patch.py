@@ -98,7 +98,7 @@ def to_change(model: SandboxPatch) -> Callable[[SandboxSpec], SandboxSpec]:
     patch = msgspec.to_builtins(model)  # leaves out what is not set
     for name in FIXED:
         if name in patch:
-            raise InvalidRequest(f"cannot change {name}: a sandbox keeps what it was created with", field=name)
+            raise InvalidRequest(f"cannot change {name}: it is fixed when the sandbox is created", field=name)
     for name in LATER:
         models._not_yet(name, patch.pop(name, None))
 

@@ -142,6 +142,6 @@ async def link(call: Call, sandbox: Sandbox, port: str) -> TrioResponse:
     urls = _urls(call)
     found = sandbox.ports.find(_number(port))
     if found.spec.public:
-        raise InvalidRequest("cannot make a link: the port is public, its URL is enough", field="port")
+        raise InvalidRequest("cannot create a link: the port is public; use its URL", field="port")
     code, ends = found.new_link()
     return answer(LinkOut(url=urls.link(found.sandbox_id, found.spec, code), expires_at=rfc3339(ends)), 201)

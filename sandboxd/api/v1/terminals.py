@@ -43,14 +43,18 @@ class TerminalQuery(StartIn, frozen=True, kw_only=True):
 
     cols: Annotated[int | None, Meta(description="the terminal's columns, 1 to 2000")] = None
     rows: Annotated[int | None, Meta(description="the terminal's rows, 1 to 2000")] = None
-    command: Annotated[str | None, Meta(description="a line for `sh -c`; else the user's shell")] = None
-    session: Annotated[str | None, Meta(description="a session's id")] = None
-    orphans: Annotated[Literal["kill", "keep"] | None, Meta(description="what becomes of what it leaves behind")] = None
-    id: Annotated[str | None, Meta(description="a name of the caller's own for the process")] = None
-    linger_s: Annotated[float | None, Meta(description="seconds that it goes on without a viewer; else 300")] = None
-    process: Annotated[str | None, Meta(description="a process' id")] = None
+    command: Annotated[str | None, Meta(description="a command line for `sh -c`; default: the user's shell")] = None
+    session: Annotated[str | None, Meta(description="a session id")] = None
+    orphans: Annotated[
+        Literal["kill", "keep"] | None, Meta(description="what happens to processes that it leaves behind")
+    ] = None
+    id: Annotated[str | None, Meta(description="an id for the process, chosen by the caller")] = None
+    linger_s: Annotated[
+        float | None, Meta(description="seconds that it keeps running without a viewer; default: 300")
+    ] = None
+    process: Annotated[str | None, Meta(description="a process id")] = None
     fresh: Annotated[
-        bool, Meta(description="true: nothing of it was shown yet, so that no reset goes before what is replayed")
+        bool, Meta(description="true: the viewer has shown nothing yet, so no terminal reset precedes the replay")
     ] = False
 
 

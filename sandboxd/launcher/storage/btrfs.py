@@ -32,7 +32,7 @@ _FULL: Final = {
     errno.EDQUOT: "the pool is full",
     errno.ENOSPC: "the pool is full",
     # btrfs stops for good when its disk fails, or is filled by others so fast that the reserve does not help.
-    errno.EROFS: "the pool's filesystem has stopped; destroy its sandboxes and start the daemon anew",
+    errno.EROFS: "the pool's filesystem has stopped; destroy its sandboxes and restart the daemon",
 }
 #: The group's limit is left alone until it is off by this much: setting it writes to the disk.
 _DRIFT_BYTES: Final = 64 << 20

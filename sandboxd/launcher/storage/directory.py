@@ -25,11 +25,13 @@ class DirectoryDriver:
     enforces_limit = False
     capacity: int | None = None
 
-    def __init__(self, kernel: Kernel, pool_dir: str, room: DiskReserve, *, why: str = "it was chosen") -> None:
+    def __init__(
+        self, kernel: Kernel, pool_dir: str, room: DiskReserve, *, why: str = "the configuration selects it"
+    ) -> None:
         self._kernel = kernel
         self.path = pool_dir
         self._room = room
-        self.unenforced_because = f"a storage driver that can limit (this is 'directory': {why})"
+        self.unenforced_because = f"a storage driver that can limit disk space (this is 'directory': {why})"
 
     def admit(self) -> None:
         """Raise `StorageFull` below the host's reserve."""

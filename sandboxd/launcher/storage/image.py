@@ -128,7 +128,7 @@ class PoolImage:
         program = _mkfs()
         if program is None:
             raise HostUnsupported(
-                "cannot make a pool image: mkfs.btrfs is not installed",
+                "cannot create a pool image: mkfs.btrfs is not installed",
                 feature="mkfs.btrfs",
                 remedy="apt-get install btrfs-progs",
             )
@@ -154,8 +154,8 @@ class PoolImage:
         status = self._kernel.run(argv)
         if status != 0:
             raise HostUnsupported(
-                f"cannot make a pool image at {self._image}: mkfs.btrfs exited with status {status}; its output is in "
-                "the daemon's log",
+                f"cannot create a pool image at {self._image}: mkfs.btrfs exited with status {status}; its output is "
+                "in the daemon's log",
                 feature="mkfs.btrfs",
                 remedy="see the log",
             )

@@ -33,7 +33,7 @@ class DiskReserve:
         spare = self.spare()
         if spare <= 0:
             raise StorageFull(
-                f"cannot create a sandbox: the disk at {self._path} is filled down to the reserve of "
+                f"cannot create a sandbox: the disk at {self._path} has no free space beyond the reserve of "
                 f"{self.reserve_bytes} bytes",
                 free_bytes=spare + self.reserve_bytes,
                 reserve_bytes=self.reserve_bytes,

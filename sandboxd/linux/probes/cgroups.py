@@ -165,7 +165,7 @@ def _born_in(kernel: Kernel, group: str) -> Outcome:
 
 
 def _hierarchy(facts: Facts) -> Feature:
-    means = "each sandbox's processes are held, counted and killed as one group"
+    means = "each sandbox's processes are limited, counted and killed as one group"
     if facts.mount is None:
         remedy = "mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified"
         status, found, means = Status.MISSING, "not mounted as a whole", "no sandbox can be created"
@@ -180,9 +180,9 @@ def _hierarchy(facts: Facts) -> Feature:
 
 
 def _into_cgroup(facts: Facts) -> Feature:
-    name, means = "clone-into-cgroup", "pid 1 of a sandbox and each command are born in their groups"
+    name, means = "clone-into-cgroup", "pid 1 of a sandbox and each command start in their own cgroups"
     if facts.mount is None or facts.into_cgroup is None:
-        why = "cannot be tried without cgroup2" if facts.mount is None else None
+        why = "cannot be tested without cgroup2" if facts.mount is None else None
         return untried(name, means, essential=True, **({"why": why} if why else {}))
     if facts.into_cgroup.ok:
         return Feature(name=name, status=Status.OK, found="works", means=means, essential=True)
@@ -203,7 +203,7 @@ def _controller(facts: Facts, name: str, what: str) -> Feature:
     if name in facts.controllers:
         if not (facts.is_delegated and facts.has_processes):
             return Feature(name=feature, status=Status.OK, found="available", means=f"{what} can be limited")
-        found = f"available, but processes in {facts.mount} itself are in its way"
+        found = f"available, but blocked by processes in {facts.mount} itself"
         remedy = "move them to a group of their own, or give sandboxd a delegated cgroup (systemd: Delegate=yes)"
     elif name in facts.v1:
         found, remedy = f"held by the v1 hierarchy at {facts.v1[name]}", _UNIFIED
@@ -223,7 +223,7 @@ def _controller(facts: Facts, name: str, what: str) -> Feature:
 def _kill(facts: Facts) -> Feature:
     means = "a sandbox is killed as a whole, at once"
     if facts.has_kill is None:
-        return untried("cgroup.kill", means, why="no group to look at; Linux has it since 5.14")
+        return untried("cgroup.kill", means, why="no cgroup to check; Linux has it since 5.14")
     if facts.has_kill:
         return Feature(name="cgroup.kill", status=Status.OK, found="there", means=means)
     means = "a sandbox's processes may outlive it"

@@ -7,7 +7,7 @@ import enum
 from collections.abc import Iterable
 from typing import Any, Final
 
-NEEDS_ROOT: Final = "cannot be tried without root"
+NEEDS_ROOT: Final = "cannot be tested without root"
 AS_ROOT: Final = "run it as root: sudo sandboxd doctor"
 #: The controllers behind the limits that a sandbox has by default.
 LIMIT_CONTROLLERS: Final = ("memory", "pids", "cpu")
@@ -91,7 +91,7 @@ class Report:
         if missing and missing != ["root"]:
             return f"no ({', '.join(name for name in missing if name != 'root')})"
         if not self.ok:
-            return "unknown (not everything can be tried without root)"
+            return "unknown (not everything can be tested without root)"
         if not self.allow_unenforced and (self._without() or self._disk() != "yes"):
             return "yes, with --allow-unenforced"
         return "yes"

@@ -43,13 +43,15 @@ def evaluate(facts: Facts) -> list[Feature]:
     """Tell whether sandboxes get their filters."""
     features = [
         _feature("seccomp", facts.install, "filters can be installed", "use a kernel with CONFIG_SECCOMP_FILTER=y"),
-        _feature("libseccomp", facts.library, f"there, API level {facts.library.value}", "apt-get install libseccomp2"),
+        _feature(
+            "libseccomp", facts.library, f"installed, API level {facts.library.value}", "apt-get install libseccomp2"
+        ),
     ]
     if "default" not in facts.profiles:
-        absent = Outcome(error=f"{facts.directory}/default.json is not there or cannot be read")
+        absent = Outcome(error=f"{facts.directory}/default.json is missing or cannot be read")
         features.append(_feature("seccomp:default", absent, "", "install sandboxd again: its data is incomplete"))
     for name, outcome in facts.profiles.items():
-        found = f"compiles to {outcome.value} instructions, and the kernel takes them"
+        found = f"compiles to {outcome.value} instructions, which the kernel accepts"
         features.append(_feature(f"seccomp:{name}", outcome, found, f"mend {facts.directory}/{name}.json"))
     return features
 
@@ -58,7 +60,7 @@ def _feature(name: str, outcome: Outcome, found: str, remedy: str) -> Feature:
     if outcome.ok:
         means = "the system calls of a sandbox are filtered"
         return Feature(name=name, status=Status.OK, found=found, means=means, essential=True)
-    means = "the daemon does not start with fewer walls than configured"
+    means = "the daemon does not start without the configured protection"
     error = str(outcome.error)
     return Feature(name=name, status=Status.MISSING, found=error, means=means, remedy=remedy, essential=True)
 

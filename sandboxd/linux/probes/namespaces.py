@@ -76,7 +76,7 @@ def _feature(kind: str, outcome: Outcome | None, limit: int | None) -> Feature:
         return Feature(
             name=name,
             status=Status.MISSING,
-            found=f"{why}; {sysctl} is {'not there' if limit is None else limit}",
+            found=f"{why}; {sysctl} is {'missing' if limit is None else limit}",
             means="no sandbox can be created",
             remedy=raise_it if full else _remedy(kind, outcome),
             essential=True,

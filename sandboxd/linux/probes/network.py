@@ -77,7 +77,7 @@ def evaluate(facts: Facts) -> list[Feature]:
             Feature(
                 name="nft",
                 status=Status.MISSING,
-                found="the program nft is not there",
+                found="the program nft is not installed",
                 means=f"{_MODES} cannot work; sandboxes without a network do",
                 remedy="apt-get install nftables",
             )
@@ -100,7 +100,7 @@ def _kernel(facts: Facts) -> Feature:
             remedy="use a kernel with nf_tables, nft_ct, nft_nat and nft_masq (modprobe nf_tables)",
         )
     found = "the kernel answers" if facts.rules is None else "sets, filters, connection tracking and NAT work"
-    return Feature(name=name, status=Status.OK, found=found, means=f"{_MODES} can be had")
+    return Feature(name=name, status=Status.OK, found=found, means=f"{_MODES} are available")
 
 
 def _ask_generation() -> bool:

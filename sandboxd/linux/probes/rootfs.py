@@ -67,19 +67,23 @@ def trees(facts: Facts) -> list[str]:
 
 
 def evaluate(facts: Facts) -> list[Feature]:
-    """Tell what sandboxes can be made of."""
+    """Tell root filesystems that sandboxes can be created from."""
     features = [_one(facts.directory, item) for item in facts.found]
     usable = [item.name for item in facts.found if item.facts is not None and item.tree]
     unseen = [item.name for item in facts.found if item.facts is not None and item.tree is None]
     build = f"sandboxd rootfs build default --rootfs-dir {facts.directory}"
     remedy: str | None = None
     if facts.error is not None:
-        status, found, means = Status.UNKNOWN, facts.error, "what sandboxes can be made of"
+        status, found, means = Status.UNKNOWN, facts.error, "root filesystems that sandboxes can be created from"
         remedy = AS_ROOT
     elif "default" in usable:
-        status, found, means = Status.OK, listed(usable), "sandboxes can be made of it"
+        status, found, means = Status.OK, listed(usable), "sandboxes can be created from it"
     elif usable:
-        status, found, means = Status.DEGRADED, listed(usable), "a creation must name its rootfs: there is no default"
+        status, found, means = (
+            Status.DEGRADED,
+            listed(usable),
+            "creating a sandbox requires the name of a rootfs: there is no default",
+        )
         remedy = build
     elif unseen:
         status, found, means = Status.UNKNOWN, f"{listed(unseen)}, of which only root can see the tree", "see each"
@@ -134,17 +138,17 @@ def _one(directory: str, item: Rootfs) -> Feature:
     name = f"rootfs:{item.name}"
     if item.facts is None or item.tree is False:
         found, rebuild = item.why, f"sandboxd rootfs rm {item.name} --rootfs-dir {directory}, and build it again"
-        means = "no sandbox can be made of it: a build was cut short, or its files were changed"
+        means = "no sandbox can be created from it: a build was interrupted, or its files were changed"
         return Feature(name=name, status=Status.DEGRADED, found=found, means=means, remedy=rebuild)
     recipe = item.facts.get("recipe")
     origin = f"built by the recipe {recipe}" if recipe else "imported"
     trust = "trusted" if item.facts.get("trusted") else "not trusted"
     found = f"{origin}, {item.facts.get('built_at', 'at an unknown time')}, {trust}"
     if item.tree is None:
-        means = "its tree is root's to look at"
+        means = "only root can inspect its tree"
         return Feature(name=name, status=Status.UNKNOWN, found=found, means=means, remedy=AS_ROOT)
     if item.why:
         means = "commands given as one string fail there; lists of arguments work"
-        remedy = f"make the rootfs of an image that has /{SHELL}"
+        remedy = f"build the rootfs from an image that has /{SHELL}"
         return Feature(name=name, status=Status.DEGRADED, found=f"{found}; {item.why}", means=means, remedy=remedy)
-    return Feature(name=name, status=Status.OK, found=found, means="sandboxes can be made of it")
+    return Feature(name=name, status=Status.OK, found=found, means="sandboxes can be created from it")

@@ -70,11 +70,15 @@ def evaluate(facts: Facts) -> list[Feature]:
     """Tell it as one feature; a daemon that somebody starts by hand needs none of it."""
     name, means = "service", "systemd starts the daemon, and sandboxes outlive its restarts"
     if not facts.systemd:
-        by_hand = "whoever starts the daemon keeps it running"
+        by_hand = "systemd does not restart the daemon; you keep it running yourself"
         return [Feature(name=name, status=Status.OK, found="systemd does not run this host", means=by_hand)]
     if facts.unit is None:
         found = "not installed; make install does it"
-        return [Feature(name=name, status=Status.OK, found=found, means="the daemon runs while somebody runs it")]
+        return [
+            Feature(
+                name=name, status=Status.OK, found=found, means="the daemon runs only while someone runs it by hand"
+            )
+        ]
     trouble, remedy = _trouble(facts)
     if trouble:
         means = "sandboxes cannot be relied on to outlive a restart of the daemon"
@@ -86,11 +90,11 @@ def evaluate(facts: Facts) -> list[Feature]:
 
 def _trouble(facts: Facts) -> tuple[str | None, str | None]:
     if facts.holder is None:
-        return f"{facts.unit} is there, {HOLDER} is not", _INSTALL
+        return f"{facts.unit} is installed, {HOLDER} is not", _INSTALL
     if facts.missing or facts.program is None:
-        return f"{facts.unit} starts {facts.program or 'nothing'}, which is not there", _INSTALL
+        return f"{facts.unit} starts {facts.program or 'nothing'}, which does not exist", _INSTALL
     if facts.running and not facts.holding:
-        return f"running, but nothing holds {HOLDER}", f"systemctl start {HOLDER}; systemctl restart {UNIT}"
+        return f"running, but {HOLDER} is not active", f"systemctl start {HOLDER}; systemctl restart {UNIT}"
     return None, None
 
 

@@ -91,12 +91,12 @@ def _btrfs() -> str | None:
 
 
 def _directory(name: str, directory: Directory) -> Feature:
-    absent = "" if directory.path == directory.ancestor else f" (to be made in {directory.ancestor})"
-    found, means = f"{directory.path}{absent}", "what sandboxes need between two calls is kept there"
+    absent = "" if directory.path == directory.ancestor else f" (to be created in {directory.ancestor})"
+    found, means = f"{directory.path}{absent}", "the state that sandboxes need between calls is kept there"
     if directory.writable:
         return Feature(name=name, status=Status.OK, found=found, means=means, essential=True)
     if directory.writable is None:
-        found = f"{found}: whether root may write there cannot be told without root"
+        found = f"{found}: whether root can write there cannot be determined without root"
         return Feature(name=name, status=Status.UNKNOWN, found=found, means=means, remedy=AS_ROOT, essential=True)
     remedy = f"make {directory.ancestor} writable (a read-only mount?)"
     if name != "id-claims":
@@ -115,7 +115,7 @@ def _space(facts: Facts) -> Feature:
         name=name,
         status=Status.MISSING if none else Status.DEGRADED,
         found=found,
-        means="no rootfs fits and no sandbox is made" if none else "a few sandboxes will fill it",
+        means="no rootfs fits and no sandbox can be created" if none else "a few sandboxes will fill it",
         remedy=f"free some at {where}, or use a larger filesystem: --state-dir DIR",
         essential=True,
     )
@@ -124,7 +124,7 @@ def _space(facts: Facts) -> Feature:
 def _btrfs_features(facts: Facts) -> list[Feature]:
     parts = {
         "btrfs": (facts.btrfs, "the kernel has no btrfs", "use a kernel with CONFIG_BTRFS_FS (modprobe btrfs)"),
-        "mkfs.btrfs": (facts.mkfs, "the program is not there", "apt-get install btrfs-progs"),
+        "mkfs.btrfs": (facts.mkfs, "the program is not installed", "apt-get install btrfs-progs"),
         "loop": (
             "/dev/loop-control" if facts.loop else None,
             "there is no /dev/loop-control",
@@ -135,7 +135,7 @@ def _btrfs_features(facts: Facts) -> list[Feature]:
     needed = {"btrfs"} if facts.filesystem == "btrfs" else set(parts)
     features, lacking = [], []
     for name, (found, absent, remedy) in parts.items():
-        means = "a pool that holds disk limits and snapshots needs it"
+        means = "a pool that enforces disk limits and takes snapshots needs it"
         if found:
             features.append(Feature(name=name, status=Status.OK, found=found, means=means))
             continue
@@ -151,14 +151,14 @@ def _btrfs_features(facts: Facts) -> list[Feature]:
 
 def _disk_limits(lacking: list[str]) -> Feature:
     if BTRFS_DRIVER_BUILT and not lacking:
-        means = "a sandbox's disk_bytes is held"
-        return Feature(name="disk-limits", status=Status.OK, found="a btrfs pool can be had", means=means)
-    found = f"a btrfs pool cannot be had: {listed(lacking)} missing" if lacking else "a btrfs pool could be had"
+        means = "a sandbox's disk_bytes is enforced"
+        return Feature(name="disk-limits", status=Status.OK, found="a btrfs pool can be created", means=means)
+    found = f"a btrfs pool cannot be created: {listed(lacking)} missing" if lacking else "a btrfs pool could be created"
     remedy = "see the features named" if lacking else "start the daemon with --allow-unenforced"
     if not BTRFS_DRIVER_BUILT:
         found = "this version keeps files in a plain directory, which cannot limit them"
         remedy = "start the daemon with --allow-unenforced, and watch the disk"
-    means = "a sandbox's disk_bytes cannot be held: refused unless the daemon has --allow-unenforced"
+    means = "a sandbox's disk_bytes cannot be enforced: refused unless the daemon has --allow-unenforced"
     return Feature(name="disk-limits", status=Status.DEGRADED, found=found, means=means, remedy=remedy)
 
 

@@ -127,7 +127,7 @@ def _counters(facts: Facts) -> Feature:
             remedy=f"sysctl -w {' '.join(f'{name}={enough}' for name, enough in low.items())}",
         )
     status = Status.OK if len(known) == len(COUNTERS) else Status.UNKNOWN
-    return Feature(name="counters", status=status, found=found, means="limits of memory and pids come first")
+    return Feature(name="counters", status=status, found=found, means="the limits on memory and pids are reached first")
 
 
 def _socket_memory(facts: Facts) -> Feature:
@@ -140,18 +140,18 @@ def _socket_memory(facts: Facts) -> Feature:
                 low.append(f'{name}="{" ".join([str(facts.memory_pages)] * 3)}"')
     text = ", ".join(found) or "cannot be read"
     if _BYPASS in facts.values:
-        means = "what a sandbox's sockets hold counts against its own memory alone"
+        means = "the memory of a sandbox's sockets counts against its own limit alone"
         return Feature(name="socket-memory", status=Status.OK, found=_BYPASS, means=means)
     if low and facts.memory_pages:
         return Feature(
             name="socket-memory",
             status=Status.DEGRADED,
             found=text,
-            means="a sandbox within its memory can fill the sockets' one budget, and slow every connection of the host",
-            remedy=f"sysctl -w {' '.join(low)} (all memory: sandboxes are held by their own limits), or Linux 6.19",
+            means="a sandbox within its memory limit can use up the host's socket budget and slow all connections",
+            remedy=f"sysctl -w {' '.join(low)} (all memory: each sandbox has its own limit), or Linux 6.19",
         )
     status = Status.OK if len(found) == len(SOCKET_MEMORY) and facts.memory_pages else Status.UNKNOWN
-    return Feature(name="socket-memory", status=status, found=text, means="limits of memory come first")
+    return Feature(name="socket-memory", status=status, found=text, means="the limits on memory are reached first")
 
 
 def _inotify(facts: Facts) -> Feature:
@@ -169,12 +169,14 @@ def _inotify(facts: Facts) -> Feature:
             name="inotify",
             status=Status.DEGRADED,
             found=", ".join(found),
-            means="programs that watch many files will fail (each sandbox has this much for itself)",
+            means="programs that watch many files will fail (each sandbox has its own allowance of this size)",
             remedy=f"sysctl -w {' '.join(low)}",
         )
     status = Status.UNKNOWN if unread else Status.OK
     found += [f"{name} cannot be read" for name in unread]
-    return Feature(name="inotify", status=status, found=", ".join(found), means="each sandbox has this much for itself")
+    return Feature(
+        name="inotify", status=status, found=", ".join(found), means="each sandbox has its own allowance of this size"
+    )
 
 
 def _hardening(facts: Facts) -> Feature:
@@ -191,13 +193,13 @@ def _hardening(facts: Facts) -> Feature:
     text = ", ".join(found) or "nothing can be read"
     if not remedies:
         status = Status.OK if found else Status.UNKNOWN
-        means = "users of the host are kept from what seccomp keeps sandboxes from"
+        means = "what seccomp denies sandboxes is denied to users of the host too"
         return Feature(name="hardening", status=status, found=text, means=means)
     return Feature(
         name="hardening",
         status=Status.DEGRADED,
         found=text,
-        means=f"only seccomp keeps sandboxes from {', '.join(open_)}; users of the host are not kept from it",
+        means=f"only seccomp denies sandboxes {', '.join(open_)}; users of the host are not denied it",
         remedy=f"sysctl -w {' '.join(remedies)}",
     )
 
@@ -205,7 +207,7 @@ def _hardening(facts: Facts) -> Feature:
 def _forwarding(facts: Facts) -> Feature:
     on = facts.values.get("net.ipv4.ip_forward") == "1"
     if on:
-        means = "sandboxes can have a network; so can whoever else routes through this host"
+        means = "sandboxes can have a network; the host also forwards for anyone else who routes through it"
         return Feature(name="ip-forward", status=Status.OK, found="on", means=means)
     return Feature(
         name="ip-forward",

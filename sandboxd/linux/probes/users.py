@@ -108,10 +108,10 @@ def evaluate(facts: Facts) -> list[Feature]:
 
 def _root(facts: Facts) -> Feature:
     lacking = [name for name, number in NEEDED.items() if not facts.capabilities >> number & 1]
-    means, remedy = "the launcher, which makes sandboxes, runs as the host's root", None
+    means, remedy = "the launcher, which creates sandboxes, runs as the host's root", None
     if facts.uid != 0:
         found, remedy = f"uid {facts.uid}", AS_ROOT
-        means = "the launcher needs root; much of what follows cannot be tried without it"
+        means = "the launcher needs root; much of what follows cannot be tested without it"
     elif not facts.maps_host:
         found, remedy = "root of a user namespace only", "run it as the host's own root"
         means = "no sandbox can have ids of its own"
@@ -119,7 +119,9 @@ def _root(facts: Facts) -> Feature:
         found = f"root without {', '.join(lacking)}"
         means, remedy = "no sandbox can be created", "run it with all capabilities, outside of a container"
     else:
-        return Feature(name="root", status=Status.OK, found="root, with what it takes", means=means, essential=True)
+        return Feature(
+            name="root", status=Status.OK, found="root, with all required capabilities", means=means, essential=True
+        )
     return Feature(name="root", status=Status.MISSING, found=found, means=means, remedy=remedy, essential=True)
 
 
@@ -131,7 +133,7 @@ def _user(facts: Facts) -> Feature:
         name="user",
         status=Status.DEGRADED,
         found=f"there is no user {facts.user}",
-        means="the daemon runs as root: a flaw in it would be the host's",
+        means="the daemon runs as root: a flaw in it would compromise the host",
         remedy=f"useradd --system --user-group --no-create-home --shell /usr/sbin/nologin {facts.user}",
     )
 
@@ -146,7 +148,7 @@ def _group(facts: Facts) -> Feature:
 
 
 def _interpreter(facts: Facts) -> Feature:
-    who = f"the user {facts.user}" if facts.user_id is not None else f"a user {facts.user}, once made,"
+    who = f"the user {facts.user}" if facts.user_id is not None else f"a user {facts.user}, once created,"
     if facts.blocked is None:
         found, means = f"{facts.interpreter}: {who} can run it", "the daemon needs no root once it is started"
         return Feature(name="interpreter", status=Status.OK, found=found, means=means, essential=True)
@@ -154,8 +156,8 @@ def _interpreter(facts: Facts) -> Feature:
     return Feature(
         name="interpreter",
         status=Status.MISSING if exists else Status.DEGRADED,
-        found=f"{who} is stopped at {facts.blocked} on the way to {facts.interpreter} and its modules",
+        found=f"{who} cannot pass {facts.blocked} to reach {facts.interpreter} and its modules",
         means="the daemon cannot start as that user" if exists else "the daemon could not start as that user",
-        remedy=f"install sandboxd outside of home directories, where all can read it, or: chmod o+rX {facts.blocked}",
+        remedy=f"install sandboxd outside of home directories, readable to all, or: chmod o+rX {facts.blocked}",
         essential=True,
     )

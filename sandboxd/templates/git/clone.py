@@ -361,7 +361,7 @@ def _wanted(order: CloneRequest, refs: transport.Refs) -> CloneTarget:
 
 def _missing(ref: str, names: Any) -> GitRefNotFound:  # noqa: ANN401 - an iterable of str
     suggestions = difflib.get_close_matches(ref, names, n=MAX_SUGGESTIONS, cutoff=0.5)
-    more = f" (there is {', '.join(suggestions)})" if suggestions else ""
+    more = f" (similar names: {', '.join(suggestions)})" if suggestions else ""
     return GitRefNotFound(
         f"cannot check out {ref!r}: no such branch, tag or commit{more}", ref=ref, suggestions=suggestions
     )
@@ -408,7 +408,7 @@ def _peel(pack: Pack, sha: bytes) -> tuple[int, bytes]:
         if kind != TAG:
             return kind, sha
         sha = target_of(data, name).hex().encode()
-    raise GitRefused(f"cannot read tag {sha.decode()}: it is one of too many tags", reason="damaged-tag")
+    raise GitRefused(f"cannot read tag {sha.decode()}: it is the last of too many nested tags", reason="damaged-tag")
 
 
 def _peel_tags(pack: Pack, refs: transport.Refs) -> dict[bytes, bytes]:

@@ -53,7 +53,7 @@ def damaged(why: str) -> GitProtocolError:
 def too_large(size: int, limit: int) -> GitRefused:
     """Return the error for an object that would have to be in memory, and may not."""
     return GitRefused(
-        f"cannot take an object of {size} bytes: it would have to be in memory",
+        f"cannot accept an object of {size} bytes: it would have to be in memory",
         reason="object-too-large",
         size=size,
         limit_bytes=limit,

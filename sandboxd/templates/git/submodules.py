@@ -79,7 +79,9 @@ def _clone_one(
         or place.is_symlink()
         or not place.is_dir()
     ):
-        raise GitRefused(f"cannot clone submodule {shown!r}: its place is taken", reason="submodule-name")
+        raise GitRefused(
+            f"cannot clone submodule {shown!r}: its path already exists or is not a directory", reason="submodule-name"
+        )
     own.parent.mkdir(parents=True, exist_ok=True)
     progress = cloning.progress
     before, progress.about = progress.about, shown

@@ -229,7 +229,7 @@ class Transport:
                 return _unreachable(address, cause)
         if any(isinstance(cause, urllib3.exceptions.TimeoutError | TimeoutError) for cause in causes):
             return GitTimeout(
-                f"cannot clone {where}: the server said nothing for {self._stall_s:g} s",
+                f"cannot clone {where}: the server sent nothing for {self._stall_s:g} s",
                 stalled=True,
                 timeout_s=self._stall_s,
             )
@@ -262,7 +262,7 @@ def _unreachable(address: Address, cause: OSError) -> GitUnreachable:
 
 def not_found(where: str) -> GitRepositoryNotFound:
     """Return the error for an address where nothing is."""
-    return GitRepositoryNotFound(f"cannot clone {where}: there is no git repository", url=where)
+    return GitRepositoryNotFound(f"cannot clone {where}: there is no git repository at that address", url=where)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -290,7 +290,7 @@ class _TcpClient(dulwich_client.TCPGitClient):
             if not self.has_refs:
                 left -= len(data)
                 if left < 0:
-                    raise GitProtocolError("cannot take the references: there are too many", reason="references")
+                    raise GitProtocolError("cannot accept the references: there are too many", reason="references")
             return data
 
         protocol.read = read
@@ -359,9 +359,7 @@ class _HttpClient(dulwich_client.Urllib3HttpGitClient):
     def _refusal(self, url: str, status: int) -> SandboxdError:
         where = _shown(url)
         if status in (401, 403, 407):
-            why = (
-                "the server does not take the user name and password" if self._has_login else "the server wants a login"
-            )
+            why = "the server rejected the user name and password" if self._has_login else "the server requires a login"
             return GitAuthentication(f"cannot clone {where}: {why}", sent=self._has_login, status=status)
         if status in (404, 410):
             return not_found(where)
@@ -396,7 +394,7 @@ def _bounded(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
         data = read(size)
         left -= len(data)
         if left < 0:
-            raise GitProtocolError("cannot take the references: there are too many", reason="references")
+            raise GitProtocolError("cannot accept the references: there are too many", reason="references")
         return data
 
     return take

@@ -74,7 +74,7 @@ def test_run_statuses_of_its_own(daemon: LocalDaemon) -> None:
     assert (missing.returncode, missing.stderr) == (127, b"cannot run 'no-such-program-at-all': not found\n")
     slow = sandboxd("run", "--timeout", "0.05", "--", "sleep", "600")
     assert slow.returncode == 124
-    assert b"time was over" in slow.stderr
+    assert b"it timed out" in slow.stderr
     refused = sandboxd("--url", daemon.tcp_url, "run", "--", "true")
     assert refused.returncode == 125
     assert refused.stderr.startswith(b"sandboxd: cannot ")

@@ -81,7 +81,7 @@ def held(*names: str) -> list[Feature]:
             [feature("root", Status.MISSING, essential=True), *held("memory", "pids", "cpu")],
             True,
             False,
-            "sandboxes: unknown (not everything can be tried without root); limits: yes; disk limits: no",
+            "sandboxes: unknown (not everything can be tested without root); limits: yes; disk limits: no",
         ),
     ],
 )

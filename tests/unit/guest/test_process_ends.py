@@ -107,6 +107,6 @@ def test_what_the_table_refuses_costs_the_command_and_not_init(deps: FakeDeps) -
     happen(deps, lambda: process.on_exit(KILLED, USAGE))
     turn_until(deps, lambda: bool(ended))
     assert process.result is not None
-    assert process.result["reason"] == ("bug: cannot take event restart in state running: the table has no such move")
+    assert process.result["reason"] == ("bug: cannot handle event restart in state running: no such transition")
     happen(deps, lambda: process.on_exit(KILLED, USAGE))
     assert (process._state, len(ended)) == (State.ENDED, 1)

@@ -153,4 +153,4 @@ def test_what_the_table_refuses_costs_the_interpreter_and_not_init(world: World)
     happen(world.deps, lambda: world.worker.on_exit(0, None))
     assert world.worker.leaf.kills == kills + 1  # type: ignore[attr-defined]
     happen(world.deps, lambda: world.worker.kill("killed"))
-    assert world.result()["reason"] == "bug: cannot take event exit in state expecting: the table has no such move"
+    assert world.result()["reason"] == "bug: cannot handle event exit in state expecting: no such transition"

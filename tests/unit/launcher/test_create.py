@@ -83,7 +83,7 @@ class World:
         elif what == "failed":
             self.say("failed", "mount-overlay", "mount", "EINVAL", "/x")
         elif what == "unwanted":
-            self.creations._abandon(self.creation, SandboxGone("cannot create it: it was destroyed meanwhile"))
+            self.creations._abandon(self.creation, SandboxGone("cannot create it: it was destroyed in the meantime"))
         elif what == "silence":
             os.close(self.status)
             self.status = -1

@@ -99,7 +99,7 @@ def test_a_hybrid_host_is_degraded_and_says_who_holds_what() -> None:
 def test_controllers_that_cannot_be_passed_on() -> None:
     contained = dataclasses.replace(UNIFIED, is_delegated=True)
     assert one(cgroups.evaluate(contained), "cgroup:memory").status is Status.OK
-    assert "in its way" in one(cgroups.evaluate(contained), "cgroup:cpu").found
+    assert "blocked by processes" in one(cgroups.evaluate(contained), "cgroup:cpu").found
     booted = dataclasses.replace(UNIFIED, controllers=frozenset(), enabled=frozenset(), disabled=frozenset({"memory"}))
     assert "cgroup_disable=memory" in (one(cgroups.evaluate(booted), "cgroup:memory").remedy or "")
 

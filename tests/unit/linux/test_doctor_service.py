@@ -26,9 +26,9 @@ UNITS: dict[str, Any] = {
         (Facts(systemd=True, **UNITS, program="/p", running=True, holding=True), "ok", "does not start with the host"),
         (Facts(systemd=True, **UNITS, program="/p", running=True, holding=True, enabled=True), "ok", "running, starts"),
         (Facts(systemd=True, unit="/u", program="/p"), "degraded", "sandboxd-cgroups.service is not"),
-        (Facts(systemd=True, **UNITS, program="/p", missing=True), "degraded", "starts /p, which is not there"),
+        (Facts(systemd=True, **UNITS, program="/p", missing=True), "degraded", "starts /p, which does not exist"),
         (Facts(systemd=True, **UNITS), "degraded", "starts nothing"),
-        (Facts(systemd=True, **UNITS, program="/p", running=True), "degraded", "nothing holds"),
+        (Facts(systemd=True, **UNITS, program="/p", running=True), "degraded", "is not active"),
     ],
 )
 def test_service(facts: Facts, status: str, found: str) -> None:

@@ -207,6 +207,6 @@ async def test_a_pipe_that_cannot_be_made_costs_nothing(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "pipe2", second_fails)
     link = Link()
-    with pytest.raises(InternalError, match="cannot make a pipe: Too many open files"):
+    with pytest.raises(InternalError, match="cannot create a pipe: Too many open files"):
         await piped(link).start(link.ask, [], has_input=True)
     assert not link.given

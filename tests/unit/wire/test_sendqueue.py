@@ -171,9 +171,9 @@ def test_received_ones_are_owned_until_taken() -> None:
     fds = [new_fd() for _ in range(4)]
     received.add(fds[:2])
     assert received.take(1) == fds[:1]
-    with pytest.raises(RemoteProtocolError, match="cannot take 2 descriptors: 1 came"):
+    with pytest.raises(RemoteProtocolError, match="cannot accept 2 descriptors: 1 came"):
         received.take(2)
-    with pytest.raises(RemoteProtocolError, match="the bound is 3"):
+    with pytest.raises(RemoteProtocolError, match="the limit is 3"):
         received.add([*fds[2:], new_fd()])
     assert len(received) == 4  # they are not lost
     received.close()
