@@ -147,7 +147,7 @@ def _socket_memory(facts: Facts) -> Feature:
             name="socket-memory",
             status=Status.DEGRADED,
             found=text,
-            means="a sandbox within its memory limit can fill the socket budget of the whole host, and slow all connections",
+            means="a sandbox within its memory limit can fill the socket budget of the whole host, and slow every one",
             remedy=f"sysctl -w {' '.join(low)} (all memory: each sandbox has its own limit), or Linux 6.19",
         )
     status = Status.OK if len(found) == len(SOCKET_MEMORY) and facts.memory_pages else Status.UNKNOWN
