@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class AsyncClient(AsyncClosing):
-    """The connections to one daemon; share it among the sandboxes of one event loop, and close it.
+    """Connections to one daemon. Share it among the sandboxes of one event loop, and close it when done.
 
     Without arguments the address is SANDBOXD_URL (else `unix:///run/sandboxd/sandboxd.sock`) and the token is
     SANDBOXD_TOKEN. No connection is made before the first request.
@@ -39,7 +39,7 @@ class AsyncClient(AsyncClosing):
         return f"<AsyncClient {self.address.url}{' closed' if self._http.is_closed else ''}>"
 
     async def close(self) -> None:
-        """Close every connection, also in a task that is cancelled; streams that are open break."""
+        """Close every connection, even in a cancelled task; open streams break."""
         with anyio.CancelScope(shield=True):  # closing sockets waits for nobody
             await self._http.aclose()
 
@@ -53,7 +53,7 @@ class AsyncClient(AsyncClosing):
     events = stream_verb(event_calls.events, AsyncEventStream)
 
     async def send(self, call: calls.Call[T]) -> T:
-        """Send one request and return its answer, read; raises what the daemon's problem says."""
+        """Send one request and return its answer, already read. Raises the daemon's error."""
         response = await self.open(call)
         try:
             with mapped(self.address):
@@ -62,7 +62,7 @@ class AsyncClient(AsyncClosing):
             await response.aclose()
 
     async def open(self, call: calls.StreamCall) -> httpx.Response:
-        """Send one request and return its answer unread; close it. Raises what the daemon's problem says."""
+        """Send one request and return its answer unread; the caller closes it. Raises the daemon's error."""
         check_open(self._http)
         request = self._http.build_request(call.method, call.path, **request_options(call))
         with mapped(self.address):

@@ -10,14 +10,14 @@ from .verbs import AsyncPart, async_verb, stream_verb
 
 
 class AsyncCodeStream(RunStream, AsyncItemStream[RunRequest, RunItem, CodeResult]):
-    """A run under way: `async with` starts it, `async for` gives what it shows, `wait` its end.
+    """A run in progress: `async with` starts it, `async for` yields its output, `wait` waits for its end.
 
     The items are `Output` (a piece of stdout or stderr), `Result`, `CodeError` and `Cleared`. Leaving the block
     before the run's end (also by cancellation) interrupts the run, unless it is detached.
 
     Attributes:
-        run_id, context_id: what the run and its context are called; empty before the block is entered.
-        result: what came of it, once it is over.
+        run_id, context_id: the ids of the run and its context; empty before the block is entered.
+        result: the outcome, once the run has ended.
     """
 
     def __repr__(self) -> str:
@@ -25,11 +25,11 @@ class AsyncCodeStream(RunStream, AsyncItemStream[RunRequest, RunItem, CodeResult
         return f"<AsyncCodeStream {self.run_id or '(not entered)'} {state}>"
 
     async def wait(self) -> CodeResult:
-        """Read to the end (the callbacks see all of it) and return what came of the run.
+        """Read to the end, calling the callbacks, and return the result of the run.
 
         Raises:
             DaemonUnavailable: the connection broke.
-            LocalProtocolError: the stream was closed before, or never entered.
+            LocalProtocolError: the stream was already closed, or never entered.
         """
         return await self._finish()
 

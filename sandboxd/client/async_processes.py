@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 
 
 class AsyncExecStream(AsyncItemStream[ExecRequest, OutputChunk, ExitStatus]):
-    """A running command: `async with` starts it, `async for` gives its output, `wait` its end.
+    """A running command: `async with` starts it, `async for` yields its output, `wait` waits for its end.
 
     Leaving the block before the command has ended (also by cancellation) kills the command unless it is detached,
     so nothing runs on unseen. Reading is what makes a command go on: one whose output nobody reads waits.
 
     Attributes:
-        process_id: the process' id in the sandbox; empty before the block is entered.
+        process_id: the id of the process; empty before the block is entered.
         result: how the command ended, once it has.
     """
 
     @property
     def process_id(self) -> str:
-        """The process' id in the sandbox; empty before the block is entered."""
+        """The id of the process; empty before the block is entered."""
         return self._request.process_id
 
     @property
@@ -51,11 +51,11 @@ class AsyncExecStream(AsyncItemStream[ExecRequest, OutputChunk, ExitStatus]):
         return f"<AsyncExecStream {self.process_id or '(not entered)'} {state}>"
 
     async def wait(self) -> ExitStatus:
-        """Read to the end (the callbacks see all of it) and return how the command ended.
+        """Read to the end, calling the callbacks, and return how the command ended.
 
         Raises:
             DaemonUnavailable: the connection broke.
-            LocalProtocolError: the stream was closed before, or never entered.
+            LocalProtocolError: the stream was already closed, or never entered.
         """
         return await self._finish()
 
@@ -65,15 +65,15 @@ class AsyncExecStream(AsyncItemStream[ExecRequest, OutputChunk, ExitStatus]):
 
 
 class AsyncLogStream(LogState, AsyncClosing):
-    """A process' log: `async with` opens it, `async for` gives its output, `wait` the process' end.
+    """The log of a process: `async with` opens it, `async for` yields the output, `wait` waits for the process to end.
 
     A connection that breaks is made again where it was, with nothing lost or doubled, also over a restart of the
     daemon. Leaving it does nothing to the process, which never waits for a reader; what its log dropped before we came
     to it is counted.
 
     Attributes:
-        process_id: the process' id.
-        result: how the process ended, once it has; None also at the end of a stream that began behind the end.
+        process_id: the id of the process.
+        result: how the process ended, once it has; stays None if the stream started past the end.
     """
 
     def __init__(self, client: AsyncClient, reader: LogReader) -> None:
@@ -102,11 +102,11 @@ class AsyncLogStream(LogState, AsyncClosing):
         return chunk
 
     async def wait(self) -> ExitStatus | None:
-        """Read to the end (the callbacks see all of it) and return how the process ended.
+        """Read to the end, calling the callbacks, and return how the process ended.
 
         Raises:
-            DaemonUnavailable: the connection broke and could not be made again in time.
-            LocalProtocolError: the stream was closed before.
+            DaemonUnavailable: the connection broke and could not be restored in time.
+            LocalProtocolError: the stream was already closed.
         """
         async for _ in self:
             pass

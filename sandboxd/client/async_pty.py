@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class AsyncPty(PtyState, AsyncClosing):
-    """A terminal: `async with` opens it, `async for` gives what it shows, `write` types; see `Pty`.
+    """A terminal: `async with` opens it, `async for` yields its output, `write` sends input; see `Pty`.
 
     One task may read while another writes.
     """
@@ -62,10 +62,10 @@ class AsyncPty(PtyState, AsyncClosing):
             yield data
 
     async def read(self) -> bytes:
-        """Return what the terminal shows next, waiting for it; no bytes are its end.
+        """Wait for the terminal's next output and return it; empty bytes mean that it has ended.
 
         Raises:
-            DaemonUnavailable: the connection broke before.
+            DaemonUnavailable: the connection broke first.
         """
         while not self._pending:
             if self._wire.is_over:
@@ -77,26 +77,26 @@ class AsyncPty(PtyState, AsyncClosing):
         """Read to the end, and return how the program ended.
 
         Raises:
-            DaemonUnavailable: the connection broke before, or was closed.
+            DaemonUnavailable: the connection broke or was closed first.
         """
         while await self.read():
             pass
         return self._ended()
 
     async def write(self, data: bytes | str) -> None:
-        """Type into the terminal; control characters are signals there: 3 is Ctrl-C, 4 an end of file.
+        """Send input to the terminal. Control characters act as usual: byte 3 is Ctrl-C, 4 is end of file.
 
         Raises:
-            LocalProtocolError: it has ended, or was closed.
+            LocalProtocolError: the terminal has ended or was closed.
         """
         await self._send(self._wire.send(data.encode() if isinstance(data, str) else data))
 
     async def resize(self, cols: int, rows: int) -> None:
-        """Give the terminal another size, 1 to 2000 each."""
+        """Resize the terminal; each side is 1 to 2000."""
         await self._send(self._wire.resize(cols, rows))
 
     async def close(self) -> None:
-        """Leave the terminal, also in a task that is cancelled; it goes on for its linger time."""
+        """Leave the terminal, even in a cancelled task; it keeps running for its linger time."""
         if self._stream is None:
             return
         with anyio.move_on_after(1, shield=True), contextlib.suppress(SandboxdError):

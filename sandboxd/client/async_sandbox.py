@@ -53,14 +53,14 @@ class _Opening(Generic[S]):
 
 
 class AsyncSandbox(AsyncEnding, AsyncCodeMethods, AsyncFilesPart, AsyncProcessPart, AsyncSessionPart):
-    """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
+    """A sandbox. Get one from `create`, `connect` or `list`; do not call the constructor.
 
-    As a context manager it destroys the sandbox at the end of the block, also when the task is cancelled:
+    As a context manager it destroys the sandbox at the end of the block, even when the task is cancelled:
     `async with AsyncSandbox.create() as sandbox`. Without `client=` each sandbox makes connections of its own, from
     SANDBOXD_URL and SANDBOXD_TOKEN, and closes them with `destroy` or `close`.
 
     Every method raises a subclass of `SandboxdError`: `SandboxNotFound` when the sandbox is gone,
-    `DaemonUnavailable` when no daemon answers, and what is said beside the method.
+    `DaemonUnavailable` when no daemon answers, and the errors listed for the method.
     """
 
     def __init__(self, info: SandboxInfo, client: AsyncClient | None) -> None:
@@ -78,15 +78,15 @@ class AsyncSandbox(AsyncEnding, AsyncCodeMethods, AsyncFilesPart, AsyncProcessPa
     @classmethod
     @takes(SandboxOptions, SandboxOptions)
     def create(cls, *, client: AsyncClient | None = None, **options: Unpack[SandboxOptions]) -> _Opening[Self]:
-        """Create a sandbox, with `await` or `async with`; what is not given is the daemon's default.
+        """Create a sandbox, with `await` or `async with`; options not given take the daemon's defaults.
 
-        A cancellation meanwhile waits for the daemon's answer, so that no sandbox is left that nobody knows.
+        If cancelled, it still waits for the daemon's answer, so that no unknown sandbox is left behind.
 
         Args:
-            client: connections to share; else the sandbox has its own.
+            client: connections to share; by default the sandbox opens its own.
             options: those of `SandboxOptions`.
 
-        It raises as `Sandbox.create`.
+        Raises the same errors as `Sandbox.create`.
         """
         call = calls.create(options)
 
@@ -127,12 +127,12 @@ class AsyncSandbox(AsyncEnding, AsyncCodeMethods, AsyncFilesPart, AsyncProcessPa
 
     @property
     def name(self) -> str | None:
-        """The caller's own name for it."""
+        """The sandbox's name, or None."""
         return self.info.name
 
     @property
     def client(self) -> AsyncClient:
-        """The connections that it uses."""
+        """The client whose connections it uses."""
         if self._client is None:
             self._client = AsyncClient()
         return self._client
@@ -155,11 +155,11 @@ class AsyncSandbox(AsyncEnding, AsyncCodeMethods, AsyncFilesPart, AsyncProcessPa
     create_preview_link = async_verb(port_calls.create_preview_link)
 
     def events(self, *, types: str | Sequence[str] | None = None, start: int | None = None) -> AsyncEventStream:
-        """Return what happened and happens to this sandbox: see `AsyncClient.events`."""
+        """Return a stream of this sandbox's events; see `AsyncClient.events`."""
         return self.client.events(sandbox=self.id, types=types, start=start)
 
     async def destroy(self) -> None:
-        """End everything in the sandbox and give back what it used; one that is gone already is no error."""
+        """Kill everything in the sandbox and free its resources. Does nothing if it is already gone."""
         try:
             with contextlib.suppress(SandboxNotFound, SandboxGone):
                 await self.client.send(calls.destroy(self.id))

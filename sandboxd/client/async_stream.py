@@ -245,6 +245,6 @@ class AsyncReaderStream(AsyncReading, Generic[Endless, Item]):
 
 
 class AsyncWatchStream(AsyncReaderStream[ChangeReader, FileChange]):
-    """Changes as they happen: `async with` begins the watch, `async for` reads until what is watched is gone."""
+    """File changes as they happen: `async with` starts the watch, `async for` yields until the watched path is gone."""
 
     _unopened = "cannot watch: enter the stream first, with 'async with'"

@@ -241,21 +241,21 @@ def _io_json(io: IoLimits) -> dict[str, Any]:
 
 
 def health(_: None) -> Call[None]:
-    """Return if the daemon answers.
+    """Return normally if the daemon answers.
 
     Raises:
-        DaemonUnavailable: nobody does.
+        DaemonUnavailable: no daemon answers.
     """
     return Call("GET", "/v1/health", what="health", parse=nothing)
 
 
 def info(_: None) -> Call[dict[str, Any]]:
-    """Return what the daemon says of itself, `version` among it."""
+    """Return the daemon's description of itself, including its `version`."""
     return Call("GET", "/v1/info", what="info", parse=dict)
 
 
 def metrics(_: None, *, sandboxes: bool = True) -> Call[str]:
-    """Return the daemon's figures in the Prometheus text format; `sandboxes`: those of each of them, too."""
+    """Return the daemon's metrics in the Prometheus text format; `sandboxes` includes those of each sandbox."""
     return TextCall("GET", f"/v1/metrics?sandboxes={str(sandboxes).lower()}", accept="text/plain", what="metrics")
 
 
@@ -285,7 +285,7 @@ def get(key: str) -> Call[SandboxInfo]:
 
 
 def refresh(key: str) -> Call[SandboxInfo]:
-    """Ask the daemon how the sandbox is, keep the answer in `info` and return it."""
+    """Fetch the sandbox's current state, store it in `info` and return it."""
     return get(key)
 
 

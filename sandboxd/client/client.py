@@ -51,7 +51,7 @@ def check_open(http: httpx.Client | httpx.AsyncClient) -> None:
 
 
 class Client(Closing):
-    """The connections to one daemon; share it among sandboxes and threads, and close it.
+    """Connections to one daemon. Share it among sandboxes and threads, and close it when done.
 
     Without arguments the address is SANDBOXD_URL (else `unix:///run/sandboxd/sandboxd.sock`) and the token is
     SANDBOXD_TOKEN. No connection is made before the first request.
@@ -71,7 +71,7 @@ class Client(Closing):
         return f"<Client {self.address.url}{' closed' if self._http.is_closed else ''}>"
 
     def close(self) -> None:
-        """Close every connection; streams that are open break."""
+        """Close every connection; open streams break."""
         self._http.close()
 
     @property
@@ -84,7 +84,7 @@ class Client(Closing):
     events = stream_verb(event_calls.events, EventStream)
 
     def send(self, call: calls.Call[T]) -> T:
-        """Send one request and return its answer, read; raises what the daemon's problem says."""
+        """Send one request and return its answer, already read. Raises the daemon's error."""
         response = self.open(call)
         try:
             with mapped(self.address):
@@ -93,7 +93,7 @@ class Client(Closing):
             response.close()
 
     def open(self, call: calls.StreamCall) -> httpx.Response:
-        """Send one request and return its answer unread; close it. Raises what the daemon's problem says."""
+        """Send one request and return its answer unread; the caller closes it. Raises the daemon's error."""
         check_open(self._http)
         request = self._http.build_request(call.method, call.path, **request_options(call))
         with mapped(self.address):

@@ -10,14 +10,14 @@ from .verbs import Part, stream_verb, sync_verb
 
 
 class CodeStream(RunStream, ItemStream[RunRequest, RunItem, CodeResult]):
-    """A run under way: iterate over it for what it shows, or `wait` for its end.
+    """A run in progress: iterate over it for its output, or `wait` for its end.
 
     The items are `Output` (a piece of stdout or stderr), `Result`, `CodeError` and `Cleared`. It is a context
     manager: leaving before the run's end interrupts the run, unless it is detached.
 
     Attributes:
-        run_id, context_id: what the run and its context are called.
-        result: what came of it, once it is over.
+        run_id, context_id: the ids of the run and its context.
+        result: the outcome, once the run has ended.
     """
 
     def __repr__(self) -> str:
@@ -25,11 +25,11 @@ class CodeStream(RunStream, ItemStream[RunRequest, RunItem, CodeResult]):
         return f"<CodeStream {self.run_id} {state}>"
 
     def wait(self) -> CodeResult:
-        """Read to the end (the callbacks see all of it) and return what came of the run.
+        """Read to the end, calling the callbacks, and return the result of the run.
 
         Raises:
             DaemonUnavailable: the connection broke.
-            LocalProtocolError: the stream was closed before.
+            LocalProtocolError: the stream was already closed.
         """
         return self._finish()
 

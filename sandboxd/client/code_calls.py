@@ -38,7 +38,7 @@ MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Output:
-    """A piece of what a run printed; `stream` says where."""
+    """A piece of a run's printed output; `stream` is "stdout" or "stderr"."""
 
     stream: str
     text: str
@@ -46,7 +46,7 @@ class Output:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cleared:
-    """What was shown so far is to go; with `wait`, once something new comes."""
+    """Clear the output shown so far; with `wait`, only once new output arrives."""
 
     wait: bool
 
@@ -66,8 +66,8 @@ def create_code_context(
 
     Args:
         language: python, javascript or typescript (py, js, ts).
-        cwd: where it starts, absolute; else the sandbox's.
-        env: variables on top of the sandbox's.
+        cwd: the working directory, absolute; default: the sandbox's.
+        env: environment variables, added to the sandbox's.
 
     Raises:
         InterpreterMissing: the rootfs lacks what the language needs.

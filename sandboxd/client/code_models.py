@@ -25,13 +25,13 @@ class CodeContext:
     Attributes:
         id: its id.
         language: python, javascript or typescript.
-        cwd: where it started; None for the sandbox's own.
-        env: its variables on top of the sandbox's.
+        cwd: where it started; None for the sandbox's default.
+        env: its environment variables, added to the sandbox's.
         state: starting, idle, busy, restarting or exited.
-        is_default: whether it is the one that runs without a context use.
+        is_default: whether runs that name no context use it.
         execution_count: how many runs it has had.
-        version: of the interpreter, as "Python 3.13.5".
-        created_at: when, with a time zone.
+        version: the interpreter's, such as "Python 3.13.5".
+        created_at: the time of creation, with a time zone.
     """
 
     id: str
@@ -60,7 +60,7 @@ class CodeError:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A value that a run showed, in the formats that it has; the others are None.
+    """A value that a run displayed. Formats that it does not have are None.
 
     Attributes:
         is_main: whether it is the value of the last expression.
@@ -69,7 +69,7 @@ class Result:
         data: a table's rows, each a dict.
         extra: other formats by media type.
         note: what was left out, and why.
-        display_id: names what a later result with `update` replaces.
+        display_id: identifies the result that a later one with `update` replaces.
     """
 
     is_main: bool = False
@@ -92,26 +92,26 @@ class Result:
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """The formats that it has."""
+        """The formats it has."""
         names = (*_TEXT, *_BINARY, "json", "chart", "data")
         return (*(name for name in names if getattr(self, name) is not None), *self.extra)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CodeResult:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
         id: the run's id. context: its context's id.
         status: ok; error (see `error`); timeout; exited and oom (the interpreter died: restart the context).
-        stdout, stderr: what was printed.
-        results: values that it showed.
+        stdout, stderr: the printed output.
+        results: the values it displayed.
         error: the exception that ended it, or None.
         execution_count: which run of its context it was.
-        duration_s: seconds from its begin to its end.
+        duration_s: seconds from start to end.
         restarted: whether the state was lost: the context was started anew because the code did not heed an
             interrupt, or, a default one, before the code, because its interpreter had ended.
-        truncated: whether output or results over the bounds were dropped.
+        truncated: whether output or results over the limits were dropped.
     """
 
     id: str
@@ -128,7 +128,7 @@ class CodeResult:
 
     @property
     def ok(self) -> bool:
-        """Whether the code ran to its end."""
+        """Whether the code completed without an error."""
         return self.status == "ok"
 
     @property
@@ -142,7 +142,7 @@ class CodeResult:
         return self.main.text if self.main is not None else None
 
     def check(self) -> Self:
-        """Return itself if the code ran to its end.
+        """Return itself if the code completed without an error.
 
         Raises:
             CodeFailed: it did not; the error's `result` is this object.

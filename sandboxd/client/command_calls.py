@@ -14,7 +14,7 @@ ProcessKey: TypeAlias = tuple[str, str]
 
 
 def write_stdin(key: ProcessKey, data: bytes | str) -> Steps:
-    """Write to the command's standard input, which `stdin=True` left open; returns when it is taken.
+    """Write to the command's standard input, which `stdin=True` left open; returns once the data is accepted.
 
     Raises:
         ProcessNotRunning: the command has ended, or closed its standard input.
@@ -23,7 +23,7 @@ def write_stdin(key: ProcessKey, data: bytes | str) -> Steps:
 
 
 def send_signal(key: ProcessKey, number: str | int) -> Call[None]:
-    """Send a signal, a name or a number, to the command's process group; KILL goes to all that it started.
+    """Send a signal, a name or a number, to the command's process group; KILL reaches everything it started.
 
     Raises:
         ProcessNotRunning: the command has ended.
@@ -32,5 +32,5 @@ def send_signal(key: ProcessKey, number: str | int) -> Call[None]:
 
 
 def close_stdin(key: ProcessKey) -> Steps:
-    """Close the command's standard input: it reads an end of file. One that has ended is no error."""
+    """Close the command's standard input, so that it reads end of file. Does nothing if the command has ended."""
     return process_calls.close_stdin(*key)

@@ -22,7 +22,7 @@ NetworkChange: TypeAlias = Mapping[str, Any] | EllipsisType
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class IoUse:
-    """What went to and from the disks: bytes, and operations."""
+    """Disk I/O so far: bytes and operations."""
 
     read_bytes: int
     write_bytes: int
@@ -42,12 +42,12 @@ class NetworkUse:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PortUse:
-    """What went through an exposed port since it was exposed, or the daemon started.
+    """Traffic of an exposed port since it was exposed or the daemon started.
 
     Attributes:
         bytes_in: bytes of bodies and tunnels towards the sandbox; `bytes_out` those from it.
-        active: requests and tunnels under way.
-        connections: connections to the service that are open, idle ones too.
+        active: requests and tunnels in progress.
+        connections: open connections to the service, including idle ones.
     """
 
     port: int
@@ -60,21 +60,21 @@ class PortUse:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxStats:
-    """What a sandbox uses, all of it together; None is what the host does not count.
+    """The resource usage of a sandbox as a whole; None if the host does not measure a value.
 
     Attributes:
         state: running or frozen.
-        limits: what it may use.
-        cpu_s: seconds of processor time since its creation; `cpu_user_s` and `cpu_system_s` are its parts.
-        cpu_throttled_s: seconds that it waited because of `limits.cpus`.
-        memory_bytes: what counts against `limits.memory_bytes` now, page cache and /dev/shm included.
-        memory_peak_bytes: the most that it was.
-        oom_kills: processes that died for want of memory.
+        limits: its limits.
+        cpu_s: seconds of CPU time since its creation, of which `cpu_user_s` and `cpu_system_s`.
+        cpu_throttled_s: seconds that it was throttled by `limits.cpus`.
+        memory_bytes: memory that counts against `limits.memory_bytes`, including page cache and /dev/shm.
+        memory_peak_bytes: the peak of `memory_bytes`.
+        oom_kills: processes killed for lack of memory.
         pids: processes and threads.
-        disk_bytes: what its files take.
-        io: what went to and from the disks.
-        network: what went over its link; None where it has none.
-        ports: what went through each exposed port.
+        disk_bytes: disk space used by its files.
+        io: disk I/O so far.
+        network: its network traffic; None if it has no network.
+        ports: the traffic of each exposed port.
         raw: the daemon's object with every field.
     """
 
@@ -105,12 +105,12 @@ def update(
     limits: LimitsChange = ...,
     network: NetworkChange = ...,
 ) -> Call[SandboxInfo]:
-    """Change a sandbox, keep the answer in `info` and return it. What is not given stays as it is.
+    """Change a sandbox, store its new state in `info` and return it. Options not given stay unchanged.
 
     Args:
-        name: a unique name of your own; None takes it away.
-        env: variables of later commands, merged into those that there are; a value of None unsets one.
-        cwd: where later commands start; None is the default.
+        name: a new unique name; None removes it.
+        env: variables for later commands, merged with the existing ones; a value of None unsets one.
+        cwd: the working directory of later commands; None restores the default.
         labels: merged like env.
         limits: in force at once, merged; a value of None in a mapping is the daemon's default again. One of
             memory below what is in use lets the kernel reclaim, then kill (`oom_killed`).
@@ -118,7 +118,7 @@ def update(
             whole list, and connections that the new one refuses end.
 
     Raises:
-        InvalidRequest: a value is wrong; `field` names it. LimitUnenforceable is of its kind.
+        InvalidRequest: a value is wrong; `field` names it. LimitUnenforceable is a subclass.
         NameTaken: another sandbox has that name.
     """
     body: dict[str, Any] = {}
@@ -139,17 +139,17 @@ def set_env_vars(key: str, env: Mapping[str, str | None]) -> Call[SandboxInfo]:
 
 
 def freeze(key: str) -> Call[SandboxInfo]:
-    """Stop every process where it is; until `thaw` whatever needs the sandbox raises `SandboxFrozen`."""
+    """Suspend every process. Until `thaw`, calls that need the sandbox raise `SandboxFrozen`."""
     return Call("POST", sandbox_path(key, "/freeze"), what="sandbox", parse=parse_sandbox)
 
 
 def thaw(key: str) -> Call[SandboxInfo]:
-    """Let every process go on."""
+    """Resume every process."""
     return Call("POST", sandbox_path(key, "/thaw"), what="sandbox", parse=parse_sandbox)
 
 
 def stats(key: str) -> Call[SandboxStats]:
-    """Return what the sandbox uses."""
+    """Return the sandbox's resource usage."""
     return Call("GET", sandbox_path(key, "/stats"), what="statistics", parse=parse_stats)
 
 

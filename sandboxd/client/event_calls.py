@@ -29,8 +29,8 @@ class SandboxEvent:
         type: created, destroyed, failed, frozen, thawed, degraded, network-denied; or dropped, where events were lost
             before they were read: `facts["count"]` of them, None after a restart of the daemon. It is of no sandbox.
         time: when.
-        offset: its number; a stream from `offset + 1` goes on behind it.
-        sandbox: the sandbox's id; `sandbox_name` is its name then, None where it had none.
+        offset: its number; a stream from `offset + 1` continues after it.
+        sandbox: the sandbox's id; `sandbox_name` is its name at the time, or None.
         facts: what the type has of its own: `reason` of failed; of degraded, None where all works again; of
             network-denied `name` and `reason`, or `address`, `protocol` and `port`, and `suppressed` where so many
             more before it were not kept.
@@ -47,7 +47,7 @@ class SandboxEvent:
 def events(
     _: None, *, sandbox: str | None = None, types: str | Sequence[str] | None = None, start: int | None = None
 ) -> EventReader:
-    """Return what happened to sandboxes, from offset `start` or the oldest that is kept on, and what happens.
+    """Return a stream of sandbox events: those kept since offset `start` (else all), then new ones as they happen.
 
     `sandbox` is an id or a name; `types` is one type or several: created, destroyed, failed, frozen, thawed,
     degraded, network-denied.

@@ -142,14 +142,14 @@ def exec_call(
 def exec(  # noqa: A001 - the verb's name
     key: str, command: str | Sequence[str], *, stdin: bytes | str | None = None, **options: Unpack[CommandOptions]
 ) -> Request[ExecResult]:
-    """Run a command to its end and return how it ended and all that it printed.
+    """Run a command, wait for it to end, and return how it ended and all its output.
 
     A program that fails, or cannot be found (exit code 127), is a result, not an error. The output is held in
     memory whole; for output without a bound use `exec_stream`.
 
     Args:
         command: a string for `sh -c`, or a list of program and arguments.
-        stdin: what it reads, up to 4 MiB of JSON; else nothing (/dev/null).
+        stdin: its standard input, up to 4 MiB as JSON; default: /dev/null.
         options: those of `CommandOptions`.
 
     Raises:
@@ -171,13 +171,13 @@ def exec_stream(
 ) -> ExecRequest:
     """Start a command and return its stream, a context manager: iterate over it, or `wait()`.
 
-    In asynchronous code `async with` starts the command, and what a callback returns is awaited if it can be.
+    In asynchronous code, `async with` starts the command, and callbacks may be coroutine functions.
 
     Args as of `exec`, and:
-        on_stdout: called with each piece of standard output as text, while somebody iterates or waits.
+        on_stdout: called with each piece of standard output as text, while you iterate or wait.
         on_stderr: the same for standard error.
         stdin: True leaves it open for the stream's `write_stdin` and `close_stdin`.
-        detach: whether the command goes on when the stream is closed before its end.
+        detach: whether the command keeps running when the stream is closed early.
     """
     call = exec_call(key, command, options, stdin=stdin, detach=detach)
     return ExecRequest(key, call, on_stdout, on_stderr)

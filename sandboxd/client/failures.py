@@ -49,9 +49,9 @@ _FOREIGN: Final = tuple(row[0] for row in _TABLE)
 
 
 class CommandFailed(errors.SandboxdError):
-    """`check()` found that the command did not end with exit code 0: `result` says how it ended.
+    """`check()` found that the command did not end with exit code 0: see `result`.
 
-    Made by the SDK only: for the API, a program that failed is a result.
+    Raised by the SDK only: in the API, a program that failed is a result.
     """
 
     kind = "command-failed"
@@ -68,7 +68,7 @@ def _remake(message: str, result: ExitStatus) -> CommandFailed:
 
 
 class CodeFailed(errors.SandboxdError):
-    """`check()` found that code did not run to its end: `result` says what came of it. Made by the SDK only."""
+    """`check()` found that the code did not complete: see `result`. Raised by the SDK only."""
 
     kind = "code-failed"
 

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GitProgress:
-    """How far a clone is.
+    """The progress of a clone.
 
     Attributes:
         phase: connecting, counting, compressing (both by the server), receiving, resolving or checking-out.
-        done, total: objects, or files while checking out; a total of 0 is not known.
-        percent: of them; None where the total is not known.
-        received_bytes: what came so far.
-        submodule: the submodule that this is about.
+        done, total: objects, or files while checking out; a total of 0 is unknown.
+        percent: done of total; None if the total is unknown.
+        received_bytes: bytes received so far.
+        submodule: the submodule being cloned.
     """
 
     phase: str
@@ -40,7 +40,7 @@ class GitProgress:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GitCheckout:
-    """A clone that is there: where, and what is checked out.
+    """A finished clone: where it is, and what is checked out.
 
     `branch` is None where a tag or a commit was asked for, `commit` in an empty repository.
     """
@@ -69,31 +69,31 @@ def git_checkout(  # noqa: PLR0913 - the options of a clone, all by keyword
     timeout: float | None = None,
     on_progress: Callable[[GitProgress], object] | None = None,
 ) -> Request[GitCheckout]:
-    """Clone a git repository into the sandbox; needs no git there. What fails leaves nothing behind.
+    """Clone a git repository into the sandbox; git need not be installed there. A failed clone leaves nothing behind.
 
     Args:
-        repo_url: an https, http or git:// address, or an absolute path of the sandbox.
-        branch: a branch, a tag, or a commit of 40 digits; else the repository's default branch.
+        repo_url: an https, http or git:// address, or an absolute path in the sandbox.
+        branch: a branch, a tag, or a commit of 40 digits; default: the repository's default branch.
         target_dir: where to, absolute or in the sandbox's cwd; else the repository's name there. A directory that is
             there must be empty.
-        depth: how many commits of history; else all.
-        single_branch: only what belongs to `branch`; else whether a depth is given.
+        depth: how many commits of history; default: all.
+        single_branch: fetch only `branch`; default: True if a depth is given.
         submodules: clone the submodules as well.
-        sparse: directories to check out; else all.
-        username: for https and http, with
-        password: or with
-        token: instead of a password; without a user name it goes with one that GitHub, GitLab and Gitea take.
-        timeout: give up after so many seconds; else 600.
+        sparse: directories to check out; default: all.
+        username: the login for https and http, with
+        password: a password, or
+        token: a token; without a user name, one that GitHub, GitLab and Gitea accept is used.
+        timeout: seconds after which to give up; default: 600.
         on_progress: called with a `GitProgress` now and then; in asynchronous code, what it returns is awaited if it
             can be.
 
     Raises:
-        GitAuthentication: the server requires a login, or does not take this one.
-        GitRepositoryNotFound: nothing is at the address.
-        GitRefNotFound: it has no such branch; `suggestions` are names like it.
-        GitUnreachable, GitTimeout, GitProtocolError: of the server; `reason`.
-        GitRefused: the repository has something that is not taken; `reason`.
-        DirectoryNotEmpty, FileExists: the target is there.
+        GitAuthentication: the server requires a login, or rejects this one.
+        GitRepositoryNotFound: there is no repository at the address.
+        GitRefNotFound: it has no such branch, tag or commit; `suggestions` are similar names.
+        GitUnreachable, GitTimeout, GitProtocolError: the server failed; `reason`.
+        GitRefused: the repository has something that is not allowed; `reason`.
+        DirectoryNotEmpty, FileExists: the target exists.
     """
     what = given(url=repo_url, branch=branch, depth=depth, single_branch=single_branch, submodules=submodules or None)
     where = given(target_dir=target_dir, sparse=list(sparse) or None, timeout_s=timeout)

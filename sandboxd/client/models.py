@@ -40,14 +40,14 @@ class ExitStatus:
 
     Attributes:
         id: the process' id.
-        exit_code: 0 to 255, or None where a signal ended it (127: the program was not found).
+        exit_code: 0 to 255, or None if a signal killed it (127: the program was not found).
         signal: such as "SIGKILL", or None.
         duration_s: seconds from start to end.
         timed_out: whether `timeout` ended it.
         oom_killed: whether it ran out of memory.
         truncated: whether output was dropped.
-        usage: what it used.
-        reason: the daemon's word for the end ("exit", "signal", "timeout", "oom" …), where it gives one.
+        usage: the resources it used.
+        reason: why it ended ("exit", "signal", "timeout", "oom" …), if the daemon says.
     """
 
     id: str
@@ -88,19 +88,19 @@ class ExitStatus:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ExecResult(ExitStatus):
-    """How a command ended, and all that it printed, byte-exact in `stdout_bytes` and `stderr_bytes`."""
+    """How a command ended, and all its output, byte for byte in `stdout_bytes` and `stderr_bytes`."""
 
     stdout_bytes: bytes = dataclasses.field(default=b"", repr=False)
     stderr_bytes: bytes = dataclasses.field(default=b"", repr=False)
 
     @property
     def stdout(self) -> str:
-        """Standard output as text; bytes that are no UTF-8 become U+FFFD."""
+        """Standard output as text; bytes that are not UTF-8 become U+FFFD."""
         return self.stdout_bytes.decode("utf-8", "replace")
 
     @property
     def stderr(self) -> str:
-        """Standard error as text; bytes that are no UTF-8 become U+FFFD."""
+        """Standard error as text; bytes that are not UTF-8 become U+FFFD."""
         return self.stderr_bytes.decode("utf-8", "replace")
 
     def _last_words(self) -> str:
@@ -110,9 +110,9 @@ class ExecResult(ExitStatus):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OutputChunk:
-    """A piece of output as it arrived: `stream` says where from, `data` are the bytes, `text` what they say.
+    """A piece of output as it arrived: `stream` is "stdout" or "stderr", `data` the bytes, `text` the decoded text.
 
-    `text` is whole characters: one that the next piece finishes belongs to the next piece.
+    `text` contains whole characters only: a character split between two pieces belongs to the second.
     """
 
     stream: Literal["stdout", "stderr"]
@@ -122,7 +122,7 @@ class OutputChunk:
 
     @property
     def text(self) -> str:
-        """The piece decoded as UTF-8; what is no UTF-8 becomes U+FFFD."""
+        """The piece decoded as UTF-8; bytes that are not UTF-8 become U+FFFD."""
         return decode_between(self._carried, self.data, self._held)
 
 
@@ -132,21 +132,21 @@ class SandboxInfo:
 
     Attributes:
         id: 20 to 26 characters of a-z and 0-9.
-        name: the caller's own name, or None.
+        name: its name, or None.
         state: creating, running, frozen or failed.
         rootfs: the name of the rootfs.
-        cwd: where commands start.
+        cwd: the working directory of commands.
         user: a name or a uid.
-        env: variables of every command.
-        limits: what it may use.
+        env: environment variables for every command.
+        limits: its limits.
         network: the mode, "none" for the loopback interface only.
         seccomp: the name of the profile.
-        labels: the caller's own.
+        labels: its labels.
         unenforced: limits that this host cannot enforce.
-        created_at: when, with a time zone.
-        reason: why it is failed; None while it is not.
-        degraded: what of it does not work at present, and why.
-        raw: the daemon's object with every field, also those that this version does not know.
+        created_at: the time of creation, with a time zone.
+        reason: why it failed, or None.
+        degraded: which parts of it do not work at present, and why.
+        raw: the daemon's object with every field, including fields unknown to this version.
     """
 
     id: str

@@ -43,36 +43,36 @@ class _RunOptions(TypedDict, total=False):
 
 
 class SessionCommandOptions(PlaceOptions, _RunOptions, total=False):
-    """The options of a command in a session, which has what is missing here: see `CommandOptions`."""
+    """The options of a command in a session, which sets the other `CommandOptions` itself."""
 
 
 class CommandOptions(StartOptions, _RunOptions, total=False):
     """The options of a command.
 
     Attributes:
-        cwd: where it starts, absolute; else the sandbox's.
-        env: variables on top of the sandbox's.
-        user: name or uid; else the sandbox's.
-        umask: which permissions new files do not get, octal, such as "0027"; else "0022".
-        timeout: seconds after which it is killed with all its children; else never.
-        keep_orphans: whether processes that it leaves behind go on.
+        cwd: the working directory, absolute; default: the sandbox's.
+        env: environment variables, added to the sandbox's.
+        user: a name or a uid; default: the sandbox's.
+        umask: the file mode creation mask in octal, such as "0027"; default: "0022".
+        timeout: seconds after which it is killed with all its children; default: never.
+        keep_orphans: whether processes that it leaves behind keep running.
     """
 
 
 class SandboxOptions(TypedDict, total=False):
-    """The options of a new sandbox; what is not given is the daemon's default.
+    """The options of a new sandbox; those not given take the daemon's defaults.
 
     Attributes:
-        name: a unique name of your own, 1 to 63 of a-z, 0-9 and inner dashes.
+        name: a unique name, 1 to 63 characters of a-z, 0-9 and inner dashes.
         rootfs: the name of a rootfs.
-        env: variables of every command.
-        cwd: where commands start, absolute.
-        user: name or uid that commands run as.
+        env: environment variables for every command.
+        cwd: the working directory of commands, absolute.
+        user: the user that commands run as, a name or a uid.
         limits: `Limits(memory_bytes=, cpus=, pids=, disk_bytes=, io=IoLimits(…))` or the same as a mapping.
-        labels: your own notes on it.
+        labels: labels to attach.
         network: "none", "internet", or `{"mode": "allowlist", "allow": ["pypi.org:443", "10.1.0.0/16"]}` with, if
             you like, `receive_bytes_per_s`, `send_bytes_per_s` and `connections`.
-        seccomp: the name of a system call profile: "default", "strict", or one of the operator's.
+        seccomp: the name of a seccomp profile: "default", "strict", or one that the operator added.
     """
 
     name: str | None

@@ -21,10 +21,10 @@ class ExposedPort:
 
     Attributes:
         port: its number inside the sandbox.
-        url: what to open; it holds the token.
-        token: what lets a caller in, in the URL or as the header X-Sandboxd-Token; None when it is public.
-        name: the caller's own name for it.
-        public: whether anybody who reaches the daemon's preview listener may open it.
+        url: the URL to open, which contains the token.
+        token: the access token, in the URL or in the header X-Sandboxd-Token; None if the port is public.
+        name: its name, or None.
+        public: whether anyone who can reach the daemon's preview listener may open it.
     """
 
     port: int
@@ -37,15 +37,15 @@ class ExposedPort:
 def expose_port(
     key: str, port: int, *, name: str | None = None, token: str | None = None, public: bool = False
 ) -> Call[ExposedPort]:
-    """Make what listens at a TCP port of the sandbox open in a browser, and return its URL.
+    """Expose a TCP port of the sandbox to browsers, and return its URL.
 
-    What listens may start later and anew, at the sandbox's 127.0.0.1, ::1 or all addresses.
+    The server may start later or restart. It may listen on the sandbox's 127.0.0.1, ::1 or all addresses.
 
     Args:
         port: 1 to 65535.
-        name: your own name for it, unique in the sandbox.
-        token: 1 to 16 of a-z, 0-9 and _; without one a token is made that nobody guesses.
-        public: whether no token is needed.
+        name: a name for the port, unique in the sandbox.
+        token: 1 to 16 characters of a-z, 0-9 and _; default: a random token that cannot be guessed.
+        public: whether to allow access without a token.
 
     Raises:
         InvalidRequest: a value is wrong; `field` names it.
@@ -61,10 +61,10 @@ def get_exposed_ports(key: str) -> Call[list[ExposedPort]]:
 
 
 def unexpose_port(key: str, port: int) -> Call[None]:
-    """Take a port back; open connections are cut.
+    """Stop exposing a port, and close its open connections.
 
     Raises:
-        PortNotFound: it is not exposed.
+        PortNotFound: the port is not exposed.
     """
     return Call("DELETE", sandbox_path(key, f"/ports/{int(port)}"), what="port", parse=nothing)
 
@@ -78,18 +78,18 @@ def watch_port(
     process: str | ProcessInfo | None = None,
     timeout: float | None = None,
 ) -> Call[WaitResult]:
-    """Wait until something in the sandbox listens at a TCP port, or answers a GET there; it need not be exposed.
+    """Wait until something in the sandbox listens on a TCP port, or answers a GET; the port need not be exposed.
 
     Args:
         port: 1 to 65535, on any of the sandbox's addresses, IPv4 or IPv6.
-        path: where a GET must be answered, such as "/health"; else a listener is enough.
-        status: the lowest and the highest status that is a good answer; else 200 to 399.
-        process: whose end ends the wait too.
-        timeout: seconds, else for ever.
+        path: the path of the GET, such as "/health"; default: only a listener is required.
+        status: the lowest and highest status that count as success; default: 200 to 399.
+        process: a process whose exit also ends the wait.
+        timeout: seconds; default: forever.
 
     Raises:
         InvalidRequest: a value is wrong; `field` names it.
-        ProcessNotFound: there is none.
+        ProcessNotFound: no such process.
     """
     name = None if process is None else process_id(process)
     body = given(process=name, path=path, status=status and list(status), timeout_s=timeout)
@@ -98,12 +98,12 @@ def watch_port(
 
 
 def create_preview_link(key: str, port: int) -> Call[str]:
-    """Return a link that opens an exposed port once, within five minutes, and leaves a cookie in the browser.
+    """Return a link that opens an exposed port once, within five minutes, and sets a cookie in the browser.
 
-    The token is neither in it nor in the address that the browser then shows.
+    The link does not contain the token, nor does the address that the browser then shows.
 
     Raises:
-        PortNotFound: it is not exposed.
+        PortNotFound: the port is not exposed.
     """
     return Call(
         "POST", sandbox_path(key, f"/ports/{int(port)}/link"), what="link", parse=lambda value: str(value["url"])

@@ -39,14 +39,14 @@ class ProcessInfo:
     """A process as the daemon described it.
 
     Attributes:
-        id: its name in the sandbox, the caller's own or the daemon's.
-        pid: its main process' in the sandbox; None when it has none.
+        id: its id, chosen by the caller or the daemon.
+        pid: the pid of its main process in the sandbox, or None.
         status: "running" or "exited".
-        command: the line or the words it was started with.
+        command: the string or the argument list it was started with.
         exit_code, signal, reason: how it ended; None while it runs.
-        restarts: how often it was started again.
-        terminal: whether it has one.
-        usage: what it and all that it started have used.
+        restarts: how often it was restarted.
+        terminal: whether it has a terminal.
+        usage: resources used by it and everything it started.
         raw: the daemon's object with every field.
     """
 
@@ -67,7 +67,7 @@ class ProcessInfo:
 
     @property
     def is_running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether it is still running."""
         return self.status == "running"
 
 
@@ -76,8 +76,8 @@ class ProcessLogs:
     """What a process has printed so far.
 
     Attributes:
-        next_offset: where to go on reading.
-        dropped_bytes: output that its log no longer has.
+        next_offset: the offset at which to continue reading.
+        dropped_bytes: bytes of output that the log no longer has.
     """
 
     stdout_bytes: bytes = dataclasses.field(repr=False)
@@ -87,25 +87,25 @@ class ProcessLogs:
 
     @property
     def stdout(self) -> str:
-        """Standard output as text; bytes that are no UTF-8 become U+FFFD."""
+        """Standard output as text; bytes that are not UTF-8 become U+FFFD."""
         return self.stdout_bytes.decode("utf-8", "replace")
 
     @property
     def stderr(self) -> str:
-        """Standard error as text; bytes that are no UTF-8 become U+FFFD."""
+        """Standard error as text; bytes that are not UTF-8 become U+FFFD."""
         return self.stderr_bytes.decode("utf-8", "replace")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WaitResult:
-    """What a wait came to.
+    """The outcome of a wait.
 
     Attributes:
-        met: whether what was waited for has come.
+        met: whether the condition was met.
         reason: what ended the wait: "exit", "port", "log" or "timeout".
-        exit_code, signal: how the process ended, where it did.
-        line: the line that matched.
-        status: that of the HTTP answer that `watch_port` waited for.
+        exit_code, signal: how the process ended, if it did.
+        line: the matching line.
+        status: the HTTP status that `watch_port` waited for.
     """
 
     met: bool
@@ -236,12 +236,12 @@ def open_pty(
         rows: rows, 1 to 2000.
         id: a name of your own for its process.
         linger: how many seconds it goes on without a viewer; None is for ever.
-        on_gap: called with a number of bytes where a slow viewer has missed some; its screen is shown anew.
+        on_gap: called with the number of bytes that a slow viewer missed, before the screen is redrawn.
         options: those of `StartOptions`.
 
     Raises:
         InvalidRequest: a value is wrong; `field` names it.
-        ProcessNotFound: there is no such `process`.
+        ProcessNotFound: no such `process`.
         LimitExceeded: the sandbox has as many terminals as it may.
     """
     if process is not None:
@@ -269,7 +269,7 @@ def get_process(key: str, process: str | ProcessInfo) -> Call[ProcessInfo]:
     """Return a process as it is now.
 
     Raises:
-        ProcessNotFound: there is none.
+        ProcessNotFound: no such process.
     """
     return Call("GET", process_path(key, process_id(process), ""), what="process", parse=parse_process)
 
@@ -284,7 +284,7 @@ def remove_process(key: str, process: str | ProcessInfo) -> Call[None]:
     """End a process with all that it started, and drop its log.
 
     Raises:
-        ProcessNotFound: there is none.
+        ProcessNotFound: no such process.
     """
     return Call("DELETE", process_path(key, process_id(process), ""), what="answer", parse=nothing)
 
@@ -310,7 +310,7 @@ def get_process_logs(
     """Return what a process has printed, from the offset `start` on, or the last `tail` lines of that.
 
     Raises:
-        ProcessNotFound: there is none.
+        ProcessNotFound: no such process.
     """
 
     def parse(value: Json) -> ProcessLogs:
@@ -337,18 +337,18 @@ def stream_process_logs(
 ) -> LogReader:
     """Follow what a process prints: iterate over it, or `wait()`; use it as a context manager.
 
-    In asynchronous code `async with` opens it, and what a callback returns is awaited if it can be.
+    In asynchronous code, `async with` opens it, and callbacks may be coroutine functions.
 
     Args:
         process: which.
         start: the offset to begin at: `offset` of an earlier stream, or `next_offset` of `get_process_logs`.
         tail: start with this many of the last lines.
-        on_stdout: called with each piece of standard output as text, while somebody iterates or waits.
+        on_stdout: called with each piece of standard output as text, while you iterate or wait.
         on_stderr: the same for standard error.
         reconnect_s: how long a daemon that went away is tried again; 0 raises at once.
 
     Raises:
-        ProcessNotFound: there is none.
+        ProcessNotFound: no such process.
     """
     reader = LogReader(key, process_id(process), start, tail)
     reader.callbacks = {"stdout": on_stdout, "stderr": on_stderr}
@@ -508,7 +508,7 @@ def wait_for_exit(key: str, process: str | ProcessInfo, *, timeout: float | None
     """Wait until a process has ended, for `timeout` seconds at most.
 
     Raises:
-        ProcessNotFound: there is none.
+        ProcessNotFound: no such process.
     """
     return _wait(key, process, "exit", timeout_s=timeout)
 
@@ -522,10 +522,10 @@ def wait_for_port(
         process: whose end ends the wait.
         port: 1 to 65535, on any of the sandbox's addresses, IPv4 or IPv6.
         path: where a GET must be answered with a status of 200 to 399, such as "/health".
-        timeout: seconds, else for ever.
+        timeout: seconds; default: forever.
 
     Raises:
-        ProcessNotFound: there is none.
+        ProcessNotFound: no such process.
     """
     return _wait(key, process, "port", port=port, path=path, timeout_s=timeout)
 
@@ -538,10 +538,10 @@ def wait_for_log(
     Args:
         process: whose output.
         pattern: a regular expression of RE2's syntax, searched in each line.
-        timeout: seconds, else for ever.
+        timeout: seconds; default: forever.
 
     Raises:
-        ProcessNotFound: there is none.
+        ProcessNotFound: no such process.
         InvalidRequest: the pattern is none.
     """
     return _wait(key, process, "log", pattern=pattern, timeout_s=timeout)

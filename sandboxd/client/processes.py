@@ -34,13 +34,13 @@ class ExecStream(ItemStream[ExecRequest, OutputChunk, ExitStatus]):
     nothing runs on unseen. Reading is what makes a command go on: one whose output nobody reads waits.
 
     Attributes:
-        process_id: the process' id in the sandbox.
+        process_id: the id of the process.
         result: how the command ended, once it has.
     """
 
     @property
     def process_id(self) -> str:
-        """The process' id in the sandbox."""
+        """The id of the process."""
         return self._request.process_id
 
     @property
@@ -52,11 +52,11 @@ class ExecStream(ItemStream[ExecRequest, OutputChunk, ExitStatus]):
         return f"<ExecStream {self.process_id} {state}>"
 
     def wait(self) -> ExitStatus:
-        """Read to the end (the callbacks see all of it) and return how the command ended.
+        """Read to the end, calling the callbacks, and return how the command ended.
 
         Raises:
             DaemonUnavailable: the connection broke.
-            LocalProtocolError: the stream was closed before.
+            LocalProtocolError: the stream was already closed.
         """
         return self._finish()
 
@@ -66,15 +66,15 @@ class ExecStream(ItemStream[ExecRequest, OutputChunk, ExitStatus]):
 
 
 class LogStream(LogState, Closing):
-    """A process' log: iterate over it for its output, or `wait` for the process' end; it is a context manager.
+    """The log of a process: iterate over it for the output, or `wait` for the process to end. A context manager.
 
     A connection that breaks is made again where it was, with nothing lost or doubled, also over a restart of the
     daemon. Leaving it does nothing to the process, which never waits for a reader; what its log dropped before we came
     to it is counted.
 
     Attributes:
-        process_id: the process' id.
-        result: how the process ended, once it has; None also at the end of a stream that began behind the end.
+        process_id: the id of the process.
+        result: how the process ended, once it has; stays None if the stream started past the end.
     """
 
     def __init__(self, client: Client, reader: LogReader) -> None:
@@ -101,11 +101,11 @@ class LogStream(LogState, Closing):
         return chunk
 
     def wait(self) -> ExitStatus | None:
-        """Read to the end (the callbacks see all of it) and return how the process ended.
+        """Read to the end, calling the callbacks, and return how the process ended.
 
         Raises:
-            DaemonUnavailable: the connection broke and could not be made again in time.
-            LocalProtocolError: the stream was closed before.
+            DaemonUnavailable: the connection broke and could not be restored in time.
+            LocalProtocolError: the stream was already closed.
         """
         for _ in self:
             pass

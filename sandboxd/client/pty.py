@@ -28,14 +28,14 @@ RECEIVE_BYTES: Final = 64 * 1024
 
 
 class Pty(PtyState, Closing):
-    """A terminal, seen and fed: iterate over it for what it shows, `write` what is typed; it is a context manager.
+    """A terminal: iterate over it for its output, and `write` input to it. It is a context manager.
 
     Made by `Sandbox.open_pty`. Closing it leaves the terminal alone: it goes on without viewers for its `linger`
     time, and `open_pty(process=pty.process_id)` comes back to it and shows its screen again. Reading and writing may
     happen in two threads, one each.
 
     Attributes:
-        on_gap: called with a number of bytes where a slow viewer has missed some; its screen is shown anew.
+        on_gap: called with the number of bytes that a slow viewer missed, before the screen is redrawn.
     """
 
     def __init__(self, client: Client, request: TerminalRequest) -> None:
@@ -55,12 +55,12 @@ class Pty(PtyState, Closing):
             raise
 
     def fileno(self) -> int:
-        """Return the descriptor of the connection, to wait for, unless `has_pending`."""
+        """Return the file descriptor of the connection, for use with select; check `has_pending` first."""
         return self._socket.fileno()
 
     @property
     def has_pending(self) -> bool:
-        """Whether `read` returns at once, with what came together with something else or because it is the end."""
+        """Whether `read` would return at once, because data is already buffered or the terminal has ended."""
         return bool(self._pending) or self._wire.is_over
 
     def __iter__(self) -> Iterator[bytes]:
@@ -68,10 +68,10 @@ class Pty(PtyState, Closing):
             yield data
 
     def read(self) -> bytes:
-        """Return what the terminal shows next, waiting for it; no bytes are its end.
+        """Wait for the terminal's next output and return it; empty bytes mean that it has ended.
 
         Raises:
-            DaemonUnavailable: the connection broke before.
+            DaemonUnavailable: the connection broke first.
         """
         while not self._pending:
             if self._wire.is_over:
@@ -83,28 +83,28 @@ class Pty(PtyState, Closing):
         """Read to the end, and return how the program ended.
 
         Raises:
-            DaemonUnavailable: the connection broke before, or was closed.
+            DaemonUnavailable: the connection broke or was closed first.
         """
         for _ in self:
             pass
         return self._ended()
 
     def write(self, data: bytes | str) -> None:
-        """Type into the terminal; control characters are signals there: 3 is Ctrl-C, 4 an end of file.
+        """Send input to the terminal. Control characters act as usual: byte 3 is Ctrl-C, 4 is end of file.
 
         Raises:
-            LocalProtocolError: it has ended, or was closed.
+            LocalProtocolError: the terminal has ended or was closed.
         """
         with self._sending:
             self._send(self._wire.send(data.encode() if isinstance(data, str) else data))
 
     def resize(self, cols: int, rows: int) -> None:
-        """Give the terminal another size, 1 to 2000 each."""
+        """Resize the terminal; each side is 1 to 2000."""
         with self._sending:
             self._send(self._wire.resize(cols, rows))
 
     def close(self) -> None:
-        """Leave the terminal; it goes on for its linger time."""
+        """Leave the terminal; it keeps running for its linger time."""
         # Not where another thread is writing, and waits for the daemon: the end of the connection says it all.
         if self._sending.acquire(blocking=False):
             with contextlib.suppress(OSError, SandboxdError):

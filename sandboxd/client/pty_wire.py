@@ -226,7 +226,7 @@ class PtyState:
     """What both kinds of terminals know.
 
     Attributes:
-        on_gap: called with a number of bytes where a slow viewer has missed some; its screen is shown anew.
+        on_gap: called with the number of bytes that a slow viewer missed, before the screen is redrawn.
     """
 
     def __init__(self, wire: PtyWire, address: Address, on_gap: Callable[[int], object] | None) -> None:
@@ -268,7 +268,5 @@ class PtyState:
 
     def _ended(self) -> ExitStatus:
         if self.result is None:
-            raise DaemonUnavailable(
-                "cannot tell how the program in the terminal ended: the connection was closed first"
-            )
+            raise DaemonUnavailable("cannot tell how the program ended: the connection was closed first")
         return self.result

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 class Sandbox(Ending, CodeMethods, FilesPart, ProcessPart, SessionPart):
-    """A sandbox on a daemon. Made by `create`, `connect` and `list`, never directly.
+    """A sandbox. Get one from `create`, `connect` or `list`; do not call the constructor.
 
     As a context manager it destroys the sandbox at the end of the block. Without `client=` each sandbox makes
     connections of its own, from SANDBOXD_URL and SANDBOXD_TOKEN, and closes them with `destroy` or `close`.
 
     Every method raises a subclass of `SandboxdError`: `SandboxNotFound` when the sandbox is gone,
-    `DaemonUnavailable` when no daemon answers, and what is said beside the method.
+    `DaemonUnavailable` when no daemon answers, and the errors listed for the method.
     """
 
     def __init__(self, info: SandboxInfo, client: Client | None) -> None:
@@ -50,10 +50,10 @@ class Sandbox(Ending, CodeMethods, FilesPart, ProcessPart, SessionPart):
     @classmethod
     @takes(SandboxOptions, SandboxOptions)
     def create(cls, *, client: Client | None = None, **options: Unpack[SandboxOptions]) -> Self:
-        """Create a sandbox; what is not given is the daemon's default.
+        """Create a sandbox; options not given take the daemon's defaults.
 
         Args:
-            client: connections to share; else the sandbox has its own.
+            client: connections to share; by default the sandbox opens its own.
             options: those of `SandboxOptions`.
 
         Raises:
@@ -70,7 +70,7 @@ class Sandbox(Ending, CodeMethods, FilesPart, ProcessPart, SessionPart):
         """Return the sandbox with that id or name.
 
         Raises:
-            SandboxNotFound: there is none.
+            SandboxNotFound: no such sandbox.
         """
         return cls._open(calls.get(id_or_name), client)
 
@@ -101,12 +101,12 @@ class Sandbox(Ending, CodeMethods, FilesPart, ProcessPart, SessionPart):
 
     @property
     def name(self) -> str | None:
-        """The caller's own name for it."""
+        """The sandbox's name, or None."""
         return self.info.name
 
     @property
     def client(self) -> Client:
-        """The connections that it uses."""
+        """The client whose connections it uses."""
         if self._client is None:
             self._client = Client()
         return self._client
@@ -129,11 +129,11 @@ class Sandbox(Ending, CodeMethods, FilesPart, ProcessPart, SessionPart):
     create_preview_link = sync_verb(port_calls.create_preview_link)
 
     def events(self, *, types: str | Sequence[str] | None = None, start: int | None = None) -> EventStream:
-        """Return what happened and happens to this sandbox: see `Client.events`."""
+        """Return a stream of this sandbox's events; see `Client.events`."""
         return self.client.events(sandbox=self.id, types=types, start=start)
 
     def destroy(self) -> None:
-        """End everything in the sandbox and give back what it used; one that is gone already is no error."""
+        """Kill everything in the sandbox and free its resources. Does nothing if it is already gone."""
         try:
             with contextlib.suppress(SandboxNotFound, SandboxGone):
                 self.client.send(calls.destroy(self.id))

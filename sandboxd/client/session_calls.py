@@ -33,13 +33,13 @@ class SessionInfo:
     """A session as the daemon described it.
 
     Attributes:
-        id: its name in the sandbox, the caller's own or the daemon's.
+        id: its id, chosen by the caller or the daemon.
         shell: the path of its shell.
-        user: whose name its commands run under.
-        cwd: the working directory that its last command left; None where that has no name in text.
-        commands: how many were begun.
-        running: the process id of the command that runs now, if one does.
-        waiting: how many wait for their turn.
+        user: the user that its commands run as.
+        cwd: the working directory after its last command; None if its name is not valid text.
+        commands: how many were started.
+        running: the process id of the running command, or None.
+        waiting: how many commands are queued.
         raw: the daemon's object with every field.
     """
 
@@ -102,16 +102,16 @@ def get_session(key: str, session: str) -> Call[SessionInfo]:
     """Return the session with that id.
 
     Raises:
-        SessionNotFound: there is none.
+        SessionNotFound: no such session.
     """
     return Call("GET", _path(key, session), what="session", parse=parse_session)
 
 
 def delete_session(key: str, session: str) -> Call[None]:
-    """End a session: all that runs with its state is killed, and what its commands left in the background.
+    """Delete a session, and kill its commands and everything they left in the background.
 
     Raises:
-        SessionNotFound: there is none.
+        SessionNotFound: no such session.
     """
     return Call("DELETE", _path(key, session), what="answer", parse=nothing)
 
@@ -126,15 +126,15 @@ def _path(key: str, session: str) -> str:
 
 
 def refresh(key: SessionKey) -> Call[SessionInfo]:
-    """Ask the daemon how the session is, keep the answer in `info` and return it."""
+    """Fetch the session's current state, store it in `info` and return it."""
     return get_session(*key)
 
 
 def delete(key: SessionKey) -> Call[None]:
-    """End the session: all that runs with its state is killed, and what its commands left in the background.
+    """Delete the session, and kill its commands and everything they left in the background.
 
     Raises:
-        SessionNotFound: it is deleted already.
+        SessionNotFound: it was deleted already.
     """
     return delete_session(*key)
 
@@ -147,14 +147,14 @@ def exec(  # noqa: A001 - the verb's name
     stdin: bytes | str | None = None,
     **options: Unpack[SessionCommandOptions],
 ) -> Request[ExecResult]:
-    """Run a command to its end, when those before it have ended, and return how it ended and what it printed.
+    """Run a command once those before it have ended, and return how it ended and its output.
 
     `cwd` and `env` hold for this command alone; without them it starts where the last one was. A timeout counts from
     its start, and the session goes on.
 
     Args:
-        command: a line for the session's shell, or a list of words, of which the first may be a function too.
-        stdin: what it reads, up to 4 MiB of JSON; else nothing.
+        command: a string for the session's shell, or a list of arguments, the first of which may be a function.
+        stdin: its standard input, up to 4 MiB as JSON; default: empty.
         options: those of `SessionCommandOptions`.
 
     Raises:
@@ -176,7 +176,7 @@ def exec_stream(
     detach: bool = False,
     **options: Unpack[SessionCommandOptions],
 ) -> ExecRequest:
-    """Start a command when those before it have ended, and return its stream; args as of the sandbox's `exec_stream`.
+    """Start a command once those before it have ended, and return its stream; args as for the sandbox's `exec_stream`.
 
     In asynchronous code `async with` starts it.
     """
@@ -195,9 +195,9 @@ def start_process(
     restart: Literal["never", "on-failure"] | None = None,
     **options: Unpack[SessionCommandOptions],
 ) -> Call[ProcessInfo]:
-    """Start a process with the session's state as it is now; it waits for nobody and leaves nothing to the session.
+    """Start a process with a copy of the session's current state. It does not wait for other commands.
 
-    Args and errors as of the sandbox's `start_process`; the sandbox's other methods are for this process too.
+    Args and errors as for the sandbox's `start_process`; manage it with the sandbox's other process methods.
     """
     sandbox, session = key
     body = command_json(command, options, stdin=stdin, session=session)
@@ -216,9 +216,9 @@ def open_pty(
     on_gap: Callable[[int], object] | None = None,
     **options: Unpack[PlaceOptions],
 ) -> TerminalRequest:
-    """Open a terminal with the session's state as it is now, and look at it; what is done there stays there.
+    """Open a terminal with a copy of the session's current state.
 
-    Args as of the sandbox's `open_pty`, whose `process=` comes back to this one too. In asynchronous code `async with`
+    Args as for the sandbox's `open_pty`, whose `process=` reconnects to this one too. In asynchronous code `async with`
     opens it, with the session's state as it is then.
     """
     sandbox, session = key

@@ -24,7 +24,7 @@ P = ParamSpec("P")
 
 
 class Session(Ending):
-    """Commands that hand on a shell's state: working directory, variables, functions, aliases, options.
+    """Commands that share a shell's state: working directory, variables, functions, aliases, options.
 
     Made by `Sandbox.create_session` and `get_session`. Its commands run one after the other, those of other sessions
     beside them. Whatever a command does (`exit`, `exec`, a timeout), the session goes on; what a command leaves running

@@ -171,7 +171,7 @@ class ReaderStream(Reading, Generic[Endless, Item]):
 
 
 class WatchStream(ReaderStream[ChangeReader, FileChange]):
-    """Changes as they happen: a context manager to iterate over. The iteration ends when what is watched is gone."""
+    """File changes as they happen: a context manager to iterate over. Iteration ends when the watched path is gone."""
 
 
 def size_of(response: httpx.Response) -> int | None:

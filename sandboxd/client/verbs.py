@@ -65,7 +65,7 @@ class Part(_Sandbox):
 
     @property
     def client(self) -> Client:
-        """The connections that it uses."""
+        """The client whose connections it uses."""
         raise NotImplementedError
 
     @property
@@ -78,7 +78,7 @@ class AsyncPart(_Sandbox):
 
     @property
     def client(self) -> AsyncClient:
-        """The connections that it uses."""
+        """The client whose connections it uses."""
         raise NotImplementedError
 
     @property
