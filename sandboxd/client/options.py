@@ -87,7 +87,7 @@ class SandboxOptions(TypedDict, total=False):
 
 
 #: What a class says of its attributes: a name, a colon, and text that may go on in lines which stand further in.
-_ATTRIBUTE = re.compile(r"^ {8}(\w+)(:.*(?:\n {9,}.*)*)$", re.MULTILINE)
+_ATTRIBUTE = re.compile(r"^ {4}(\w+)(:.*(?:\n {5,}.*)*)$", re.MULTILINE)
 #: The line of a docstring in whose place the options' own stand.
 _PLACE = re.compile(r"^( +)options: .*$", re.MULTILINE)
 
@@ -99,7 +99,7 @@ def takes(
 
     `documented` is the class whose docstring says what they are; `defaults` are those that are not None.
     """
-    texts = dict(_ATTRIBUTE.findall((documented.__doc__ or "").partition("Attributes:")[2]))
+    texts = dict(_ATTRIBUTE.findall(inspect.cleandoc(documented.__doc__ or "").partition("Attributes:")[2]))
     annotations = {name: getattr(found, "__forward_arg__", found) for name, found in kind.__annotations__.items()}
     options = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name), annotation=annotation)
