@@ -40,8 +40,10 @@ for deb in sorted(root.glob('*.deb')):
     data = deb.read_bytes()
     control = subprocess.run(['dpkg-deb', '-f', str(deb)], check=True, capture_output=True, text=True).stdout
     index += f'{control}Filename: ./{deb.name}\nSize: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n\n'
-(root / 'Packages').write_text(index)
-(root / 'Packages.gz').write_bytes(gzip.compress(index.encode()))
+for name, data in (('Packages', index.encode()), ('Packages.gz', gzip.compress(index.encode()))):
+    (root / name).write_bytes(data)
+    # HTTP tells times in seconds: two indices of one second would be the same to apt (304).
+    os.utime(root / name, (10**9 + int(version), 10**9 + int(version)))
 """
 
 APT: Final = r"""
