@@ -445,9 +445,9 @@ class Process:
             self._cancel(name)
         self.output.append("exit", self.result or {})
         self.output.finish()
-        for callback in self._ended:
+        ended, self._ended = self._ended, []  # a wait that hears of the end forgets itself
+        for callback in ended:
             callback()
-        self._ended.clear()
         # After the flush that the end has deferred: who waits for the exit need not wait for the tidying up.
         self._loop.defer(self._tidy)
 
