@@ -28,6 +28,7 @@ import io
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -204,10 +205,11 @@ class Template:
     def _be_b(self, order, handoff, namespaces):
         """Be B, and in its child C; never returns."""
         try:
+            parent = os.pidfd_open(os.getpid())
             if os.fork():
                 os._exit(0)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            self._enter(order, handoff, namespaces)
+            self._enter(order, handoff, parent, namespaces)
         except BaseException as error:
             # Words for a log; init sees the end of the handoff in any case.
             why = ("failed %s: %s" % (type(error).__name__, error)).encode("utf-8", "replace")
@@ -218,10 +220,10 @@ class Template:
         finally:
             os._exit(1)
 
-    def _enter(self, order, handoff, namespaces):
+    def _enter(self, order, handoff, parent, namespaces):
         """Be C: enter, give everything up, and only then speak."""
         self._socket.detach()
-        close_others([handoff, *namespaces])
+        close_others([handoff, parent, *namespaces])
         for (_, flag), fd in zip(NAMESPACES[1:], namespaces):
             _setns(fd, flag)
         os.umask(0o022)
@@ -235,15 +237,15 @@ class Template:
                 _prctl(_PR_CAPBSET_DROP, capability)
         _capset(keep)
         _prctl(_PR_SET_DUMPABLE, 0)
-        close_others([handoff])
+        close_others([handoff, parent])
         for program in self._settings["filters"][order["profile"]]:
             install_filter(bytes.fromhex(program))
         link = socket.socket(fileno=handoff)
         link.sendall(b"h")
         job, fds = receive_job(link)
-        self._do(link, self._unpack(job), fds)
+        self._do(link, parent, self._unpack(job), fds)
 
-    def _do(self, link, job, fds):
+    def _do(self, link, parent, job, fds):
         # While init can still do without us: these may fail.
         for name, (soft, hard) in job["rlimits"].items():
             resource.setrlimit(getattr(resource, name), (soft, hard))
@@ -253,9 +255,10 @@ class Template:
             except Declined as why:
                 link.sendall(b"declined " + str(why).encode("utf-8", "replace")[:1000])
                 os._exit(0)
+        select.select([parent], [], [])  # B may still be ending, and would be the parent that a program sees
         link.sendall(b"begun")
         os.setsid()
-        take_descriptors(fds)  # the link's is closed with the rest
+        take_descriptors(fds)  # the link's and B's are closed with the rest
         link.detach()
         os.setgroups(job["groups"])
         os.setresgid(job["gid"], job["gid"], job["gid"])
