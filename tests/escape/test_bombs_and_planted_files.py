@@ -38,7 +38,7 @@ def test_nothing_outlives_its_sandbox(daemon: Daemon, sandbox: Sandbox, bomb: st
     group = daemon.cgroup() / sandbox.id
     began = time.monotonic()
     sandbox.destroy()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5  # with no grace for anybody
     assert not group.exists()
 
 

@@ -81,7 +81,7 @@ def test_a_planted_link_leads_nowhere_else(sandbox: Sandbox, target: str) -> Non
         with contextlib.suppress(SandboxdError):
             answer = operation()
             assert not isinstance(answer, bytes) or shadow.encode() not in answer
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
     assert pathlib.Path("/etc/shadow").read_text() == shadow
     assert set(pathlib.Path("/etc").iterdir()) == before
     assert sandbox.exec("echo alive").stdout == "alive\n"
@@ -219,7 +219,7 @@ for n in range(1, 30):
         for operation in (*operations(sandbox, path), lambda path=path: sandbox.write_file(path, "x")):  # type: ignore[misc]
             with contextlib.suppress(SandboxdError):
                 operation()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 40
     assert sandbox.exec("echo alive").stdout == "alive\n"
 
 

@@ -36,7 +36,7 @@ async def ask(
             host = host.replace("TOKENED", name.replace(".", f"-{token}.", 1))
         async with await trio.open_tcp_stream(*address) as stream:
             await stream.send_all(f"{method} / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{rows}\r\n".encode())
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 answer = b""
                 while b"\r\n" not in answer:
                     answer += await stream.receive_some(65536)

@@ -76,16 +76,16 @@ count = 0
 while count < 4000 and {take} >= 0:
     count += 1
 open('/workspace/full', 'w').write(str(count))
-time.sleep(20)
+time.sleep(100)
 """
 
     def go() -> None:
         with daemon.client() as client:
-            Sandbox.connect(sandbox.id, client=client).exec(["python3", "-c", greedy], timeout=30)
+            Sandbox.connect(sandbox.id, client=client).exec(["python3", "-c", greedy], timeout=100)
 
     thread = threading.Thread(target=go, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not sandbox.exec("cat /workspace/full 2>/dev/null").stdout and time.monotonic() < deadline:
         time.sleep(0.05)
     assert 0 < int(sandbox.exec("cat /workspace/full").stdout) < 4000, "it was not used up"
@@ -93,7 +93,7 @@ time.sleep(20)
     assert sandbox.exec(ask).stdout == "False\n"
     assert neighbour.exec(ask).stdout == "True\n"
     sandbox.exec("pkill -9 python3")
-    thread.join(10)
+    thread.join(100)
 
 
 #: Connections to itself whose windows have grown by reading, and which then nobody reads: prints what each holds.

@@ -60,7 +60,7 @@ def test_what_is_no_file_never_hangs_a_read(sandbox: Sandbox, make: str) -> None
     began = time.monotonic()
     with pytest.raises(SandboxdError):
         sandbox.read_file("/workspace/x")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
 
 
 def test_a_planted_link_shows_the_sandboxs_own_file(sandbox: Sandbox) -> None:
@@ -74,13 +74,14 @@ def test_a_planted_link_shows_the_sandboxs_own_file(sandbox: Sandbox) -> None:
 
 def test_a_leased_file_does_not_stop_init(daemon: Daemon, sandbox: Sandbox) -> None:
     source = """
-import fcntl, signal, time
+import fcntl, os, signal, time
 signal.signal(signal.SIGIO, signal.SIG_IGN)
 held = [open(path, 'r+') for path in ('/etc/passwd', '/etc/group', '/workspace/f')]
 for file in held:
     fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 open('/workspace/ready', 'w').close()
-time.sleep(3)
+while not os.path.exists('/workspace/go'):
+    time.sleep(0.02)
 """
     sandbox.write_file("/workspace/f", "x")
 
@@ -97,7 +98,8 @@ time.sleep(3)
         with contextlib.suppress(SandboxdError):
             action()
     sandbox.exec("true")
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 20  # the kernel takes a lease away after 45
+    sandbox.exec("touch /workspace/go").check()
     thread.join()
 
 
@@ -180,7 +182,7 @@ def test_a_fifo_for_dev_null_does_not_stop_init(daemon: Daemon, sandbox: Sandbox
         answered.set()
 
     threading.Thread(target=go, daemon=True).start()
-    assert answered.wait(3)
+    assert answered.wait(30)
 
 
 def test_a_refused_write_leaves_nothing(sandbox: Sandbox) -> None:
@@ -213,5 +215,5 @@ for _ in range(40):
         with contextlib.suppress(SandboxdError):
             assert len(sandbox.read_file("/workspace/f")) in (10, 30000000)
     thread.join()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     assert os.path.exists(daemon.state_dir)

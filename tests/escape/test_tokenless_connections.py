@@ -59,7 +59,7 @@ async def connect(daemon: FakeDaemon, door: str) -> trio.SocketStream:
 
 async def ask(stream: trio.SocketStream, rows: bytes = b"") -> bytes:
     await stream.send_all(INFO + rows + b"\r\n")
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         return bytes(await stream.receive_some(65536))
 
 
@@ -106,7 +106,7 @@ async def test_who_has_shown_its_token_stays(full: FakeDaemon) -> None:
     assert (await ask(known, AUTHORIZED)).startswith(b"HTTP/1.1 200 ")
     async with crowd(full, "tcp", "idle", 3 * BOUND) as strangers:
         assert (await ask(known, AUTHORIZED)).startswith(b"HTTP/1.1 200 ")
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             assert not await strangers[0].receive_some(1)  # the one that waited longest went
         assert (await ask(strangers[-1])).startswith(b"HTTP/1.1 401 ")  # the newest is there
     await known.aclose()
@@ -148,7 +148,7 @@ async def test_a_stranger_has_little_time(tmp_path: Path, monkeypatch: pytest.Mo
                 else:
                     while await stream.receive_some(65536):
                         pass
-            await eventually(lambda: daemon.server.statistics()["connections"] <= 2, 10)
+            await eventually(lambda: daemon.server.statistics()["connections"] <= 2)
         assert (await ask(known, AUTHORIZED)).startswith(b"HTTP/1.1 200 ")  # it has its time
         await known.aclose()
 

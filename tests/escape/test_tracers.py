@@ -51,16 +51,20 @@ def hunted(daemon: Daemon, sandbox: Sandbox) -> Iterator[tuple[Sandbox, list[str
 
     def hunt() -> None:
         with daemon.client() as client:
-            said.append(Sandbox.connect(sandbox.id, client=client).exec("exec ./tracer", timeout=15).stdout)
+            said.append(Sandbox.connect(sandbox.id, client=client).exec("exec ./tracer", timeout=100).stdout)
 
     thread = threading.Thread(target=hunt)
     thread.start()
-    deadline = time.monotonic() + 5
-    while b"hunting" not in b"".join(_listed(sandbox)) and time.monotonic() < deadline:
+    while b"hunting" not in b"".join(_listed(sandbox)) and thread.is_alive():
         time.sleep(0.02)
     yield sandbox, said
-    thread.join(20)
+    end(sandbox)
+    thread.join(100)
     assert not thread.is_alive()
+
+
+def end(sandbox: Sandbox) -> None:
+    sandbox.exec(["pkill", "-KILL", "-x", "tracer"])
 
 
 def _listed(sandbox: Sandbox) -> list[bytes]:
@@ -76,10 +80,11 @@ def test_a_timeout_is_kept(hunted: tuple[Sandbox, list[str]]) -> None:
     sandbox, said = hunted
     began = time.monotonic()
     result = sandbox.exec("sleep 0.2", timeout=1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30  # the tracer would hold it to its own end
     assert result.timed_out or result.exit_code == 0
-    assert sandbox.exec("echo free", timeout=3).stdout == "free\n"
-    deadline = time.monotonic() + 16
+    assert sandbox.exec("echo free", timeout=30).stdout == "free\n"
+    end(sandbox)
+    deadline = time.monotonic() + 100
     while not said and time.monotonic() < deadline:
         time.sleep(0.05)
     assert "seized" in said[0], "the control: it traced somebody"
@@ -93,9 +98,9 @@ def test_a_kill_is_kept(daemon: Daemon, hunted: tuple[Sandbox, list[str]]) -> No
     with sandbox.exec_stream("sleep 0.1") as stream:
         time.sleep(0.5)
         stream.close()
-    assert time.monotonic() - began < 5
-    deadline = time.monotonic() + 5
+    assert time.monotonic() - began < 30
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        if sandbox.exec("echo free", timeout=2).stdout == "free\n":
+        if sandbox.exec("echo free", timeout=10).stdout == "free\n":
             return
     pytest.fail("commands are still held")
