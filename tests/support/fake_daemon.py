@@ -108,7 +108,7 @@ async def daemon_in(
         nursery.cancel_scope.cancel()
 
 
-async def eventually(predicate: Callable[[], bool], seconds: float = 5) -> None:
+async def eventually(predicate: Callable[[], bool], seconds: float = 60) -> None:
     """Wait for what another task or a thread brings about, where no event tells of it."""
     with trio.fail_after(seconds):
         while not predicate():  # noqa: ASYNC110 - see above

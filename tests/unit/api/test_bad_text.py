@@ -143,7 +143,7 @@ async def open_socket(daemon: FakeDaemon, target: str) -> tuple[trio.SocketStrea
 
 async def heard(stream: trio.SocketStream, wire: WSConnection) -> Any:
     """Return what comes next: a text message's object, or the handshake's acceptance."""
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while True:
             for event in wire.events():
                 return json.loads(event.data) if isinstance(event, TextMessage) else event
@@ -188,7 +188,7 @@ async def test_a_handshake_is_refused_the_same_way(daemon: FakeDaemon, target: s
     stream, _ = await open_socket(daemon, target)
     data = b""
     async with stream:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while piece := await stream.receive_some(65536):
                 data += piece
     head, _, body = data.partition(b"\r\n\r\n")

@@ -141,7 +141,7 @@ def test_nothing_is_kept_of_sandboxes_that_are_gone_and_forgotten() -> None:
 
 async def test_waiting_ends_with_an_event_or_with_the_daemon() -> None:
     journal = Events()
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(journal.wait, journal.next)
             await trio.testing.wait_all_tasks_blocked()
@@ -164,7 +164,7 @@ async def read_events(
     found: list[SseEvent] = []
     body, decoder = Body(response), SseDecoder()
     try:
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while len(found) < count:
                 piece = await body.read()
                 assert piece
@@ -228,7 +228,7 @@ async def test_a_sandbox_that_fails_is_told_to_who_waits(daemon: FakeDaemon) -> 
 
 async def test_a_daemon_that_stops_ends_the_stream_with_a_word(daemon: FakeDaemon) -> None:
     decoder = SseDecoder()
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         async with daemon.client.stream("GET", "/v1/events", headers=SSE) as response:
             daemon.manager.stop()
             events = [event async for piece in response.aiter_raw() for event in decoder.feed(piece)]
@@ -292,5 +292,5 @@ async def test_both_clients_read_them(daemon: FakeDaemon) -> None:
             with pytest.raises(InvalidRequest):
                 client.events(types="nonsense")
 
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         await trio.to_thread.run_sync(read)

@@ -140,7 +140,7 @@ async def test_a_command_that_waits_for_what_init_knows_hears_that_the_daemon_st
 
         daemon.fake.prepare = lambda init: init.answers.update(configure=say_nothing)
         await daemon.create(name="box")
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             asked = await daemon.client.post("/v1/sandboxes/box/exec", json={"command": "true", "umask": "077"})
         assert problem(asked)["kind"] == "server-busy"
 

@@ -351,7 +351,8 @@ async def test_a_link_that_closes_without_a_word_fails_the_sandbox(
         fake.inits[sandbox.id].die()
         await trio.testing.wait_all_tasks_blocked(0.01)
         mock_clock.jump(5)
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        while not fake.killed:
+            await trio.testing.wait_all_tasks_blocked(0.01)  # a thread that writes is no task
         assert (sandbox.state, sandbox.reason) == (State.FAILED, "init closed its link")
         assert fake.killed == [sandbox.id]
 
