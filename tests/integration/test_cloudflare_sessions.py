@@ -64,7 +64,7 @@ def test_nothing_hangs_or_ends_a_session(cf: Driver, line: str, code: int, text:
     cf.call("commands.execute", "export KEPT=1; cd /tmp", "robust")
     found = cf.call("commands.execute", line, "robust")
     assert (found["exitCode"], found["stdout"]) == (code, text)
-    assert cf.ms < 5000
+    assert cf.ms < 60_000
     events = cf.stream("commands.executeStream", line, "robust")
     assert (events[0]["type"], events[-1]["type"], events[-1]["exitCode"]) == ("start", "complete", code)
     assert out(cf, "echo $KEPT; pwd", "robust") == "1\n/tmp"
@@ -92,7 +92,7 @@ def test_one_session_is_in_order_and_two_are_parallel(cf: Driver) -> None:
     line = "echo begin >> /tmp/order; sleep 0.1; echo end >> /tmp/order"
     cf.ask("all", requests=[run(line, "line"), run(line, "line"), run(line, "line")])
     assert out(cf, "cat /tmp/order", "line").split() == ["begin", "end"] * 3
-    meet = "touch /tmp/{0}; for i in $(seq 200); do [ -e /tmp/{1} ] && echo met && break; sleep 0.02; done"
+    meet = "touch /tmp/{0}; for i in $(seq 3000); do [ -e /tmp/{1} ] && echo met && break; sleep 0.02; done"
     both = [run(meet.format("left", "right"), "left"), run(meet.format("right", "left"), "right")]
     assert [one["ok"]["stdout"] for one in cf.ask("all", requests=both)] == ["met", "met"]
 

@@ -28,7 +28,7 @@ def test_a_terminal(cf: Driver) -> None:
         {"send": "stty -echo; PS1=; echo ready-$((1+1))\n"},
         {"until": "ready-2"},
         {"text": {"type": "resize", "cols": 101, "rows": 33}},
-        {"send": "sleep 0.2; stty size; exit 5\n"},
+        {"send": "until stty size | grep '33 101'; do sleep 0.02; done; exit 5\n"},
         {"until": "33 101"},
         stay=True,
     )
@@ -157,14 +157,14 @@ def test_requests_over_one_socket_are_answered_as_they_end(cf: Driver) -> None:
     def run(line: str) -> dict[str, Any]:
         return {"id": line, "op": "call", "on": "commands.execute", "args": [line, None], "transport": "websocket"}
 
-    meet = "touch /tmp/{0}; for i in $(seq 200); do [ -e /tmp/{1} ] && echo met && break; sleep 0.02; done"
+    meet = "touch /tmp/{0}; for i in $(seq 3000); do [ -e /tmp/{1} ] && echo met && break; sleep 0.02; done"
     both = cf.ask("all", requests=[run(meet.format("l", "r")), run(meet.format("r", "l"))])
     assert [one["ok"]["stdout"] for one in both] == ["met\n"] * 2
 
 
 def test_a_stream_that_is_cancelled_ends_its_command(cf: Driver) -> None:
     cf.stream("commands.executeStream", "echo on; sleep 300.88", None, until="stdout", transport="websocket")
-    wait = "for i in $(seq 100); do pgrep -f 'sleep 300[.]88' >/dev/null || { echo gone; exit; }; sleep 0.05; done"
+    wait = "for i in $(seq 1000); do pgrep -f 'sleep 300[.]88' >/dev/null || { echo gone; exit; }; sleep 0.05; done"
     assert cf.call("commands.execute", wait, None)["stdout"] == "gone\n"
 
 
@@ -209,5 +209,5 @@ def test_who_leaves_ends_what_runs(cf: Driver) -> None:
     body = {"command": "sleep 300.99"}
     request = {"type": "request", "id": "1", "method": "POST", "path": "/api/execute/stream", "body": body}
     cf.ask("pty", path="/ws", query={}, steps=[{"text": request}, {"until": "start"}])
-    wait = "for i in $(seq 100); do pgrep -f 'sleep 300[.]99' >/dev/null || { echo gone; exit; }; sleep 0.05; done"
+    wait = "for i in $(seq 1000); do pgrep -f 'sleep 300[.]99' >/dev/null || { echo gone; exit; }; sleep 0.05; done"
     assert cf.call("commands.execute", wait, None)["stdout"] == "gone\n"

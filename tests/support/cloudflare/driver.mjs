@@ -1,6 +1,7 @@
 // Calls the real clients of @cloudflare/sandbox: a JSON request a line on stdin, its JSON answer a line on stdout.
 //   {id, op: 'call', on: 'files.readFile', args}      the method's result
-//   {id, op: 'stream', on, args, until, limit}        the events of the stream that it returns; `until` is a type
+//   {id, op: 'stream', on, args, until, limit, then}  the events of the stream that it returns; `until` is a type, and
+//                                                     `then` has the request to make at the first event of a type
 //   {id, op: 'code', code, options}                   CodeInterpreter.runCode with every callback
 //   {id, op: 'pty', query, steps}                     a terminal: steps are {send}, {text} and {until}, a part of its output
 //   {id, op: 'all', requests}                         several at once
@@ -39,11 +40,16 @@ function method(request) {
 
 async function stream(request) {
   const began = performance.now();
-  const events = [];
+  const [events, asked] = [[], []];
+  const then = { ...request.then };
   for await (const event of sdk.parseSSEStream(await method(request))) {
     events.push({ ...event, ms: performance.now() - began });
+    const next = then[event.type];
+    delete then[event.type];
+    if (next) asked.push(answer(next));
     if (event.type === request.until || events.length === request.limit) break;
   }
+  for (const { error } of await Promise.all(asked)) if (error) throw error;
   return events;
 }
 
