@@ -378,7 +378,7 @@ async def test_a_cancelled_clone_leaves_nothing(daemon: Daemon, sandbox: Sandbox
 
 def _wait_until(condition: Callable[[], bool]) -> None:
     waiting = threading.Event()
-    for _ in range(200):
+    for _ in range(1200):
         if condition():
             return
         waiting.wait(0.05)

@@ -190,7 +190,7 @@ def state(pid: int) -> str:
 
 def test_killed_or_stopped_they_are_not_missed_and_leave_nothing(configured: Callable[[int], Daemon]) -> None:
     """And when nobody comes they go: all four sandboxes are back at nothing, by then at the latest."""
-    daemon = configured(1)
+    daemon = configured(5)  # longer than all of this takes between two commands, on a busy machine too
     harms = [(who, number) for who in ("standby", "forker") for number in (signal.SIGKILL, signal.SIGSTOP)]
     with daemon.client() as client:
         boxes = [Sandbox.create(client=client) for _ in harms]
@@ -198,13 +198,14 @@ def test_killed_or_stopped_they_are_not_missed_and_leave_nothing(configured: Cal
             box.exec(["true"]).check()
         held = [descriptors(daemon, box) for box in boxes]
         for box, (who, number) in zip(boxes, harms, strict=True):
-            box.exec(["true"]).check()
+            for _ in range(2):  # the second within those seconds of the first
+                box.exec(["true"]).check()
             found = ready(daemon, box)
             os.kill(found[who], number)
             # Until the signal has struck, whoever has it may still become the next command, which then dies of it.
             wait_until(lambda pid=found[who]: state(pid) in ("", "Z", "T"))  # type: ignore[misc]
             for word in ("one", "two", "three"):
-                assert box.exec(["echo", word], timeout=5).stdout == f"{word}\n"
+                assert box.exec(["echo", word], timeout=60).stdout == f"{word}\n"
             if (who, number) != ("forker", signal.SIGSTOP):  # a forker that is stopped makes none
                 assert ready(daemon, box)[who] != found[who]
             assert len(leaves(daemon, box)) <= 3  # theirs, and that of one that was asked for
@@ -247,7 +248,7 @@ def test_more_words_than_a_message_holds(daemon: Daemon, box: Sandbox) -> None:
         found = box.exec(["sh", "-c", "echo $$ ${#1}", "sh", "x" * size]).check().stdout.split()
         assert (int(found[0]) == waits, int(found[1])) == (size == 20_000, size)
         waits = standing_by(daemon, box)
-    wait_until(lambda: len(leaves(daemon, box)) == 2, 5)  # those that could not be used are gone; idle, all would be
+    wait_until(lambda: len(leaves(daemon, box)) == 2)  # those that could not be used are gone; idle, all would be
 
 
 def test_many_at_once(daemon: Daemon, box: Sandbox) -> None:
@@ -266,7 +267,7 @@ def test_many_at_once(daemon: Daemon, box: Sandbox) -> None:
     assert found == {number: f"{number} {number}\n" for number in range(20)}
     wait_until(lambda: strangers(box) == [])
     ready(daemon, box)
-    wait_until(lambda: len(leaves(daemon, box)) == 2, 5)
+    wait_until(lambda: len(leaves(daemon, box)) == 2)
 
 
 def test_a_changed_limit_holds_for_the_next_command(daemon: Daemon, box: Sandbox) -> None:

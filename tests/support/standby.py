@@ -13,7 +13,8 @@ from tests.support.daemon import Daemon, process_name
 
 #: What init has in a sandbox for itself.
 OWN = ("init", "forker", "standby")
-SOON_S = 10.0
+#: Guards against a hang alone.
+SOON_S = 60.0
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = SOON_S) -> None:
