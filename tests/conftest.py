@@ -30,6 +30,7 @@ def restore_signals() -> None:
 
 
 restore_signals()
+os.umask(0o022)
 
 # Other work on the machine is no failure of a property.
 hypothesis.settings.register_profile("tests", deadline=None)

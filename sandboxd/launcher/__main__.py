@@ -43,6 +43,7 @@ def main() -> None:
         # A terminal's Ctrl-C reaches the whole group; the launcher ends when its daemon does.
         signal.signal(number, signal.SIG_IGN)
     os.chdir("/")
+    os.umask(0o022)  # whatever that of who started the daemon: init reaches what is made here
     init.preload()
     connection = socket.socket(fileno=fd)
     kernel = Kernel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
 from collections.abc import Iterator
 
 import pytest
@@ -42,6 +43,15 @@ def ask_until_full(daemon: Daemon, box: Sandbox, contexts: dict[str, str], name:
         if ask(daemon.socket, method, f"/v1/sandboxes/{box.id}{route}", body).body.get("limit") == "pids":
             return
     raise AssertionError(f"{name} always works")
+
+
+@pytest.fixture
+def forking(tmp_path: pathlib.Path) -> Iterator[Daemon]:
+    """A daemon where init forks whatever starts: a template's child counts where the controller of processes does."""
+    daemon = Daemon(tmp_path, config={"standby_s": 0, "templates": False})
+    daemon.start()
+    yield daemon
+    daemon.close()
 
 
 @pytest.fixture

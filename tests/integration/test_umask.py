@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import subprocess
 import sys
 from typing import Any
@@ -117,3 +118,17 @@ def test_init_itself_keeps_its_own(daemon: Daemon, sandbox: Sandbox) -> None:
     sandbox.exec("true", umask="0777")
     with open(f"/proc/{init_pid(daemon, sandbox)}/status") as status:
         assert "Umask:\t0022\n" in status.readlines()
+
+
+def test_a_daemon_may_be_started_with_any(tmp_path: pathlib.Path) -> None:
+    daemon = Daemon(tmp_path)
+    before = os.umask(0o077)
+    try:
+        daemon.start()
+    finally:
+        os.umask(before)
+    try:
+        with daemon.client() as client, Sandbox.create(client=client, user="user") as sandbox:
+            assert sandbox.exec("umask; echo made > made; stat -c %a made").check().stdout == "0022\n644\n"
+    finally:
+        daemon.close()
