@@ -58,14 +58,15 @@ def test_run_passes_both_outputs_apart_and_every_byte_of_input(daemon: LocalDaem
     assert (result.returncode, result.stdout, result.stderr) == (0, data, b"err\n")
 
 
-def test_run_gives_what_is_asked_for(daemon: LocalDaemon, tmp_path: Path) -> None:
-    words = ["run", "--keep", "--rootfs", "r", "--pids", "9", "-e", "A=b", "-e", "HOME", "-w", str(tmp_path)]
+def test_run_gives_what_is_asked_for(daemon: LocalDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OURS", "from here")
+    words = ["run", "--keep", "--rootfs", "r", "--pids", "9", "-e", "A=b", "-e", "OURS", "-w", str(tmp_path)]
     words += ["-u", "u", "--timeout", "9"]
     result = sandboxd(*words, "--", "sh", "-c", "pwd; echo $A")
     assert result.stdout.decode() == f"{tmp_path}\nb\n"
     (created,), (ran,) = daemon.created, daemon.asked("exec")
     assert (created["rootfs"], created["limits"]["pids"]) == ("r", 9)
-    assert ran["env"] == {"A": "b", "HOME": os.environ["HOME"]}
+    assert ran["env"] == {"A": "b", "OURS": "from here"}
     assert (ran["user"], ran["timeout_s"], ran["stdin"]) == ("u", 9, None)  # /dev/null needs no pipe
 
 
