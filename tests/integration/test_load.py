@@ -41,7 +41,7 @@ async def settled(daemon: Daemon, launcher: int, before: footprint.Footprint) ->
 
     A connection that a client closed, a range that is prepared and a pidfd take a moment after the answer.
     """
-    with trio.move_on_after(10):
+    with trio.move_on_after(60):
         while footprint.take(daemon, launcher) != before:
             await trio.to_thread.run_sync(daemon.ping)
     return footprint.take(daemon, launcher)
@@ -49,7 +49,7 @@ async def settled(daemon: Daemon, launcher: int, before: footprint.Footprint) ->
 
 async def gone(daemon: Daemon) -> None:
     """Wait until nothing of a sandbox is left: what could not be removed without descriptors is tried again."""
-    with trio.move_on_after(10):
+    with trio.move_on_after(60):
         while daemon.leftovers():
             await trio.to_thread.run_sync(daemon.ping)
     assert daemon.leftovers() == []
@@ -57,7 +57,7 @@ async def gone(daemon: Daemon) -> None:
 
 async def baseline(daemon: Daemon, launcher: int) -> footprint.Footprint:
     """Return a footprint that stays the same: what was before is tidied up, and a prepared sandbox is held again."""
-    with trio.move_on_after(10):
+    with trio.move_on_after(60):
         while daemon.prepared() is None:
             await trio.to_thread.run_sync(daemon.ping)
     taken = [footprint.take(daemon, launcher)]
