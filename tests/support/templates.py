@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import time
 from typing import Any
@@ -61,15 +62,17 @@ def user_of(pid: int) -> int:
 def pid_of(daemon: Daemon, sandbox: Sandbox, context: CodeContext) -> int:
     """Return the pid of a context's interpreter, as the host sees it."""
     work = daemon.cgroup() / sandbox.id / "work"
-    (leaf,) = [path for path in work.iterdir() if path.name.startswith(context.id)]
     pids: list[int] = []
 
     def only_one() -> bool:
-        """What forked a template's child ends at once, but it may not have ended yet."""
-        pids[:] = map(int, (leaf / "cgroup.procs").read_text().split())
+        """A child that declined, and what forked it, end at once, but they may not have ended yet."""
+        pids.clear()
+        for leaf in work.glob(f"{context.id}*"):
+            with contextlib.suppress(OSError):
+                pids.extend(map(int, (leaf / "cgroup.procs").read_text().split()))
         return len(pids) == 1
 
-    wait_until(only_one, 10)
+    wait_until(only_one)
     return pids[0]
 
 
