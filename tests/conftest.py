@@ -31,6 +31,8 @@ def restore_signals() -> None:
 
 restore_signals()
 os.umask(0o022)
+for _name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR"):  # how wide and in which colours programs print
+    os.environ.pop(_name, None)
 
 # Other work on the machine is no failure of a property.
 hypothesis.settings.register_profile("tests", deadline=None)
