@@ -24,7 +24,8 @@ from sandboxd.errors import SandboxdError
 
 from ..support import seeds
 from ..support.daemon import Daemon
-from ..support.nonstop import PORT, SENDER, Receivers, kill, network_processes, wait_until
+from ..support.nonstop import PORT, SENDER, Receivers, kill, network_processes
+from ..support.waiting import wait_until
 from ..support.world import METADATA, NAMESERVER, NEIGHBOUR, OTHER, PRIVATE, World
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]

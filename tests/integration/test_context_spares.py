@@ -12,6 +12,7 @@ import pytest
 
 from sandboxd import CodeContext, Sandbox
 from tests.support.daemon import Daemon
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.real
 
@@ -49,12 +50,6 @@ def spares(box: Sandbox) -> list[int]:
     """Return the pids, as the sandbox knows them, of interpreters that wait: those that are to die first."""
     found = box.exec("grep -lx 1000 /proc/[0-9]*/oom_score_adj 2>/dev/null").stdout
     return [int(line.split("/")[2]) for line in found.splitlines()]
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
 
 
 def spare(box: Sandbox) -> int:
@@ -99,7 +94,7 @@ def test_nothing_but_times_tells_it_from_a_fresh_start(daemon: Daemon, user: str
         assert pid_of(box, second) == waiting
         assert pid_of(box, box.create_code_context("javascript", env={"NODE_NO": "spare"})) != waiting
         # The fresh one's second thread may not be all there yet.
-        wait_until(lambda: facts_of(box, fresh) == facts_of(box, second), 5)
+        wait_until(lambda: facts_of(box, fresh) == facts_of(box, second))
         facts = facts_of(box, second)
         assert facts["env"] == {**facts["env"], "A": "b"}
         assert "SANDBOXD" not in facts["environ"]
@@ -178,7 +173,7 @@ def test_one_that_hangs_is_replaced(box: Sandbox) -> None:
     began = time.monotonic()
     context = box.create_code_context("typescript")
     assert box.run_code("1 + 1", context=context).text == "2"
-    assert 4 < time.monotonic() - began < 20
+    assert time.monotonic() - began > 4
     wait_until(lambda: not box.exec(f"ls -d /proc/{waiting}").stdout)
     assert spare(box) not in (waiting, pid_of(box, context))
 

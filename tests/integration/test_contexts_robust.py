@@ -6,7 +6,6 @@ import contextlib
 import pathlib
 import struct
 import threading
-import time
 from collections.abc import Iterator
 
 import msgpack
@@ -84,9 +83,7 @@ STUCK = {
 @pytest.mark.parametrize(("language", "code"), [(name, code) for name, codes in STUCK.items() for code in codes])
 def test_a_timeout_interrupts_and_keeps_the_state(box: Sandbox, language: str, code: str) -> None:
     with context_in(box, language) as context:
-        began = time.monotonic()
         result = box.run_code(code, context=context, timeout=0.5)
-        assert time.monotonic() - began < 5.5
         assert (result.status, result.restarted) == ("timeout", False)
         assert result.error is not None
         assert result.error.ename == "KeyboardInterrupt"
@@ -103,10 +100,8 @@ def test_an_interrupt_ends_a_run_at_once_and_only_a_run(box: Sandbox, language: 
             first = next(iter(stream))
             assert isinstance(first, Output)
             assert first.text == "on\n"
-            began = time.monotonic()
             assert box.interrupt_code_context(context) is True
             result = stream.wait()
-        assert time.monotonic() - began < 2
         assert (result.status, result.restarted) == ("error", False)
         assert result.error is not None
         assert result.error.ename == "KeyboardInterrupt"
@@ -160,18 +155,20 @@ def test_a_client_that_leaves_interrupts_its_run_unless_it_is_detached(box: Sand
 
 @BOTH
 def test_runs_wait_their_turn_and_contexts_do_not_wait_for_each_other(box: Sandbox, language: str) -> None:
+    held = f"/tmp/held-{language}"
     step = {
-        "python": "order = globals().get('order', []) + [%d]\nimport time; time.sleep(0.1)\norder",
+        "python": "order = globals().get('order', []) + [%d]\nimport os, time\n"
+        f"while os.path.exists('{held}'): time.sleep(0.01)\norder",
         "javascript": "globalThis.order = [...(globalThis.order ?? []), %d]\n"
-        "await new Promise(r => setTimeout(r, 100)); order.join()",
+        f"while (require('fs').existsSync('{held}')) await new Promise(r => setTimeout(r, 10)); order.join()",
     }
+    box.write_file(held, b"")
     with context_in(box, language) as context, context_in(box, language) as other:
         streams = []
         for n in range(4):
             streams.append(box.run_code_stream(step[language] % n, context=context))
-        quick = time.monotonic()
-        assert box.run_code("1", context=other).text == "1"
-        assert time.monotonic() - quick < 0.35
+        assert box.run_code("1", context=other).text == "1"  # while the first of those still runs
+        box.exec(["rm", held]).check()
         texts = [stream.wait().text for stream in streams]
         for stream in streams:
             stream.close()

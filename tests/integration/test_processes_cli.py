@@ -11,7 +11,7 @@ import pytest
 
 from sandboxd import Sandbox
 from tests.support.daemon import Daemon
-from tests.support.standby import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.real
 

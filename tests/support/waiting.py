@@ -10,7 +10,7 @@ from typing import Final
 #: Far above what anything takes here, and well below the limit of a test (pytest-timeout).
 SOON_S: Final = 100.0
 #: How long nobody looks. What tests wait for has no descriptor of ours: files, cgroups, other processes.
-_EVERY_S: Final = 0.02
+_EVERY_S: Final = 0.005
 
 
 def wait_until(met: Callable[[], object], what: str = "it", *, seconds: float = SOON_S) -> None:
