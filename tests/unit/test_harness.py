@@ -69,6 +69,14 @@ def test_a_thread():
 async def test_trio():
     await trio.sleep_forever()
 
+@pytest.mark.timeout(2)
+async def test_trio_with_a_limit_of_its_own():
+    await trio.sleep_forever()
+
+@pytest.mark.timeout(100)
+async def test_trio_that_may_take_longer():
+    await trio.sleep(3)
+
 def test_a_child():
     subprocess.run(["sleep", "1000"])
 
@@ -87,7 +95,7 @@ def test_what_hangs_fails_with_its_stack_and_the_run_goes_on(tmp_path) -> None:
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
-    assert "3 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+    assert "4 failed, 2 passed" in done.stdout, done.stdout + done.stderr
     for line in ("threading.Event().wait()", "trio.sleep_forever()", 'subprocess.run(["sleep", "1000"])'):
         assert line in done.stdout
 
