@@ -533,7 +533,7 @@ while True:
     sock.close()
 """
     process = sandbox.start_process(["python3", "-c", line])
-    assert sandbox.wait_for_log(process.id, "up", timeout=20).met
+    assert sandbox.wait_for_log(process.id, "up", timeout=100).met
     port = sandbox.expose_port(9)
     status, _, body = ask(port)
     assert (status, kind_of(body)) == (502, "upstream-broken")

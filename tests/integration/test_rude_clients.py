@@ -26,7 +26,7 @@ from tests.support import footprint
 from tests.support.daemon import Daemon
 from tests.support.fake_daemon import TOKEN, daemon_in
 from tests.support.rude import Rude
-from tests.support.waiting import wait_until
+from tests.support.waiting import SOON_S, wait_until
 
 MIB = 1024 * 1024
 #: What a stuck stream may hold in the daemon: the link's window and overdraft (2.5 MiB), one batch on its way to the
@@ -468,7 +468,7 @@ async def test_a_header_that_does_not_end_is_given_up(
         stream = await daemon.raw_connection()
         async with stream:
             await stream.send_all(sent)
-            with trio.fail_after(10):
+            with trio.fail_after(SOON_S):
                 answer = await read_all(stream)
             assert answer.startswith(b"HTTP/1.1 408")
             assert b'"kind":"request-timeout"' in answer
@@ -481,7 +481,7 @@ async def test_an_idle_connection_is_closed_without_a_word(
     async with daemon_in(tmp_path) as daemon:
         stream = await daemon.raw_connection()
         async with stream:
-            with trio.fail_after(10):
+            with trio.fail_after(SOON_S):
                 assert await read_all(stream) == b""
 
 
@@ -491,7 +491,7 @@ async def test_a_body_that_does_not_end_is_given_up(tmp_path: pathlib.Path, monk
         stream = await daemon.raw_connection()
         async with stream:
             await stream.send_all(HEAD + b'Content-Length: 100\r\n\r\n{"na')
-            with trio.fail_after(10):
+            with trio.fail_after(SOON_S):
                 answer = await read_all(stream)
             assert answer.startswith(b"HTTP/1.1 408")
             assert b'"kind":"request-timeout"' in answer

@@ -205,7 +205,7 @@ def test_killed_or_stopped_they_are_not_missed_and_leave_nothing(configured: Cal
             # Until the signal has struck, whoever has it may still become the next command, which then dies of it.
             wait_until(lambda pid=found[who]: state(pid) in ("", "Z", "T"))  # type: ignore[misc]
             for word in ("one", "two", "three"):
-                assert box.exec(["echo", word], timeout=5).stdout == f"{word}\n"
+                assert box.exec(["echo", word], timeout=60).stdout == f"{word}\n"
             if (who, number) != ("forker", signal.SIGSTOP):  # a forker that is stopped makes none
                 assert ready(daemon, box)[who] != found[who]
             assert len(leaves(daemon, box)) <= 3  # theirs, and that of one that was asked for

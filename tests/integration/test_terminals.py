@@ -266,13 +266,13 @@ def test_a_terminal_without_viewers_is_hung_up(shared: Sandbox) -> None:
         assert shared.get_process(process).is_running  # while somebody looks
     with shared.open_pty(process=process):
         time.sleep(1.3)
-    ended = shared.wait_for_exit(process, timeout=10)
+    ended = shared.wait_for_exit(process, timeout=100)
     assert ended.met
     assert shared.get_process(process).reason == "hangup"
     assert shared.read_file("/tmp/hup") == b"hup\n"
     stubborn = shared.open_pty("trap '' HUP; while :; do sleep 0.05; done", linger=0.1)
     stubborn.close()
-    assert shared.wait_for_exit(stubborn.process_id, timeout=10).signal == "SIGKILL"
+    assert shared.wait_for_exit(stubborn.process_id, timeout=100).signal == "SIGKILL"
 
 
 def test_the_user_owns_the_terminal(shared: Sandbox) -> None:
@@ -297,7 +297,7 @@ def test_terminals_are_bounded(sandbox: Sandbox) -> None:
             "import os, time\ntry:\n while 1: os.openpty()\nexcept OSError: print('all', flush=True)\ntime.sleep(1000)",
         ]
     )
-    assert sandbox.wait_for_log(hog, ".", timeout=20).met
+    assert sandbox.wait_for_log(hog, ".", timeout=100).met
     from sandboxd.errors import LimitExceeded
 
     with pytest.raises(LimitExceeded):
