@@ -30,7 +30,7 @@ from .api.call import DaemonFacts
 from .api.http.server import BACKLOG, Server
 from .config import GROUP, USER, Config, launcher_settings
 from .errors import AlreadyRunning, ConfigError, HostUnsupported, LauncherGone
-from .linux import malloc
+from .linux import malloc, memfd
 from .linux.kernel import Kernel
 from .metrics import Metrics
 from .metrics.families import connections
@@ -258,9 +258,7 @@ def _private_interpreter() -> int:
         while os.fstat(copy).st_size < size:
             os.sendfile(copy, source.fileno(), None, size)
     os.fchmod(copy, 0o500)
-    fcntl.fcntl(
-        copy, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-    )
+    memfd.seal(copy)
     return copy
 
 

@@ -46,15 +46,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     The stack of a loop that waits says nothing of the task that hangs; a cancelled test shows the line it waits at. A
     clock of the test's own would jump to that deadline.
     """
-    limit = 0.5 * float(os.environ.get("PYTEST_TIMEOUT") or config.getini("timeout"))
+    usual = float(os.environ.get("PYTEST_TIMEOUT") or config.getini("timeout"))
     for item in items:
+        own = item.get_closest_marker("timeout")
         clocks = {"autojump_clock", "mock_clock"}
         if (
             isinstance(item, pytest.Function)
             and inspect.iscoroutinefunction(item.obj)
             and clocks.isdisjoint(item.fixturenames)
         ):
-            item.obj = _within(limit, item.obj)
+            item.obj = _within(0.5 * (float(own.args[0]) if own else usual), item.obj)
 
 
 def _within(seconds: float, test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:

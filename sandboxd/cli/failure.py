@@ -55,6 +55,24 @@ def one_sentence(error: SandboxdError) -> str:
     return " ".join("; ".join(parts).split())
 
 
+def unexpected(error: OSError) -> Failure:
+    """Return what to tell of an error that no verb explains: the call and the file, or else the place in our code.
+
+    `sandboxd serve --log-level debug` logs the traceback as well.
+    """
+    import logging  # noqa: PLC0415 - a client that has no such error does not need it
+    import traceback  # noqa: PLC0415 - as above
+
+    logging.getLogger("sandboxd").debug("The call that failed", exc_info=error)
+    named = " ".join(str(part) for part in (getattr(error, "syscall", None), error.filename, error.filename2) if part)
+    why = error.strerror or str(error) or type(error).__name__
+    if named:
+        return Failure(f"cannot continue: {named}: {why}")
+    frames = ((frame.f_globals["__name__"], frame, line) for frame, line in traceback.walk_tb(error.__traceback__))
+    *_, (module, frame, line) = (found for found in frames if found[0].partition(".")[0] == "sandboxd")
+    return Failure(f"cannot continue: {why} (in {module}.{frame.f_code.co_qualname}, line {line})")
+
+
 @contextlib.contextmanager
 def status(code: int) -> Iterator[None]:
     """End the program with `code` if sandboxd fails in the block."""

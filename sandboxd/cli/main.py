@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from sandboxd import __version__, stdio
 from sandboxd.cli import output
-from sandboxd.cli.failure import USAGE, Failure, Interrupted, guarded, one_sentence
+from sandboxd.cli.failure import USAGE, Failure, Interrupted, guarded, one_sentence, unexpected
 from sandboxd.errors import SandboxdError
 
 if TYPE_CHECKING:
@@ -120,9 +120,8 @@ class LazyGroup(click.Group):
         except (output.OutputClosed, output.OutputFailed):
             raise
         except OSError as error:
-            # Our own input is a directory, say. What a verb opens for its user it explains itself.
-            what = f"{error.filename}: " if error.filename else ""
-            raise Failure(f"cannot continue: {what}{error.strerror or error}") from error
+            # What a verb opens for its user it explains itself.
+            raise unexpected(error) from error
         except KeyboardInterrupt:
             ctx.exit(130)
 

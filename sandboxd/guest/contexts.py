@@ -8,12 +8,12 @@ for (`note`: a map that the daemon gave) stays with it for a daemon that comes a
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import ContextNotFound, InvalidRequest, LimitExceeded, NameTaken, ProcessNotRunning, SandboxdError
+from ..linux import memfd
 from ..spec import CommandSpec, check_process_id
 from . import users
 from .commands import Commands
@@ -100,8 +100,7 @@ class Contexts:
         fd = os.memfd_create(f"sandboxd-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.write(fd, data)
-            seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+            memfd.seal(fd)
         except BaseException:
             os.close(fd)
             raise

@@ -26,7 +26,7 @@ from tests.integration.test_launcher import ID, create
 from tests.probes.dropped_daemon import UID
 from tests.support.daemon import ROOTFS_DIR, Daemon
 from tests.support.launching import LauncherProcess
-from tests.support.standby import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.real
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import functools
 import hashlib
 import json
 import os
@@ -23,7 +24,8 @@ from sandboxd.linux.kernel import Kernel
 from sandboxd.wire.messages import Failure, Reply, Request
 from tests.support.daemon import ROOTFS_DIR, Daemon, children_of
 from tests.support.launching import PROFILES, LauncherProcess
-from tests.support.templates import is_template_child, load_template, pid_of, status_of, template_pid, wait_until
+from tests.support.templates import is_template_child, load_template, pid_of, status_of, template_pid
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.real
 
@@ -45,6 +47,10 @@ OTHERWISE = {
         for directory in ("/", "/tmp", "/dev", "/var/tmp", "/root", "/run", "/usr")
     },
 }
+
+
+def has_ended(pid: int) -> bool:
+    return not os.path.exists(f"/proc/{pid}") or status_of(pid)["State"].startswith("Z")
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +280,7 @@ def test_what_a_hostile_init_says_to_a_child_ends_that_child_alone(inside: Insid
         rights = array.array("i", [ours.fileno()] * 40)
         ours.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         ours.shutdown(socket.SHUT_WR)
-        wait_until(lambda pid=pid: not os.path.exists(f"/proc/{pid}") or status_of(pid)["State"].startswith("Z"), 20)
+        wait_until(functools.partial(has_ended, pid))
     assert inside.template() == template
     assert os.path.exists(f"/proc/{first}")  # it waits for its job still, harmless
 
@@ -298,7 +304,7 @@ def test_a_frozen_leaf_holds_nobody_up_but_itself(inside: Inside) -> None:
     assert isinstance(answer, Reply)
     inside.arrive("p1")
     os.kill(inside.template(), signal.SIGKILL)  # with a child of it frozen on its way
-    wait_until(lambda: len(children_of(inside.launcher.process.pid)) <= 2, 10)
+    wait_until(lambda: len(children_of(inside.launcher.process.pid)) <= 2)
 
 
 def test_an_ended_sandbox_is_not_entered(inside: Inside) -> None:

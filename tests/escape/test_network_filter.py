@@ -15,7 +15,8 @@ import pytest
 from sandboxd.client import Sandbox
 
 from ..support.daemon import Daemon
-from ..support.nonstop import PORT, SENDER, WAIT_S, Receivers, kill, network_processes, wait_until
+from ..support.nonstop import PORT, SENDER, WAIT_S, Receivers, kill, network_processes
+from ..support.waiting import wait_until
 from ..support.world import HOST, HOST_LAN, METADATA, NAMESERVER, NEIGHBOUR, OTHER, PRIVATE, World
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import socket
 import subprocess
-import time
 
 import pytest
 
@@ -17,6 +15,7 @@ from sandboxd.errors import SandboxdError
 from ..integration.test_network import FETCH, daemon, reaches, router_links, world  # noqa: F401 - fixtures
 from ..support.netns import init_pid
 from ..support.nonstop import Counter, frame, socket_in
+from ..support.waiting import wait_until
 from ..support.world import (
     HOST,
     HOST_LAN,
@@ -202,13 +201,6 @@ def arrivals(world):  # noqa: F811
     yield found
     for counter in found:
         counter.close()
-
-
-def wait_until(met):
-    deadline = time.monotonic() + 30
-    while not met():
-        assert time.monotonic() < deadline
-        select.select((), (), (), 0.02)
 
 
 def test_frames_that_are_forged(daemon, internet, arrivals) -> None:  # noqa: F811

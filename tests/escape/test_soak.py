@@ -9,7 +9,6 @@ normal; `make test-long` runs ten minutes and holds the figures.
 from __future__ import annotations
 
 import contextlib
-import os
 import pathlib
 import random
 import re
@@ -23,13 +22,15 @@ import pytest
 from sandboxd.client import Sandbox
 from sandboxd.errors import SandboxdError
 
+from ..support import seeds
 from ..support.daemon import Daemon
-from ..support.nonstop import PORT, SENDER, Receivers, kill, network_processes, wait_until
+from ..support.nonstop import PORT, SENDER, Receivers, kill, network_processes
+from ..support.waiting import wait_until
 from ..support.world import METADATA, NAMESERVER, NEIGHBOUR, OTHER, PRIVATE, World
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-SEED = os.environ.get("SANDBOXD_TEST_SEED") or "17"
+SEED = seeds.seed(17)
 TOKEN = "a-token-that-no-stranger-has"
 #: Asks a unix socket for its health again and again, from a process of its own; tells how long each answer took.
 ASK = """

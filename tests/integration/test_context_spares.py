@@ -12,6 +12,7 @@ import pytest
 
 from sandboxd import CodeContext, Sandbox
 from tests.support.daemon import Daemon
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.real
 
@@ -49,12 +50,6 @@ def spares(box: Sandbox) -> list[int]:
     """Return the pids, as the sandbox knows them, of interpreters that wait: those that are to die first."""
     found = box.exec("grep -lx 1000 /proc/[0-9]*/oom_score_adj 2>/dev/null").stdout
     return [int(line.split("/")[2]) for line in found.splitlines()]
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
 
 
 def spare(box: Sandbox) -> int:

@@ -155,19 +155,20 @@ def test_a_client_that_leaves_interrupts_its_run_unless_it_is_detached(box: Sand
 
 @BOTH
 def test_runs_wait_their_turn_and_contexts_do_not_wait_for_each_other(box: Sandbox, language: str) -> None:
+    held = f"/tmp/held-{language}"
     step = {
         "python": "order = globals().get('order', []) + [%d]\nimport os, time\n"
-        "while not os.path.exists('/tmp/their-turn'): time.sleep(0.02)\norder",
+        f"while os.path.exists('{held}'): time.sleep(0.01)\norder",
         "javascript": "globalThis.order = [...(globalThis.order ?? []), %d]\n"
-        "while (!require('fs').existsSync('/tmp/their-turn')) await new Promise(r => setTimeout(r, 20))\norder.join()",
+        f"while (require('fs').existsSync('{held}')) await new Promise(r => setTimeout(r, 10)); order.join()",
     }
-    box.exec("rm -f /tmp/their-turn").check()
+    box.write_file(held, b"")
     with context_in(box, language) as context, context_in(box, language) as other:
         streams = []
         for n in range(4):
             streams.append(box.run_code_stream(step[language] % n, context=context))
-        assert box.run_code("1", context=other).text == "1"
-        box.exec("touch /tmp/their-turn").check()
+        assert box.run_code("1", context=other).text == "1"  # while the first of those still runs
+        box.exec(["rm", held]).check()
         texts = [stream.wait().text for stream in streams]
         for stream in streams:
             stream.close()

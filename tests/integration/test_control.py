@@ -54,7 +54,7 @@ def test_frozen_is_stopped_and_thawed_goes_on(daemon: Daemon, sandbox: Sandbox) 
         sandbox.exec("true")
     with pytest.raises(SandboxFrozen):
         sandbox.read_file("/etc/passwd")
-    assert time.monotonic() - began < 10  # at once, not when it thaws
+    assert time.monotonic() - began < 20  # nobody asks the init, which would never answer
     assert sandbox.stats().state == "frozen"
     assert sandbox.thaw().state == "running"
     assert sandbox.exec(f"for i in $(seq 500); do [ $(cat ticks) -gt {stopped} ] && exit; sleep 0.01; done; exit 1").ok

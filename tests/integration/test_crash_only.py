@@ -1,4 +1,9 @@
-"""Crash-only: SIGKILL of daemon, launcher and init at random points; what the next daemon makes of it."""
+"""Crash-only: SIGKILL of daemon, launcher and init at random points; what the next daemon makes of it.
+
+A round is an operation with a SIGKILL in it. The points are drawn from the time that the operation takes on this
+machine, in equal parts of it (`POINTS`), so that a slow machine is hit in all of them too. The short form has a round
+for each operation, target and part; `make test-long` has hundreds.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +21,22 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from sandboxd import Sandbox, SandboxdError, SandboxFailed, SandboxGone, SandboxNotFound
-from sandboxd.client import Client
 from sandboxd.linux import procfs
 from sandboxd.wire.messages import Failure, Reply, Request
-from tests.support import footprint
+from tests.support import footprint, seeds
 from tests.support.daemon import Daemon
 from tests.support.launching import LauncherProcess
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.real
 
-ROUNDS = 100
-SEED = int(os.environ.get("SANDBOXD_TEST_SEED", random.randrange(1 << 32)))
-#: A create takes about this long; the blow falls within it, or a little after.
-LONGEST_WAIT_S = 0.03
+#: Every kind of round: the part of the operation's time that the blow falls in, the operation, who is killed.
+POINTS = tuple(itertools.product(range(3), ("create", "exec", "destroy"), ("daemon", "launcher", "init")))
+#: The last part reaches a little over the operation's end.
+LONGEST = 1.2
+#: Undisturbed operations that are timed; the middle one counts.
+TIMED = 3
+#: Round trips through the launcher until what was asked for has happened.
 TRIES = 2000
 #: How a call may end that a blow fell on; anything else is a bug that hides behind it.
 NAMED_ENDS = {
@@ -38,15 +46,6 @@ NAMED_ENDS = {
 
 def init_pid(daemon: Daemon, sandbox_id: str) -> int:
     return int((daemon.cgroup() / sandbox_id / "init" / "cgroup.procs").read_text())
-
-
-def until(what: Callable[[], object], client: Client) -> None:
-    """Wait for what another process brings about, one round trip through the daemon after the other."""
-    for _ in range(TRIES):
-        if what():
-            return
-        client.health()
-    raise AssertionError("it did not happen")
 
 
 class Ground:
@@ -60,6 +59,20 @@ class Ground:
         with self.steady.exec_stream("echo up; exec sleep 100000", detach=True) as stream:
             assert next(iter(stream)).data == b"up\n"
         self.victim: Sandbox | None = None
+        self._spans: dict[str, float] = {}
+
+    def span_s(self, operation: str) -> float:
+        """Return how long an operation takes that nobody disturbs."""
+        if operation not in self._spans:
+            times = []
+            for _ in range(TIMED):
+                victim = self.new_victim() if operation != "create" else None
+                began = time.perf_counter()
+                operate(self, operation, victim)
+                times.append(time.perf_counter() - began)
+                self.check()
+            self._spans[operation] = sorted(times)[TIMED // 2]
+        return self._spans[operation]
 
     def new_victim(self) -> Sandbox:
         if self.victim is None:
@@ -104,10 +117,19 @@ class Ground:
             listed[self.victim.id].destroy()
             kept.discard(self.victim.id)
             self.victim = None
-        until(lambda: self._only(kept), self.client)
+        wait_until(lambda: self._only(kept), "the end of what the dead have left")
 
     def _only(self, kept: set[str]) -> bool:
         return all(any(name in path for name in kept) for path in self.daemon.leftovers())
+
+
+def operate(ground: Ground, operation: str, victim: Sandbox | None) -> None:
+    if victim is None:
+        Sandbox.create(client=ground.client)
+    elif operation == "exec":
+        victim.exec("echo up; sleep 0.02; echo down", timeout=10)
+    else:
+        victim.destroy()
 
 
 class Blow:
@@ -138,12 +160,7 @@ class Blow:
 
     def _operate(self) -> None:
         try:
-            if self._victim is None:
-                Sandbox.create(client=self.ground.client)
-            elif self.operation == "exec":
-                self._victim.exec("echo up; sleep 0.02; echo down", timeout=10)
-            else:
-                self._victim.destroy()
+            operate(self.ground, self.operation, self._victim)
         except SandboxdError as error:
             self.error = error
         except BaseException as error:
@@ -175,38 +192,50 @@ class Blow:
         raise FileNotFoundError
 
 
-@pytest.mark.slow
-def test_a_hundred_kills_at_random_points(own_daemon: Daemon) -> None:
-    print(f"SANDBOXD_TEST_SEED={SEED}")
-    chance = random.Random(SEED)
-    ground = Ground(own_daemon)
-    rounds = itertools.cycle(itertools.product(("create", "exec", "destroy"), ("daemon", "launcher", "init")))
+def kill_at_random_points(daemon: Daemon, times: int, seed: int) -> None:
+    """Go through all of POINTS so many times."""
+    print(f"SANDBOXD_TEST_SEED={seed}")
+    chance = random.Random(seed)
+    ground = Ground(daemon)
     ends: collections.Counter[str] = collections.Counter()
     restarts = 0
-    began = time.perf_counter()
-    for number, (operation, target) in zip(range(ROUNDS), rounds, strict=False):
-        wait_s = chance.uniform(0, LONGEST_WAIT_S)
+    for number, (part, operation, target) in enumerate(POINTS * times):
+        share = LONGEST * (part + chance.random()) / 3
+        wait_s = share * ground.span_s(operation)
         blow = Blow(ground, operation, target, wait_s)
         try:
             blow.strike()
             restarts += ground.restart_what_died()
             ground.check()
         except BaseException as error:
-            error.add_note(f"round {number}: {target} killed {1000 * wait_s:.1f} ms into {operation}; seed {SEED}")
-            error.add_note(own_daemon.log.read_text()[-3000:])
+            when = f"{1000 * wait_s:.1f} ms ({share:.0%} of its time)"
+            error.add_note(f"round {number}: {target} killed {when} into {operation}; seed {seed}")
+            error.add_note(daemon.log.read_text()[-3000:])
             raise
         assert not blow.error or blow.error.kind in NAMED_ENDS, blow.error
         ends[f"{operation}: {blow.error.kind if blow.error else 'well'}"] += 1
-    took = time.perf_counter() - began
-    print(f"{ROUNDS} rounds in {took:.1f} s, {restarts} restarts; how the calls ended: {dict(sorted(ends.items()))}")
+    print(f"{restarts} restarts; how the calls ended: {dict(sorted(ends.items()))}")
     for sandbox in Sandbox.list(client=ground.client):
         sandbox.destroy()
-    until(lambda: not own_daemon.leftovers(), ground.client)
-    assert footprint.sandboxed(own_daemon) == []
-    until(lambda: len(footprint.claims(own_daemon, ground.launcher)) <= 1, ground.client)  # the one held ready
+    wait_until(lambda: not daemon.leftovers(), "the end of all sandboxes")
+    assert footprint.sandboxed(daemon) == []
+    # The one held ready has one.
+    wait_until(lambda: len(footprint.claims(daemon, ground.launcher)) <= 1, "the release of their ids")
     stale = [path.name for path in pathlib.Path("/run/sandboxd-ids").glob("[0-9.]*") if not _is_held(path)]
     assert not stale
     ground.client.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_kill_at_each_kind_of_point(own_daemon: Daemon) -> None:
+    kill_at_random_points(own_daemon, 1, seeds.seed(19))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3000)
+def test_hundreds_of_kills_at_random_points(own_daemon: Daemon) -> None:
+    kill_at_random_points(own_daemon, 10, seeds.seed(random.randrange(1 << 32)))
 
 
 def _is_held(claim: pathlib.Path) -> bool:
@@ -247,7 +276,7 @@ def test_a_command_outlives_its_daemon(own_daemon: Daemon, target: str, form: st
         sandbox = Sandbox.create(client=client)
         thread = threading.Thread(target=follow, args=(sandbox.id,))
         thread.start()
-        until(lambda: sandbox.exec("test -e /tmp/up").exit_code == 0, client)
+        wait_until(lambda: sandbox.exec("test -e /tmp/up").exit_code == 0)
         pids = {"launcher": own_daemon.launcher_pid, "zygote": own_daemon.zygote_pid}
         os.kill(pids[target]() if target in pids else own_daemon.process.pid, signal.SIGKILL)
         own_daemon.process.wait(30)
@@ -260,7 +289,7 @@ def test_a_command_outlives_its_daemon(own_daemon: Daemon, target: str, form: st
     with own_daemon.client() as client:
         again = Sandbox.connect(sandbox.id, client=client)
         again.exec("echo on > /tmp/go", timeout=10).check()
-        until(lambda: again.exec("cat /tmp/word").stdout == "on\n", client)
+        wait_until(lambda: again.exec("cat /tmp/word").stdout == "on\n")
 
 
 def test_what_runs_in_a_sandbox_whose_init_is_killed_ends_by_name(own_daemon: Daemon) -> None:
@@ -271,7 +300,7 @@ def test_what_runs_in_a_sandbox_whose_init_is_killed_ends_by_name(own_daemon: Da
                 os.kill(init_pid(own_daemon, sandbox.id), signal.SIGKILL)
         assert caught.value.facts["reason"] == "init was killed by SIGKILL"
         assert sandbox.refresh().state == "failed"
-        until(lambda: not footprint.sandboxed(own_daemon), client)
+        wait_until(lambda: not footprint.sandboxed(own_daemon))
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["running", "frozen"])
@@ -293,7 +322,7 @@ def test_what_runs_in_a_sandbox_that_a_daemon_cannot_reach_ends(own_daemon: Daem
                 again.thaw()
         shown = again.refresh()
         assert (shown.state, (shown.reason or "").partition(":")[0]) == ("failed", "its init cannot be reached")
-        until(lambda: not footprint.sandboxed(own_daemon, own_daemon.prepared() or "none"), client)
+        wait_until(lambda: not footprint.sandboxed(own_daemon, own_daemon.prepared() or "none"))
         again.destroy()
 
 

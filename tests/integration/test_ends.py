@@ -28,7 +28,7 @@ def box(sandbox: Sandbox) -> Sandbox:
 
 def up(box: Sandbox, process: ProcessInfo) -> ProcessInfo:
     """Return the process when its program says that it is there."""
-    assert box.wait_for_log(process, "up", timeout=20).met
+    assert box.wait_for_log(process, "up", timeout=100).met
     return process
 
 
@@ -83,7 +83,7 @@ def test_a_tree_that_is_asked_to_end_ends_in_its_own_time(
 ) -> None:
     process = up(box, begin(box, line))
     box.kill_process(process)
-    assert box.wait_for_exit(process, timeout=20).met
+    assert box.wait_for_exit(process, timeout=100).met
     nothing_is_left(box)
     assert box.get_process_logs(process).stdout == "up\nbye\n"
     assert box.get_process(process).restarts == 0
@@ -97,7 +97,7 @@ def test_a_tree_that_is_asked_to_end_ends_in_its_own_time(
 def test_a_session_hands_on_how_its_program_ended(box: Sandbox, line: str) -> None:
     process = up(box, from_session(box, line))
     box.kill_process(process)
-    ended = box.wait_for_exit(process, timeout=20)
+    ended = box.wait_for_exit(process, timeout=100)
     assert (ended.exit_code, ended.signal) == (3, None)
 
 
@@ -119,7 +119,7 @@ def test_a_session_command_stands_until_its_tree_has_ended(box: Sandbox) -> None
 def test_another_signal_that_ends_is_its_groups(box: Sandbox) -> None:
     process = up(box, box.start_process("setsid sleep 1004 & sh -c 'true; bash int.sh; true'; true", keep_orphans=True))
     box.kill_process(process, "INT")
-    assert box.wait_for_exit(process, timeout=20).signal == "SIGINT"
+    assert box.wait_for_exit(process, timeout=100).signal == "SIGINT"
     nothing_is_left(box)
     assert box.get_process_logs(process).stdout == "up\nbye\n"
     assert box.exec("pkill -fx 'sleep 1004' && echo it went on").stdout == "it went on\n"
@@ -132,7 +132,7 @@ def test_what_does_not_heed_it_is_killed(box: Sandbox, begin: Callable[[Sandbox,
     began = time.monotonic()
     box.kill_process(process)
     assert box.get_process(process).is_running
-    ended = box.wait_for_exit(process, timeout=30)
+    ended = box.wait_for_exit(process, timeout=100)
     assert time.monotonic() - began > 4.5
     assert ended.signal == "SIGTERM"
     nothing_is_left(box)
@@ -145,14 +145,14 @@ def test_a_kill_leaves_nothing(box: Sandbox, begin: Callable[[Sandbox, str], Pro
     while box.get_process(process).pid is not None:
         pass
     box.kill_process(process, "KILL")
-    assert box.wait_for_exit(process, timeout=20).met
+    assert box.wait_for_exit(process, timeout=100).met
     nothing_is_left(box)
 
 
 @pytest.mark.parametrize("everything", [False, True])
 def test_removing_ends_what_an_ended_process_has_left(box: Sandbox, everything: bool) -> None:
     process = up(box, from_keeping(box, f"setsid bash deaf.sh & {UNTIL_UP}; exit 4"))
-    assert box.wait_for_exit(process, timeout=20).exit_code == 4
+    assert box.wait_for_exit(process, timeout=100).exit_code == 4
     assert box.exec("pgrep -fc deaf[.]sh").stdout == "1\n"
     if everything:
         box.kill_all_processes()
@@ -173,7 +173,7 @@ def test_a_terminal_that_is_hung_up_has_time_to_end(box: Sandbox) -> None:
     with box.open_pty("true; bash slow.sh; true", linger=0.1) as pty:
         while b"up" not in pty.read():
             pass
-    assert box.wait_for_exit(pty.process_id, timeout=20).met
+    assert box.wait_for_exit(pty.process_id, timeout=100).met
     assert box.get_process(pty.process_id).reason == "hangup"
     assert "bye" in box.get_process_logs(pty.process_id).stdout
     nothing_is_left(box)
@@ -190,7 +190,7 @@ def test_deleting_a_session_ends_what_runs_with_its_state(box: Sandbox) -> None:
     ]
     stays = other.start_process("sleep 1005")
     ended = up(box, session.start_process("(setsid bash deaf.sh >/dev/null &); echo up"))
-    assert box.wait_for_exit(ended, timeout=20).met
+    assert box.wait_for_exit(ended, timeout=100).met
     session.delete()
     nothing_is_left(box)
     assert [box.get_process(process).signal for process in running] == ["SIGKILL"] * 3

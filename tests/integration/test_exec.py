@@ -10,7 +10,8 @@ import pytest
 
 from sandboxd import InvalidRequest, Sandbox
 from tests.support.daemon import Daemon
-from tests.support.standby import leaves, strangers, wait_until
+from tests.support.standby import leaves, strangers
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.real
 
@@ -85,7 +86,7 @@ def test_a_timeout_kills_the_whole_tree(shared: Sandbox) -> None:
     result = shared.exec("setsid sleep 1000 & (sleep 1001 & sleep 1002) & sleep 1003", timeout=0.3)
     assert result.timed_out
     assert (result.exit_code, result.signal) == (None, "SIGKILL")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 100
     assert shared.exec("pgrep -c sleep || true").stdout == "0\n"
 
 
@@ -160,7 +161,7 @@ def test_init_imports_nothing_in_use(sandbox: Sandbox) -> None:
     sandbox.exec(
         "mkdir -p /usr/lib/python3.11 /usr/local/lib/python3.11; rm -rf /usr/lib/python3* /usr/local/lib/python3*"
     )
-    assert sandbox.exec("echo still here", user="user", timeout=5).stdout == "still here\n"
+    assert sandbox.exec("echo still here", user="user", timeout=60).stdout == "still here\n"
     sandbox.write_file("/workspace/new/file", b"x")
     assert sandbox.read_file("/workspace/new/file") == b"x"
     with pytest.raises(InvalidRequest):

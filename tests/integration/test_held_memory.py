@@ -6,8 +6,6 @@ import http.client
 import json
 import pathlib
 import socket
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +13,7 @@ import pytest
 from sandboxd.client import Sandbox
 from sandboxd.runtime import budget
 from tests.support.daemon import Daemon
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -56,15 +55,6 @@ def resident(daemon: Daemon) -> int:
     return 1024 * int(status.partition("VmRSS:")[2].split()[0])
 
 
-def until(what: Callable[[], bool], tries: int = 600) -> None:
-    """Memory comes back in a moment, and nothing tells when."""
-    for _ in range(tries):
-        if what():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not come about")
-
-
 def test_a_storm_of_large_answers_leaves_little_behind(own_daemon: Daemon) -> None:
     with own_daemon.client() as client:
         sandbox = Sandbox.create(name="box", client=client)
@@ -75,7 +65,7 @@ def test_a_storm_of_large_answers_leaves_little_behind(own_daemon: Daemon) -> No
         status, head, size = ask(own_daemon, "POST", "/cloudflare/sandboxes/box/api/execute", {"command": command})
         assert (status, head[:15]) == (200, b'{"success":true')
         assert size > 6 * 64 * MIB
-        until(lambda: resident(own_daemon) < before + ALLOWED)
+        wait_until(lambda: resident(own_daemon) < before + ALLOWED)
         status, _, size = ask(own_daemon, "POST", "/v1/sandboxes/box/exec", {"command": command})
         assert (status, size > 6 * 16_000_000) == (200, True)
         runs = []
@@ -87,10 +77,10 @@ def test_a_storm_of_large_answers_leaves_little_behind(own_daemon: Daemon) -> No
             runs.append(f"{path}/runs/{json.loads(_first_field(head))['id']}")
         # They are kept to be followed again while there is room; the oldest went, and is told to be gone.
         assert [ask(own_daemon, "GET", path)[0] for path in (runs[0], runs[-1])] == [404, 200]
-        until(lambda: resident(own_daemon) < before + ALLOWED)
+        wait_until(lambda: resident(own_daemon) < before + ALLOWED)
         assert budget.SHARE_BYTES < ALLOWED
         sandbox.destroy()
-        until(lambda: resident(own_daemon) < before + ALLOWED // 3)
+        wait_until(lambda: resident(own_daemon) < before + ALLOWED // 3)
 
 
 def _first_field(head: bytes) -> bytes:

@@ -14,7 +14,8 @@ from sandboxd.launcher import idranges
 from sandboxd.launcher.plan import SANDBOX_CAPABILITIES
 from sandboxd.linux import procfs
 from tests.support.daemon import Daemon
-from tests.support.standby import strangers, wait_until
+from tests.support.standby import strangers
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.real
 

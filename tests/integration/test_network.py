@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
-import select
 import signal
 import subprocess
 import sys
-import time
 
 import msgpack
 import pytest
 
 from sandboxd.client import Sandbox
 from sandboxd.errors import Conflict, GitUnreachable, InvalidRequest, NetworkUnavailable, SandboxdError
+from tests.support.waiting import wait_until
 
 from ..support.daemon import Daemon, children_of
 from ..support.world import HOST, HOST_LAN, METADATA, NAMESERVER, NEIGHBOUR, OTHER, PRIVATE, SITE, SITE_6, World
@@ -291,13 +290,6 @@ def test_what_is_refused_is_counted(client, internet) -> None:
     fetch(internet, "10.77.0.1")
     internet.exec("getent hosts rebind.example")
     wait_until(lambda: denied() >= before + 2)
-
-
-def wait_until(met):
-    deadline = time.monotonic() + 60
-    while not met():
-        assert time.monotonic() < deadline
-        select.select((), (), (), 0.02)
 
 
 def test_what_is_denied_is_an_event(daemon, client) -> None:

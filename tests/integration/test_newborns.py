@@ -6,8 +6,7 @@ import os
 import pathlib
 import select
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,12 +15,12 @@ from sandboxd.linux import cgroupfs
 from sandboxd.wire.messages import Failure, Reply, Request
 from tests.support.daemon import process_name
 from tests.support.launching import LauncherProcess
+from tests.support.waiting import SOON_S, wait_until
 
 pytestmark = pytest.mark.real
 
 ID, OTHER = "a" * 20, "b" * 20
 #: Far more than a prepared sandbox takes, on a busy machine too.
-DEADLINE_S = 30.0
 #: System calls, as /proc/<pid>/syscall has them.
 READ, RECVMSG = ("63", "212") if os.uname().machine == "aarch64" else ("0", "47")
 
@@ -32,13 +31,6 @@ def launcher(tmp_path: pathlib.Path) -> Iterator[LauncherProcess]:
     yield launcher
     launcher.close()
     assert not launcher.cgroup.exists()
-
-
-def until(what: Callable[[], object]) -> None:
-    """Wait without asking the launcher for anything: it makes a prepared sandbox only when nobody does."""
-    end = time.monotonic() + DEADLINE_S
-    while not what():
-        assert time.monotonic() < end
 
 
 def processes(launcher: LauncherProcess, sandbox_id: str) -> dict[int, str]:
@@ -55,7 +47,7 @@ def processes(launcher: LauncherProcess, sandbox_id: str) -> dict[int, str]:
 def hold(launcher: LauncherProcess, sandbox_id: str = ID) -> dict[int, str]:
     """Have a prepared sandbox held and return its processes: the builder, which waits, and pid 1."""
     assert isinstance(launcher.asker.ask("prepare", id=sandbox_id), Reply)
-    until(lambda: sorted(map(waits_in, processes(launcher, sandbox_id))) == ["orders", "root"])
+    wait_until(lambda: sorted(map(waits_in, processes(launcher, sandbox_id))) == ["orders", "root"])
     assert set(processes(launcher, sandbox_id).values()) == {NAME}
     return processes(launcher, sandbox_id)
 
@@ -94,7 +86,7 @@ def kill(pid: int) -> None:
     """Kill a process and wait for its end."""
     pidfd = os.pidfd_open(pid)
     os.kill(pid, signal.SIGKILL)
-    select.select([pidfd], [], [], DEADLINE_S)
+    select.select([pidfd], [], [], SOON_S)
     os.close(pidfd)
 
 
@@ -102,7 +94,7 @@ def destroyed(launcher: LauncherProcess, *ids: str) -> bool:
     for sandbox_id in ids:
         assert isinstance(launcher.asker.ask("destroy", id=sandbox_id), Reply)
     assert launcher.leftovers() == []
-    until(lambda: launcher.children() == [])  # a builder that has handed over may still be ending
+    wait_until(lambda: launcher.children() == [])  # a builder that has handed over may still be ending
     return True
 
 
@@ -117,7 +109,7 @@ def test_a_sandbox_is_made_of_the_newborn_that_is_held(launcher: LauncherProcess
 def test_an_order_at_once_takes_the_newborn_that_is_being_made(launcher: LauncherProcess) -> None:
     for _ in range(5):
         assert isinstance(launcher.asker.ask("prepare", id=ID), Reply)
-        until((launcher.cgroup / ID).exists)
+        wait_until((launcher.cgroup / ID).exists)
         create(launcher)
         assert runs(launcher)
         assert destroyed(launcher, ID)
@@ -154,7 +146,7 @@ def test_another_id_is_held_in_place_of_the_first(launcher: LauncherProcess) -> 
         launcher.asker.ask("prepare", id=f"{number:020d}")
     hold(launcher)
     hold(launcher, OTHER)
-    until(lambda: not (launcher.cgroup / ID).exists())
+    wait_until(lambda: not (launcher.cgroup / ID).exists())
     assert [path.name for path in launcher.cgroup.glob("*/")] == [OTHER]
     create(launcher)
     assert runs(launcher)
@@ -171,7 +163,7 @@ def test_an_order_for_a_newborn_that_another_replaces_is_born(launcher: Launcher
             hold(launcher)
         else:
             assert isinstance(launcher.asker.ask("prepare", id=ID), Reply)
-            until((launcher.cgroup / ID).exists)
+            wait_until((launcher.cgroup / ID).exists)
         ends = launcher.asker.ask_all(*requests)
         assert all(isinstance(end, Reply) for end in ends.values()), ends
         assert runs(launcher)
@@ -209,7 +201,7 @@ def test_a_newborn_ends_with_its_launcher(launcher: LauncherProcess, tmp_path: p
     hold(launcher)
     launcher.process.send_signal(signal.SIGKILL)
     launcher.process.wait()
-    until(lambda: not cgroupfs.is_populated(str(launcher.cgroup)))
+    wait_until(lambda: not cgroupfs.is_populated(str(launcher.cgroup)))
     second = LauncherProcess(tmp_path)
     try:
         reply = second.asker.ask("list")

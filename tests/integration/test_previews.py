@@ -26,6 +26,7 @@ from sandboxd.errors import (
 )
 from tests.support.daemon import Daemon
 from tests.support.previews import Visitor, ask, echoed, kind_of, start_service, websocket_frame
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.real
 
@@ -294,13 +295,13 @@ def test_an_answer_that_only_its_end_tells(web: ExposedPort) -> None:
 
 def test_events_come_as_they_happen(web: ExposedPort) -> None:
     with Visitor(web) as visitor:
-        visitor.ask("/chunks?4")
+        visitor.ask("/chunks?8")
         visitor.head()
         delays = []
         while piece := visitor.chunk():
             delays.append(time.time() - float(piece.split()[2]))
-        assert len(delays) == 4
-        assert max(delays) < 0.15, delays  # they are 0.2 s apart
+        assert len(delays) == 8
+        assert delays[0] < 1.2, delays  # they are 0.2 s apart: the last is not written yet
 
 
 def open_websocket(visitor: Visitor) -> None:
@@ -464,10 +465,7 @@ def test_a_service_hears_that_its_visitor_left(sandbox: Sandbox) -> None:
         visitor.ask("/forever")
         visitor.head()
         assert visitor.chunk() == b"first"
-    end = time.monotonic() + 60
-    while json.loads(ask(port, "/events")[2])["cut"] != 1:
-        assert time.monotonic() < end
-        threading.Event().wait(0.1)
+    wait_until(lambda: json.loads(ask(port, "/events")[2])["cut"] == 1)
 
 
 def test_counters(sandbox: Sandbox, client: Client) -> None:
@@ -535,7 +533,7 @@ while True:
     sock.close()
 """
     process = sandbox.start_process(["python3", "-c", line])
-    assert sandbox.wait_for_log(process.id, "up", timeout=20).met
+    assert sandbox.wait_for_log(process.id, "up", timeout=100).met
     port = sandbox.expose_port(9)
     status, _, body = ask(port)
     assert (status, kind_of(body)) == (502, "upstream-broken")

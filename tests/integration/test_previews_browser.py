@@ -98,7 +98,7 @@ def test_http_server(apps: Sandbox, page: Browser) -> None:
     apps.write_file("/workspace/site/index.html", '<h1>Hello</h1><a href="other%20page.html">there</a>')
     apps.write_file("/workspace/site/other page.html", "<h1>Other</h1>" + "x" * 300_000)
     process = apps.start_process(["python3", "-m", "http.server", "8000", "--bind", "127.0.0.1"], cwd="/workspace/site")
-    assert apps.wait_for_port(process.id, 8000, timeout=30).met
+    assert apps.wait_for_port(process.id, 8000, timeout=100).met
     page.open(url)
     assert page.ask("document.querySelector('h1').textContent") == "Hello"
     page.click("a")
@@ -110,7 +110,7 @@ def test_http_server(apps: Sandbox, page: Browser) -> None:
 def test_flask_with_server_sent_events(apps: Sandbox, page: Browser) -> None:
     apps.write_file("/workspace/app.py", FLASK)
     process = apps.start_process(["python3", "app.py"])
-    assert apps.wait_for_port(process.id, 5000, timeout=30).met
+    assert apps.wait_for_port(process.id, 5000, timeout=100).met
     apps.expose_port(5000)
     page.open(apps.create_preview_link(5000))  # by cookie: no token in the address
     assert page.ask("location.host").startswith(f"5000-{apps.id}.localhost:")

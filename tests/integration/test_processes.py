@@ -26,7 +26,8 @@ from sandboxd import (
 )
 from sandboxd.client import Client, calls
 from tests.support.daemon import Daemon
-from tests.support.standby import leaves, strangers, wait_until
+from tests.support.standby import leaves, strangers
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.real
 
@@ -44,7 +45,7 @@ def test_a_process_goes_on_by_itself(shared: Sandbox) -> None:
     assert made.command == "echo one; read line; echo got $line >&2; exit 3"
     assert shared.get_process(made).pid == made.pid
     shared.write_stdin(made, "two\n")
-    ended = shared.wait_for_exit(made, timeout=10)
+    ended = shared.wait_for_exit(made, timeout=60)
     assert (ended.met, ended.reason, ended.exit_code) == (True, "exit", 3)
     found = shared.get_process("mine")
     assert (found.status, found.pid, found.exit_code, found.reason) == ("exited", None, 3, "exit")
@@ -72,7 +73,7 @@ def test_an_id_is_taken_until_it_is_removed(shared: Sandbox) -> None:
 def test_signals_have_names_and_numbers(shared: Sandbox, asked: str | int) -> None:
     process = shared.start_process(["sleep", "1000"])
     shared.kill_process(process, asked)
-    assert shared.wait_for_exit(process, timeout=10).signal == "SIGTERM"
+    assert shared.wait_for_exit(process, timeout=60).signal == "SIGTERM"
     with pytest.raises(ProcessNotRunning):
         shared.kill_process(process)
 
@@ -91,7 +92,7 @@ def test_a_signal_reaches_the_group_at_once(shared: Sandbox) -> None:
     for _ in range(30):
         process = shared.start_process("sleep 1001 & sleep 1001 & wait")
         shared.kill_process(process)
-        assert shared.wait_for_exit(process, timeout=10).met
+        assert shared.wait_for_exit(process, timeout=60).met
     assert shared.exec("pgrep -fc '^sleep 1001' || true").stdout == "0\n"
 
 
@@ -99,11 +100,11 @@ def test_a_killed_process_leaves_no_orphan(shared: Sandbox) -> None:
     process = shared.start_process(
         "(setsid sleep 1002 &) ; (setsid sh -c 'trap \"\" TERM HUP; sleep 1002' &); wait; sleep 1002"
     )
-    shared.exec("while [ $(pgrep -fc '^sleep 1002') != 3 ]; do sleep 0.02; done", timeout=10).check()
+    shared.exec("while [ $(pgrep -fc '^sleep 1002') != 3 ]; do sleep 0.02; done", timeout=60).check()
     shared.kill_process(process, "KILL")
-    assert shared.wait_for_exit(process, timeout=10).signal == "SIGKILL"
+    assert shared.wait_for_exit(process, timeout=60).signal == "SIGKILL"
     assert shared.get_process(process).reason == "killed"
-    shared.exec("while pgrep -f '^sleep 1002'; do sleep 0.02; done", timeout=10).check()
+    shared.exec("while pgrep -f '^sleep 1002'; do sleep 0.02; done", timeout=60).check()
 
 
 def test_killing_all_ends_all(shared: Sandbox) -> None:
@@ -119,7 +120,7 @@ def test_a_failing_process_is_started_again(shared: Sandbox) -> None:
         "echo run; n=$(cat /tmp/n 2>/dev/null || echo 0); echo $((n+1)) > /tmp/n; [ $n = 2 ] || exit 7; exit 0",
         restart="on-failure",
     )
-    ended = shared.wait_for_exit(process, timeout=20)
+    ended = shared.wait_for_exit(process, timeout=60)
     assert ended.exit_code == 0
     assert shared.get_process(process).restarts == 2
     assert shared.get_process_logs(process).stdout == "run\n" * 3
@@ -127,10 +128,9 @@ def test_a_failing_process_is_started_again(shared: Sandbox) -> None:
 
 def test_a_restart_ends_with_a_signal(shared: Sandbox) -> None:
     process = shared.start_process("sleep 0.2; exit 1", restart="on-failure")
-    while shared.get_process(process).restarts == 0:
-        time.sleep(0.02)
+    wait_until(lambda: shared.get_process(process).restarts)
     shared.kill_process(process)
-    assert shared.wait_for_exit(process, timeout=10).met
+    assert shared.wait_for_exit(process, timeout=60).met
 
 
 def test_stdin_that_is_not_there(shared: Sandbox) -> None:
@@ -138,7 +138,7 @@ def test_stdin_that_is_not_there(shared: Sandbox) -> None:
     with pytest.raises(ProcessNotRunning):
         shared.write_stdin(process, "x")
     ended = shared.start_process(["true"], stdin=True)
-    shared.wait_for_exit(ended, timeout=10)
+    shared.wait_for_exit(ended, timeout=60)
     with pytest.raises(ProcessNotRunning):
         shared.write_stdin(ended, "x")
     for verb in (shared.get_process, shared.remove_process, shared.wait_for_exit, shared.get_process_logs):
@@ -167,7 +167,7 @@ def test_bad_fields(client: Client, shared: Sandbox) -> None:
 
 def test_the_last_lines(shared: Sandbox) -> None:
     process = shared.start_process("for i in 1 2 3 4; do echo $i; echo e$i >&2; sleep 0.02; done; printf end")
-    shared.wait_for_exit(process, timeout=10)
+    shared.wait_for_exit(process, timeout=60)
     assert shared.get_process_logs(process, tail=1).stdout == "end"
     found = shared.get_process_logs(process, tail=4)
     assert (found.stdout, found.stderr) == ("4\nend", "e3\ne4\n")
@@ -193,7 +193,7 @@ def test_polling_from_the_next_offset_gives_every_byte_once(shared: Sandbox) -> 
 
 def test_a_background_process_never_waits_and_what_is_dropped_is_told(shared: Sandbox) -> None:
     process = shared.start_process("head -c 50000000 /dev/zero | tr '\\0' x; echo; echo end")
-    assert shared.wait_for_exit(process, timeout=30).exit_code == 0
+    assert shared.wait_for_exit(process, timeout=100).exit_code == 0
     logs = shared.get_process_logs(process)
     assert logs.stdout.endswith("x\nend\n")
     assert logs.dropped_bytes + len(logs.stdout_bytes) == 50_000_005
@@ -230,7 +230,7 @@ def test_sse_goes_on_after_the_last_event_id(daemon: Daemon, shared: Sandbox) ->
         "import os, time\nfor piece in ('a€b'.encode()[i:i+1] for i in range(5)):\n os.write(1, piece); time.sleep(.05)"
     )
     process = shared.start_process(["python3", "-c", source])
-    shared.wait_for_exit(process, timeout=10)
+    shared.wait_for_exit(process, timeout=60)
 
     def events(last: str | None) -> list[tuple[str, str, str]]:
         header = "" if last is None else f"Last-Event-ID: {last}\r\n"
@@ -266,7 +266,7 @@ def test_text_is_both_streams_as_they_came(daemon: Daemon, shared: Sandbox) -> N
     import httpx
 
     process = shared.start_process("echo out; sleep 0.05; echo err >&2")
-    shared.wait_for_exit(process, timeout=10)
+    shared.wait_for_exit(process, timeout=60)
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(daemon.socket)), base_url="http://x") as http:
         path = f"/v1/sandboxes/{shared.id}/processes/{process.id}/logs"
         found = http.get(path, headers={"Accept": "text/plain"})
@@ -341,8 +341,7 @@ def test_a_thousand_short_processes_leave_no_zombie_and_no_growth(daemon: Daemon
     before = memory()
     for _ in range(800):
         sandbox.start_process(["true"])
-    while any(info.is_running for info in sandbox.list_processes()):
-        time.sleep(0.05)
+    wait_until(lambda: not any(info.is_running for info in sandbox.list_processes()))
     assert len(sandbox.list_processes()) == 64
     wait_until(lambda: strangers(sandbox) == [])
     wait_until(lambda: len(leaves(daemon, sandbox)) <= 2)  # the standby's and its forker's
@@ -363,24 +362,27 @@ time.sleep(1000)
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::1", "::", "127.0.0.5"])
 def test_a_port_is_noticed_soon(shared: Sandbox, address: str) -> None:
-    delays: list[float] = []
-    while not delays or (delays[-1] > 0.25 and len(delays) < 5):  # 50 ms, but others use this machine too
+    def after() -> float:
         process = shared.start_process(["python3", "-c", SERVER, address, "8123"])
         found = shared.wait_for_port(process, 8123, timeout=60)
         noticed = time.time()
         assert (found.met, found.reason) == (True, "port")
-        delays.append(noticed - float(shared.get_process_logs(process).stdout.split()[1]))
+        wait_until(lambda: shared.get_process_logs(process).stdout.endswith("\n"))  # it listens, and then it tells
+        listened = float(shared.get_process_logs(process).stdout.split()[1])
         assert shared.wait_for_port(process, 8123, timeout=60).met  # it holds already
         shared.remove_process(process)
-    assert min(delays) < 0.5
+        return noticed - listened
+
+    # 50 ms; on a busy machine one in a few has the processor in time.
+    assert any(after() < 0.25 for _ in range(10))
     other = shared.start_process(["sleep", "1000"])
     assert shared.wait_for_port(other, 8123, timeout=0.1).reason == "timeout"
 
 
 def test_a_wait_ends_with_its_process(shared: Sandbox) -> None:
     for wait in (
-        lambda p: shared.wait_for_port(p, 9999, timeout=10),
-        lambda p: shared.wait_for_log(p, "never", timeout=10),
+        lambda p: shared.wait_for_port(p, 9999, timeout=60),
+        lambda p: shared.wait_for_log(p, "never", timeout=60),
     ):
         process = shared.start_process("sleep 0.1; exit 9")
         found = wait(process)
@@ -400,13 +402,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.HTTPServer(('127.0.0.1', 8124), Handler).serve_forever()
 """
     process = shared.start_process(["python3", "-c", source])
-    assert shared.wait_for_port(process, 8124, path="/health", timeout=10).met
+    assert shared.wait_for_port(process, 8124, path="/health", timeout=60).met
     assert shared.wait_for_port(process, 8124, path="/other", timeout=0.5).reason == "timeout"
     found = shared.watch_port(8124, path="/health")
     assert (found.met, found.reason, found.status) == (True, "port", 200)
-    assert shared.watch_port(8124, path="/other", status=(500, 599), timeout=10).status == 503
+    assert shared.watch_port(8124, path="/other", status=(500, 599), timeout=60).status == 503
     assert shared.watch_port(8124, path="/health", status=(500, 599), timeout=0.5).reason == "timeout"
-    assert shared.watch_port(8124, timeout=10) == WaitResult(met=True, reason="port")
+    assert shared.watch_port(8124, timeout=60) == WaitResult(met=True, reason="port")
     shared.remove_process(process)
     assert shared.watch_port(8124, timeout=0.2).reason == "timeout"
     short = shared.start_process("exit 9")
@@ -416,7 +418,7 @@ http.server.HTTPServer(('127.0.0.1', 8124), Handler).serve_forever()
         with pytest.raises(InvalidRequest):
             shared.watch_port(80, **wrong)
     mute = shared.start_process(["python3", "-c", SERVER, "127.0.0.1", "8125"])
-    assert shared.wait_for_port(mute, 8125, timeout=10).met
+    assert shared.wait_for_port(mute, 8125, timeout=60).met
     assert shared.wait_for_port(mute, 8125, path="/", timeout=0.5).reason == "timeout"
 
 
@@ -424,10 +426,10 @@ def test_a_line_of_the_log(shared: Sandbox) -> None:
     process = shared.start_process(
         "echo starting; sleep 0.2; echo ready on port 80 >&2; printf 'Password: '; sleep 1000"
     )
-    found = shared.wait_for_log(process, r"ready on port \d+", timeout=10)
+    found = shared.wait_for_log(process, r"ready on port \d+", timeout=60)
     assert (found.met, found.reason, found.line) == (True, "log", "ready on port 80")
-    assert shared.wait_for_log(process, "^start", timeout=10).line == "starting"
-    assert shared.wait_for_log(process, "Password:", timeout=10).line == "Password: "
+    assert shared.wait_for_log(process, "^start", timeout=60).line == "starting"
+    assert shared.wait_for_log(process, "Password:", timeout=60).line == "Password: "
     assert shared.wait_for_log(process, "starting.ready|nothing", timeout=0.2).reason == "timeout"
 
 
@@ -505,12 +507,11 @@ def test_many_waits_are_bounded(daemon: Daemon, sandbox: Sandbox) -> None:
 def test_init_imports_nothing_for_processes_either(sandbox: Sandbox) -> None:
     """After pivot_root an import would find the rootfs' files, or none as here (row 43)."""
     server = sandbox.start_process(["python3", "-m", "http.server", "8126"])
-    assert sandbox.wait_for_port(server, 8126, timeout=20).met
+    assert sandbox.wait_for_port(server, 8126, timeout=60).met
     sandbox.exec("rm -rf /usr/lib/python3* /usr/local/lib/python3*; rm -rf /usr/lib/locale /usr/share/zoneinfo").check()
-    assert sandbox.wait_for_port(server, 8126, path="/", timeout=10).met
+    assert sandbox.wait_for_port(server, 8126, path="/", timeout=60).met
     failing = sandbox.start_process("exit 1", restart="on-failure")
-    while sandbox.get_process(failing).restarts == 0:
-        time.sleep(0.02)
+    wait_until(lambda: sandbox.get_process(failing).restarts)
     sandbox.kill_process(failing, "SIGRTMIN")
     sandbox.kill_process(failing)
     with sandbox.open_pty(

@@ -11,7 +11,7 @@ import pytest
 
 from sandboxd import Sandbox
 from tests.support.daemon import Daemon
-from tests.support.standby import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.real
 
@@ -88,7 +88,7 @@ def test_orphans_are_killed_or_kept(
         line = f"setsid sleep {seconds} >/dev/null 2>&1 & true"
         assert cli(daemon, *verb, *options, sandbox.id, "sh", "-c", line).returncode == 0
         if "p" in verb:
-            assert sandbox.wait_for_exit("p", timeout=20).exit_code == 0
+            assert sandbox.wait_for_exit("p", timeout=100).exit_code == 0
         left = ["pgrep", "-f", f"sleep {seconds}"]
         if kept:
             assert sandbox.exec(left).exit_code == 0

@@ -16,6 +16,7 @@ import pytest
 
 from sandboxd import images
 from sandboxd.errors import Conflict, InvalidRequest, RootfsError, RootfsNotFound
+from tests.support.waiting import SOON_S
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="programs of a recipe run as root")
 
@@ -240,7 +241,7 @@ def test_a_build_ended_in_the_middle_leaves_nothing_that_is_usable(recipes, root
         process.communicate(timeout=20)
 
     assert process.returncode == -number
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + SOON_S
     while living_in(tree):  # the kernel ends a namespace a moment after the builder
         assert time.monotonic() < deadline, "a program of the build lives on"
         os.sched_yield()

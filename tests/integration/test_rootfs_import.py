@@ -21,6 +21,7 @@ from sandboxd.images.importer import UnpackRequest, import_image
 from tests.support import images as made
 from tests.support.daemon import ROOTFS_DIR, Daemon
 from tests.support.images import Layout, directory, file, hardlink, symlink, tar
+from tests.support.waiting import SOON_S
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can import an image")
 
@@ -382,7 +383,7 @@ class TestEnd:
                 assert process.stdin
                 process.stdin.write(tar([file("first"), file("half", bytes(10**6))])[:500_000])
                 process.stdin.flush()
-                deadline = time.monotonic() + 20
+                deadline = time.monotonic() + SOON_S
                 while not list(rootfs_dir.glob(".building-x-*/private/tree/half")):
                     assert time.monotonic() < deadline
                     assert process.poll() is None
@@ -394,7 +395,7 @@ class TestEnd:
                 process.communicate()
 
     def gone(self, pid):
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + SOON_S
         while pathlib.Path(f"/proc/{pid}/root").exists() and "Z" not in pathlib.Path(f"/proc/{pid}/stat").read_text():
             assert time.monotonic() < deadline, "the unpacking process lives on"
             os.sched_yield()

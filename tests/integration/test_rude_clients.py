@@ -12,7 +12,7 @@ import statistics
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,6 +26,7 @@ from tests.support import footprint
 from tests.support.daemon import Daemon
 from tests.support.fake_daemon import TOKEN, daemon_in
 from tests.support.rude import Rude
+from tests.support.waiting import SOON_S, wait_until
 
 MIB = 1024 * 1024
 #: What a stuck stream may hold in the daemon: the link's window and overdraft (2.5 MiB), one batch on its way to the
@@ -68,14 +69,6 @@ def client(served: tuple[Daemon, tuple[str, int]]) -> Iterator[Client]:
 def sandbox(client: Client) -> Iterator[Sandbox]:
     with Sandbox.create(client=client) as sandbox:
         yield sandbox
-
-
-def until(what: Callable[[], object], tries: int = 3000) -> None:
-    """Wait for what another process brings about; `what` makes a round trip each time."""
-    for _ in range(tries):
-        if what():
-            return
-    raise AssertionError("it did not happen")
 
 
 def exec_path(sandbox: Sandbox) -> str:
@@ -137,7 +130,7 @@ def test_a_slow_reader_makes_its_program_wait_and_loses_nothing(
             assert end["exit_code"] == 0
         for reader in readers:
             reader.socket.close()
-        until(lambda: sandbox.exec("pgrep -c seq").exit_code == 1)
+        wait_until(lambda: sandbox.exec("pgrep -c seq").exit_code == 1)
 
 
 def timed(sandbox: Sandbox) -> float:
@@ -155,7 +148,7 @@ def stuck(sandbox: Sandbox, number: int) -> int:
         seen.append(line)
         return len(seen) > 8 and len(set(seen[-8:])) == 1 and line.split()[-1] == "S"
 
-    until(is_stuck)
+    wait_until(is_stuck)
     return int(seen[-1].split()[1])
 
 
@@ -199,7 +192,7 @@ def leave_behind(sandbox: Sandbox, unix: str, form: str, *, detach: bool, pipeli
         rude.ask("POST", exec_path(sandbox), {"command": command, "detach": detach}, Accept=FORMS[form])
         if pipelined:
             rude.ask("GET", "/v1/health")
-        until(lambda: sandbox.exec("test -p /tmp/go").exit_code == 0)
+        wait_until(lambda: sandbox.exec("test -p /tmp/go").exit_code == 0)
 
 
 @real
@@ -207,7 +200,7 @@ def leave_behind(sandbox: Sandbox, unix: str, form: str, *, detach: bool, pipeli
 @pytest.mark.parametrize("form", FORMS)
 def test_a_client_that_leaves_ends_its_command(sandbox: Sandbox, unix: str, form: str, pipelined: bool) -> None:
     leave_behind(sandbox, unix, form, detach=False, pipelined=pipelined)
-    until(lambda: sandbox.exec("pgrep -f 'read wor[d]'").exit_code == 1)
+    wait_until(lambda: sandbox.exec("pgrep -f 'read wor[d]'").exit_code == 1)
 
 
 @real
@@ -215,7 +208,7 @@ def test_a_client_that_leaves_ends_its_command(sandbox: Sandbox, unix: str, form
 def test_a_detached_command_goes_on_without_its_client(sandbox: Sandbox, unix: str, form: str) -> None:
     leave_behind(sandbox, unix, form, detach=True)
     sandbox.exec("echo on > /tmp/go", timeout=10).check()
-    until(lambda: sandbox.exec("cat /tmp/word").stdout == "on\n")
+    wait_until(lambda: sandbox.exec("cat /tmp/word").stdout == "on\n")
 
 
 # --- orphans --------------------------------------------------------------------------------------------------
@@ -226,14 +219,14 @@ def test_orphans_are_killed_however_they_hide(sandbox: Sandbox) -> None:
     hide = "import os\nif os.fork() == 0:\n os.setsid()\n if os.fork() == 0: os.execvp('sleep', ['sleep', '7001'])"
     result = sandbox.exec(["python3", "-c", hide])
     assert result.exit_code == 0
-    until(lambda: sandbox.exec("pgrep -f '^sleep 7001'").exit_code == 1)
+    wait_until(lambda: sandbox.exec("pgrep -f '^sleep 7001'").exit_code == 1)
 
 
 @real
 def test_orphans_are_kept_on_demand_and_go_with_the_sandbox(sandbox: Sandbox) -> None:
     began = time.perf_counter()
     assert sandbox.exec("setsid sleep 7002 & echo up", keep_orphans=True).stdout == "up\n"
-    assert time.perf_counter() - began < 5  # it holds the pipes, and nobody waits for it
+    assert time.perf_counter() - began < 60  # it holds the pipes, and nobody waits for it
     assert sandbox.exec("true").exit_code == 0
     assert sandbox.exec("pgrep -fc '^sleep 7002'").stdout == "1\n"
 
@@ -264,7 +257,7 @@ def test_a_thousand_idle_connections(served: tuple[Daemon, tuple[str, int]], cli
         idle = [Rude(str(daemon.socket)) for _ in range(1000)]
         for rude in idle[::2]:
             rude.send(b"GET /v1/health HTTP/1.1\r\nHost:")  # half a request is idle too
-        until(lambda: client.health() or len(os.listdir(path)) >= before + 1000)
+        wait_until(lambda: client.health() or len(os.listdir(path)) >= before + 1000)
         took = [timed(sandbox) for _ in range(40)]
         grown = footprint.rss(daemon.process.pid) - memory
         print(
@@ -276,7 +269,7 @@ def test_a_thousand_idle_connections(served: tuple[Daemon, tuple[str, int]], cli
     finally:
         for rude in idle:
             rude.socket.close()
-    until(lambda: client.health() or len(os.listdir(path)) <= before + 2)
+    wait_until(lambda: client.health() or len(os.listdir(path)) <= before + 2)
 
 
 @real
@@ -303,7 +296,7 @@ def test_more_requests_than_are_read_ahead_wait_their_turn(sandbox: Sandbox, uni
         padding = "x" * 30_000
         writer = threading.Thread(target=lambda: [rude.ask("GET", "/v1/health", X_Padding=padding) for _ in range(40)])
         writer.start()
-        until(lambda: sandbox.exec("test -p /tmp/go").exit_code == 0)
+        wait_until(lambda: sandbox.exec("test -p /tmp/go").exit_code == 0)
         sandbox.exec("echo on > /tmp/go", timeout=10).check()
         assert json.loads(rude.answer().body)["stdout"] == "on\n"
         assert [rude.answer().status for _ in range(40)] == [200] * 40
@@ -457,7 +450,7 @@ def test_whoever_hangs_up_in_the_middle_leaves_nothing(
     for _ in range(20):
         with Rude(str(daemon.socket)) as rude:
             rude.send(sent)
-    until(lambda: client.health() or len(os.listdir(path)) <= before)
+    wait_until(lambda: client.health() or len(os.listdir(path)) <= before)
     assert Sandbox.list(client=client) == []
 
 
@@ -475,7 +468,7 @@ async def test_a_header_that_does_not_end_is_given_up(
         stream = await daemon.raw_connection()
         async with stream:
             await stream.send_all(sent)
-            with trio.fail_after(30):
+            with trio.fail_after(SOON_S):
                 answer = await read_all(stream)
             assert answer.startswith(b"HTTP/1.1 408")
             assert b'"kind":"request-timeout"' in answer
@@ -488,7 +481,7 @@ async def test_an_idle_connection_is_closed_without_a_word(
     async with daemon_in(tmp_path) as daemon:
         stream = await daemon.raw_connection()
         async with stream:
-            with trio.fail_after(30):
+            with trio.fail_after(SOON_S):
                 assert await read_all(stream) == b""
 
 
@@ -498,7 +491,7 @@ async def test_a_body_that_does_not_end_is_given_up(tmp_path: pathlib.Path, monk
         stream = await daemon.raw_connection()
         async with stream:
             await stream.send_all(HEAD + b'Content-Length: 100\r\n\r\n{"na')
-            with trio.fail_after(30):
+            with trio.fail_after(SOON_S):
                 answer = await read_all(stream)
             assert answer.startswith(b"HTTP/1.1 408")
             assert b'"kind":"request-timeout"' in answer

@@ -29,11 +29,11 @@ from sandboxd import (
 from sandboxd.client import ExecResult
 from sandboxd.spec import CommandSpec
 from tests.support.daemon import Daemon
+from tests.support.waiting import SOON_S, wait_until
 
 pytestmark = pytest.mark.real
 
 #: Far over what a command takes, far under what a hang would be.
-SOON_S = 15
 
 
 @pytest.fixture(params=["bash", "sh"])
@@ -334,9 +334,7 @@ def test_deleting_ends_what_runs_waits_and_was_left(sandbox: Sandbox) -> None:
     for thread in threads:
         thread.join(SOON_S)
     assert sorted(map(str, ends)) == ["(None, 'SIGKILL')", "session-not-found"]
-    deadline = time.monotonic() + SOON_S
-    while sandbox.exec("ps ax -o args | grep '^sleep [12]'").exit_code == 0:
-        assert time.monotonic() < deadline
+    wait_until(lambda: sandbox.exec("ps ax -o args | grep '^sleep [12]'").exit_code)
     assert sandbox.list_sessions() == []
 
 
@@ -514,12 +512,9 @@ def check_descriptors_of_sessions(daemon: Daemon, sandbox: Sandbox) -> None:
             sandbox.create_session(cwd="/none")
     sandbox.remove_process(taken)
     assert session.exec("pwd").stdout == "/usr\n"
-    deadline = time.monotonic() + SOON_S
-    while settle() > before + 1:
-        assert time.monotonic() < deadline
+    wait_until(lambda: settle() <= before + 1)
     session.delete()
-    while settle() > before:
-        assert time.monotonic() < deadline
+    wait_until(lambda: settle() <= before)
 
 
 @pytest.mark.parametrize(

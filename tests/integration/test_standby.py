@@ -15,7 +15,8 @@ import pytest
 
 from sandboxd import Sandbox
 from tests.support.daemon import Daemon
-from tests.support.standby import init_pid, leaves, pid_inside, ready, strangers, wait_until, waiting
+from tests.support.standby import init_pid, leaves, pid_inside, ready, strangers, waiting
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.real
 
@@ -248,7 +249,8 @@ def test_more_words_than_a_message_holds(daemon: Daemon, box: Sandbox) -> None:
         found = box.exec(["sh", "-c", "echo $$ ${#1}", "sh", "x" * size]).check().stdout.split()
         assert (int(found[0]) == waits, int(found[1])) == (size == 20_000, size)
         waits = standing_by(daemon, box)
-    wait_until(lambda: len(leaves(daemon, box)) == 2)  # those that could not be used are gone; idle, all would be
+    # Those that could not be used are gone; idle for ten seconds, all would be.
+    wait_until(lambda: len(leaves(daemon, box)) == 2, seconds=9)
 
 
 def test_many_at_once(daemon: Daemon, box: Sandbox) -> None:
@@ -267,7 +269,7 @@ def test_many_at_once(daemon: Daemon, box: Sandbox) -> None:
     assert found == {number: f"{number} {number}\n" for number in range(20)}
     wait_until(lambda: strangers(box) == [])
     ready(daemon, box)
-    wait_until(lambda: len(leaves(daemon, box)) == 2)
+    wait_until(lambda: len(leaves(daemon, box)) == 2, seconds=9)
 
 
 def test_a_changed_limit_holds_for_the_next_command(daemon: Daemon, box: Sandbox) -> None:
@@ -311,7 +313,7 @@ def read(path):
     with open(path, 'rb') as file:
         return file.read(1)
 
-deadline = time.monotonic() + 5  # the one that waited is this program: another one is on its way
+deadline = time.monotonic() + 100  # the one that waited is this program: another one is on its way
 while len(find()) < 2:
     assert time.monotonic() < deadline
 for who, pid in find().items():

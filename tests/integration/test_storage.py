@@ -26,6 +26,7 @@ from sandboxd.linux import btrfs, loopdev
 from sandboxd.linux.kernel import Kernel, SyscallError
 from tests.support.failing_launcher import FailingKernel
 from tests.support.pool import Apart, loops, opened
+from tests.support.waiting import SOON_S, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -62,10 +63,8 @@ def fill(path: str, *, most: int = 1 << 40) -> tuple[int, str]:
 def pool(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A directory for a pool; at the end nothing of it may be attached."""
     yield tmp_path
-    deadline = time.monotonic() + 60
-    while loops(tmp_path / "state/pool.btrfs") and time.monotonic() < deadline:
-        time.sleep(0.02)  # the last process is gone, its filesystem is still writing
-    assert loops(tmp_path / "state/pool.btrfs") == []
+    # The last process is gone, its filesystem is still writing.
+    wait_until(lambda: not loops(tmp_path / "state/pool.btrfs"), "the end of the pool's loop device")
     assert str(tmp_path) not in pathlib.Path("/proc/self/mountinfo").read_text()
 
 
@@ -216,7 +215,7 @@ def teardown(say: Say, pool: pathlib.Path) -> dict[str, Any]:
     large = storage.remove(f"{19:020d}")
     removed = [storage.remove(f"{number:020d}", in_child=number > 6) for number in range(20)]
     stored, again = storage.stored(), storage.remove(ID)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + SOON_S
     while sorted(btrfs.groups(filesystem)) != before and time.monotonic() < deadline:
         storage.tend()
         time.sleep(0.1)
@@ -234,12 +233,8 @@ def test_a_removed_sandbox_leaves_no_subvolume_no_quota_group_and_no_bytes(pool:
     assert all(found["removed"])
     assert found["again"], "what is not there is removed"
     assert (found["stored"], found["left"], found["held"]) == ([], [], 0)
-    image_bytes = (pool / "state/pool.btrfs").stat().st_blocks * 512
-    deadline = time.monotonic() + 100
-    while image_bytes > 100 * MIB and time.monotonic() < deadline:
-        time.sleep(0.1)
-        image_bytes = (pool / "state/pool.btrfs").stat().st_blocks * 512
-    assert image_bytes < 100 * MIB, "the host has its blocks back"
+    image = pool / "state/pool.btrfs"
+    wait_until(lambda: image.stat().st_blocks * 512 < 100 * MIB, "the return of the host's blocks")
 
 
 def failing(say: Say, pool: pathlib.Path, call: int) -> tuple[str, bool]:
@@ -391,8 +386,7 @@ def test_a_device_is_found_by_device_and_inode_not_by_path(pool: pathlib.Path) -
 def test_an_image_that_is_attached_in_part_is_refused(pool: pathlib.Path) -> None:
     Apart(put, pool, "x").result()
     file = pool / "state/pool.btrfs"
-    while loops(file):
-        time.sleep(0.01)
+    wait_until(lambda: not loops(file))
     command = ["losetup", "--find", "--show", "--offset", "65536", str(file)]
     device = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     try:

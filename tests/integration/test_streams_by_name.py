@@ -50,14 +50,14 @@ def test_a_process_and_a_session(box: Sandbox) -> None:
     process = box.start_process(SHELL, stdin=True)
     box.write_stdin(process, "in")
     box.close_stdin(process)
-    assert box.wait_for_exit(process, timeout=20).exit_code == 0
+    assert box.wait_for_exit(process, timeout=100).exit_code == 0
     logs = box.get_process_logs(process)
     assert (logs.stdout, logs.stderr) == ("out\nin", "err\n")
     with box.create_session() as session:
         result = session.exec(SHELL, stdin="in")
         assert (result.stdout, result.stderr) == ("out\nin", "err\n")
         beside = session.start_process("echo out > /dev/stdout")
-        assert box.wait_for_exit(beside, timeout=20).exit_code == 0
+        assert box.wait_for_exit(beside, timeout=100).exit_code == 0
 
 
 def test_a_terminal(box: Sandbox) -> None:
@@ -91,7 +91,7 @@ def test_a_context(box: Sandbox, language: str, code: str, again: bool) -> None:
 def test_those_of_others_stay_closed(client: Client, shared: Sandbox) -> None:
     """Neither another user's nor init's, which holds the other ends."""
     process = shared.start_process("echo up; exec sleep 1000", user=1000, stdin=True)
-    assert shared.wait_for_log(process, "up", timeout=20).met
+    assert shared.wait_for_log(process, "up", timeout=100).met
     for user in (1001, 12345):
         for pid in (process.pid, 1):
             for mode in (">", "<"):

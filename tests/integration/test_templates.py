@@ -22,8 +22,8 @@ from tests.support.templates import (
     status_of,
     template_pid,
     templates_of,
-    wait_until,
 )
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.real
 

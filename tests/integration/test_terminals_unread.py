@@ -48,7 +48,7 @@ def test_who_leaves_is_noticed(sandbox: Sandbox) -> None:
     with sandbox.open_pty(DEAF, linger=0.1) as pty:
         until(pty, b"up")
         pty.write(PASTE)
-    assert sandbox.wait_for_exit(pty.process_id, timeout=20).met
+    assert sandbox.wait_for_exit(pty.process_id, timeout=100).met
 
 
 def test_nothing_of_a_paste_is_lost(sandbox: Sandbox) -> None:

@@ -48,13 +48,13 @@ def test_another_user_and_what_comes_of_a_restart(sandbox: Sandbox) -> None:
     assert found.stdout == "nobody 640\n"
     line = "umask; [ -e /tmp/again ] || { touch /tmp/again; exit 1; }"
     process = sandbox.start_process(line, umask="0007", restart="on-failure")
-    assert sandbox.wait_for_exit(process, timeout=20)
+    assert sandbox.wait_for_exit(process, timeout=100)
     assert sandbox.get_process_logs(process).stdout == "0007\n0007\n"
 
 
 def test_a_process_and_a_terminal(sandbox: Sandbox) -> None:
     process = sandbox.start_process(LOOK, umask="0027")
-    assert sandbox.wait_for_exit(process, timeout=20)
+    assert sandbox.wait_for_exit(process, timeout=100)
     assert sandbox.get_process_logs(process).stdout == SEEN["0027"]
     with sandbox.open_pty(LOOK, umask="0027") as pty:
         assert b"".join(pty).replace(b"\r", b"").decode() == SEEN["0027"]
@@ -65,7 +65,7 @@ def test_a_session(sandbox: Sandbox, shell: str) -> None:
     with sandbox.create_session(shell=shell, umask="0027") as session:
         assert session.exec(LOOK).stdout == SEEN["0027"]
         process = session.start_process("umask")
-        assert sandbox.wait_for_exit(process, timeout=20)
+        assert sandbox.wait_for_exit(process, timeout=100)
         assert sandbox.get_process_logs(process).stdout == "0027\n"
         with session.open_pty("umask") as pty:
             assert b"".join(pty) == b"0027\r\n"
@@ -104,7 +104,7 @@ def test_the_command_line(daemon: Daemon, sandbox: Sandbox) -> None:
     assert cli(daemon, "exec", "--umask", "0027", sandbox.id, *line).stdout == SEEN["0027"]
     assert cli(daemon, "run", "--umask", "77", *line).stdout == SEEN["77"]
     assert cli(daemon, "process", "start", "--umask", "0", "--id", "p", sandbox.id, *line).returncode == 0
-    assert sandbox.wait_for_exit("p", timeout=20)
+    assert sandbox.wait_for_exit("p", timeout=100)
     assert sandbox.get_process_logs("p").stdout == SEEN["0"]
     assert cli(daemon, "session", "create", "--umask", "0027", "--id", "s", sandbox.id).returncode == 0
     assert cli(daemon, "exec", "-s", "s", sandbox.id, LOOK).stdout == SEEN["0027"]

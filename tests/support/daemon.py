@@ -131,7 +131,8 @@ class Daemon:
 
     def zygote_pid(self) -> int:
         """Return the pid of the process that creations are forked from."""
-        (zygote,) = [pid for pid in children_of(self.launcher_pid()) if process_name(pid) == "sandboxd-zygote"]
+        # The oldest: a creation is the launcher's child too, and has its parent's name until it takes its own.
+        zygote, *_ = [pid for pid in children_of(self.launcher_pid()) if process_name(pid) == "sandboxd-zygote"]
         return zygote
 
     def pool(self) -> pathlib.Path:

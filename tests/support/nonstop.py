@@ -6,13 +6,10 @@ import contextlib
 import fnmatch
 import os
 import pathlib
-import select
 import signal
 import socket
 import struct
 import threading
-import time
-from collections.abc import Callable
 
 from sandboxd.linux.kernel import CLONE_NEWNET, Kernel
 from tests.support.world import OTHER, World
@@ -167,11 +164,3 @@ class Receivers:
         for counter in self.counters:
             counter.close()
         self.host.close()
-
-
-def wait_until(met: Callable[[], bool]) -> None:
-    """Return once `met` says so."""
-    deadline = time.monotonic() + WAIT_S
-    while not met():
-        assert time.monotonic() < deadline
-        select.select((), (), (), 0.02)

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-import time
-from collections.abc import Callable
-from typing import Any
 
 from sandboxd import Sandbox
 from tests.support.daemon import Daemon, process_name
+from tests.support.waiting import wait_until
 
 #: What init has in a sandbox for itself.
 OWN = ("init", "forker", "standby")
-#: Guards against a hang alone.
-SOON_S = 60.0
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = SOON_S) -> None:
-    """Wait for what another process brings about."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def init_pid(daemon: Daemon, box: Sandbox) -> int:

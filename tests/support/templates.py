@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-import time
 from typing import Any
 
 from sandboxd import Sandbox
 from sandboxd.client.code_models import CodeContext
 from tests.support.daemon import Daemon, children_of
-
-LOAD_S = 60.0
-PAUSE_S = 0.02
+from tests.support.waiting import wait_until
 
 
 def templates_of(daemon: Daemon) -> list[dict[str, Any]]:
@@ -23,13 +20,6 @@ def templates_of(daemon: Daemon) -> list[dict[str, Any]]:
 
 def is_ready(daemon: Daemon) -> bool:
     return any(item["ready"] for item in templates_of(daemon) if item["template"] == "python")
-
-
-def wait_until(condition: Any, timeout_s: float = LOAD_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(PAUSE_S)
 
 
 def load_template(daemon: Daemon) -> int:

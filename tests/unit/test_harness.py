@@ -12,6 +12,9 @@ import sys
 
 import pytest
 
+from tests.support import seeds
+from tests.support.waiting import wait_until
+
 LIBC = ctypes.CDLL(None, use_errno=True)
 RT_SIGACTION = {"x86_64": 13, "aarch64": 134}[platform.machine()]
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -66,6 +69,14 @@ def test_a_thread():
 async def test_trio():
     await trio.sleep_forever()
 
+@pytest.mark.timeout(2)
+async def test_trio_with_a_limit_of_its_own():
+    await trio.sleep_forever()
+
+@pytest.mark.timeout(100)
+async def test_trio_that_may_take_longer():
+    await trio.sleep(3)
+
 def test_a_child():
     subprocess.run(["sleep", "1000"])
 
@@ -84,10 +95,35 @@ def test_what_hangs_fails_with_its_stack_and_the_run_goes_on(tmp_path) -> None:
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
-    assert "3 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+    assert "4 failed, 2 passed" in done.stdout, done.stdout + done.stderr
     for line in ("threading.Event().wait()", "trio.sleep_forever()", 'subprocess.run(["sleep", "1000"])'):
         assert line in done.stdout
 
 
 def test_every_lane_has_a_limit_for_each_test(pytestconfig) -> None:
     assert 60 <= float(pytestconfig.getini("timeout")) <= 600
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, 7), ("", 7), ("23", 23)])
+def test_the_seed_is_that_of_the_run(monkeypatch, given, found) -> None:
+    """`make test-long` without SEED passes an empty one, at which the collection of all tests failed."""
+    monkeypatch.delenv("SANDBOXD_TEST_SEED", raising=False)
+    if given is not None:
+        monkeypatch.setenv("SANDBOXD_TEST_SEED", given)
+    assert seeds.seed(7) == found
+
+
+def test_a_wait_says_what_did_not_come() -> None:
+    answers = iter((False, 0, "yes"))
+    wait_until(lambda: next(answers))
+    with pytest.raises(AssertionError, match="the end of the world did not come about within 0 s"):
+        wait_until(lambda: False, "the end of the world", seconds=0)
+
+
+@pytest.mark.slow
+def test_each_long_test_is_collected_without_a_seed() -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "long", "--collect-only", "-q"]
+    environment = {**os.environ, "SANDBOXD_TEST_SEED": ""}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_hundreds_of_kills_at_random_points" in done.stdout
