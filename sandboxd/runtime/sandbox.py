@@ -194,8 +194,7 @@ class Sandbox:
             raise await self.why_broken(peer.ended) if isinstance(peer.ended, ProtocolError) else peer.ended
         for name in later:
             if name not in self._known_fields:
-                why = "the sandbox was created by an earlier version of sandboxd, which did not support it"
-                raise NotAvailable(f"cannot accept {name}: {why}", field=name)
+                raise NotAvailable(f"cannot accept {name}: {checks.OLD_INIT}", field=name)
 
     @property
     def has_link(self) -> bool:
