@@ -303,7 +303,11 @@ class Creations:
                 self._loop.unwatch(creation.status.fd)  # only its link is waited for
 
     def _take_told(self, creation: _Creation) -> None:
-        """Take what the builder and pid 1 have said, a success only once both are known."""
+        """Take what the builder and pid 1 have said, a success only once both are known.
+
+        It is taken in the pipe's order, but for failures, which do not wait: whoever failed first told why, and `built`
+        comes before `ready`, since the builder says it before it lets pid 1 go on.
+        """
         told, creation.told = creation.told, []
         for message in told:
             if creation.state in OVER:

@@ -171,7 +171,7 @@ class Launcher:
         self._pause.after(QUIET_S)
         try:
             while True:
-                if self._out:
+                if self._out.size:
                     self._flush()
                 if self._loop.turn():
                     self._rested, self._active_at = False, time.monotonic()

@@ -113,7 +113,7 @@ class Teardowns:
 
     def reap_helpers(self) -> None:
         """Notice children that have removed a large tree; called after SIGCHLD."""
-        for teardown in self._active.values():
+        for teardown in list(self._active.values()):  # who hears of a failure may begin or end one
             if not teardown.helper:
                 continue
             ended, status = os.waitpid(teardown.helper, os.WNOHANG)

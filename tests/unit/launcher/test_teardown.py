@@ -82,6 +82,29 @@ def test_a_small_one_does_not_wait_for_a_large_one(host: Any) -> None:
     assert sorted(host.done) == ["big", "late", "other", "small"]
 
 
+def test_who_hears_that_a_child_failed_may_begin_another(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a creation does whose prepared sandbox has died: its order's own begins, and may fail at once."""
+    monkeypatch.setattr(host.work, "_storage", SimpleNamespace(remove=lambda *_: False))
+    monkeypatch.setattr(host.work, "_remove_in_child", lambda _: os.posix_spawn("/bin/false", ["false"], {}))
+    failed: list[str] = []
+
+    def begin_another(error: object) -> None:
+        failed.append(str(error))
+        host.begin(f"after-{len(failed)}", 0)
+
+    for name in ("one", "two"):
+        groups(host.path / name, 0)
+        host.work.begin(name, None, begin_another)
+    for one in host.work._active.values():
+        os.waitid(os.P_PID, one.helper, os.WEXITED | os.WNOWAIT)
+    host.work.reap_helpers()
+    assert len(failed) == 2
+    assert len(host.work) == 4
+    for one in host.work._active.values():
+        if one.helper:
+            os.waitpid(one.helper, 0)
+
+
 @pytest.mark.parametrize("budget", [None, 1, 2, 7, 1000])
 def test_a_budget_is_kept_and_the_end_is_told(tmp_path: Path, budget: int | None) -> None:
     top = tmp_path / "top"
