@@ -206,13 +206,15 @@ EXITS = {
 def test_an_interpreter_that_dies_is_told_and_restarted(box: Sandbox, language: str, code: str, words: str) -> None:
     with context_in(box, language) as context, context_in(box, "python") as neighbour:
         result = box.run_code(code, context=context, timeout=20)
-        if not words:  # it dies when it wants the next run
+        if not words:  # it dies when it wants the next run, which may come before that is noticed, or after
             assert result.status == "ok"
-            result = box.run_code("1", context=context, timeout=20)
-        assert (result.status, result.restarted) == ("exited", False)
-        assert result.error is not None
-        assert result.error.ename == "ContextExited"
-        assert words in result.error.evalue
+            with contextlib.suppress(ContextExited):
+                result = box.run_code("1", context=context, timeout=20)
+        if words or result.status != "ok":
+            assert (result.status, result.restarted) == ("exited", False)
+            assert result.error is not None
+            assert result.error.ename == "ContextExited"
+            assert words in result.error.evalue
         with pytest.raises(ContextExited) as caught:
             box.run_code("1", context=context)
         assert caught.value.context == context.id
