@@ -92,6 +92,7 @@ class IncomingChild:
         self._on_begun = on_begun
         self._on_failed = on_failed
         self._expected = expected
+        # Not a SendQueue: there is one message, whose descriptors stay their owners'.
         self._out = memoryview(b"")
         self._fds: list[int] = []
         self._answer = b""

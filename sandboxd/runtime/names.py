@@ -77,7 +77,7 @@ class Names:
             resolver = await (self._resolver if is_new else self._try)(sandbox)
             task_status.started()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_until_settled, sandbox, nursery.cancel_scope)
+                nursery.start_soon(_until_disconnected, sandbox, nursery.cancel_scope)
                 await self._keep(sandbox, resolver)
         finally:
             self._served.pop(sandbox.id, None)
@@ -131,8 +131,8 @@ class Names:
             self._degraded(sandbox, f"its resolver ended: {failures.exceptions[0]}")
 
 
-async def _until_settled(sandbox: Sandbox, scope: trio.CancelScope) -> None:
-    await sandbox.settled.wait()
+async def _until_disconnected(sandbox: Sandbox, scope: trio.CancelScope) -> None:
+    await sandbox.disconnected.wait()
     scope.cancel()
 
 

@@ -407,7 +407,7 @@ class Session:
                     raise KeyboardInterrupt
                 self._execute(message["code"])
             except BaseException as error:  # IPython's own: an interrupt between two steps, say
-                self.send_error(self.failures.settle(error))
+                self.send_error(self.failures.failure_of_run(error))
             channel.in_user_code = False
         except BaseException as error:
             channel.in_user_code = False
@@ -428,7 +428,7 @@ class Session:
         """Run a cell, tell what escaped from it, and show its figures."""
         result = self.shell.run_cell(code, store_history=True)
         error = result.error_in_exec if result.error_before_exec is None else result.error_before_exec
-        self.send_error(self.failures.settle(error))
+        self.send_error(self.failures.failure_of_run(error))
         if "matplotlib.pyplot" in sys.modules:
             try:
                 load("shell")["flush_figures"](self)

@@ -93,7 +93,7 @@ def clone(order: CloneRequest, context: ssl.SSLContext, tell: Callable[[dict[str
         address = transport.parse(order.url)
         carrier = transport.Transport(context, order.login, address, order.stall_s)
         found = Cloning(carrier, Progress(tell), order).run(address, place.directory, place.directory / ".git")
-        place.settle()
+        place.move_into_place()
     except BaseException as error:
         place.discard()
         known = _known(error, order)
@@ -173,7 +173,7 @@ class _Place:
                 f"cannot clone into {self._target}: it is not a directory", path=str(self._target)
             ) from None
 
-    def settle(self) -> None:
+    def move_into_place(self) -> None:
         """Bring what was made to its place.
 
         Raises:

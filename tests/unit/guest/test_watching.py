@@ -119,7 +119,7 @@ class Stage:
                 if self._done == len(self._operations):
                     break
                 self._do(len(self._operations))
-        self._watcher._settle_moved()
+        self._watcher._tell_moved_away()
 
     def step(self) -> None:
         self._do(self._schedule.get(self.steps, 0))
@@ -251,7 +251,7 @@ class Watched:
         while select.select([inotify.fd], [], [], 0)[0]:
             for happening in inotify.read():
                 self.watcher._take(happening)
-        self.watcher._settle_moved()
+        self.watcher._tell_moved_away()
         self.watcher._caught_up()
         found = [(row["type"], os.fsdecode(row["path"]).removeprefix(f"{self.root}/")) for row in self.rows.rows]
         self.rows.rows.clear()

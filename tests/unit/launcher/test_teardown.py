@@ -36,7 +36,7 @@ def host(tmp_path: Path) -> Any:
     cgroups.root = str(tmp_path)
     cgroups.kill = lambda sandbox_id: None  # type: ignore[method-assign]
     done: list[str] = []
-    links: Any = {}
+    veths: Any = {}
     nothing: Any = SimpleNamespace(remove=lambda *_: True, release=lambda *_: None, sweep=lambda: None)
     work = teardown.Teardowns(
         EventLoop(),
@@ -44,7 +44,7 @@ def host(tmp_path: Path) -> Any:
         nothing,
         nothing,
         nothing,
-        links,
+        veths,
         str(tmp_path),
     )
 

@@ -30,7 +30,7 @@ BUILT = {"name": "default", "recipe": "default", "trusted": True, "built_at": "2
 
 
 def images(*found: rootfs.Rootfs, error: str | None = None) -> list[Feature]:
-    return rootfs.evaluate(rootfs.Facts("/r", found, error))
+    return rootfs.evaluate(rootfs.RootfsListing("/r", found, error))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_each_rootfs_tells_whence_it_came_and_what_it_lacks() -> None:
 # --- storage and network ------------------------------------------------------------------------------------
 
 DIRECTORIES = {"state-dir": storage.Directory("/s", "/s", True), "id-claims": storage.Directory("/c", "/", True)}
-GOOD_STORAGE = storage.Facts(
+GOOD_STORAGE = storage.StorageState(
     DIRECTORIES, "ext4", 100 << 30, 200 << 30, "the kernel has it", "/usr/sbin/mkfs.btrfs", True
 )
 
@@ -123,11 +123,11 @@ def test_a_path_belongs_to_the_deepest_and_latest_mount() -> None:
 @pytest.mark.parametrize(
     ("facts", "nft", "nftables"),
     [
-        (network.Facts("/usr/sbin/nft", WORKS, WORKS), "ok", "ok"),
-        (network.Facts(None, WORKS, None), "missing", "ok"),
-        (network.Facts("/usr/sbin/nft", WORKS, Outcome(error="RuntimeError: no\n such file")), "ok", "missing"),
-        (network.Facts(None, REFUSED, None), "missing", "missing"),
-        (network.Facts(None), "missing", "unknown"),
+        (network.NetworkTrials("/usr/sbin/nft", WORKS, WORKS), "ok", "ok"),
+        (network.NetworkTrials(None, WORKS, None), "missing", "ok"),
+        (network.NetworkTrials("/usr/sbin/nft", WORKS, Outcome(error="RuntimeError: no\n such file")), "ok", "missing"),
+        (network.NetworkTrials(None, REFUSED, None), "missing", "missing"),
+        (network.NetworkTrials(None), "missing", "unknown"),
     ],
 )
 def test_network(facts, nft, nftables) -> None:

@@ -59,7 +59,7 @@ def test_reading_hierarchies_never_fails(text) -> None:
     cgroups.disabled_controllers(text)
 
 
-UNIFIED = cgroups.Facts(
+UNIFIED = cgroups.CgroupTree(
     "/sys/fs/cgroup",
     frozenset({"nsdelegate"}),
     writable=True,
@@ -128,7 +128,7 @@ def test_cgroups_that_lack_something(changes, name, status) -> None:
 def nothing_but(kind: str, outcome: Outcome | None, limit: int | None) -> Feature:
     outcomes = dict.fromkeys(namespaces.KINDS, WORKS) | {kind: outcome}
     limits = dict.fromkeys(namespaces.KINDS, 100_000) | {kind: limit}
-    found = namespaces.evaluate(namespaces.Facts(outcomes, limits))
+    found = namespaces.evaluate(namespaces.NamespaceTrials(outcomes, limits))
     assert {item.status for item in found if item.name != f"namespace:{kind}"} == {Status.OK}
     return one(found, f"namespace:{kind}")
 
@@ -166,16 +166,18 @@ def test_namespaces(kind, outcome, limit, status, word) -> None:
     ],
 )
 def test_overlay(outcome, status, word) -> None:
-    (found,) = overlay.evaluate(overlay.Facts("/state", "nfs", outcome))
+    (found,) = overlay.evaluate(overlay.OverlayTrial("/state", "nfs", outcome))
     assert str(found.status) == status
     assert found.remedy is None if word is None else word in (found.remedy or "")
     assert outcome is None or "/state (nfs)" in found.found
 
 
 def test_seccomp() -> None:
-    good = filters.evaluate(filters.Facts("/p", Outcome(4), Outcome(6), {"default": Outcome(500), "odd": REFUSED}))
+    good = filters.evaluate(
+        filters.FilterTrials("/p", Outcome(4), Outcome(6), {"default": Outcome(500), "odd": REFUSED})
+    )
     assert statuses(good) == {"seccomp": "ok", "libseccomp": "ok", "seccomp:default": "ok", "seccomp:odd": "missing"}
     assert "500" in one(good, "seccomp:default").found
-    none = filters.evaluate(filters.Facts("/p", REFUSED, Outcome(error="RuntimeError: no libseccomp"), {}))
+    none = filters.evaluate(filters.FilterTrials("/p", REFUSED, Outcome(error="RuntimeError: no libseccomp"), {}))
     assert set(statuses(none).values()) == {"missing"}
     assert "libseccomp2" in (one(none, "libseccomp").remedy or "")

@@ -46,7 +46,7 @@ PAGES = 6000
 
 def switched(release: str = "6.12.1", machine: str = "x86_64", **changes: str) -> list[Feature]:
     values = SWITCHES | {name.replace("__", "."): value for name, value in changes.items()}
-    return sysctls.evaluate(sysctls.Facts(release, machine, values, PAGES))
+    return sysctls.evaluate(sysctls.SysctlValues(release, machine, values, PAGES))
 
 
 def test_a_good_kernel() -> None:
@@ -111,19 +111,19 @@ def test_switches_that_are_open_or_low() -> None:
 
 
 def test_switches_that_cannot_be_read() -> None:
-    found = statuses(sysctls.evaluate(sysctls.Facts("6.12", "x86_64", {})))
+    found = statuses(sysctls.evaluate(sysctls.SysctlValues("6.12", "x86_64", {})))
     assert found["core-pattern"] == found["inotify"] == found["hardening"] == "unknown"
 
 
 @given(st.text(), st.dictionaries(st.sampled_from(sorted(SWITCHES)), st.text()))
 def test_switches_may_say_anything(release, values) -> None:
-    assert len(sysctls.evaluate(sysctls.Facts(release, "x86_64", values, 9))) == 7
+    assert len(sysctls.evaluate(sysctls.SysctlValues(release, "x86_64", values, 9))) == 7
 
 
 # --- users and the way to the interpreter -------------------------------------------------------------------
 
 EVERYTHING = (1 << 41) - 1
-GOOD_USERS = users.Facts(0, EVERYTHING, True, "sandboxd", "sandboxd", 990, True, "/usr/bin/python3", None)
+GOOD_USERS = users.Accounts(0, EVERYTHING, True, "sandboxd", "sandboxd", 990, True, "/usr/bin/python3", None)
 
 
 @pytest.mark.parametrize(

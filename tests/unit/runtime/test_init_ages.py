@@ -131,7 +131,7 @@ async def test_an_operation_that_an_old_init_does_not_know_is_not_available(
 
     daemon.init.answers[op] = refuse
     path = "/v1/sandboxes/box"
-    asked = {
+    asked: dict[str, tuple[str, str, dict[str, Any]]] = {
         "errand": ("POST", f"{path}/files/truncate", {"json": {"path": "/f", "size": 0}}),
         "open_write": ("PUT", f"{path}/files", {"params": {"path": "/f"}, "content": b"x"}),
         "session_create": ("POST", f"{path}/sessions", {"json": {}}),
