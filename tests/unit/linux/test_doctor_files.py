@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,7 @@ def images(*found: rootfs.Rootfs, error: str | None = None) -> list[Feature]:
         ([rootfs.Rootfs("default", BUILT, None)], "unknown", "sudo"),
     ],
 )
-def test_rootfs(found, status, word) -> None:
+def test_rootfs(found: list[rootfs.Rootfs], status: str, word: str | None) -> None:
     whole, *each = images(*found)
     assert str(whole.status) == status
     assert whole.remedy is None if word is None else word in (whole.remedy or "")
@@ -92,13 +93,13 @@ GOOD_STORAGE = storage.StorageState(
         ({"directories": DIRECTORIES | {"id-claims": storage.Directory("/c", "/", None)}}, {"id-claims": "unknown"}),
     ],
 )
-def test_storage(changes, expected) -> None:
+def test_storage(changes: dict[str, Any], expected: dict[str, str]) -> None:
     found = storage.evaluate(dataclasses.replace(GOOD_STORAGE, **changes))
     told = {name: status for name, status in statuses(found).items() if status != "ok" and name != "disk-limits"}
     assert told == expected
 
 
-def test_disk_limits_follow_btrfs_once_its_driver_is_built(monkeypatch) -> None:
+def test_disk_limits_follow_btrfs_once_its_driver_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "BTRFS_DRIVER_BUILT", False)
     assert one(storage.evaluate(GOOD_STORAGE), "disk-limits").status is Status.DEGRADED
     monkeypatch.setattr(storage, "BTRFS_DRIVER_BUILT", True)
@@ -130,7 +131,7 @@ def test_a_path_belongs_to_the_deepest_and_latest_mount() -> None:
         (network.NetworkTrials(None), "missing", "unknown"),
     ],
 )
-def test_network(facts, nft, nftables) -> None:
+def test_network(facts: network.NetworkTrials, nft: str, nftables: str) -> None:
     found = network.evaluate(facts)
     assert statuses(found) == {"nft": nft, "nftables": nftables}
     assert not any(item.essential or "\n" in item.found for item in found)

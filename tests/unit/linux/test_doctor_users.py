@@ -6,6 +6,7 @@ import dataclasses
 import stat
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -69,7 +70,7 @@ def test_a_host_that_forwards_nothing() -> None:
         ("strange", "x86_64", "unknown"),
     ],
 )
-def test_kernel_versions(release, machine, status) -> None:
+def test_kernel_versions(release: str, machine: str, status: str) -> None:
     assert str(one(switched(release, machine), "kernel").status) == status
 
 
@@ -116,7 +117,7 @@ def test_switches_that_cannot_be_read() -> None:
 
 
 @given(st.text(), st.dictionaries(st.sampled_from(sorted(SWITCHES)), st.text()))
-def test_switches_may_say_anything(release, values) -> None:
+def test_switches_may_say_anything(release: str, values: dict[str, str]) -> None:
     assert len(sysctls.evaluate(sysctls.SysctlValues(release, "x86_64", values, 9))) == 7
 
 
@@ -140,7 +141,7 @@ GOOD_USERS = users.Accounts(0, EVERYTHING, True, "sandboxd", "sandboxd", 990, Tr
         ({"blocked": "/root", "user_id": None}, "interpreter", "degraded", "chmod o+rX /root"),
     ],
 )
-def test_users(changes, name, status, word) -> None:
+def test_users(changes: dict[str, Any], name: str, status: str, word: str | None) -> None:
     found = users.evaluate(dataclasses.replace(GOOD_USERS, **changes))
     assert str(one(found, name).status) == status
     assert one(found, name).remedy is None if word is None else word in (one(found, name).remedy or "")
@@ -197,7 +198,7 @@ TREE = {
         ("/srv/own", (), "/srv/own"),
     ],
 )
-def test_the_way_to_a_file(path, gids, stopped) -> None:
+def test_the_way_to_a_file(path: str, gids: tuple[int, ...], stopped: str | None) -> None:
     wanted = access.READ | access.SEARCH
     assert access.obstacle(path, 990, gids, wanted=wanted, see=TREE.get) == stopped
 
@@ -208,7 +209,7 @@ def test_root_is_stopped_by_nothing_but_absence() -> None:
 
 
 @given(st.lists(st.sampled_from(["usr", "bin", "python3", "srv", "venv", "..", ".", "", "loop", "root"]), max_size=12))
-def test_every_way_ends(parts) -> None:
+def test_every_way_ends(parts: list[str]) -> None:
     found = access.obstacle("/" + "/".join(parts), 990, (), see=TREE.get)
     assert found is None or found.startswith("/")
 
