@@ -292,7 +292,7 @@ async def _serve(config: Config, identity: Identity, token: str | None, sockets:
         spare_s=config.node_spare_s,
         standby_s=config.standby_s,
     )
-    facts = DaemonFacts(__version__, _shown(config))
+    facts = DaemonFacts(__version__, _config_facts(config))
     policy = Policy(token, frozenset({identity.uid}), identity.socket_gid)
     metrics = Metrics(manager, __version__)
     server = Server(Api(manager, policy, facts, metrics), sockets.api)
@@ -341,7 +341,7 @@ def _leaf(error: BaseException) -> BaseException:
     return error
 
 
-def _shown(config: Config) -> dict[str, Any]:
+def _config_facts(config: Config) -> dict[str, Any]:
     return {
         "state_dir": str(config.state_dir),
         "runtime_dir": str(config.runtime_dir),

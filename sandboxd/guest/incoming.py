@@ -158,7 +158,7 @@ class IncomingChild:
             elif not self.pid:
                 self._arrived(ancillary)
             else:
-                self._take(data)
+                self._on_answer(data)
 
     def _arrived(self, ancillary: list[tuple[int, int, bytes]]) -> None:
         for level, kind, data in ancillary:
@@ -169,7 +169,7 @@ class IncomingChild:
         else:
             self._on_arrived(self.pid)
 
-    def _take(self, data: bytes) -> None:
+    def _on_answer(self, data: bytes) -> None:
         self._answer += data
         if self._answer.startswith(b"begun"):
             self.cancel()

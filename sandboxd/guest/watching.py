@@ -128,7 +128,7 @@ class _Watcher:
                 self._tell_moved_away()
             else:
                 for happening in self._inotify.read():
-                    self._take(happening)
+                    self._on_happening(happening)
                 if len(self._missing) > _MAX_MISSING:
                     self._overflow()
                 if not poll.poll(0):
@@ -144,7 +144,7 @@ class _Watcher:
 
     # --- the kernel's events ---
 
-    def _take(self, happening: Happening) -> None:
+    def _on_happening(self, happening: Happening) -> None:
         mask = happening.mask
         if mask & inotify.IN_Q_OVERFLOW:
             self._overflow()

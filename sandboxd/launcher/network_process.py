@@ -316,7 +316,7 @@ class NetworkProcess:
         elif not self._is_ready:
             self._drop(answer.decode(errors="replace")[:300])
         else:
-            self._take(answer)
+            self._take_answer(answer)
             self._send_orders()
 
     def _begin_at_once(self) -> None:
@@ -325,7 +325,7 @@ class NetworkProcess:
         except OSError as error:
             self._drop(str(error))
 
-    def _take(self, answer: bytes) -> None:
+    def _take_answer(self, answer: bytes) -> None:
         try:
             sequence, told, *more = msgpack.unpackb(answer)
             attempt = _attempt(more[0]) if sequence == 0 else None

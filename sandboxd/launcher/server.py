@@ -262,9 +262,9 @@ class Launcher:
             log.error("The daemon broke the protocol: %s", error)
             raise EOFError from None
         for message in messages:
-            self._take(message)
+            self._on_message(message)
 
-    def _take(self, message: Message) -> None:
+    def _on_message(self, message: Message) -> None:
         if isinstance(message, Request):
             operation, taking = self._operations.get(message.op), self._taking.get(message.op)
             try:

@@ -102,10 +102,10 @@ class Server:
                 if not agreed:
                     return False
                 continue
-            batch.append(self._take(sequence, operation, params, fds))
+            batch.append(self._take_order(sequence, operation, params, fds))
         return self._commit(batch)
 
-    def _take(self, sequence: int, operation: str, params: dict[str, Any], fds: list[int]) -> _Taken:
+    def _take_order(self, sequence: int, operation: str, params: dict[str, Any], fds: list[int]) -> _Taken:
         taken = _Taken(sequence, admitted=params["id"] if operation == "attach" else "")
         try:
             taken.commands = self._prepare(operation, params, fds)

@@ -278,7 +278,7 @@ class Context:
             elif self._queue:
                 item = self._queue.popleft()
                 try:
-                    await self._do(item)
+                    await self._serve_item(item)
                 except SandboxdError as error:
                     item.give_up(error)
                     raise
@@ -390,18 +390,18 @@ class Context:
 
     # --- one run ----------------------------------------------------------------------------------------
 
-    async def _do(self, item: Run | Question) -> None:
+    async def _serve_item(self, item: Run | Question) -> None:
         if isinstance(item, Question):
             if not item.done.is_set():
                 await self._ask(item)
         elif item.wants_stop:
             item.give_up(SandboxGone("cannot run the code: it was stopped before it began"))
         else:
-            await self._run(item)
+            await self._run_code(item)
         if self.state is State.BUSY:
             self._move(Event.DONE)
 
-    async def _run(self, run: Run) -> None:
+    async def _run_code(self, run: Run) -> None:
         assert self._worker is not None  # noqa: S101 - _live looked
         self._move(Event.RUN)
         run.restarted, self._tell_anew = run.restarted or self._tell_anew, False

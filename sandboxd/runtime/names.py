@@ -93,7 +93,7 @@ class Names:
         pause = RETRY_S
         while True:
             if resolver is not None:
-                await self._run(sandbox, resolver)
+                await self._serve_names(sandbox, resolver)
                 pause = RETRY_S
             await trio.sleep(pause)
             pause = min(2 * pause, MAX_RETRY_S)
@@ -122,7 +122,7 @@ class Names:
         self._served[sandbox.id] = resolver
         return resolver
 
-    async def _run(self, sandbox: Sandbox, resolver: Resolver) -> None:
+    async def _serve_names(self, sandbox: Sandbox, resolver: Resolver) -> None:
         try:
             await resolver.run()
         except* Exception as failures:

@@ -109,7 +109,7 @@ def _unpack(data, at):  # noqa: PLR0911 - a row each
     if code < 0xA0:
         return _unpack_array(data, at, code & 15)
     if code < 0xC0:
-        return _take(data, at, code & 31).decode(), at + (code & 31)
+        return _slice(data, at, code & 31).decode(), at + (code & 31)
     if code in (0xC0, 0xC2, 0xC3):
         return {0xC0: None, 0xC2: False, 0xC3: True}[code], at
     if code in _FIXED:
@@ -124,11 +124,11 @@ def _unpack(data, at):  # noqa: PLR0911 - a row each
         return _unpack_array(data, at, size)
     if kind == "m":
         return _unpack_map(data, at, size)
-    raw = _take(data, at, size)
+    raw = _slice(data, at, size)
     return (raw.decode() if kind == "s" else bytes(raw)), at + size
 
 
-def _take(data, at, size):
+def _slice(data, at, size):
     raw = data[at : at + size]
     if len(raw) < size:
         raise ValueError("cut short")

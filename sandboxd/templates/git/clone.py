@@ -111,7 +111,7 @@ def _known(error: BaseException, order: CloneRequest) -> SandboxdError | None:
     if limit is not None:
         return limit
     if isinstance(error, RecursionError):
-        return GitRefused(f"cannot clone {_shown(order)}: its directories are too deep", reason="too-deep")
+        return GitRefused(f"cannot clone {_printable_url(order)}: its directories are too deep", reason="too-deep")
     if isinstance(error, OSError):
         text = f"cannot clone into {order.target}: {error.strerror}"
         for numbers, kind in _OS_ERRORS:
@@ -119,11 +119,11 @@ def _known(error: BaseException, order: CloneRequest) -> SandboxdError | None:
                 return kind(text, path=order.target)
         return GitError(text, path=order.target, errno=errno.errorcode.get(error.errno or 0))
     if isinstance(error, Exception):
-        return InternalError(f"cannot clone {_shown(order)}: {type(error).__name__}: {error!s:.200}")
+        return InternalError(f"cannot clone {_printable_url(order)}: {type(error).__name__}: {error!s:.200}")
     return None
 
 
-def _shown(order: CloneRequest) -> str:
+def _printable_url(order: CloneRequest) -> str:
     try:
         return transport.parse(order.url).url
     except GitError:

@@ -112,7 +112,7 @@ class Stage:
         while True:
             for happening in self._inotify.read():
                 self.step()
-                self._watcher._take(happening)
+                self._watcher._on_happening(happening)
                 if late:
                     self._watcher._caught_up()
             if not self._pending():
@@ -250,7 +250,7 @@ class Watched:
         inotify = self.watcher._inotify
         while select.select([inotify.fd], [], [], 0)[0]:
             for happening in inotify.read():
-                self.watcher._take(happening)
+                self.watcher._on_happening(happening)
         self.watcher._tell_moved_away()
         self.watcher._caught_up()
         found = [(row["type"], os.fsdecode(row["path"]).removeprefix(f"{self.root}/")) for row in self.rows.rows]
