@@ -68,6 +68,8 @@ _CLIENT_NAMES = frozenset(
     }
 )
 
+_SPEC_NAMES = frozenset({"IoLimits", "Limits"})
+
 if TYPE_CHECKING:
     from .client import *  # noqa: F403
     from .errors import *  # noqa: F403
@@ -76,9 +78,12 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a class each, checked below
-    if name in _CLIENT_NAMES:
+    value: Any
+    if name == "__all__":  # asked for by `import *`, which then asks for each
+        value = _names()
+    elif name in _CLIENT_NAMES:
         value = getattr(importlib.import_module(".client", __name__), name)
-    elif name in ("IoLimits", "Limits"):
+    elif name in _SPEC_NAMES:
         value = getattr(importlib.import_module(".spec", __name__), name)
     else:
         value = _errors().get(name)
@@ -89,7 +94,12 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - a class each, checked below
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_CLIENT_NAMES, *_errors(), "IoLimits", "Limits"})
+    return sorted({*globals(), *_names()})
+
+
+def _names() -> list[str]:
+    """Return what users import from here."""
+    return sorted({*_CLIENT_NAMES, *_SPEC_NAMES, *_errors()})
 
 
 def _errors() -> dict[str, Any]:

@@ -142,7 +142,7 @@ class Config:
         return self.state_dir / "registry"
 
     @property
-    def links_dir(self) -> Path:
+    def init_sockets_dir(self) -> Path:
         """Where each init listens."""
         return self.runtime_dir / "links"
 

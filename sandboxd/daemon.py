@@ -124,7 +124,7 @@ def _preflight(config: Config) -> None:
     if len(str(config.socket_path).encode()) > MAX_SOCKET_PATH:
         raise ConfigError(f"cannot listen on {config.socket_path}: the path is over 107 bytes", key="socket")
     # `<links>/<id>.sock` must fit as well; an id has at most 26 characters.
-    if len(str(config.links_dir).encode()) + 1 + 26 + 5 > MAX_SOCKET_PATH:
+    if len(str(config.init_sockets_dir).encode()) + 1 + 26 + 5 > MAX_SOCKET_PATH:
         raise ConfigError(
             f"cannot use the runtime directory {config.runtime_dir}: its path is too long for sockets",
             key="runtime_dir",
@@ -145,7 +145,7 @@ def _make_directories(config: Config, identity: Identity) -> None:
         (config.registry_dir, 0o700, identity.uid, identity.gid),
         (config.previews_dir, 0o700, identity.uid, identity.gid),
         (config.runtime_dir, 0o755, 0, 0),
-        (config.links_dir, 0o750, 0, identity.gid),
+        (config.init_sockets_dir, 0o750, 0, identity.gid),
         (config.runtime_dir / "stage", 0o700, 0, 0),
         (config.runtime_dir / "pool", 0o700, 0, 0),
     )
@@ -284,13 +284,13 @@ async def _serve(config: Config, identity: Identity, token: str | None, sockets:
     manager = Manager(
         launcher,
         config.registry_dir,
-        config.links_dir,
+        config.init_sockets_dir,
         tombstones,
         config.network_dns,
         spare_s=config.node_spare_s,
         standby_s=config.standby_s,
     )
-    facts = DaemonFacts(__version__, _shown(config))
+    facts = DaemonFacts(__version__, _config_facts(config))
     policy = Policy(token, frozenset({identity.uid}), identity.socket_gid)
     metrics = Metrics(manager, __version__)
     server = Server(Api(manager, policy, facts, metrics), sockets.api)
@@ -339,7 +339,7 @@ def _leaf(error: BaseException) -> BaseException:
     return error
 
 
-def _shown(config: Config) -> dict[str, Any]:
+def _config_facts(config: Config) -> dict[str, Any]:
     return {
         "state_dir": str(config.state_dir),
         "runtime_dir": str(config.runtime_dir),

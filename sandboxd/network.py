@@ -54,7 +54,7 @@ class NetworkSpec:
                 raise _fail(name, "a sandbox without a network has nothing to limit")
 
     @property
-    def has_link(self) -> bool:
+    def has_veth(self) -> bool:
         """Whether it has more than its loopback."""
         return self.mode not in (None, "none")
 

@@ -80,7 +80,7 @@ class _Feeder:
     def __init__(self, stream: ExecStream) -> None:
         self._stream = stream
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="stdin", daemon=True)
+        self._thread = threading.Thread(target=self._pass_stdin, name="stdin", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -95,7 +95,7 @@ class _Feeder:
         if not self._thread.is_alive():
             os.close(self._wake_read)
 
-    def _run(self) -> None:
+    def _pass_stdin(self) -> None:
         # The command has ended, or closed its input: it wants no more. Any other failure of the daemon meets the
         # main thread too, on the stream that it reads.
         with contextlib.suppress(SandboxdError):

@@ -39,7 +39,7 @@ class Passing:
         self._came_at = 0.0
         self._wanted: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._before: dict[int, Any] = {}
-        self._thread = threading.Thread(target=self._run, name="signals", daemon=True)
+        self._thread = threading.Thread(target=self._pass_signals, name="signals", daemon=True)
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -78,7 +78,7 @@ class Passing:
     def _over(self, number: int, _: FrameType | None) -> None:
         raise Interrupted(self.first or number)
 
-    def _run(self) -> None:
+    def _pass_signals(self) -> None:
         while (number := self._wanted.get()) is not None:
             # Where it cannot be told it has just ended, as the main thread is about to learn, or the daemon has.
             with contextlib.suppress(SandboxdError):

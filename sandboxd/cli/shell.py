@@ -129,7 +129,7 @@ class _Keyboard:
     def __init__(self, pty: Pty) -> None:
         self._pty = pty
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._thread = threading.Thread(target=self._run, name="keyboard", daemon=True)
+        self._thread = threading.Thread(target=self._pass_keys, name="keyboard", daemon=True)
         self._before: Any = None
 
     def __enter__(self) -> Self:
@@ -147,7 +147,7 @@ class _Keyboard:
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake_write, what)
 
-    def _run(self) -> None:
+    def _pass_keys(self) -> None:
         poll = select.poll()
         poll.register(0, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)

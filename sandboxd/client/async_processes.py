@@ -97,7 +97,7 @@ class AsyncLogStream(LogState, AsyncClosing):
                 await self.close()
                 raise StopAsyncIteration
             await self._advance()
-        chunk, call_back = self._take()
+        chunk, call_back = self._take_chunk()
         await run(call_back)
         return chunk
 

@@ -71,7 +71,7 @@ class AsyncPty(PtyState, AsyncClosing):
             if self._wire.is_over:
                 return b""
             await self._receive()
-        return self._take()
+        return self._take_output()
 
     async def wait(self) -> ExitStatus:
         """Read to the end, and return how the program ended.

@@ -150,7 +150,7 @@ def run_code(  # noqa: PLR0913 - the fields of a run, all by keyword
         ContextExited: the context's interpreter has ended; restart it.
         InvalidRequest: a value is wrong; `field` names it.
     """
-    run = _run(key, context, language, env, code=code, timeout_s=timeout)
+    run = _run_call(key, context, language, env, code=code, timeout_s=timeout)
     callbacks = {"stdout": on_stdout, "stderr": on_stderr, "result": on_result, "error": on_error}
     if any(callback is not None for callback in callbacks.values()):
         return RunRequest(run, callbacks)
@@ -176,11 +176,11 @@ def run_code_stream(  # noqa: PLR0913 - the fields of a run, all by keyword
 
     In asynchronous code `async with` starts it.
     """
-    run = _run(key, context, language, env, code=code, timeout_s=timeout, detach=detach or None)
+    run = _run_call(key, context, language, env, code=code, timeout_s=timeout, detach=detach or None)
     return RunRequest(run, {"stdout": on_stdout, "stderr": on_stderr, "result": on_result, "error": on_error})
 
 
-def _run(
+def _run_call(
     key: str, context: CodeContext | str | None, language: str | None, env: Mapping[str, str] | None, **fields: object
 ) -> StreamCall:
     """POST …/run, answered by events. Waits for ever: code may be silent for as long as it likes."""
@@ -239,7 +239,7 @@ class RunRequest(Streamed[RunItem, CodeResult]):
         complaint = "cannot read the run's events: one is not JSON"
         for kind, value in read_events(self._decoder, data, complaint):
             self.next_offset = read("event", lambda item: int(item["offset"]) + 1, value)
-            item = self._take(kind, value)
+            item = self._take_event(kind, value)
             if item is not None:
                 found.append(item)
         return found
@@ -249,7 +249,7 @@ class RunRequest(Streamed[RunItem, CodeResult]):
             raise RemoteProtocolError("cannot read the run's events: they ended before the run did")
         return self._result
 
-    def _take(self, kind: str, value: Any) -> RunItem | None:  # noqa: ANN401 - `read` finds out
+    def _take_event(self, kind: str, value: Any) -> RunItem | None:  # noqa: ANN401 - `read` finds out
         if kind in self._output:
             self._clear_if_waiting()
             output = Output(kind, read("event", lambda item: str(item["text"]), value))

@@ -409,7 +409,7 @@ class LogReader:
                 self._seen_bytes += len(payload)
                 chunks.append((OutputChunk(stream, payload, *self._carries[stream].take(payload)), self.offset))
             else:
-                chunks += ((chunk, self.offset) for chunk in self._take(frame_type, payload))
+                chunks += ((chunk, self.offset) for chunk in self._take_frame(frame_type, payload))
         return chunks
 
     def close(self) -> None:
@@ -420,7 +420,7 @@ class LogReader:
         """
         self._decoder.close()
 
-    def _take(self, frame_type: int, payload: bytes) -> Iterator[OutputChunk]:
+    def _take_frame(self, frame_type: int, payload: bytes) -> Iterator[OutputChunk]:
         try:
             value = json.loads(payload)
         except ValueError as error:
@@ -475,7 +475,7 @@ class LogState:
         """Output that the log no longer had when we came to it."""
         return self._reader.dropped_bytes
 
-    def _take(self) -> tuple[OutputChunk, Callable[[], object] | None]:
+    def _take_chunk(self) -> tuple[OutputChunk, Callable[[], object] | None]:
         """Return what is next, and the call that it is to make."""
         chunk, self._offset = self._pending.popleft()
         return chunk, text_callback(chunk, self._reader.callbacks)

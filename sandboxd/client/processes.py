@@ -95,7 +95,7 @@ class LogStream(LogState, Closing):
                 self.close()
                 raise StopIteration
             self._advance()
-        chunk, call_back = self._take()
+        chunk, call_back = self._take_chunk()
         if call_back is not None:
             call_back()
         return chunk

@@ -77,7 +77,7 @@ class Pty(PtyState, Closing):
             if self._wire.is_over:
                 return b""
             self._receive()
-        return self._take()
+        return self._take_output()
 
     def wait(self) -> ExitStatus:
         """Read to the end, and return how the program ended.

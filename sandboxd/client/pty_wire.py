@@ -138,7 +138,7 @@ class PtyWire:
         try:
             self._connection.receive_data(data or None)
             for event in self._connection.events():
-                shown += self._take(event)
+                shown += self._take_event(event)
         except WsRemoteProtocolError as error:
             raise RemoteProtocolError(f"cannot understand the daemon's WebSocket: {error}") from error
         except WsLocalProtocolError:
@@ -154,7 +154,7 @@ class PtyWire:
             f"cannot continue in the terminal: the connection to the daemon at {url} ended", address=url
         )
 
-    def _take(self, event: Event) -> list[Shown]:
+    def _take_event(self, event: Event) -> list[Shown]:
         if isinstance(event, Message):
             return self._join(event)
         if isinstance(event, AcceptConnection):
@@ -254,7 +254,7 @@ class PtyState:
         """How its program ended, once it has."""
         return self._wire.result
 
-    def _take(self) -> bytes:
+    def _take_output(self) -> bytes:
         data, self._pending = b"".join(self._pending), []
         return data
 

@@ -110,7 +110,7 @@ class Files:
             InvalidRequest: no such write.
             NotAFile: a directory has that name by now.
         """
-        write = self._take(ticket)
+        write = self._take_write(ticket)
         try:
             with mapped(write.name, "write"):
                 try:
@@ -133,7 +133,7 @@ class Files:
         Raises:
             InvalidRequest: no such write.
         """
-        write = self._take(ticket)
+        write = self._take_write(ticket)
         with contextlib.suppress(OSError):
             os.unlink(write.temporary, dir_fd=write.directory)
         os.close(write.directory)
@@ -145,7 +145,7 @@ class Files:
             self.abort(ticket)
         return bool(found)
 
-    def _take(self, ticket: int) -> _Write:
+    def _take_write(self, ticket: int) -> _Write:
         write = self._writes.pop(ticket, None)
         if write is None:
             raise InvalidRequest("cannot end a write: no such ticket", field="ticket")

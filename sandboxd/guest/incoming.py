@@ -92,6 +92,7 @@ class IncomingChild:
         self._on_begun = on_begun
         self._on_failed = on_failed
         self._expected = expected
+        # Not a SendQueue: there is one message, whose descriptors stay their owners'.
         self._out = memoryview(b"")
         self._fds: list[int] = []
         self._answer = b""
@@ -157,7 +158,7 @@ class IncomingChild:
             elif not self.pid:
                 self._arrived(ancillary)
             else:
-                self._take(data)
+                self._on_answer(data)
 
     def _arrived(self, ancillary: list[tuple[int, int, bytes]]) -> None:
         for level, kind, data in ancillary:
@@ -168,7 +169,7 @@ class IncomingChild:
         else:
             self._on_arrived(self.pid)
 
-    def _take(self, data: bytes) -> None:
+    def _on_answer(self, data: bytes) -> None:
         self._answer += data
         if self._answer.startswith(b"begun"):
             self.cancel()

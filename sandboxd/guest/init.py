@@ -122,7 +122,12 @@ class Init:
         if len(self._peers) >= MAX_PEERS:
             connection.close()
             return
-        self._peers.append(LinkServer(self._loop, connection, self._on_message, self._on_room, self._on_gone))
+        try:
+            peer = LinkServer(self._loop, connection, self._on_message, self._on_room, self._on_gone)
+        except OSError:  # the sandbox's own processes have used up what its user may watch
+            connection.close()
+            return
+        self._peers.append(peer)
 
     def _on_gone(self, peer: LinkServer) -> None:
         """A daemon is gone; commands go on, and nobody is waited for any more."""

@@ -120,7 +120,7 @@ class FileJobs:
         finally:
             os.close(leaf_fd)
         if pid == 0:
-            _run(self._kernel, self._functions[name], name, given, owner, fds)
+            _be_job(self._kernel, self._functions[name], name, given, owner, fds)
         os.close(pidfd)
         return _Job(peer, request, name, leaf, pid)
 
@@ -183,7 +183,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise _Stopped
 
 
-def _run(kernel: Kernel, function: Function, name: str, given: dict[str, Any], owner: User, fds: list[int]) -> None:
+def _be_job(kernel: Kernel, function: Function, name: str, given: dict[str, Any], owner: User, fds: list[int]) -> None:
     """Be the file job; never returns."""
     try:
         signal.set_wakeup_fd(-1)

@@ -440,7 +440,7 @@ class Process:
         """Tell of the end, which has come."""
         self.ended_at = time.time()
         if self.spec.long_line is not None:  # megabytes, which nobody needs any more
-            self.spec = dataclasses.replace(self.spec, argv=tuple(_shown(self.spec.argv)), session=None)
+            self.spec = dataclasses.replace(self.spec, argv=tuple(_printable_argv(self.spec.argv)), session=None)
         for name in ("_rest", "_timeout", "_hangup", "_unreaped"):
             self._cancel(name)
         self.output.append("exit", self.result or {})
@@ -539,7 +539,7 @@ class Process:
             "id": self.id,
             "pid": self.pid if self._state in ALIVE else None,
             "running": alive,
-            "argv": _shown(self.spec.argv),
+            "argv": _printable_argv(self.spec.argv),
             "cwd": self._cwd,
             "user": self._user.name,
             "started_at": self.started_at,
@@ -552,7 +552,7 @@ class Process:
         }
 
 
-def _shown(argv: tuple[str, ...]) -> list[str]:
+def _printable_argv(argv: tuple[str, ...]) -> list[str]:
     """Return the words that fit; a cut is told by an ellipsis."""
     found: list[str] = []
     left = _SHOWN_BYTES

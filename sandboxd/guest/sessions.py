@@ -151,7 +151,7 @@ class Sessions:
         """
         session = self.find(params)
         if session.running is None and not session.waiting:
-            self._run(session, waiting)
+            self._start_next(session, waiting)
             return None
         if len(session.waiting) >= MAX_WAITING:
             raise ServerBusy(
@@ -187,7 +187,7 @@ class Sessions:
         process.when_ended(ended)
         return process
 
-    def _run(self, session: Session, waiting: Waiting) -> None:
+    def _start_next(self, session: Session, waiting: Waiting) -> None:
         shell = self._shell(session, waiting.spec, session.state)
         process = waiting.start(shell)
         session.running = process
@@ -214,7 +214,7 @@ class Sessions:
         while session.waiting and session.running is None:
             waiting = session.waiting.popleft()
             try:
-                self._run(session, waiting)
+                self._start_next(session, waiting)
             except SandboxdError as error:
                 waiting.refuse(error)
             except (OSError, MemoryError) as error:

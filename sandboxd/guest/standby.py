@@ -21,7 +21,6 @@ limits, an order is too large, there is no room), the command is forked from ini
 
 from __future__ import annotations
 
-import array
 import contextlib
 import dataclasses
 import functools
@@ -41,7 +40,7 @@ import prctl
 
 from ..linux.eventloop import READ, EventLoop, Timer
 from ..linux.kernel import CLONE_PARENT, Kernel
-from ..wire.sendqueue import rights
+from ..wire.sendqueue import descriptors, rights
 from . import spawn
 from .leaf_cgroups import LeafCgroup, LeafCgroups
 
@@ -246,7 +245,8 @@ class Standby:
                 self._leaves.drop(leaf)
             self.drop()
             return
-        self._coming = child = _Child(leaf, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _fds(ancillary)[0]))
+        fd = descriptors(ancillary)[0]
+        self._coming = child = _Child(leaf, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd))
         self._watch(child, self._on_ready)
 
     def _on_ready(self, child: _Child) -> None:
@@ -289,14 +289,10 @@ def _limits() -> list[tuple[int, int]]:
     return [resource.getrlimit(each) for each in _LIMITS]
 
 
-def _fds(ancillary: list[tuple[int, int, bytes]]) -> array.array[int]:
-    return array.array("i", ancillary[0][2])
-
-
 # --- in the children ---
 
 
-def _settle(kernel: Kernel, connection: int, name: str) -> socket.socket:
+def _drop_inherited(kernel: Kernel, connection: int, name: str) -> socket.socket:
     """Keep nothing of the parent's but /dev/null and the connection."""
     os.dup2(connection, _SOCKET_FD, inheritable=False)
     kernel.close_range(_SOCKET_FD + 1, 2**32 - 1)
@@ -312,12 +308,12 @@ def _be_forker(kernel: Kernel, connection: int, null_fd: int) -> NoReturn:
         gc.disable()
         for target in range(_SOCKET_FD):
             os.dup2(null_fd, target, inheritable=False)
-        init = _settle(kernel, connection, "forker")
+        init = _drop_inherited(kernel, connection, "forker")
         while True:
             data, ancillary, _, _ = init.recvmsg(1, socket.CMSG_SPACE(4))
             if not data:
                 break
-            leaf = _fds(ancillary)[0]
+            leaf = descriptors(ancillary)[0]
             inits, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             inits.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             # Its exit signal is the forker's own: SIGCHLD, and to init.
@@ -335,13 +331,14 @@ def _be_forker(kernel: Kernel, connection: int, null_fd: int) -> NoReturn:
 
 def _be_standby(kernel: Kernel, connection: int) -> NoReturn:
     try:
-        init = _settle(kernel, connection, "standby")
+        init = _drop_inherited(kernel, connection, "standby")
         spawn.prepare(kernel)
         spawn.warm_up(kernel, spawn.SpawnRequest(*marshal.loads(_PRACTICE)))  # noqa: S302 - our own
         init.send(b"1")
         data, ancillary, _, _ = init.recvmsg(MAX_ORDER_BYTES + 1, socket.CMSG_SPACE(4 * MAX_FDS))
         if data:
-            spawn.run(kernel, spawn.SpawnRequest(*marshal.loads(data)), _fds(ancillary))  # noqa: S302 - it is init's
+            order = spawn.SpawnRequest(*marshal.loads(data))  # noqa: S302 - it is init's
+            spawn.run(kernel, order, descriptors(ancillary))
     finally:
         os._exit(spawn.NOT_EXECUTABLE)
 

@@ -239,7 +239,7 @@ class Copier:
             try:
                 self._copy_tree(top, root)
                 self.entries += 1
-                _settle(root, facts)
+                _copy_metadata(root, facts)
             finally:
                 os.close(root)
         finally:
@@ -294,7 +294,7 @@ class Copier:
             out = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
             try:
                 self.bytes += copy_data(fd, out, facts.st_size)
-                _settle(out, facts)
+                _copy_metadata(out, facts)
             finally:
                 os.close(out)
         finally:
@@ -304,12 +304,12 @@ class Copier:
 def _leave(levels: list[tuple[int, str, os.stat_result]]) -> None:
     fd, _, facts = levels.pop()
     try:
-        _settle(fd, facts)
+        _copy_metadata(fd, facts)
     finally:
         os.close(fd)
 
 
-def _settle(fd: int, facts: os.stat_result) -> None:
+def _copy_metadata(fd: int, facts: os.stat_result) -> None:
     """Give a copy its owner, mode and time."""
     os.fchown(fd, facts.st_uid, facts.st_gid)
     os.fchmod(fd, stat.S_IMODE(facts.st_mode))

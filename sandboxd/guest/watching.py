@@ -125,10 +125,10 @@ class _Watcher:
         while not self._over:
             ready = poll.poll(int(_PAIR_S * 1000) if self._moved else None)
             if not ready:
-                self._settle_moved()
+                self._tell_moved_away()
             else:
                 for happening in self._inotify.read():
-                    self._take(happening)
+                    self._on_happening(happening)
                 if len(self._missing) > _MAX_MISSING:
                     self._overflow()
                 if not poll.poll(0):
@@ -140,11 +140,11 @@ class _Watcher:
         self._told.clear()
         self._written.clear()
         if self._moved and time.monotonic() - self._moved[2] > _PAIR_S:
-            self._settle_moved()
+            self._tell_moved_away()
 
     # --- the kernel's events ---
 
-    def _take(self, happening: Happening) -> None:
+    def _on_happening(self, happening: Happening) -> None:
         mask = happening.mask
         if mask & inotify.IN_Q_OVERFLOW:
             self._overflow()
@@ -157,11 +157,11 @@ class _Watcher:
             return
         path = f"{directory}/{os.fsdecode(happening.name)}"
         if self._moved and not (mask & inotify.IN_MOVED_TO and happening.cookie == self._moved[0].cookie):
-            self._settle_moved()
+            self._tell_moved_away()
             if happening.watch not in self._paths:
                 return  # it lies in what has just left
         if not self._is_folder and path != self._root:
-            self._settle_moved()
+            self._tell_moved_away()
             return
         is_folder = bool(mask & inotify.IN_ISDIR)
         was_there = self._keep_names(happening)
@@ -231,7 +231,7 @@ class _Watcher:
         if is_folder:
             self._rebase(moved[1], path)
 
-    def _settle_moved(self) -> None:
+    def _tell_moved_away(self) -> None:
         """The second half of a rename has not come: it went outside."""
         if self._moved is None:
             return

@@ -75,7 +75,7 @@ TRANSITIONS: Final[dict[State, dict[Event, State]]] = {
     State.ENDED: {},
 }
 
-#: Whether a template's child will be it is not settled.
+#: Whether a template's child will be it is not known yet.
 COMING: Final = frozenset({State.EXPECTING, State.ARRIVED, State.LOST})
 #: There is a process that may be signalled.
 ALIVE: Final = frozenset({State.ARRIVED, State.RUNNING})

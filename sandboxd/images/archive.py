@@ -42,7 +42,7 @@ class Tape:
             raise ImageRefused(f"one of its headers has {size} bytes (at most {MAX_HEADER})", reason="header")
         parts = []
         wanted = size
-        while size and (data := self._take(size)):
+        while size and (data := self._take_bytes(size)):
             parts.append(data)
             size -= len(data)
         whole = b"".join(parts)
@@ -50,7 +50,7 @@ class Tape:
             self.last_block = whole
         return whole
 
-    def _take(self, size: int) -> bytes:
+    def _take_bytes(self, size: int) -> bytes:
         data = self._raw.read(min(size, CHUNK))
         self._budget.take_bytes(len(data))
         self._position += len(data)
@@ -65,13 +65,13 @@ class Tape:
         if self._hash is None and isinstance(self._raw, Region):
             self._raw.skip(position - self._position)
             self._position = position
-        while self._position < position and self._take(position - self._position):
+        while self._position < position and self._take_bytes(position - self._position):
             pass
 
     def data(self, size: int) -> Iterator[bytes]:
         """Return the `size` bytes of a member's data in chunks."""
         while size:
-            data = self._take(size)
+            data = self._take_bytes(size)
             if not data:
                 raise ImageRefused("it is truncated in the middle of a file", reason="truncated")
             size -= len(data)
@@ -80,7 +80,7 @@ class Tape:
     def finish(self) -> str:
         """Read to the end; return the digest of all."""
         assert self._hash is not None  # noqa: S101
-        while self._take(CHUNK):
+        while self._take_bytes(CHUNK):
             pass
         return f"sha256:{self._hash.hexdigest()}"
 

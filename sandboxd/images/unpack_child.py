@@ -23,7 +23,7 @@ from sandboxd.images.blobs import ArchiveBlobs, Blobs, DirectoryBlobs
 from sandboxd.images.choice import choose
 from sandboxd.images.oci import Image, Layer, find_images, is_image_name
 from sandboxd.images.readers import Budget, Hashing, ImageRefused, Pipe, Pushback, Reader, Region, decompressed
-from sandboxd.images.settle import settle
+from sandboxd.images.skeleton import complete_skeleton
 from sandboxd.images.unpack import Unpacker
 from sandboxd.images.unpack_link import Link, Metered, Progress
 from sandboxd.linux.kernel import Kernel
@@ -129,7 +129,7 @@ class Job:
             raise ImageRefused("its content does not match its diff_id", reason="digest", digest=layer.diff_id)
 
     def _finish(self, digest: str, facts: dict[str, Any]) -> dict[str, Any]:
-        settle(self._root, self._unpacker.notes)
+        complete_skeleton(self._root, self._unpacker.notes)
         self._unpacker.restore_directory_times()
         return {
             "digest": digest,

@@ -162,16 +162,25 @@ class Controls:
     def _stats(self, request: int, params: dict[str, Any]) -> dict[str, Any]:
         record = self._find(params, {"id"}).record
         found = {**self._cgroups.stats(record.id), "disk_bytes": self._storage.used(record.id)}
-        return {**found, "network": stats.link(record.pid) if record.network else None}
+        return {**found, "network": stats.veth(record.pid) if record.network else None}
 
     def _find(self, params: dict[str, Any], known: set[str]) -> Running:
-        if set(params) - known:
-            raise InvalidRequest("cannot accept the request: unknown parameters", field="params")
-        sandbox_id = id_of(params)
-        sandbox = self._sandboxes.get(sandbox_id)
-        if sandbox is None or sandbox.ended is not None:
-            raise SandboxNotFound(f"cannot find sandbox {sandbox_id}: it is not running", id=sandbox_id)
-        return sandbox
+        return running_of(self._sandboxes, params, known)
+
+
+def running_of(sandboxes: Mapping[str, Running], params: dict[str, Any], known: set[str]) -> Running:
+    """Return the sandbox that a request names, which has parameters out of `known` alone.
+
+    Raises:
+        InvalidRequest, SandboxNotFound: as their names say, or it has ended.
+    """
+    if set(params) - known:
+        raise InvalidRequest("cannot accept the request: unknown parameters", field="params")
+    sandbox_id = id_of(params)
+    sandbox = sandboxes.get(sandbox_id)
+    if sandbox is None or sandbox.ended is not None:
+        raise SandboxNotFound(f"cannot find sandbox {sandbox_id}: it is not running", id=sandbox_id)
+    return sandbox
 
 
 def id_of(params: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ from .records import Record
 from .settings import Settings
 from .storage.choice import Storage
 from .teardown import Done, Teardowns
-from .veth import Links
+from .veth import Veths
 from .zygote import Zygote
 
 log = logging.getLogger("sandboxd.launcher")
@@ -96,7 +96,7 @@ class Deps:
     storage: Storage
     teardowns: Teardowns
     zygote: Zygote
-    links: Links
+    veths: Veths
 
 
 class Creations:
@@ -138,7 +138,9 @@ class Creations:
         """Start a creation, of the prepared sandbox where it has this id; the order's callbacks tell its end."""
         if order.id in self._deps.teardowns:
             # Of a prepared sandbox that has just died, for one.
-            self._deps.teardowns.join(order.id, lambda error: order.on_failed(error) if error else self.begin(order))
+            self._deps.teardowns.await_end(
+                order.id, lambda error: order.on_failed(error) if error else self.begin(order)
+            )
             return
         prepared = self._active.get(order.id)
         if prepared and prepared.order:
@@ -156,7 +158,7 @@ class Creations:
         prepared.order = order
         self._move(prepared, Event.ORDER)
         if prepared.state in OVER:
-            return  # its link cannot be made
+            return  # its veth cannot be made
         try:
             self._complete(prepared, order)
         except (OSError, SandboxdError) as error:
@@ -223,7 +225,7 @@ class Creations:
     def _fail(self, order: CreateRequest, error: SandboxdError) -> None:
         """Tell that an order failed, once nothing is left of it."""
         if order.id in self._deps.teardowns:
-            self._deps.teardowns.join(order.id, lambda _: order.on_failed(error))
+            self._deps.teardowns.await_end(order.id, lambda _: order.on_failed(error))
         else:
             order.on_failed(error)
 
@@ -233,7 +235,9 @@ class Creations:
             places = deps.cgroups.create(sandbox_id, range_.base, limits_)
             undo.callback(places.close)
             deps.ranges.bind(range_, deps.cgroups.path(sandbox_id))
-            listener = create_child.listen(settings.links_dir, sandbox_id, (settings.daemon_uid, settings.daemon_gid))
+            listener = create_child.listen(
+                settings.init_sockets_dir, sandbox_id, (settings.daemon_uid, settings.daemon_gid)
+            )
             undo.callback(listener.close)
             status_read, status_write = os.pipe2(os.O_CLOEXEC)
             undo.callback(os.close, status_write)
@@ -278,7 +282,7 @@ class Creations:
             disk=disk,
             limits=order.limits,
             machine_id=os.urandom(16).hex(),
-            has_link=order.network.has_link,
+            has_veth=order.network.has_veth,
         )
         with contextlib.suppress(BrokenPipeError):  # it has failed: its status says why
             prepared.orders.send(spec.pack(), socket.MSG_NOSIGNAL)
@@ -300,10 +304,14 @@ class Creations:
         if ended and creation.state not in OVER:
             self._move(creation, Event.SILENCE)
             if creation.state is State.READY:
-                self._loop.unwatch(creation.status.fd)  # only its link is waited for
+                self._loop.unwatch(creation.status.fd)  # only its veth is waited for
 
     def _take_told(self, creation: _Creation) -> None:
-        """Take what the builder and pid 1 have said, a success only once both are known."""
+        """Take what the builder and pid 1 have said, a success only once both are known.
+
+        It is taken in the pipe's order, but for failures, which do not wait: whoever failed first told why, and `built`
+        comes before `ready`, since the builder says it before it lets pid 1 go on.
+        """
         told, creation.told = creation.told, []
         for message in told:
             if creation.state in OVER:
@@ -322,23 +330,23 @@ class Creations:
                 self._move(creation, Event.READY)
 
     def _attach(self, creation: _Creation, order: CreateRequest) -> None:
-        """Have its link made beside the rest: pid 1 is in its network namespace from the start."""
-        if not order.network.has_link:
-            self._move(creation, Event.LINK)
+        """Have its veth made beside the rest: pid 1 is in its network namespace from the start."""
+        if not order.network.has_veth:
+            self._move(creation, Event.ATTACH)
             return
         began = time.perf_counter()
 
         def attached(error: SandboxdError | None) -> None:
             if creation.state in OVER:
-                return  # it failed meanwhile: its link goes with all else
+                return  # it failed meanwhile: its veth goes with all else
             creation.timings["attach-network"] = time.perf_counter() - began
             if error:
                 self._abandon(creation, error)
             else:
-                self._move(creation, Event.LINK)
+                self._move(creation, Event.ATTACH)
 
         try:
-            self._deps.links.attach(creation.id, creation.range.index, creation.pid, order.network, attached)
+            self._deps.veths.attach(creation.id, creation.range.index, creation.pid, order.network, attached)
         except (OSError, SandboxdError) as error:
             failed = _failure("attach-network", error, creation.id) if isinstance(error, OSError) else error
             self._abandon(creation, failed)
@@ -367,7 +375,7 @@ class Creations:
             devices=prepared.devices or [],
             limits=dataclasses.asdict(order.limits),
             unenforced=order.unenforced,
-            network=dataclasses.asdict(order.network) if order.network.has_link else {},
+            network=dataclasses.asdict(order.network) if order.network.has_veth else {},
         )
         order.on_created(record, prepared.pidfd, prepared.timings)
 
@@ -381,7 +389,7 @@ class Creations:
         self._deps.teardowns.begin(prepared.id, prepared.range.index, lambda _: on_failed(error), prepared.pidfd)
         for done in prepared.abandoned:
             if prepared.id in self._deps.teardowns:
-                self._deps.teardowns.join(prepared.id, done)
+                self._deps.teardowns.await_end(prepared.id, done)
             else:
                 done(None)
 

@@ -99,8 +99,8 @@ class Fds(NamedTuple):
     cgroup_ns: int = -1  # the last one, which a host without controllers has no need of
 
 
-def listen(links_dir: str, sandbox_id: str, owner: tuple[int, int]) -> socket.socket:
-    """Return a listening socket at `<links_dir>/<id>.sock` that only `owner` (uid, gid) may connect to.
+def listen(sockets_dir: str, sandbox_id: str, owner: tuple[int, int]) -> socket.socket:
+    """Return a listening socket at `<sockets_dir>/<id>.sock` that only `owner` (uid, gid) may connect to.
 
     Bound by a relative name, since sun_path holds 107 bytes and a state directory may be deep.
     """
@@ -109,7 +109,7 @@ def listen(links_dir: str, sandbox_id: str, owner: tuple[int, int]) -> socket.so
         here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         old = os.umask(0o177)
         try:
-            os.chdir(links_dir)
+            os.chdir(sockets_dir)
             listener.bind(f"{sandbox_id}.sock")
             os.chown(f"{sandbox_id}.sock", *owner)
         finally:
@@ -119,7 +119,7 @@ def listen(links_dir: str, sandbox_id: str, owner: tuple[int, int]) -> socket.so
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        raise SyscallError(error.errno or 0, "bind", f"{links_dir}/{sandbox_id}.sock") from None
+        raise SyscallError(error.errno or 0, "bind", f"{sockets_dir}/{sandbox_id}.sock") from None
     return listener
 
 

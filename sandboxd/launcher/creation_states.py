@@ -3,15 +3,15 @@
     begun --known--> held
     begun --order--> ordered
     begun, ordered, failing --fail--> failing
-    begun, held, ordered, building, linked, failing --silence--> failed
+    begun, held, ordered, building, attached, failing --silence--> failed
     held --order--> building
-    held, building, ready, linked --fail--> failed
+    held, building, ready, attached --fail--> failed
     ordered --known--> building
     building --ready--> ready
-    building --link--> linked
-    ready --link--> created
+    building --attach--> attached
+    ready --attach--> created
     ready --silence--> ready
-    linked --ready--> created
+    attached --ready--> created
     failing --known--> failed
 
 What the processes say may come in any order; `create.py` keeps what comes before both are known until they are.
@@ -32,12 +32,12 @@ class State(enum.StrEnum):
     HELD = "held"
     #: There is an order, and the processes are not both known yet.
     ORDERED = "ordered"
-    #: The builder works on the order, and the link is being made.
+    #: The builder works on the order, and the veth is being made.
     BUILDING = "building"
-    #: pid 1 serves; the link is still being made.
+    #: pid 1 serves; the veth is still being made.
     READY = "ready"
-    #: The link is made; pid 1 does not serve yet.
-    LINKED = "linked"
+    #: The veth is made; pid 1 does not serve yet.
+    ATTACHED = "attached"
     #: It failed, and ends as soon as it is known whom to kill.
     FAILING = "failing"
     CREATED = "created"
@@ -53,8 +53,8 @@ class Event(enum.StrEnum):
     ORDER = "order"
     #: pid 1 serves.
     READY = "ready"
-    #: The link is made, or none is wanted.
-    LINK = "link"
+    #: The veth is made, or none is wanted.
+    ATTACH = "attach"
     #: A step failed, or nobody wants it any more.
     FAIL = "fail"
     #: Nobody can say anything more of it: its processes have ended, or closed what they tell it by.
@@ -72,12 +72,12 @@ TRANSITIONS: Final[dict[State, dict[Event, State]]] = {
     State.ORDERED: {Event.KNOWN: State.BUILDING, Event.FAIL: State.FAILING, Event.SILENCE: State.FAILED},
     State.BUILDING: {
         Event.READY: State.READY,
-        Event.LINK: State.LINKED,
+        Event.ATTACH: State.ATTACHED,
         Event.FAIL: State.FAILED,
         Event.SILENCE: State.FAILED,
     },
-    State.READY: {Event.LINK: State.CREATED, Event.FAIL: State.FAILED, Event.SILENCE: State.READY},
-    State.LINKED: {Event.READY: State.CREATED, Event.FAIL: State.FAILED, Event.SILENCE: State.FAILED},
+    State.READY: {Event.ATTACH: State.CREATED, Event.FAIL: State.FAILED, Event.SILENCE: State.READY},
+    State.ATTACHED: {Event.READY: State.CREATED, Event.FAIL: State.FAILED, Event.SILENCE: State.FAILED},
     State.FAILING: {Event.KNOWN: State.FAILED, Event.FAIL: State.FAILING, Event.SILENCE: State.FAILED},
     State.CREATED: {},
     State.FAILED: {},

@@ -1,4 +1,4 @@
-"""The two processes that make links and rules (netd), what is asked of them, and what becomes of it.
+"""The two processes that make veths and rules (netd), what is asked of them, and what becomes of it.
 
     launcher ── orders, state ──▶ the process: in the host's network ── commands ──▶ its hand: runs nft in the router's
 
@@ -82,7 +82,7 @@ class Deps:
 
     Attributes:
         stage: an empty directory to mount at.
-        router: the namespace that links end in.
+        router: the namespace that veths end in.
         needed: says whether there are networks to keep.
         state: returns all there is: the host's, and each sandbox's.
         denied: is told of packets that were refused.
@@ -111,6 +111,8 @@ class NetworkProcess:
         self._started_at = -_REST_S
         self._idle_at = 0.0
         self._sequence = 0
+        # Not a SendQueue: each is a packet of its own, and keeps its descriptors until it is answered, since the next
+        # process is asked again for what this one has not done.
         self._waiting: collections.deque[_NetworkRequest] = collections.deque()
         self._sent: dict[int, _NetworkRequest] = {}
 
@@ -133,7 +135,7 @@ class NetworkProcess:
         try:
             self._start()
         except OSError as error:
-            log.warning("Cannot start the process that makes links: %s", error)
+            log.warning("Cannot start the process that makes veths: %s", error)
             self._end_processes()
             self._ask_again(f"cannot start the network process: {error}")
         self._set_alarm()
@@ -235,7 +237,7 @@ class NetworkProcess:
         """Let go of the processes; what was asked of them is asked of the next."""
         if self._connection is not None:
             if why:
-                log.warning("The process that makes links is let go: %s", why)
+                log.warning("The process that makes veths is let go: %s", why)
             self._loop.unwatch(self._connection.fileno())
             self._loop.unwatch(self._pidfds[1])
             self._connection.close()
@@ -314,7 +316,7 @@ class NetworkProcess:
         elif not self._is_ready:
             self._drop(answer.decode(errors="replace")[:300])
         else:
-            self._take(answer)
+            self._take_answer(answer)
             self._send_orders()
 
     def _begin_at_once(self) -> None:
@@ -323,7 +325,7 @@ class NetworkProcess:
         except OSError as error:
             self._drop(str(error))
 
-    def _take(self, answer: bytes) -> None:
+    def _take_answer(self, answer: bytes) -> None:
         try:
             sequence, told, *more = msgpack.unpackb(answer)
             attempt = _attempt(more[0]) if sequence == 0 else None

@@ -6,19 +6,19 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import Conflict, InvalidRequest, SandboxdError, SandboxNotFound, StorageFull
+from ..errors import Conflict, InvalidRequest, SandboxdError, StorageFull
 from ..network import NetworkSpec
-from .control import Answers, Running, id_of
+from .control import Answers, Running, running_of
 from .records import RecordStore
-from .veth import Links
+from .veth import Veths
 
 
 class Networks:
     """The operations `network` and `permit`."""
 
-    def __init__(self, sandboxes: Mapping[str, Running], links: Links, records: RecordStore, answers: Answers) -> None:
+    def __init__(self, sandboxes: Mapping[str, Running], veths: Veths, records: RecordStore, answers: Answers) -> None:
         self._sandboxes = sandboxes
-        self._links = links
+        self._veths = veths
         self._records = records
         self._answers = answers
 
@@ -28,10 +28,10 @@ class Networks:
 
     def _network(self, request: int, params: dict[str, Any]) -> None:
         """Give a sandbox that has a network other rules; answered when they are in force."""
-        sandbox = self._find(params, {"id", "network"})
+        sandbox = running_of(self._sandboxes, params, {"id", "network"})
         sandbox_id = sandbox.record.id
-        spec = self._links.check(network_of(params.get("network")))
-        if not spec.has_link or sandbox_id not in self._links:
+        spec = self._veths.check(network_of(params.get("network")))
+        if not spec.has_veth or sandbox_id not in self._veths:
             raise Conflict(
                 f"cannot change the network of sandbox {sandbox_id}: a network can be neither added to "
                 "nor removed from an existing sandbox",
@@ -54,11 +54,11 @@ class Networks:
             sandbox.record = record
             self._answers.reply(request, {"network": record.network})
 
-        self._links.change(sandbox_id, spec, changed)
+        self._veths.change(sandbox_id, spec, changed)
 
     def _permit(self, request: int, params: dict[str, Any]) -> None:
         """Let addresses that a name was answered with be reached; answered when they are."""
-        sandbox = self._find(params, {"id", "items"})
+        sandbox = running_of(self._sandboxes, params, {"id", "items"})
 
         def done(error: SandboxdError | None) -> None:
             if error:
@@ -66,16 +66,7 @@ class Networks:
             else:
                 self._answers.reply(request, {})
 
-        self._links.permit(sandbox.record.id, params.get("items"), done)
-
-    def _find(self, params: dict[str, Any], known: set[str]) -> Running:
-        if set(params) - known:
-            raise InvalidRequest("cannot accept the request: unknown parameters", field="params")
-        sandbox_id = id_of(params)
-        sandbox = self._sandboxes.get(sandbox_id)
-        if sandbox is None or sandbox.ended is not None:
-            raise SandboxNotFound(f"cannot find sandbox {sandbox_id}: it is not running", id=sandbox_id)
-        return sandbox
+        self._veths.permit(sandbox.record.id, params.get("items"), done)
 
 
 def network_of(given: object) -> NetworkSpec:

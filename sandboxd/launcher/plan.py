@@ -67,7 +67,7 @@ class LaunchSpec:
         tree: where that rootfs is unpacked.
         disk: where the sandbox's own files are.
         limits: every one filled in.
-        has_link: whether it has a network, and so somebody who answers for names.
+        has_veth: whether it has a network, and so somebody who answers for names.
     """
 
     id: str
@@ -76,7 +76,7 @@ class LaunchSpec:
     disk: str
     limits: Limits
     machine_id: str
-    has_link: bool = False
+    has_veth: bool = False
 
     def pack(self) -> bytes:
         """Return it as what the builder is sent."""
@@ -123,7 +123,7 @@ def plan_builder(spec: LaunchSpec) -> tuple[Step, ...]:
         filesystem.MountOverlay(),
         filesystem.MountShm(size=int((spec.limits.memory_bytes or 0) * SHM_SHARE)),
         filesystem.AttachMounts(),
-        filesystem.WriteIdentity(hostname=spec.id, machine_id=spec.machine_id, has_resolver=spec.has_link),
+        filesystem.WriteIdentity(hostname=spec.id, machine_id=spec.machine_id, has_resolver=spec.has_veth),
         filesystem.PivotRoot(),
     )
 

@@ -1,8 +1,8 @@
-"""The router: a network namespace that every sandbox's link ends in, and that outlives whoever made it.
+"""The router: a network namespace that every sandbox's veth ends in, and that outlives whoever made it.
 
 It is nobody's network but ours, so its rules may drop whatever they do not name, and what is done to the rules of the
 host's own network (`nft flush ruleset`, a firewall that is restarted) does not reach them. It is kept as `ip netns`
-keeps one, by a file of the runtime directory that it is mounted on, among the host's mounts: the links of sandboxes
+keeps one, by a file of the runtime directory that it is mounted on, among the host's mounts: the veths of sandboxes
 that run, and the rules for them, stay when the daemon, the launcher and its processes end, whichever way. The mount
 goes with the last sandbox that has a network.
 """

@@ -50,7 +50,7 @@ from .sockets import Sockets
 from .storage.choice import open_storage
 from .teardown import RETRY_S, Teardowns, reap
 from .templates import Templates
-from .veth import Links
+from .veth import Veths
 from .zygote import Zygote
 
 log = logging.getLogger("sandboxd.launcher")
@@ -103,9 +103,10 @@ class Launcher:
         self._cgroups = SandboxCgroups(kernel, settings.cgroup_name, parent=parent, directories=directories)
         self._records = RecordStore(settings.records_dir)
         self._sandboxes: dict[str, Running] = {}
-        self._links = Links(self._loop, settings, kernel, self._denied, zygote.hosts_mounts)
+        self._veths = Veths(self._loop, settings, kernel, self._denied, zygote.hosts_mounts)
+        sockets = settings.init_sockets_dir
         self._teardowns = Teardowns(
-            self._loop, self._cgroups, self._storage, self._records, self._ranges, self._links, settings.links_dir
+            self._loop, self._cgroups, self._storage, self._records, self._ranges, self._veths, sockets
         )
         deps = Deps(
             settings=settings,
@@ -115,20 +116,13 @@ class Launcher:
             storage=self._storage,
             teardowns=self._teardowns,
             zygote=zygote,
-            links=self._links,
+            veths=self._veths,
         )
         self._creations = Creations(self._loop, deps)
         self._host = Host.look(self._storage.driver.capacity)
         answers = Answers(reply=self._reply, fail=self._fail)
         self._templates = Templates(self._loop, settings, kernel, self._cgroups, filters, self._sandboxes, answers)
-        self._controls = Controls(
-            self._sandboxes,
-            self._cgroups,
-            self._storage,
-            self._records,
-            self._judged,
-            answers,
-        )
+        self._controls = Controls(self._sandboxes, self._cgroups, self._storage, self._records, self._judged, answers)
         self._wanted: str | None = None  # the id of the prepared sandbox that is to be held
         self._rested = False  # whether the present pause has been used to prepare
         self._active_at = time.monotonic()
@@ -152,7 +146,7 @@ class Launcher:
             "info": self._info,
             **self._controls.operations(),
             **Sockets(self._sandboxes, kernel, self._reply).operations(),
-            **Networks(self._sandboxes, self._links, self._records, answers).operations(),
+            **Networks(self._sandboxes, self._veths, self._records, answers).operations(),
         }
 
     # --- the loop ---
@@ -171,7 +165,7 @@ class Launcher:
         self._pause.after(QUIET_S)
         try:
             while True:
-                if self._out:
+                if self._out.size:
                     self._flush()
                 if self._loop.turn():
                     self._rested, self._active_at = False, time.monotonic()
@@ -181,7 +175,7 @@ class Launcher:
         finally:
             self._let_go()
             self._templates.close()
-            self._links.close()
+            self._veths.close()
             self._zygote.close()
             self._ranges.close()
             if not self._sandboxes:
@@ -268,9 +262,9 @@ class Launcher:
             log.error("The daemon broke the protocol: %s", error)
             raise EOFError from None
         for message in messages:
-            self._take(message)
+            self._on_message(message)
 
-    def _take(self, message: Message) -> None:
+    def _on_message(self, message: Message) -> None:
         if isinstance(message, Request):
             operation, taking = self._operations.get(message.op), self._taking.get(message.op)
             try:
@@ -339,7 +333,7 @@ class Launcher:
 
     def _create(self, request: int, params: dict[str, Any]) -> dict[str, Any] | None:
         sandbox_id, rootfs_name, profile = self._checked(params)
-        network = self._links.check(network_of(params.get("network")))
+        network = self._veths.check(network_of(params.get("network")))
         limits, unenforced = self._judged(params.get("limits") or {})
 
         def on_created(record: Record, pidfd: int, timings: dict[str, float]) -> None:
@@ -473,7 +467,7 @@ class Launcher:
             self._creations.abandon(sandbox_id, lambda error: self._destroyed(request, error))
             return None
         if sandbox_id in self._teardowns:
-            self._teardowns.join(sandbox_id, lambda error: self._destroyed(request, error))
+            self._teardowns.await_end(sandbox_id, lambda error: self._destroyed(request, error))
             return None
         sandbox = self._sandboxes.pop(sandbox_id, None)
         if sandbox is None:
@@ -513,22 +507,22 @@ class Launcher:
                         self._keep(record, pidfd)
                         if record.network:
                             spec = network_of(record.network)
-                            self._links.take_over(record.id, record.range_index, record.pid, spec, record.generation)
+                            self._veths.take_over(record.id, record.range_index, record.pid, spec, record.generation)
                     else:
                         os.close(pidfd)
         self._templates.sweep()
-        known = {*self._records.names(), *self._storage.stored(), *self._cgroups.present(), *self._linked()}
+        known = {*self._records.names(), *self._storage.stored(), *self._cgroups.present(), *self._with_sockets()}
         for sandbox_id in sorted(known - set(self._sandboxes)):
             record_ = records.get(sandbox_id)
             log.info("Sweeping sandbox %s: its init is gone", sandbox_id)
             if record_ is not None and record_.network:
-                self._links.sweep(sandbox_id, record_.range_index)
+                self._veths.sweep(sandbox_id, record_.range_index)
             self._teardowns.begin(sandbox_id, record_.range_index if record_ else None, lambda _: None)
         self._ranges.sweep()
-        self._links.settle()
+        self._veths.resume_or_end()
 
-    def _linked(self) -> list[str]:
-        return [name.removesuffix(".sock") for name in os.listdir(self._settings.links_dir)]
+    def _with_sockets(self) -> list[str]:
+        return [name.removesuffix(".sock") for name in os.listdir(self._settings.init_sockets_dir)]
 
     # --- facts ---
 

@@ -93,7 +93,7 @@ class Settings:
         return f"{self.state_dir}/records"
 
     @property
-    def links_dir(self) -> str:
+    def init_sockets_dir(self) -> str:
         """Where each init listens, as `<id>.sock`."""
         return f"{self.runtime_dir}/links"
 
@@ -104,7 +104,7 @@ class Settings:
 
     @property
     def router_file(self) -> str:
-        """What keeps the network namespace that sandboxes' links end in (launcher/router.py)."""
+        """What keeps the network namespace that sandboxes' veths end in (launcher/router.py)."""
         return f"{self.runtime_dir}/router"
 
     @property

@@ -34,8 +34,8 @@ def collect(group: str) -> dict[str, Any]:
     }
 
 
-def link(pid: int) -> dict[str, int] | None:
-    """Return what went over the link of the sandbox whose init that is; None where it has none.
+def veth(pid: int) -> dict[str, int] | None:
+    """Return what went over the veth of the sandbox whose init that is; None where it has none.
 
     Keys: `received_bytes`, `sent_bytes`, `received_packets`, `sent_packets`, as the sandbox sees it (proc_net(5)).
     """

@@ -22,7 +22,7 @@ from .cgroups import SandboxCgroups
 from .idranges import RangeAllocator
 from .records import RecordStore
 from .storage.choice import Storage
-from .veth import Links
+from .veth import Veths
 
 log = logging.getLogger("sandboxd.launcher")
 
@@ -60,8 +60,8 @@ class Teardowns:
         storage: Storage,
         records: RecordStore,
         ranges: RangeAllocator,
-        links: Links,
-        links_dir: str,
+        veths: Veths,
+        init_sockets_dir: str,
     ) -> None:
         self._loop = loop
         self._alarm = Alarm(loop, self.advance)
@@ -69,8 +69,8 @@ class Teardowns:
         self._storage = storage
         self._records = records
         self._ranges = ranges
-        self._links = links
-        self._links_dir = links_dir
+        self._veths = veths
+        self._init_sockets_dir = init_sockets_dir
         self._active: dict[str, _Teardown] = {}
 
     def __len__(self) -> int:
@@ -96,7 +96,7 @@ class Teardowns:
             return None
         return AGAIN_S if all(teardown.error for teardown in self._active.values()) else RETRY_S
 
-    def join(self, sandbox_id: str, done: Done) -> None:
+    def await_end(self, sandbox_id: str, done: Done) -> None:
         """Call `done` too at the end of a removal that is under way."""
         teardown = self._active[sandbox_id]
         if teardown.error:
@@ -113,7 +113,7 @@ class Teardowns:
 
     def reap_helpers(self) -> None:
         """Notice children that have removed a large tree; called after SIGCHLD."""
-        for teardown in self._active.values():
+        for teardown in list(self._active.values()):  # who hears of a failure may begin or end one
             if not teardown.helper:
                 continue
             ended, status = os.waitpid(teardown.helper, os.WNOHANG)
@@ -160,8 +160,8 @@ class Teardowns:
         return removed
 
     def _detached(self, teardown: _Teardown) -> bool:
-        """Give back its link, once nothing runs that could use it; return whether it has none any more."""
-        if teardown.id not in self._links:
+        """Give back its veth, once nothing runs that could use it; return whether it has none any more."""
+        if teardown.id not in self._veths:
             return True
         teardown.detaching = True
 
@@ -171,8 +171,8 @@ class Teardowns:
             if error:
                 self._postpone(teardown, OSError(errno.EIO, error.message))
 
-        self._links.detach(teardown.id, detached)
-        return teardown.id not in self._links
+        self._veths.detach(teardown.id, detached)
+        return teardown.id not in self._veths
 
     def _take_away(self, teardown: _Teardown) -> bool:
         """Give back all that is left once the cgroup is; return whether it is gone, else a child is at it."""
@@ -180,7 +180,7 @@ class Teardowns:
             teardown.helper = self._remove_in_child(teardown.id)
             return False
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self._links_dir}/{teardown.id}.sock")
+            os.unlink(f"{self._init_sockets_dir}/{teardown.id}.sock")
         self._records.remove(teardown.id)
         if teardown.range_index is not None:
             self._ranges.release(teardown.range_index, self._cgroups.path(teardown.id))

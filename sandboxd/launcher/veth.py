@@ -1,8 +1,8 @@
-"""Sandboxes' networks: which addresses each has, what its rules say, and when its link comes and goes.
+"""Sandboxes' networks: which addresses each has, what its rules say, and when its veth comes and goes.
 
 The launcher decides: which addresses a sandbox has (by the number of its range, which nothing else on the host has),
-and what its rules say. It holds the whole state; two processes of its own make links and rules (network_process.py),
-and links end in a network namespace that outlives all of them (router.py). It opens a sandbox's network namespace and
+and what its rules say. It holds the whole state; two processes of its own make veths and rules (network_process.py),
+which end in a network namespace that outlives all of them (router.py). It opens a sandbox's network namespace and
 makes the one socket of rtnetlink in it that is needed: who uses it holds CAP_NET_ADMIN, and nothing to enter with.
 
 The processes are started for the first sandbox that has a network. The router goes with the last one, they some minutes
@@ -41,7 +41,7 @@ _FORWARDING: Final = {4: "/proc/sys/net/ipv4/ip_forward", 6: "/proc/sys/net/ipv6
 
 
 @dataclasses.dataclass(slots=True)
-class _Link:
+class _Veth:
     """A sandbox's network; `attached` once it was made, and `networks` are what its list names by address."""
 
     id: str
@@ -53,7 +53,7 @@ class _Link:
     networks: list[tuple[str, int, int]] | None = None
 
 
-class Links:
+class Veths:
     """Every network that this launcher's sandboxes have."""
 
     def __init__(
@@ -67,7 +67,7 @@ class Links:
         """Keep the router in the mount namespace behind the descriptor `mounts`."""
         self._settings = settings
         self._kernel = kernel
-        self._links: dict[str, _Link] = {}
+        self._veths: dict[str, _Veth] = {}
         self._detaching: dict[str, list[Done]] = {}
         mark = settings.cgroup_name.rpartition("-")[2]
         self._table, self._prefix = f"sandboxd_{mark}", f"sd{mark[:6]}-"
@@ -77,7 +77,7 @@ class Links:
         self._process = NetworkProcess(loop, kernel, deps)
 
     def __contains__(self, sandbox_id: object) -> bool:
-        return sandbox_id in self._links or sandbox_id in self._detaching
+        return sandbox_id in self._veths or sandbox_id in self._detaching
 
     # --- what the rest of the launcher asks ---
 
@@ -90,7 +90,7 @@ class Links:
         """
         mode = spec.mode or ("allowlist" if spec.allow else self._settings.network)
         found = dataclasses.replace(spec, mode=mode)
-        if found.has_link:
+        if found.has_veth:
             if not _is_on(_FORWARDING[4]):
                 raise NetworkUnavailable(
                     f"cannot provide network mode {mode}: this host does not forward packets",
@@ -102,33 +102,33 @@ class Links:
         return found
 
     def attach(self, sandbox_id: str, index: int, pid: int, spec: NetworkSpec, done: Done) -> None:
-        """Make a sandbox's link and rules; `pid` is in its network namespace.
+        """Make a sandbox's veth and rules; `pid` is in its network namespace.
 
         Raises:
             OSError: it has ended.
         """
-        link = _Link(sandbox_id, index, pid, spec)
-        state = self._state(link)
+        veth = _Veth(sandbox_id, index, pid, spec)
+        state = self._state(veth)
         fds = self._enter(pid)
-        self._links[sandbox_id] = link
+        self._veths[sandbox_id] = veth
 
         def attached(error: SandboxdError | None) -> None:
-            link.attached = error is None
+            veth.attached = error is None
             done(error)
 
         self._process.ask("attach", state, fds, attached)
 
     def take_over(self, sandbox_id: str, index: int, pid: int, spec: NetworkSpec, generation: int) -> None:
         """Take over the network of a sandbox that an earlier launcher made: the process is told of all at its start."""
-        link = _Link(sandbox_id, index, pid, spec, generation)
-        self._links[sandbox_id] = link
+        veth = _Veth(sandbox_id, index, pid, spec, generation)
+        self._veths[sandbox_id] = veth
         try:
-            self._state(link)
-            link.attached = True
+            self._state(veth)
+            veth.attached = True
         except NetworkUnavailable as error:  # the pool is another one by now: what has no rules is shut
             log.error("The network of sandbox %s is shut: %s", sandbox_id, error)
 
-    def settle(self) -> None:
+    def resume_or_end(self) -> None:
         """Begin with what was adopted, or take away what an earlier launcher left of networks that are gone."""
         if self._is_needed():
             self._process.start()
@@ -137,34 +137,34 @@ class Links:
 
     def sweep(self, sandbox_id: str, index: int) -> None:
         """Know of a network whose sandbox is dead: `detach` takes it away."""
-        self._links[sandbox_id] = _Link(sandbox_id, index, 0, NetworkSpec(mode="none"))
+        self._veths[sandbox_id] = _Veth(sandbox_id, index, 0, NetworkSpec(mode="none"))
 
     def detach(self, sandbox_id: str, done: Done) -> None:
-        """Take a sandbox's link and rules away; no error where it has none."""
+        """Take a sandbox's veth and rules away; no error where it has none."""
         if sandbox_id in self._detaching:
             self._detaching[sandbox_id].append(done)
             return
-        link = self._links.get(sandbox_id)
-        if link is None:
+        veth = self._veths.get(sandbox_id)
+        if veth is None:
             done(None)
             return
         self._detaching[sandbox_id] = [done]
 
         def detached(error: SandboxdError | None) -> None:
             if error is None:
-                self._links.pop(sandbox_id, None)
+                self._veths.pop(sandbox_id, None)
             for callback in self._detaching.pop(sandbox_id):
                 callback(error)
             self._end_if_last()
 
-        link.attached = False
-        params: dict[str, Any] = {"id": sandbox_id, "name": self._name(link.index), "addresses": []}
+        veth.attached = False
+        params: dict[str, Any] = {"id": sandbox_id, "name": self._name(veth.index), "addresses": []}
         with contextlib.suppress(NetworkUnavailable):
-            params["addresses"] = self._addresses(link.index)
+            params["addresses"] = self._addresses(veth.index)
         self._process.ask("detach", params, [], detached)
 
     def _end_if_last(self) -> None:
-        if not self._links and not self._process.is_busy:
+        if not self._veths and not self._process.is_busy:
             self._process.ask("end", {}, [], _ignore)
 
     def change(self, sandbox_id: str, spec: NetworkSpec, done: Done) -> None:
@@ -173,18 +173,18 @@ class Links:
         Raises:
             OSError: it has ended.
         """
-        link = self._links[sandbox_id]
-        fds = self._enter(link.pid)
-        before = link.spec, link.generation
-        link.spec, link.generation, link.networks = spec, link.generation + 1, None
+        veth = self._veths[sandbox_id]
+        fds = self._enter(veth.pid)
+        before = veth.spec, veth.generation
+        veth.spec, veth.generation, veth.networks = spec, veth.generation + 1, None
 
         def changed(error: SandboxdError | None) -> None:
             if error:
-                link.spec, link.generation = before
-                link.networks = None
+                veth.spec, veth.generation = before
+                veth.networks = None
             done(error)
 
-        self._process.ask("change", self._state(link), fds, changed)
+        self._process.ask("change", self._state(veth), fds, changed)
 
     def permit(self, sandbox_id: str, items: object, done: Done) -> None:
         """Let addresses that a name was answered with be reached: [address, [[first port, last port]], seconds].
@@ -192,14 +192,14 @@ class Links:
         Raises:
             InvalidRequest: they are none, or never to be reached but where they are listed.
         """
-        link = self._links.get(sandbox_id)
-        if link is None or link.spec.mode != "allowlist":
+        veth = self._veths.get(sandbox_id)
+        if veth is None or veth.spec.mode != "allowlist":
             done(None)
             return
-        self._process.ask("permit", {"id": sandbox_id, "items": _checked(items, link.spec.allow_list)}, [], done)
+        self._process.ask("permit", {"id": sandbox_id, "items": _checked(items, veth.spec.allow_list)}, [], done)
 
     def close(self) -> None:
-        """Let the processes end; links and rules stay, where there are any."""
+        """Let the processes end; veths and rules stay, where there are any."""
         self._process.close()
         self._router.close()
 
@@ -219,28 +219,28 @@ class Links:
             "forbidden_4": [str(network) for network in FORBIDDEN_4],
             "forbidden_6": [str(network) for network in FORBIDDEN_6],
         }
-        return host, [self._state(link) for link in self._links.values() if link.attached and link.spec.has_link]
+        return host, [self._state(veth) for veth in self._veths.values() if veth.attached and veth.spec.has_veth]
 
     def _is_needed(self) -> bool:
-        return any(link.attached for link in self._links.values())
+        return any(veth.attached for veth in self._veths.values())
 
-    def _state(self, link: _Link) -> dict[str, Any]:
-        if link.networks is None:
-            listed = link.spec.allow_list.networks if link.spec.mode == "allowlist" else ()
-            link.networks = [(str(network), low, high) for network, (low, high) in listed]
-        addresses = dict(self._addresses(link.index))
+    def _state(self, veth: _Veth) -> dict[str, Any]:
+        if veth.networks is None:
+            listed = veth.spec.allow_list.networks if veth.spec.mode == "allowlist" else ()
+            veth.networks = [(str(network), low, high) for network, (low, high) in listed]
+        addresses = dict(self._addresses(veth.index))
         return {
-            "id": link.id,
-            "index": link.index,
-            "name": self._name(link.index),
-            "mode": link.spec.mode,
+            "id": veth.id,
+            "index": veth.index,
+            "name": self._name(veth.index),
+            "mode": veth.spec.mode,
             "address_4": addresses[4],
             "address_6": addresses.get(6),
-            "networks": link.networks,
-            "receive_bytes_per_s": link.spec.receive_bytes_per_s,
-            "send_bytes_per_s": link.spec.send_bytes_per_s,
-            "connections": link.spec.connections,
-            "generation": _mark(link),
+            "networks": veth.networks,
+            "receive_bytes_per_s": veth.spec.receive_bytes_per_s,
+            "send_bytes_per_s": veth.spec.send_bytes_per_s,
+            "connections": veth.spec.connections,
+            "generation": _mark(veth),
         }
 
     def _addresses(self, index: int) -> list[tuple[int, str]]:
@@ -296,13 +296,13 @@ def _address(pool: str, index: int) -> str:
     return str(network[index + 1])
 
 
-def _mark(link: _Link) -> int:
+def _mark(veth: _Veth) -> int:
     """Return what marks the connections of a sandbox's present allow list; never 0, which is that of all others.
 
     It is of the sandbox's own id too: connection tracking remembers for days what a dead sandbox had open, and the next
     one with its address must not go on with that.
     """
-    digest = hashlib.sha256(f"{link.id}.{link.generation}".encode()).digest()
+    digest = hashlib.sha256(f"{veth.id}.{veth.generation}".encode()).digest()
     return int.from_bytes(digest[:4], "big") or 1
 
 

@@ -46,7 +46,7 @@ class Zygote:
                 # The one connection, and 0, 1 and 2; the launcher's own must not be held open by us.
                 kernel.close_range(3, theirs.fileno() - 1)
                 kernel.close_range(theirs.fileno() + 1, 2**32 - 1)
-                _run(kernel, theirs, deps)
+                _serve_launcher(kernel, theirs, deps)
             finally:
                 os._exit(1)
         theirs.close()
@@ -74,7 +74,7 @@ def leave_the_hosts_mounts(kernel: Kernel) -> None:
     kernel.mount("none", "/", None, MS_REC | MS_SLAVE)
 
 
-def _run(kernel: Kernel, connection: socket.socket, deps: create_child.Deps) -> None:
+def _serve_launcher(kernel: Kernel, connection: socket.socket, deps: create_child.Deps) -> None:
     prctl.set_proctitle("sandboxd: zygote")
     prctl.set_name("sandboxd-zygote")
     os.setsid()  # a terminal's Ctrl-C is the daemon's business

@@ -27,6 +27,12 @@ _LONGEST_WAIT_S: Final = 86_400.0
 _MAX_CANCELLED: Final = 64
 
 
+class WatchRefused(OSError):
+    """The kernel does not watch a descriptor; not a SyscallError, whose module is much for the network process."""
+
+    syscall = "epoll_ctl"
+
+
 class Timer:
     """A callback to come; `cancel` may be called at any time."""
 
@@ -62,10 +68,18 @@ class EventLoop:
         self._epoll = select.epoll()
 
     def watch(self, fd: int, events: int, callback: Callable[[], None]) -> None:
-        """Call `callback` whenever `fd` is ready for `events`, or at its end."""
+        """Call `callback` whenever `fd` is ready for `events`, or at its end.
+
+        Raises:
+            WatchRefused: the kernel takes no more, which ENOSPC says of fs.epoll.max_user_watches. That counts a
+                user's, and init shares its user with the sandbox's root.
+        """
         known = self._watched.get(fd)
         if known is None:
-            self._epoll.register(fd, events)
+            try:
+                self._epoll.register(fd, events)
+            except OSError as error:
+                raise WatchRefused(*error.args) from None
         elif known[0] != events:
             self._epoll.modify(fd, events)
         self._watched[fd] = (events, callback, self._turn if known is None else known[2])

@@ -83,11 +83,11 @@ class Guard:
         veth.lead_back(self._places, self.uplink, states)
         self._listed = collections.Counter(address for state in states for address in rules.singles(state))
         self._present = set(self._listed)
-        return self._run(table(self._host, facts, self._present))
+        return self._run_nft(table(self._host, facts, self._present))
 
     def renew_facts(self, facts: HostNetwork) -> str:
         """Follow the host's network; return why that was refused, or nothing."""
-        return self._run(
+        return self._run_nft(
             "".join(
                 rules.renew_set(self._host, f"special_{version}", _special(self._host, facts, version))
                 for version in (4, 6)
@@ -106,14 +106,14 @@ class Guard:
         """Let through what was noted since, before the router does; return why that was refused, or nothing."""
         new = {address for address, count in self._listed.items() if count > 0} - self._present
         self._present |= new
-        return self._run(self._elements("add", new))
+        return self._run_nft(self._elements("add", new))
 
     def close(self) -> str:
         """Keep back what no list names any more."""
         old = {address for address in self._present if self._listed[address] <= 0}
         self._present -= old
         self._listed = +self._listed
-        return self._run(self._elements("delete", old))
+        return self._run_nft(self._elements("delete", old))
 
     @property
     def ports(self) -> set[int]:
@@ -127,7 +127,7 @@ class Guard:
     def forget(self) -> str:
         """Take all of it away."""
         self._places.host.remove(self._host.uplink)
-        return self._run(f"add table inet {self._host.table}\ndelete table inet {self._host.table}\n")
+        return self._run_nft(f"add table inet {self._host.table}\ndelete table inet {self._host.table}\n")
 
     def _elements(self, verb: str, addresses: set[str]) -> str:
         lines = ""
@@ -137,7 +137,7 @@ class Guard:
                 lines += f"{verb} element inet {self._host.table} listed_{version} {{ {', '.join(chosen)} }}\n"
         return lines
 
-    def _run(self, commands: str) -> str:
+    def _run_nft(self, commands: str) -> str:
         refused, pid = nft.run(commands)
         self._pids.add(pid)
         return refused

@@ -90,7 +90,10 @@ class Remote:
 
 
 def main() -> None:
-    """Run what is asked for over descriptor 3 until its other end is closed."""
+    """Run what is asked for over descriptor 3 until its other end is closed.
+
+    It needs no event loop: there is one connection, and whoever asks waits for the answer before asking again.
+    """
     stdio.open_standard()
     connection = socket.socket(fileno=3)
     while True:

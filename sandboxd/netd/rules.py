@@ -142,7 +142,7 @@ def table(host: Host, facts: HostNetwork) -> str:
 
 
 def renew_facts(host: Host, facts: HostNetwork) -> str:
-    """Return the commands that say what the host's own addresses are now, and what is on its links."""
+    """Return the commands that say what the host's own addresses are now, and what is on its interfaces."""
     lines = ""
     for version in (4, 6):
         lines += renew_set(host, f"own_{version}", facts.own(version))

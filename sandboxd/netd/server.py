@@ -102,10 +102,10 @@ class Server:
                 if not agreed:
                     return False
                 continue
-            batch.append(self._take(sequence, operation, params, fds))
+            batch.append(self._take_order(sequence, operation, params, fds))
         return self._commit(batch)
 
-    def _take(self, sequence: int, operation: str, params: dict[str, Any], fds: list[int]) -> _Taken:
+    def _take_order(self, sequence: int, operation: str, params: dict[str, Any], fds: list[int]) -> _Taken:
         taken = _Taken(sequence, admitted=params["id"] if operation == "attach" else "")
         try:
             taken.commands = self._prepare(operation, params, fds)
@@ -161,7 +161,7 @@ class Server:
         self._connection.send(msgpack.packb(message))
 
     def _prepare(self, operation: str, params: dict[str, Any], fds: list[int]) -> str:
-        """Do an order's part with the links, and return the commands of its part with the rules."""
+        """Do an order's part with the veths, and return the commands of its part with the rules."""
         if operation == "detach":
             return self._detach(params)
         if operation == "permit":
@@ -202,7 +202,7 @@ class Server:
         left_out = []
         if remote.run(rules.table(host, self._facts) + "".join(map(self._admit_plainly, states))):
             left_out = self._begin_one_by_one(states)
-        # The rules are there: only now is there a way out, and do links come that an earlier version made.
+        # The rules are there: only now is there a way out, and do veths come that an earlier version made.
         veth.fetch(places, states)
         if refused := self._restore():
             raise ValueError(refused)

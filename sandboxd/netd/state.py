@@ -28,7 +28,7 @@ class Host:
 
     Attributes:
         table: the nftables tables' name, the router's and the host's.
-        prefix: what the names of this launcher's links begin with.
+        prefix: what the names of this launcher's veths begin with.
         pool_4, pool_6: the networks that sandboxes' addresses are of; None is none of that version.
         group: the group of netlink's log that denied packets are told to.
         forbidden_4, forbidden_6: networks that nobody reaches who does not list them.

@@ -1,4 +1,4 @@
-"""Links and the uplink: who is where, and which way packets go.
+"""Veths and the uplink: who is where, and which way packets go.
 
     sandbox: eth0 ── link ── router: <prefix><index> │ uplink ── host: <prefix>router ──▶ the host's own routes
 
@@ -89,7 +89,7 @@ def detach(places: Places, uplink: int, name: str, addresses: Iterable[tuple[int
 
 
 def fetch(places: Places, states: Iterable[State]) -> None:
-    """Move links into the router that an earlier version made in the host's own namespace."""
+    """Move veths into the router that an earlier version made in the host's own namespace."""
     here, there = places.host.names(), places.router.names()
     for state in states:
         if state.name not in here or state.name in there:

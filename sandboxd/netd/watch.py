@@ -1,4 +1,4 @@
-"""What the host's own network is, and that it changed: its addresses, what is on its links, and its rules.
+"""What the host's own network is, and that it changed: its addresses, what is on its interfaces, and its rules.
 
 The router cannot look: `fib` there means the router's own addresses. So the host's stand in sets, and notifications of
 the host's kernel say when those are to be read again, and when somebody took away what the host has for the router.
@@ -44,7 +44,7 @@ _QUEUE_BYTES: Final = 8 * 1024 * 1024
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HostNetwork:
-    """The host's own addresses (with broadcast and anycast ones), and the networks on its links, as CIDR."""
+    """The host's own addresses (with broadcast and anycast ones), and the networks on its interfaces, as CIDR."""
 
     own_addresses: frozenset[str] = frozenset()
     near_networks: frozenset[str] = frozenset()

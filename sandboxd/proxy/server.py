@@ -128,7 +128,7 @@ class Proxy:
                 await trio.lowlevel.wait_readable(listener)
                 try:
                     for _ in range(_ACCEPTS_A_TURN):
-                        self._take(*listener.accept(), nursery)
+                        self._take_connection(*listener.accept(), nursery)
                 except BlockingIOError:
                     continue
                 except OSError as error:
@@ -137,7 +137,7 @@ class Proxy:
                     _log.warning("Cannot accept a connection: %s", error.strerror)
                     await trio.sleep(0.1)
 
-    def _take(self, sock: socket.socket, address: Any, nursery: trio.Nursery) -> None:  # noqa: ANN401 - a family's own
+    def _take_connection(self, sock: socket.socket, address: Any, nursery: trio.Nursery) -> None:  # noqa: ANN401 - a family's own
         if len(self._connections) >= self._bound:
             victim = next(iter(self._waiting), None)
             if victim is None:

@@ -8,13 +8,26 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from ..errors import InternalError, Origin, RemoteProtocolError, SandboxdError, from_kind, kinds_from
+from ..errors import (
+    InternalError,
+    InvalidRequest,
+    NotAvailable,
+    Origin,
+    RemoteProtocolError,
+    SandboxdError,
+    from_kind,
+    kinds_from,
+)
 
 #: The kinds that an init may answer with; any other kind would let a taken-over init speak for the daemon.
 INIT_KINDS: Final = kinds_from(Origin.INIT)
 MAX_MESSAGE_CHARS: Final = 2000
 MAX_FACTS: Final = 16
 MAX_FACT_CHARS: Final = 1000
+#: Why an init cannot do what this version's can.
+OLD_INIT: Final = "the sandbox was created by an earlier version of sandboxd, which did not support it"
+#: What an init says is wrong where it knows no such operation (guest/init.py, guest/jobs.py); no caller sends these.
+_OPERATION_FIELDS: Final = frozenset({"op", "do"})
 _FACT_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}\Z")
 #: Names that the problem object and the exception's constructor use themselves.
 _RESERVED: Final = frozenset({"message", "self", "kind", "type", "title", "status", "detail", "facts"})
@@ -90,6 +103,8 @@ def failure(kind: str, message: str, facts: dict[str, Any], *, allowed: frozense
             kept[name] = value
         elif allowed is None and isinstance(value, list | dict):
             kept[name] = value  # the launcher's own lists (`missing`, `available`) are trusted
+    if allowed is not None and kind == InvalidRequest.kind and kept.get("field") in _OPERATION_FIELDS:
+        return NotAvailable(f"cannot do this in the sandbox: {OLD_INIT}")
     try:
         return from_kind(kind, message[:MAX_MESSAGE_CHARS], kept)
     except TypeError:

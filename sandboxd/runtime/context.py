@@ -5,11 +5,12 @@ the queue, and is the only one that interrupts, kills or starts workers. A secon
 (`Worker.serve`) and puts it into the present run. Callers only queue runs, ask for their end (`Run.stop`), and read
 their journals; one that goes away changes nothing else.
 
-The states are in `context_states.py`; what callers want (a restart, the end) is a state too.
+The states are in `context_states.py`, those of the present turn in `turn_states.py`; what callers want (a restart, the
+end) is a state too.
 
-An end that is late: a run whose time is over, or that is to stop, is interrupted, and again every
-`INTERRUPT_AGAIN_S`; if that does not end it within `INTERRUPT_GRACE_S`, the worker is killed and another one started,
-without the state. Runs that waited meanwhile are given up, since they were meant for the state that is gone.
+An end that is late: a run whose time is over, or that is to stop, is interrupted, again and again (`Turn.stop`); if
+that does not end it, the worker is killed and another one started, without the state. Runs that waited meanwhile are
+given up, since they were meant for the state that is gone.
 """
 
 from __future__ import annotations
@@ -37,9 +38,12 @@ from .between_runs import BetweenRuns
 from .budget import UNBOUNDED, Share
 from .context_states import LEAVING, TRANSITIONS, Event, State
 from .kept_runs import KeptRuns
+from .muting import Muting
 from .questions import Question
 from .runs import Run, error_of
 from .start_failures import exited, failure_of
+from .turn import Turn
+from .turn_states import Event as TurnEvent
 from .worker import Link, Worker
 
 if TYPE_CHECKING:
@@ -53,18 +57,12 @@ _log = logging.getLogger(__name__)
 START_TIMEOUT_S: Final = 60.0
 #: How long one that waited for its context may take to begin, before another is started instead.
 SPARE_TIMEOUT_S: Final = 5.0
-#: How long an interrupted run may go on before its interpreter is killed; on a busy machine the first traceback,
-#: with all that it imports, takes a second or two.
-INTERRUPT_GRACE_S: Final = 5.0
-#: When it is interrupted again: the first may have been swallowed, by an `except` of the code or in a `__str__`.
-INTERRUPT_AGAIN_S: Final = 2.0
 #: How long a killed worker may take to be gone.
 KILL_TIMEOUT_S: Final = 10.0
 #: How long a worker may take to accept a frame.
 SEND_TIMEOUT_S: Final = 30.0
 #: Runs that may wait in one context.
 MAX_WAITING: Final = 64
-_ERROR_FIELDS: Final = ("ename", "evalue", "traceback", "traceback_ansi")
 
 
 class Context:
@@ -98,19 +96,13 @@ class Context:
         self._queue: collections.deque[Run | Question] = collections.deque()
         self._work = trio.Event()
         self._restarted = trio.Event()  # set at the end of the restart that is under way
-        self._present: Run | Question | None = None
+        self._turn: Turn | None = None
         # Above any that an earlier daemon gave to the same worker.
         self._number = time.time_ns() // 1_000_000
-        self._end: frames.End | None = None
-        self._timed_out = False
-        self._ended = trio.Event()
         self._between = BetweenRuns()
-        self._muted = False
-        self._mute_turn = trio.Lock()  # of those who tell init to drop what is printed, or to drop no more
-        # Whether the interpreter has begun anew without anybody having asked for it, and no run was told yet.
-        self._is_anew = False
-        # Whether the worker has taken the message of the present run.
-        self._is_taken = False
+        self._muting = Muting()
+        # What the next run is told, and no state: that the interpreter has begun anew without anybody asking for it.
+        self._tell_anew = False
         self.start_failure: SandboxdError | None = None
         self._nursery: trio.Nursery | None = None
 
@@ -177,12 +169,22 @@ class Context:
 
     async def interrupt(self) -> bool:
         """Interrupt the present run and return when it is over; False when there is none."""
-        present = self._present
-        if not isinstance(present, Run):
+        run = self._present_run
+        if run is None:
             return False
-        present.stop()
-        await present.finished.wait()
+        run.stop()
+        await run.finished.wait()
         return True
+
+    @property
+    def _present_run(self) -> Run | None:
+        return self._turn.item if self._turn is not None and isinstance(self._turn.item, Run) else None
+
+    def _wake(self) -> None:
+        """Let our task look at what is asked for, whatever it waits for."""
+        if self._turn is not None:
+            self._turn.wake()
+        self._work.set()
 
     async def restart(self) -> None:
         """Start the interpreter anew, without its state.
@@ -194,10 +196,9 @@ class Context:
             self._begin_restart()
         restarted = self._restarted
         self._give_up_waiting(ContextRestarting(f"cannot run code in context {self.id}: it was restarted"))
-        if isinstance(self._present, Run):
-            self._present.stop()
-        self._ended.set()
-        self._work.set()
+        if (run := self._present_run) is not None:
+            run.stop()
+        self._wake()
         await restarted.wait()
         if self.start_failure is not None:
             raise self.start_failure
@@ -214,8 +215,7 @@ class Context:
         """End it for good; returns when its interpreter is gone."""
         if self.state is not State.GONE:
             self._move(Event.DELETE)
-        self._ended.set()
-        self._work.set()
+        self._wake()
         worker = self._worker
         if worker is not None:
             await worker.kill()
@@ -252,8 +252,8 @@ class Context:
             self.started.set()
             self.runs.clear()
             gone = self.start_failure or SandboxGone(f"cannot continue in context {self.id}: it is gone")
-            if self._present is not None:
-                self._present.give_up(gone)
+            if self._turn is not None:
+                self._turn.item.give_up(gone)
             self._give_up_waiting(gone)
             self._restarted.set()
 
@@ -278,7 +278,7 @@ class Context:
             elif self._queue:
                 item = self._queue.popleft()
                 try:
-                    await self._do(item)
+                    await self._serve_item(item)
                 except SandboxdError as error:
                     item.give_up(error)
                     raise
@@ -304,14 +304,14 @@ class Context:
     def _note_exit(self) -> None:
         """Give up what waits for an interpreter that has ended; what comes from now on is for the next one."""
         self._move(Event.EXIT)
-        self._is_anew = False
+        self._tell_anew = False
         self._give_up_waiting(self._exited("cannot run code in"))
 
     async def _begin_anew(self) -> None:
         """Start the next interpreter of a default context for the runs that wait."""
         self._move(Event.START_AGAIN)
         await self._start_worker()
-        self._is_anew = self.start_failure is None
+        self._tell_anew = self.start_failure is None
         self._note_start(State.STARTING)
         if self.start_failure is not None:
             self._give_up_waiting(self.start_failure)
@@ -356,7 +356,7 @@ class Context:
 
     def _new_worker(self, name: str) -> Worker:
         self._between.clear()
-        self._muted = False
+        self._muting.is_on = False
         self._worker = Worker(self._link, name, self, self._share.hold())
         return self._worker
 
@@ -373,7 +373,7 @@ class Context:
         if not self._is_dead():
             await self._end_worker()
         await self._start_worker()
-        self._is_anew = False
+        self._tell_anew = False
         self._note_start(State.RESTARTING)
         self._restarted.set()
 
@@ -390,167 +390,134 @@ class Context:
 
     # --- one run ----------------------------------------------------------------------------------------
 
-    async def _do(self, item: Run | Question) -> None:
+    async def _serve_item(self, item: Run | Question) -> None:
         if isinstance(item, Question):
             if not item.done.is_set():
                 await self._ask(item)
         elif item.wants_stop:
             item.give_up(SandboxGone("cannot run the code: it was stopped before it began"))
         else:
-            await self._run(item)
+            await self._run_code(item)
         if self.state is State.BUSY:
             self._move(Event.DONE)
 
-    async def _run(self, run: Run) -> None:
+    async def _run_code(self, run: Run) -> None:
         assert self._worker is not None  # noqa: S101 - _live looked
         self._move(Event.RUN)
-        run.restarted, self._is_anew = run.restarted or self._is_anew, False
+        run.restarted, self._tell_anew = run.restarted or self._tell_anew, False
         message = {"op": "run", "code": run.code, "env": run.env}
-        await self._hand_over(run, {**message, "json": True} if run.wants_json else message)
-        timed_out = False
-        if not await self._wait_for_end(run.timeout_s):
-            timed_out = not run.wants_stop
-            self._timed_out = timed_out
-            await self._stop_run()
+        turn = await self._hand_over(run, {**message, "json": True} if run.wants_json else message)
+        if not await turn.wait_for_end(run.timeout_s):
+            if not run.wants_stop:
+                turn.move(TurnEvent.EXPIRE)
+            await turn.stop(self._worker)
         await self._unmute(run)
-        end = self._end
+        end = turn.end
         if end is None and not self._worker.is_gone and self.state in LEAVING:
             await self._end_worker()
-        self._present = run.on_stop = None
+        self._turn = None
         if end is not None:
-            self._finish(run, end)
+            self._finish(turn, run, end)
         elif self._worker.failure is not None:
             run.give_up(self._worker.failure)  # the sandbox itself is gone, or the daemon stops
-        elif self._worker.is_gone and self._is_for_the_next(run):
+        elif self._worker.is_gone and self._is_for_the_next(turn, run):
             if self.state is State.BUSY:  # else who came since has noted it, and is for the next one too
                 self._note_exit()
             self._queue.appendleft(run)
         elif self._worker.is_gone or self.state is State.DELETING:
             self._finish_dead(run, restarted=self.state is State.RESTARTING)
         else:
-            # It does not heed an interrupt: nothing but a new interpreter helps.
-            if self.state is not State.RESTARTING:
-                self._begin_restart()
-            self._give_up_waiting(ContextRestarting(f"cannot run code in context {self.id}: it was restarted"))
-            run.add_error(error_of("Interrupted", "the code ignored an interrupt; its interpreter was restarted"))
-            try:
-                await self._restart_worker()
-            finally:
-                run.finish("timeout" if timed_out else "error", restarted=True)
+            await self._replace_worker(run, "timeout" if turn.has_expired else "error")
+        turn.close()
 
-    def _is_for_the_next(self, run: Run) -> bool:
+    async def _replace_worker(self, run: Run, status: str) -> None:
+        """Start another interpreter, since this one does not heed an interrupt: nothing else helps."""
+        if self.state is not State.RESTARTING:
+            self._begin_restart()
+        self._give_up_waiting(ContextRestarting(f"cannot run code in context {self.id}: it was restarted"))
+        run.add_error(error_of("Interrupted", "the code ignored an interrupt; its interpreter was restarted"))
+        try:
+            await self._restart_worker()
+        finally:
+            run.finish(status, restarted=True)
+
+    def _is_for_the_next(self, turn: Turn, run: Run) -> bool:
         """Whether an interpreter that has ended never began with a run of a default context; once for each run."""
-        taken = self._is_taken and self._worker is not None and not self._worker.left_unread
+        taken = turn.was_taken and self._worker is not None and not self._worker.left_unread
         return self.is_default and not (taken or run.restarted or self.state is State.RESTARTING)
 
     async def _ask(self, question: Question) -> None:
+        assert self._worker is not None  # noqa: S101 - _live looked
         self._move(Event.RUN)
-        await self._hand_over(question, question.message)
-        if not await self._wait_for_end(START_TIMEOUT_S):
-            await self._stop_run()
-        self._present = None
+        turn = await self._hand_over(question, question.message)
+        if not await turn.wait_for_end(START_TIMEOUT_S):
+            await turn.stop(self._worker)
+        self._turn = None
+        turn.close()
         question.give_up(self._exited("cannot ask"))
 
-    async def _hand_over(self, item: Run | Question, message: dict[str, Any]) -> None:
-        """Give the worker a message; if it does not take it, the end comes another way."""
+    async def _hand_over(self, item: Run | Question, message: dict[str, Any]) -> Turn:
+        """Give the worker a message; if it does not take it, the turn's end comes another way."""
         assert self._worker is not None  # noqa: S101 - _live looked
         self._number += 1
-        self._end = None
-        self._timed_out = self._is_taken = False
-        self._ended = trio.Event()
-        self._present = item
-        item.on_stop = self._wake_to_stop
+        self._turn = turn = Turn(item, self._number, self._is_lost)
+        turn.begin(self._between)
         if isinstance(item, Run):
-            item.begin()
-            self._between.move_to(item)
             await self._unmute(item)
-        if self._worker.is_gone or self.state in LEAVING:
-            self._ended.set()
-            return
+        if self._is_lost():
+            turn.wake()
+            return turn
         with trio.move_on_after(SEND_TIMEOUT_S):
             try:
-                await self._worker.send({**message, "run": self._number})
-                self._is_taken = True
+                await self._worker.send({**message, "run": turn.number})
+                turn.move(TurnEvent.TAKE)
             except (ProcessNotRunning, ContextNotFound):  # it has ended, or init has forgotten it since
                 await self._worker.gone.wait()
-                self._ended.set()
+                turn.wake()
+        return turn
 
-    async def _wait_for_end(self, timeout_s: float | None) -> bool:
-        """Wait until the run is over; False when it is not, but its time is, or it is to stop."""
-        assert self._present is not None  # noqa: S101 - a run is under way
-        if self._present.wants_stop:
-            return self._is_over()  # not whether `_ended` is set: the wish to stop sets it too
-        with trio.move_on_after(float("inf") if timeout_s is None else timeout_s):
-            await self._ended.wait()
-        return self._is_over()
-
-    def _wake_to_stop(self) -> None:
-        """Let the task that waits for the present run's end look at what it is asked for."""
-        self._ended.set()
-
-    def _is_over(self) -> bool:
-        """Whether there is nothing to wait for: it has ended, or its worker has, or is to be ended."""
-        answered = isinstance(self._present, Question) and self._present.answer is not None
-        return self._end is not None or answered or self._is_dead() or self.state in LEAVING
-
-    async def _stop_run(self) -> None:
-        """Interrupt the present run and give it a while."""
-        assert self._worker is not None  # noqa: S101 - a run is under way
-        if not self._is_over():
-            self._ended = trio.Event()
-            await self._worker.interrupt(self._number)
-        with trio.move_on_after(INTERRUPT_GRACE_S):
-            while not self._is_over():
-                with trio.move_on_after(INTERRUPT_AGAIN_S) as again:
-                    await self._ended.wait()
-                if again.cancelled_caught:
-                    await self._worker.interrupt(self._number)
-                elif not self._is_over():
-                    self._ended = trio.Event()
+    def _is_lost(self) -> bool:
+        """Whether the present interpreter says no more: it has ended, or is to be ended."""
+        return self._is_dead() or self.state in LEAVING
 
     # --- what the worker says ---------------------------------------------------------------------------
 
     def on_output(self, stream: str, data: bytes) -> None:
         """Take what it printed: to the present run, or kept for the next one."""
-        if isinstance(self._present, Run) and self._end is None:
-            self._present.add_output(stream, data)
-            full = self._present.is_flooded
+        run = self._present_run
+        if run is not None and self._turn is not None and self._turn.end is None:
+            run.add_output(stream, data)
+            full = run.is_flooded
         else:
             self._between.add(stream, data)
             full = self._between.is_full
-        if full and not self._muted and self._worker is not None and self._nursery is not None:
-            self._muted = True
-            self._nursery.start_soon(self._mute)
+        if full and not self._muting.is_on and self._worker is not None and self._nursery is not None:
+            self._muting.is_on = True
+            self._nursery.start_soon(self._mute, self._worker)
 
     async def _unmute(self, run: Run) -> None:
         """Hear again what is printed; what was dropped is told with the run."""
-        if self._muted and self._worker is not None:
-            self._muted = False
-            async with self._mute_turn:
-                run.miss(await self._worker.mute(on=False))
+        if self._muting.is_on and self._worker is not None:
+            run.miss(await self._muting.end(self._worker))
 
-    async def _mute(self) -> None:
+    async def _mute(self, worker: Worker) -> None:
         try:
-            async with self._mute_turn:
-                if self._muted and self._worker is not None:  # its run may have ended since
-                    await self._worker.mute(on=True)
+            await self._muting.begin(worker)
         except SandboxdError as error:
             _log.debug("Cannot mute context %s: %s", self.id, error)
 
     def on_frame(self, frame: frames.Frame) -> None:
         """Take what it said; what is of another run than the present one came too late and is dropped."""
-        present = self._present
+        turn = self._turn
         if isinstance(frame, frames.Dropped):
-            self._take_dropped(present)
+            self._take_dropped(None if turn is None else turn.item)
             return
-        if isinstance(frame, frames.Ready | frames.Failed) or frame.run != self._number or self._end is not None:
+        if isinstance(frame, frames.Ready | frames.Failed) or turn is None or frame.run != turn.number:
             return
-        if isinstance(present, Run):
-            self._take(present, frame)
-        elif isinstance(present, Question) and isinstance(frame, frames.Answer):
-            present.answer = frame.value
-            present.done.set()
-            self._ended.set()
+        turn.on_frame(frame)
+        if isinstance(turn.item, Run) and frame is turn.end and not self._muting.is_on:
+            # At once: whoever waits for it need not wait for the context's task too.
+            self._finish(turn, turn.item, turn.end)
 
     def _take_dropped(self, present: Run | Question | None) -> None:
         """Tell that there was no room for a frame: a result that is missing, or no answer."""
@@ -559,33 +526,14 @@ class Context:
         elif isinstance(present, Question):
             present.give_up(ServerBusy(f"cannot accept the answer of context {self.id}: the daemon has no room for it"))
 
-    def _take(self, run: Run, frame: frames.Frame) -> None:
-        if isinstance(frame, frames.Result):
-            run.add_result(frame)
-        elif isinstance(frame, frames.Clear):
-            run.add_clear(wait=frame.wait)
-        elif isinstance(frame, frames.Error):
-            run.add_error({name: getattr(frame, name) for name in _ERROR_FIELDS})
-        elif isinstance(frame, frames.End):
-            self._end = frame
-            self._ended.set()
-            if not self._muted:
-                self._finish(run, frame)  # at once: whoever waits for it need not wait for the context's task too
-
     def on_gone(self, worker: Worker) -> None:
         """Take note that the worker has ended."""
         if worker is self._worker:
-            self._ended.set()
-            self._work.set()
+            self._wake()
 
-    def _finish(self, run: Run, end: frames.End) -> None:
+    def _finish(self, turn: Turn, run: Run, end: frames.End) -> None:
         self.execution_count = end.count
-        if self._timed_out and run.error is None:
-            why = f"the run took over {run.timeout_s:g} s, and its interrupt was caught"
-            run.add_error(error_of("TimeoutError", why))
-        elif end.status == "error" and run.error is None:
-            run.add_error(error_of("Error", "the code failed, and its interpreter did not say how"))
-        run.finish("timeout" if self._timed_out else end.status, execution_count=end.count)
+        turn.finish(run, end)
 
     # --- how it ended -----------------------------------------------------------------------------------
 

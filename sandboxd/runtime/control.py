@@ -36,21 +36,21 @@ _LAST_LOOK_S: Final = 0.1
 
 
 class Control:
-    """Made by the manager; `join` connects to an init and configures it."""
+    """Made by the manager; `connect` connects to an init and configures it."""
 
     def __init__(
         self,
         launcher: Launcher,
         registry: Registry,
         store: Store,
-        join: Callable[[Sandbox], Awaitable[None]],
+        connect: Callable[[Sandbox], Awaitable[None]],
         events: Events,
         names: Names,
     ) -> None:
         self._launcher = launcher
         self._registry = registry
         self._store = store
-        self._join = join
+        self._connect = connect
         self._events = events
         self._names = names
 
@@ -120,7 +120,7 @@ class Control:
             if known:
                 await sandbox.configure()  # what a PATCH said meanwhile
             else:
-                await self._join(sandbox)  # a daemon that started found it frozen
+                await self._connect(sandbox)  # a daemon that started found it frozen
         except (OSError, trio.TooSlowError, SandboxdError) as error:
             if sandbox.state is State.FROZEN:
                 sandbox.mark_failed(sandbox.version_refusal or f"its init cannot be reached: {error}")

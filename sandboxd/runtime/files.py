@@ -134,7 +134,7 @@ class Files:
         Raises:
             DirectoryNotEmpty: as its name says.
         """
-        await self._run("delete", path, recursive=recursive)
+        await self._finish_job("delete", path, recursive=recursive)
 
     async def mkdir(self, path: str, *, parents: bool = False, mode: str | None = None) -> Made:
         """Make a directory; with `parents` those above it too, and then it may be there. `mode` is octal text.
@@ -143,7 +143,7 @@ class Files:
             FileExists: something has that name.
         """
         check_mode(mode)
-        result = await self._run("mkdir", path, parents=parents, mode=mode)
+        result = await self._finish_job("mkdir", path, parents=parents, mode=mode)
         return Made(filefacts.parse_file(result), checks.flag(result, "created"))
 
     async def rename(self, path: str, new_path: str, *, overwrite: bool = True) -> FileFacts:
@@ -152,7 +152,7 @@ class Files:
         Raises:
             FileExists, DirectoryNotEmpty: as their names say.
         """
-        result = await self._run("rename", path, new_path=name_bytes(new_path), overwrite=overwrite)
+        result = await self._finish_job("rename", path, new_path=name_bytes(new_path), overwrite=overwrite)
         return filefacts.parse_file(result)
 
     async def copy(self, path: str, new_path: str, *, overwrite: bool = True) -> Copied:
@@ -161,7 +161,7 @@ class Files:
         Raises:
             FileExists: as its name says.
         """
-        result = await self._run("copy", path, new_path=name_bytes(new_path), overwrite=overwrite)
+        result = await self._finish_job("copy", path, new_path=name_bytes(new_path), overwrite=overwrite)
         entries, size, skipped = (checks.integer(result, field) for field in ("entries", "bytes", "skipped"))
         return Copied(filefacts.parse_file(result), entries, size, skipped)
 
@@ -171,12 +171,12 @@ class Files:
         Raises:
             FileExists: something has that name.
         """
-        return filefacts.parse_file(await self._run("symlink", path, target=name_bytes(target)))
+        return filefacts.parse_file(await self._finish_job("symlink", path, target=name_bytes(target)))
 
     async def chmod(self, path: str, mode: str | None, *, recursive: bool = False) -> Changed:
         """Set a mode, octal text; with `recursive` of all below it too."""
         check_mode(mode)
-        return _changed(await self._run("chmod", path, mode=mode, recursive=recursive))
+        return _changed(await self._finish_job("chmod", path, mode=mode, recursive=recursive))
 
     async def chown(
         self, path: str, user: str | int | None, group: str | int | None, *, recursive: bool = False
@@ -184,13 +184,13 @@ class Files:
         """Set an owner, names or ids, of which None stays; with `recursive` of all below it too."""
         user = None if user is None else check_user(user)
         group = None if group is None else check_user(group, "group")
-        return _changed(await self._run("chown", path, user=user, group=group, recursive=recursive))
+        return _changed(await self._finish_job("chown", path, user=user, group=group, recursive=recursive))
 
     async def truncate(self, path: str, size: int) -> FileFacts:
         """Set a regular file's size: cut it, or let it grow by a hole. A link is followed to what it names."""
         if not 0 <= size <= MAX_FILE_SIZE:
             raise InvalidRequest(f"cannot accept size: it must be 0 to {MAX_FILE_SIZE}", field="size")
-        return filefacts.parse_file(await self._run("truncate", path, size=size))
+        return filefacts.parse_file(await self._finish_job("truncate", path, size=size))
 
     # --- many files ---
 
@@ -239,7 +239,7 @@ class Files:
 
     async def version(self, path: str, picked: Picked, *, recursive: bool = True) -> Version:
         """Return the version of a directory or a file (`backups.is_version` tells what it can be compared with)."""
-        result = await self._run("changes", path, recursive=recursive, **picked.params())
+        result = await self._finish_job("changes", path, recursive=recursive, **picked.params())
         return backups.parse_version(result, path, picked, recursive=recursive)
 
     # --- archives ---
@@ -285,7 +285,7 @@ class Files:
     def _job(self, do: str, path: str, /, **params: Any) -> FileJob:  # noqa: ANN401 - the link's parameters
         return self._sandbox.job(do, {"path": name_bytes(path), **params})
 
-    async def _run(self, do: str, path: str, /, **params: Any) -> dict[str, Any]:  # noqa: ANN401
+    async def _finish_job(self, do: str, path: str, /, **params: Any) -> dict[str, Any]:  # noqa: ANN401
         """Do a file job that gives one result, and return that."""
         async with self._job(do, path, **params) as job:
             return await job.finish()

@@ -289,7 +289,7 @@ class LinkClient:
             if not math.isfinite(message.time):
                 raise RemoteProtocolError(f"cannot accept an event of request {message.id}: its time is not a number")
             if not call.abandoned:
-                call.stream._take(message)
+                call.stream._on_event(message)
             return
         if not isinstance(message, Reply | Failure):
             return  # the connection lets nothing else through
@@ -483,7 +483,7 @@ class Stream:
                 self._peer._abandon(self._number, self._call, cancel=cancel)
             self._queue.clear()
 
-    def _take(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         if self.check is not None:
             self.check(event)
         self._queue.append(event)

@@ -68,7 +68,7 @@ class Manager:
         self,
         launcher: Launcher,
         registry_dir: Path,
-        links_dir: Path,
+        init_sockets: Path,
         tombstones: Path | None = None,
         nameservers: Sequence[tuple[str, int]] = (),
         *,
@@ -81,9 +81,9 @@ class Manager:
         self.events = Events()
         self.budget = Budget()
         self._store = Store(registry_dir)
-        self._links = links_dir
+        self._init_sockets = init_sockets
         self._names = Names(launcher, nameservers, self._denied, self._degraded)
-        self.control = Control(launcher, self.registry, self._store, self.join, self.events, self._names)
+        self.control = Control(launcher, self.registry, self._store, self.connect, self.events, self._names)
         self.previews = Previews(
             launcher, self.registry, self._store, self.control, Tombstones(tombstones), self.counters
         )
@@ -212,7 +212,7 @@ class Manager:
                 await self._launch(sandbox)
                 await self._answer_for_names(sandbox, is_new=True)
                 if sandbox.spec.has_own_place:
-                    await self.join(sandbox)  # only init can tell whether there are such a directory and user
+                    await self.connect(sandbox)  # only init can tell whether there are such a directory and user
                 sandbox.move(State.RUNNING)
         except BaseException as error:
             await self._clean_up(sandbox)
@@ -246,9 +246,9 @@ class Manager:
         if failure is not None:
             raise failure
 
-    async def join(self, sandbox: Sandbox) -> None:
+    async def connect(self, sandbox: Sandbox) -> None:
         """Connect to init, serve the link in the manager's nursery, and configure it."""
-        self._running.start_soon(self._serve, sandbox, sandbox.connect(self._links))
+        self._running.start_soon(self._serve, sandbox, sandbox.connect(self._init_sockets))
         await sandbox.configure()
         if not sandbox.has_link:
             raise LaunchFailed(f"cannot keep the init of sandbox {sandbox.id}: its link ended", step="configure")
@@ -271,7 +271,7 @@ class Manager:
         """Connect to an init at the first request to it: one that serves nobody has touched 0.8 MiB less."""
         running = self._running
         try:
-            peer = sandbox.connect(self._links)
+            peer = sandbox.connect(self._init_sockets)
         except OSError as error:
             _log.warning("Cannot reach the init of sandbox %s: %s", sandbox.id, error)
             peer = sandbox.connect_nowhere()
@@ -313,7 +313,7 @@ class Manager:
             reason = sandbox.version_refusal or "protocol error"
         if not peer.broke_protocol:
             with trio.move_on_after(REASON_TIMEOUT_S):
-                await sandbox.settled.wait()
+                await sandbox.disconnected.wait()
         if sandbox.mark_failed(reason):
             self.counters.losses += 1
             _log.warning("Sandbox %s failed: %s (%s)", sandbox.id, reason, error)
@@ -360,7 +360,7 @@ class Manager:
         _log.debug("Sandbox %s was refused: %s", sandbox_id, facts)
 
     async def _answer_for_names(self, sandbox: Sandbox, *, is_new: bool) -> None:
-        if sandbox.network.has_link:
+        if sandbox.network.has_veth:
             serve = functools.partial(self._names.serve, is_new=is_new)
             await self._running.start(serve, sandbox)
 
@@ -473,7 +473,7 @@ class Manager:
         try:
             async with limiter:
                 await self._answer_for_names(sandbox, is_new=False)
-                await self.join(sandbox)
+                await self.connect(sandbox)
             sandbox.move(State.RUNNING)
             await sandbox.contexts.recover()
             _log.info("Found sandbox %s again", sandbox.id)

@@ -77,7 +77,7 @@ class Names:
             resolver = await (self._resolver if is_new else self._try)(sandbox)
             task_status.started()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_until_settled, sandbox, nursery.cancel_scope)
+                nursery.start_soon(_until_disconnected, sandbox, nursery.cancel_scope)
                 await self._keep(sandbox, resolver)
         finally:
             self._served.pop(sandbox.id, None)
@@ -93,7 +93,7 @@ class Names:
         pause = RETRY_S
         while True:
             if resolver is not None:
-                await self._run(sandbox, resolver)
+                await self._serve_names(sandbox, resolver)
                 pause = RETRY_S
             await trio.sleep(pause)
             pause = min(2 * pause, MAX_RETRY_S)
@@ -122,7 +122,7 @@ class Names:
         self._served[sandbox.id] = resolver
         return resolver
 
-    async def _run(self, sandbox: Sandbox, resolver: Resolver) -> None:
+    async def _serve_names(self, sandbox: Sandbox, resolver: Resolver) -> None:
         try:
             await resolver.run()
         except* Exception as failures:
@@ -131,8 +131,8 @@ class Names:
             self._degraded(sandbox, f"its resolver ended: {failures.exceptions[0]}")
 
 
-async def _until_settled(sandbox: Sandbox, scope: trio.CancelScope) -> None:
-    await sandbox.settled.wait()
+async def _until_disconnected(sandbox: Sandbox, scope: trio.CancelScope) -> None:
+    await sandbox.disconnected.wait()
     scope.cancel()
 
 

@@ -141,7 +141,7 @@ class FileWriter(_File):
         self._ticket = ticket
         self._pending = bytearray()
         self._offset = 0
-        self._settled = False
+        self._is_finished = False
 
     async def __aenter__(self) -> FileWriter:
         return self
@@ -150,8 +150,8 @@ class FileWriter(_File):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-        if not self._settled:
-            self._settled = True
+        if not self._is_finished:
+            self._is_finished = True
             with trio.CancelScope(shield=True):
                 await self._files.abort_write(self._ticket)
 
@@ -178,7 +178,7 @@ class FileWriter(_File):
         if self._pending:
             await self._write_out()
         await self.aclose()
-        self._settled = True
+        self._is_finished = True
         return await self._files.commit_write(self._ticket)
 
     async def _write_out(self) -> None:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 #: Exposed ports of one sandbox.
 MAX_PORTS: Final = 64
 #: Links that were made and not used yet, of one port.
-MAX_LINKS: Final = 16
-LINK_S: Final = 300.0
+MAX_SHARE_LINKS: Final = 16
+SHARE_LINK_S: Final = 300.0
 #: 16 letters of 5 random bits: 80 bits that nobody guesses over a network.
 TOKEN_CHARS: Final = 16
 _TOKEN = re.compile(r"[a-z0-9_]{1,16}\Z")
@@ -132,7 +132,7 @@ class Port:
         self.lane = lane or Lane()
         self.closed = False
         self._cookie = spec.cookie(sandbox_id).encode()
-        self._links: dict[str, float] = {}
+        self._share_links: dict[str, float] = {}
 
     def __repr__(self) -> str:
         return f"<Port {self.spec.port} of {self.sandbox_id}, {len(self.users)} active>"
@@ -154,15 +154,15 @@ class Port:
 
     def new_link(self) -> tuple[str, float]:
         """Return the code of a link that can be used once, and when it ends; the oldest goes when there are many."""
-        while len(self._links) >= MAX_LINKS:
-            del self._links[next(iter(self._links))]
+        while len(self._share_links) >= MAX_SHARE_LINKS:
+            del self._share_links[next(iter(self._share_links))]
         code = secrets.token_urlsafe(24)
-        self._links[code] = ends = time.time() + LINK_S
+        self._share_links[code] = ends = time.time() + SHARE_LINK_S
         return code, ends
 
     def redeem(self, code: str) -> str | None:
         """Use a link up and return the cookie's value, or None."""
-        ends = self._links.pop(code, 0.0)
+        ends = self._share_links.pop(code, 0.0)
         return self._cookie.decode() if ends > time.time() else None
 
     def close(self) -> None:

@@ -185,7 +185,7 @@ class Run:
         self.duration_s = 0.0 if self._began is None else round(time.monotonic() - self._began, 6)
         self._append("end", self.summary(), is_charged=False)
         self.finished.set()
-        self._settle()
+        self._update_hold()
 
     def give_up(self, error: Exception) -> None:
         """End it before it began."""
@@ -193,7 +193,7 @@ class Run:
             self.failure = error
             self.finished.set()
             self._news.tell()
-            self._settle()
+            self._update_hold()
 
     def summary(self) -> dict[str, Any]:
         """Return the `end` event's fields."""
@@ -228,14 +228,14 @@ class Run:
             yield
         finally:
             self._followers -= 1
-            self._settle()
+            self._update_hold()
 
     def forget(self) -> None:
         """Say that nobody can ask for it again."""
         self._is_forgotten = True
-        self._settle()
+        self._update_hold()
 
-    def _settle(self) -> None:
+    def _update_hold(self) -> None:
         """Say whether what it holds is needed."""
         if self._followers or not self.finished.is_set():
             return

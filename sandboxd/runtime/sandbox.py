@@ -84,7 +84,7 @@ class Sandbox:
         #: Filesystems of its own: files of others are not taken from its init.
         self.devices: frozenset[int] = frozenset()
         self._peer: LinkClient | None = None
-        self.settled = trio.Event()
+        self.disconnected = trio.Event()
         #: Set when init has heard its settings, or the link has ended before.
         self._configured = trio.Event()
         self._known_fields: frozenset[str] = frozenset()
@@ -194,8 +194,7 @@ class Sandbox:
             raise await self.why_broken(peer.ended) if isinstance(peer.ended, ProtocolError) else peer.ended
         for name in later:
             if name not in self._known_fields:
-                why = "the sandbox was created by an earlier version of sandboxd, which did not support it"
-                raise NotAvailable(f"cannot accept {name}: {why}", field=name)
+                raise NotAvailable(f"cannot accept {name}: {checks.OLD_INIT}", field=name)
 
     @property
     def has_link(self) -> bool:
@@ -224,7 +223,7 @@ class Sandbox:
 
     def disconnect(self, error: SandboxdError) -> None:
         """Drop the link; what is under way ends with `error`."""
-        self.settled.set()
+        self.disconnected.set()
         self._configured.set()
         self.contexts.lose_sandbox(error)
         if self._peer is not None:
@@ -241,7 +240,7 @@ class Sandbox:
         if self.state is State.CREATING:
             return LaunchFailed(f"cannot configure the init of sandbox {self.id}: {error}", step="configure")
         with trio.move_on_after(REASON_TIMEOUT_S):
-            await self.settled.wait()
+            await self.disconnected.wait()
         return self._absence() or SandboxFailed(f"cannot continue in sandbox {self.id}: {error}", reason="link lost")
 
     def _absence(self) -> SandboxdError | None:

@@ -185,7 +185,7 @@ class Worker:
         ask = functools.partial(self._ask, op, params)
         try:
             await self._child.open(ask, [] if handoff is None else [handoff.for_init])
-            await self._child.follow(self._take)
+            await self._child.follow(self._on_event)
             if self.state is not State.EXITED:
                 raise RemoteProtocolError("the worker gave no exit event")
             await self._forget()
@@ -213,7 +213,7 @@ class Worker:
         except SandboxdError as error:
             _log.debug("Cannot forget worker %s: %s", self.name, error)
 
-    async def _take(self, event: Event) -> None:
+    async def _on_event(self, event: Event) -> None:
         if event.offset <= self._last_offset or self.state is State.EXITED:
             raise RemoteProtocolError(f"cannot accept event {event.offset} of a worker: out of order")
         self._last_offset = event.offset

@@ -35,7 +35,8 @@ def limit_error(error: BaseException, verb: str, about: str = "") -> SandboxdErr
     if not isinstance(error, OSError) or error.errno is None:
         return None
     code = errno.errorcode.get(error.errno, str(error.errno))
-    if str(getattr(error, "syscall", "")).startswith("inotify"):  # its limits have errnos of other things
+    # Their limits have errnos of other things.
+    if str(getattr(error, "syscall", "")).startswith(("inotify", "epoll")):
         limit = "watches" if error.errno in _DISK or error.errno in _LIMITS else None
     elif error.errno in _DISK:
         return QuotaExceeded(f"{what}: {os.strerror(error.errno).lower()}", limit="disk_bytes", errno=code, **path)

@@ -176,7 +176,7 @@ class Failures:
         except Exception:
             return  # of the user's own stream
 
-    def settle(self, error):
+    def failure_of_run(self, error):
         """Return the description of what ended the run, or None, and print the rest; `error` is that of its result."""
         found = None
         if error is not None:

@@ -109,7 +109,7 @@ def _unpack(data, at):  # noqa: PLR0911 - a row each
     if code < 0xA0:
         return _unpack_array(data, at, code & 15)
     if code < 0xC0:
-        return _take(data, at, code & 31).decode(), at + (code & 31)
+        return _slice(data, at, code & 31).decode(), at + (code & 31)
     if code in (0xC0, 0xC2, 0xC3):
         return {0xC0: None, 0xC2: False, 0xC3: True}[code], at
     if code in _FIXED:
@@ -124,11 +124,11 @@ def _unpack(data, at):  # noqa: PLR0911 - a row each
         return _unpack_array(data, at, size)
     if kind == "m":
         return _unpack_map(data, at, size)
-    raw = _take(data, at, size)
+    raw = _slice(data, at, size)
     return (raw.decode() if kind == "s" else bytes(raw)), at + size
 
 
-def _take(data, at, size):
+def _slice(data, at, size):
     raw = data[at : at + size]
     if len(raw) < size:
         raise ValueError("cut short")
@@ -407,7 +407,7 @@ class Session:
                     raise KeyboardInterrupt
                 self._execute(message["code"])
             except BaseException as error:  # IPython's own: an interrupt between two steps, say
-                self.send_error(self.failures.settle(error))
+                self.send_error(self.failures.failure_of_run(error))
             channel.in_user_code = False
         except BaseException as error:
             channel.in_user_code = False
@@ -428,7 +428,7 @@ class Session:
         """Run a cell, tell what escaped from it, and show its figures."""
         result = self.shell.run_cell(code, store_history=True)
         error = result.error_in_exec if result.error_before_exec is None else result.error_before_exec
-        self.send_error(self.failures.settle(error))
+        self.send_error(self.failures.failure_of_run(error))
         if "matplotlib.pyplot" in sys.modules:
             try:
                 load("shell")["flush_figures"](self)

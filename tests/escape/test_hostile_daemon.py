@@ -159,7 +159,7 @@ def world(*launchers: LauncherProcess) -> dict[str, object]:
     found: dict[str, object] = {"mounts": mounts}
     for launcher in launchers:
         settings = launcher.settings
-        for place in (settings.pool_dir, settings.records_dir, settings.links_dir, settings.state_dir):
+        for place in (settings.pool_dir, settings.records_dir, settings.init_sockets_dir, settings.state_dir):
             found[place] = sorted(os.listdir(place))
         for group in sorted(launcher.cgroup.glob("**/")):
             found[str(group)] = [(group / "cgroup.freeze").read_text(), (group / "cgroup.procs").read_text()]

@@ -64,7 +64,7 @@ def entries(directory: Path) -> list[str]:
 
 
 @needs_root
-def test_this_host_as_root(host, tmp_path) -> None:
+def test_this_host_as_root(host: list[str], tmp_path: Path) -> None:
     before = entries(tmp_path), procfs.mounts()
     result = doctor("--json", *host)
     assert (entries(tmp_path), procfs.mounts()) == before
@@ -86,7 +86,7 @@ def test_this_host_as_root(host, tmp_path) -> None:
 
 
 @needs_root
-def test_without_a_rootfs_no_sandbox_can_be_made(host, tmp_path) -> None:
+def test_without_a_rootfs_no_sandbox_can_be_made(host: list[str], tmp_path: Path) -> None:
     result = doctor("--json", *host, "--rootfs-dir", str(tmp_path / "nothing"))
     assert told(result)["rootfs"]["status"] == "missing"
     assert result.returncode == 1
@@ -94,7 +94,7 @@ def test_without_a_rootfs_no_sandbox_can_be_made(host, tmp_path) -> None:
 
 
 @needs_root
-def test_the_configuration_counts(host, tmp_path) -> None:
+def test_the_configuration_counts(host: list[str], tmp_path: Path) -> None:
     file = tmp_path / "sandboxd.toml"
     file.write_text("allow_unenforced = true\n")
     assert "sandboxes: yes;" in doctor("--config", str(file), *host).stdout
@@ -106,7 +106,7 @@ def test_the_configuration_counts(host, tmp_path) -> None:
 
 
 @needs_root
-def test_as_nobody_it_says_what_it_cannot_try(host) -> None:
+def test_as_nobody_it_says_what_it_cannot_try(host: list[str]) -> None:
     package = str(Path(access.__file__))
     stopped = access.obstacle(package, NOBODY, ()) or access.obstacle(sys.executable, NOBODY, ())
     if stopped:
@@ -125,7 +125,7 @@ def test_as_nobody_it_says_what_it_cannot_try(host) -> None:
 
 
 @needs_root
-def test_the_way_to_a_file_is_judged_as_the_kernel_does(tmp_path) -> None:
+def test_the_way_to_a_file_is_judged_as_the_kernel_does(tmp_path: Path) -> None:
     """`tmp_path` lies in a directory that is its owner's alone."""
     paths = ["/", "/etc/passwd", "/etc/shadow", "/root", str(tmp_path), "/proc/1/environ", "/tmp", sys.executable]
     program = "import os, sys; print(*(int(os.access(p, os.R_OK)) for p in sys.argv[1:]))"
@@ -139,7 +139,7 @@ def test_the_way_to_a_file_is_judged_as_the_kernel_does(tmp_path) -> None:
 
 
 @needs_root
-def test_text_for_pipes_and_for_terminals(host) -> None:
+def test_text_for_pipes_and_for_terminals(host: list[str]) -> None:
     plain = doctor(*host)
     assert "\x1b" not in plain.stdout
     assert plain.stdout.splitlines()[-1].startswith("sandboxes: ")
@@ -177,7 +177,7 @@ print(facts.outcome.syscall, facts.outcome.code, overlay.evaluate(facts)[0].stat
 
 @needs_root
 @pytest.mark.parametrize("failing", ["chown", "clone3", "unshare", "open_tree", "mount_setattr", "move_mount", "mount"])
-def test_a_trial_that_fails_says_where_and_leaves_nothing(tmp_path, failing) -> None:
+def test_a_trial_that_fails_says_where_and_leaves_nothing(tmp_path: Path, failing: str) -> None:
     command = [sys.executable, "-c", FAILING_TRIAL, str(tmp_path), failing]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (result.stdout, result.stderr) == (f"{failing} EPERM missing\n", "")
@@ -191,7 +191,7 @@ def fake_nft(directory: Path, text: str) -> dict[str, str]:
 
 
 @needs_root
-def test_nft_is_given_rules_in_a_namespace_of_its_own(host, tmp_path) -> None:
+def test_nft_is_given_rules_in_a_namespace_of_its_own(host: list[str], tmp_path: Path) -> None:
     env = fake_nft(tmp_path, f"cat >{tmp_path}/rules; readlink /proc/self/ns/net >&2; exit 1")
     found = told(doctor("--json", *host, env=env))
     assert found["nft"]["found"] == f"{tmp_path}/nft"
@@ -203,7 +203,7 @@ def test_nft_is_given_rules_in_a_namespace_of_its_own(host, tmp_path) -> None:
 
 
 @needs_root
-def test_an_interrupted_doctor_leaves_no_process_and_no_file(host, tmp_path) -> None:
+def test_an_interrupted_doctor_leaves_no_process_and_no_file(host: list[str], tmp_path: Path) -> None:
     before = entries(tmp_path / "state")
     alive = tmp_path / "alive"
     os.mkfifo(alive)
@@ -221,7 +221,7 @@ def test_an_interrupted_doctor_leaves_no_process_and_no_file(host, tmp_path) -> 
     assert entries(tmp_path / "state") == before
 
 
-def test_a_rootfs_that_a_birth_would_refuse(tmp_path) -> None:
+def test_a_rootfs_that_a_birth_would_refuse(tmp_path: Path) -> None:
     for name in ("good", "link", "bare", "other"):
         tree = tmp_path / name / "private/tree"
         tree.mkdir(parents=True)

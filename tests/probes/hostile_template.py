@@ -6,10 +6,12 @@ An answer is an errno's name, or `allowed`. The launcher's place is taken by the
 
 import ctypes
 import errno
+import functools
 import json
 import os
 import signal
 import socket
+from collections.abc import Callable
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -20,15 +22,15 @@ pids = json.loads(link.recv(4096))
 answers: dict[str, str] = {}
 
 
-def note(name, result):
+def note(name: str, result: int) -> None:
     answers[name] = "allowed" if result >= 0 else errno.errorcode.get(ctypes.get_errno(), str(ctypes.get_errno()))
 
 
-def call(name, number, *arguments):
+def call(name: str, number: int, *arguments: object) -> None:
     note(name, libc.syscall(ctypes.c_long(number), *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments)))
 
 
-def attempt(name, act):
+def attempt(name: str, act: Callable[[], object]) -> None:
     try:
         act()
         answers[name] = "allowed"
@@ -73,9 +75,9 @@ call("madvise poison", 28, ctypes.c_void_p(address), 4096, 100)
 call("madvise offline", 28, ctypes.c_void_p(address), 4096, 101)
 for name, pid in zip(("root", "launcher", "template"), pids, strict=True):
     call("ptrace " + name, 101, 16, pid, 0, 0)  # PTRACE_ATTACH
-    attempt("kill " + name, lambda pid=pid: os.kill(pid, signal.SIGCONT))
+    attempt("kill " + name, functools.partial(os.kill, pid, signal.SIGCONT))
 
-    def join(pid=pid):
+    def join(pid: int = pid) -> None:
         fd = os.pidfd_open(pid)
         try:
             if libc.setns(fd, NEWNS | NEWNET) < 0:
@@ -92,7 +94,7 @@ attempt("proc", lambda: os.listdir("/proc/self"))
 attempt("core_pattern", lambda: os.open("/proc/sys/kernel/core_pattern", os.O_WRONLY))
 attempt("mknod", lambda: os.mknod("/tmp/x", 0o60666, os.makedev(8, 0)))
 for directory in ("/", "/tmp", "/dev", "/var/tmp", "/root", "/run", "/usr"):
-    attempt("write " + directory, lambda directory=directory: os.open(directory + "/x", os.O_CREAT | os.O_WRONLY))
+    attempt("write " + directory, functools.partial(os.open, directory + "/x", os.O_CREAT | os.O_WRONLY))
 attempt("network", lambda: socket.create_connection(("127.0.0.1", 1), 1))
 attempt("raw socket", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))
 attempt("packet socket", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))

@@ -11,21 +11,21 @@ from typing import Any
 ADDRESS = struct.pack("HH4s120x", 2, 0, socket.inet_aton("10.0.0.1"))
 
 
-def open_socket(family, kind, protocol):
+def open_socket(family: int, kind: int, protocol: int) -> None:
     socket.socket(family, kind, protocol).close()
 
 
-def option(level, number, value):
+def option(level: int, number: int, value: bytes | int) -> None:
     with socket.socket() as link:
         link.setsockopt(level, number, value)
 
 
-def control(request):
+def control(request: int) -> None:
     with socket.socket() as link:
         fcntl.ioctl(link, request, bytes(64))
 
 
-def ask_diag(family, protocol):
+def ask_diag(family: int, protocol: int) -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as link:
         body = struct.pack("=BBBBI", family, protocol, 0, 0, 0xFFFFFFFF) + bytes(48)
         link.send(struct.pack("=IHHII", 16 + len(body), 20, 0x301, 1, 0) + body)
@@ -33,7 +33,7 @@ def ask_diag(family, protocol):
         link.recv(65536)
 
 
-def run(*argv):
+def run(*argv: str) -> None:
     subprocess.run(argv, check=False, capture_output=True)
 
 

@@ -101,7 +101,7 @@ class LauncherProcess:
             allow_unenforced=True,
             **settings,  # type: ignore[arg-type]
         )
-        for path in (self.settings.links_dir, self.settings.stage_dir, self.settings.state_dir):
+        for path in (self.settings.init_sockets_dir, self.settings.stage_dir, self.settings.state_dir):
             os.makedirs(path, exist_ok=True)
         names = {"state_dir", "runtime_dir", "rootfs_dir", "profile_dir", "allow_unenforced", *settings}
         memory = os.memfd_create("settings", 0)
@@ -120,7 +120,7 @@ class LauncherProcess:
     def init(self, sandbox_id: str) -> Asker:
         """Connect to a sandbox's init."""
         connection = socket.socket(socket.AF_UNIX)
-        connection.connect(f"{self.settings.links_dir}/{sandbox_id}.sock")
+        connection.connect(f"{self.settings.init_sockets_dir}/{sandbox_id}.sock")
         return Asker(connection)
 
     @property
@@ -132,7 +132,7 @@ class LauncherProcess:
     def leftovers(self) -> list[str]:
         """Return everything that belongs to a sandbox."""
         mounted = f"/proc/{self.process.pid}/root{self.settings.pool_mount}"
-        places = [self.settings.pool_dir, self.settings.records_dir, self.settings.links_dir]
+        places = [self.settings.pool_dir, self.settings.records_dir, self.settings.init_sockets_dir]
         places += [mounted] if os.path.isdir(mounted) else []
         found = [str(path) for place in places for path in pathlib.Path(place).iterdir()]
         found += [str(path) for path in self.cgroup.glob("*/") if path.is_dir()]

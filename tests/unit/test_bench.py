@@ -4,6 +4,7 @@ import io
 import itertools
 import struct
 import tarfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,7 @@ VALUES = st.lists(st.floats(0.001, 1e6), min_size=1)
 
 
 @given(VALUES, st.floats(0, 1))
-def test_a_percentile_lies_within_the_values(values, fraction) -> None:
+def test_a_percentile_lies_within_the_values(values: list[float], fraction: float) -> None:
     ordered = sorted(values)
     found = stats.percentile(ordered, fraction)
     assert ordered[0] <= found <= ordered[-1] or found == pytest.approx(ordered[0])
@@ -34,7 +35,7 @@ def test_percentiles_of_known_values() -> None:
 
 
 @pytest.mark.parametrize(("values", "fraction"), [([], 0.5), ([1.0], 1.1), ([1.0], -0.1)])
-def test_a_percentile_of_nothing_is_refused(values, fraction) -> None:
+def test_a_percentile_of_nothing_is_refused(values: list[float], fraction: float) -> None:
     with pytest.raises(ValueError, match="percentile"):
         stats.percentile(values, fraction)
 
@@ -54,7 +55,7 @@ def test_a_base_that_is_not_positive_gives_no_ratio() -> None:
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.123, "0.12"), (7.34, "7.3"), (153.4, "153"), (-0.5, "-0.50")])
-def test_numbers_have_the_digits_they_are_worth(value, text) -> None:
+def test_numbers_have_the_digits_they_are_worth(value: float, text: str) -> None:
     assert stats.show(value) == text
 
 
@@ -74,7 +75,7 @@ def test_a_contender_that_fails_is_asked_no_more_and_rounds_still_match() -> Non
     table = Table("t", "T", "ms")
     asked = []
 
-    def measure(name):
+    def measure(name: str) -> list[list[float]]:
         asked.append(name)
         if name == "weak" and asked.count("weak") == 2:
             raise Unavailable("it fell over")
@@ -105,7 +106,7 @@ def test_a_broken_docker_stream_is_no_figure() -> None:
         read_multiplexed(io.BytesIO(struct.pack(">B3xI", 1, 10) + b"short"))
 
 
-def test_dockers_image_holds_no_usr_but_what_leads_to_it(tmp_path) -> None:
+def test_dockers_image_holds_no_usr_but_what_leads_to_it(tmp_path: Path) -> None:
     for name in ("usr/bin", "etc", "proc", "var"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "usr/bin/true").touch()
@@ -116,7 +117,7 @@ def test_dockers_image_holds_no_usr_but_what_leads_to_it(tmp_path) -> None:
 
 
 @pytest.fixture
-def findings():
+def findings() -> report.Findings:
     table = Table("exec", "exec", "ms", 1000)
     table.samples = {"sandboxd": [0.002, 0.004], "crun": [0.004, 0.008], "gone": [None, None]}
     table.lost = {"gone": "no such program"}
@@ -124,17 +125,17 @@ def findings():
     return report.Findings(machine, absent={"podman": "not installed"}, tables=[table])
 
 
-def test_markdown_shows_the_middle_and_the_ratio(findings) -> None:
+def test_markdown_shows_the_middle_and_the_ratio(findings: report.Findings) -> None:
     assert report.markdown(findings).splitlines()[2:4] == ["| **sandboxd** | 3.0 |", "| crun | 6.0 (2.0x) |"]
 
 
-def test_peers_that_did_not_run_are_named_with_their_reason(findings) -> None:
+def test_peers_that_did_not_run_are_named_with_their_reason(findings: report.Findings) -> None:
     text = report.how_to_read(findings)
     assert "podman did not run: not installed" in text
     assert "gone dropped out: no such program (exec)" in text
 
 
-def test_the_plot_leaves_out_who_has_no_samples(findings) -> None:
+def test_the_plot_leaves_out_who_has_no_samples(findings: report.Findings) -> None:
     shown = plotted(findings.tables[0])
     assert [bar["name"] for bar in shown["bars"]] == ["sandboxd", "crun"]
     assert shown["bars"][1]["p50"] == pytest.approx(6.0)

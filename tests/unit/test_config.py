@@ -15,7 +15,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert config.state_dir == Path("/var/lib/sandboxd")
     assert config.socket_path == Path("/run/sandboxd/sandboxd.sock")
     assert config.rootfs_path == Path("/var/lib/sandboxd/rootfs")
-    assert config.links_dir == Path("/run/sandboxd/links")
+    assert config.init_sockets_dir == Path("/run/sandboxd/links")
     assert config.listen is None
     assert config.limits == DEFAULT_LIMITS
 

@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -51,7 +52,7 @@ def _block_all() -> None:
 
 
 @pytest.mark.parametrize("before", [_ignore_all, _ignore_glibcs, _block_all], ids=["ignored", "glibcs", "blocked"])
-def test_no_signal_stays_ignored_or_blocked(before) -> None:
+def test_no_signal_stays_ignored_or_blocked(before: Callable[[], None]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", DISPOSITIONS], cwd=REPOSITORY, preexec_fn=before, capture_output=True, check=True
     )
@@ -86,7 +87,7 @@ def test_what_comes_after():
 
 
 @pytest.mark.slow
-def test_what_hangs_fails_with_its_stack_and_the_run_goes_on(tmp_path) -> None:
+def test_what_hangs_fails_with_its_stack_and_the_run_goes_on(tmp_path: pathlib.Path) -> None:
     (tmp_path / "test_hangs.py").write_text(HANGS)
     plugins = ("-p", "no:cacheprovider", "-p", "tests.conftest")
     options = ("-c", str(REPOSITORY / "pyproject.toml"), "--rootdir", str(tmp_path), "-o", "timeout=4", str(tmp_path))
@@ -100,7 +101,7 @@ def test_what_hangs_fails_with_its_stack_and_the_run_goes_on(tmp_path) -> None:
         assert line in done.stdout
 
 
-def test_every_lane_has_a_limit_for_each_test(pytestconfig) -> None:
+def test_every_lane_has_a_limit_for_each_test(pytestconfig: pytest.Config) -> None:
     assert 60 <= float(pytestconfig.getini("timeout")) <= 600
 
 

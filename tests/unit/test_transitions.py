@@ -10,7 +10,7 @@ import pytest
 from sandboxd.errors import InternalError
 from sandboxd.guest import process_states, worker_states
 from sandboxd.launcher import creation_states
-from sandboxd.runtime import context_states
+from sandboxd.runtime import context_states, turn_states
 from sandboxd.runtime import worker_states as followed_states
 from sandboxd.transitions import next_state
 from tests.support import drawing
@@ -18,6 +18,7 @@ from tests.support import drawing
 #: The modules, with the state in which a thing begins and those in which it ends.
 TABLES: list[tuple[ModuleType, str, set[str]]] = [
     (context_states, "starting", {"gone"}),
+    (turn_states, "sending", {"over"}),
     (followed_states, "asked", {"gone"}),
     (process_states, "starting", {"ended"}),
     (worker_states, "starting", {"ended"}),

@@ -190,9 +190,9 @@ class Events:
     first = b""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return follow(self._take, self._failed, first=self.first)
+        return follow(self._next_pieces, self._failed, first=self.first)
 
-    async def _take(self) -> tuple[Iterable[bytes], bool]:
+    async def _next_pieces(self) -> tuple[Iterable[bytes], bool]:
         """Wait for what comes next; return its parts, and whether nothing comes after them. It may be cancelled."""
         raise NotImplementedError
 

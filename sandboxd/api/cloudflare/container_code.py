@@ -152,7 +152,7 @@ class _Run(Events):
         self._position = 0
         self._decoder = TextDecoder()
 
-    async def _take(self) -> tuple[Iterable[bytes], bool]:
+    async def _next_pieces(self) -> tuple[Iterable[bytes], bool]:
         batch = await self._run.next_batch(self._position)
         if not batch:
             return (), True

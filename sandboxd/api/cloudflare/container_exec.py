@@ -96,7 +96,7 @@ async def execute(call: Call, name: str) -> TrioResponse:
     try:
         async with contextlib.AsyncExitStack() as stack:
             execution = await sessions.begin(stack, sandbox, command, batched=True)
-            shown |= _shown(await collect(execution, MAX_OUTPUT_BYTES, call.hold(sandbox)), command)
+            shown |= _result_json(await collect(execution, MAX_OUTPUT_BYTES, call.hold(sandbox)), command)
             _check_time(execution, command, model)
     except InvalidRequest as error:
         if error.facts.get("field") != "cwd":
@@ -112,7 +112,7 @@ def _check_time(execution: Execution, command: CommandSpec, model: ExecIn) -> No
         raise Refusal("COMMAND_EXECUTION_ERROR", why, command=model.command, sessionId=command.session)
 
 
-def _shown(found: Collected, command: CommandSpec) -> dict[str, Any]:
+def _result_json(found: Collected, command: CommandSpec) -> dict[str, Any]:
     """Return a command's output and how it ended, for `pieces.encode`."""
     output = {name: _told(stream) for name, stream in found.output.items()}
     output["stderr"].append(note_of(found.exit, command.timeout_s).encode())
@@ -187,7 +187,7 @@ class _Output(Events):
         self._decoder = TextDecoder()
         self._facts: dict[str, Any] = {} if model.session_id is None else {"sessionId": model.session_id}
 
-    async def _take(self) -> tuple[Iterable[bytes], bool]:
+    async def _next_pieces(self) -> tuple[Iterable[bytes], bool]:
         batch = await self._execution.next_batch()
         is_last = not batch or self._execution.exit is not None
         return (part for one in batch for part in self._parts(one)), is_last

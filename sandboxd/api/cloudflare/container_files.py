@@ -184,7 +184,7 @@ class _Content(Events):
         facts = {"mimeType": kind.type, "isBinary": kind.is_binary, "encoding": "base64" if kind.is_binary else "utf-8"}
         self.first = event("metadata", size=reader.size, **facts)
 
-    async def _take(self) -> tuple[Iterable[bytes], bool]:
+    async def _next_pieces(self) -> tuple[Iterable[bytes], bool]:
         limit = min(_STREAM_BYTES, self._reader.size - self._at)
         data = await self._reader.read(self._at, limit) if limit > 0 else b""
         if not data:
@@ -313,7 +313,7 @@ async def list_files(call: Call, name: str) -> TrioResponse:
     with about(path=model.path):
         while True:
             page = await sandbox.files.list(root, recursive=recursive, hidden=hidden, after=after)
-            rows = [msgspec.Raw(msgspec.json.encode(_shown(root, one))) for one in page.files]
+            rows = [msgspec.Raw(msgspec.json.encode(_file_json(root, one))) for one in page.files]
             hold.take(sum(_ROW_BYTES + len(memoryview(row)) for row in rows), f"list {model.path}")
             files += rows
             after = page.after
@@ -325,7 +325,7 @@ async def list_files(call: Call, name: str) -> TrioResponse:
     return answer_in_pieces({**found, "timestamp": problems.timestamp()})
 
 
-def _shown(root: str, one: FileFacts) -> dict[str, Any]:
+def _file_json(root: str, one: FileFacts) -> dict[str, Any]:
     path = shown(one.path)
     mode = stat.filemode(one.mode)[1:]
     return {

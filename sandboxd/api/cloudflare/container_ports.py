@@ -66,7 +66,7 @@ class _Port(Events):
         self._statuses = statuses
         self.first = event("watching", port=model.port)
 
-    async def _take(self) -> tuple[Iterable[bytes], bool]:
+    async def _next_pieces(self) -> tuple[Iterable[bytes], bool]:
         wanted = self._model.process_id, self._model.port, self._path, None, self._statuses
         return (self._told(await waiting.for_port(self._sandbox, *wanted)),), True
 

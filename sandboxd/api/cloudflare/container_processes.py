@@ -68,7 +68,7 @@ def _status(info: ProcessInfo) -> str:
     return "completed" if ended.exit_code == 0 else "failed"
 
 
-def _shown(info: ProcessInfo) -> dict[str, Any]:
+def _process_json(info: ProcessInfo) -> dict[str, Any]:
     found: dict[str, Any] = {
         "id": info.id,
         "pid": info.pid,
@@ -131,7 +131,7 @@ async def show_all(call: Call, name: str, query: ListQuery) -> TrioResponse:
         raise Refusal(
             "VALIDATION_FAILED", f"cannot accept status: it must be one of {', '.join(STATUSES)}", field="status"
         )
-    found = [_shown(info) for info in await _all(await container.reach(call, name))]
+    found = [_process_json(info) for info in await _all(await container.reach(call, name))]
     shown = [item for item in found if wanted in (None, item["status"])]
     return answer_in_pieces({"success": True, "processes": shown, "timestamp": problems.timestamp()})
 
@@ -141,7 +141,7 @@ async def show(call: Call, name: str, process: str) -> TrioResponse:
     sandbox = await container.reach(call, name)
     with container.about(processId=process):
         info = await sandbox.processes.get(_check_id(process))
-    return answer({"success": True, "process": _shown(info), "timestamp": problems.timestamp()})
+    return answer({"success": True, "process": _process_json(info), "timestamp": problems.timestamp()})
 
 
 async def kill(call: Call, name: str, process: str, query: KillQuery) -> TrioResponse:
@@ -223,7 +223,7 @@ class _Log(Events):
         self._decoder = logs.TextDecoder()
         self.first = event("process_info", processId=info.id, command=info.argv[-1], status=_status(info))
 
-    async def _take(self) -> tuple[Iterable[bytes], bool]:
+    async def _next_pieces(self) -> tuple[Iterable[bytes], bool]:
         batch = await self._follow.next_batch()
         return (part for one in batch for part in self._parts(one)), not batch
 

@@ -79,13 +79,13 @@ class _Client:
             if isinstance(message, bytes):
                 raise Refusal("VALIDATION_FAILED", "cannot understand the message: it is not text")
             given = parse_json(message)
-            await self._take(given)
+            await self._on_request(given)
         except (Refusal, InvalidRequest) as error:
             shown = {"type": "error", "code": "INVALID_REQUEST", "message": error.message, "status": 400}
             named = {"id": given["id"]} if isinstance(given.get("id"), str) else {}
             await self._call.socket.send_json({**shown, **named})
 
-    async def _take(self, given: dict[str, Any]) -> None:
+    async def _on_request(self, given: dict[str, Any]) -> None:
         kind, name = given.get("type"), given.get("id")
         if not isinstance(name, str) or not 0 < len(name) <= 128:
             raise Refusal("VALIDATION_FAILED", "cannot understand the message: it has no id")

@@ -89,7 +89,7 @@ class _Changes(Events):
         self._path = path
         self._wanted = wanted
 
-    async def _take(self) -> tuple[Iterable[bytes], bool]:
+    async def _next_pieces(self) -> tuple[Iterable[bytes], bool]:
         changes = await self._watched.next()
         if not changes:
             return (event("stopped", reason="the watched path is gone"),), True

@@ -376,9 +376,9 @@ class Server:
                     _log.warning("Cannot accept a connection: %s", error.strerror)
                     await trio.sleep(0.1)
                     continue
-                self._take(stream, door, connections)
+                self._take_connection(stream, door, connections)
 
-    def _take(self, stream: trio.SocketStream, door: _Door, connections: trio.Nursery) -> None:
+    def _take_connection(self, stream: trio.SocketStream, door: _Door, connections: trio.Nursery) -> None:
         try:
             _probe(stream)
             caller = identify(stream.socket)  # type: ignore[arg-type]  # trio's socket has getsockopt and family

@@ -44,7 +44,7 @@ class FollowQuery(Input, frozen=True):
     from_: From = msgspec.field(default=None, name="from")
 
 
-def _shown(context: Context) -> models.ContextOut:
+def _context_out(context: Context) -> models.ContextOut:
     return models.ContextOut(
         id=context.id,
         language=context.spec.language,
@@ -63,17 +63,17 @@ async def create(call: Call, sandbox: Sandbox) -> TrioResponse:
     contexts = sandbox.contexts
     model = await call.read(models.ContextIn)
     spec = ContextSpec(language=model.language or "python", cwd=model.cwd, env=model.env or {})
-    return answer(_shown(await contexts.create(spec)), 201)
+    return answer(_context_out(await contexts.create(spec)), 201)
 
 
 async def show_all(call: Call, sandbox: Sandbox) -> TrioResponse:
     """List the contexts, the oldest first."""
-    return answer_in_pieces(models.ContextList([_shown(context) for context in sandbox.contexts.all()], None))
+    return answer_in_pieces(models.ContextList([_context_out(context) for context in sandbox.contexts.all()], None))
 
 
 async def show(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
     """Show one context."""
-    return answer(_shown(sandbox.contexts.find(context)))
+    return answer(_context_out(sandbox.contexts.find(context)))
 
 
 async def destroy(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
@@ -92,7 +92,7 @@ async def restart(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
     """Start the interpreter anew, without its state."""
     found = sandbox.contexts.usable(context)
     await found.restart()
-    return answer(_shown(found))
+    return answer(_context_out(found))
 
 
 async def run(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
@@ -284,9 +284,9 @@ class RunBody:
         self._decoder.prime(one.before(start, CARRY_EVENTS))
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return follow_source(self._take, problems.to_event)
+        return follow_source(self._next_pieces, problems.to_event)
 
-    async def _take(self) -> tuple[Iterable[bytes], bool]:
+    async def _next_pieces(self) -> tuple[Iterable[bytes], bool]:
         batch = await self._run.next_batch(self._position)
         if batch:
             self._position = batch[-1].offset + 1

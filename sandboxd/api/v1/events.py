@@ -127,9 +127,9 @@ class _EventBody:
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         # The head goes out with the first piece: the caller knows that nothing from now on is missed.
-        return follow(self._take, problems.to_event, first=sse.KEEP_ALIVE)
+        return follow(self._next_pieces, problems.to_event, first=sse.KEEP_ALIVE)
 
-    async def _take(self) -> tuple[Iterable[bytes], bool]:
+    async def _next_pieces(self) -> tuple[Iterable[bytes], bool]:
         while True:
             await trio.lowlevel.checkpoint()
             await self._events.wait(self._next)

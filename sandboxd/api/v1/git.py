@@ -45,10 +45,10 @@ async def clone(call: Call, sandbox: Sandbox) -> TrioResponse:
     found = await call.stack.enter_async_context(sandbox.git.clone(spec))
     if call.accepts() == "sse":
         return streamed(CloneBody(found), 200, dict(_HEADERS))
-    return answer(_shown(await found.finish()))
+    return answer(_clone_out(await found.finish()))
 
 
-def _shown(result: CloneResult) -> models.CloneOut:
+def _clone_out(result: CloneResult) -> models.CloneOut:
     return models.CloneOut(
         target_dir=result.target_dir,
         branch=result.branch,
@@ -78,13 +78,13 @@ class CloneBody:
         self._offset = -1
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return follow(self._take, problems.to_event)
+        return follow(self._next_pieces, problems.to_event)
 
-    async def _take(self) -> tuple[Iterable[bytes], bool]:
+    async def _next_pieces(self) -> tuple[Iterable[bytes], bool]:
         told = await self._clone.next_progress()
         if told is not None:
             return (self._event("progress", _told(told)),), False
-        return (self._event("end", _shown(await self._clone.finish())),), True
+        return (self._event("end", _clone_out(await self._clone.finish())),), True
 
     def _event(self, name: str, fields: msgspec.Struct) -> bytes:
         self._offset += 1

@@ -89,9 +89,9 @@ class StreamBody:
         self._source = source
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return follow(self._take, self._problem, idle=self.idle)
+        return follow(self._next_pieces, self._problem, idle=self.idle)
 
-    async def _take(self) -> tuple[Iterable[bytes], bool]:
+    async def _next_pieces(self) -> tuple[Iterable[bytes], bool]:
         batch = await self._source.next_batch()
         is_last = not batch or batch[-1].type == "exit"
         return self._parts_of(batch, is_last=is_last), is_last

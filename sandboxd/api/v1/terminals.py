@@ -277,9 +277,9 @@ class Viewer:
         """Take what the client says until it has left."""
         with contextlib.suppress(Gone):
             while True:
-                await self._take(await self.socket.receive())
+                await self._on_message(await self.socket.receive())
 
-    async def _take(self, message: bytes | str) -> None:
+    async def _on_message(self, message: bytes | str) -> None:
         try:
             if isinstance(message, bytes):
                 await self._type(message)

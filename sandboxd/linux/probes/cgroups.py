@@ -37,7 +37,7 @@ _UNIFIED: Final = (
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Facts:
+class CgroupTree:
     """What the host's cgroup2 is.
 
     Attributes:
@@ -66,18 +66,18 @@ class Facts:
     into_cgroup: Outcome | None = None
 
 
-def gather(kernel: Kernel, *, root: bool) -> Facts:
+def gather(kernel: Kernel, *, root: bool) -> CgroupTree:
     """Look at the hierarchies; as root, have a child born in the group that this process is in already."""
     text = read_text("/proc/self/mountinfo") or ""
     mount = cgroupfs.find_mount(procfs.parse_mountinfo(text))
     v1, disabled = v1_controllers(text), disabled_controllers(read_text("/proc/cgroups") or "")
     if mount is None:
-        return Facts(None, v1=v1, disabled=disabled)
+        return CgroupTree(None, v1=v1, disabled=disabled)
     path = own_group(read_text("/proc/self/cgroup") or "")
     # A path that leads out of the mount is a group that this mount does not show.
     own = mount if path.startswith("/..") else f"{mount}{path}".rstrip("/")
     groups = [group for group in (own, *(f"{mount}/{name}" for name in cgroupfs.children(mount))) if group != mount]
-    return Facts(
+    return CgroupTree(
         mount,
         options=options_of(text, mount),
         writable=os.access(mount, os.W_OK) if root else None,
@@ -92,7 +92,7 @@ def gather(kernel: Kernel, *, root: bool) -> Facts:
     )
 
 
-def evaluate(facts: Facts) -> list[Feature]:
+def evaluate(facts: CgroupTree) -> list[Feature]:
     """Tell what can be held and what not."""
     features = [_hierarchy(facts), _into_cgroup(facts)]
     features += [_controller(facts, name, what) for name, what in CONTROLLERS.items()]
@@ -164,7 +164,7 @@ def _born_in(kernel: Kernel, group: str) -> Outcome:
             os.close(fd)
 
 
-def _hierarchy(facts: Facts) -> Feature:
+def _hierarchy(facts: CgroupTree) -> Feature:
     means = "each sandbox's processes are limited, counted and killed as one group"
     if facts.mount is None:
         remedy = "mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified"
@@ -179,7 +179,7 @@ def _hierarchy(facts: Facts) -> Feature:
     return Feature(name="cgroup2", status=status, found=found, means=means, remedy=remedy, essential=True)
 
 
-def _into_cgroup(facts: Facts) -> Feature:
+def _into_cgroup(facts: CgroupTree) -> Feature:
     name, means = "clone-into-cgroup", "pid 1 of a sandbox and each command start in their own cgroups"
     if facts.mount is None or facts.into_cgroup is None:
         why = "cannot be tested without cgroup2" if facts.mount is None else None
@@ -196,7 +196,7 @@ def _into_cgroup(facts: Facts) -> Feature:
     )
 
 
-def _controller(facts: Facts, name: str, what: str) -> Feature:
+def _controller(facts: CgroupTree, name: str, what: str) -> Feature:
     feature = f"cgroup:{name}"
     if name in facts.enabled:
         return Feature(name=feature, status=Status.OK, found="enabled", means=f"{what} can be limited")
@@ -220,7 +220,7 @@ def _controller(facts: Facts, name: str, what: str) -> Feature:
     return Feature(name=feature, status=Status.DEGRADED, found=found, means=means, remedy=remedy)
 
 
-def _kill(facts: Facts) -> Feature:
+def _kill(facts: CgroupTree) -> Feature:
     means = "a sandbox is killed as a whole, at once"
     if facts.has_kill is None:
         return untried("cgroup.kill", means, why="no cgroup to check; Linux has it since 5.14")

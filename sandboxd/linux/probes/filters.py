@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Facts:
+class FilterTrials:
     """What was found in `directory`; a profile's value is how many instructions its filters have."""
 
     directory: str
@@ -25,13 +25,13 @@ class Facts:
     profiles: Mapping[str, Outcome]
 
 
-def gather(kernel: Kernel, directory: str) -> Facts:
+def gather(kernel: Kernel, directory: str) -> FilterTrials:
     """Try it all in children, which needs no root."""
     try:
         names = sorted(name.removesuffix(".json") for name in os.listdir(directory) if name.endswith(".json"))
     except OSError:
         names = []
-    return Facts(
+    return FilterTrials(
         directory,
         attempt(kernel, lambda: _install(kernel, [seccomp.COMMAND_FILTER])),
         attempt(kernel, _library),
@@ -39,7 +39,7 @@ def gather(kernel: Kernel, directory: str) -> Facts:
     )
 
 
-def evaluate(facts: Facts) -> list[Feature]:
+def evaluate(facts: FilterTrials) -> list[Feature]:
     """Tell whether sandboxes get their filters."""
     features = [
         _feature("seccomp", facts.install, "filters can be installed", "use a kernel with CONFIG_SECCOMP_FILTER=y"),

@@ -36,20 +36,20 @@ ENOUGH: Final = 1000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Facts:
+class NamespaceTrials:
     """Per kind, what making one gave (None: not tried), and the sysctl that limits their number (None: not there)."""
 
     outcomes: Mapping[str, Outcome | None]
     limits: Mapping[str, int | None]
 
 
-def gather(kernel: Kernel, *, root: bool) -> Facts:
+def gather(kernel: Kernel, *, root: bool) -> NamespaceTrials:
     """Try each kind and read its limit."""
     limits = {kind: read_number(f"/proc/sys/user/max_{name}_namespaces") for kind, (_, name) in KINDS.items()}
-    return Facts({kind: _try(kernel, kind) if root else None for kind in KINDS}, limits)
+    return NamespaceTrials({kind: _try(kernel, kind) if root else None for kind in KINDS}, limits)
 
 
-def evaluate(facts: Facts) -> list[Feature]:
+def evaluate(facts: NamespaceTrials) -> list[Feature]:
     """Tell of each kind whether sandboxes can have it."""
     return [_feature(kind, facts.outcomes[kind], facts.limits[kind]) for kind in KINDS]
 

@@ -45,7 +45,7 @@ _NLMSG_ERROR: Final = 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Facts:
+class NetworkTrials:
     """The program, if any; whether the kernel answers nftables' protocol, and takes the rules (None: not tried)."""
 
     program: str | None
@@ -53,20 +53,20 @@ class Facts:
     rules: Outcome | None = None
 
 
-def gather(kernel: Kernel, *, root: bool) -> Facts:
+def gather(kernel: Kernel, *, root: bool) -> NetworkTrials:
     """As root, ask in network namespaces that go with their one process."""
     program = shutil.which("nft", path=f"{os.environ.get('PATH', '')}:{_SEARCH}")
     if not root:
-        return Facts(program)
+        return NetworkTrials(program)
     answered = attempt(kernel, _ask_generation, flags=CLONE_NEWNET)
     rules = None
     if program and answered.ok:
         # Pid 1 of a namespace takes the program with it, should it hang.
         rules = attempt(kernel, lambda: _load(program), flags=CLONE_NEWNET | CLONE_NEWPID)
-    return Facts(program, answered, rules)
+    return NetworkTrials(program, answered, rules)
 
 
-def evaluate(facts: Facts) -> list[Feature]:
+def evaluate(facts: NetworkTrials) -> list[Feature]:
     """Tell whether sandboxes could be given a network."""
     features = []
     if facts.program:
@@ -86,7 +86,7 @@ def evaluate(facts: Facts) -> list[Feature]:
     return features
 
 
-def _kernel(facts: Facts) -> Feature:
+def _kernel(facts: NetworkTrials) -> Feature:
     name = "nftables"
     if facts.kernel is None:
         return untried(name, f"{_MODES} need it")

@@ -43,7 +43,7 @@ _MEANS: Final = "a sandbox's root is an overlay of the rootfs and its own files,
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Facts:
+class OverlayTrial:
     """What was tried where; `outcome` is None when nothing could be tried."""
 
     directory: str
@@ -51,12 +51,12 @@ class Facts:
     outcome: Outcome | None
 
 
-def gather(kernel: Kernel, directory: str, filesystem: str, lower: str | None, *, root: bool) -> Facts:
+def gather(kernel: Kernel, directory: str, filesystem: str, lower: str | None, *, root: bool) -> OverlayTrial:
     """Try it below `directory`, with the rootfs tree `lower` or, without one, a small tree of our own."""
-    return Facts(directory, filesystem, _trial(kernel, directory, lower) if root else None)
+    return OverlayTrial(directory, filesystem, _trial(kernel, directory, lower) if root else None)
 
 
-def evaluate(facts: Facts) -> list[Feature]:
+def evaluate(facts: OverlayTrial) -> list[Feature]:
     """Tell what the trial showed."""
     if facts.outcome is None:
         return [untried("overlay", _MEANS, essential=True)]

@@ -40,7 +40,7 @@ class Rootfs:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Facts:
+class RootfsListing:
     """What is in `directory`; `error` when it cannot be listed."""
 
     directory: str
@@ -48,25 +48,25 @@ class Facts:
     error: str | None = None
 
 
-def gather(kernel: Kernel, directory: str) -> Facts:
+def gather(kernel: Kernel, directory: str) -> RootfsListing:
     """Look at each directory that looks like a rootfs; a dot in front is a build or removal under way."""
     try:
         entries = [entry for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
-        return Facts(directory)
+        return RootfsListing(directory)
     except OSError as error:
-        return Facts(directory, error=f"{directory} cannot be listed: {error.strerror}")
+        return RootfsListing(directory, error=f"{directory} cannot be listed: {error.strerror}")
     names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_meant(entry.path))
-    return Facts(directory, tuple(_look(kernel, directory, name) for name in names))
+    return RootfsListing(directory, tuple(_look(kernel, directory, name) for name in names))
 
 
-def trees(facts: Facts) -> list[str]:
+def trees(facts: RootfsListing) -> list[str]:
     """Return the unpacked trees that are whole, `default` first."""
     names = sorted((item.name for item in facts.found if item.facts and item.tree), key=lambda name: name != "default")
     return [f"{facts.directory}/{name}/private/tree" for name in names]
 
 
-def evaluate(facts: Facts) -> list[Feature]:
+def evaluate(facts: RootfsListing) -> list[Feature]:
     """Tell root filesystems that sandboxes can be created from."""
     features = [_one(facts.directory, item) for item in facts.found]
     usable = [item.name for item in facts.found if item.facts is not None and item.tree]

@@ -17,7 +17,7 @@ _INSTALL: Final = "make install"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Facts:
+class ServiceState:
     """What is there of the service.
 
     Attributes:
@@ -38,14 +38,14 @@ class Facts:
     holding: bool = False
 
 
-def gather() -> Facts:
+def gather() -> ServiceState:
     """Look at files alone; needs no root and no systemctl."""
     if not os.path.isdir("/run/systemd/system"):
-        return Facts(systemd=False)
+        return ServiceState(systemd=False)
     unit = _unit_file(UNIT)
     program = program_of(read_text(unit) or "") if unit else None
     mount = cgroupfs.find_mount(procfs.mounts())
-    return Facts(
+    return ServiceState(
         systemd=True,
         unit=unit,
         holder=_unit_file(HOLDER),
@@ -66,7 +66,7 @@ def program_of(unit: str) -> str | None:
     return None
 
 
-def evaluate(facts: Facts) -> list[Feature]:
+def evaluate(facts: ServiceState) -> list[Feature]:
     """Tell it as one feature; a daemon that somebody starts by hand needs none of it."""
     name, means = "service", "systemd starts the daemon, and sandboxes outlive its restarts"
     if not facts.systemd:
@@ -88,7 +88,7 @@ def evaluate(facts: Facts) -> list[Feature]:
     return [Feature(name=name, status=Status.OK, found=f"installed ({facts.program}), {state}, {boots}", means=means)]
 
 
-def _trouble(facts: Facts) -> tuple[str | None, str | None]:
+def _trouble(facts: ServiceState) -> tuple[str | None, str | None]:
     if facts.holder is None:
         return f"{facts.unit} is installed, {HOLDER} is not", _INSTALL
     if facts.missing or facts.program is None:

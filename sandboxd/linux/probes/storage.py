@@ -33,7 +33,7 @@ class Directory:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Facts:
+class StorageState:
     """What was found about the directories and about btrfs.
 
     Attributes:
@@ -54,7 +54,7 @@ class Facts:
     loop: bool
 
 
-def gather(directories: Mapping[str, str], *, root: bool) -> Facts:
+def gather(directories: Mapping[str, str], *, root: bool) -> StorageState:
     """Look at `directories` (one is called state-dir) without making them."""
     looked = {}
     for name, path in directories.items():
@@ -63,7 +63,7 @@ def gather(directories: Mapping[str, str], *, root: bool) -> Facts:
         looked[name] = Directory(path, ancestor, writable if root or writable else None)
     state = looked["state-dir"].ancestor
     space = os.statvfs(state)
-    return Facts(
+    return StorageState(
         looked,
         filesystem_of(state, procfs.mounts()),
         space.f_bavail * space.f_frsize,
@@ -74,7 +74,7 @@ def gather(directories: Mapping[str, str], *, root: bool) -> Facts:
     )
 
 
-def evaluate(facts: Facts) -> list[Feature]:
+def evaluate(facts: StorageState) -> list[Feature]:
     """Tell whether files can be kept, and limited."""
     features = [_directory(name, directory) for name, directory in facts.directories.items()]
     return [*features, _space(facts), *_btrfs_features(facts)]
@@ -105,7 +105,7 @@ def _directory(name: str, directory: Directory) -> Feature:
     return Feature(name=name, status=Status.MISSING, found=found, means=means, remedy=remedy, essential=True)
 
 
-def _space(facts: Facts) -> Feature:
+def _space(facts: StorageState) -> Feature:
     name, found = "free-space", f"{size(facts.free)} of {size(facts.total)} on {facts.filesystem}"
     where = facts.directories["state-dir"].ancestor
     if facts.free >= SCARCE_FREE:
@@ -121,7 +121,7 @@ def _space(facts: Facts) -> Feature:
     )
 
 
-def _btrfs_features(facts: Facts) -> list[Feature]:
+def _btrfs_features(facts: StorageState) -> list[Feature]:
     parts = {
         "btrfs": (facts.btrfs, "the kernel has no btrfs", "use a kernel with CONFIG_BTRFS_FS (modprobe btrfs)"),
         "mkfs.btrfs": (facts.mkfs, "the program is not installed", "apt-get install btrfs-progs"),

@@ -43,7 +43,7 @@ _READ: Final = (
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Facts:
+class SysctlValues:
     """The kernel's release, its machine, the sysctls that can be read, and the host's memory in pages (0: unknown)."""
 
     release: str
@@ -52,14 +52,14 @@ class Facts:
     memory_pages: int = 0
 
 
-def gather() -> Facts:
+def gather() -> SysctlValues:
     """Read them; needs no root."""
     read = {name: read_text("/proc/sys/" + name.replace(".", "/")) for name in _READ}
     values = {name: value for name, value in read.items() if value is not None}
-    return Facts(platform.release(), platform.machine(), values, os.sysconf("SC_PHYS_PAGES"))
+    return SysctlValues(platform.release(), platform.machine(), values, os.sysconf("SC_PHYS_PAGES"))
 
 
-def evaluate(facts: Facts) -> list[Feature]:
+def evaluate(facts: SysctlValues) -> list[Feature]:
     """Tell what they mean."""
     return [
         _kernel(facts),
@@ -78,7 +78,7 @@ def version_of(release: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def _kernel(facts: Facts) -> Feature:
+def _kernel(facts: SysctlValues) -> Feature:
     version, found = version_of(facts.release), f"{facts.release} on {facts.machine}"
     least = ".".join(map(str, MINIMUM))
     if version is not None and version >= MINIMUM and facts.machine in {"x86_64", "aarch64"}:
@@ -95,7 +95,7 @@ def _kernel(facts: Facts) -> Feature:
     )
 
 
-def _core_pattern(facts: Facts) -> Feature:
+def _core_pattern(facts: SysctlValues) -> Feature:
     pattern = facts.values.get("kernel.core_pattern")
     if pattern is None:
         means = "whether a crash in a sandbox starts a program on the host"
@@ -113,7 +113,7 @@ def _core_pattern(facts: Facts) -> Feature:
     )
 
 
-def _counters(facts: Facts) -> Feature:
+def _counters(facts: SysctlValues) -> Feature:
     read = {name: facts.values.get(name, "") for name in COUNTERS}
     known = {name: int(text) for name, text in read.items() if text.isascii() and text.isdigit()}
     found = ", ".join(f"{name}={value}" for name, value in known.items()) or "cannot be read"
@@ -130,7 +130,7 @@ def _counters(facts: Facts) -> Feature:
     return Feature(name="counters", status=status, found=found, means="the limits on memory and pids are reached first")
 
 
-def _socket_memory(facts: Facts) -> Feature:
+def _socket_memory(facts: SysctlValues) -> Feature:
     found, low = [], []
     for name in SOCKET_MEMORY:
         words = facts.values.get(name, "").split()
@@ -154,7 +154,7 @@ def _socket_memory(facts: Facts) -> Feature:
     return Feature(name="socket-memory", status=status, found=text, means="the limits on memory are reached first")
 
 
-def _inotify(facts: Facts) -> Feature:
+def _inotify(facts: SysctlValues) -> Feature:
     found, low, unread = [], [], []
     for name, enough in INOTIFY.items():
         text = facts.values.get(f"fs.inotify.{name}", "")
@@ -179,7 +179,7 @@ def _inotify(facts: Facts) -> Feature:
     )
 
 
-def _hardening(facts: Facts) -> Feature:
+def _hardening(facts: SysctlValues) -> Feature:
     found, remedies, open_ = [], [], []
     for name, (strict, what) in HARDENING.items():
         text = facts.values.get(name, "")
@@ -204,7 +204,7 @@ def _hardening(facts: Facts) -> Feature:
     )
 
 
-def _forwarding(facts: Facts) -> Feature:
+def _forwarding(facts: SysctlValues) -> Feature:
     on = facts.values.get("net.ipv4.ip_forward") == "1"
     if on:
         means = "sandboxes can have a network; the host also forwards for anyone else who routes through it"

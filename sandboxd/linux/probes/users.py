@@ -35,7 +35,7 @@ _WHOLE_HOST: Final = ["0", "0", "4294967295"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Facts:
+class Accounts:
     """Who we are and who the daemon would be.
 
     Attributes:
@@ -60,7 +60,7 @@ class Facts:
     blocked: str | None
 
 
-def gather(kernel: Kernel, user: str, group: str, package: str) -> Facts:
+def gather(kernel: Kernel, user: str, group: str, package: str) -> Accounts:
     """Look them up, and walk the way to the interpreter and all of the directory `package`; needs no root."""
     try:
         entry = pwd.getpwnam(user)
@@ -75,7 +75,7 @@ def gather(kernel: Kernel, user: str, group: str, package: str) -> Facts:
         has_group = False
     with open("/proc/self/uid_map") as file:
         maps_host = file.read().split() == _WHOLE_HOST
-    return Facts(
+    return Accounts(
         os.geteuid(),
         kernel.capget(),
         maps_host,
@@ -101,12 +101,12 @@ def first_obstacle(uid: int, gids: Collection[int], program: str, needed: Iterab
     return blocked
 
 
-def evaluate(facts: Facts) -> list[Feature]:
+def evaluate(facts: Accounts) -> list[Feature]:
     """Tell whether the parts can be who they are meant to be."""
     return [_root(facts), _user(facts), _group(facts), _interpreter(facts)]
 
 
-def _root(facts: Facts) -> Feature:
+def _root(facts: Accounts) -> Feature:
     lacking = [name for name, number in NEEDED.items() if not facts.capabilities >> number & 1]
     means, remedy = "the launcher, which creates sandboxes, runs as the host's root", None
     if facts.uid != 0:
@@ -125,7 +125,7 @@ def _root(facts: Facts) -> Feature:
     return Feature(name="root", status=Status.MISSING, found=found, means=means, remedy=remedy, essential=True)
 
 
-def _user(facts: Facts) -> Feature:
+def _user(facts: Accounts) -> Feature:
     if facts.user_id is not None:
         found, means = f"{facts.user}, uid {facts.user_id}", "the daemon runs as this user"
         return Feature(name="user", status=Status.OK, found=found, means=means)
@@ -138,7 +138,7 @@ def _user(facts: Facts) -> Feature:
     )
 
 
-def _group(facts: Facts) -> Feature:
+def _group(facts: Accounts) -> Feature:
     if facts.has_group:
         means = "its members may use the daemon's socket"
         return Feature(name="group", status=Status.OK, found=facts.group, means=means)
@@ -147,7 +147,7 @@ def _group(facts: Facts) -> Feature:
     return Feature(name="group", status=Status.DEGRADED, found=found, means=means, remedy=remedy)
 
 
-def _interpreter(facts: Facts) -> Feature:
+def _interpreter(facts: Accounts) -> Feature:
     who = f"the user {facts.user}" if facts.user_id is not None else f"a user {facts.user}, once created,"
     if facts.blocked is None:
         found, means = f"{facts.interpreter}: {who} can run it", "the daemon needs no root once it is started"

@@ -93,7 +93,7 @@ def clone(order: CloneRequest, context: ssl.SSLContext, tell: Callable[[dict[str
         address = transport.parse(order.url)
         carrier = transport.Transport(context, order.login, address, order.stall_s)
         found = Cloning(carrier, Progress(tell), order).run(address, place.directory, place.directory / ".git")
-        place.settle()
+        place.move_into_place()
     except BaseException as error:
         place.discard()
         known = _known(error, order)
@@ -111,7 +111,7 @@ def _known(error: BaseException, order: CloneRequest) -> SandboxdError | None:
     if limit is not None:
         return limit
     if isinstance(error, RecursionError):
-        return GitRefused(f"cannot clone {_shown(order)}: its directories are too deep", reason="too-deep")
+        return GitRefused(f"cannot clone {_printable_url(order)}: its directories are too deep", reason="too-deep")
     if isinstance(error, OSError):
         text = f"cannot clone into {order.target}: {error.strerror}"
         for numbers, kind in _OS_ERRORS:
@@ -119,11 +119,11 @@ def _known(error: BaseException, order: CloneRequest) -> SandboxdError | None:
                 return kind(text, path=order.target)
         return GitError(text, path=order.target, errno=errno.errorcode.get(error.errno or 0))
     if isinstance(error, Exception):
-        return InternalError(f"cannot clone {_shown(order)}: {type(error).__name__}: {error!s:.200}")
+        return InternalError(f"cannot clone {_printable_url(order)}: {type(error).__name__}: {error!s:.200}")
     return None
 
 
-def _shown(order: CloneRequest) -> str:
+def _printable_url(order: CloneRequest) -> str:
     try:
         return transport.parse(order.url).url
     except GitError:
@@ -173,7 +173,7 @@ class _Place:
                 f"cannot clone into {self._target}: it is not a directory", path=str(self._target)
             ) from None
 
-    def settle(self) -> None:
+    def move_into_place(self) -> None:
         """Bring what was made to its place.
 
         Raises:

@@ -79,12 +79,12 @@ class _Parser:
         section = b""  # C git takes what stands before the first one
         sub: bytes | None = None
         while True:
-            self._take(_BLANK)
+            self._take_match(_BLANK)
             if self._at >= len(self._data):
                 return
-            if found := self._take(_SECTION):
+            if found := self._take_match(_SECTION):
                 section, sub = self._section(found)
-            elif found := self._take(_NAME):
+            elif found := self._take_match(_NAME):
                 yield section, sub, found[1].lower(), self._value()
             else:
                 raise self._bad()
@@ -107,10 +107,10 @@ class _Parser:
         value = bytearray()
         gap, is_quoted = 0, False  # white space counts once something follows it
         while self._at < len(self._data):
-            if not is_quoted and (found := self._take(_GAP)):
+            if not is_quoted and (found := self._take_match(_GAP)):
                 gap += len(found[0]) if value else 0
                 continue
-            if found := self._take(_QUOTED if is_quoted else _PLAIN):
+            if found := self._take_match(_QUOTED if is_quoted else _PLAIN):
                 value += b" " * gap + found[0]
                 gap = 0
                 continue
@@ -118,7 +118,7 @@ class _Parser:
             if char == b"\n" and not is_quoted:
                 break
             if char in b"#;":
-                self._take(_COMMENT)
+                self._take_match(_COMMENT)
                 continue
             if char == b"\n":
                 raise self._bad()
@@ -146,7 +146,7 @@ class _Parser:
     def _next(self) -> bytes:
         return self._data[self._at : self._at + 1]
 
-    def _take(self, pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
+    def _take_match(self, pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
         found = pattern.match(self._data, self._at)
         if found:
             self._at = found.end()

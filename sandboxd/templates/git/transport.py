@@ -352,12 +352,12 @@ class _HttpClient(dulwich_client.Urllib3HttpGitClient):
             raise GitRefused("cannot follow a redirection to another kind of address", reason="redirection")
         if data is None and not (response.content_type or "").startswith("application/x-git-"):
             response.close()
-            raise not_found(_shown(url))
+            raise not_found(_printable_url(url))
         is_fetch = isinstance(data, bytes) and data.startswith(_FETCH)
         return response, _refusing(read) if is_fetch else _bounded(read)
 
     def _refusal(self, url: str, status: int) -> SandboxdError:
-        where = _shown(url)
+        where = _printable_url(url)
         if status in (401, 403, 407):
             why = "the server rejected the user name and password" if self._has_login else "the server requires a login"
             return GitAuthentication(f"cannot clone {where}: {why}", sent=self._has_login, status=status)
@@ -366,7 +366,7 @@ class _HttpClient(dulwich_client.Urllib3HttpGitClient):
         return GitProtocolError(f"cannot clone {where}: the server answered {status}", reason="status", status=status)
 
 
-def _shown(url: str) -> str:
+def _printable_url(url: str) -> str:
     """Return the repository's address, of a request's."""
     return url.partition("?")[0].removesuffix("/info/refs").removesuffix("/git-upload-pack")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -85,7 +86,7 @@ def held(*names: str) -> list[Feature]:
         ),
     ],
 )
-def test_the_summary_says_what_works(features, allow, ok, summary) -> None:
+def test_the_summary_says_what_works(features: list[Feature], allow: bool, ok: bool, summary: str) -> None:
     report = Report(tuple(features), allow_unenforced=allow)
     assert (report.ok, report.summary) == (ok, summary)
 
@@ -94,7 +95,7 @@ def test_the_summary_says_what_works(features, allow, ok, summary) -> None:
     st.lists(st.builds(feature, st.text(), st.sampled_from(Status), essential=st.booleans())),
     st.booleans(),
 )
-def test_a_report_is_ok_just_when_everything_essential_is_there(features, allow) -> None:
+def test_a_report_is_ok_just_when_everything_essential_is_there(features: list[Feature], allow: bool) -> None:
     report = Report(tuple(features), allow_unenforced=allow)
     bad = {Status.MISSING, Status.UNKNOWN}
     assert report.ok == (not any(item.essential and item.status in bad for item in features))
@@ -134,7 +135,7 @@ def fail() -> None:
         (signal.pause, None, "it did not answer within 0.2 s"),
     ],
 )
-def test_a_child_answers_or_is_said_not_to(act, value, error) -> None:
+def test_a_child_answers_or_is_said_not_to(act: Callable[[], object], value: object, error: str | None) -> None:
     before = os.listdir("/proc/self/fd"), psutil.Process().children()
     outcome = child.attempt(Kernel(), act, timeout_s=20 if act is not signal.pause else 0.2)
     assert (outcome.value, outcome.error, outcome.ok) == (value, error, error is None)

@@ -203,12 +203,19 @@ def test_lazy_text_is_what_an_incremental_decoder_gives(pieces: list[bytes]) -> 
 def test_importing_sandboxd_is_light_and_its_names_are_complete() -> None:
     script = """
 import sys, sandboxd
+sandboxd.__all__
 heavy = {"httpx", "anyio", "trio", "click", "rich"} & set(sys.modules)
 assert not heavy, heavy
 import sandboxd.client
 assert set(sandboxd.client.__all__) <= set(dir(sandboxd))
 for name in dir(sandboxd):
     getattr(sandboxd, name)
+names = {}
+exec("from sandboxd import *", names)
+assert names["Sandbox"] is sandboxd.Sandbox
+assert names["Limits"] is sandboxd.Limits
+assert set(sandboxd.__all__) == set(names) - {"__builtins__"} == set(sandboxd.__all__) & set(dir(sandboxd))
+assert set(sandboxd.client.__all__) | {sandboxd.SandboxdError.__name__} <= set(sandboxd.__all__)
 assert sandboxd.Sandbox is sandboxd.client.Sandbox
 assert sandboxd.NameTaken.kind == "name-taken"
 assert not hasattr(sandboxd, "from_nowhere")

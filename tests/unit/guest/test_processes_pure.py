@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sandboxd.errors import InvalidRequest, LimitExceeded, RemoteProtocolError
 from sandboxd.guest.followers import Follower
-from sandboxd.guest.processes import _shown
+from sandboxd.guest.processes import _printable_argv
 from sandboxd.guest.waiting import status_of
 from sandboxd.linux.sockdiag import Listener, ListenerQuery, parse_proc
 from sandboxd.runtime import patterns
@@ -242,9 +242,9 @@ def test_what_is_no_answer(answer: bytes) -> None:
 
 
 def test_a_shown_command_fits_a_frame() -> None:
-    assert _shown(("a", "b")) == ["a", "b"]
-    assert len(_shown(("a",) * 5000)) == 257
-    shown = _shown(("é" * 100_000, "b"))
+    assert _printable_argv(("a", "b")) == ["a", "b"]
+    assert len(_printable_argv(("a",) * 5000)) == 257
+    shown = _printable_argv(("é" * 100_000, "b"))
     assert len(shown) == 1
     assert shown[0].endswith("é…")
 

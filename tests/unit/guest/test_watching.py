@@ -112,14 +112,14 @@ class Stage:
         while True:
             for happening in self._inotify.read():
                 self.step()
-                self._watcher._take(happening)
+                self._watcher._on_happening(happening)
                 if late:
                     self._watcher._caught_up()
             if not self._pending():
                 if self._done == len(self._operations):
                     break
                 self._do(len(self._operations))
-        self._watcher._settle_moved()
+        self._watcher._tell_moved_away()
 
     def step(self) -> None:
         self._do(self._schedule.get(self.steps, 0))
@@ -250,8 +250,8 @@ class Watched:
         inotify = self.watcher._inotify
         while select.select([inotify.fd], [], [], 0)[0]:
             for happening in inotify.read():
-                self.watcher._take(happening)
-        self.watcher._settle_moved()
+                self.watcher._on_happening(happening)
+        self.watcher._tell_moved_away()
         self.watcher._caught_up()
         found = [(row["type"], os.fsdecode(row["path"]).removeprefix(f"{self.root}/")) for row in self.rows.rows]
         self.rows.rows.clear()

@@ -14,7 +14,7 @@ from sandboxd.images import choice, oci, unpack_child
 from sandboxd.images.archive import Tape, shown
 from sandboxd.images.blobs import ArchiveBlobs
 from sandboxd.images.readers import Budget, Hashing, ImageRefused, decompressed
-from sandboxd.images.settle import settle
+from sandboxd.images.skeleton import complete_skeleton
 from sandboxd.images.unpack import Unpacker
 from tests.support import images
 from tests.support.images import directory, file, hardlink, symlink, tar
@@ -49,7 +49,7 @@ class Unpacked:
                 tape = Tape(io.BytesIO(data), self.budget)
                 self.unpacker.apply(tape, layered=layered)
                 tape.finish()
-            settle_as_owner(self.root, self.unpacker.notes)
+            complete_as_owner(self.root, self.unpacker.notes)
             self.unpacker.restore_directory_times()
         finally:
             os.close(self.root)
@@ -63,13 +63,13 @@ class Unpacked:
         )
 
 
-def settle_as_owner(root, notes):
+def complete_as_owner(root, notes):
     if os.geteuid() == 0:
-        settle(root, notes)
+        complete_skeleton(root, notes)
         return
     chown, os.fchown = os.fchown, lambda *_: None
     try:
-        settle(root, notes)
+        complete_skeleton(root, notes)
     finally:
         os.fchown = chown
 

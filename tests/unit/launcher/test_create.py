@@ -26,7 +26,7 @@ ORDERS = [
     for order in itertools.permutations(["builder", "pid", "built", "ready"])
     if order.index("built") < order.index("ready")
 ]
-LINKED = NetworkSpec(mode="internet")
+WITH_VETH = NetworkSpec(mode="internet")
 
 
 class FakeTeardowns:
@@ -45,7 +45,7 @@ class FakeTeardowns:
         done(None)
 
 
-class FakeLinks:
+class FakeVeths:
     """Makes a link when it is told to."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class World:
     creations: Creations
     creation: _Creation
     teardowns: FakeTeardowns
-    links: FakeLinks
+    veths: FakeVeths
     status: int
     results: list[object]
     builder: int
@@ -95,9 +95,9 @@ def make_world() -> Iterator[Callable[[], World]]:
     made: list[World] = []
 
     def make() -> World:
-        loop, teardowns, links = EventLoop(), FakeTeardowns(), FakeLinks()
+        loop, teardowns, veths = EventLoop(), FakeTeardowns(), FakeVeths()
         loop.open()
-        deps: Any = type("Deps", (), {"teardowns": teardowns, "links": links})()
+        deps: Any = type("Deps", (), {"teardowns": teardowns, "veths": veths})()
         # Before the pipe: an exec lets its parent go on before it closes what is not to be inherited.
         builder = os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
         read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -114,7 +114,7 @@ def make_world() -> Iterator[Callable[[], World]]:
             rootfs="r",
             limits=Limits(),
             seccomp="default",
-            network=LINKED,
+            network=WITH_VETH,
             unenforced=[],
             on_created=on_created,
             on_failed=results.append,
@@ -126,7 +126,7 @@ def make_world() -> Iterator[Callable[[], World]]:
         loop.watch(read, READ, lambda *_: None)
         creation.order = order
         creations._move(creation, Event.ORDER)
-        made.append(World(creations, creation, teardowns, links, write, results, builder))
+        made.append(World(creations, creation, teardowns, veths, write, results, builder))
         return made[-1]
 
     yield make
@@ -145,10 +145,10 @@ def test_messages_in_any_order_make_one_sandbox(make_world: Callable[[], World])
             world = make_world()
             for number, what in enumerate(order):
                 if number == turn:
-                    for attached in world.links.attached:
+                    for attached in world.veths.attached:
                         attached(None)
                 world.happen(what)
-            for attached in world.links.attached:
+            for attached in world.veths.attached:
                 attached(None)  # a second time does nothing
             (record,) = world.results
             assert (record.devices, record.range_index, world.creation.state) == ([1], 7, State.CREATED)  # type: ignore[attr-defined]
@@ -164,7 +164,7 @@ def test_a_failure_at_any_moment_ends_it_once(make_world: Callable[[], World], f
             steps = [*order[:turn], failure, *order[turn:]]
             for what in steps:
                 if what == "link":
-                    for attached in world.links.attached:
+                    for attached in world.veths.attached:
                         attached(SandboxGone("cannot attach it"))
                 elif world.status >= 0 and world.creation.state not in OVER:
                     world.happen(what)
@@ -175,7 +175,7 @@ def test_a_failure_at_any_moment_ends_it_once(make_world: Callable[[], World], f
             (error,) = world.results
             assert isinstance(error, SandboxdError)
             assert world.teardowns.begun == ["s-1"]
-            for attached in world.links.attached:
+            for attached in world.veths.attached:
                 attached(None)  # too late
             assert len(world.results) == 1
             if not world.creation.builder:

@@ -1,4 +1,4 @@
-"""The process that makes links: one that dies is followed by one that is asked the same, and all begins at once."""
+"""The process that makes veths: one that dies is followed by one that is asked the same, and all begins at once."""
 
 from __future__ import annotations
 

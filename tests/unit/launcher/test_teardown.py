@@ -36,7 +36,7 @@ def host(tmp_path: Path) -> Any:
     cgroups.root = str(tmp_path)
     cgroups.kill = lambda sandbox_id: None  # type: ignore[method-assign]
     done: list[str] = []
-    links: Any = {}
+    veths: Any = {}
     nothing: Any = SimpleNamespace(remove=lambda *_: True, release=lambda *_: None, sweep=lambda: None)
     work = teardown.Teardowns(
         EventLoop(),
@@ -44,7 +44,7 @@ def host(tmp_path: Path) -> Any:
         nothing,
         nothing,
         nothing,
-        links,
+        veths,
         str(tmp_path),
     )
 
@@ -80,6 +80,29 @@ def test_a_small_one_does_not_wait_for_a_large_one(host: Any) -> None:
     while len(host.work):
         host.work.advance()
     assert sorted(host.done) == ["big", "late", "other", "small"]
+
+
+def test_who_hears_that_a_child_failed_may_begin_another(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a creation does whose prepared sandbox has died: its order's own begins, and may fail at once."""
+    monkeypatch.setattr(host.work, "_storage", SimpleNamespace(remove=lambda *_: False))
+    monkeypatch.setattr(host.work, "_remove_in_child", lambda _: os.posix_spawn("/bin/false", ["false"], {}))
+    failed: list[str] = []
+
+    def begin_another(error: object) -> None:
+        failed.append(str(error))
+        host.begin(f"after-{len(failed)}", 0)
+
+    for name in ("one", "two"):
+        groups(host.path / name, 0)
+        host.work.begin(name, None, begin_another)
+    for one in host.work._active.values():
+        os.waitid(os.P_PID, one.helper, os.WEXITED | os.WNOWAIT)
+    host.work.reap_helpers()
+    assert len(failed) == 2
+    assert len(host.work) == 4
+    for one in host.work._active.values():
+        if one.helper:
+            os.waitpid(one.helper, 0)
 
 
 @pytest.mark.parametrize("budget", [None, 1, 2, 7, 1000])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ BUILT = {"name": "default", "recipe": "default", "trusted": True, "built_at": "2
 
 
 def images(*found: rootfs.Rootfs, error: str | None = None) -> list[Feature]:
-    return rootfs.evaluate(rootfs.Facts("/r", found, error))
+    return rootfs.evaluate(rootfs.RootfsListing("/r", found, error))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def images(*found: rootfs.Rootfs, error: str | None = None) -> list[Feature]:
         ([rootfs.Rootfs("default", BUILT, None)], "unknown", "sudo"),
     ],
 )
-def test_rootfs(found, status, word) -> None:
+def test_rootfs(found: list[rootfs.Rootfs], status: str, word: str | None) -> None:
     whole, *each = images(*found)
     assert str(whole.status) == status
     assert whole.remedy is None if word is None else word in (whole.remedy or "")
@@ -73,7 +74,7 @@ def test_each_rootfs_tells_whence_it_came_and_what_it_lacks() -> None:
 # --- storage and network ------------------------------------------------------------------------------------
 
 DIRECTORIES = {"state-dir": storage.Directory("/s", "/s", True), "id-claims": storage.Directory("/c", "/", True)}
-GOOD_STORAGE = storage.Facts(
+GOOD_STORAGE = storage.StorageState(
     DIRECTORIES, "ext4", 100 << 30, 200 << 30, "the kernel has it", "/usr/sbin/mkfs.btrfs", True
 )
 
@@ -92,13 +93,13 @@ GOOD_STORAGE = storage.Facts(
         ({"directories": DIRECTORIES | {"id-claims": storage.Directory("/c", "/", None)}}, {"id-claims": "unknown"}),
     ],
 )
-def test_storage(changes, expected) -> None:
+def test_storage(changes: dict[str, Any], expected: dict[str, str]) -> None:
     found = storage.evaluate(dataclasses.replace(GOOD_STORAGE, **changes))
     told = {name: status for name, status in statuses(found).items() if status != "ok" and name != "disk-limits"}
     assert told == expected
 
 
-def test_disk_limits_follow_btrfs_once_its_driver_is_built(monkeypatch) -> None:
+def test_disk_limits_follow_btrfs_once_its_driver_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "BTRFS_DRIVER_BUILT", False)
     assert one(storage.evaluate(GOOD_STORAGE), "disk-limits").status is Status.DEGRADED
     monkeypatch.setattr(storage, "BTRFS_DRIVER_BUILT", True)
@@ -123,14 +124,14 @@ def test_a_path_belongs_to_the_deepest_and_latest_mount() -> None:
 @pytest.mark.parametrize(
     ("facts", "nft", "nftables"),
     [
-        (network.Facts("/usr/sbin/nft", WORKS, WORKS), "ok", "ok"),
-        (network.Facts(None, WORKS, None), "missing", "ok"),
-        (network.Facts("/usr/sbin/nft", WORKS, Outcome(error="RuntimeError: no\n such file")), "ok", "missing"),
-        (network.Facts(None, REFUSED, None), "missing", "missing"),
-        (network.Facts(None), "missing", "unknown"),
+        (network.NetworkTrials("/usr/sbin/nft", WORKS, WORKS), "ok", "ok"),
+        (network.NetworkTrials(None, WORKS, None), "missing", "ok"),
+        (network.NetworkTrials("/usr/sbin/nft", WORKS, Outcome(error="RuntimeError: no\n such file")), "ok", "missing"),
+        (network.NetworkTrials(None, REFUSED, None), "missing", "missing"),
+        (network.NetworkTrials(None), "missing", "unknown"),
     ],
 )
-def test_network(facts, nft, nftables) -> None:
+def test_network(facts: network.NetworkTrials, nft: str, nftables: str) -> None:
     found = network.evaluate(facts)
     assert statuses(found) == {"nft": nft, "nftables": nftables}
     assert not any(item.essential or "\n" in item.found for item in found)

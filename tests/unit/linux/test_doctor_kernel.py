@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -52,14 +53,14 @@ def test_reading_hierarchies() -> None:
 
 
 @given(st.text(alphabet="ab -/:0\n\t", max_size=200))
-def test_reading_hierarchies_never_fails(text) -> None:
+def test_reading_hierarchies_never_fails(text: str) -> None:
     cgroups.v1_controllers(text)
     cgroups.options_of(text, "/")
     cgroups.own_group(text)
     cgroups.disabled_controllers(text)
 
 
-UNIFIED = cgroups.Facts(
+UNIFIED = cgroups.CgroupTree(
     "/sys/fs/cgroup",
     frozenset({"nsdelegate"}),
     writable=True,
@@ -117,7 +118,7 @@ def test_controllers_that_cannot_be_passed_on() -> None:
         ({"has_kill": None}, "cgroup.kill", "unknown"),
     ],
 )
-def test_cgroups_that_lack_something(changes, name, status) -> None:
+def test_cgroups_that_lack_something(changes: dict[str, Any], name: str, status: str) -> None:
     found = cgroups.evaluate(dataclasses.replace(UNIFIED, **changes))
     assert statuses(found)[name] == status
 
@@ -128,7 +129,7 @@ def test_cgroups_that_lack_something(changes, name, status) -> None:
 def nothing_but(kind: str, outcome: Outcome | None, limit: int | None) -> Feature:
     outcomes = dict.fromkeys(namespaces.KINDS, WORKS) | {kind: outcome}
     limits = dict.fromkeys(namespaces.KINDS, 100_000) | {kind: limit}
-    found = namespaces.evaluate(namespaces.Facts(outcomes, limits))
+    found = namespaces.evaluate(namespaces.NamespaceTrials(outcomes, limits))
     assert {item.status for item in found if item.name != f"namespace:{kind}"} == {Status.OK}
     return one(found, f"namespace:{kind}")
 
@@ -147,7 +148,7 @@ def nothing_but(kind: str, outcome: Outcome | None, limit: int | None) -> Featur
         (None, 0, "missing", "sysctl -w user.max_"),
     ],
 )
-def test_namespaces(kind, outcome, limit, status, word) -> None:
+def test_namespaces(kind: str, outcome: Outcome | None, limit: int | None, status: str, word: str | None) -> None:
     found = nothing_but(kind, outcome, limit)
     assert (str(found.status), found.essential) == (status, True)
     assert found.remedy is None if word is None else word in (found.remedy or "")
@@ -165,17 +166,19 @@ def test_namespaces(kind, outcome, limit, status, word) -> None:
         (Outcome(error="it died before it answered"), "missing", "dmesg"),
     ],
 )
-def test_overlay(outcome, status, word) -> None:
-    (found,) = overlay.evaluate(overlay.Facts("/state", "nfs", outcome))
+def test_overlay(outcome: Outcome | None, status: str, word: str | None) -> None:
+    (found,) = overlay.evaluate(overlay.OverlayTrial("/state", "nfs", outcome))
     assert str(found.status) == status
     assert found.remedy is None if word is None else word in (found.remedy or "")
     assert outcome is None or "/state (nfs)" in found.found
 
 
 def test_seccomp() -> None:
-    good = filters.evaluate(filters.Facts("/p", Outcome(4), Outcome(6), {"default": Outcome(500), "odd": REFUSED}))
+    good = filters.evaluate(
+        filters.FilterTrials("/p", Outcome(4), Outcome(6), {"default": Outcome(500), "odd": REFUSED})
+    )
     assert statuses(good) == {"seccomp": "ok", "libseccomp": "ok", "seccomp:default": "ok", "seccomp:odd": "missing"}
     assert "500" in one(good, "seccomp:default").found
-    none = filters.evaluate(filters.Facts("/p", REFUSED, Outcome(error="RuntimeError: no libseccomp"), {}))
+    none = filters.evaluate(filters.FilterTrials("/p", REFUSED, Outcome(error="RuntimeError: no libseccomp"), {}))
     assert set(statuses(none).values()) == {"missing"}
     assert "libseccomp2" in (one(none, "libseccomp").remedy or "")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sandboxd.linux.probes import service
-from sandboxd.linux.probes.service import Facts
+from sandboxd.linux.probes.service import ServiceState
 
 ROOT = pathlib.Path(__file__).parents[3]
 UNITS: dict[str, Any] = {
@@ -20,18 +20,30 @@ UNITS: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("facts", "status", "found"),
     [
-        (Facts(systemd=False), "ok", "systemd does not run this host"),
-        (Facts(systemd=True), "ok", "not installed"),
-        (Facts(systemd=True, **UNITS, program="/p"), "ok", "not running"),
-        (Facts(systemd=True, **UNITS, program="/p", running=True, holding=True), "ok", "does not start with the host"),
-        (Facts(systemd=True, **UNITS, program="/p", running=True, holding=True, enabled=True), "ok", "running, starts"),
-        (Facts(systemd=True, unit="/u", program="/p"), "degraded", "sandboxd-cgroups.service is not"),
-        (Facts(systemd=True, **UNITS, program="/p", missing=True), "degraded", "starts /p, which does not exist"),
-        (Facts(systemd=True, **UNITS), "degraded", "starts nothing"),
-        (Facts(systemd=True, **UNITS, program="/p", running=True), "degraded", "is not active"),
+        (ServiceState(systemd=False), "ok", "systemd does not run this host"),
+        (ServiceState(systemd=True), "ok", "not installed"),
+        (ServiceState(systemd=True, **UNITS, program="/p"), "ok", "not running"),
+        (
+            ServiceState(systemd=True, **UNITS, program="/p", running=True, holding=True),
+            "ok",
+            "does not start with the host",
+        ),
+        (
+            ServiceState(systemd=True, **UNITS, program="/p", running=True, holding=True, enabled=True),
+            "ok",
+            "running, starts",
+        ),
+        (ServiceState(systemd=True, unit="/u", program="/p"), "degraded", "sandboxd-cgroups.service is not"),
+        (
+            ServiceState(systemd=True, **UNITS, program="/p", missing=True),
+            "degraded",
+            "starts /p, which does not exist",
+        ),
+        (ServiceState(systemd=True, **UNITS), "degraded", "starts nothing"),
+        (ServiceState(systemd=True, **UNITS, program="/p", running=True), "degraded", "is not active"),
     ],
 )
-def test_service(facts: Facts, status: str, found: str) -> None:
+def test_service(facts: ServiceState, status: str, found: str) -> None:
     (feature,) = service.evaluate(facts)
     assert str(feature.status) == status
     assert found in feature.found

@@ -6,6 +6,7 @@ import dataclasses
 import stat
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -46,7 +47,7 @@ PAGES = 6000
 
 def switched(release: str = "6.12.1", machine: str = "x86_64", **changes: str) -> list[Feature]:
     values = SWITCHES | {name.replace("__", "."): value for name, value in changes.items()}
-    return sysctls.evaluate(sysctls.Facts(release, machine, values, PAGES))
+    return sysctls.evaluate(sysctls.SysctlValues(release, machine, values, PAGES))
 
 
 def test_a_good_kernel() -> None:
@@ -69,7 +70,7 @@ def test_a_host_that_forwards_nothing() -> None:
         ("strange", "x86_64", "unknown"),
     ],
 )
-def test_kernel_versions(release, machine, status) -> None:
+def test_kernel_versions(release: str, machine: str, status: str) -> None:
     assert str(one(switched(release, machine), "kernel").status) == status
 
 
@@ -111,19 +112,19 @@ def test_switches_that_are_open_or_low() -> None:
 
 
 def test_switches_that_cannot_be_read() -> None:
-    found = statuses(sysctls.evaluate(sysctls.Facts("6.12", "x86_64", {})))
+    found = statuses(sysctls.evaluate(sysctls.SysctlValues("6.12", "x86_64", {})))
     assert found["core-pattern"] == found["inotify"] == found["hardening"] == "unknown"
 
 
 @given(st.text(), st.dictionaries(st.sampled_from(sorted(SWITCHES)), st.text()))
-def test_switches_may_say_anything(release, values) -> None:
-    assert len(sysctls.evaluate(sysctls.Facts(release, "x86_64", values, 9))) == 7
+def test_switches_may_say_anything(release: str, values: dict[str, str]) -> None:
+    assert len(sysctls.evaluate(sysctls.SysctlValues(release, "x86_64", values, 9))) == 7
 
 
 # --- users and the way to the interpreter -------------------------------------------------------------------
 
 EVERYTHING = (1 << 41) - 1
-GOOD_USERS = users.Facts(0, EVERYTHING, True, "sandboxd", "sandboxd", 990, True, "/usr/bin/python3", None)
+GOOD_USERS = users.Accounts(0, EVERYTHING, True, "sandboxd", "sandboxd", 990, True, "/usr/bin/python3", None)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ GOOD_USERS = users.Facts(0, EVERYTHING, True, "sandboxd", "sandboxd", 990, True,
         ({"blocked": "/root", "user_id": None}, "interpreter", "degraded", "chmod o+rX /root"),
     ],
 )
-def test_users(changes, name, status, word) -> None:
+def test_users(changes: dict[str, Any], name: str, status: str, word: str | None) -> None:
     found = users.evaluate(dataclasses.replace(GOOD_USERS, **changes))
     assert str(one(found, name).status) == status
     assert one(found, name).remedy is None if word is None else word in (one(found, name).remedy or "")
@@ -197,7 +198,7 @@ TREE = {
         ("/srv/own", (), "/srv/own"),
     ],
 )
-def test_the_way_to_a_file(path, gids, stopped) -> None:
+def test_the_way_to_a_file(path: str, gids: tuple[int, ...], stopped: str | None) -> None:
     wanted = access.READ | access.SEARCH
     assert access.obstacle(path, 990, gids, wanted=wanted, see=TREE.get) == stopped
 
@@ -208,7 +209,7 @@ def test_root_is_stopped_by_nothing_but_absence() -> None:
 
 
 @given(st.lists(st.sampled_from(["usr", "bin", "python3", "srv", "venv", "..", ".", "", "loop", "root"]), max_size=12))
-def test_every_way_ends(parts) -> None:
+def test_every_way_ends(parts: list[str]) -> None:
     found = access.obstacle("/" + "/".join(parts), 990, (), see=TREE.get)
     assert found is None or found.startswith("/")
 

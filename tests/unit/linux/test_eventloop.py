@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from sandboxd.linux import eventloop
-from sandboxd.linux.eventloop import READ, WRITE, Alarm, EventLoop
+from sandboxd.linux.eventloop import READ, WRITE, Alarm, EventLoop, WatchRefused
+from sandboxd.wire.exhausted import known
 
 
 @pytest.fixture
@@ -233,3 +236,17 @@ def test_an_alarm_may_be_set_again_by_what_it_rings(loop: EventLoop, now: list[f
         loop.turn()
         now[0] += 1
     assert rang == [1000.0, 1001.0, 1002.0]
+
+
+def test_a_kernel_that_takes_no_more_is_told_as_a_limit(loop: EventLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fs.epoll.max_user_watches, which the sandbox's own root can use up, is no full disk."""
+
+    def refuse(fd: int, events: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(loop, "_epoll", SimpleNamespace(register=refuse, close=loop._epoll.close))
+    with pytest.raises(WatchRefused) as raised:
+        loop.watch(0, READ, lambda: None)
+    told = known(raised.value, "start the process")
+    assert (told.kind, told.facts["limit"]) == ("limit-exceeded", "watches")
+    loop.unwatch(0)  # it is not watched: no error

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sandboxd.errors import InvalidRequest, LimitExceeded
 from sandboxd.proxy import heads, pages, plain
 from sandboxd.proxy.heads import Front
-from sandboxd.runtime.ports import MAX_LINKS, MAX_PORTS, Port, Ports, PortSpec, new_token
+from sandboxd.runtime.ports import MAX_PORTS, MAX_SHARE_LINKS, Port, Ports, PortSpec, new_token
 from sandboxd.runtime.preview_urls import PreviewUrls, Target
 from sandboxd.spec import new_id
 
@@ -104,7 +104,7 @@ def test_a_cookie_is_for_one_port_and_token() -> None:
 
 def test_links_are_used_once_and_bounded() -> None:
     port = Port(ID, PortSpec(port=1, token="abc"))
-    codes = [port.new_link()[0] for _ in range(MAX_LINKS + 1)]
+    codes = [port.new_link()[0] for _ in range(MAX_SHARE_LINKS + 1)]
     assert port.redeem(codes[0]) is None
     cookie = port.redeem(codes[1])
     assert cookie

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from sandboxd.errors import ContextExited, InternalError, SandboxGone
-from sandboxd.runtime import between_runs, context, runs
+from sandboxd.runtime import between_runs, context, runs, turn
 from sandboxd.runtime.between_runs import BetweenRuns
 from sandboxd.runtime.context import Context
 from sandboxd.runtime.context_states import SHOWN, State
@@ -149,7 +149,7 @@ async def test_a_run_is_over_when_its_context_ends_while_it_begins_anew(
     async with serving(link) as one:
         link.is_silent = True  # the next interpreter is long in coming
         one.submit(run)
-        await trio.sleep(context.INTERRUPT_GRACE_S + context.KILL_TIMEOUT_S + 5)
+        await trio.sleep(turn.INTERRUPT_GRACE_S + context.KILL_TIMEOUT_S + 5)
         assert (one.state, run.status) == (State.RESTARTING, None)
     assert (run.finished.is_set(), run.status) == (True, "timeout")
 

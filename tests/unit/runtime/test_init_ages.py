@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 
+from sandboxd.errors import InvalidRequest
 from sandboxd.spec import CommandSpec
 from sandboxd.wire.messages import Request
 from tests.support.fake_daemon import FakeDaemon, daemon_in, problem
@@ -117,6 +118,29 @@ async def test_a_umask_is_for_an_init_that_knows_it(daemon: FakeDaemon, knows: b
             assert (problem(found)["kind"], problem(found)["field"]) == ("not-available", "umask")
     asked = [daemon.init.asked(op) for op in ("exec", "start", "session_create")]
     assert [[params["umask"] for params in one] for one in asked] == ([["0027"]] * 3 if knows else [[]] * 3)
+
+
+@pytest.mark.parametrize(("op", "field"), [("errand", "do"), ("open_write", "op"), ("session_create", "op")])
+async def test_an_operation_that_an_old_init_does_not_know_is_not_available(
+    daemon: FakeDaemon, op: str, field: str
+) -> None:
+    """As guest/init.py and guest/jobs.py answer what is not in their tables; `truncate` was the first to come later."""
+
+    async def refuse(talk: Conversation, request: Request) -> None:
+        raise InvalidRequest("cannot do 'it': no such operation", field=field)
+
+    daemon.init.answers[op] = refuse
+    path = "/v1/sandboxes/box"
+    asked: dict[str, tuple[str, str, dict[str, Any]]] = {
+        "errand": ("POST", f"{path}/files/truncate", {"json": {"path": "/f", "size": 0}}),
+        "open_write": ("PUT", f"{path}/files", {"params": {"path": "/f"}, "content": b"x"}),
+        "session_create": ("POST", f"{path}/sessions", {"json": {}}),
+    }
+    method, url, more = asked[op]
+    found = await daemon.client.request(method, url, **more)
+    assert (found.status_code, problem(found)["kind"]) == (422, "not-available")
+    assert "earlier version" in problem(found)["detail"]
+    assert "field" not in problem(found)
 
 
 async def test_who_asks_for_what_an_init_may_not_know_hears_of_its_end(

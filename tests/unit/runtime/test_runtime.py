@@ -147,7 +147,7 @@ def test_every_move_is_told_and_an_end_releases_who_waits() -> None:
     assert sandbox.mark_failed("test")
     assert not sandbox.mark_failed("again")
     assert told == [State.RUNNING, State.FAILED]
-    assert sandbox.settled.is_set()
+    assert sandbox.disconnected.is_set()
 
 
 # --- creations ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Make an unpacked image one that a sandbox can be born from: the directories and files that a creation needs."""
+"""Make an unpacked image one that a sandbox can be created from: the directories and files that a creation needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 
 from sandboxd.images.readers import ImageRefused
 
-__all__ = ["settle"]
+__all__ = ["complete_skeleton"]
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Path, mode where it is made, and whether a link in its place may go.
@@ -25,7 +25,7 @@ _DIRECTORIES: Final = (
 _FILES: Final = ("hostname", "hosts", "machine-id", "resolv.conf")
 
 
-def settle(root: int, notes: Counter[str]) -> None:
+def complete_skeleton(root: int, notes: Counter[str]) -> None:
     """Make what is missing below `root`, and replace what would lead a creation astray.
 
     Raises:
