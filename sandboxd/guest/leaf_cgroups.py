@@ -151,7 +151,7 @@ class LeafCgroup:
         return True
 
     def usage(self, rusage: resource.struct_rusage | None) -> dict[str, Any]:
-        """Return what the whole tree used; the main process' own numbers where the leaf has none.
+        """Return what the whole tree used; the main process's own numbers where the leaf has none.
 
         `cpu_s` is in seconds, `memory_peak_bytes` in bytes or None where nobody knows yet.
         """

@@ -60,7 +60,7 @@ _GROUP_PREFIX: Final = "template-"
 #: The order of templates/base.py, NAMESPACES; each with the name that /proc has for it.
 NAMESPACES: Final = ("pid", "cgroup", "ipc", "uts", "net", "time", "mnt", "user")
 _ANSWER_BYTES: Final = 2048
-#: A process' id, or a file job's with its underscore, and a number where the name was taken.
+#: A process's id, or a file job's with its underscore, and a number where the name was taken.
 _LEAF: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}(~[0-9]{1,19})?\Z")
 
 

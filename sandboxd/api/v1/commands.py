@@ -1,4 +1,4 @@
-"""POST …/exec and a process' stdin."""
+"""POST …/exec and a process's stdin."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ async def remove_all(call: Call, sandbox: Sandbox) -> TrioResponse:
 
 
 async def signal(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
-    """Send a signal to a process' group; TERM and KILL go to all that it started."""
+    """Send a signal to a process's group; TERM and KILL go to all that it started."""
     processes = sandbox.processes
     check_process_id(process, "process")
     number = check_signal((await call.read(SignalIn)).signal)
@@ -69,7 +69,7 @@ async def signal(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
 
 
 async def wait(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
-    """Wait for a process' end, for a port of the sandbox, or for a line of the process' log."""
+    """Wait for a process's end, for a port of the sandbox, or for a line of the process's log."""
     check_process_id(process, "process")
     model = await call.read(WaitIn)
     _check_fields(model)

@@ -31,11 +31,11 @@ _FRAME_OF: Final = {"stdout": raw.STDOUT, "stderr": raw.STDERR}
 
 
 class Source(Protocol):
-    """What an answer follows: a command (`Execution`) or a process' log (`Follow`)."""
+    """What an answer follows: a command (`Execution`) or a process's log (`Follow`)."""
 
     @property
     def process_id(self) -> str:
-        """The process' id."""
+        """The process's id."""
 
     @property
     def exit(self) -> Exit | None:
