@@ -20,7 +20,7 @@ opens a file that could block it.
     contexts.py    the operations on code contexts; worker.py: one interpreter, its pipes and their order
     spawn.py       the child's side of a start; standby.py: a child that waits to become the next command
     files.py       opens files for the daemon, which does the reading and writing
-    users.py       /etc/passwd and /etc/group, parsed (never through nss, which loads the rootfs' libraries)
+    users.py       /etc/passwd and /etc/group, parsed (never through nss, which loads the rootfs's libraries)
 
 Several daemons may connect one after the other (a restart); what runs does not notice.
 """

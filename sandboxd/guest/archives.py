@@ -1,7 +1,7 @@
 """Packs a directory and unpacks a stranger's archive, as file jobs: tar, tar.gz and zip, streamed.
 
 The formats are the standard library's (`tarfile`, `zipfile`, `zlib`); what it would look up for convenience (names
-of users, which goes through nss and the rootfs' libraries) is never asked for. What a member may do is `placing.py`'s
+of users, which goes through nss and the rootfs's libraries) is never asked for. What a member may do is `placing.py`'s
 to say. A tar is unpacked as it arrives. A zip has its table at its end, so it is kept in a file without a name until
 it is whole. A header that wants all memory there is meets the file job's own bound.
 """

@@ -364,8 +364,8 @@ class WriteIdentity(Named):
         hosts = f"127.0.0.1 localhost {self.hostname}\n::1 localhost ip6-localhost ip6-loopback {self.hostname}\n"
         etc = open_directory(kernel, creation, "etc", 0o755)
         # Where the layers are two filesystems, and one cannot take part in xino, a file has a device number of its
-        # layer's (which no other mount has): the rootfs' is found here, the upper's by what is written.
-        # All of the rootfs' have the same: one tells.
+        # layer's (which no other mount has): the rootfs's is found here, the upper's by what is written.
+        # All of the rootfs's have the same: one tells.
         with os.scandir(etc) as entries:
             first = next((entry for entry in entries if not entry.is_dir(follow_symlinks=False)), None)
         devices = {first.stat(follow_symlinks=False).st_dev} if first else set()

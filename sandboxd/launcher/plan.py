@@ -63,7 +63,7 @@ class LaunchSpec:
 
     Attributes:
         id: the sandbox's id.
-        rootfs: the rootfs' name.
+        rootfs: the rootfs's name.
         tree: where that rootfs is unpacked.
         disk: where the sandbox's own files are.
         limits: every one filled in.

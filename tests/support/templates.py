@@ -32,7 +32,7 @@ def wait_until(condition: Any, timeout_s: float = LOAD_S) -> None:
 
 
 def load_template(daemon: Daemon) -> int:
-    """Return the pid of the default rootfs' template, loaded."""
+    """Return the pid of the default rootfs's template, loaded."""
     with daemon.client() as client, Sandbox.create(client=client) as sandbox:
 
         def ask() -> bool:
