@@ -150,7 +150,6 @@ async def heard(stream: trio.SocketStream, wire: WSConnection) -> Any:
             wire.receive_data(await stream.receive_some(65536) or None)
 
 
-@pytest.mark.own_server
 async def test_a_message_of_a_websocket_is_read_by_the_same_parser(daemon: FakeDaemon) -> None:
     stream, wire = await open_socket(daemon, f"{BOX}/ws")
     async with stream:
@@ -174,7 +173,6 @@ async def test_a_message_of_a_websocket_is_read_by_the_same_parser(daemon: FakeD
         assert (await heard(stream, wire))["body"]["success"]
 
 
-@pytest.mark.own_server
 @pytest.mark.parametrize(
     "target",
     [

@@ -173,7 +173,6 @@ async def test_its_errors_have_its_form(daemon: FakeDaemon, caplog: pytest.LogCa
 STRANGERS: list[dict[str, str]] = [{}, {"X-API-Key": "wrong"}, {"Authorization": f"Bearer {TOKEN}"}]
 
 
-@pytest.mark.own_server  # the stock one takes no WebSocket
 @pytest.mark.parametrize("headers", STRANGERS)
 async def test_its_token_is_in_its_header_alone(daemon: FakeDaemon, headers: dict[str, str]) -> None:
     async with client_of(daemon, "box.tea.example", headers) as client:
@@ -238,7 +237,6 @@ async def handshake(
                 socket.receive_data(await stream.receive_some(65536) or None)
 
 
-@pytest.mark.own_server
 async def test_a_websocket_is_served_refused_and_closed_in_its_form(daemon: FakeDaemon) -> None:
     told = [one async for one in handshake(daemon, "/talk", KEY, "hello", "fail")]
     assert told == [(0, '{"said":"hello","to":"box"}'), (4418, "teapot")]

@@ -162,7 +162,6 @@ async def test_the_bridges_page_is_a_page(daemon: FakeDaemon) -> None:
     assert (await daemon.client.get("/cloudflare/v1/openapi.json")).headers["content-type"] == "application/json"
 
 
-@pytest.mark.own_server
 @pytest.mark.parametrize("way", ["handshake", "GET"])
 async def test_the_transport_that_is_not_built_is_refused_once_and_for_all(daemon: FakeDaemon, way: str) -> None:
     upgrade = {

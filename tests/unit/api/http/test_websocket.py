@@ -1,4 +1,4 @@
-"""WebSockets over the real server: who is let in, what is refused, and clients that do not behave."""
+"""WebSockets over both servers: who is let in, what is refused, and clients that do not behave."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ from sandboxd.runtime.budget import FREE_BYTES
 from sandboxd.wire.messages import Event, Reply
 from tests.support.fake_daemon import TOKEN, FakeDaemon, daemon_in, eventually
 from tests.support.fake_peer import Conversation, exit_data
-
-pytestmark = pytest.mark.own_server
 
 PTY = "/v1/sandboxes/box/pty"
 CLIENTS: list[Client] = []
@@ -152,6 +150,7 @@ class Client:
         await self.stream.send_all(self.wire.send(event))
 
 
+@pytest.mark.own_server
 @pytest.mark.parametrize(
     ("changes", "status", "kind"),
     [
@@ -295,6 +294,7 @@ async def test_what_is_no_websocket_ends_the_connection_alone(daemon: FakeDaemon
     assert (await daemon.client.get("/v1/sandboxes/box")).status_code == 200
 
 
+@pytest.mark.own_server
 async def test_messages_sent_before_the_answer_are_not_lost(daemon: FakeDaemon) -> None:
     terminal = Terminal(daemon)
     client = Client(await daemon.raw_connection())
@@ -304,6 +304,7 @@ async def test_messages_sent_before_the_answer_are_not_lost(daemon: FakeDaemon) 
     await client.stream.aclose()
 
 
+@pytest.mark.own_server
 async def test_a_client_that_sends_and_does_not_read_holds_its_own_connection_alone(
     daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -504,6 +505,7 @@ async def test_goodbyes_that_cross_leave_a_whole_connection(daemon: FakeDaemon, 
     await trio.aclose_forcefully(client.stream)
 
 
+@pytest.mark.own_server
 async def test_a_message_over_the_bound_leaves_time_for_a_goodbye(daemon: FakeDaemon) -> None:
     """What is on its way behind it must not reset the connection under our goodbye."""
     client = await opened(daemon, Terminal(daemon))
@@ -583,6 +585,7 @@ async def test_a_daemon_that_stops_does_not_wait_for_who_reads_no_answer(tmp_pat
     await trio.aclose_forcefully(client.stream)
 
 
+@pytest.mark.own_server
 async def test_what_a_terminal_showed_before_is_held_until_its_viewer_has_it(daemon: FakeDaemon) -> None:
     terminal = Terminal(daemon)
     shown = b"x" * 400_000 + b"end"
