@@ -42,7 +42,7 @@ class Run:
 
 
 class Den:
-    """Started at once; ended by `close` or as a context manager, or by this process' own end.
+    """Started at once; ended by `close` or as a context manager, or by this process's own end.
 
     Args:
         covers: directories that look empty inside.

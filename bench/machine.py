@@ -33,7 +33,7 @@ def tree_pss(root: int) -> int:
 
 
 def parents() -> dict[int, int]:
-    """Return every process' parent."""
+    """Return every process's parent."""
     found = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():

@@ -1,4 +1,4 @@
-"""Draws figures.json as figures.png; runs inside a sandbox, with the rootfs' matplotlib."""
+"""Draws figures.json as figures.png; runs inside a sandbox, with the rootfs's matplotlib."""
 
 import json
 

@@ -65,7 +65,7 @@ class Config:
         network_ipv6: the same of IPv6.
         network_dns: nameservers (address, or address and port) that names are asked of; empty takes the host's own.
         network_connections: how many connections a sandbox may have at once that asks for no number.
-        templates: whether code contexts may start as children of a process that has a rootfs' imports ready.
+        templates: whether code contexts may start as children of a process that has a rootfs's imports ready.
         template_rootfs: imported rootfs that are trusted for that as if a recipe had built them: as root.
         node_spare_s: after a JavaScript or TypeScript context has started, how many seconds an unused interpreter waits
             in its sandbox for the next one; 0 is none.

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final
 
 
 class Origin(enum.Flag):
-    """Who besides the daemon may name a kind: a sandbox's init, the child of the template `git` that clones."""
+    """Who besides the daemon may report a kind: a sandbox's init, or the child of the template `git` that clones."""
 
     NOBODY = 0
     INIT = enum.auto()
@@ -55,7 +55,7 @@ class SandboxdError(Exception):
 
 
 class InvalidRequest(SandboxdError):
-    """The request is malformed; `field` names the part where one can be named."""
+    """The request is malformed; `field` names the wrong part, if there is one."""
 
     kind = "invalid-request"
     status = 400
@@ -69,7 +69,7 @@ class UnknownField(InvalidRequest):
 
 
 class RequestTimeout(InvalidRequest):
-    """A request did not come to its end in time."""
+    """The rest of the request did not arrive in time."""
 
     kind = "request-timeout"
     status = 408
@@ -84,7 +84,7 @@ class NotAvailable(InvalidRequest):
 
 
 class LimitUnenforceable(InvalidRequest):
-    """A limit was asked for (or is the default) that this host cannot enforce: `limits`, `missing`."""
+    """This host cannot enforce a limit that was requested or is the default: `limits`, `missing`."""
 
     kind = "limit-unenforceable"
     status = 422
@@ -112,20 +112,20 @@ class InterpreterMissing(InvalidRequest):
 
 
 class NotFound(SandboxdError):
-    """What the request names does not exist."""
+    """The object that the request names does not exist."""
 
     kind = "not-found"
     status = 404
 
 
 class RouteNotFound(NotFound):
-    """No such path in the API."""
+    """The API has no such path."""
 
     kind = "route-not-found"
 
 
 class MethodNotAllowed(NotFound):
-    """The path exists, but not with that method."""
+    """The path does not support that method."""
 
     kind = "method-not-allowed"
     status = 405
@@ -145,40 +145,40 @@ class ProcessNotFound(NotFound):
 
 
 class ContextNotFound(NotFound):
-    """The sandbox has no code context of that id."""
+    """The sandbox has no code context with that id."""
 
     kind = "context-not-found"
     origin = Origin.INIT
 
 
 class RunNotFound(NotFound):
-    """The code context has no run of that id, or no longer."""
+    """The code context has no run with that id, or no longer keeps it."""
 
     kind = "run-not-found"
 
 
 class SessionNotFound(NotFound):
-    """The sandbox has no such session: it was never created, or is deleted."""
+    """The sandbox has no such session: it was never created, or was deleted."""
 
     kind = "session-not-found"
     origin = Origin.INIT
 
 
 class FileNotFound(NotFound):
-    """No file has that path in the sandbox."""
+    """The sandbox has no file at that path."""
 
     kind = "file-not-found"
     origin = Origin.INIT | Origin.CLONE
 
 
 class PortNotFound(NotFound):
-    """The sandbox has no such port exposed: `port`."""
+    """The port is not exposed: `port`."""
 
     kind = "port-not-found"
 
 
 class PreviewNotFound(NotFound):
-    """No such preview, or not for one who shows that token: which of the two is not told."""
+    """There is no such preview, or the token is wrong; the answer does not tell which."""
 
     kind = "preview-not-found"
 
@@ -191,7 +191,7 @@ class PreviewGone(NotFound):
 
 
 class Conflict(SandboxdError):
-    """The request does not fit the present state."""
+    """The request conflicts with the current state."""
 
     kind = "conflict"
     status = 409
@@ -219,21 +219,21 @@ class NotAFile(Conflict):
 
 
 class FileExists(Conflict):
-    """Something has that name already: `path`."""
+    """Something already has that name: `path`."""
 
     kind = "file-exists"
     origin = Origin.INIT | Origin.CLONE
 
 
 class DirectoryNotEmpty(Conflict):
-    """The directory has something in it, and deleting all of it was not asked for: `path`."""
+    """The directory is not empty, and `recursive` was not given: `path`."""
 
     kind = "directory-not-empty"
     origin = Origin.INIT | Origin.CLONE
 
 
 class ArchiveRefused(InvalidRequest):
-    """An archive is damaged, or a member of it would leave the directory: `reason`, `member`."""
+    """The archive is damaged, or a member would leave the directory: `reason`, `member`."""
 
     kind = "archive-refused"
     status = 422
@@ -248,13 +248,13 @@ class ProcessNotRunning(Conflict):
 
 
 class ContextExited(Conflict):
-    """The context's interpreter has ended (`reason`, `exit_code`, `signal`); restart it, or delete it."""
+    """The context's interpreter has ended (`reason`, `exit_code`, `signal`); restart or delete the context."""
 
     kind = "context-exited"
 
 
 class ContextRestarting(Conflict):
-    """The context is being restarted, and what waited in it is given up."""
+    """The context is being restarted; the runs that waited in it were dropped."""
 
     kind = "context-restarting"
 
@@ -272,7 +272,7 @@ class SandboxFrozen(Conflict):
 
 
 class SandboxGone(Conflict):
-    """The sandbox was destroyed while the request was under way."""
+    """The sandbox was destroyed while the request was in progress."""
 
     kind = "sandbox-gone"
 
@@ -284,7 +284,7 @@ class AlreadyRunning(Conflict):
 
 
 class LimitExceeded(SandboxdError):
-    """A stated bound was passed."""
+    """A limit was reached."""
 
     kind = "limit-exceeded"
     status = 422
@@ -299,21 +299,21 @@ class BodyTooLarge(LimitExceeded):
 
 
 class HeaderTooLarge(LimitExceeded):
-    """A request's line and headers are larger than the daemon takes."""
+    """The request's line and headers are over their bound."""
 
     kind = "header-too-large"
     status = 431
 
 
 class RangeNotSatisfiable(LimitExceeded):
-    """The asked range lies behind the file's end: `size`."""
+    """The requested range begins after the end of the file: `size`."""
 
     kind = "range-not-satisfiable"
     status = 416
 
 
 class QuotaExceeded(LimitExceeded):
-    """The sandbox's disk limit or the disk itself is full."""
+    """The sandbox's disk limit is reached, or the disk is full."""
 
     kind = "quota-exceeded"
     status = 507
@@ -328,14 +328,14 @@ class AccessDenied(SandboxdError):
 
 
 class Unauthenticated(AccessDenied):
-    """No valid token came with the request."""
+    """The request has no valid token."""
 
     kind = "unauthenticated"
     status = 401
 
 
 class FilePermissionDenied(AccessDenied):
-    """The sandbox's own rights refuse the file operation."""
+    """The sandbox's own permissions do not allow the file operation."""
 
     kind = "file-permission-denied"
     origin = Origin.INIT | Origin.CLONE
@@ -349,7 +349,7 @@ class GitError(SandboxdError):
 
 
 class GitAuthentication(GitError):
-    """The git server wants a user name and a password, or takes not these: `sent` says whether any were given."""
+    """The git server requires a login, or rejected this one: `sent` says whether one was given."""
 
     kind = "git-authentication"
     status = 422  # 401 would read as our own token
@@ -357,7 +357,7 @@ class GitAuthentication(GitError):
 
 
 class GitRepositoryNotFound(GitError):
-    """There is no git repository at the address, or none that the server shows."""
+    """There is no git repository at the address, or the server does not show it."""
 
     kind = "git-repository-not-found"
     status = 404
@@ -365,7 +365,7 @@ class GitRepositoryNotFound(GitError):
 
 
 class GitRefNotFound(GitError):
-    """The repository has no such branch, tag or commit: `ref`, `suggestions` (names like it)."""
+    """The repository has no such branch, tag or commit: `ref`, `suggestions` (similar names)."""
 
     kind = "git-ref-not-found"
     status = 404
@@ -373,7 +373,7 @@ class GitRefNotFound(GitError):
 
 
 class GitRefused(GitError):
-    """The repository has something that is not taken: `reason`, and what it was."""
+    """The repository contains something that sandboxd does not accept: `reason`, and what it was."""
 
     kind = "git-refused"
     status = 422
@@ -381,7 +381,7 @@ class GitRefused(GitError):
 
 
 class GitUnreachable(GitError):
-    """The git server cannot be reached, or broke off: `host`, `reason`."""
+    """The git server cannot be reached, or dropped the connection: `host`, `reason`."""
 
     kind = "git-unreachable"
     status = 502
@@ -389,7 +389,7 @@ class GitUnreachable(GitError):
 
 
 class GitTimeout(GitError):
-    """The git server said nothing for too long (`stalled`), or the clone took longer than it may: `timeout_s`."""
+    """The git server was silent for too long (`stalled`), or the clone took too long: `timeout_s`."""
 
     kind = "git-timeout"
     status = 504
@@ -397,7 +397,7 @@ class GitTimeout(GitError):
 
 
 class GitProtocolError(GitError):
-    """The git server answered with something that is not git's protocol, or with a damaged pack: `reason`."""
+    """The git server does not speak git's protocol, or sent a damaged pack: `reason`."""
 
     kind = "git-protocol-error"
     status = 502
@@ -414,7 +414,7 @@ class LaunchFailed(SandboxdError):
 
 
 class HostUnsupported(SandboxdError):
-    """The host lacks something that sandboxd stands on: `feature`, `remedy`."""
+    """The host lacks something that sandboxd requires: `feature`, `remedy`."""
 
     kind = "host-unsupported"
 
@@ -445,7 +445,7 @@ class StorageFull(SandboxdError):
 
 
 class ServerBusy(SandboxdError):
-    """The daemon is at a stated bound, or stopping; try again."""
+    """The daemon is at a limit, or is stopping; try again."""
 
     kind = "server-busy"
     status = 503
@@ -460,28 +460,28 @@ class DaemonUnavailable(SandboxdError):
 
 
 class PortClosed(SandboxdError):
-    """Nobody listens at the exposed port: `port`."""
+    """Nothing listens on the exposed port: `port`."""
 
     kind = "port-closed"
     status = 502
 
 
 class UpstreamBroken(SandboxdError):
-    """The service behind a preview broke off, or does not speak HTTP: `port`."""
+    """The service behind a preview dropped the connection, or does not speak HTTP: `port`."""
 
     kind = "upstream-broken"
     status = 502
 
 
 class TemplateUnavailable(SandboxdError):
-    """There is no template for it now; whoever asked does without. Only between the daemon and the launcher."""
+    """No template is ready, and the caller does without one. Used only between the daemon and the launcher."""
 
     kind = "template-unavailable"
     status = 503
 
 
 class NetworkUnavailable(SandboxdError):
-    """This host cannot give a sandbox the network that it asks for: `mode`, `remedy`."""
+    """This host cannot provide the network that a sandbox requests: `mode`, `remedy`."""
 
     kind = "network-unavailable"
     status = 422
@@ -502,19 +502,19 @@ class InternalError(SandboxdError):
 
 
 class ProtocolError(SandboxdError):
-    """A peer and we disagree about the wire; after it, that connection is in ERROR."""
+    """One side of a connection broke the protocol; the connection cannot be used any more."""
 
     kind = "protocol-error"
 
 
 class LocalProtocolError(ProtocolError):
-    """We broke the protocol: a bug of ours."""
+    """This side broke the protocol: a bug in sandboxd, or in the caller of the SDK."""
 
     kind = "local-protocol-error"
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer broke the protocol: drop it (an init that does so is taken over; kill it)."""
+    """The other side broke the protocol: drop the connection, and kill an init that does so."""
 
     kind = "remote-protocol-error"
 
@@ -534,12 +534,12 @@ _BY_KIND: Final = kinds()
 
 
 def kinds_from(origin: Origin) -> frozenset[str]:
-    """Return the kinds that a peer may name."""
+    """Return the kinds that a peer may report."""
     return frozenset(kind for kind, cls in _BY_KIND.items() if vars(cls).get("origin", Origin.NOBODY) & origin)
 
 
 def from_kind(kind: str, message: str, facts: dict[str, Any] | None = None) -> SandboxdError:
-    """Make the error that a peer named; a kind that this version does not know gives a `SandboxdError`."""
+    """Return the error that a peer reported; an unknown kind gives a `SandboxdError`."""
     error = _BY_KIND.get(kind, SandboxdError)(message)
     error.facts.update(facts or {})  # not as keywords: a peer names them
     if kind not in _BY_KIND:

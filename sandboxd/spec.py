@@ -38,7 +38,7 @@ LANGUAGES: Final = {
     "ts": "typescript",
 }
 MAX_LABELS: Final = 64
-#: How long a process' tree may take to end after a signal that asks it to; what is left then is killed.
+#: How long a process's tree may take to end after a signal that asks it to; what is left then is killed.
 STOP_GRACE_S: Final = 5.0
 MAX_TERMINAL_SIDE: Final = 2000
 #: Processes and threads of one sandbox: the classic pid_max, and the ceiling of its user namespace.

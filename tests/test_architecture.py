@@ -62,7 +62,7 @@ LIBRARIES = {
     "rich": {"cli"},
     "prctl": {"linux", "launcher", "guest", "templates", "netd"},
     "pyseccomp": {"linux"},
-    "ctypes": {"linux", "templates"},  # templates/base.py stands alone: a rootfs' own Python runs it
+    "ctypes": {"linux", "templates"},  # templates/base.py stands alone: a rootfs's own Python runs it
     "psutil": {"runtime"},
     "prometheus_client": {"metrics"},
     "re2": {"runtime"},

@@ -56,7 +56,7 @@ def place(*words: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def link(name: str, pid: int, ours: str, theirs: str) -> None:
-    """Make a veth pair to a process' namespace, with an address on each end."""
+    """Make a veth pair to a process's namespace, with an address on each end."""
     inside = ("nsenter", "-t", str(pid), "-n", "ip")
     run("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
     run("ip", "addr", "add", ours, "dev", name)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bench.figures.contexts import Interpreters
     from bench.workspace import Workspace
 
-#: For the rootfs' Python; not in the default rootfs, which no context needs them in.
+#: For the rootfs's Python; not in the default rootfs, which no context needs them in.
 PACKAGES: Final = ("ipykernel==7.4.0", "jupyter-kernel-gateway==3.0.1", "websocket-client==1.9.2")
 _PYTHON: Final = "3.13"
 _CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME", "/var/cache"), "sandboxd-bench")

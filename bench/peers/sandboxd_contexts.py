@@ -152,7 +152,7 @@ def _workers_of(sandbox_id: str) -> list[int]:
 
 
 def _wait_for_template(sandbox: Sandbox) -> None:
-    """Wait until the rootfs' template is loaded, which the first context has asked for."""
+    """Wait until the rootfs's template is loaded, which the first context has asked for."""
     deadline = time.monotonic() + _LOAD_S
     while not any(item["ready"] for item in sandbox.client.info()["launcher"]["templates"]):
         if time.monotonic() > deadline:

@@ -1,1 +1,1 @@
-"""The HTTP face of the daemon: one route table, one file a resource, problems as `application/problem+json`."""
+"""The daemon's HTTP API: faces with their route tables, one file per resource, and errors as each face reports them."""

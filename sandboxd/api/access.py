@@ -1,4 +1,4 @@
-"""Who may call: a token over TCP, the peer's own credentials over the unix socket."""
+"""Access control: a bearer token over TCP, the peer's credentials over the unix socket."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UCRED: Final = struct.Struct("iII")
 
 
 class Level(enum.Enum):
-    """What a route asks of its caller."""
+    """What a route requires of its caller."""
 
     PUBLIC = "public"
     CALLER = "caller"
@@ -37,7 +37,7 @@ class Caller:
 
 
 def identify(sock: socket.socket) -> Caller:
-    """Return who connected, as the kernel noted it at connect(2)."""
+    """Return who connected, as the kernel recorded it at connect(2)."""
     if sock.family != socket.AF_UNIX:
         return Caller()
     _, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
@@ -46,12 +46,12 @@ def identify(sock: socket.socket) -> Caller:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Policy:
-    """Who is let in.
+    """Which callers are admitted.
 
     Attributes:
-        token: what TCP callers must show; None lets none in.
-        uids: unix users who are let in beside root.
-        gid: the group whose members are let in, where it exists.
+        token: the bearer token required over TCP; None rejects all TCP callers.
+        uids: unix users that are admitted besides root.
+        gid: the group whose members are admitted, if it exists.
     """
 
     token: str | None
@@ -59,20 +59,20 @@ class Policy:
     gid: int | None
 
     def admits(self, caller: Caller) -> bool:
-        """Whether the caller needs to show nothing: the kernel has told who it is, over the unix socket."""
+        """Return whether the caller needs no token: it came over the unix socket, and the kernel identified it."""
         return caller.uid is not None and (caller.uid == 0 or caller.uid in self.uids or self._in_group(caller))
 
     def check(self, caller: Caller, token: str | None, form: str) -> None:
-        """Let a caller pass who is known to the kernel, or shows the token.
+        """Admit a caller that the kernel identified as permitted, or that sent the token.
 
         Args:
             caller: who is at the other end of the connection.
-            token: what the request shows.
-            form: how a request shows the token, for who does not.
+            token: the token that the request carries.
+            form: a description of where the token is expected, for the error message.
 
         Raises:
-            Unauthenticated: over TCP without the token.
-            AccessDenied: over the unix socket as somebody who is not on the list.
+            Unauthenticated: a TCP caller did not send the token.
+            AccessDenied: a caller over the unix socket is not permitted.
         """
         if caller.uid is None:
             self._check_token(token, form)
@@ -95,12 +95,12 @@ class Policy:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TokenPlace:
-    """Where the callers of a face show the daemon's token.
+    """Where the callers of a face send the daemon's token.
 
     Attributes:
-        form: how, in words that an error tells.
-        of_request: returns the token of an HTTP request; None where it shows none.
-        of_handshake: the same for a WebSocket's handshake, with which a browser cannot send headers of its own.
+        form: a description for error messages of where the token is expected.
+        of_request: returns the token of an HTTP request; None if it has none.
+        of_handshake: the same for a WebSocket's handshake, in which a browser cannot set headers.
     """
 
     form: str
@@ -115,7 +115,7 @@ def bearer(request: Request) -> str | None:
 
 
 def in_header(name: str) -> TokenPlace:
-    """Return the place of a token that is all of a header, such as X-API-Key."""
+    """Return the place of a token that is the whole value of a header, such as X-API-Key."""
 
     def read(request: Request) -> str | None:
         return request.headers.get(name)

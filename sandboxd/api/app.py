@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(slots=True)  # not frozen: that would cost each request a microsecond
 class Admission:
-    """What a request's head asks for, and whether its caller may have it.
+    """What a request's head asks for, and whether its caller is admitted.
 
     Attributes:
-        refusal: why the caller is not let in; nothing of the request's body may be read then.
-        is_known: whether the caller has shown who it is. A route that is open to all asks nobody.
+        refusal: why the caller is not admitted; the request's body must not be read then.
+        is_known: whether the caller is authenticated. A route that is open to all does not ask.
     """
 
     found: Found
@@ -47,7 +47,7 @@ class Admission:
 
 
 class Api(QuartTrio):
-    """The daemon's HTTP application. `Exchange` asks it by `answer`; it is not to be served over ASGI."""
+    """The daemon's HTTP application. `Exchange` calls its `answer`; it is not served over ASGI."""
 
     request_class = ApiRequest
 
@@ -68,7 +68,7 @@ class Api(QuartTrio):
         self.faces = Faces(faces)
 
     def admit(self, request: Request, routed: str, caller: Caller | None, *, is_handshake: bool = False) -> Admission:
-        """Return what the head asks for and whether the caller may have it; reads nothing of the body."""
+        """Return what the head asks for and whether the caller is admitted, without reading the body."""
         found = self.faces.find(request, routed)
         if caller is None:
             refusal: SandboxdError = AccessDenied("cannot authorize the request: its sender is unknown")
@@ -91,11 +91,11 @@ class Api(QuartTrio):
         stream: trio.SocketStream,
         admitted: Callable[[], None],
     ) -> None:
-        """Serve a request for a WebSocket to its end; `admitted` is called once the caller has been let in."""
+        """Serve a request for a WebSocket until its end; calls `admitted` once the caller is admitted."""
         await socket_call.serve(self, protocol, upgrade, caller, stream, admitted)
 
     async def answer(self, call: Call, admission: Admission) -> TrioResponse:
-        """Check access and parameters, run the handler, and tell every error in the form of the request's face."""
+        """Check access and parameters, run the handler, and report every error in the form of the request's face."""
         found = admission.found
         try:
             arguments = self.prepare(call.request, admission)
@@ -116,7 +116,8 @@ class Api(QuartTrio):
         Where the path, or a face, names a sandbox, that sandbox itself is one of them.
 
         Raises:
-            SandboxdError: why there is no answer; who may not ask at all does not hear what there is.
+            SandboxdError: why there is no answer. A caller who is not admitted does not learn which routes and
+                sandboxes exist.
         """
         if admission.refusal is not None:
             raise admission.refusal

@@ -1,4 +1,4 @@
-"""JSON bodies as models: what a caller may send, and which field is wrong where it sends something else."""
+"""Reads JSON bodies into models, and names the wrong field if a body does not fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import jsontext
 
 
 class Input(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """What a caller sends; null means "as if it were not there"."""
+    """The base of what a caller sends; a null field counts as absent."""
 
 
 _T = TypeVar("_T", bound=Input)

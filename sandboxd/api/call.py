@@ -1,4 +1,4 @@
-"""What a handler gets: the request, the domain, and a stack that closes what the answer still needs."""
+"""What a handler gets: the request, the domain, and a stack of resources to close after the answer."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ JSON_TYPE: Final = "application/json"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DaemonFacts:
-    """What the composition root tells the API about the daemon."""
+    """Facts about the daemon that the composition root passes to the API."""
 
     version: str
     settings: dict[str, Any]
 
 
 class Call:
-    """One request under way.
+    """One request in progress.
 
     Attributes:
         routed: its path as the router takes it (paths.py).
-        stack: closed after the answer was sent or given up, whichever way the request ends.
+        stack: closed once the answer is sent or abandoned, however the request ends.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Call:
         return f"<Call {self.request.method} {self.request.path}>"
 
     def hold(self, sandbox: Sandbox) -> Hold:
-        """Return a hold on what the daemon keeps for this sandbox's callers, until the answer was sent or given up."""
+        """Return a hold on the sandbox's memory budget for callers, until the answer is sent or abandoned."""
         return self.stack.enter_context(sandbox.share.hold())
 
     @property
@@ -69,12 +69,12 @@ class Call:
         """Return the JSON body as a model.
 
         Raises:
-            InvalidRequest, UnknownField, BodyTooLarge: as their names say.
+            InvalidRequest, UnknownField, BodyTooLarge: the body is not acceptable.
         """
         return parse(await self.body.read_json(), model)
 
     def accepts(self) -> str:
-        """Return which of the three answers to a command the caller wants: json, sse or raw."""
+        """Return which of the three forms of a command's answer the caller wants: json, sse or raw."""
         accept = self.request.headers.get("Accept", "")
         if "text/event-stream" in accept:
             return "sse"
@@ -95,13 +95,13 @@ def nothing() -> TrioResponse:
 
 
 class Last(bytes):
-    """The last piece of a streamed body: what sends it need not wait to learn that nothing follows."""
+    """The last piece of a streamed body: the sender need not wait to learn that nothing follows."""
 
     __slots__ = ()
 
 
 class _Pieces(ResponseBody):
-    """A body that comes in pieces. What gives them is closed with the answer, whether or not it has come to its end."""
+    """A body that comes in pieces. Their source is closed with the answer, whether or not it was exhausted."""
 
     def __init__(self, pieces: AsyncIterable[bytes]) -> None:
         self._pieces = aiter(pieces)
@@ -118,7 +118,7 @@ class _Pieces(ResponseBody):
 
 
 def streamed(body: AsyncIterable[bytes], status: int, headers: dict[str, str]) -> TrioResponse:
-    """Return an answer whose body comes in pieces, of which one may be `Last`; a generator is closed at the end."""
+    """Return an answer whose body comes in pieces, one of which may be `Last`; a generator is closed at the end."""
     response = TrioResponse(b"", status)
     response.headers.pop("Content-Length", None)  # of the empty body that the constructor wants
     response.headers.update(headers)

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def everything(request: Request) -> Mapping[str, Any] | None:
-    """Claim whatever no other face has claimed."""
+    """Claim every request that no other face has claimed."""
     del request
     return {}
 
 
 def below(prefix: str) -> Callable[[Request], Mapping[str, Any] | None]:
-    """Return what claims the paths that begin with a prefix."""
+    """Return a function that claims the paths that begin with a prefix."""
 
     def claim(request: Request) -> Mapping[str, Any] | None:
         return {} if request.path.startswith(prefix) else None
@@ -36,14 +36,14 @@ class Face:
     """One API, which is a folder of handlers and a row in `faces.FACES`.
 
     Attributes:
-        name: what the code's readers call it.
-        routes: its table; a route's name must be its own among all faces' (metrics tell it).
-        tell: returns an error as its callers read it. What is no `SandboxdError` and no exception of the face's own is
-            a bug: `problems.known` logs it.
-        claim: looks at the head of a request (path, host, headers) and returns None where that is another face's.
-            Otherwise it returns the arguments of handlers that the head gives beside the path: `ref`, say, for the
-            sandbox that a host name or a header names, which handlers get as `sandbox`.
-        token: where its callers show the daemon's token.
+        name: its name in the code.
+        routes: its route table. Names of routes must be unique among all faces, since metrics report them.
+        tell: converts an exception to an answer in the face's form. An exception that is neither a `SandboxdError` nor
+            the face's own is a bug, which `problems.known` logs.
+        claim: inspects the head of a request (path, host, headers) and returns None if another face serves it.
+            Otherwise it returns handler arguments that the head gives besides the path, such as `ref` for a sandbox
+            named by a host name or a header; handlers get that one as `sandbox`.
+        token: where its callers send the daemon's token.
     """
 
     name: str

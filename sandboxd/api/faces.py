@@ -1,4 +1,4 @@
-"""The registry of faces: whose a request is, and which route of that face's it is for."""
+"""The registry of faces: finds the face and the route that serve a request."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Found(NamedTuple):
     """What a request's head asks for.
 
     Attributes:
-        route: None where the face has no such route, which `missing` says.
-        arguments: its handler's, from the path and from what the face has seen in the head.
+        route: the route; None if the face has no such route, which `missing` then reports.
+        arguments: the handler's arguments, from the path and from the face's `claim`.
     """
 
     face: Face
@@ -39,7 +39,7 @@ class Found(NamedTuple):
 
 
 class Faces:
-    """The faces of one application, each with its table ready to be searched."""
+    """The faces of one application, each with its compiled route table."""
 
     def __init__(self, faces: Iterable[Face] = FACES) -> None:
         self._tables = [(face, _table(face)) for face in faces]
@@ -51,7 +51,7 @@ class Faces:
         return f"<Faces {' '.join(face.name for face, _ in self._tables)}>"
 
     def find(self, request: Request, routed: str) -> Found:
-        """Return what a request is for; `routed` is its path as the router takes it (http/target.py)."""
+        """Return the face and route for a request; `routed` is its path as the router reads it (http/target.py)."""
         for entry in self._tables:
             given = entry[0].claim(request)
             if given is not None:

@@ -1,8 +1,8 @@
-r"""JSON in and out, for every face: one strict parser of what callers send, one encoder that nothing they sent breaks.
+r"""JSON for every face: one strict parser for what callers send, and one encoder that no text can break.
 
-What is refused in: text that is no UTF-8, a lone surrogate (`"\ud800"`: JSON's grammar has it, no encoding does),
-NaN, infinities and numbers that become one (`1e999`), and nesting that no parser follows. So no text of a caller's is
-one that cannot be written: not to a sandbox, not to a log, not back to the caller.
+The parser refuses text that is not UTF-8, lone surrogates (`"\ud800"`: JSON's grammar allows them, no encoding does),
+NaN, infinities, numbers that become one (`1e999`), and excessive nesting. So every text that a caller sends can be
+written to a sandbox, to a log, and back to the caller.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _Pairs = list[tuple[str, Any]]
 
 
 def parse(data: bytes | bytearray | str, *, what: str = "the body", unique: bool = False) -> Any:  # noqa: ANN401 - any JSON value
-    """Return what a JSON text says; `unique` refuses an object that has a key twice, else the last one holds.
+    """Return the value of a JSON text. `unique` refuses objects with a repeated key; otherwise the last one counts.
 
     Raises:
-        InvalidRequest: it is none, or one of those that the module names.
+        InvalidRequest: the text is not JSON, or has one of the faults that the module's docstring lists.
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
@@ -71,9 +71,9 @@ def _finite(text: str) -> float:
 
 
 def encode(value: Any, enc_hook: Callable[[Any], Any] | None = str) -> bytes:  # noqa: ANN401 - any value
-    """Return a value as JSON, whatever text is in it: what has no bytes in UTF-8 becomes U+FFFD.
+    """Return a value as JSON, whatever text it contains: what UTF-8 cannot encode becomes U+FFFD.
 
-    What JSON has no form for becomes what `enc_hook` makes of it, its text where nothing else is said.
+    `enc_hook` converts types that JSON does not have; by default they become their text.
     """
     try:
         return msgspec.json.encode(value, enc_hook=enc_hook)

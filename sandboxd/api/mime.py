@@ -1,8 +1,8 @@
-"""What type a file's content has: by a table of our own, so that it is the same on every host and for every face.
+"""Content types of files, from a table of our own, so that they are the same on every host and for every face.
 
-The type is the name's, where the table knows its ending. Where it does not, or where the name says text and the bytes
-are none, the bytes decide: text is what is UTF-8 without NUL. So a type, and whether content can go out as text, never
-disagree. Types are those that IANA has; where it has none, what is usual.
+The name decides if the table knows its extension. If it does not, or if the name says text and the bytes are not, the
+bytes decide: text is valid UTF-8 without NULs. So the type never contradicts whether the content can be sent as text.
+Types are those registered with IANA, or the usual ones where IANA has none.
 """
 
 from __future__ import annotations
@@ -186,25 +186,25 @@ _TEXT_TYPES: Final = frozenset(
 
 
 class Kind(NamedTuple):
-    """What a file's content is: its type, and whether it is no text."""
+    """A file's content type, and whether the content is binary."""
 
     type: str
     is_binary: bool
 
 
 def type_of(path: str) -> str | None:
-    """Return the type that a name's last ending stands for, in either case; None for none that is known."""
+    """Return the type for a name's last extension, ignoring case; None if it is unknown."""
     stem, dot, ending = path.rpartition("/")[2].rpartition(".")
     return _TYPES.get(ending.lower()) if dot and stem else None
 
 
 def kind_of(path: str, head: bytes, *, is_whole: bool) -> Kind:
-    """Return what a file is by its name and its first `HEAD_BYTES` or more; `is_whole` says that they are all."""
+    """Return a file's kind from its name and its first `HEAD_BYTES` or more; `is_whole`: that is all of it."""
     return kind_by(path, is_binary=not is_text(head, is_whole=is_whole))
 
 
 def kind_by(path: str, *, is_binary: bool) -> Kind:
-    """Return what a file is by its name, and by whether its content is no text."""
+    """Return the kind of a file from its name and from whether its content is binary."""
     known = type_of(path)
     if known is not None and not is_text_type(known):
         return Kind(known, True)
@@ -214,12 +214,12 @@ def kind_by(path: str, *, is_binary: bool) -> Kind:
 
 
 def is_text_type(name: str) -> bool:
-    """Tell whether content of this type is text."""
+    """Return whether content of this type is text."""
     return name.startswith("text/") or name.endswith(("+json", "+xml")) or name in _TEXT_TYPES
 
 
 def is_text(head: bytes, *, is_whole: bool) -> bool:
-    """Return whether bytes are text: UTF-8 without a NUL; the end may cut a character unless it `is_whole`."""
+    """Return whether bytes are text: UTF-8 without NULs. Unless `is_whole`, the end may cut a character."""
     if b"\0" in head:
         return False
     try:

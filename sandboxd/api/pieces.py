@@ -1,8 +1,8 @@
-"""Answers in pieces: large JSON, and what follows a source. No step of the loop encodes more than a little of one.
+"""Answers in pieces: large JSON, and streams that follow a source. Each step encodes only a little.
 
-One `msgspec.json.encode` of 16 MiB holds the interpreter for half a second, in whatever thread it runs. So what may be
-large (output, results, lists) goes through `encode`, which yields what one encoding would give in parts, and makes the
-next part only when the last one is on its way: neither the text nor its JSON is ever there as a whole.
+One `msgspec.json.encode` of 16 MiB holds the interpreter for half a second, in whatever thread it runs. So whatever may
+be large (output, results, lists) goes through `encode`. It yields the JSON in parts, and makes each part only when the
+previous one is on its way, so neither the text nor its JSON is ever in memory as a whole.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _NO_LINE_ENDS: Final = bytes.maketrans(b"\r\n", b"  ")
 
 
 class Text:
-    """Bytes that a JSON answer shows as one text: UTF-8 (what is none becomes U+FFFD) or base64.
+    """Bytes that a JSON answer contains as one text: UTF-8 (invalid bytes become U+FFFD) or base64.
 
-    Where `parts` has more than one, a character that ends in the next one is whole.
+    A character may be split between two of the `parts`.
     """
 
     def __init__(self, parts: Sequence[bytes | bytearray], encoding: str = "utf-8") -> None:
@@ -87,14 +87,14 @@ class Text:
 
 
 def _quoted(text: str) -> bytes:
-    """Return a text as JSON, without its quotes."""
+    """Return a text as a JSON string, without the quotes."""
     return msgspec.json.encode(text)[1:-1]
 
 
 def encode(value: Any) -> Iterator[bytes]:  # noqa: ANN401 - anything that JSON holds
     """Yield the JSON of `value` in parts, on one line.
 
-    Beside what msgspec takes: `Text`, and for a list any iterable, whose items are asked for one by one.
+    Besides msgspec's types, `value` may contain `Text`, and any iterable as a list, whose items are taken one by one.
     """
     if isinstance(value, Text):
         yield from value.encode()
@@ -146,7 +146,7 @@ def _encode_items(items: Iterable[Any]) -> Iterator[bytes]:
 
 
 def _is_small(item: Any) -> bool:  # noqa: ANN401 - anything that JSON holds
-    """Return whether one step may encode an item of a list: it is a row, and none of its fields is long."""
+    """Return whether a list's item may be encoded in one step: it is a flat row without long fields."""
     if isinstance(item, msgspec.Struct | Mapping):
         return all(_is_short(field) for _, field in fields_of(item))
     return _is_short(item)
@@ -159,7 +159,7 @@ def _is_short(field: Any) -> bool:  # noqa: ANN401 - anything that JSON holds
 
 
 def ascii_only(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield JSON in ASCII alone, for readers that decode each piece of the network's for itself."""
+    """Yield JSON in ASCII only, for clients that decode each network read by itself."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     for part in parts:
         if part.isascii():
@@ -172,7 +172,7 @@ def ascii_only(parts: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def fields_of(value: msgspec.Struct | Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the names and values of an object, as its JSON has them."""
+    """Yield the names and values of an object, as they appear in its JSON."""
     if isinstance(value, Mapping):
         yield from value.items()
         return
@@ -188,9 +188,9 @@ def _names(cls: type[msgspec.Struct]) -> tuple[tuple[str, str], ...]:
 
 
 def joined(parts: Iterable[bytes], *, is_last: bool = False) -> Iterator[bytes]:
-    """Yield parts as what goes out at once: about `CHUNK_BYTES`, less at the end, no piece without any bytes.
+    """Yield parts joined into pieces of about `CHUNK_BYTES`, fewer at the end; no piece is empty.
 
-    The next part is asked for when the piece before it is on its way. With `is_last` the end of it is `Last`.
+    The next part is requested once the piece before it is on its way. With `is_last` the final piece is `Last`.
     """
     found: list[bytes] = []
     size = 0
@@ -205,7 +205,7 @@ def joined(parts: Iterable[bytes], *, is_last: bool = False) -> Iterator[bytes]:
 
 
 async def each(pieces: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
-    """Yield pieces; each is on its way before the next is made, which lets the other tasks run."""
+    """Yield pieces. Each is on its way before the next is made, which lets other tasks run."""
     for piece in pieces:
         yield piece
 
@@ -217,14 +217,14 @@ async def follow(
     first: bytes = b"",
     idle: bytes = sse.KEEP_ALIVE,
 ) -> AsyncGenerator[bytes, None]:
-    """Yield what goes out of a source until its end, or until it fails.
+    """Yield a source's output until it ends or fails.
 
     Args:
-        take: waits for what comes next, and returns its parts and whether nothing comes after them. It may be
-            cancelled, and is asked again then.
-        tell: returns what tells of a failure, or raises it again: that cuts the connection.
-        first: what goes out before anything is waited for.
-        idle: goes out when `take` has returned nothing for `KEEP_ALIVE_S`; nothing for no such sign.
+        take: waits for the next output, and returns its parts and whether they are the last. It may be cancelled, and
+            is then called again.
+        tell: returns the bytes that report a failure, or raises it again, which cuts the connection.
+        first: sent before the first wait.
+        idle: sent when `take` has not returned for `KEEP_ALIVE_S`; empty: nothing is sent.
     """
     if first:
         yield first
@@ -246,7 +246,7 @@ async def follow(
 
 
 def answer_in_pieces(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> TrioResponse:  # noqa: ANN401
-    """Return a JSON answer that may be large; a small one goes out as any other."""
+    """Return a JSON answer that may be large; a small one is sent like any other."""
     pieces = joined(encode(value), is_last=True)
     first = next(pieces)
     if isinstance(first, Last):

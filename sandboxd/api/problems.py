@@ -28,11 +28,11 @@ _RESERVED: Final = frozenset({"type", "title", "status", "detail", "kind"})
 
 
 class Told(NamedTuple):
-    """An error as the callers of a face read it.
+    """An error in the form of a face.
 
     Attributes:
-        kind: what a program tells errors apart by; also why a WebSocket is closed.
-        close_code: what a WebSocket is closed with after its handshake.
+        kind: the word by which programs tell errors apart; also the reason with which a WebSocket is closed.
+        close_code: the code with which a WebSocket is closed after its handshake.
     """
 
     kind: str
@@ -43,7 +43,7 @@ class Told(NamedTuple):
 
 
 def known(error: Exception) -> errors.SandboxdError:
-    """Return `error` if it is one of ours; anything else is a bug: log its traceback and tell no details."""
+    """Return `error` if it is one of ours. Anything else is a bug: log its traceback and reveal no details."""
     if isinstance(error, errors.SandboxdError):
         return error
     _log.error("Failed with an unexpected %s", type(error).__name__, exc_info=error)
@@ -70,7 +70,7 @@ def to_dict(error: errors.SandboxdError) -> dict[str, Any]:
 
 
 def to_json(error: errors.SandboxdError) -> bytes:
-    """Return the problem object as JSON, whatever is in its facts."""
+    """Return the problem object as JSON, whatever its facts contain."""
     return jsontext.encode(to_dict(error))
 
 

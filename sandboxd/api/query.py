@@ -1,7 +1,7 @@
-"""The parameters of a query as a model: a field for each, whose type says how its text is read.
+"""Query parameters as a model: one field for each, whose type says how to read its text.
 
-Fields are texts, whole numbers (`int`), numbers (`float`), flags (`bool`) or one of a few words (`Literal`). A model
-may inherit fields that no text can hold, such as a command's variables: these are no parameters.
+Fields are text, `int`, `float`, flags (`bool`) or one of a few words (`Literal`). A model may inherit fields that
+cannot be written as text, such as a command's variables; these are not parameters.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def read(request: Request, model: type[_T]) -> _T:
     """Return the parameters of a request.
 
     Raises:
-        UnknownField: the route has no parameter of that name.
-        InvalidRequest: one is given twice, or cannot be read.
+        UnknownField: the route has no such parameter.
+        InvalidRequest: a parameter is repeated, or its value is invalid.
     """
     given: dict[str, Any] = {}
     if request.query_string:
@@ -75,7 +75,7 @@ def _described(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _readers(model: type[Input]) -> dict[str, _Reader]:
-    """Return how the text of each parameter becomes its value."""
+    """Return a function for each parameter that converts its text to its value."""
     shape = inspect.type_info(model)
     assert isinstance(shape, inspect.StructType)  # noqa: S101 - it is one
     found = {field.encode_name: _reader(field.type) for field in shape.fields}

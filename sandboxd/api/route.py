@@ -1,4 +1,4 @@
-"""A row of a route table: path, methods, handler, access and what goes in and out."""
+"""A row of a route table: path, methods, handler, access, and the models of request and answer."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Route:
     """One row.
 
     Attributes:
-        name: the operation's, in words of the API that stay: metrics and openapi.json tell it.
+        name: the operation's name. It is stable, since metrics and openapi.json report it.
         query: the model of the query's parameters (query.py), which the handler gets as `query`; `Input` for none.
         body: the model of the JSON body; bytes for any bytes; None for none.
         result: the model of the answer; bytes for bytes; str for plain text; None for no content.
-        kinds: the error kinds of its own, beside those that any route can give.
-        websocket: whether the handler gets a `SocketCall` instead of a `Call`, and answers nothing.
+        kinds: the route's own error kinds, besides those that any route can return.
+        websocket: whether the handler gets a `SocketCall` instead of a `Call`, and returns no answer.
     """
 
     name: str

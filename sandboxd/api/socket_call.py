@@ -1,4 +1,4 @@
-"""A request for a WebSocket under way: routed, let in and refused by the same rules as any other."""
+"""A WebSocket request in progress: routed, admitted and refused by the same rules as any other."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ async def serve(
     stream: trio.SocketStream,
     admitted: Callable[[], None],
 ) -> None:
-    """Serve a request for a WebSocket to its end; an error before the handshake is answered as its face tells it.
+    """Serve a WebSocket request until its end; an error before the handshake is answered in the face's form.
 
-    `admitted` is called once the caller has been let in.
+    Calls `admitted` once the caller is admitted.
     """
     routed, query = target.split(upgrade.target)
     request = Request("GET", "ws", None, "", target.plain(routed), query, upgrade.headers, None)
@@ -59,7 +59,7 @@ async def serve(
 
 
 async def _handle(call: SocketCall, found: Found, arguments: dict[str, Any]) -> None:
-    """Run a handler; an error after the handshake becomes a close code."""
+    """Run a handler; an error after the handshake closes the socket with the error's close code."""
     assert found.route is not None  # noqa: S101 - `prepare` has raised otherwise
     try:
         async with call.stack:

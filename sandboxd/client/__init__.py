@@ -2,8 +2,9 @@
 
 The layers, inside out: `models` (values), `calls` and the `*_calls` modules (each request written once, no I/O, with
 the name, arguments and docstring of the method that sends it), `client` and `async_client` (send a call), `verbs`
-(makes both kinds of methods of requests), `sandbox` and `async_sandbox` with their streams (the names that people use).
-What waits in a way of its own is twins by hand: streams, context managers, and files that are read or written here.
+(makes both kinds of methods from requests), `sandbox` and `async_sandbox` with their streams (the names that people
+use). Code that waits in its own way is written twice by hand: streams, context managers, and reading and writing local
+files.
 """
 
 from .async_client import AsyncClient

@@ -1,4 +1,4 @@
-"""Code contexts in the asynchronous SDK: the methods that `AsyncSandbox` has of them, and a run's stream."""
+"""Code contexts in the asynchronous SDK: the methods of `AsyncSandbox`, and a run's stream."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class AsyncCodeStream(RunStream, AsyncItemStream[RunRequest, RunItem, CodeResult
 
 
 class AsyncCodeMethods(AsyncPart):
-    """What `AsyncSandbox` can do with code contexts."""
+    """The code context methods of `AsyncSandbox`."""
 
     create_code_context = async_verb(code_calls.create_code_context)
     list_code_contexts = async_verb(code_calls.list_code_contexts)

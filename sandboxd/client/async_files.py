@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class AsyncFilesPart(AsyncFileTreePart):
-    """Methods of `AsyncSandbox`. Paths are absolute; bytes stand for names that are no UTF-8.
+    """Methods of `AsyncSandbox`. Paths are absolute; pass bytes for names that are not valid UTF-8.
 
-    They raise `FileNotFound`, `NotAFile`, `FileExists`, `FilePermissionDenied` and `QuotaExceeded`, as the names say.
+    They raise `FileNotFound`, `NotAFile`, `FileExists`, `FilePermissionDenied` and `QuotaExceeded`.
     """
 
     # --- one file ---
@@ -42,7 +42,7 @@ class AsyncFilesPart(AsyncFileTreePart):
         return (await self.read_file(path)).decode("utf-8", errors)
 
     async def download(self, path: SandboxPath, target: IO[bytes]) -> int:
-        """Copy a file into the open file `target` (written in a thread) as it arrives; return how many bytes."""
+        """Copy a file into the open file `target` (written in a thread) as it arrives; return the number of bytes."""
         count = 0
         async with self.read_file_stream(path) as stream:
             async for piece in stream:
@@ -51,18 +51,18 @@ class AsyncFilesPart(AsyncFileTreePart):
         return count
 
     async def write_file(self, path: SandboxPath, data: AsyncFileContent, *, mode: int | None = None) -> int:
-        """Make or replace a file and return its size; directories above it are made.
+        """Create or replace a file and return its size; missing parent directories are created.
 
-        It appears when it is whole; until then the old one stays.
+        The file appears once it is complete; until then the old one stays.
 
         Args:
-            path: absolute.
+            path: an absolute path.
             data: bytes, text (UTF-8), an open file (read in a thread), or a plain or async iterable of bytes.
-            mode: such as 0o755; else that of the file that is replaced, or 0o644.
+            mode: permission bits, such as 0o755; default: those of the replaced file, or 0o644.
 
         Raises:
             QuotaExceeded: the sandbox's disk is full.
-            FilePermissionDenied: the sandbox's own rights refuse it.
+            FilePermissionDenied: the sandbox's own permissions do not allow it.
         """
         return await self.client.send(
             file_calls.write_file(self.id, path, async_content(data), mode, size_of_file(data))

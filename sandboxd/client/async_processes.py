@@ -1,4 +1,4 @@
-"""What an `AsyncSandbox` can do with processes, for code on trio or asyncio."""
+"""The process methods of `AsyncSandbox`, for code on trio or asyncio."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class AsyncExecStream(AsyncItemStream[ExecRequest, OutputChunk, ExitStatus]):
     """A running command: `async with` starts it, `async for` yields its output, `wait` waits for its end.
 
-    Leaving the block before the command has ended (also by cancellation) kills the command unless it is detached,
-    so nothing runs on unseen. Reading is what makes a command go on: one whose output nobody reads waits.
+    Leaving the block before the command has ended (also by cancellation) kills the command, unless it is detached. The
+    command waits while nobody reads its output.
 
     Attributes:
         process_id: the id of the process; empty before the block is entered.
@@ -67,9 +67,9 @@ class AsyncExecStream(AsyncItemStream[ExecRequest, OutputChunk, ExitStatus]):
 class AsyncLogStream(LogState, AsyncClosing):
     """The log of a process: `async with` opens it, `async for` yields the output, `wait` waits for the process to end.
 
-    A connection that breaks is made again where it was, with nothing lost or doubled, also over a restart of the
-    daemon. Leaving it does nothing to the process, which never waits for a reader; what its log dropped before we came
-    to it is counted.
+    If the connection breaks, even because the daemon restarts, the stream reconnects and continues without losing or
+    repeating output. Closing it does not affect the process, which never waits for a reader; `dropped_bytes` counts the
+    output that the log dropped before it could be read.
 
     Attributes:
         process_id: the id of the process.
@@ -172,7 +172,7 @@ class AsyncProcessPart(AsyncPart):
     open_pty = stream_verb(process_calls.open_pty, AsyncPty)
 
     async def list_processes(self) -> list[ProcessInfo]:
-        """Return the processes that run, and those that have ended and are still known."""
+        """Return the running processes, and the ended ones that the daemon still lists."""
         found: list[ProcessInfo] = []
         cursor: str | None = None
         while True:

@@ -96,7 +96,7 @@ class AsyncPty(PtyState, AsyncClosing):
         await self._send(self._wire.resize(cols, rows))
 
     async def close(self) -> None:
-        """Leave the terminal, even in a cancelled task; it keeps running for its linger time."""
+        """Disconnect, even in a cancelled task; the terminal keeps running for its `linger` time."""
         if self._stream is None:
             return
         with anyio.move_on_after(1, shield=True), contextlib.suppress(SandboxdError):

@@ -56,8 +56,8 @@ class AsyncSandbox(AsyncEnding, AsyncCodeMethods, AsyncFilesPart, AsyncProcessPa
     """A sandbox. Get one from `create`, `connect` or `list`; do not call the constructor.
 
     As a context manager it destroys the sandbox at the end of the block, even when the task is cancelled:
-    `async with AsyncSandbox.create() as sandbox`. Without `client=` each sandbox makes connections of its own, from
-    SANDBOXD_URL and SANDBOXD_TOKEN, and closes them with `destroy` or `close`.
+    `async with AsyncSandbox.create() as sandbox`. Without `client=` each sandbox opens its own connections, using
+    SANDBOXD_URL and SANDBOXD_TOKEN, and closes them in `destroy` or `close`.
 
     Every method raises a subclass of `SandboxdError`: `SandboxNotFound` when the sandbox is gone,
     `DaemonUnavailable` when no daemon answers, and the errors listed for the method.

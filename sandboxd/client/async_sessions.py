@@ -26,9 +26,9 @@ P = ParamSpec("P")
 class AsyncSession(AsyncEnding):
     """Commands that share a shell's state: working directory, variables, functions, aliases, options.
 
-    Made by `AsyncSandbox.create_session` and `get_session`. Its commands run one after the other, those of other
-    sessions beside them. Whatever a command does (`exit`, `exec`, a timeout), the session goes on; what a command
-    leaves running goes on too. As a context manager it deletes the session at the end of the block.
+    Get one from `AsyncSandbox.create_session` or `get_session`. A session's commands run one after the other; different
+    sessions run in parallel. Nothing that a command does (`exit`, `exec`, a timeout) ends the session, and processes
+    that a command leaves behind keep running. As a context manager it deletes the session at the end of the block.
     """
 
     def __init__(self, sandbox: AsyncSessionPart, info: SessionInfo) -> None:
@@ -78,5 +78,5 @@ class AsyncSessionPart(AsyncPart):
     delete_session = async_verb(session_calls.delete_session)
 
     async def list_sessions(self) -> list[AsyncSession]:
-        """Return every session, the oldest first."""
+        """Return every session, oldest first."""
         return [AsyncSession(self, info) for info in await self.client.send(session_calls.list_sessions(self.id))]

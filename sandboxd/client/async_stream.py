@@ -1,4 +1,4 @@
-"""Streams of the asynchronous SDK: what they have in common, a file's bytes, and changes of files."""
+"""Streams of the asynchronous SDK: their common base, a file's bytes, and file changes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Endless = TypeVar("Endless", bound="calls.Reader[Any]")
 
 
 class Body:
-    """An answer's body, and its end.
+    """An answer's body, and its close.
 
     httpx reads through five nested async generators. One that is dropped half-way is left to the garbage collector,
     and trio warns of each; so `close` runs them to their end, which is at hand once the connection is closed.
@@ -47,7 +47,7 @@ class Body:
         return await anext(self._pieces, None)
 
     async def close(self) -> None:
-        """Drop the connection, also in a task that is cancelled; closing waits for nobody."""
+        """Drop the connection, even in a cancelled task; closing does not wait."""
         if self._closed:
             return
         self._closed = True
@@ -60,7 +60,7 @@ class Body:
 
 
 async def run(call_back: Callable[[], object] | None) -> None:
-    """Make a call, if there is one, and await what it returns if that can be awaited."""
+    """Make a call, if there is one, and await its result if that is awaitable."""
     if call_back is not None:
         answer = call_back()
         if inspect.isawaitable(answer):
@@ -100,7 +100,7 @@ class AsyncClosing:
         await self.close()
 
     async def close(self) -> None:
-        """Give back what it holds."""
+        """Release its resources."""
         raise NotImplementedError
 
 
@@ -140,7 +140,7 @@ class AsyncReading(AsyncClosing):
 
 
 class AsyncItemStream(AsyncReading, Generic[Q, Item, T]):
-    """The items of an answer, and what they come to: `result`."""
+    """The items of an answer, and the final `result`."""
 
     def __init__(self, client: AsyncClient, request: Q) -> None:
         super().__init__(client, request.call)
@@ -170,7 +170,7 @@ class AsyncItemStream(AsyncReading, Generic[Q, Item, T]):
         return item
 
     async def close(self) -> None:
-        """Drop the connection; what still runs is ended (a command killed, code interrupted), unless it is detached."""
+        """Drop the connection. Unless detached, a running command is killed and running code is interrupted."""
         self._closed = True
         await super().close()
 
@@ -199,7 +199,7 @@ class AsyncItemStream(AsyncReading, Generic[Q, Item, T]):
 
 
 async def follow(client: AsyncClient, request: calls.Streamed[Item, T]) -> T:
-    """Send a request, read its answer as it comes, and return what it came to."""
+    """Send a request, read its answer as it comes, and return the result."""
     stream: AsyncItemStream[calls.Streamed[Item, T], Item, T] = AsyncItemStream(client, request)
     async with stream:
         return await stream._finish()
@@ -225,7 +225,7 @@ class AsyncFileStream(AsyncReading):
 
 
 class AsyncReaderStream(AsyncReading, Generic[Endless, Item]):
-    """An endless answer's items."""
+    """The items of an endless answer."""
 
     def __init__(self, client: AsyncClient, reader: Endless) -> None:
         super().__init__(client, reader.call)

@@ -41,7 +41,7 @@ UPLOAD_CHUNK_BYTES: Final = 256 * 1024
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StreamCall:
-    """A request whose answer is read as it comes. `timeout_s` bounds each wait for bytes; None waits for ever."""
+    """A request whose answer is read as it comes. `timeout_s` bounds each wait for bytes; None: no timeout."""
 
     method: str
     path: str
@@ -123,7 +123,7 @@ class TextCall(Call[str]):
 
 
 class Streamed(Generic[Item, T]):
-    """A request whose answer is read as it comes: items, and what they came to. For one use."""
+    """A request whose answer is read as it comes: items, then a result. For one use."""
 
     def __init__(self, call: StreamCall) -> None:
         self.call = call
@@ -154,7 +154,7 @@ class Streamed(Generic[Item, T]):
 
 
 class Reader(Protocol[Item_co]):
-    """A request whose answer has no end of its own, and the reader of what it tells."""
+    """A request whose answer is endless, and the reader of its items."""
 
     call: StreamCall
     #: Whether nothing more comes.
@@ -170,7 +170,7 @@ class Reader(Protocol[Item_co]):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Steps:
-    """Requests that are sent one after the other, and the errors that are none here."""
+    """Requests that are sent one after the other, and the errors to ignore."""
 
     calls: Iterable[Call[None]]
     ignored: tuple[type[SandboxdError], ...] = ()
@@ -181,17 +181,17 @@ Request: TypeAlias = Call[T] | Streamed[Any, T]
 
 
 def given(**fields: Json) -> dict[str, Any]:
-    """Return a body that has what was given: None is left out."""
+    """Return a body with the fields that are not None."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def listed(parse: Callable[[Json], T]) -> Callable[[Json], list[T]]:
-    """Return what reads an answer of items."""
+    """Return a parser for an answer with items."""
     return lambda value: [parse(item) for item in value["items"]]
 
 
 def paged(parse: Callable[[Json], T]) -> Callable[[Json], tuple[list[T], str | None]]:
-    """Return what reads a page: the items, and the cursor of the next page where there is one."""
+    """Return a parser for a page: the items, and the cursor of the next page if there is one."""
 
     def parse_page(value: Json) -> tuple[list[T], str | None]:
         following = value.get("next")
@@ -201,11 +201,11 @@ def paged(parse: Callable[[Json], T]) -> Callable[[Json], tuple[list[T], str | N
 
 
 def read_events(decoder: SseDecoder, data: bytes, complaint: str) -> Iterator[tuple[str, Json]]:
-    """Take bytes of a stream and give the events that they complete, each with its kind.
+    """Take bytes of a stream and yield the events that they complete, each with its kind.
 
     Raises:
-        SandboxdError: what the daemon says broke the stream, as its kind.
-        RemoteProtocolError: an event is no JSON; `complaint` says so.
+        SandboxdError: the error with which the daemon ended the stream.
+        RemoteProtocolError: an event is not JSON; its message is `complaint`.
     """
     for event in decoder.feed(data):
         try:
@@ -218,7 +218,7 @@ def read_events(decoder: SseDecoder, data: bytes, complaint: str) -> Iterator[tu
 
 
 def nothing(_: Json) -> None:
-    """Read an answer that says nothing."""
+    """Read an answer without content."""
     return None
 
 
@@ -230,7 +230,7 @@ def sandbox_path(key: str, rest: str = "") -> str:
 
 
 def limits_json(limits: Limits | Mapping[str, Any]) -> dict[str, Any]:
-    """Return limits as JSON holds them; of a `Limits` only what it says."""
+    """Return limits as JSON; of a `Limits`, only the fields that are set."""
     if isinstance(limits, Limits):
         limits = given(**{item.name: getattr(limits, item.name) for item in dataclasses.fields(limits)})
     return {name: _io_json(value) if isinstance(value, IoLimits) else value for name, value in limits.items()}
@@ -255,12 +255,12 @@ def info(_: None) -> Call[dict[str, Any]]:
 
 
 def metrics(_: None, *, sandboxes: bool = True) -> Call[str]:
-    """Return the daemon's metrics in the Prometheus text format; `sandboxes` includes those of each sandbox."""
+    """Return the daemon's metrics in the Prometheus text format, with those of each sandbox if `sandboxes` is true."""
     return TextCall("GET", f"/v1/metrics?sandboxes={str(sandboxes).lower()}", accept="text/plain", what="metrics")
 
 
 def network_json(network: str | Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the API takes: a mode alone is that of a network that has nothing else to say."""
+    """Return the network as the API takes it; a mode alone becomes an object."""
     return {"mode": network} if isinstance(network, str) else dict(network)
 
 

@@ -1,4 +1,4 @@
-"""Code contexts in the synchronous SDK: the methods that `Sandbox` has of them, and a run's stream."""
+"""Code contexts in the synchronous SDK: the methods of `Sandbox`, and a run's stream."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class CodeStream(RunStream, ItemStream[RunRequest, RunItem, CodeResult]):
 
 
 class CodeMethods(Part):
-    """What `Sandbox` can do with code contexts."""
+    """The code context methods of `Sandbox`."""
 
     create_code_context = sync_verb(code_calls.create_code_context)
     list_code_contexts = sync_verb(code_calls.list_code_contexts)

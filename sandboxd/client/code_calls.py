@@ -1,4 +1,4 @@
-"""The requests of code contexts, and the reader of a run's events; without I/O, as calls.py."""
+"""The requests of code contexts, and the reader of a run's events; no I/O (see `calls`)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def create_code_context(
     """Start an interpreter that keeps its state between runs.
 
     Args:
-        language: python, javascript or typescript (py, js, ts).
+        language: python, javascript or typescript (or py, js, ts).
         cwd: the working directory, absolute; default: the sandbox's.
         env: environment variables, added to the sandbox's.
 
@@ -77,7 +77,7 @@ def create_code_context(
 
 
 def get_code_context(key: str, context: CodeContext | str) -> Call[CodeContext]:
-    """Return a context as it is now."""
+    """Return a context's current state."""
     return Call("GET", _context_path(key, context), what="context", parse=parse_context)
 
 
@@ -87,30 +87,30 @@ def list_code_contexts(key: str) -> Call[list[CodeContext]]:
 
 
 def delete_code_context(key: str, context: CodeContext | str) -> Call[None]:
-    """End a context and all that it started."""
+    """End a context and everything it started."""
     return Call("DELETE", _context_path(key, context), what="answer", parse=nothing)
 
 
 def interrupt_code_context(key: str, context: CodeContext | str) -> Call[bool]:
-    """Interrupt the present run, wait until it is over, and return whether there was one."""
+    """Interrupt the current run, wait for its end, and return whether there was one."""
     path = _context_path(key, context, "/interrupt")
     return Call("POST", path, what="answer", parse=lambda value: bool(value["interrupted"]))
 
 
 def restart_code_context(key: str, context: CodeContext | str) -> Call[CodeContext]:
-    """Start a context's interpreter anew, without its state."""
+    """Restart a context's interpreter; its state is lost."""
     return Call("POST", _context_path(key, context, "/restart"), what="context", parse=parse_context)
 
 
 def complete_code(key: str, context: CodeContext | str, code: str, cursor: int | None = None) -> Call[dict[str, Any]]:
-    """Return what may follow at the cursor: `matches`, which replace the code from `start` to `end`."""
+    """Return the completions at the cursor: `matches`, each of which replaces the code from `start` to `end`."""
     return _ask(key, context, "complete", code=code, cursor=cursor)
 
 
 def inspect_code(
     key: str, context: CodeContext | str, code: str, cursor: int | None = None, *, detail: bool = False
 ) -> Call[dict[str, Any]]:
-    """Return what the name at the cursor is: `found`, `name`, `text`."""
+    """Return a description of the name at the cursor: `found`, `name`, `text`."""
     return _ask(key, context, "inspect", code=code, cursor=cursor, detail=detail)
 
 
@@ -132,18 +132,18 @@ def run_code(  # noqa: PLR0913 - the fields of a run, all by keyword
     on_result: Callable[[Result], object] | None = None,
     on_error: Callable[[CodeError], object] | None = None,
 ) -> Request[CodeResult]:
-    """Run code to its end and return what came of it; an exception of the code's is a result, not an error.
+    """Run code, wait for it to end, and return its result. An exception in the code is a result, not an error.
 
     Args:
         code: up to 1 MiB of text.
-        context: where; else the default context of `language`.
+        context: the context to run it in; default: the default context of `language`.
         language: python (the default), javascript or typescript.
         env: variables for this run only.
-        timeout: seconds after which it is interrupted; the context keeps its state.
-        on_stdout: called with each piece of standard output as it comes; in asynchronous code, what it returns is
-            awaited if it can be.
+        timeout: seconds after which the code is interrupted; the context keeps its state.
+        on_stdout: called with each piece of standard output as it arrives; in asynchronous code it may be a coroutine
+            function.
         on_stderr: the same for standard error.
-        on_result: called with each value that it shows.
+        on_result: called with each value that the code displays.
         on_error: called with the exception that ended it.
 
     Raises:
@@ -172,9 +172,9 @@ def run_code_stream(  # noqa: PLR0913 - the fields of a run, all by keyword
     on_result: Callable[[Result], object] | None = None,
     on_error: Callable[[CodeError], object] | None = None,
 ) -> RunRequest:
-    """Start a run and return its stream; with `detach` it goes on when the stream is closed.
+    """Start a run and return its stream. With `detach` the run continues after the stream is closed.
 
-    In asynchronous code `async with` starts it.
+    In asynchronous code, `async with` starts it.
     """
     run = _run_call(key, context, language, env, code=code, timeout_s=timeout, detach=detach or None)
     return RunRequest(run, {"stdout": on_stdout, "stderr": on_stderr, "result": on_result, "error": on_error})
@@ -191,21 +191,21 @@ def _run_call(
 
 
 def follow_code(key: str, context: CodeContext | str, run_id: str, start: int = 0) -> RunRequest:
-    """Follow a run again from an offset on: one that was detached, or whose stream broke.
+    """Follow a run again from an offset: one that was detached, or whose stream broke.
 
     Raises:
-        RunNotFound: its context keeps it no longer.
+        RunNotFound: the context no longer keeps the run.
     """
     path = _context_path(key, context, f"/runs/{quote(run_id, safe='')}")
     return RunRequest(StreamCall("GET", path, {"from": str(start)}, accept=SSE_TYPE, timeout_s=None), {})
 
 
 class RunRequest(Streamed[RunItem, CodeResult]):
-    """A run: keeps what is to be seen of it, as its clearings and updates leave it.
+    """A run: keeps what it displays, with clears and updates applied.
 
     Attributes:
-        run_id, context_id: what the run and its context are called; empty before the answer begins.
-        next_offset: where to go on if the connection breaks.
+        run_id, context_id: the ids of the run and its context; empty before the answer begins.
+        next_offset: the offset at which to continue if the connection breaks.
     """
 
     def __init__(self, call: StreamCall, callbacks: Mapping[str, Callable[[Any], object] | None]) -> None:
@@ -307,21 +307,21 @@ class RunRequest(Streamed[RunItem, CodeResult]):
 
 
 class RunStream:
-    """What the streams of a run say of it; before the answer begins its names are empty."""
+    """The attributes that both kinds of run streams share. The ids are empty before the answer begins."""
 
     _request: RunRequest
 
     @property
     def run_id(self) -> str:
-        """What the run is called."""
+        """The run's id."""
         return self._request.run_id
 
     @property
     def context_id(self) -> str:
-        """What its context is called."""
+        """The id of the run's context."""
         return self._request.context_id
 
     @property
     def next_offset(self) -> int:
-        """Where `follow_code` goes on if this stream breaks."""
+        """The offset at which `follow_code` continues if this stream breaks."""
         return self._request.next_offset

@@ -1,4 +1,4 @@
-"""What the SDK hands back of code contexts and runs: frozen values, and how they are read from the daemon's JSON."""
+"""The values that the SDK returns for code contexts and runs, frozen, and the code that reads them from JSON."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class CodeContext:
     Attributes:
         id: its id.
         language: python, javascript or typescript.
-        cwd: where it started; None for the sandbox's default.
+        cwd: the directory it started in; None for the sandbox's default.
         env: its environment variables, added to the sandbox's.
         state: starting, idle, busy, restarting or exited.
-        is_default: whether runs that name no context use it.
+        is_default: whether runs that do not name a context use it.
         execution_count: how many runs it has had.
         version: the interpreter's, such as "Python 3.13.5".
         created_at: the time of creation, with a time zone.
@@ -47,7 +47,7 @@ class CodeContext:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CodeError:
-    """An exception that the code did not catch, in Jupyter's words; `traceback_ansi` has terminal colours."""
+    """An exception that the code did not catch, with Jupyter's field names; `traceback_ansi` has terminal colors."""
 
     ename: str
     evalue: str
@@ -60,14 +60,14 @@ class CodeError:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A value that a run displayed. Formats that it does not have are None.
+    """A value that a run displayed. A format is None if the value does not offer it.
 
     Attributes:
         is_main: whether it is the value of the last expression.
         png, jpeg, pdf: bytes.
         chart: a chart as data: type, title, axes, series; or type "plotly" or "vega" with its own `spec`.
         data: a table's rows, each a dict.
-        extra: other formats by media type.
+        extra: other formats, by media type.
         note: what was left out, and why.
         display_id: identifies the result that a later one with `update` replaces.
     """
@@ -105,13 +105,13 @@ class CodeResult:
         id: the run's id. context: its context's id.
         status: ok; error (see `error`); timeout; exited and oom (the interpreter died: restart the context).
         stdout, stderr: the printed output.
-        results: the values it displayed.
+        results: the values that the run displayed.
         error: the exception that ended it, or None.
         execution_count: which run of its context it was.
         duration_s: seconds from start to end.
-        restarted: whether the state was lost: the context was started anew because the code did not heed an
-            interrupt, or, a default one, before the code, because its interpreter had ended.
-        truncated: whether output or results over the limits were dropped.
+        restarted: whether the state was lost. Either the code ignored an interrupt and the context was restarted, or a
+            default context was restarted before the run because its interpreter had ended.
+        truncated: whether output or results beyond the limits were dropped.
     """
 
     id: str
@@ -142,7 +142,7 @@ class CodeResult:
         return self.main.text if self.main is not None else None
 
     def check(self) -> Self:
-        """Return itself if the code completed without an error.
+        """Return this object if the code completed without an error.
 
         Raises:
             CodeFailed: it did not; the error's `result` is this object.
@@ -179,7 +179,7 @@ def parse_result(value: Json) -> Result:
 
 
 def parse_code_result(value: Json) -> CodeResult:
-    """Read what came of a run, as one object."""
+    """Read a run's result, sent as one object."""
     error = value.get("error")
     return CodeResult(
         id=_text(value["id"]),

@@ -1,4 +1,4 @@
-"""What a stream asks of its own command: requests about a process that was begun by …/exec (see `calls`)."""
+"""The requests of a stream about its own command, a process started by …/exec (see `calls`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from . import process_calls
 if TYPE_CHECKING:
     from .calls import Call, Steps
 
-#: The sandbox's id, and the process'.
+#: The sandbox's id, and the process's.
 ProcessKey: TypeAlias = tuple[str, str]
 
 

@@ -32,7 +32,7 @@ class IoUse:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkUse:
-    """What went over a sandbox's link, as the sandbox sees it."""
+    """A sandbox's network traffic, as the sandbox sees it."""
 
     received_bytes: int
     sent_bytes: int
@@ -45,7 +45,7 @@ class PortUse:
     """Traffic of an exposed port since it was exposed or the daemon started.
 
     Attributes:
-        bytes_in: bytes of bodies and tunnels towards the sandbox; `bytes_out` those from it.
+        bytes_in: bytes of bodies and tunnels sent to the sandbox; `bytes_out` counts those from it.
         active: requests and tunnels in progress.
         connections: open connections to the service, including idle ones.
     """
@@ -60,12 +60,12 @@ class PortUse:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxStats:
-    """The resource usage of a sandbox as a whole; None if the host does not measure a value.
+    """The resource usage of a sandbox as a whole. A value that the host does not measure is None.
 
     Attributes:
         state: running or frozen.
         limits: its limits.
-        cpu_s: seconds of CPU time since its creation, of which `cpu_user_s` and `cpu_system_s`.
+        cpu_s: seconds of CPU time since its creation; `cpu_user_s` and `cpu_system_s` are its parts.
         cpu_throttled_s: seconds that it was throttled by `limits.cpus`.
         memory_bytes: memory that counts against `limits.memory_bytes`, including page cache and /dev/shm.
         memory_peak_bytes: the peak of `memory_bytes`.
@@ -112,10 +112,10 @@ def update(
         env: variables for later commands, merged with the existing ones; a value of None unsets one.
         cwd: the working directory of later commands; None restores the default.
         labels: merged like env.
-        limits: in force at once, merged; a value of None in a mapping is the daemon's default again. One of
-            memory below what is in use lets the kernel reclaim, then kill (`oom_killed`).
-        network: a mapping of other rules for a sandbox that has a network, in force at once; `allow` replaces the
-            whole list, and connections that the new one refuses end.
+        limits: merged with the existing ones, in force at once; None restores the daemon's default. If a memory limit
+            is below what is in use, the kernel first reclaims memory and then kills (`oom_killed`).
+        network: a mapping of new rules for a sandbox that has a network, in force at once. `allow` replaces the whole
+            list, and existing connections that the new list does not allow end.
 
     Raises:
         InvalidRequest: a value is wrong; `field` names it. LimitUnenforceable is a subclass.
@@ -154,7 +154,7 @@ def stats(key: str) -> Call[SandboxStats]:
 
 
 def parse_stats(value: Json) -> SandboxStats:
-    """Read what a sandbox uses."""
+    """Read a sandbox's resource usage."""
     io = value.get("io")
     names = {field.name for field in dataclasses.fields(SandboxStats)} - {
         "state",

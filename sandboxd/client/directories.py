@@ -1,12 +1,13 @@
-"""Directories of this machine as tar streams, both ways.
+"""Copies local directories as tar streams, into and out of sandboxes.
 
-Into a sandbox goes all that can be read; what cannot, and what a copy has no place for, is left out and told, so that
-a copy never stops half-way. Links go as they are: inside they lead to the sandbox's own files.
+A copy into a sandbox takes everything that can be read. What cannot be read, and types that a copy cannot hold, are
+left out and reported, so that a copy never stops half-way. Links are copied as they are: inside, they resolve to the
+sandbox's own files.
 
-What comes out of a sandbox may have been made by whoever took it over, so it is unpacked as a stranger's: into a new
-directory where nothing is yet, the links last of all, so that no name can lead anywhere else; then moved into its
-place. Names and links that lead outside, devices and what has no business in a copy are left out and told. It is
-bounded, and its holes stay holes.
+A tar that comes out of a sandbox is not trusted: an attacker may have taken the sandbox over. It is unpacked into a
+new, empty directory, with the links last, so that no name can lead anywhere else; the result is then moved into place.
+Names and links that lead outside, and devices, are left out and reported. The size is bounded, and sparse files stay
+sparse.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ LeftOut = Callable[[str, str], object]
 
 
 class Packing:
-    """A tar of what is in a directory: iterate over it once for its bytes.
+    """A tar of a directory's contents: iterate over it once for its bytes.
 
-    What cannot be read, and sockets, FIFOs and devices, are told to `on_left_out`. Several names of one file stay that.
+    `on_left_out` is told of unreadable files, sockets, FIFOs and devices. Hard links stay hard links.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Packing:
         yield bytes(2 * tarfile.BLOCKSIZE)
 
     def check(self) -> None:
-        """Raise the first error of what could not be read, where nobody was told of it.
+        """Raise the first read error if there is no `on_left_out` to report it to.
 
         Raises:
             OSError: something was left out.
@@ -160,7 +161,7 @@ def _header(info: tarfile.TarInfo) -> bytes:
 
 
 def size(directory: Path) -> int:
-    """Return how many bytes of content a `Packing` will give, as far as can be told."""
+    """Return how many bytes of content a `Packing` will yield, as far as can be known in advance."""
     total = 0
     for path in _walk(directory):
         with contextlib.suppress(OSError):
@@ -170,7 +171,7 @@ def size(directory: Path) -> int:
 
 
 class Budget:
-    """Bounds a copy out of a sandbox: what comes, and what it takes of this machine's disk."""
+    """Bounds a copy out of a sandbox: the bytes received, and the local disk space used."""
 
     def __init__(self, place: Path, max_bytes: int | None = None) -> None:
         self._max_bytes = MAX_BYTES if max_bytes is None else max_bytes
@@ -180,7 +181,7 @@ class Budget:
         self._members = 0
 
     def came(self, count: int) -> None:
-        """Count bytes that came, holes too.
+        """Count received bytes, including holes.
 
         Raises:
             ArchiveRefused: they are too many.
@@ -190,7 +191,7 @@ class Budget:
             raise too_large(self._max_bytes)
 
     def member(self, size: int) -> None:
-        """Count one name, and look at the size that is announced for it.
+        """Count one name, and check its announced size.
 
         Raises:
             ArchiveRefused: they are too many.
@@ -204,7 +205,7 @@ class Budget:
             )
 
     def written(self, count: int) -> None:
-        """Count bytes that take room on the disk.
+        """Count bytes that take disk space.
 
         Raises:
             OSError: the disk would be too full (ENOSPC).
@@ -215,18 +216,18 @@ class Budget:
 
 
 def too_large(max_bytes: int) -> ArchiveRefused:
-    """Return the error of what is larger than it may be."""
+    """Return the error for a copy that is larger than its bound."""
     return ArchiveRefused(
         f"cannot copy it: it is over {max_bytes} bytes", reason="too-large", limit=max_bytes, hint="raise the bound"
     )
 
 
 def write_sparse(file: IO[bytes], pieces: Iterable[bytes], budget: Budget) -> None:
-    """Write a new regular file in which runs of zeros take no room.
+    """Write a new regular file in which runs of zeros take no disk space.
 
     Raises:
-        OSError: this machine refuses it.
-        ArchiveRefused: it is larger than it may be.
+        OSError: the file could not be written.
+        ArchiveRefused: the copy is larger than its bound.
     """
     for piece in pieces:
         budget.came(len(piece))
@@ -247,11 +248,11 @@ def unpack(
     on_bytes: Callable[[int], object] = lambda count: None,
     max_bytes: int | None = None,
 ) -> list[str]:
-    """Put a sandbox's tar at `target`, merged into the directory that may be there; return what was left out.
+    """Unpack a sandbox's tar at `target`, merging it into an existing directory; return what was left out.
 
     Raises:
-        ArchiveRefused: the stream is damaged, or larger than `max_bytes` (`MAX_BYTES` if not given).
-        OSError: this machine refuses it; nothing was moved into the target then.
+        ArchiveRefused: the stream is damaged, or larger than `max_bytes` (default: `MAX_BYTES`).
+        OSError: a local file could not be written; nothing was moved into the target.
     """
     target = target.absolute()
     left_out: list[str] = []

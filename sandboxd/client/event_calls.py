@@ -23,17 +23,17 @@ _COMMON: Final = ("offset", "time", "type", "sandbox", "sandbox_name")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxEvent:
-    """What happened to a sandbox.
+    """An event of a sandbox.
 
     Attributes:
-        type: created, destroyed, failed, frozen, thawed, degraded, network-denied; or dropped, where events were lost
-            before they were read: `facts["count"]` of them, None after a restart of the daemon. It is of no sandbox.
-        time: when.
-        offset: its number; a stream from `offset + 1` continues after it.
+        type: created, destroyed, failed, frozen, thawed, degraded, network-denied or dropped. `dropped` belongs to no
+            sandbox: events were lost before they were read, `facts["count"]` of them (None after the daemon restarted).
         sandbox: the sandbox's id; `sandbox_name` is its name at the time, or None.
-        facts: what the type has of its own: `reason` of failed; of degraded, None where all works again; of
-            network-denied `name` and `reason`, or `address`, `protocol` and `port`, and `suppressed` where so many
-            more before it were not kept.
+        time: when it happened.
+        offset: its number; a stream from `offset + 1` continues after it.
+        facts: the details of the type. failed: `reason`. degraded: `reason`, None once all works again. network-denied:
+            `name` and `reason`, or `address`, `protocol` and `port`; `suppressed` is the number of earlier refusals
+            that were not kept.
     """
 
     type: str
@@ -47,10 +47,10 @@ class SandboxEvent:
 def events(
     _: None, *, sandbox: str | None = None, types: str | Sequence[str] | None = None, start: int | None = None
 ) -> EventReader:
-    """Return a stream of sandbox events: those kept since offset `start` (else all), then new ones as they happen.
+    """Return a stream of sandbox events: first those kept since offset `start` (default: all), then new ones.
 
-    `sandbox` is an id or a name; `types` is one type or several: created, destroyed, failed, frozen, thawed,
-    degraded, network-denied.
+    `sandbox` is an id or a name. `types` is one or more of created, destroyed, failed, frozen, thawed, degraded and
+    network-denied.
     """
     params = {}
     if sandbox is not None:
@@ -66,7 +66,7 @@ def events(
 
 
 class EventReader:
-    """Reads the stream. `next_offset` is where another one would go on; None before the first event."""
+    """Reads the stream. `next_offset` is where a new stream would continue; None before the first event."""
 
     over = False  # it ends with the daemon
 
@@ -79,7 +79,7 @@ class EventReader:
         """Take bytes of the answer and give the events that they complete.
 
         Raises:
-            SandboxdError: why the daemon ended the stream, as its kind.
+            SandboxdError: the error with which the daemon ended the stream.
         """
         complaint = "cannot read the events: one is not JSON"
         for kind, value in read_events(self._decoder, data, complaint):

@@ -1,4 +1,4 @@
-"""`EventStream` and `AsyncEventStream`: what happens to sandboxes, as it happens."""
+"""`EventStream` and `AsyncEventStream`: the events of sandboxes, as they happen."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from .stream import ReaderStream
 
 
 class EventStream(ReaderStream[EventReader, SandboxEvent]):
-    """A context manager to iterate over; it starts when created, and ends on `close` or when the daemon stops.
+    """A stream of events: a context manager to iterate over. It is open once created; `close` ends it.
 
-    An unrequested end raises DaemonUnavailable, or ServerBusy if the daemon is stopping.
+    If the stream ends otherwise, it raises DaemonUnavailable, or ServerBusy if the daemon is stopping.
     """
 
     @property

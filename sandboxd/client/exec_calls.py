@@ -25,11 +25,11 @@ PROCESS_HEADER: Final = "Sandboxd-Process"
 
 
 class ExecRequest(Streamed[OutputChunk, ExitStatus]):
-    """A command: output as it comes, then how it ended.
+    """A command: its output as it comes, then its exit.
 
     Attributes:
         sandbox: the sandbox's id.
-        process_id: the process' id; empty before the answer begins.
+        process_id: the process's id; empty before the answer begins.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class ExecRequest(Streamed[OutputChunk, ExitStatus]):
 def text_callback(
     chunk: OutputChunk, callbacks: Mapping[str, Callable[[str], object] | None]
 ) -> Callable[[], object] | None:
-    """Return the call that tells a chunk's text, if it has any and somebody wants it."""
+    """Return the callback for a chunk's text, or None if there is no text or no callback."""
     callback = callbacks.get(chunk.stream)
     if callback is None or not (text := chunk.text):
         return None
@@ -102,7 +102,7 @@ def text_callback(
 
 
 class WholeExec(Streamed[OutputChunk, ExecResult]):
-    """A command whose output is kept to its end."""
+    """A command whose whole output is kept until it ends."""
 
     def __init__(self, request: ExecRequest) -> None:
         super().__init__(request.call)
@@ -131,7 +131,7 @@ def exec_call(
     session: str | None = None,
     detach: bool = False,
 ) -> StreamCall:
-    """POST …/exec, answered by raw frames. Waits for ever: a command may be silent for as long as it likes."""
+    """POST …/exec, answered by raw frames. It has no read timeout, since a command may be silent for any time."""
     body = command_json(command, options, stdin=stdin, session=session)
     if detach:
         body["detach"] = True
@@ -144,12 +144,12 @@ def exec(  # noqa: A001 - the verb's name
 ) -> Request[ExecResult]:
     """Run a command, wait for it to end, and return how it ended and all its output.
 
-    A program that fails, or cannot be found (exit code 127), is a result, not an error. The output is held in
-    memory whole; for output without a bound use `exec_stream`.
+    A program that fails, or is not found (exit code 127), is a result, not an error. All output is held in memory; use
+    `exec_stream` for output of unknown size.
 
     Args:
         command: a string for `sh -c`, or a list of program and arguments.
-        stdin: its standard input, up to 4 MiB as JSON; default: /dev/null.
+        stdin: the command's standard input, up to 4 MiB as JSON; default: /dev/null.
         options: those of `CommandOptions`.
 
     Raises:
@@ -169,7 +169,7 @@ def exec_stream(
     detach: bool = False,
     **options: Unpack[CommandOptions],
 ) -> ExecRequest:
-    """Start a command and return its stream, a context manager: iterate over it, or `wait()`.
+    """Start a command and return its stream. Use it as a context manager; iterate over it, or `wait()`.
 
     In asynchronous code, `async with` starts the command, and callbacks may be coroutine functions.
 

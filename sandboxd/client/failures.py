@@ -1,7 +1,7 @@
-"""What goes wrong between the SDK and the daemon, as sandboxd's own errors.
+"""Maps failures between the SDK and the daemon to sandboxd's own errors.
 
-httpx' exceptions are mapped here, at the edge, by one table; none leaks. A connection that breaks is
-`DaemonUnavailable` whatever broke it: what the caller can do about it is the same.
+One table maps httpx's exceptions here, at the edge, so that none leaks. A broken connection is `DaemonUnavailable`
+whatever broke it, because the caller can do the same about it.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _remake_code(message: str, result: CodeResult) -> CodeFailed:
 
 @contextlib.contextmanager
 def mapped(address: Address) -> Iterator[None]:
-    """Raise httpx' exceptions from the block as sandboxd's errors."""
+    """Raise httpx's exceptions from the block as sandboxd's errors."""
     try:
         yield
     except _FOREIGN as error:
@@ -103,7 +103,7 @@ def _translate(error: Exception, address: Address) -> errors.SandboxdError:
 
 
 def unreachable(address: Address, error: Exception) -> errors.DaemonUnavailable:
-    """Return the error of a connection of our own that `error` broke or kept from being made."""
+    """Return the error for a connection of our own that `error` broke or prevented."""
     number = _errno_of(error)
     reason = (_REMEDIES.get(number) if number else None) or "the connection broke"
     name = errno.errorcode.get(number, str(number)) if number else None
@@ -113,7 +113,7 @@ def unreachable(address: Address, error: Exception) -> errors.DaemonUnavailable:
 
 
 def _errno_of(error: BaseException | None) -> int | None:
-    """Return the errno of the system call that began it all, where the chain of causes has one."""
+    """Return the errno of the system call that failed first, if the chain of causes has one."""
     for _ in range(8):  # httpx over httpcore over anyio over OSError is four deep
         if error is None:
             return None
@@ -124,7 +124,7 @@ def _errno_of(error: BaseException | None) -> int | None:
 
 
 def from_problem(problem: object, status: int | None = None) -> errors.SandboxdError:
-    """Return the error that a problem object tells, with its facts; `status` is the answer's where it has one."""
+    """Return the error that a problem object describes, with its facts; `status` is the answer's, if any."""
     if not isinstance(problem, dict) or not isinstance(problem.get("kind"), str):
         return errors.RemoteProtocolError("cannot understand the daemon's answer: it is not a problem object")
     skipped = {"type", "title", "detail", "kind", "message", "self"}
@@ -136,7 +136,7 @@ def from_problem(problem: object, status: int | None = None) -> errors.SandboxdE
 
 
 def problem_error(status: int, content_type: str, body: bytes) -> errors.SandboxdError:
-    """Return the error of an answer whose status is 400 or above."""
+    """Return the error for an answer whose status is 400 or above."""
     if content_type.partition(";")[0].strip() in ("application/problem+json", "application/json"):
         with contextlib.suppress(ValueError):
             return from_problem(json.loads(body), status)

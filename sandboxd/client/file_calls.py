@@ -1,6 +1,6 @@
 """The requests of …/files: what to send, and how to read the answer (see `calls`).
 
-A name that is no UTF-8 is text with surrogates here (as `os.fsdecode` makes it), and base64 on its way.
+A name that is not valid UTF-8 is text with surrogates here (as `os.fsdecode` makes it) and travels as base64.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class FileInfo:
     """A file of a sandbox.
 
     Attributes:
-        path: absolute. name: its last part.
+        path: the absolute path. name: its last component.
         type: file, directory, symlink, fifo, socket, character-device or block-device.
         size: in bytes.
         mode: permission bits, such as 0o644.
         uid, gid: the owner's ids in the sandbox.
         modified_at: when its content changed.
-        target: where a link leads, else None.
+        target: the target of a symbolic link, else None.
     """
 
     path: str
@@ -64,7 +64,7 @@ class FileInfo:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """Something that a search found: a name with its `type`, or a line (from 1), the column in it, and its text."""
+    """One match of a search: a name with its `type`, or a line (counted from 1) with the column and the text."""
 
     path: str
     type: str | None = None
@@ -75,7 +75,7 @@ class Match:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
-    """What a search found; `truncated` is "limit" or "timeout" where it is not all; `files` were looked at."""
+    """The result of a search. `truncated` is "limit" or "timeout" if it is incomplete; `files` were searched."""
 
     items: list[Match]
     truncated: str | None
@@ -84,7 +84,7 @@ class SearchResult:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ReplaceResult:
-    """What was replaced: each file's count, and all together; `truncated` as of a search."""
+    """The number of replacements in each file and in total; `truncated` as in `SearchResult`."""
 
     items: dict[str, int]
     count: int
@@ -93,7 +93,7 @@ class ReplaceResult:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """A directory's version, and whether it changed since an earlier one; None where there was none to compare with."""
+    """A directory's version, and whether it changed since an earlier one; None if no earlier version was given."""
 
     version: str
     changed: bool | None
@@ -102,7 +102,7 @@ class Changes:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Backup:
-    """An archive in a sandbox that a directory was put into, or taken from: its path, size in bytes, and entries."""
+    """An archive in a sandbox, made from a directory or restored to one: its path, size in bytes, and entries."""
 
     archive: str
     size: int
@@ -111,13 +111,13 @@ class Backup:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FileChange:
-    """Something changed.
+    """A change to a file or directory.
 
     Attributes:
-        type: create, write, chmod, remove, rename, or overflow: changes were lost, look anew at what you need.
-        path: what changed, by its new name.
+        type: create, write, chmod, remove, rename, or overflow (changes were lost; list the directory again).
+        path: the path that changed; for a rename, the new path.
         is_folder: whether it is a directory.
-        old_path: of a rename, the name before.
+        old_path: for a rename, the old path.
     """
 
     type: str
@@ -133,7 +133,7 @@ def spell(path: SandboxPath, field: str = "path") -> dict[str, str]:
     """Return the field, or its `_b64` twin, that carries a path.
 
     Raises:
-        InvalidRequest: no sandbox has such a path.
+        InvalidRequest: the path cannot be a path in a sandbox.
     """
     try:
         raw = path if isinstance(path, bytes) else name_bytes(path)
@@ -189,9 +189,9 @@ def get(key: str, path: SandboxPath, what: str, **flags: bool) -> dict[str, Any]
 
 
 def read_file_stream(key: str, path: SandboxPath, *, offset: int = 0, length: int | None = None) -> StreamCall:
-    """Open a file and return its bytes as a stream, with `size`: a context manager to iterate over.
+    """Open a file and return its bytes as a stream with a `size`. Use it as a context manager, and iterate over it.
 
-    With `offset` and `length` only that part of it. In asynchronous code `async with` opens it.
+    With `offset` and `length`, the stream returns only that part. In asynchronous code, `async with` opens it.
     """
     extra = None
     if offset or length is not None:
@@ -204,7 +204,7 @@ def read_file_stream(key: str, path: SandboxPath, *, offset: int = 0, length: in
 def write_file(
     key: str, path: SandboxPath, content: Content, mode: int | None = None, size: int | None = None
 ) -> Call[int]:
-    """PUT …/files: returns the file's new size in bytes. `size` is that of a content that comes in pieces."""
+    """PUT …/files: returns the file's new size in bytes. `size` is the total size of content sent in pieces."""
     request = get(key, path, "")
     if isinstance(path, str) and path.endswith("/"):
         raise InvalidRequest(f"cannot write {path}: a file's path does not end with a slash", field="path")
@@ -228,7 +228,7 @@ def octal(mode: int) -> str:
 def page(
     key: str, path: SandboxPath, cursor: str | None, *, recursive: bool, hidden: bool
 ) -> Call[tuple[list[FileInfo], str | None]]:
-    """GET …/files/list: one page, and the cursor of the next where there is one."""
+    """GET …/files/list: one page, and the cursor of the next page if there is one."""
     request = get(key, path, "/list", recursive=recursive, hidden=hidden)
     if cursor is not None:
         request["params"]["cursor"] = cursor
@@ -236,7 +236,7 @@ def page(
 
 
 def post(key: str, verb: str, path: SandboxPath, /, **fields: object) -> dict[str, Any]:
-    """Return a POST that says of a path only what is given: the fields are the API's, None is left out."""
+    """Return a POST about a path. The fields are the API's; those that are None are left out."""
     body = {**spell(path), **given(**fields)}
     # No time bound: a tree may be large, and a client that leaves ends what it asked for.
     return {"method": "POST", "path": sandbox_path(key, f"/files/{verb}"), "body": body, "timeout_s": None}
@@ -258,13 +258,13 @@ def search_files(  # noqa: PLR0913 - the fields of a search, all by keyword
 
     Args:
         path: a directory, or one file.
-        name: a pattern as in gitignore(5), such as "*.py" or "src/**/test_*".
-        content: a regular expression of Python's, matched against lines.
-        ignore_case: whether `content` does not tell A from a.
-        gitignore: whether what git ignores there is left out.
-        hidden: whether names that begin with a dot are looked at.
-        limit: how many matches at most; 1000 if not given.
-        timeout: seconds; what was found until then is returned. 30 if not given.
+        name: a gitignore(5) pattern, such as "*.py" or "src/**/test_*".
+        content: a Python regular expression, matched against each line.
+        ignore_case: whether to match `content` without regard to case.
+        gitignore: whether to skip files that git ignores.
+        hidden: whether to include names that begin with a dot.
+        limit: the maximum number of matches; default: 1000.
+        timeout: seconds after which to return what was found so far; default: 30.
     """
     how = {"ignore_case": ignore_case, "gitignore": gitignore, "hidden": hidden, "limit": limit, "timeout_s": timeout}
     request = post(key, "search", path, name=name, content=content, **how)
@@ -304,7 +304,7 @@ def _parse_replaced(value: Json) -> ReplaceResult:
 
 
 def read_archive(key: str, path: SandboxPath, *, format: ArchiveFormat = "tar") -> StreamCall:  # noqa: A002
-    """Return what is in a directory as an archive's bytes: a context manager to iterate over.
+    """Return a directory's contents as the bytes of an archive. Use it as a context manager, and iterate over it.
 
     In asynchronous code `async with` opens it.
     """
@@ -334,10 +334,10 @@ def check_changes(
 ) -> Call[Changes]:
     """Return a directory's version, and whether anything in it changed since the version `since`.
 
-    `include` and `exclude` are patterns as in gitignore(5); a version is compared by the rules that it was made by.
+    with which it was made.
 
     Raises:
-        InvalidRequest: `since` is no version of this directory by these rules.
+        InvalidRequest: `since` is not a version of this directory made with the same patterns.
     """
     rules = {"include": list(include), "exclude": list(exclude), "recursive": recursive}
     return Call(**post(key, "changes", path, since=since, **rules), what="version", parse=_parse_version)
@@ -365,19 +365,19 @@ def create_backup(
     exclude: Sequence[str] = (),
     gitignore: bool = False,
 ) -> Call[Backup]:
-    """Keep what is in a directory as an archive in the sandbox: the file `archive`, replaced when it is whole.
+    """Save a directory's contents as an archive in the sandbox. The file `archive` is replaced once it is complete.
 
-    `exclude` are patterns as in gitignore(5); with `gitignore`, what git ignores there is left out too.
+    `exclude` are gitignore(5) patterns. With `gitignore`, files that git ignores are left out too.
     """
     fields = {"archive": archive, "format": format, "exclude": list(exclude), "gitignore": gitignore}
     return Call(**post(key, "backup", path, **fields), what="backup", parse=_parse_backup)
 
 
 def restore_backup(key: str, path: SandboxPath, archive: str) -> Call[Backup]:
-    """Put what an archive in the sandbox has in the place of what is in a directory.
+    """Replace a directory's contents with those of an archive in the sandbox.
 
     Raises:
-        ArchiveRefused: it is damaged, or a member would leave the directory; the directory is as it was.
+        ArchiveRefused: the archive is damaged, or a member would leave the directory; the directory is unchanged.
     """
     return Call(**post(key, "restore", path, archive=archive), what="backup", parse=_parse_backup)
 
@@ -390,10 +390,9 @@ def watch(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> ChangeReader:
-    """Watch a directory or a file: a context manager to iterate over.
+    """Watch a directory or a file. Use it as a context manager, and iterate over it for the changes.
 
-    It begins when this returns; in asynchronous code, with `async with`. `include` and `exclude` are patterns as in
-    gitignore(5); directories that are left out are not watched.
+    are gitignore(5) patterns; excluded directories are not watched.
     """
     request = get(key, path, "/watch", recursive=recursive)
     for name, patterns in (("include", include), ("exclude", exclude)):

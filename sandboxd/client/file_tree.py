@@ -1,6 +1,6 @@
-"""The verbs on files that one request does: each is a builder, and a method of `Sandbox` and of `AsyncSandbox`.
+"""File operations that take one request: each is a builder, and a method of `Sandbox` and of `AsyncSandbox`.
 
-What has to wait in a way of its own, and what works on many files, is in `files.py` and `async_files.py`.
+Operations that wait in their own way, or work on many files, are in `files.py` and `async_files.py`.
 """
 
 from __future__ import annotations
@@ -19,44 +19,44 @@ if TYPE_CHECKING:
 
 
 def stat_file(key: str, path: SandboxPath, *, follow: bool = False) -> Call[FileInfo]:
-    """Return what a file is; a link is told as such unless `follow`."""
+    """Return information about a file. A symbolic link is not followed unless `follow` is true."""
     return Call("GET", **get(key, path, "/stat", follow=follow), what="file", parse=parse_file)
 
 
 def exists(key: str, path: SandboxPath) -> Call[bool]:
-    """Tell whether something has that name; a link that leads nowhere is something."""
+    """Return whether a path exists; a dangling symbolic link exists."""
     return Call("GET", **get(key, path, "/exists"), what="answer", parse=lambda value: bool(value["exists"]))
 
 
 def delete_file(key: str, path: SandboxPath, *, recursive: bool = False) -> Call[None]:
-    """Delete a file, a link or an empty directory; `recursive`: a directory with all that is in it."""
+    """Delete a file, a link or an empty directory; with `recursive`, a directory and its contents."""
     return Call("DELETE", **get(key, path, "", recursive=recursive), timeout_s=None, what="answer", parse=nothing)
 
 
 def mkdir(key: str, path: SandboxPath, *, parents: bool = False, mode: int | None = None) -> Call[FileInfo]:
-    """Make a directory; with `parents` those above it too, and one that is there is no error."""
+    """Create a directory. With `parents`, also create missing parents, and accept a directory that exists."""
     bits = None if mode is None else octal(mode)
     return Call(**post(key, "mkdir", path, parents=parents, mode=bits), what="file", parse=parse_file)
 
 
 def rename_file(key: str, path: SandboxPath, new_path: SandboxPath, *, overwrite: bool = True) -> Call[FileInfo]:
-    """Give a file or directory another name; directories above the new one are made.
+    """Rename or move a file or directory; missing parent directories are created.
 
     Raises:
-        FileExists: something has that name, and `overwrite` is false.
+        FileExists: `new_path` exists, and `overwrite` is false.
     """
     request = post(key, "rename", path, **spell(new_path, "new_path"), overwrite=overwrite)
     return Call(**request, what="file", parse=parse_file)
 
 
 def copy_file(key: str, path: SandboxPath, new_path: SandboxPath, *, overwrite: bool = True) -> Call[FileInfo]:
-    """Copy a file, or a directory with all that is in it (to a name that is free), within the sandbox."""
+    """Copy a file, or a directory and its contents, within the sandbox. A directory's new path must not exist yet."""
     request = post(key, "copy", path, **spell(new_path, "new_path"), overwrite=overwrite)
     return Call(**request, what="answer", parse=_parse_inner)
 
 
 def symlink(key: str, path: SandboxPath, target: SandboxPath) -> Call[FileInfo]:
-    """Make a link at `path` that leads to `target`."""
+    """Create a symbolic link at `path` that points to `target`."""
     raw = target if isinstance(target, bytes) else name_bytes(target)  # it need not be absolute, nor there
     return Call(**post(key, "symlink", path, **spell_raw(raw, "target")), what="file", parse=parse_file)
 
@@ -75,14 +75,14 @@ def chown(
     *,
     recursive: bool = False,
 ) -> Call[FileInfo]:
-    """Set a file's owner, by names or ids; None leaves it."""
+    """Set a file's owner and group, by name or id; None leaves one unchanged."""
     request = post(key, "chown", path, recursive=recursive)
     request["body"] |= {"user": user, "group": group}
     return Call(**request, what="answer", parse=_parse_inner)
 
 
 def truncate(key: str, path: SandboxPath, size: int) -> Call[FileInfo]:
-    """Set a file's size in bytes: cut it, or let it grow by a hole, which takes no room."""
+    """Set a file's size in bytes: cut it, or extend it with a hole, which takes no disk space."""
     return Call(**post(key, "truncate", path, size=size), what="file", parse=parse_file)
 
 

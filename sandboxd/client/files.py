@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class FilesPart(FileTreePart):
-    """Methods of `Sandbox`. Paths are absolute; bytes stand for names that are no UTF-8.
+    """Methods of `Sandbox`. Paths are absolute; pass bytes for names that are not valid UTF-8.
 
-    They raise `FileNotFound`, `NotAFile`, `FileExists`, `FilePermissionDenied` and `QuotaExceeded`, as the names say.
+    They raise `FileNotFound`, `NotAFile`, `FileExists`, `FilePermissionDenied` and `QuotaExceeded`.
     """
 
     # --- one file ---
@@ -39,11 +39,11 @@ class FilesPart(FileTreePart):
             return b"".join(stream)
 
     def read_text(self, path: SandboxPath, *, errors: str = "strict") -> str:
-        """Return a file's text (UTF-8); raises as `read_file`, and `UnicodeDecodeError` unless `errors` says other."""
+        """Return a file's text (UTF-8). Raises as `read_file` does, and `UnicodeDecodeError`, depending on `errors`."""
         return self.read_file(path).decode("utf-8", errors)
 
     def download(self, path: SandboxPath, target: IO[bytes]) -> int:
-        """Copy a file into the open file `target` as it arrives and return how many bytes."""
+        """Copy a file into the open file `target` as it arrives, and return the number of bytes."""
         count = 0
         with self.read_file_stream(path) as stream:
             for piece in stream:
@@ -52,29 +52,29 @@ class FilesPart(FileTreePart):
         return count
 
     def write_file(self, path: SandboxPath, data: FileContent, *, mode: int | None = None) -> int:
-        """Make or replace a file and return its size; directories above it are made.
+        """Create or replace a file and return its size; missing parent directories are created.
 
-        It appears when it is whole; until then the old one stays.
+        The file appears once it is complete; until then the old one stays.
 
         Args:
-            path: absolute.
+            path: an absolute path.
             data: bytes, text (UTF-8), an open file, or an iterable of bytes, sent as they come.
-            mode: such as 0o755; else that of the file that is replaced, or 0o644.
+            mode: permission bits, such as 0o755; default: those of the replaced file, or 0o644.
 
         Raises:
             QuotaExceeded: the sandbox's disk is full.
-            FilePermissionDenied: the sandbox's own rights refuse it.
+            FilePermissionDenied: the sandbox's own permissions do not allow it.
         """
         return self.client.send(file_calls.write_file(self.id, path, sync_content(data), mode, size_of_file(data)))
 
     # --- many files ---
 
     def list_files(self, path: SandboxPath, *, recursive: bool = False, hidden: bool = False) -> list[FileInfo]:
-        """Return what is in a directory, sorted; `hidden`: names that begin with a dot too."""
+        """Return a directory's entries, sorted; with `hidden`, also names that begin with a dot."""
         return list(self.iter_files(path, recursive=recursive, hidden=hidden))
 
     def iter_files(self, path: SandboxPath, *, recursive: bool = False, hidden: bool = False) -> Iterator[FileInfo]:
-        """Give what is in a directory, as `list_files`, a page at a time."""
+        """Yield a directory's entries as `list_files` does, fetched a page at a time."""
         cursor: str | None = None
         while True:
             call = file_calls.page(self.id, path, cursor, recursive=recursive, hidden=hidden)
@@ -95,10 +95,10 @@ class FilesPart(FileTreePart):
     read_archive = stream_verb(file_calls.read_archive, FileStream)
 
     def write_archive(self, path: SandboxPath, data: FileContent, *, format: ArchiveFormat | None = None) -> int:  # noqa: A002
-        """Unpack a tar, tar.gz or zip into a directory, which is made, and return how many entries it had.
+        """Unpack a tar, tar.gz or zip into a directory, created if missing, and return the number of entries.
 
         Raises:
-            ArchiveRefused: it is damaged, or a member would leave the directory; `reason` and `member` say more.
+            ArchiveRefused: the archive is damaged, or a member would leave the directory; see `reason` and `member`.
         """
         return self.client.send(file_calls.write_archive(self.id, path, sync_content(data), format))
 
@@ -110,13 +110,13 @@ class FilesPart(FileTreePart):
         on_bytes: Callable[[int], object] = lambda count: None,
         on_left_out: Callable[[str, str], object] | None = None,
     ) -> int:
-        """Copy what is in a directory of this machine into a directory of the sandbox; returns how many entries.
+        """Copy a local directory's contents into a directory of the sandbox, and return the number of entries.
 
-        Links stay as they are: inside they lead to the sandbox's own files. What cannot be read, and sockets, FIFOs
-        and devices, are left out and told to `on_left_out` (name, why); the rest is copied.
+        FIFOs and devices are left out; `on_left_out` is called with the name and the reason of each. The rest is
+        copied.
 
         Raises:
-            OSError: this machine cannot read the directory, or something in it and there is no `on_left_out`.
+            OSError: the directory cannot be read, or something in it cannot and no `on_left_out` was given.
         """
         packing = directories.Packing(Path(local), on_bytes, on_left_out)
         count = self.write_archive(path, packing, format="tar")
@@ -131,14 +131,13 @@ class FilesPart(FileTreePart):
         on_bytes: Callable[[int], object] = lambda count: None,
         max_bytes: int | None = None,
     ) -> list[str]:
-        """Copy what is in a directory of the sandbox into a directory of this machine; returns what was left out.
+        """Copy a sandbox directory's contents into a local directory, and return what was left out.
 
-        Left out are devices and links that lead out of the copy: nothing in a sandbox can make one that harms here.
-        Holes of files stay holes.
+        this machine. Sparse files stay sparse.
 
         Raises:
-            ArchiveRefused: it is larger than `max_bytes`, which is 64 GiB if not given.
-            OSError: this machine refuses it; nothing was copied.
+            ArchiveRefused: the copy would be larger than `max_bytes` (default: 64 GiB).
+            OSError: a local file could not be written; nothing was copied.
         """
         with self.read_archive(path) as stream:
             return directories.unpack(stream, Path(local), on_bytes, max_bytes)

@@ -1,4 +1,4 @@
-"""The request for a clone, and the reading of its events; without I/O, as calls.py."""
+"""The request for a clone, and the reader of its events; no I/O (see `calls`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class GitProgress:
 
     Attributes:
         phase: connecting, counting, compressing (both by the server), receiving, resolving or checking-out.
-        done, total: objects, or files while checking out; a total of 0 is unknown.
+        done, total: objects, or files while checking out; a total of 0 means that it is unknown.
         percent: done of total; None if the total is unknown.
         received_bytes: bytes received so far.
         submodule: the submodule being cloned.
@@ -42,7 +42,7 @@ class GitProgress:
 class GitCheckout:
     """A finished clone: where it is, and what is checked out.
 
-    `branch` is None where a tag or a commit was asked for, `commit` in an empty repository.
+    `branch` is None if a tag or a commit was requested; `commit` is None if the repository is empty.
     """
 
     target_dir: str
@@ -74,25 +74,25 @@ def git_checkout(  # noqa: PLR0913 - the options of a clone, all by keyword
     Args:
         repo_url: an https, http or git:// address, or an absolute path in the sandbox.
         branch: a branch, a tag, or a commit of 40 digits; default: the repository's default branch.
-        target_dir: where to, absolute or in the sandbox's cwd; else the repository's name there. A directory that is
-            there must be empty.
-        depth: how many commits of history; default: all.
+        target_dir: the directory to create, absolute or relative to the sandbox's cwd; default: the repository's name.
+            If it exists, it must be empty.
+        depth: how many commits of history to fetch; default: all.
         single_branch: fetch only `branch`; default: True if a depth is given.
-        submodules: clone the submodules as well.
+        submodules: whether to clone the submodules as well.
         sparse: directories to check out; default: all.
-        username: the login for https and http, with
-        password: a password, or
-        token: a token; without a user name, one that GitHub, GitLab and Gitea accept is used.
+        username: the user name for https and http.
+        password: the password for https and http.
+        token: a token instead of a password; without `username`, a user name that GitHub, GitLab and Gitea accept is
+            used.
         timeout: seconds after which to give up; default: 600.
-        on_progress: called with a `GitProgress` now and then; in asynchronous code, what it returns is awaited if it
-            can be.
+        on_progress: called with a `GitProgress` from time to time; in asynchronous code it may be a coroutine function.
 
     Raises:
         GitAuthentication: the server requires a login, or rejects this one.
         GitRepositoryNotFound: there is no repository at the address.
-        GitRefNotFound: it has no such branch, tag or commit; `suggestions` are similar names.
-        GitUnreachable, GitTimeout, GitProtocolError: the server failed; `reason`.
-        GitRefused: the repository has something that is not allowed; `reason`.
+        GitRefNotFound: the repository has no such branch, tag or commit; `suggestions` are similar names.
+        GitUnreachable, GitTimeout, GitProtocolError: the server failed; see `reason`.
+        GitRefused: the repository contains something that is not allowed; see `reason`.
         DirectoryNotEmpty, FileExists: the target exists.
     """
     what = given(url=repo_url, branch=branch, depth=depth, single_branch=single_branch, submodules=submodules or None)
@@ -128,7 +128,7 @@ def _parse_progress(value: Any) -> GitProgress:  # noqa: ANN401 - JSON
 
 
 class CloneRequest(Streamed[GitProgress, GitCheckout]):
-    """A clone that tells how far it is."""
+    """A clone that reports its progress."""
 
     def __init__(self, call: StreamCall, on_progress: Callable[[GitProgress], object]) -> None:
         super().__init__(call)

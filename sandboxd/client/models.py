@@ -1,6 +1,6 @@
-"""What the SDK hands back: frozen values, and how they are read from the daemon's JSON.
+"""The values that the SDK returns, frozen, and the code that reads them from the daemon's JSON.
 
-Reading is strict in what it needs and deaf to fields that it does not know, so that a newer daemon can say more.
+Reading is strict about the fields it needs and ignores unknown ones, so that a newer daemon can add fields.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Json: TypeAlias = Any
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Usage:
-    """What a command used: `cpu_s` seconds of processor time, `memory_peak_bytes`; None where the host cannot say."""
+    """Resources that a command used: `cpu_s` (CPU seconds) and `memory_peak_bytes`; None if the host cannot tell."""
 
     cpu_s: float | None = None
     memory_peak_bytes: int | None = None
@@ -39,15 +39,14 @@ class ExitStatus:
     """How a command ended.
 
     Attributes:
-        id: the process' id.
-        exit_code: 0 to 255, or None if a signal killed it (127: the program was not found).
+        id: the process's id. exit_code: 0 to 255, or None if a signal killed it (127: the program was not found).
         signal: such as "SIGKILL", or None.
         duration_s: seconds from start to end.
         timed_out: whether `timeout` ended it.
         oom_killed: whether it ran out of memory.
         truncated: whether output was dropped.
         usage: the resources it used.
-        reason: why it ended ("exit", "signal", "timeout", "oom" …), if the daemon says.
+        reason: why it ended ("exit", "signal", "timeout", "oom" …), if the daemon reports it.
     """
 
     id: str
@@ -73,7 +72,7 @@ class ExitStatus:
         return f"out of memory ({how})" if self.oom_killed else how
 
     def check(self) -> Self:
-        """Return itself if the command ended with exit code 0.
+        """Return this object if the command ended with exit code 0.
 
         Raises:
             CommandFailed: it did not; the error's `result` is this object.
@@ -139,13 +138,13 @@ class SandboxInfo:
         user: a name or a uid.
         env: environment variables for every command.
         limits: its limits.
-        network: the mode, "none" for the loopback interface only.
+        network: the mode; "none" means the loopback interface only.
         seccomp: the name of the profile.
         labels: its labels.
         unenforced: limits that this host cannot enforce.
         created_at: the time of creation, with a time zone.
         reason: why it failed, or None.
-        degraded: which parts of it do not work at present, and why.
+        degraded: which parts of it do not work at the moment, and why.
         raw: the daemon's object with every field, including fields unknown to this version.
     """
 
@@ -168,7 +167,7 @@ class SandboxInfo:
 
 
 def read(what: str, parse: Callable[[Json], T], value: Json) -> T:
-    """Return `parse(value)`; a value of another shape is the daemon's fault.
+    """Return `parse(value)`; a value of another shape is a fault of the daemon.
 
     Raises:
         RemoteProtocolError: the value lacks a field or has one of the wrong type.
@@ -221,7 +220,7 @@ def parse_exit(process_id: str, value: Json) -> ExitStatus:
 
 
 def with_output(status: ExitStatus, stdout: bytes, stderr: bytes) -> ExecResult:
-    """Join how a command ended with what it printed."""
+    """Combine a command's exit status with its output."""
     fields = {field.name: getattr(status, field.name) for field in dataclasses.fields(ExitStatus)}
     return ExecResult(**fields, stdout_bytes=stdout, stderr_bytes=stderr)
 

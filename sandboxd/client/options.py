@@ -1,4 +1,4 @@
-"""Options that many verbs take: a command's, and a sandbox's; and what the API calls them.
+"""Options that many methods take, of a command and of a sandbox, and their names in the API.
 
 A verb takes them as keyword arguments, `**options: Unpack[CommandOptions]`, which type checkers and editors expand. Its
 builder is decorated with `takes`, which does the same for `inspect.signature` and `help`.
@@ -54,8 +54,8 @@ class CommandOptions(StartOptions, _RunOptions, total=False):
         env: environment variables, added to the sandbox's.
         user: a name or a uid; default: the sandbox's.
         umask: the file mode creation mask in octal, such as "0027"; default: "0022".
-        timeout: seconds after which it is killed with all its children; default: never.
-        keep_orphans: whether processes that it leaves behind keep running.
+        timeout: seconds after which the command and all its children are killed; default: never.
+        keep_orphans: whether processes that the command leaves behind keep running.
     """
 
 

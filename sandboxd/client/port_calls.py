@@ -89,7 +89,7 @@ def watch_port(
 
     Raises:
         InvalidRequest: a value is wrong; `field` names it.
-        ProcessNotFound: no such process.
+        ProcessNotFound: the sandbox has no such process.
     """
     name = None if process is None else process_id(process)
     body = given(process=name, path=path, status=status and list(status), timeout_s=timeout)

@@ -26,7 +26,7 @@ __all__ = ["ProcessInfo", "ProcessLogs", "WaitResult"]
 
 #: How long a log stream tries to reach the daemon again (seconds): a restart takes about one.
 RECONNECT_S: Final = 30.0
-#: One POST to a process' stdin; larger writes are cut, so that the daemon holds little at a time.
+#: One POST to a process's stdin; larger writes are cut, so that the daemon holds little at a time.
 STDIN_CHUNK_BYTES: Final = 1024 * 1024
 #: The user's own shell, as the daemon's own default for …/pty.
 DEFAULT_SHELL: Final = 'exec "${SHELL:-/bin/sh}"'
@@ -143,12 +143,12 @@ def parse_process(value: Json) -> ProcessInfo:
 
 
 def process_id(process: str | ProcessInfo) -> str:
-    """Return the id of a process that is named either way."""
+    """Return the id of a process that is given as an object or as an id."""
     return process.id if isinstance(process, ProcessInfo) else process
 
 
 def write_stdin(key: str, process: str | ProcessInfo, data: bytes | str) -> Steps:
-    """Write to the standard input of a process that was started with `stdin=True`; returns when it is taken.
+    """Write to the standard input of a process started with `stdin=True`; returns once the data is accepted.
 
     Raises:
         ProcessNotFound, ProcessNotRunning: as their names say.
@@ -161,7 +161,7 @@ def write_stdin(key: str, process: str | ProcessInfo, data: bytes | str) -> Step
 
 
 def close_stdin(key: str, process: str | ProcessInfo) -> Steps:
-    """Let a process read the end of its standard input. One that has ended is no error."""
+    """Close a process's standard input, so that it reads end of file. Does nothing if the process has ended."""
     path = process_path(key, process_id(process), "/stdin/close")
     return Steps([Call("POST", path, what="answer", parse=nothing)], (ProcessNotRunning,))
 
@@ -176,12 +176,12 @@ def start_process(
     restart: Literal["never", "on-failure"] | None = None,
     **options: Unpack[CommandOptions],
 ) -> Call[ProcessInfo]:
-    """Start a command that goes on by itself, and return it.
+    """Start a command in the background, and return its process.
 
     Args as of `exec`, and:
-        id: a name of your own for it, unique in the sandbox.
+        id: an id of your choice, unique in the sandbox; default: the daemon chooses one.
         stdin: True leaves it open for `write_stdin`.
-        restart: "on-failure" starts it again, ever later, when it fails; ten times in a row at most.
+        restart: "on-failure" restarts it on failure with exponential backoff, at most 10 times in a row.
 
     Raises:
         InvalidRequest: a value is wrong; `field` names it.
@@ -191,14 +191,14 @@ def start_process(
 
 
 def start(key: str, command: Mapping[str, Any], **fields: Json) -> Call[ProcessInfo]:
-    """POST …/processes; `command` is made by `command_json`, and `fields` are those that only a process has."""
+    """POST …/processes; `command_json` makes `command`, and `fields` are those that only a process has."""
     body = {**command, **given(**fields)}
     return Call("POST", sandbox_path(key, "/processes"), body=body, what="process", parse=parse_process)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TerminalRequest:
-    """A terminal to look at: of a process that is there, or of one to start first."""
+    """A terminal to view: that of an existing process, or of one to start first."""
 
     sandbox: str
     process: str | ProcessInfo | Call[ProcessInfo]
@@ -207,7 +207,7 @@ class TerminalRequest:
     on_gap: Callable[[int], object] | None
 
     def query(self, process: str | ProcessInfo) -> dict[str, str]:
-        """Return the query of WS …/pty that looks at the process' terminal."""
+        """Return the query of WS …/pty that looks at the process's terminal."""
         found = {"process": process_id(process), "cols": str(self.cols), "rows": str(self.rows)}
         return {**found, "fresh": "true"} if isinstance(self.process, Call) else found
 
@@ -225,24 +225,24 @@ def open_pty(
     on_gap: Callable[[int], object] | None = None,
     **options: Unpack[StartOptions],
 ) -> TerminalRequest:
-    """Open a terminal and look at it, or come back to one: a context manager.
+    """Open a terminal, or reconnect to one. Use it as a context manager.
 
     In asynchronous code `async with` opens it.
 
     Args:
-        command: a line for `sh -c`, or a list of program and arguments; else the user's own shell.
-        process: the `process_id` of a terminal that is there already; then only `cols` and `rows` mean something.
+        command: a string for `sh -c`, or a list of program and arguments; default: the user's shell.
+        process: the `process_id` of an existing terminal; only `cols` and `rows` have an effect then.
         cols: columns, 1 to 2000.
         rows: rows, 1 to 2000.
-        id: a name of your own for its process.
-        linger: how many seconds it goes on without a viewer; None is for ever.
+        id: an id of your choice for its process.
+        linger: how many seconds it keeps running without a viewer; None: without a limit.
         on_gap: called with the number of bytes that a slow viewer missed, before the screen is redrawn.
         options: those of `StartOptions`.
 
     Raises:
         InvalidRequest: a value is wrong; `field` names it.
-        ProcessNotFound: no such `process`.
-        LimitExceeded: the sandbox has as many terminals as it may.
+        ProcessNotFound: the sandbox has no such `process`.
+        LimitExceeded: the sandbox has reached its limit of terminals.
     """
     if process is not None:
         return TerminalRequest(sandbox=key, process=process, cols=cols, rows=rows, on_gap=on_gap)
@@ -260,7 +260,7 @@ def new_terminal(
     id: str | None,  # noqa: A002 - the API's own name
     linger: float | None,
 ) -> TerminalRequest:
-    """POST …/processes, then WS …/pty; `command` is made by `command_json`."""
+    """POST …/processes, then WS …/pty; `command_json` makes `command`."""
     call = start(key, command, id=id, terminal={"cols": cols, "rows": rows}, linger_s=linger)
     return TerminalRequest(sandbox=key, process=call, cols=cols, rows=rows, on_gap=on_gap)
 
@@ -275,13 +275,13 @@ def get_process(key: str, process: str | ProcessInfo) -> Call[ProcessInfo]:
 
 
 def page(key: str, cursor: str | None) -> Call[tuple[list[ProcessInfo], str | None]]:
-    """GET …/processes: one page, and the cursor of the next where there is one."""
+    """GET …/processes: one page, and the cursor of the next page if there is one."""
     params = None if cursor is None else {"cursor": cursor}
     return Call("GET", sandbox_path(key, "/processes"), params, what="list of processes", parse=paged(parse_process))
 
 
 def remove_process(key: str, process: str | ProcessInfo) -> Call[None]:
-    """End a process with all that it started, and drop its log.
+    """Kill a process and everything it started, and drop its log.
 
     Raises:
         ProcessNotFound: no such process.
@@ -290,12 +290,12 @@ def remove_process(key: str, process: str | ProcessInfo) -> Call[None]:
 
 
 def kill_all_processes(key: str) -> Call[None]:
-    """End every process with all that it started, and drop every log."""
+    """Kill every process and everything they started, and drop every log."""
     return Call("DELETE", sandbox_path(key, "/processes"), what="answer", parse=nothing)
 
 
 def kill_process(key: str, process: str | ProcessInfo, signal: str | int = "TERM") -> Call[None]:
-    """Send a signal, TERM if not said otherwise, to a process' group; TERM and KILL go to all that it started.
+    """Send a signal (default: TERM) to a process's group; TERM and KILL reach everything it started.
 
     Raises:
         ProcessNotFound, ProcessNotRunning: as their names say.
@@ -307,7 +307,7 @@ def kill_process(key: str, process: str | ProcessInfo, signal: str | int = "TERM
 def get_process_logs(
     key: str, process: str | ProcessInfo, *, start: int = 0, tail: int | None = None
 ) -> Call[ProcessLogs]:
-    """Return what a process has printed, from the offset `start` on, or the last `tail` lines of that.
+    """Return what a process has printed from the offset `start` on, or only the last `tail` lines of it.
 
     Raises:
         ProcessNotFound: no such process.
@@ -335,17 +335,17 @@ def stream_process_logs(
     on_stderr: Callable[[str], object] | None = None,
     reconnect_s: float = RECONNECT_S,
 ) -> LogReader:
-    """Follow what a process prints: iterate over it, or `wait()`; use it as a context manager.
+    """Follow a process's output: iterate over it, or `wait()`. Use it as a context manager.
 
     In asynchronous code, `async with` opens it, and callbacks may be coroutine functions.
 
     Args:
-        process: which.
-        start: the offset to begin at: `offset` of an earlier stream, or `next_offset` of `get_process_logs`.
+        process: the process, or its id.
+        start: the offset to start at: `offset` of an earlier stream, or `next_offset` of `get_process_logs`.
         tail: start with this many of the last lines.
         on_stdout: called with each piece of standard output as text, while you iterate or wait.
         on_stderr: the same for standard error.
-        reconnect_s: how long a daemon that went away is tried again; 0 raises at once.
+        reconnect_s: how many seconds to keep trying to reconnect when the connection breaks; 0 raises at once.
 
     Raises:
         ProcessNotFound: no such process.
@@ -357,16 +357,16 @@ def stream_process_logs(
 
 
 class LogReader:
-    """Reads the raw frames of a log, over as many connections as it takes.
+    """Reads the raw frames of a log, over as many connections as necessary.
 
     Attributes:
-        offset: the offset of the event that comes next: where to go on.
-        dropped_bytes: output that the log no longer had when we came to it.
-        restarts: how often the process was started again while we read.
+        offset: the offset of the next event, at which to continue.
+        dropped_bytes: bytes of output that the log had dropped before they could be read.
+        restarts: how often the process was restarted during the reading.
         result: how the process ended; None before its exit frame.
-        ended: whether the daemon said that nothing more comes.
-        callbacks: what text is told to, by the stream's name.
-        reconnect_s: how long a daemon that went away is tried again.
+        ended: whether the daemon said that the log is complete.
+        callbacks: the function that gets each stream's text, by the stream's name.
+        reconnect_s: how many seconds to keep trying to reconnect.
     """
 
     def __init__(self, key: str, process: str, start: int, tail: int | None) -> None:
@@ -386,7 +386,7 @@ class LogReader:
         self._has_begun = False
 
     def call(self) -> StreamCall:
-        """Return the request that goes on where we are."""
+        """Return the request that continues at the current offset."""
         self._decoder = raw.RawDecoder()
         params = {"follow": "true", "from": str(self.offset), "seen_bytes": str(self._seen_bytes)}
         if self._tail is not None and not self._has_begun:
@@ -413,7 +413,7 @@ class LogReader:
         return chunks
 
     def close(self) -> None:
-        """Say that an answer's body has ended.
+        """Note that an answer's body has ended.
 
         Raises:
             RemoteProtocolError: it was cut.
@@ -444,7 +444,7 @@ class LogReader:
 
 
 class LogState:
-    """What both kinds of log streams know."""
+    """The attributes that both kinds of log streams share."""
 
     def __init__(self, reader: LogReader) -> None:
         self._reader = reader
@@ -457,7 +457,7 @@ class LogState:
 
     @property
     def process_id(self) -> str:
-        """The process' id."""
+        """The process's id."""
         return self._reader.process_id
 
     @property
@@ -467,12 +467,12 @@ class LogState:
 
     @property
     def offset(self) -> int:
-        """Where another stream would go on after what this one has given: `start=` of `stream_process_logs`."""
+        """The offset at which a new stream would continue: `start=` of `stream_process_logs`."""
         return self._offset if self._pending else self._reader.offset
 
     @property
     def dropped_bytes(self) -> int:
-        """Output that the log no longer had when we came to it."""
+        """Bytes of output that the log had dropped before they could be read."""
         return self._reader.dropped_bytes
 
     def _take_chunk(self) -> tuple[OutputChunk, Callable[[], object] | None]:
@@ -482,7 +482,7 @@ class LogState:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise LocalProtocolError("cannot read the stream: it was closed before the process' end")
+            raise LocalProtocolError("cannot read the stream: it was closed before the process's end")
 
     def _feed(self, piece: bytes | None) -> None:
         """Take bytes of the answer, or its end."""
@@ -493,7 +493,7 @@ class LogState:
 
 
 def parse_wait(value: Json) -> WaitResult:
-    """Read what a wait came to."""
+    """Read the outcome of a wait."""
     return WaitResult(
         met=bool(value["met"]),
         reason=str(value["reason"]),
@@ -505,7 +505,7 @@ def parse_wait(value: Json) -> WaitResult:
 
 
 def wait_for_exit(key: str, process: str | ProcessInfo, *, timeout: float | None = None) -> Call[WaitResult]:
-    """Wait until a process has ended, for `timeout` seconds at most.
+    """Wait until a process has ended, for at most `timeout` seconds.
 
     Raises:
         ProcessNotFound: no such process.
@@ -516,12 +516,12 @@ def wait_for_exit(key: str, process: str | ProcessInfo, *, timeout: float | None
 def wait_for_port(
     key: str, process: str | ProcessInfo, port: int, *, path: str | None = None, timeout: float | None = None
 ) -> Call[WaitResult]:
-    """Wait until something in the sandbox accepts on a TCP port, or the process ends before.
+    """Wait until something in the sandbox listens on a TCP port, or until the process ends.
 
     Args:
-        process: whose end ends the wait.
+        process: a process whose exit also ends the wait.
         port: 1 to 65535, on any of the sandbox's addresses, IPv4 or IPv6.
-        path: where a GET must be answered with a status of 200 to 399, such as "/health".
+        path: a path, such as "/health", to which a GET must answer with a status from 200 to 399.
         timeout: seconds; default: forever.
 
     Raises:
@@ -533,16 +533,16 @@ def wait_for_port(
 def wait_for_log(
     key: str, process: str | ProcessInfo, pattern: str, *, timeout: float | None = None
 ) -> Call[WaitResult]:
-    """Wait until a line of a process' output matches, or the process ends before; old lines count.
+    """Wait until a line of a process's output matches, or until the process ends. Earlier lines count too.
 
     Args:
-        process: whose output.
-        pattern: a regular expression of RE2's syntax, searched in each line.
+        process: the process, or its id.
+        pattern: a regular expression in RE2 syntax, searched for in each line.
         timeout: seconds; default: forever.
 
     Raises:
         ProcessNotFound: no such process.
-        InvalidRequest: the pattern is none.
+        InvalidRequest: the pattern is not a valid regular expression.
     """
     return _wait(key, process, "log", pattern=pattern, timeout_s=timeout)
 

@@ -1,4 +1,4 @@
-"""What a `Sandbox` can do with processes, for synchronous code."""
+"""The process methods of `Sandbox`, for synchronous code."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class ExecStream(ItemStream[ExecRequest, OutputChunk, ExitStatus]):
     """A running command: iterate over it for its output, or `wait` for its end.
 
-    It is a context manager. Leaving before the command has ended kills the command (unless it is detached), so
-    nothing runs on unseen. Reading is what makes a command go on: one whose output nobody reads waits.
+    It is a context manager. Leaving the block before the command has ended kills the command, unless it is detached.
+    The command waits while nobody reads its output.
 
     Attributes:
         process_id: the id of the process.
@@ -68,9 +68,9 @@ class ExecStream(ItemStream[ExecRequest, OutputChunk, ExitStatus]):
 class LogStream(LogState, Closing):
     """The log of a process: iterate over it for the output, or `wait` for the process to end. A context manager.
 
-    A connection that breaks is made again where it was, with nothing lost or doubled, also over a restart of the
-    daemon. Leaving it does nothing to the process, which never waits for a reader; what its log dropped before we came
-    to it is counted.
+    If the connection breaks, even because the daemon restarts, the stream reconnects and continues without losing or
+    repeating output. Closing it does not affect the process, which never waits for a reader; `dropped_bytes` counts the
+    output that the log dropped before it could be read.
 
     Attributes:
         process_id: the id of the process.
@@ -168,7 +168,7 @@ class ProcessPart(Part):
     open_pty = stream_verb(process_calls.open_pty, Pty)
 
     def list_processes(self) -> list[ProcessInfo]:
-        """Return the processes that run, and those that have ended and are still known."""
+        """Return the running processes, and the ended ones that the daemon still lists."""
         found: list[ProcessInfo] = []
         cursor: str | None = None
         while True:

@@ -30,9 +30,8 @@ RECEIVE_BYTES: Final = 64 * 1024
 class Pty(PtyState, Closing):
     """A terminal: iterate over it for its output, and `write` input to it. It is a context manager.
 
-    Made by `Sandbox.open_pty`. Closing it leaves the terminal alone: it goes on without viewers for its `linger`
-    time, and `open_pty(process=pty.process_id)` comes back to it and shows its screen again. Reading and writing may
-    happen in two threads, one each.
+    Get one from `Sandbox.open_pty`. Closing it leaves the terminal running without viewers for its `linger` time;
+    `open_pty(process=pty.process_id)` reconnects and shows its screen again. One thread may read while another writes.
 
     Attributes:
         on_gap: called with the number of bytes that a slow viewer missed, before the screen is redrawn.
@@ -104,7 +103,7 @@ class Pty(PtyState, Closing):
             self._send(self._wire.resize(cols, rows))
 
     def close(self) -> None:
-        """Leave the terminal; it keeps running for its linger time."""
+        """Disconnect from the terminal, which keeps running for its `linger` time."""
         # Not where another thread is writing, and waits for the daemon: the end of the connection says it all.
         if self._sending.acquire(blocking=False):
             with contextlib.suppress(OSError, SandboxdError):
@@ -136,7 +135,7 @@ def connect(address: Address) -> socket.socket:
     """Return a connection to the daemon.
 
     Raises:
-        DaemonUnavailable: nobody answers there.
+        DaemonUnavailable: no daemon answers.
     """
     made: socket.socket | None = None
     try:

@@ -42,7 +42,7 @@ MAX_HELD_BYTES: Final = 4 * 1024 * 1024
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Gap:
-    """The viewer was too slow: so many bytes of what the terminal showed are lost, and it is shown anew."""
+    """The viewer was too slow: it missed this many bytes of the terminal's output, and the screen is redrawn."""
 
     dropped_bytes: int
 
@@ -51,13 +51,13 @@ Shown: TypeAlias = bytes | Gap
 
 
 class PtyWire:
-    """One connection to a terminal. Bytes to send are returned; bytes that came are fed.
+    """One connection to a terminal. The caller feeds received bytes, and sends the bytes that the methods return.
 
     Attributes:
         process_id: the terminal's process, once it is open.
-        pid: its main process' id in the sandbox.
-        result: how that ended, once it has.
-        is_open: whether the handshake is done and nobody has said goodbye.
+        pid: its main process's id in the sandbox.
+        result: how the process ended, once it has.
+        is_open: whether the handshake is complete and neither side has closed.
     """
 
     def __init__(self, address: Address, sandbox_id: str, query: Mapping[str, str]) -> None:
@@ -101,7 +101,7 @@ class PtyWire:
         return self._send(TextMessage(data=json.dumps({"type": "resize", "cols": cols, "rows": rows})))
 
     def goodbye(self) -> bytes:
-        """Return the bytes that end the connection; the terminal goes on for a while."""
+        """Return the bytes that close the connection; the terminal keeps running for its `linger` time."""
         if self.is_over or not self.is_accepted:
             return b""
         self.is_over = True
@@ -119,15 +119,15 @@ class PtyWire:
             raise LocalProtocolError("cannot write to the terminal: it is closed") from None
 
     def take_answers(self) -> bytes:
-        """Return what is to be sent because of what came: answers to pings and goodbyes."""
+        """Return the bytes to send in reply to what was received: answers to pings and close messages."""
         answers, self._out = bytes(self._out), bytearray()
         return answers
 
     def feed(self, data: bytes) -> list[Shown]:
-        """Take what came; no bytes are the connection's end. Returns what the terminal shows.
+        """Take received bytes (empty: the connection ended) and return the terminal's output.
 
         Raises:
-            SandboxdError: what the daemon refused it for, or what broke it, as its kind.
+            SandboxdError: the error with which the daemon refused or ended the terminal.
             DaemonUnavailable: the connection ended before the terminal did.
         """
         shown: list[Shown] = []
@@ -223,7 +223,7 @@ class PtyWire:
 
 
 class PtyState:
-    """What both kinds of terminals know.
+    """The attributes that both kinds of terminals share.
 
     Attributes:
         on_gap: called with the number of bytes that a slow viewer missed, before the screen is redrawn.

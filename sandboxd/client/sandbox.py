@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class Sandbox(Ending, CodeMethods, FilesPart, ProcessPart, SessionPart):
     """A sandbox. Get one from `create`, `connect` or `list`; do not call the constructor.
 
-    As a context manager it destroys the sandbox at the end of the block. Without `client=` each sandbox makes
-    connections of its own, from SANDBOXD_URL and SANDBOXD_TOKEN, and closes them with `destroy` or `close`.
+    As a context manager it destroys the sandbox at the end of the block. Without `client=` each sandbox opens its own
+    connections, using SANDBOXD_URL and SANDBOXD_TOKEN, and closes them in `destroy` or `close`.
 
     Every method raises a subclass of `SandboxdError`: `SandboxNotFound` when the sandbox is gone,
     `DaemonUnavailable` when no daemon answers, and the errors listed for the method.
@@ -58,9 +58,9 @@ class Sandbox(Ending, CodeMethods, FilesPart, ProcessPart, SessionPart):
 
         Raises:
             InvalidRequest: a value is wrong; `field` names it. RootfsNotFound, ProfileNotFound and LimitUnenforceable
-                are of its kind.
+                are subclasses.
             NameTaken: another sandbox has that name.
-            LaunchFailed: the host could not do it; `step`, `syscall`, `errno`, `hint`.
+            LaunchFailed: the host could not create it; see `step`, `syscall`, `errno` and `hint`.
         """
         call = calls.create(options)
         return cls._open(call, client)

@@ -37,7 +37,7 @@ class SessionInfo:
         shell: the path of its shell.
         user: the user that its commands run as.
         cwd: the working directory after its last command; None if its name is not valid text.
-        commands: how many were started.
+        commands: how many commands were started.
         running: the process id of the running command, or None.
         waiting: how many commands are queued.
         raw: the daemon's object with every field.
@@ -77,17 +77,17 @@ def create_session(
     shell: str | None = None,
     **options: Unpack[StartOptions],
 ) -> Call[SessionInfo]:
-    """Begin a session.
+    """Create a session.
 
     Args:
-        id: a name of your own, unique in the sandbox.
-        shell: "bash" or "sh"; else bash where the rootfs has it. An sh keeps no functions.
+        id: an id of your choice, unique in the sandbox; default: the daemon chooses one.
+        shell: "bash" or "sh"; default: bash if the rootfs has it. In sh, functions are not kept between commands.
         options: those of `StartOptions`, for all of its commands.
 
     Raises:
         InvalidRequest: a value is wrong; `field` names it.
         NameTaken: another session has that id.
-        LimitExceeded: there are as many as may be.
+        LimitExceeded: the sandbox has reached its limit of sessions.
     """
     body = given(id=id, shell=shell) | options_json(options)
     return Call("POST", sandbox_path(key, "/sessions"), body=body, what="session", parse=parse_session)
@@ -149,12 +149,12 @@ def exec(  # noqa: A001 - the verb's name
 ) -> Request[ExecResult]:
     """Run a command once those before it have ended, and return how it ended and its output.
 
-    `cwd` and `env` hold for this command alone; without them it starts where the last one was. A timeout counts from
-    its start, and the session goes on.
+    `cwd` and `env` apply to this command alone; without `cwd` it starts where the last command ended. A timeout counts
+    from the command's start and does not end the session.
 
     Args:
         command: a string for the session's shell, or a list of arguments, the first of which may be a function.
-        stdin: its standard input, up to 4 MiB as JSON; default: empty.
+        stdin: the command's standard input, up to 4 MiB as JSON; default: empty.
         options: those of `SessionCommandOptions`.
 
     Raises:

@@ -24,7 +24,7 @@ def cleanup_scope() -> anyio.CancelScope:
 async def owned(
     make: Callable[[], Coroutine[object, object, T]], undo: Callable[[T], Coroutine[object, object, None]]
 ) -> T:
-    """Return what `make` makes. A cancellation meanwhile waits for it, so that nothing is made that nobody owns.
+    """Return what `make` makes. A cancellation waits for it to finish, so that nothing is left without an owner.
 
     On trio (and under anyio) a shielded scope does that, and the caller's next wait raises the cancellation, in a
     block that owns the result. asyncio's own `Task.cancel` goes through any scope: there the making is a task of

@@ -1,4 +1,4 @@
-"""Streams of the synchronous SDK: what they have in common, a file's bytes, and changes of files."""
+"""Streams of the synchronous SDK: their common base, a file's bytes, and file changes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Endless = TypeVar("Endless", bound="calls.Reader[Any]")
 
 
 def closed_stream() -> LocalProtocolError:
-    """Return the error of reading a stream that ended without a result."""
+    """Return the error for reading a stream that ended without a result."""
     return LocalProtocolError("cannot read the stream: it was closed before the command's end")
 
 
@@ -43,12 +43,12 @@ class Closing:
         self.close()
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Release its resources."""
         raise NotImplementedError
 
 
 class Ending:
-    """A context manager that ends at the block's end what it stands for; a failed block's own failure stands."""
+    """A context manager that ends its operation at the block's end; an exception in the block takes precedence."""
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +80,7 @@ class Reading(Closing):
 
 
 class ItemStream(Reading, Generic[Q, Item, T]):
-    """The items of an answer, and what they come to: `result`."""
+    """The items of an answer, and the final `result`."""
 
     def __init__(self, client: Client, request: Q) -> None:
         super().__init__(client, request.call)
@@ -109,7 +109,7 @@ class ItemStream(Reading, Generic[Q, Item, T]):
         return item
 
     def close(self) -> None:
-        """Drop the connection; what still runs is ended (a command killed, code interrupted), unless it is detached."""
+        """Drop the connection. Unless detached, a running command is killed and running code is interrupted."""
         self._closed = True
         super().close()
 
@@ -137,14 +137,14 @@ class ItemStream(Reading, Generic[Q, Item, T]):
 
 
 def follow(client: Client, request: calls.Streamed[Item, T]) -> T:
-    """Send a request, read its answer as it comes, and return what it came to."""
+    """Send a request, read its answer as it comes, and return the result."""
     stream: ItemStream[calls.Streamed[Item, T], Item, T] = ItemStream(client, request)
     with stream:
         return stream._finish()
 
 
 class FileStream(Reading):
-    """A file's bytes as they arrive: a context manager to iterate over. `size` is in bytes, None if unknown."""
+    """A file's bytes as they arrive: a context manager to iterate over. `size` is in bytes; None if unknown."""
 
     def __init__(self, client: Client, call: calls.StreamCall) -> None:
         super().__init__(client, call)
@@ -156,7 +156,7 @@ class FileStream(Reading):
 
 
 class ReaderStream(Reading, Generic[Endless, Item]):
-    """An endless answer's items."""
+    """The items of an endless answer."""
 
     def __init__(self, client: Client, reader: Endless) -> None:
         super().__init__(client, reader.call)
@@ -175,6 +175,6 @@ class WatchStream(ReaderStream[ChangeReader, FileChange]):
 
 
 def size_of(response: httpx.Response) -> int | None:
-    """Return the answer's length where it states one."""
+    """Return the answer's stated length, or None."""
     length = response.headers.get("content-length", "")
     return int(length) if length.isascii() and length.isdigit() else None

@@ -37,14 +37,14 @@ C_co = TypeVar("C_co", covariant=True)
 
 
 class Owner(Protocol[C_co, K_co]):
-    """What has verbs: the client that sends them, and the key of what they are about."""
+    """An object that has verbs: the client that sends them, and the key of the object in the API."""
 
     @property
     def _target(self) -> tuple[C_co, K_co]: ...
 
 
 class InfoOwner(Owner[C_co, K_co], Protocol[C_co, K_co, T]):
-    """What has verbs, and keeps in `info` what the daemon said of it last."""
+    """An owner that keeps in `info` the daemon's latest description of it."""
 
     info: T
 
@@ -115,7 +115,7 @@ def async_verb(
 def sync_info_verb(
     build: Callable[Concatenate[K, P], Call[T]],
 ) -> Callable[Concatenate[InfoOwner[Client, K, T], P], T]:
-    """Return the method of a verb whose answer is its owner as it is now: kept in `info`, and returned."""
+    """Return the method of a verb whose answer is its owner's new state: stored in `info`, and returned."""
 
     def method(owner: InfoOwner[Client, K, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         client, key = owner._target
@@ -128,7 +128,7 @@ def sync_info_verb(
 def async_info_verb(
     build: Callable[Concatenate[K, P], Call[T]],
 ) -> Callable[Concatenate[InfoOwner[AsyncClient, K, T], P], Coroutine[Any, Any, T]]:
-    """Return the coroutine method of a verb whose answer is its owner as it is now: kept in `info`, and returned."""
+    """Return the coroutine method of a verb whose answer is its owner's new state: stored in `info`, and returned."""
 
     async def method(owner: InfoOwner[AsyncClient, K, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         client, key = owner._target
@@ -194,7 +194,7 @@ def like(method: M, build: Callable[..., object], answer: str | None = None) -> 
 
 
 def documented(source: Callable[..., object]) -> Callable[[M], M]:
-    """Decorate an asynchronous method that says what its synchronous twin does."""
+    """Decorate an asynchronous method with its synchronous twin's docstring."""
 
     def decorate(method: M) -> M:
         method.__doc__ = source.__doc__

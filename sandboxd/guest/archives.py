@@ -1,9 +1,9 @@
-"""Packs a directory and unpacks a stranger's archive, as file jobs: tar, tar.gz and zip, streamed.
+"""Packs a directory and unpacks an untrusted archive, as file jobs: tar, tar.gz and zip, streamed.
 
-The formats are the standard library's (`tarfile`, `zipfile`, `zlib`); what it would look up for convenience (names
-of users, which goes through nss and the rootfs' libraries) is never asked for. What a member may do is `placing.py`'s
-to say. A tar is unpacked as it arrives. A zip has its table at its end, so it is kept in a file without a name until
-it is whole. A header that wants all memory there is meets the file job's own bound.
+The formats are the standard library's (`tarfile`, `zipfile`, `zlib`); their convenience look-ups (of user names,
+through nss and the rootfs's libraries) are never used. `safe_extract.py` decides what a member may do. A tar is
+unpacked as it arrives. A zip has its table at its end, so it is kept in an unnamed file until it is complete. A header
+that requests excessive memory runs into the file job's own bound.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Clones of git repositories: children of the template `git` (sandboxd/templates/git), from init's side.
 
-A clone is a child that comes from outside (`incoming.py`) into a leaf of its own, with the rights of the sandbox's
-user. init gives it its order and the pipe on which it speaks straight to the daemon, ends it (asked to, too late, or
-when the daemon is gone), reaps it, and then ends the request.
+A clone is an incoming child (`incoming.py`) in its own leaf, with the permissions of the sandbox's user. init gives it
+its order and the pipe to the daemon, ends it (on request, at its deadline, or when the daemon is gone), reaps it, and
+then ends the request.
 """
 
 from __future__ import annotations

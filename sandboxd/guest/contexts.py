@@ -1,8 +1,8 @@
 """The link's operations on code contexts: start, feed, interrupt and end their workers; the table of them.
 
-A worker's program comes from the daemon once and lies in a sealed memory file of this sandbox's own (one that
-sandboxes shared could be locked and watched across them), so a rootfs needs the interpreter only. What a worker is
-for (`note`: a map that the daemon gave) stays with it for a daemon that comes after this one.
+The daemon sends a worker's program once; init keeps it in a sealed memory file, so the rootfs needs only the
+interpreter. Sandboxes do not share that file, because a shared one could be locked and watched across them. Init keeps
+each worker's purpose (`note`, a map from the daemon) for the next daemon.
 """
 
 from __future__ import annotations

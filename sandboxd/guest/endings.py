@@ -1,8 +1,8 @@
-"""The end of a command's tree: who is asked, who is still there, and until when.
+"""The end of a command's tree: which processes were signalled, which are left, and the deadline.
 
-A signal that asks a command to end is heard by processes that take their time: they write what is left and then exit.
-The main process is often the first to go (a shell that waited for one of them), so the command is over when the tree
-is empty, not when that has ended; what is there when the time is up is killed.
+Processes that get a signal to end may take their time: they write remaining data and then exit. The main process is
+often the first to exit (a shell that waited for one of them), so a command has ended when its tree is empty, not when
+its main process has ended. Processes that are left at the deadline are killed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The file operations that run as file jobs (`file jobs.py`), but for search, archives and watches.
+"""The file operations that run as file jobs (`jobs.py`), but for search, archives and watches.
 
 Paths come as text or bytes; facts of a file leave as a map (`row_of`), names as bytes.
 """

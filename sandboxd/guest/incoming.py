@@ -1,10 +1,10 @@
 """Children that init did not fork: a template's, which enter the sandbox from outside (sandboxd/templates/base.py).
 
-The daemon gives init one end of a socket pair and the launcher the other, which goes on to the child. The child speaks
-when it has become as powerless as any child of init's: a byte, with which the kernel tells its pid. From then on it is
-waited for and killed like the others; it is sent its job (user, directory, variables, descriptors), and says that it
-begins or that it declines. Whatever goes wrong on the way shows as the end of the socket, since nobody else has its
-other end.
+The daemon gives init one end of a socket pair and the launcher the other, which goes on to the child. The child sends
+one byte once it has no more privilege than any child of init; with that byte, the kernel reports its pid. From then on
+init reaps and kills it like the others. Init sends the child its job (user, directory, variables, descriptors), and the
+child answers that it begins or declines. Any failure on the way shows as end of file on the socket, since nobody else
+holds its other end.
 
     WAITING --a byte--> ARRIVED --"begun"--> over, well
        |                   |

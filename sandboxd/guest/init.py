@@ -175,7 +175,7 @@ class Init:
         env = check_env(params["env"])
         cwd = check_path(params["cwd"], "cwd")
         wanted = check_user(params["user"])
-        # Root needs no look into the rootfs' files, which an idle sandbox is spared: there always is one.
+        # Root needs no look into the rootfs's files, which an idle sandbox is spared: there always is one.
         user = None if wanted in ("root", 0) else users.find_user(wanted)
         if not os.path.isdir(cwd):
             raise InvalidRequest(f"cannot use {cwd} as cwd: no such directory in the rootfs", field="cwd")
@@ -213,7 +213,7 @@ class Init:
 
 
 def preload() -> None:
-    """Touch what init uses lazily, in the launcher: after pivot_root every import would run the rootfs' code."""
+    """Touch what init uses lazily, in the launcher: after pivot_root every import would run the rootfs's code."""
     users.find_user("root")
     archives.preload()
 

@@ -1,14 +1,15 @@
-"""File jobs: short-lived forks of init that do one thing which can wait for a disk or take long.
+"""File jobs: short-lived forks of init that do one task which may wait for a disk or take long.
 
-Theory of operation. init has one thread and must never wait, so what walks a tree, copies data, matches a stranger's
-pattern or unpacks a stranger's archive runs in a fork of its own: born in a cgroup leaf below `work/`, so that its
-time, memory and files count against the sandbox; with the rights of the sandbox's root; without init's descriptors.
-It speaks straight to the daemon, over pipes that the daemon made and passed: frames out (`writer.py`), and for some
-pieces in. init only starts it, kills it (its deadline, a Cancel, a daemon that is gone), reaps it, and then ends the
-request: well if the file job said how it went, else with why it could not.
+Theory of operation. init has one thread and must never wait, so a task that walks a tree, copies data, matches an
+untrusted pattern or unpacks an untrusted archive runs in a separate fork. The fork is created in a cgroup leaf below
+`work/`, so that its time, memory and files count against the sandbox; it has the permissions of the sandbox's root and
+none of init's descriptors. It speaks directly to the daemon, over pipes that the daemon made and passed: it sends
+frames (`frames.py`), and some jobs receive pieces of data. init only starts it, kills it (at its deadline, on a Cancel,
+or when the daemon is gone), reaps it, and then ends the request: with the job's own result, or with the reason why
+there is none.
 
-A file job imports nothing, as init does: it empties `sys.meta_path` first, so that a module which somebody forgot
-to load before the creation is an error and never code of the rootfs.
+Like init, a file job imports nothing. It first empties `sys.meta_path`, so that a module that was not loaded before the
+creation raises an error and never loads the rootfs's code.
 """
 
 from __future__ import annotations

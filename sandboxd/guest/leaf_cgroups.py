@@ -1,10 +1,11 @@
-"""The cgroup leaf of a command, `work/<id>`: what its whole tree is counted and killed by.
+"""The cgroup leaf of a command, `work/<id>`, through which its whole tree is counted and killed.
 
-No call here can block, and but for the making none can fail: a leaf that the sandbox's root has meddled with (it owns
-`work/`) gives empty answers, and what it was for (a kill) is done by the sandbox's own end at the latest.
+No call here can block, and only creating a leaf can fail. If the sandbox's root has tampered with a leaf (it owns
+`work/`), the calls return empty answers; a kill that had no effect is done at the latest when the sandbox ends.
 
-A leaf that was killed is never born into again: kernels since 6.14 kill every process that clone3 puts into a cgroup
-that was ever killed (they compare its count of kills with that of the parent's own cgroup). So a restart has a new one.
+No process is ever created in a leaf that was killed: kernels since 6.14 kill every process that clone3 puts into a
+cgroup that was ever killed (they compare its count of kills with that of the parent's own cgroup). So a restart has a
+new one.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ class LeafCgroup:
         return True
 
     def usage(self, rusage: resource.struct_rusage | None) -> dict[str, Any]:
-        """Return what the whole tree used; the main process' own numbers where the leaf has none.
+        """Return what the whole tree used; the main process's own numbers where the leaf has none.
 
         `cpu_s` is in seconds, `memory_peak_bytes` in bytes or None where nobody knows yet.
         """

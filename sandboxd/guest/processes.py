@@ -33,7 +33,7 @@ from .standby import Standby
 from .stdin_writer import Done, StdinWriter
 from .users import User
 
-#: How long after its main process' exit a command's pipes may stay open.
+#: How long after its main process's exit a command's pipes may stay open.
 ORPHAN_GRACE_S: Final = 0.1
 #: Restarts in a row: the delay doubles from the first to the last; a run that lasted starts the count anew.
 MAX_RESTARTS: Final = 10
@@ -389,7 +389,7 @@ class Process:
             self._ended.remove(callback)
 
     def on_exit(self, status: int, rusage: resource.struct_rusage) -> None:
-        """Take the main process' status; called by the reaper."""
+        """Take the main process's status; called by the reaper."""
         if not self._move(Event.EXIT):
             return
         self._status = status

@@ -1,4 +1,4 @@
-"""Puts the members of an archive below one directory, whatever their names say.
+"""Extracts the members of an archive below one directory, whatever their names say.
 
 The rules are those of the standard library's data filter (`tarfile.data_filter`), but for symbolic links: a leading
 slash is taken off; a name or a hard link that leads outside is refused; devices and FIFOs are refused; set-id bits and
@@ -7,7 +7,7 @@ resolved by `openat2` with RESOLVE_BENEATH, so no link, old or new, and no progr
 leads a member outside. A symbolic link stays as it is, as in tar(1) and docker cp: whoever follows it is in the
 sandbox, and comes to the sandbox's own files (`.venv/bin/python` is such a link in every project).
 
-A file appears when it is whole: where there was one before, that one stays until then.
+A file appears once it is complete; until then, an existing file stays.
 """
 
 from __future__ import annotations

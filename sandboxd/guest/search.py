@@ -1,9 +1,9 @@
 """Search by name and by content, and replacement, as file jobs.
 
-A caller's pattern may be one that never ends: it burns the sandbox's own time in a process of its own until the
-deadline, whose alarm Python's matcher sees (it looks for signals every 4096 steps); what was found until then stands,
-and the result says that it is not all. Content is read in blocks of whole lines, so memory is bounded whatever the
-size; a line over a block is cut there. Files with a NUL near their start are taken for binary and passed over.
+A caller's pattern may never finish. It then uses only the sandbox's own CPU time, in a separate process, until an alarm
+at the deadline interrupts Python's matcher (which checks for signals every 4096 steps). Matches found until then are
+kept, and the result says that it is incomplete. Content is read in blocks of whole lines, so memory is bounded whatever
+the size; a line longer than a block is cut. Files with a NUL near their start count as binary and are skipped.
 """
 
 from __future__ import annotations

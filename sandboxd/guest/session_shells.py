@@ -150,7 +150,7 @@ def beside(shell: str, line: str) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the words and the environment that run a command with a session's state, to which it leaves none.
 
     The line is the shell's own program: where that ends in a program the shell becomes it, which so gets the signals
-    that ask it to end, and whose end is the process'.
+    that ask it to end, and whose end is the process's.
     """
     if is_bash(shell):
         return (shell, "--norc", "--noprofile", "-c", line), {"BASH_ENV": "/proc/self/fd/60"}

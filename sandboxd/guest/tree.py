@@ -1,7 +1,8 @@
-"""Walking, deleting and copying trees of files that somebody else may be changing meanwhile.
+"""Walks, deletes and copies trees of files that other processes may change meanwhile.
 
-Each step down is an open relative to the directory above, which never follows a link, so a directory that is swapped
-for a link in the middle of a walk ends the walk there and leads nowhere else. What disappears meanwhile is passed over.
+Each step down is an open relative to the directory above, which never follows a link, so if a directory is swapped for
+a link in the middle of a walk, the walk ends there and leads nowhere else. Entries that disappear meanwhile are
+skipped.
 """
 
 from __future__ import annotations

@@ -493,7 +493,7 @@ class Worker:
     # --- the end ---
 
     def on_exit(self, status: int, rusage: resource.struct_rusage | None) -> None:
-        """Take the process' status; called by the reaper."""
+        """Take the process's status; called by the reaper."""
         if not self._move(LifeEvent.EXIT):
             return
         self._status = status

@@ -33,7 +33,7 @@ def build(
     nothing behind; killed, it leaves a directory that the next build sweeps.
 
     Args:
-        name: the rootfs' name, and its recipe's.
+        name: the rootfs's name, and its recipe's.
         rootfs_dir: the directory of all rootfs; made when missing.
         progress: told of each step and of each line that a step's program prints.
         force: build although the built one is up to date.
@@ -41,7 +41,7 @@ def build(
         recipes: the directory of recipes; None is that of sandboxd itself.
 
     Raises:
-        InvalidRequest: `name` cannot be a rootfs' name.
+        InvalidRequest: `name` cannot be a rootfs's name.
         RootfsNotFound: there is no such recipe.
         Conflict: the built one is out of date, and sandboxes use it or something is mounted in it.
         RootfsError: a step failed.

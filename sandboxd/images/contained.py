@@ -49,7 +49,7 @@ def run(
         verb: completes "cannot …" in an error.
         report: called with each line of stdout and stderr.
         mounts: shell commands to run first in the new namespaces.
-        environment: all of the program's environment; None keeps this process'.
+        environment: all of the program's environment; None keeps this process's.
         network: whether it shares the host's network.
 
     Raises:

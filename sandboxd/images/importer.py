@@ -53,7 +53,7 @@ def import_image(
     nothing behind; killed, it leaves a directory that the next build or import sweeps.
 
     Args:
-        name: the rootfs' name.
+        name: the rootfs's name.
         source: a `docker export` or `docker save` archive, an OCI layout as a directory or archive; `-` is stdin.
         rootfs_dir: the directory of all rootfs; made when missing.
         wanted: which image of several, and the bounds; None is the defaults.
@@ -62,7 +62,7 @@ def import_image(
         in_use: names the sandboxes that use a rootfs; one in use is not replaced.
 
     Raises:
-        InvalidRequest: `name` cannot be a rootfs' name.
+        InvalidRequest: `name` cannot be a rootfs's name.
         Conflict: there is such a rootfs, and `force` is not set or it is in use.
         RootfsError: the source cannot be read, or the image is refused: `reason`, often `member` and `layer`.
     """

@@ -80,7 +80,7 @@ def find_recipe(name: str, recipes: Path | None = None) -> Recipe:
     """Return the recipe called `name`.
 
     Raises:
-        InvalidRequest: `name` cannot be a rootfs' name.
+        InvalidRequest: `name` cannot be a rootfs's name.
         RootfsNotFound: there is no such recipe.
         RootfsError: the recipe is malformed.
     """

@@ -88,7 +88,7 @@ def load_rootfs(name: str, rootfs_dir: Path) -> Rootfs:
     """Return the built rootfs called `name`.
 
     Raises:
-        InvalidRequest: `name` cannot be a rootfs' name.
+        InvalidRequest: `name` cannot be a rootfs's name.
         RootfsNotFound: there is none of that name.
         RootfsError: its rootfs.json cannot be read.
     """
@@ -132,7 +132,7 @@ def remove(name: str, rootfs_dir: Path, *, in_use: InUse = nobody) -> None:
     """Remove the rootfs called `name`, or a directory of that name that is none any more.
 
     Raises:
-        InvalidRequest: `name` cannot be a rootfs' name.
+        InvalidRequest: `name` cannot be a rootfs's name.
         RootfsNotFound: there is none of that name.
         Conflict: sandboxes use it, a build or removal is under way, or something is mounted in it.
         RootfsError: the files cannot be removed.

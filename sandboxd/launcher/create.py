@@ -1,11 +1,11 @@
-"""Creations under way: the host's side, then what the zygote, the builder and pid 1 say, then the record.
+"""Creations in progress: the host's side, then the reports of the zygote, the builder and pid 1, then the record.
 
-A creation has two halves: what is the same for every sandbox (processes, namespaces, ids, /proc, /sys, /dev), and what
-its order names (the rootfs, limits). One *prepared sandbox*, no more, may be held between them: it has cgroups, a range
-of ids and a socket under the id that the daemon will order it by, waits, and costs two processes' memory. It ends with
-the launcher, whose successor sweeps what it had like all that has no record. An order for another id, or for what the
-prepared sandbox was not made for, has a creation of its own: the same two halves, one right after the other.
-`creation_states.py` has the states.
+A creation has two halves: the parts that are the same for every sandbox (processes, namespaces, ids, /proc, /sys,
+/dev), and the parts that depend on the order (the rootfs, limits). At most one *prepared sandbox* may wait between the
+halves. It has cgroups, a range of ids and a socket, under the id that the daemon will use in its next order, and costs
+the memory of two processes. It ends with the launcher; the next launcher sweeps its remains like everything without a
+record. An order for another id, or one that the prepared sandbox does not fit, gets its own creation: the same two
+halves, one right after the other. `creation_states.py` has the states.
 """
 
 from __future__ import annotations

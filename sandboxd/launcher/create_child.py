@@ -9,13 +9,13 @@
                 ├─ its other steps, pivot_root at their end
                 └── the root and the cgroup ──▶ pid 1: its own steps, then guest.init's loop
 
-What pid 1 does before it serves stays in its memory for the sandbox's whole life (every page that Python's reference
-counts touch becomes its own), so all that can be done by a process which then ends is done by the builder.
-CLONE_PARENT makes both the launcher's own children, so that their ends are seen and reaped there.
+Memory that pid 1 touches before it serves stays its own for the sandbox's whole life (Python's reference counts write
+to each page they touch). So the builder, which ends afterwards, does everything that another process can do.
+CLONE_PARENT makes both processes the launcher's own children, so that the launcher sees and reaps their ends.
 
-The launcher hears over the status pipe: ["builder", pid] from the zygote; ["pid", n] and ["built", devices, timings]
-from the builder; ["ready", timings] from pid 1; ["failed", step, syscall, errno, path] from any of them. What it orders
-comes over a socket of its own; when the launcher closes that, or dies, the builder ends and pid 1 after it.
+The launcher receives over the status pipe: ["builder", pid] from the zygote; ["pid", n] and ["built", devices, timings]
+from the builder; ["ready", timings] from pid 1; ["failed", step, syscall, errno, path] from any of them. The launcher's
+order goes over a separate socket. When the launcher closes it, or dies, the builder ends and then pid 1.
 """
 
 from __future__ import annotations

@@ -33,9 +33,9 @@ from .steps import STRICT, Creation, Named, OtherGone, Prepared, attach, cover, 
 
 SAFE: Final = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 
-#: The overlay's own credentials, which act on the upper layer for everybody: enough for trusted xattrs, whiteouts
-#: and copy-up; without CAP_SYS_RESOURCE, which would pass by disk quotas. CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH,
-#: FOWNER, FSETID, SETUID, SETGID, SYS_ADMIN, MKNOD, SETFCAP.
+#: The overlay accesses the upper layer with its mounter's credentials, for every caller. These suffice for trusted
+#: xattrs, whiteouts and copy-up, and lack CAP_SYS_RESOURCE, which would bypass disk quotas. CHOWN, DAC_OVERRIDE,
+#: DAC_READ_SEARCH, FOWNER, FSETID, SETUID, SETGID, SYS_ADMIN, MKNOD, SETFCAP.
 _OVERLAY_CAPABILITIES: Final = sum(1 << number for number in (0, 1, 2, 3, 4, 6, 7, 21, 27, 31))
 
 #: /proc entries that reach beyond the sandbox's namespaces: the directories are made read-only, the files empty.
@@ -65,11 +65,11 @@ PROC_MASKED: Final = (
     "modules",
     "mdstat",
 )
-#: Directories of host-wide facts: pressure tells the host's load, and anyone may arm triggers in it; the others tell of
-#: its disks and devices.
+#: Directories of host-wide facts: pressure reveals the host's load, and anyone may arm triggers in it; the others
+#: reveal its disks and devices.
 PROC_EMPTIED: Final = ("pressure", "fs", "irq", "bus", "asound", "acpi", "scsi", "driver")
-#: All that is seen of /sys: the sandbox's own network devices, and what libraries size their threads and pages by. The
-#: rest tells of the host and of neighbours: their disks' figures, what the loop devices hold, btrfs' quota groups.
+#: The only visible parts of /sys: the sandbox's own network devices, and what libraries read to size their threads and
+#: pages. The rest reveals the host and neighbours: disk statistics, the files behind loop devices, btrfs quota groups.
 SYS_SHOWN: Final = (
     "class/net",
     "devices/virtual/net",
@@ -77,7 +77,7 @@ SYS_SHOWN: Final = (
     "devices/system/node",
     *(f"kernel/mm/transparent_hugepage/{name}" for name in ("enabled", "defrag", "shmem_enabled", "hpage_pmd_size")),
 )
-#: Where programs look for what there may be (psutil, lspci, lsblk): there is nothing.
+#: Empty directories, where programs look for devices (psutil, lspci, lsblk).
 SYS_EMPTY: Final = (
     *("block", "bus/pci/devices", "bus/usb/devices", "dev/block", "dev/char", "firmware", "module"),
     *(f"class/{name}" for name in ("block", "drm", "hwmon", "power_supply", "thermal")),
@@ -92,11 +92,11 @@ DEVICES: Final = (
     ("urandom", 1, 9),
     ("tty", 5, 0),
 )
-#: Made on the stage, and moved into the root when there is one.
+#: Mounts that are made on the stage, and moved into the root once it exists.
 ATTACHED: Final = ("proc", "sys", "dev")
-#: The stage's place of the whole sysfs, which goes with the stage.
+#: The whole sysfs on the stage, which disappears with the stage.
 _WHOLE_SYS: Final = "sysfs"
-#: The host's pty.max is one number for all; a sandbox must not take it whole.
+#: The host's pty.max is shared by all; a sandbox must not use all of it.
 MAX_TERMINALS: Final = 256
 DEV_LINKS: Final = (
     ("fd", "/proc/self/fd"),
@@ -109,10 +109,10 @@ DEV_LINKS: Final = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class IsolateMounts(Named):
-    """A mount namespace that tells the host nothing, and a tmpfs to build the root on.
+    """Stops mounts from propagating to the host, and mounts a tmpfs (the stage) on which the root is built.
 
-    Slaves, not private: a prepared sandbox that waits for an order sees what the host mounts and unmounts meanwhile,
-    and holds none of it.
+    The mounts are slaves, not private: a prepared sandbox may wait for long, and must follow the host's unmounts
+    instead of keeping file systems busy.
     """
 
     stage: str
@@ -147,6 +147,7 @@ class MountLayers(Named):
             (self.tree, "lower", MOUNT_ATTR_RDONLY, creation.sandbox_userns),
             (self.disk, "disk", 0, creation.disk_userns),
         ):
+            # Set the id map and the attributes on a detached copy: the mount never exists without them.
             fd = kernel.open_tree(AT_FDCWD, source, OPEN_TREE_CLONE)
             kernel.mount_setattr(fd, attributes | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, userns_fd=userns)
             kernel.move_mount(fd, AT_FDCWD, target)
@@ -155,7 +156,7 @@ class MountLayers(Named):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ActAsOwner(Named):
-    """Act on files as the sandbox's root, or an idmapped upper answers EOVERFLOW and the overlay turns read-only."""
+    """Acts on files as the sandbox's root; else an idmapped upper gives EOVERFLOW, and the overlay is read-only."""
 
     owner: int
 
@@ -171,13 +172,13 @@ class ActAsOwner(Named):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MountOverlay(Named):
-    """The merged root. Layer names are relative: the options are shown inside.
+    """Mounts the merged root. Layer names are relative, because programs inside can see the mount options.
 
-    redirect_dir: else renaming a directory of the rootfs is EXDEV, which pip and npm do not expect.
-    xino: rootfs and upper may be two filesystems; programs then still see one (`tar --one-file-system`).
-    volatile: else the end of every sandbox writes out all that its neighbours have on the same filesystem (0.2 to
-    0.4 s, measured with 300 MB), and every fsync inside its journal. Nothing is lost by it: an upper never outlives
-    its sandbox, and a sandbox never outlives its host.
+    redirect_dir: without it, renaming a directory of the rootfs fails with EXDEV, which pip and npm do not expect.
+    xino: rootfs and upper may be two filesystems; programs still see one (`tar --one-file-system`).
+    volatile: without it, the end of every sandbox writes out everything its neighbours have on the same filesystem (0.2
+    to 0.4 s, measured with 300 MB), and every fsync inside writes out the filesystem's journal. Nothing is lost: an
+    upper never outlives its sandbox, and a sandbox never outlives its host.
     """
 
     options: str = (
@@ -190,6 +191,7 @@ class MountOverlay(Named):
 
     def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
+        # The overlay keeps the credentials of this moment; the builder takes its capabilities back afterwards.
         own = kernel.capget()
         kernel.capset(_OVERLAY_CAPABILITIES & own, own, 0)
         try:
@@ -197,6 +199,7 @@ class MountOverlay(Named):
         finally:
             kernel.capset(own, own, 0)
         creation.root = kernel.open("merged", os.O_RDONLY | os.O_DIRECTORY)
+        # The kernel mounts the overlay read-only, without an error, if it cannot use the upper layer.
         if os.fstatvfs(creation.root).f_flag & os.ST_RDONLY:
             raise SyscallError(errno.EROFS, "mount", "overlay (the kernel refused the upper layer: see its log)")
         creation.devices.append(os.fstat(creation.root).st_dev)
@@ -204,7 +207,7 @@ class MountOverlay(Named):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MountProc(Named):
-    """/proc of the sandbox's pid namespace."""
+    """Mounts /proc of the sandbox's pid namespace on the stage."""
 
     def describe(self) -> str:
         """Say what it does."""
@@ -213,15 +216,15 @@ class MountProc(Named):
     def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
         kernel.move_mount(creation.proc, AT_FDCWD, "proc")
-        # Attached first: a mount that is nowhere yet cannot be copied before Linux 6.15.
+        # Attach first: before Linux 6.15, a detached mount cannot be copied.
         creation.proc_writable = kernel.open_tree(creation.proc, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MountSys(Named):
-    """A /sys of stated parts, read-only: the network namespace's own, and the sandbox's own cgroup.
+    """Mounts a read-only /sys with listed parts only: the network namespace's devices and the sandbox's own cgroup.
 
-    A list of what is hidden would never be whole: every module and device of the host adds to sysfs.
+    A list of parts to hide could never be complete: every module and device of the host adds to sysfs.
     """
 
     def describe(self) -> str:
@@ -231,7 +234,7 @@ class MountSys(Named):
     def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
         whole = kernel.fsmount("sysfs", {}, SAFE | MOUNT_ATTR_RDONLY)
-        kernel.move_mount(whole, AT_FDCWD, _WHOLE_SYS)  # before Linux 6.15 only what is attached can be copied
+        kernel.move_mount(whole, AT_FDCWD, _WHOLE_SYS)  # before Linux 6.15, only attached mounts can be copied
         view = creation.sys = kernel.fsmount("tmpfs", {"size": "64k", "nr_inodes": "128", "mode": "0755"}, SAFE)
         kernel.move_mount(view, AT_FDCWD, "sys")
         _make_directories(kernel, view, (*SYS_EMPTY, _CGROUP, *(os.path.dirname(path) for path in SYS_SHOWN)))
@@ -243,11 +246,12 @@ class MountSys(Named):
         own = kernel.fsmount("cgroup2", {}, SAFE | MOUNT_ATTR_RDONLY)
         kernel.move_mount(own, view, _CGROUP)
         os.close(own)
+        # Only now read-only: the directories above had to be made first.
         kernel.mount_setattr(view, MOUNT_ATTR_RDONLY | SAFE)
 
 
 def _make_directories(kernel: Kernel, root: int, paths: Iterable[str]) -> None:
-    """Make each of `paths` and what is above it in a filesystem of our own."""
+    """Create each of `paths`, with its parents, in a filesystem that we made."""
     made: set[str] = set()
     for path in paths:
         parts = path.split("/")
@@ -258,7 +262,7 @@ def _make_directories(kernel: Kernel, root: int, paths: Iterable[str]) -> None:
 
 
 def _show(kernel: Kernel, source: int, path: str, target: int) -> None:
-    """Attach a copy of what is at `path` of the mount `source` at the same path of `target`, where its directory is."""
+    """Attach a copy of `path` in the mount `source` at the same path of `target`, where its parent exists."""
     at = kernel.openat2(source, path, os.O_PATH, STRICT)
     try:
         copy = kernel.open_tree(at, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
@@ -274,7 +278,7 @@ def _show(kernel: Kernel, source: int, path: str, target: int) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MountDev(Named):
-    """/dev with nodes of our own, and a devpts and mqueue of the sandbox's."""
+    """Mounts a /dev with new device nodes, and a new devpts and mqueue."""
 
     tty_gid: int
 
@@ -295,7 +299,7 @@ class MountDev(Named):
         os.umask(old)
         for name, target in DEV_LINKS:
             kernel.symlink(target, name, dirfd=dev)
-        # A device node's descriptor for later masks, taken without opening the device.
+        # RestrictProc covers files of /proc with this copy of /dev/null; open_tree does not open the device.
         creation.null = kernel.open_tree(dev, "null", OPEN_TREE_CLONE)
         terminals = {"max": str(MAX_TERMINALS), "ptmxmode": "0666", "mode": "0620", "gid": str(self.tty_gid)}
         for name, fstype, options, attributes in (
@@ -311,7 +315,7 @@ class MountDev(Named):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MountShm(Named):
-    """Shared memory, of the sandbox's own size."""
+    """Mounts /dev/shm with the sandbox's limit."""
 
     size: int
 
@@ -321,7 +325,7 @@ class MountShm(Named):
 
     def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
-        # Empty files take memory too: as many as pages.
+        # Empty files take memory too, so allow as many files as pages.
         options = {"mode": "1777", "size": str(self.size), "nr_inodes": str(self.size // 4096)}
         fd = kernel.fsmount("tmpfs", options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
         kernel.move_mount(fd, creation.dev, "shm")
@@ -331,7 +335,7 @@ class MountShm(Named):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AttachMounts(Named):
-    """What was made on the stage goes into the root, with all that is mounted in it."""
+    """Moves /proc, /sys and /dev from the stage into the root, with everything mounted in them."""
 
     def describe(self) -> str:
         """Say what it does."""
@@ -343,13 +347,13 @@ class AttachMounts(Named):
             attach(kernel, creation, mount, path)
 
 
-#: Where the daemon answers a sandbox's questions about names, on the sandbox's own loopback.
+#: The address on the sandbox's loopback at which the daemon answers DNS queries.
 RESOLVER: Final = "127.0.0.53"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WriteIdentity(Named):
-    """Files that tell a program who and where it is: written anew at each creation, never inherited from an image."""
+    """Writes the files that tell programs the sandbox's name and resolver; they are never inherited from an image."""
 
     hostname: str
     machine_id: str
@@ -363,9 +367,9 @@ class WriteIdentity(Named):
         """Do it."""
         hosts = f"127.0.0.1 localhost {self.hostname}\n::1 localhost ip6-localhost ip6-loopback {self.hostname}\n"
         etc = open_directory(kernel, creation, "etc", 0o755)
-        # Where the layers are two filesystems, and one cannot take part in xino, a file has a device number of its
-        # layer's (which no other mount has): the rootfs' is found here, the upper's by what is written.
-        # All of the rootfs' have the same: one tells.
+        # If the layers are two filesystems and one cannot take part in xino, each file has a device number of its
+        # layer, which no other mount has. Find the rootfs's number here, from any one file, since all of them have the
+        # same; find the upper's from the files written below.
         with os.scandir(etc) as entries:
             first = next((entry for entry in entries if not entry.is_dir(follow_symlinks=False)), None)
         devices = {first.stat(follow_symlinks=False).st_dev} if first else set()
@@ -376,7 +380,7 @@ class WriteIdentity(Named):
             ("machine-id", f"{self.machine_id}\n"),
         ):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-            # O_NONBLOCK: a FIFO that a rootfs left here must not hang the creation.
+            # O_NONBLOCK: a FIFO that the rootfs has here must not block the creation.
             fd = kernel.openat2(etc, name, flags | os.O_NONBLOCK, STRICT, 0o644)
             try:
                 facts = os.fstat(fd)
@@ -395,7 +399,7 @@ class WriteIdentity(Named):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RestrictProc(Named):
-    """What of /proc is the host's is read-only or empty."""
+    """Makes the host's parts of /proc read-only or empty."""
 
     def describe(self) -> str:
         """Say what it does."""
@@ -420,7 +424,7 @@ class RestrictProc(Named):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PivotRoot(Named):
-    """The merged root becomes /, the host's tree goes."""
+    """Makes the merged root /, and detaches the host's tree."""
 
     def describe(self) -> str:
         """Say what it does."""
@@ -428,6 +432,7 @@ class PivotRoot(Named):
 
     def run(self, kernel: Kernel, creation: Creation) -> None:
         """Do it."""
+        # Old and new root stacked at one place (pivot_root(2), ".", "."): no directory is needed for the old one.
         os.fchdir(creation.root)
         kernel.pivot_root(".", ".")
         kernel.umount2(".", MNT_DETACH)
@@ -435,7 +440,7 @@ class PivotRoot(Named):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MakeProc(Named):
-    """A proc filesystem shows the pid namespace of who mounts it, and the builder is in the host's."""
+    """Makes the proc filesystem in pid 1, because it shows the pid namespace of the process that makes it."""
 
     def describe(self) -> str:
         """Say what it does."""
@@ -448,10 +453,10 @@ class MakeProc(Named):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EnterRoot(Named):
-    """Wait until the builder is done, and stand in what it built.
+    """Waits for the builder, and enters the root that it built.
 
-    Its pivot_root has moved our root as well (it changes every process of the mount namespace whose root was the old
-    one, pivot_root(2)); the chroot makes sure of it.
+    The builder's pivot_root has already moved this process's root (it changes every process in the mount namespace
+    whose root was the old one, pivot_root(2)); the chroot makes sure.
     """
 
     def describe(self) -> str:
@@ -460,6 +465,7 @@ class EnterRoot(Named):
 
     def run(self, kernel: Kernel, prepared: Prepared) -> None:
         """Do it."""
+        # The builder sends its root and the sandbox's cgroup once it is done; end of file means that it failed.
         _, received, _, _ = socket.recv_fds(prepared.builder, 1, 2)
         if len(received) != 2:
             raise OtherGone

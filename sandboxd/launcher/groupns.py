@@ -1,11 +1,12 @@
-"""A cgroup namespace made ahead, so that a sandbox is limited before anything of it runs.
+"""A cgroup namespace made in advance, so that a sandbox is limited before any of its processes run.
 
-The kernel roots a new cgroup namespace at the group of whoever makes it: somebody must have been in `<id>`. But a group
-with processes cannot pass controllers on, and passing them on once pid 1 is in `<id>/init` moves it between the
-controllers' groups, which waits for an RCU grace period with the lock that each command's leaf needs (16 ms against
-3 ms, measured). So a short child is born in `<id>`, makes the namespace and ends as soon as it is taken; controllers
-and limits follow while the tree is empty, and the builder and pid 1 are born in `<id>/init` and join. Where there are
-no controllers all that would be for nothing, and costs a fork: there the builder is born in `<id>`.
+The kernel roots a new cgroup namespace at the group of the process that makes it, so some process must be in `<id>`.
+But a group with processes cannot pass controllers on, and passing them on once pid 1 is in `<id>/init` moves it between
+the controllers' groups, which waits for an RCU grace period with the lock that each command's leaf needs (16 ms against
+3 ms, measured). So a short-lived child is created in `<id>`, makes the namespace, and ends once the launcher has a
+descriptor of it. The launcher then sets controllers and limits while the tree is empty; the builder and pid 1 are
+created in `<id>/init` and join the namespace. On hosts without controllers, all this would only cost a fork; there, the
+builder is created in `<id>`.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class NetworkProcess:
         self._kernel = kernel
         self._deps = deps
         self._connection: socket.socket | None = None
-        self._hand: socket.socket | None = None  # the process' end of its hand's, until it is sent
+        self._hand: socket.socket | None = None  # the process's end of its hand's, until it is sent
         self._pidfds: list[int] = []
         self._is_ready = False
         self._has_table = False
@@ -122,7 +122,7 @@ class NetworkProcess:
         return bool(self._waiting or self._sent)
 
     def ask(self, operation: str, params: dict[str, Any], fds: list[int], done: Done) -> None:
-        """Ask for something; `fds` are the process' from now on."""
+        """Ask for something; `fds` are the process's from now on."""
         self._waiting.append(_NetworkRequest(operation, params, fds, done))
         self.start()
         self._send_orders()

@@ -1,8 +1,8 @@
-"""From a request to the steps of a creation, purely: nothing here touches the host.
+"""Converts a request to the steps of a creation. Pure: nothing here touches the host.
 
-The builder's steps run beside pid 1's (create_child.py), whose last wait for the builder's end; the first half of them
-knows nothing of the rootfs, so that it can be done before somebody asks (create.py). The user namespace owns none of
-the mounts and none of the other namespaces: they are made by the host's root.
+The builder's steps run in parallel with pid 1's (create_child.py), and pid 1's last steps wait for the builder. The
+builder's first steps do not depend on the rootfs, so they can be done before a request (create.py). The host's root
+makes the mounts and the other namespaces, so the user namespace owns none of them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class LaunchSpec:
 
     Attributes:
         id: the sandbox's id.
-        rootfs: the rootfs' name.
+        rootfs: the rootfs's name.
         tree: where that rootfs is unpacked.
         disk: where the sandbox's own files are.
         limits: every one filled in.

@@ -1,8 +1,8 @@
-"""What must survive the launcher: one small file per running sandbox, replaced by rename.
+"""State that must survive the launcher: one small file per running sandbox, replaced by rename.
 
-A record says which process is the sandbox's init (pid and start time name it for the life of the host) and which
-facts the daemon asks for again. A crash between fork and record leaves a populated cgroup without one: the sweep
-kills it. After a reboot every record's process is gone, so none needs an fsync.
+A record identifies the sandbox's init (by pid and start time, which are unique until a reboot) and keeps the facts for
+which the daemon may ask again. A crash between fork and record leaves a populated cgroup without one: the sweep
+kills it. After a reboot no record's process exists, so records need no fsync.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The launcher: one daemon, a closed list of operations, and the sandboxes' ends.
+"""The launcher's server: serves one daemon, a closed list of operations, and the ends of sandboxes.
 
-It never waits for one thing: a creation goes on while its steps run in another process (`create.py`), a removal while
-a cgroup empties or a child deletes files (`teardown.py`). What they wait for is watched by one loop
-(`linux/eventloop.py`). When nothing has happened for a moment, the launcher makes ready what the next creation needs.
+It never blocks on one task: a creation continues while its steps run in another process (`create.py`), a teardown
+while a cgroup empties or a child deletes files (`teardown.py`). One loop (`linux/eventloop.py`) watches everything that
+they wait for. When nothing has happened for a moment, the launcher prepares what the next creation needs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The one way out of every sandbox, born or failed: kill, wait until its cgroup is empty, give everything back.
+"""Tears down every sandbox, whether it ran or failed: kill, wait until its cgroup is empty, release everything.
 
-A removal never blocks the loop: it is looked at again (`advance`) when an init's pidfd, a child, the network process
-or a short timer says that it may go on.
+A teardown never blocks the loop: it continues (`advance`) when an init's pidfd, a child, the network process or a
+short timer signals that it can.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The templates: starts them on demand, has their children enter sandboxes, ends them.
 
 A template is `sandboxd/templates/base.py` in an interpreter that `template_start.py` has confined. It runs code that
-the launcher does not trust as itself (a rootfs' Python): from it comes one packet at a time, of a few words, which are
+the launcher does not trust as itself (a rootfs's Python): from it comes one packet at a time, of a few words, which are
 compared or logged and nothing else; to it go names, and descriptors that the launcher has opened. One that does not
 answer in time is killed, one that ends is started anew for whoever asks next, and after failures not at once.
 
@@ -60,7 +60,7 @@ _GROUP_PREFIX: Final = "template-"
 #: The order of templates/base.py, NAMESPACES; each with the name that /proc has for it.
 NAMESPACES: Final = ("pid", "cgroup", "ipc", "uts", "net", "time", "mnt", "user")
 _ANSWER_BYTES: Final = 2048
-#: A process' id, or a file job's with its underscore, and a number where the name was taken.
+#: A process's id, or a file job's with its underscore, and a number where the name was taken.
 _LEAF: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}(~[0-9]{1,19})?\Z")
 
 
@@ -71,7 +71,7 @@ PYTHON: Final = (
     "import sys; sys.path[:] = [p for p in sys.path if p]; import os; "
     "exec(compile(os.pread(7, os.fstat(7).st_size, 0), '<sandboxd>', 'exec'), {'__name__': '__main__'})",
 )
-#: Files of sandboxd that a rootfs' Python runs, by their names there.
+#: Files of sandboxd that a rootfs's Python runs, by their names there.
 SOURCES: Final = {
     "program": "templates/python_program.py",
     "base": "templates/base.py",
@@ -360,7 +360,7 @@ class Templates:
         return Start(argv=PYTHON, tree=tree, stage=stage, filters=filters, program=self._program())
 
     def _program(self) -> int:
-        """Return a descriptor of what a rootfs' Python is to run; the template's is a copy of it, as of any file's."""
+        """Return a descriptor of what a rootfs's Python is to run; the template's is a copy of it, as of any file's."""
         if self._program_fd < 0:
             package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
             sources = {}

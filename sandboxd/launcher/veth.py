@@ -253,7 +253,7 @@ class Veths:
         return self._settings.network_ipv6 if _is_on(_FORWARDING[6]) else None
 
     def _enter(self, pid: int) -> list[int]:
-        """Return a descriptor of a process' network namespace, and of a socket of rtnetlink in it."""
+        """Return a descriptor of a process's network namespace, and of a socket of rtnetlink in it."""
         namespace = self._kernel.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
         try:
             with self._router.entered(namespace):

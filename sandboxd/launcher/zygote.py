@@ -1,14 +1,13 @@
-"""The zygote: a process that does nothing but fork creations, so that what inits share stays shared.
+"""The zygote: a process that does nothing but fork creations, so that the memory inits share stays shared.
 
 A forked init shares every page with its parent until one of them writes to it. The launcher writes all the time (each
 request changes reference counts all over its heap), and the unchanged copies of those pages would be left to the last
-init alone. So creations are forked from a process that lies still in between, and that has loaded only what an init
-needs. It is forked once, when the launcher starts, before the launcher loads the rest of itself.
+init alone. So creations are forked from a process that is idle in between and has loaded only what an init needs. It is
+forked once, when the launcher starts, before the launcher loads the rest of itself.
 
-It is told of a creation by one message (`plan.ChildRequest`, with the descriptors of `create_child.Fds`), and all that
-becomes of that creation goes over the creation's own status pipe. When the launcher's end closes, it ends; when it
-ends, so does the launcher, and with that the daemon: the service manager starts all of them anew, and sandboxes go on
-running.
+One message requests a creation (`plan.ChildRequest`, with the descriptors of `create_child.Fds`); everything about that
+creation is then reported over its own status pipe. When the launcher's end closes, the zygote ends. When the zygote
+ends, so do the launcher and the daemon; the service manager restarts all of them, and sandboxes keep running.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def parse_mountinfo(text: str) -> list[Mount]:
 
 
 def mounts() -> list[Mount]:
-    """Return this process' mounts."""
+    """Return this process's mounts."""
     with open("/proc/self/mountinfo") as file:
         return parse_mountinfo(file.read())
 

@@ -1,9 +1,9 @@
 """Versions of directories, and directories kept as archives in the sandbox itself.
 
 A backup is an archive like any other (`guest/archives.py`), whose bytes the daemon carries from the file job that packs
-to the file that it becomes: whole or not at all. Restoring unpacks beside the directory first, so that a damaged
-archive costs nothing, and then puts what came out in the place of what is there. The directory itself stays what it is:
-whoever works in it is in it still.
+to the file that it becomes: whole or not at all. Restoring first unpacks beside the directory, so that a damaged
+archive does no harm, and then replaces the directory's contents. The directory itself stays the same, so processes that
+work in it keep it.
 """
 
 from __future__ import annotations

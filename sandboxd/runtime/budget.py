@@ -1,9 +1,9 @@
-"""What the daemon holds in memory for its callers, in bytes: one bound for all sandboxes, and a share for each.
+"""The memory that the daemon holds for its callers, in bytes: one bound for all sandboxes, and a share for each.
 
-Whoever collects something (a command's output for a JSON answer, a run's journal, a log, a file in one piece) has a
-`Hold` and asks it for room *before* it keeps a piece; the hold is closed when what it stands for is dropped. What is
-kept only because somebody might ask again (the journal of a run that is over) is *spare*: it goes, the oldest first,
-before anybody is refused. Nothing here does I/O or knows what the bytes are.
+Code that collects data (a command's output for a JSON answer, a run's journal, a log, a file in one piece) has a
+`Hold`, and asks it for room *before* it keeps a piece. The hold is closed when the data is dropped. Data that is kept
+only in case a caller asks again (the journal of a finished run) is *spare*: it is dropped, oldest first, before any
+request is refused. Nothing here does I/O or knows what the bytes are.
 
 Without a `Share` (tests, a tool) there is no bound: `UNBOUNDED` gives holds that never refuse.
 """

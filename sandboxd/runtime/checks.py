@@ -1,6 +1,6 @@
-"""Checks of what a peer said: init is hostile in principle, so every field is looked at before it is used.
+"""Checks every field that a peer sent before it is used, because init is not trusted.
 
-All raise `RemoteProtocolError`; the caller then drops the link (`LinkClient.abort`) and the sandbox is failed.
+All checks raise `RemoteProtocolError`; the caller then drops the link (`LinkClient.abort`), and the sandbox fails.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""What a child inside a sandbox says to the daemon: file jobs, clones and the interpreters of code contexts.
+"""The stream from a child inside a sandbox to the daemon: file jobs, clones and the interpreters of code contexts.
 
 Theory of operation. Init forks or expects the child, and a request to init stays open for as long as the child lives:
 that is the `ChildStream`. Its events are init's own. What the child says is frames: an interpreter's are forwarded by
 init as events, while a file job and a clone have pipes of their own (`PipedChild`), which the daemon makes and passes
-with the request. The daemon's end of a pipe is an open file description of its own, so nothing that the other side does
-to its end (O_NONBLOCK, O_ASYNC) reaches ours, and a read that has nothing waits in the loop as any other.
+with the request. The daemon's end of a pipe is an open file description of its own, so changes that the other side
+makes to its end (O_NONBLOCK, O_ASYNC) do not affect ours, and a read of an empty pipe waits in the loop like any other.
 
 The same holds for all of them:
 
-- A descriptor that was to be passed is closed when the request does not leave.
-- The decoder bounds each frame, and every loop over frames has a `Turn`: a flood of tiny ones keeps nobody waiting.
+- If the request is not sent, the descriptors that it would have passed are closed.
+- The decoder bounds each frame, and every loop over frames has a `Turn`, so a flood of tiny frames delays nobody.
 - A frame that breaks the rules is a `RemoteProtocolError`, and the owner says whose fault that is. A file job is a fork
   of init, so init loses its link; a clone and an interpreter run what the user chose, so they alone end.
 - A child with pipes says how it ended: `["end", {…}]` or `["fail", kind, message, facts]`. When its pipe ends without

@@ -2,15 +2,15 @@
 
 Theory of operation. One task (`serve`) owns the context: it starts the worker, takes one run after the other from
 the queue, and is the only one that interrupts, kills or starts workers. A second task reads what the worker says
-(`Worker.serve`) and puts it into the present run. Callers only queue runs, ask for their end (`Run.stop`), and read
-their journals; one that goes away changes nothing else.
+(`Worker.serve`) and puts it into the present run. Callers only queue runs, stop them (`Run.stop`), and read their
+journals; a caller that leaves changes nothing else.
 
 The states are in `context_states.py`, those of the present turn in `turn_states.py`; what callers want (a restart, the
 end) is a state too.
 
-An end that is late: a run whose time is over, or that is to stop, is interrupted, again and again (`Turn.stop`); if
-that does not end it, the worker is killed and another one started, without the state. Runs that waited meanwhile are
-given up, since they were meant for the state that is gone.
+Timeouts: a run whose time is over, or that was stopped, is interrupted, and again every `INTERRUPT_AGAIN_S`. If it does
+not end within `INTERRUPT_GRACE_S`, the worker is killed and another one started, without the state. Runs that waited
+meanwhile are dropped, since they were meant for the lost state.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ class Contexts:
         return self._sandbox.handoff()
 
     def bring(self, handoff: Handoff, leaf: str) -> None:
-        """Have a child of the rootfs' template come; without one, init starts an interpreter itself."""
+        """Have a child of the rootfs's template come; without one, init starts an interpreter itself."""
         self._sandbox.services.start_soon(functools.partial(handoff.bring, "python", leaf))
 
     def declined(self, why: str) -> None:

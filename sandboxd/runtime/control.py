@@ -1,8 +1,8 @@
-"""What changes a sandbox that is there: PATCH, freeze, thaw; and what it uses.
+"""Operations on an existing sandbox: PATCH, freeze, thaw and stats.
 
-Each runs under the sandbox's own lock and is shielded, so that a caller who goes away leaves no half. A change that
-fails takes back what it had done. A sandbox is marked frozen before the kernel is asked: what came a moment later
-would wait for the thaw without a word.
+Each runs under the sandbox's lock and is shielded, so that a caller who leaves does not interrupt it half-way. A change
+that fails is rolled back. A sandbox is marked frozen before the kernel freezes it; otherwise a request that arrives a
+moment later would wait for the thaw without an error.
 """
 
 from __future__ import annotations

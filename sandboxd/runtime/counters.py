@@ -1,4 +1,4 @@
-"""What the daemon counts about itself, in plain numbers: nothing here knows who reads them.
+"""The daemon's counters of its own work, as plain numbers, independent of who reads them.
 
 Counters only grow while the daemon lives, and start at 0 with it. `sandboxd/metrics/` turns them into text.
 """

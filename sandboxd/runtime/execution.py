@@ -92,7 +92,7 @@ def parse_exit(data: dict[str, Any]) -> Exit:
 
 
 class EventCheck:
-    """Holds a process' events to their order: start (unless it follows a running one), output, exit, nothing.
+    """Holds a process's events to their order: start (unless it follows a running one), output, exit, nothing.
 
     A process that is restarted gives `restart` and then `start` again.
     """

@@ -1,4 +1,4 @@
-"""A process' journal, followed from the daemon: a stream of checked events that can begin anywhere."""
+"""A process's journal, followed from the daemon: a stream of checked events that can begin anywhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Follow:
 
     Attributes:
         exit: how the process ended, once that event has come. A follower of what comes after it sees none.
-        next_offset: after the end, the offset that the process' next event has or would have.
+        next_offset: after the end, the offset that the process's next event has or would have.
         modes: after the end, those of a terminal that the output left which its log has dropped.
         running: after the end, whether the process was running then (a snapshot ends before it does).
     """

@@ -1,7 +1,7 @@
-"""Where a template's child and a sandbox's init meet: the two ends of a socket pair, on their ways to both.
+"""Connects a template's child with a sandbox's init by a socket pair, and sends one end to each.
 
-The daemon makes it, so that nothing which an init has made comes near the launcher or a template; init gets one end
-with the request that wants a child, the launcher the other, once init has said which leaf the child is to be born in.
+The daemon makes the pair, so that nothing made by an init reaches the launcher or a template. Init gets one end with
+the request for a child. The launcher gets the other, once init has named the leaf in which the child is to be created.
 """
 
 from __future__ import annotations

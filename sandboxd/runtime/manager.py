@@ -1,8 +1,8 @@
 """The one owner of all sandboxes: creates, destroys, watches and recovers them.
 
-Structured concurrency: `run` holds the nursery in which each sandbox has one task that serves its link. That task
-never raises, so that a failing sandbox ends alone. Creations are shielded: a caller that goes away in the middle
-lets the creation end and then has it destroyed, so a sandbox is listed whole or not at all.
+Structured concurrency: `run` holds the nursery in which each sandbox has one task that serves its link. That task never
+raises, so that a failing sandbox does not affect the others. Creations are shielded: if the caller leaves in the
+middle, the creation finishes and the sandbox is then destroyed, so a sandbox is listed complete or not at all.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The host's own addresses and the networks on its links: out of reach of sandboxes whatever they are, public ones too.
 
-The rules that refuse their packets are the network process' own (`sandboxd/netd/`); here it is for names,
+The rules that refuse their packets are the network process's own (`sandboxd/netd/`); here it is for names,
 which must not be answered with them.
 """
 

@@ -164,7 +164,7 @@ class Processes:
         await self.sandbox.ask("remove_all")
 
     async def signal(self, process: str, number: int) -> None:
-        """Send a signal to a process' group; SIGTERM and SIGKILL go to its whole tree.
+        """Send a signal to a process's group; SIGTERM and SIGKILL go to its whole tree.
 
         Raises:
             ProcessNotFound, ProcessNotRunning: as their names say.
@@ -172,7 +172,7 @@ class Processes:
         await self.sandbox.ask("signal", process=process, signal=number)
 
     async def resize(self, process: str, cols: int, rows: int) -> None:
-        """Give a process' terminal another size.
+        """Give a process's terminal another size.
 
         Raises:
             ProcessNotFound, ProcessNotRunning: as their names say.
@@ -188,7 +188,7 @@ class Processes:
         await self.sandbox.ask("redraw", process=process)
 
     def follow(self, process: str, start: int = 0, *, snapshot: bool = False, seen_bytes: int = 0) -> Follow:
-        """Return the events from offset `start` on, to the process' end or, as a snapshot, those that are there.
+        """Return the events from offset `start` on, to the process's end or, as a snapshot, those that are there.
 
         `seen_bytes` is the output that the reader had before `start`, so that a gap can be told to the byte.
         """

@@ -1,7 +1,7 @@
-"""`sandbox.json`: the daemon's whole memory of a sandbox, one file each, written atomically, mode 0600.
+"""`sandbox.json`: the daemon's whole record of a sandbox, one file each, written atomically, mode 0600.
 
-It holds what the launcher must never see (env, labels). What the launcher knows (devices, effective limits) is
-asked of it again at start, so nothing is kept twice.
+It holds what the launcher must never see (env, labels). The daemon asks the launcher again for the rest (devices,
+effective limits) when it starts, so nothing is stored twice.
 """
 
 from __future__ import annotations

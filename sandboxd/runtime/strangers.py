@@ -1,9 +1,9 @@
-"""What strangers get of the daemon: turns of its loop's time, and a share of its descriptors.
+"""Limits what untrusted peers can use: turns of the daemon's loop, and a share of its descriptors.
 
-Theory of operation. trio runs one task until it waits, so whoever parses what a stranger sent keeps everybody else
-waiting, for as long as the smallest legal units (chunks of one byte, empty frames) make that take. Every loop over a
-stranger's bytes therefore has a `Turn`, and calls `rest` between two units: when the turn is over, `rest` lets the
-other tasks run. A turn is a time, not a count: what a unit costs is up to whoever sent it.
+Theory of operation. trio runs one task until it waits. So code that parses untrusted bytes keeps every other task
+waiting, and a peer can make that long with the smallest legal units (chunks of one byte, empty frames). Every loop over
+untrusted bytes therefore has a `Turn`, and calls `rest` between two units: when the turn is over, `rest` lets the other
+tasks run. A turn is a time, not a count, because the sender decides what a unit costs.
 
 Connections that share a `Lane` go on one at a time once their turns are over, so that a thousand busy ones take no more
 of each round of the loop than one; their turns are not renewed by waiting for more bytes, so that what many small

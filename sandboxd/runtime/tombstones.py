@@ -1,8 +1,8 @@
-"""Ports of destroyed sandboxes, whose visitors are told that (410) instead of that there never was one (404).
+"""Ports of destroyed sandboxes, whose visitors get 410 (gone) instead of 404 (never existed).
 
 Kept in one file, so that a daemon that starts still knows: a JSON line is appended for each sandbox that had exposed
 ports, before its record is dropped. The newest `MAX_TOMBSTONES` ports count; the file is written anew, atomically, when
-it holds twice as many. Nothing here is worth a sync, or a failure of a destruction: what is lost is answered by 404.
+it holds twice as many. Nothing here justifies an fsync, or failing a destruction: a lost port is answered with 404.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Waited:
 
 
 async def for_exit(sandbox: Sandbox, process: str, timeout_s: float | None) -> Waited:
-    """Wait for a process' end.
+    """Wait for a process's end.
 
     Raises:
         ProcessNotFound: there is none.
@@ -95,7 +95,7 @@ async def for_port(
 
 
 async def for_log(sandbox: Sandbox, process: str, pattern: str, timeout_s: float | None) -> Waited:
-    """Wait until a line of a process' output matches; what it printed before counts.
+    """Wait until a line of a process's output matches; what it printed before counts.
 
     Raises:
         ProcessNotFound: there is none.

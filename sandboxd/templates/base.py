@@ -16,7 +16,7 @@ ancestor's member can join a sandbox's.
 Nothing that a sandbox has made is opened or read before C is as powerless as any child of its init: the launcher opens
 the leaf and the namespaces, the handoff is the daemon's, and what init says comes after.
 
-This file stands alone (Python 3.9 or newer, the standard library): a template of a rootfs is that rootfs' own Python,
+This file stands alone (Python 3.9 or newer, the standard library): a template of a rootfs is that rootfs's own Python,
 which is handed this text. Hence ctypes, and the numbers of system calls.
 """
 

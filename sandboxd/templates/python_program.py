@@ -1,7 +1,7 @@
-"""The template of a rootfs' own Python: what code contexts import, loaded once; a child becomes a context's worker.
+"""The template of a rootfs's own Python: what code contexts import, loaded once; a child becomes a context's worker.
 
 Stands alone, as base.py does: the launcher hands it in as descriptor 7 with `_SOURCES` (base.py, the worker's files)
-before its first line, and the rootfs' own Python runs it as it would run a worker, so that a child differs from one by
+before its first line, and the rootfs's own Python runs it as it would run a worker, so that a child differs from one by
 nothing but its age. Where it would differ, in a sandbox that has changed what was loaded here, the child declines
 (`StalenessCheck`), and init starts an interpreter of the sandbox's own.
 """

@@ -47,7 +47,7 @@ PROBLEM: Final = 4
 EVENT: Final = 5
 END: Final = 6
 
-#: The bound of one output frame. A process' whole journal is 1 MiB by default, so a longer frame cannot be one
+#: The bound of one output frame. A process's whole journal is 1 MiB by default, so a longer frame cannot be one
 #: event of it; four times that leaves room for an operator's larger journal and is what a reader may have to hold.
 MAX_PAYLOAD_BYTES: Final = 4 * 1024 * 1024
 #: The bound of an exit or problem frame: a JSON object of some fields, a kilobyte or two with long messages.

@@ -1,6 +1,6 @@
 """The interpreter of a Python code context: IPython's InteractiveShell behind frames on two pipes.
 
-Stands alone: the rootfs' own Python (3.9 or newer) runs it with IPython (8 or newer), and nothing of sandboxd is
+Stands alone: the rootfs's own Python (3.9 or newer) runs it with IPython (8 or newer), and nothing of sandboxd is
 imported. The daemon hands it in as descriptor 7, with `_SOURCES` (the files beside it, by name) before its first line.
 
     3 frames to us    4 frames from us    5 a byte for each frame that has been taken    6 which run to interrupt

@@ -251,7 +251,7 @@ def test_what_is_planted_is_never_read_by_the_host(own_daemon: Daemon, tmp_path:
 
 
 def holds(pid: int, needle: bytes) -> bool:
-    """Tell whether a process' own, written memory has `needle` in it."""
+    """Tell whether a process's own, written memory has `needle` in it."""
     with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
         for line in maps.read().splitlines():
             where, mode, *_ = line.split()

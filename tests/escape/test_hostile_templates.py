@@ -1,4 +1,4 @@
-"""What a rootfs' code can do in a template, and what sandboxes can do to one and to its children."""
+"""What a rootfs's code can do in a template, and what sandboxes can do to one and to its children."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ print(sorted(int(pid) for pid in os.listdir("/proc") if pid.isdigit()))
 
 
 def test_the_templates_own_files_cannot_be_written_through_a_child(loaded: Daemon, two: tuple[Any, ...]) -> None:
-    """CVE-2019-5736 once more: the interpreter that runs is the rootfs' own file, not the overlay's view of it."""
+    """CVE-2019-5736 once more: the interpreter that runs is the rootfs's own file, not the overlay's view of it."""
     binary = pathlib.Path(TREE, "usr/bin/python3.13")
     before = hashlib.sha256(binary.read_bytes()).hexdigest(), binary.stat().st_mode
     sandbox, one, _ = two

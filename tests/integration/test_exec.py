@@ -157,7 +157,7 @@ def test_two_hundred_short_commands_leave_no_zombie(daemon: Daemon, sandbox: San
 
 @pytest.mark.slow
 def test_init_imports_nothing_in_use(sandbox: Sandbox) -> None:
-    """After pivot_root an import would run the rootfs' code as pid 1 (tests/README.md, row 43)."""
+    """After pivot_root an import would run the rootfs's code as pid 1 (tests/README.md, row 43)."""
     sandbox.exec(
         "mkdir -p /usr/lib/python3.11 /usr/local/lib/python3.11; rm -rf /usr/lib/python3* /usr/local/lib/python3*"
     )

@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.real
 
-#: The process' own loop, but for the router's rules and time: each sandbox lists 200 addresses of its own.
+#: The process's own loop, but for the router's rules and time: each sandbox lists 200 addresses of its own.
 LOOP = """
 import os, select, socket, subprocess, sys
 import msgpack

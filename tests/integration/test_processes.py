@@ -505,7 +505,7 @@ def test_many_waits_are_bounded(daemon: Daemon, sandbox: Sandbox) -> None:
 
 @pytest.mark.slow
 def test_init_imports_nothing_for_processes_either(sandbox: Sandbox) -> None:
-    """After pivot_root an import would find the rootfs' files, or none as here (row 43)."""
+    """After pivot_root an import would find the rootfs's files, or none as here (row 43)."""
     server = sandbox.start_process(["python3", "-m", "http.server", "8126"])
     assert sandbox.wait_for_port(server, 8126, timeout=60).met
     sandbox.exec("rm -rf /usr/lib/python3* /usr/local/lib/python3*; rm -rf /usr/lib/locale /usr/share/zoneinfo").check()

@@ -376,7 +376,7 @@ class TestCell:
 class TestEnd:
     @contextlib.contextmanager
     def under_way(self, rootfs_dir):
-        """Start an import from stdin that has half of a file; yields it and its unpacking process' pid."""
+        """Start an import from stdin that has half of a file; yields it and its unpacking process's pid."""
         command = [sys.executable, "-m", "sandboxd.cli.main", "rootfs", "import", "x", "-", "--rootfs-dir", rootfs_dir]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             try:

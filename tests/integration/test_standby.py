@@ -179,7 +179,7 @@ def test_what_cannot_be_started_says_the_same(daemon: Daemon, configured: Callab
 
 
 def state(pid: int) -> str:
-    """Return a process' state as ps has it; empty once it is gone."""
+    """Return a process's state as ps has it; empty once it is gone."""
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):

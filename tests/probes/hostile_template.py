@@ -1,4 +1,4 @@
-"""What a rootfs' code may try in a template before it is asked for anything: prints `{name: answer}` to descriptor 3.
+"""What a rootfs's code may try in a template before it is asked for anything: prints `{name: answer}` to descriptor 3.
 
 An answer is an errno's name, or `allowed`. The launcher's place is taken by the test, which gives three pids: its own
 (root's), the launcher's, and that of another template.

@@ -25,12 +25,12 @@ READY_S = 120.0
 
 
 def children_of(pid: int) -> list[int]:
-    """Return the pids of a process' children."""
+    """Return the pids of a process's children."""
     return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def process_name(pid: int) -> str:
-    """Return a process' name; empty once it is gone."""
+    """Return a process's name; empty once it is gone."""
     try:
         return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
     except (FileNotFoundError, ProcessLookupError):

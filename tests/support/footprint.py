@@ -104,7 +104,7 @@ def claims(daemon: Daemon, launcher: int, but: str | None = None) -> list[str]:
 
 
 def zombies(pid: int) -> list[int]:
-    """Return a process' children that nobody has waited for."""
+    """Return a process's children that nobody has waited for."""
     found = []
     for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -120,12 +120,12 @@ def memory(daemon: Daemon, launcher: int) -> Memory:
 
 
 def rss(pid: int) -> int:
-    """Return a process' resident memory."""
+    """Return a process's resident memory."""
     return _status(f"/proc/{pid}/status", "VmRSS:")
 
 
 def pss(pid: int) -> int:
-    """Return a process' memory, what it shares divided among those that share it."""
+    """Return a process's memory, what it shares divided among those that share it."""
     return _status(f"/proc/{pid}/smaps_rollup", "Pss:")
 
 
@@ -158,7 +158,7 @@ def _files(daemon: Daemon) -> list[str]:
 
 
 def _fds(pid: int) -> dict[str, int]:
-    """Count a process' descriptors by what they are, so that a difference says what leaked."""
+    """Count a process's descriptors by what they are, so that a difference says what leaked."""
     found: collections.Counter[str] = collections.Counter()
     for fd in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):

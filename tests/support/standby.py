@@ -46,7 +46,7 @@ def ready(daemon: Daemon, box: Sandbox) -> dict[str, int]:
 
 
 def pid_inside(pid: int) -> int:
-    """Return a process' pid as its sandbox knows it."""
+    """Return a process's pid as its sandbox knows it."""
     return int(_status(pid)["NSpid"].split()[-1])
 
 

@@ -23,7 +23,7 @@ def is_ready(daemon: Daemon) -> bool:
 
 
 def load_template(daemon: Daemon) -> int:
-    """Return the pid of the default rootfs' template, loaded."""
+    """Return the pid of the default rootfs's template, loaded."""
     with daemon.client() as client, Sandbox.create(client=client) as sandbox:
 
         def ask() -> bool:

@@ -215,7 +215,7 @@ async def stream_logs(call: Call, name: str, process: str) -> TrioResponse:
 
 
 class _Log(Events):
-    """A process' log as their events."""
+    """A process's log as their events."""
 
     def __init__(self, follow: Follow, info: ProcessInfo) -> None:
         self._follow = follow

@@ -88,7 +88,7 @@ async def _own(sandbox: Sandbox, size: tuple[int, int], shell: str | None) -> Pr
 async def _reach(sandbox: Sandbox, session: str, size: tuple[int, int], shell: str | None) -> tuple[ProcessInfo, bool]:
     """Return a session's terminal, and whether it is new."""
     process = _PREFIX + session
-    if len(process) > 64:  # a process' id may be shorter than a session's
+    if len(process) > 64:  # a process's id may be shorter than a session's
         process = _PREFIX + hashlib.blake2b(session.encode(), digest_size=16).hexdigest()
     while True:
         with contextlib.suppress(ProcessNotFound):

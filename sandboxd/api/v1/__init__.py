@@ -1,1 +1,1 @@
-"""The native face: the route table, the models, and one file a resource."""
+"""The native face: the route table, the models, and one file per resource."""

@@ -1,4 +1,4 @@
-"""POST …/exec and a process' stdin."""
+"""POST …/exec and a process's stdin."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROCESS_HEADER = "Sandboxd-Process"
 
 
 async def execute(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Run a command; its errors before the start are problems, how it ends is a result."""
+    """Run a command. Errors before its start are problems; how it ends is a result."""
     model = await call.read(models.ExecIn)
     command = models.to_command(model)
     form = call.accepts()
@@ -37,7 +37,7 @@ async def execute(call: Call, sandbox: Sandbox) -> TrioResponse:
 
 
 async def write_stdin(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
-    """Feed a process; answers when all of it has been written."""
+    """Write the body to a process's stdin; answers once all of it is written."""
     check_process_id(process, "process")
     while piece := await call.body.next_piece():
         await sandbox.write_stdin(process, bytes(piece))
@@ -45,6 +45,6 @@ async def write_stdin(call: Call, sandbox: Sandbox, process: str) -> TrioRespons
 
 
 async def close_stdin(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
-    """Let a process see the end of its input."""
+    """Close a process's stdin."""
     await sandbox.close_stdin(check_process_id(process, "process"))
     return nothing()

@@ -34,14 +34,14 @@ class ContextOut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ContextList(msgspec.Struct, frozen=True):
-    """A page of contexts; there is but one."""
+    """A page of contexts; there is only one page."""
 
     items: list[ContextOut]
     next: str | None
 
 
 class RunIn(Input, frozen=True):
-    """Code to run: for at most `timeout_s`, with `env` for that long; `detach` lets it go on without its caller."""
+    """Code to run for at most `timeout_s`. `env` applies to this run alone; `detach` lets it outlive its caller."""
 
     code: str
     timeout_s: float | None = None
@@ -56,14 +56,14 @@ class RunDefaultIn(RunIn, frozen=True):
 
 
 class CompleteIn(Input, frozen=True):
-    """Code, and where in it (in characters; its end if not said)."""
+    """Code, and the cursor's position in it, in characters; default: its end."""
 
     code: str
     cursor: int | None = None
 
 
 class InspectIn(CompleteIn, frozen=True):
-    """The same; with `detail` the source code too, where there is some."""
+    """Code and a cursor; with `detail` the answer includes the source code if there is any."""
 
     detail: bool = False
 
@@ -75,7 +75,7 @@ class Interrupted(msgspec.Struct, frozen=True):
 
 
 class ErrorOut(msgspec.Struct, frozen=True, kw_only=True):
-    """An exception that the code did not catch; the lines of its traceback, without and with terminal colours."""
+    """An exception that the code did not catch; its traceback's lines come without and with terminal colors."""
 
     ename: str
     evalue: str
@@ -84,7 +84,7 @@ class ErrorOut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResultOut(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A value in its formats: png, jpeg and pdf in base64; `extra` by media type; `note` tells what was left out."""
+    """A value in its formats: png, jpeg and pdf in base64; `extra` by media type; `note` says what was left out."""
 
     is_main: bool
     text: str | Maybe = msgspec.UNSET
@@ -106,7 +106,7 @@ class ResultOut(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RunOut(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a run; status is ok, error, timeout, exited or oom."""
+    """The result of a run; status is ok, error, timeout, exited or oom."""
 
     id: str
     context: str

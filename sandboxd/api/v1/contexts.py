@@ -1,4 +1,4 @@
-"""…/contexts and …/run: code contexts, their runs, and the two forms of what comes of one."""
+"""…/contexts and …/run: code contexts, their runs, and the two forms of a run's answer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CONTEXT_HEADER: Final = "Sandboxd-Context"
 
 
 class FollowQuery(Input, frozen=True):
-    """Where to begin."""
+    """The offset to start at."""
 
     from_: From = msgspec.field(default=None, name="from")
 
@@ -59,7 +59,7 @@ def _context_out(context: Context) -> models.ContextOut:
 
 
 async def create(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Start an interpreter that keeps its state; answers when it takes code."""
+    """Start an interpreter that keeps its state; answers once it accepts code."""
     contexts = sandbox.contexts
     model = await call.read(models.ContextIn)
     spec = ContextSpec(language=model.language or "python", cwd=model.cwd, env=model.env or {})
@@ -67,7 +67,7 @@ async def create(call: Call, sandbox: Sandbox) -> TrioResponse:
 
 
 async def show_all(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """List the contexts, the oldest first."""
+    """List the contexts, oldest first."""
     return answer_in_pieces(models.ContextList([_context_out(context) for context in sandbox.contexts.all()], None))
 
 
@@ -77,33 +77,33 @@ async def show(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
 
 
 async def destroy(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
-    """End a context and all that it started."""
+    """End a context and everything it started."""
     await sandbox.contexts.delete(context)
     return nothing()
 
 
 async def interrupt(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
-    """Interrupt the present run; answers when it is over."""
+    """Interrupt the current run; answers once it is over."""
     found = sandbox.contexts.usable(context)
     return answer(models.Interrupted(await found.interrupt()))
 
 
 async def restart(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
-    """Start the interpreter anew, without its state."""
+    """Restart the interpreter; its state is lost."""
     found = sandbox.contexts.usable(context)
     await found.restart()
     return answer(_context_out(found))
 
 
 async def run(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
-    """Run code in a context; what the code does, failing included, is a result."""
+    """Run code in a context. Whatever the code does is a result, even if it fails."""
     found = sandbox.contexts.usable(context)
     model = await call.read(models.RunIn)
     return await _run(call, found, _new_run(model))
 
 
 async def run_default(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Run code in the default context of its language, which is made at its first use."""
+    """Run code in the default context of its language, which is created on first use."""
     contexts = sandbox.contexts
     model = await call.read(models.RunDefaultIn)
     one = _new_run(model)
@@ -111,7 +111,7 @@ async def run_default(call: Call, sandbox: Sandbox) -> TrioResponse:
 
 
 async def follow(call: Call, sandbox: Sandbox, context: str, run: str, query: FollowQuery) -> TrioResponse:
-    """Follow a run again, from any offset; as JSON, wait for its end."""
+    """Follow a run again from any offset; as JSON, wait for its end."""
     contexts = sandbox.contexts
     one = contexts.find_run(context, run)
     start = query.from_ or 0
@@ -124,14 +124,14 @@ async def follow(call: Call, sandbox: Sandbox, context: str, run: str, query: Fo
 
 
 async def complete(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
-    """Say what may follow at the cursor."""
+    """Return the completions at the cursor."""
     found = sandbox.contexts.usable(context)
     model = await call.read(models.CompleteIn)
     return _raw(await found.ask(Question.complete(model.code, model.cursor)))
 
 
 async def inspect(call: Call, sandbox: Sandbox, context: str) -> TrioResponse:
-    """Say what the name at the cursor is."""
+    """Describe the name at the cursor."""
     found = sandbox.contexts.usable(context)
     model = await call.read(models.InspectIn)
     return _raw(await found.ask(Question.inspect(model.code, model.cursor, detail=bool(model.detail))))
@@ -167,7 +167,7 @@ async def _answer(call: Call, context: Context, one: Run, start: int) -> TrioRes
 
 
 class _Shown:
-    """What is to be seen of a run: output and results, as its clearings and updates leave them."""
+    """What a run displays: output and results, with clears and updates applied."""
 
     def __init__(self) -> None:
         self.output: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
@@ -236,7 +236,7 @@ async def collect(context_id: str, one: Run) -> dict[str, Any]:
 
 
 def to_result(result: frames.Result) -> models.ResultOut:
-    """Return a result as callers see it; a format that should be JSON and is none is left out and told."""
+    """Return a result as callers see it; a JSON format that is not valid JSON is left out and noted."""
     formats: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     notes = [] if result.note is None else [result.note]
@@ -262,7 +262,7 @@ def to_result(result: frames.Result) -> models.ResultOut:
 
 
 def _json(text: str) -> msgspec.Raw | None:
-    """Return JSON as it is, checked without making its values."""
+    """Return JSON unchanged, checked without building its values."""
     try:
         raw: msgspec.Raw = msgspec.json.decode(text, type=msgspec.Raw)
     except (msgspec.DecodeError, RecursionError):
@@ -274,7 +274,7 @@ def _json(text: str) -> msgspec.Raw | None:
 
 
 class RunBody:
-    """A run as server-sent events; text is decoded per stream, a character that an event's end cuts waits."""
+    """A run as server-sent events; text is decoded per stream, and a character cut by an event's end waits."""
 
     def __init__(self, one: Run, start: int) -> None:
         self._run = one

@@ -1,4 +1,4 @@
-"""GET /events: what happened to all sandboxes, as a page or as server-sent events."""
+"""GET /events: the events of all sandboxes, as a page or as server-sent events."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MAX_DIGITS: Final = 18
 
 
 class EventsQuery(Input, frozen=True):
-    """Which events are wanted."""
+    """The events to return."""
 
     sandbox: Annotated[str | None, Meta(description="a sandbox's id, or the name it had at the time")] = None
     type: Annotated[str | None, Meta(description="event types, separated by commas")] = None
@@ -41,7 +41,7 @@ class EventsQuery(Input, frozen=True):
 
 
 class EventOut(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One event. What was denied has a `name` and a `reason`, or an `address`, a `protocol` and a `port`."""
+    """One event. A denial has a `name` and a `reason`, or an `address`, a `protocol` and a `port`."""
 
     offset: int
     time: float
@@ -57,7 +57,7 @@ class EventOut(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class EventPage(msgspec.Struct, kw_only=True):
-    """Events from an offset on; more are, or will be, at `next_offset`. `dropped` is null after a restart."""
+    """Events from an offset on; continue at `next_offset`. `dropped` is null after the daemon restarted."""
 
     items: list[EventOut]
     next_offset: int
@@ -65,7 +65,7 @@ class EventPage(msgspec.Struct, kw_only=True):
 
 
 async def show(call: Call, query: EventsQuery) -> TrioResponse:
-    """Give what happened to sandboxes: a page, or server-sent events as it happens."""
+    """Return the events of sandboxes: a page, or server-sent events as they happen."""
     events, wanted = call.manager.events, _filter(query)
     start = _start(call, query)
     if call.accepts() == "sse":
@@ -92,7 +92,7 @@ def _filter(query: EventsQuery) -> Filter:
 
 
 def _start(call: Call, query: EventsQuery) -> int | None:
-    """Return the offset to begin at: `from`, or what follows the last event that a browser has seen; else None."""
+    """Return the offset to start at: `from`, or the one after `Last-Event-ID`; else None."""
     if query.from_ is not None:
         return query.from_
     last = call.request.headers.get("Last-Event-ID")
@@ -117,7 +117,7 @@ def _event_out(event: Happening) -> EventOut:
 class _EventBody:
     """The journal from an offset on, until the caller leaves or the daemon stops.
 
-    A slow reader holds an offset and nothing else: what it is too late for is told as `dropped`.
+    A slow reader costs only its offset: events that are gone when it reads are reported as `dropped`.
     """
 
     def __init__(self, events: Events, wanted: Filter, start: int) -> None:

@@ -1,4 +1,4 @@
-"""JSON shapes of the file routes. A name that is no UTF-8 comes and goes as base64 of its bytes, in `…_b64`."""
+"""The JSON of the file routes. A name that is not UTF-8 is sent as base64 of its bytes, in `…_b64`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_B64: Final = 16_384
 
 
 class PathIn(Input, frozen=True):
-    """A file: `path`, or `path_b64` for a name that is no UTF-8."""
+    """A file: `path`, or `path_b64` for a name that is not UTF-8."""
 
     path: Annotated[str | None, Meta(description="an absolute path in the sandbox, without '..'")] = None
     path_b64: Annotated[
@@ -29,7 +29,7 @@ class PathIn(Input, frozen=True):
 
 
 class Match(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that was found: a name with its type, or a line, counted from 1, with the first match's column."""
+    """One match: a name with its type, or a line (counted from 1) with the column of its first match."""
 
     path: str
     path_b64: str | msgspec.UnsetType = msgspec.UNSET
@@ -40,7 +40,7 @@ class Match(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What was found; `truncated` says why it is not all, "limit" or "timeout"."""
+    """The matches of a search; `truncated` is "limit" or "timeout" if it is incomplete."""
 
     items: list[Match]
     truncated: str | None
@@ -48,7 +48,7 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class ReplacedFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that was rewritten, and how many matches were replaced in it."""
+    """A file that was rewritten, and the number of replacements in it."""
 
     path: str
     path_b64: str | msgspec.UnsetType = msgspec.UNSET
@@ -56,7 +56,7 @@ class ReplacedFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Replaced(msgspec.Struct, frozen=True):
-    """What was replaced; `truncated` says why it is not all, "limit" or "timeout"."""
+    """The replacements made; `truncated` is "limit" or "timeout" if they are incomplete."""
 
     items: list[ReplacedFile]
     count: int
@@ -64,14 +64,14 @@ class Replaced(msgspec.Struct, frozen=True):
 
 
 class Unpacked(msgspec.Struct, frozen=True):
-    """What an archive has put into a directory."""
+    """What was unpacked from an archive."""
 
     entries: int
     bytes: int
 
 
 class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A file. `mode` is octal text; a link is told as such, with its `target`."""
+    """A file. `mode` is octal text; a symbolic link is described itself, with its `target`."""
 
     path: str
     path_b64: str | msgspec.UnsetType = msgspec.UNSET
@@ -87,7 +87,7 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChangesOut(msgspec.Struct, frozen=True):
-    """A directory's version; `changed` is null where there was none to compare with."""
+    """A directory's version; `changed` is null if no earlier version was given."""
 
     version: str
     changed: bool | None
@@ -111,14 +111,14 @@ class FileOut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FileList(msgspec.Struct, frozen=True):
-    """A page of a directory; `next` is the cursor of the page after it."""
+    """A page of a directory; `next` is the cursor of the next page."""
 
     items: list[FileInfo]
     next: str | None
 
 
 class Exists(msgspec.Struct, frozen=True):
-    """Whether something has that name, and what it is."""
+    """Whether the path exists, and its type."""
 
     exists: bool
     type: str | None
@@ -141,10 +141,10 @@ class Changed(msgspec.Struct, frozen=True):
 
 
 def decode(text: str | None, b64: str | None, field: str) -> str | bytes:
-    """Return the name that a request gives in one of two ways.
+    """Return the name that a request gives as text or in base64.
 
     Raises:
-        InvalidRequest: in neither or both, or the base64 is none.
+        InvalidRequest: it gives neither or both, or invalid base64.
     """
     if (text is None) == (b64 is None):
         raise InvalidRequest(
@@ -157,7 +157,7 @@ def decode(text: str | None, b64: str | None, field: str) -> str | bytes:
 
 
 def decode_b64(text: str, field: str) -> bytes:
-    """Return the name that a field has in base64, of either alphabet.
+    """Return the name that a field holds in base64, in either alphabet.
 
     Raises:
         InvalidRequest: it is none.
@@ -182,7 +182,7 @@ def shown(name: str) -> str:
 
 
 def spelled(name: str, field: str) -> dict[str, Any]:
-    """Return a name as one field of an answer, and as two if it is no UTF-8."""
+    """Return a name as one field of an answer, or as two if it is not UTF-8."""
     raw = name_bytes(name)
     text = raw.decode("utf-8", "replace")
     if text.encode() == raw:
@@ -191,7 +191,7 @@ def spelled(name: str, field: str) -> dict[str, Any]:
 
 
 def match_of(found: filefacts.Match) -> Match:
-    """Return what a caller sees of something that was found."""
+    """Return a match as callers see it."""
     where = spelled(found.path, "path")
     if isinstance(found, filefacts.NameMatch):
         return Match(**where, type=found.type)
@@ -199,7 +199,7 @@ def match_of(found: filefacts.Match) -> Match:
 
 
 def file_info(facts: filefacts.FileFacts) -> FileInfo:
-    """Return what a caller sees of a file."""
+    """Return a file as callers see it."""
     return FileInfo(
         **spelled(facts.path, "path"),
         name=shown(facts.path.rpartition("/")[2]),

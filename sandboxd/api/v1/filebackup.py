@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ChangesIn(models.PathIn, frozen=True):
-    """A directory whose version is asked for, and the version `since` which it may have changed."""
+    """A directory whose version to return, and an earlier version to compare with (`since`)."""
 
     recursive: bool = True
     include: list[str] | None = None
@@ -29,7 +29,7 @@ class ChangesIn(models.PathIn, frozen=True):
 
 
 class BackupIn(models.PathIn, frozen=True, kw_only=True):
-    """A directory to keep as an archive, and the file of the sandbox that it becomes."""
+    """A directory to archive, and the path of the archive in the sandbox."""
 
     archive: str
     format: Literal["tar", "tar.gz", "zip"] = "tar.gz"
@@ -38,13 +38,13 @@ class BackupIn(models.PathIn, frozen=True, kw_only=True):
 
 
 class RestoreIn(models.PathIn, frozen=True, kw_only=True):
-    """A directory that is to be what an archive in the sandbox has."""
+    """A directory whose contents to replace, and the archive in the sandbox to take them from."""
 
     archive: str
 
 
 async def changes(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Tell a directory's version, and whether anything in it changed since an earlier one."""
+    """Return a directory's version, and whether anything in it changed since an earlier one."""
     model = await call.read(ChangesIn)
     path = models.path_of(model)
     picked = Picked(include=tuple(model.include or ()), exclude=tuple(model.exclude or ()))
@@ -58,7 +58,7 @@ async def changes(call: Call, sandbox: Sandbox) -> TrioResponse:
 
 
 async def backup(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Keep what is in a directory as an archive: a file of the sandbox, whole or not there."""
+    """Save a directory's contents as an archive in the sandbox, which appears complete or not at all."""
     model = await call.read(BackupIn)
     path, archive = models.path_of(model), check_file_path(model.archive, "archive")
     picked = Picked(exclude=tuple(model.exclude or ()))
@@ -67,7 +67,7 @@ async def backup(call: Call, sandbox: Sandbox) -> TrioResponse:
 
 
 async def restore(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Put what an archive has in the place of what is in a directory; a damaged one leaves the directory as it was."""
+    """Replace a directory's contents with an archive's; a damaged archive leaves the directory unchanged."""
     model = await call.read(RestoreIn)
     path, archive = models.path_of(model), check_file_path(model.archive, "archive")
     found = await sandbox.files.restore(path, archive)

@@ -1,4 +1,4 @@
-"""What …/files does with many files at once: search, replace, archives, watches."""
+"""The operations of …/files on many files at once: search, replace, archives, watches."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MEDIA_TYPES: Final = {"tar": "application/x-tar", "tar.gz": "application/gzip", 
 
 
 class SearchIn(models.PathIn, frozen=True):
-    """What to look for below a path: `name` is a pattern as in gitignore(5), `content` one of Python's re for lines."""
+    """What to search for below a path: `name` is a gitignore(5) pattern, `content` a Python regular expression."""
 
     name: str | None = None
     content: str | None = None
@@ -51,7 +51,7 @@ class SearchIn(models.PathIn, frozen=True):
 
 
 class ReplaceIn(models.PathIn, frozen=True, kw_only=True):
-    """What to replace below a path: `pattern` as it stands, or with `regex` as Python's re."""
+    """What to replace below a path: `pattern` is literal text, or with `regex` a Python regular expression."""
 
     pattern: str
     replacement: str
@@ -88,7 +88,7 @@ def _query(model: SearchIn | ReplaceIn) -> dict[str, Any]:
 
 
 async def search(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Find files by name, or lines by what is in them."""
+    """Find files by name, or lines by content."""
     model = await call.read(SearchIn)
     found = sandbox.files.search(Search(content=model.content, **_query(model)))
     if call.accepts() == "sse":
@@ -112,7 +112,7 @@ def _held_bytes(match: Match) -> int:
 
 
 async def replace(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Replace a text or a pattern in files, each whole or not at all."""
+    """Replace a text or a pattern in files; each file is rewritten completely or not at all."""
     model = await call.read(ReplaceIn)
     pattern, replacement = model.pattern, model.replacement
     query = Replacement(pattern=pattern, replacement=replacement, regex=model.regex, **_query(model))
@@ -125,7 +125,7 @@ async def replace(call: Call, sandbox: Sandbox) -> TrioResponse:
 
 
 async def watch(call: Call, sandbox: Sandbox, query: WatchQuery) -> TrioResponse:
-    """Tell what changes below a path, as server-sent events, until it is gone or the caller leaves."""
+    """Report changes below a path as server-sent events, until it is gone or the caller leaves."""
     picked = Picked(include=_patterns(query.include), exclude=_patterns(query.exclude))
     found = sandbox.files.watch(models.path_of(query), picked, recursive=query.recursive)
     await call.stack.enter_async_context(found)
@@ -133,7 +133,7 @@ async def watch(call: Call, sandbox: Sandbox, query: WatchQuery) -> TrioResponse
 
 
 def _patterns(text: str | None) -> tuple[str, ...]:
-    """Return the patterns of a parameter, which commas part."""
+    """Return the patterns of a parameter, separated by commas."""
     return tuple(part for part in (text or "").split(",") if part)
 
 
@@ -150,7 +150,7 @@ def _change(change: Change) -> tuple[str, dict[str, Any]]:
 def _events(
     found: Found[_T], show: Callable[[_T], tuple[str, dict[str, Any]]], end: Callable[[], dict[str, Any]]
 ) -> TrioResponse:
-    """Return what is found as server-sent events, as it is found; the call's stack owns it."""
+    """Return matches as server-sent events, as they are found; the call's stack owns the job."""
     offsets = itertools.count()
 
     def event(name: str, fields: dict[str, Any]) -> bytes:
@@ -178,7 +178,7 @@ def _format(query: ArchiveQuery, default: str | None) -> str | None:
 
 
 async def pack(call: Call, sandbox: Sandbox, query: ArchiveQuery) -> TrioResponse:
-    """Send what is in a directory, or one file, as an archive."""
+    """Send a directory's contents, or one file, as an archive."""
     name = _format(query, "tar")
     assert name is not None  # noqa: S101 - it has a default
     archive = await call.stack.enter_async_context(sandbox.files.pack(models.path_of(query), name))
@@ -186,7 +186,7 @@ async def pack(call: Call, sandbox: Sandbox, query: ArchiveQuery) -> TrioRespons
 
 
 async def unpack(call: Call, sandbox: Sandbox, query: ArchiveQuery) -> TrioResponse:
-    """Unpack the body into a directory, in the sandbox's own limits."""
+    """Unpack the body into a directory, within the sandbox's limits."""
     unpacked = await unpack_body(call, sandbox, models.path_of(query), _format(query, None))
     return answer(models.Unpacked(unpacked.entries, unpacked.bytes))
 

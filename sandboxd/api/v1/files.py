@@ -35,7 +35,7 @@ class WriteQuery(PathIn, frozen=True):
 
 
 async def read(call: Call, sandbox: Sandbox, query: PathIn) -> TrioResponse:
-    """Send a file's bytes, or the part that Range names."""
+    """Send a file's bytes, or the part that Range requests."""
     path = path_of(query)
     reader = await call.stack.enter_async_context(await sandbox.files.open_read(path))
     head = await reader.read(0, mime.HEAD_BYTES)
@@ -57,7 +57,7 @@ async def read(call: Call, sandbox: Sandbox, query: PathIn) -> TrioResponse:
 
 
 def _range(header: str | None, size: int) -> tuple[int, int] | None:
-    """Return the (start, end) that one byte range names; None for none, or for forms that need no answer."""
+    """Return the (start, end) of a single byte range; None if there is none, or for forms that may be ignored."""
     match = _RANGE.match(header.replace(" ", "")) if header else None
     if match is None or not (match[1] or match[2]):
         return None
@@ -73,7 +73,7 @@ def _range(header: str | None, size: int) -> tuple[int, int] | None:
 
 
 async def write(call: Call, sandbox: Sandbox, query: WriteQuery) -> TrioResponse:
-    """Put the body in a file's place: whole or not at all."""
+    """Replace a file with the body, completely or not at all."""
     path = path_of(query)
     if (query.path or "").endswith("/"):
         raise InvalidRequest(f"cannot write {shown(path)}: a file's path does not end with a slash", field="path")
@@ -82,7 +82,7 @@ async def write(call: Call, sandbox: Sandbox, query: WriteQuery) -> TrioResponse
 
 
 async def write_body(call: Call, sandbox: Sandbox, path: str, mode: str | None = None) -> tuple[int, bool]:
-    """Put the body in a file's place, and return its size and whether the file is new."""
+    """Replace a file with the body, and return its size and whether the file is new."""
     async with await sandbox.files.open_write(path, mode) as writer:
         while piece := await call.body.next_piece(idle_s=UPLOAD_IDLE_S, at_least=PIECE_BYTES):
             await writer.write(piece)

@@ -1,4 +1,4 @@
-"""What …/files can do with names: list, stat, exists, delete, mkdir, rename, copy, symlink, chmod, chown, truncate."""
+"""The operations of …/files on names: list, stat, exists, delete, mkdir, rename, copy, symlink, chmod and others."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class MkdirIn(models.PathIn, frozen=True):
-    """A directory to make; `parents` makes those above it, and takes one that is there."""
+    """A directory to create; `parents` also creates missing parents, and accepts a directory that exists."""
 
     parents: bool = False
     mode: str | None = None
 
 
 class MoveIn(models.PathIn, frozen=True):
-    """What to rename or copy, and to what."""
+    """A path to rename or copy, and the new path."""
 
     new_path: str | None = None
     new_path_b64: str | None = None
@@ -39,21 +39,21 @@ class MoveIn(models.PathIn, frozen=True):
 
 
 class SymlinkIn(models.PathIn, frozen=True):
-    """A link to make; `target` is what it leads to, as it stands."""
+    """A symbolic link to create; `target` is stored as given."""
 
     target: str | None = None
     target_b64: str | None = None
 
 
 class ChmodIn(models.PathIn, frozen=True):
-    """A mode to set: octal text such as "755"."""
+    """A mode to set, as octal text such as "755"."""
 
     mode: str | None = None
     recursive: bool = False
 
 
 class ChownIn(models.PathIn, frozen=True):
-    """An owner to set: names or ids; what is absent stays."""
+    """An owner and group to set, by name or id; an absent one stays unchanged."""
 
     user: str | int | None = None
     group: str | int | None = None
@@ -73,7 +73,7 @@ class DeleteQuery(models.PathIn, frozen=True):
 
 
 class ListQuery(models.PathIn, frozen=True):
-    """Which page of a directory is wanted."""
+    """The page of a directory to return."""
 
     recursive: Annotated[bool, Meta(description="true: include everything in it")] = False
     hidden: Annotated[bool, Meta(description="true: include names that begin with a dot")] = False
@@ -82,13 +82,13 @@ class ListQuery(models.PathIn, frozen=True):
 
 
 class StatQuery(models.PathIn, frozen=True):
-    """What to look at."""
+    """The file to describe."""
 
     follow: Annotated[bool, Meta(description="true: describe the target of a link, not the link")] = False
 
 
 async def listing(call: Call, sandbox: Sandbox, query: ListQuery) -> TrioResponse:
-    """Show what is in a directory, sorted, a page at a time."""
+    """List a directory, sorted, a page at a time."""
     page = await sandbox.files.list(
         models.path_of(query),
         recursive=query.recursive,
@@ -101,38 +101,38 @@ async def listing(call: Call, sandbox: Sandbox, query: ListQuery) -> TrioRespons
 
 
 async def stat(call: Call, sandbox: Sandbox, query: StatQuery) -> TrioResponse:
-    """Show one file; a link itself, or with `follow` what it leads to."""
+    """Describe one file. A symbolic link is described itself, or with `follow` its target."""
     return answer(models.file_info(await sandbox.files.stat(models.path_of(query), follow=query.follow)))
 
 
 async def exists(call: Call, sandbox: Sandbox, query: models.PathIn) -> TrioResponse:
-    """Tell whether something has that name; a link that leads nowhere is something."""
+    """Return whether a path exists; a dangling symbolic link exists."""
     found = await sandbox.files.find(models.path_of(query))
     return answer(models.Exists(exists=found is not None, type=None if found is None else found.type))
 
 
 async def delete(call: Call, sandbox: Sandbox, query: DeleteQuery) -> TrioResponse:
-    """Delete a file, a link or an empty directory; with `recursive` a directory and all in it."""
+    """Delete a file, a link or an empty directory; with `recursive`, a directory and its contents."""
     await sandbox.files.delete(models.path_of(query), recursive=query.recursive)
     return nothing()
 
 
 async def mkdir(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Make a directory."""
+    """Create a directory."""
     model = await call.read(MkdirIn)
     made = await sandbox.files.mkdir(models.path_of(model), parents=model.parents, mode=model.mode)
     return answer(models.file_info(made.file), 201 if made.created else 200)
 
 
 async def rename(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Give a file or directory another name, also in another directory."""
+    """Rename or move a file or directory."""
     model = await call.read(MoveIn)
     path, new_path = models.path_of(model), _new_path_of(model)
     return answer(models.file_info(await sandbox.files.rename(path, new_path, overwrite=model.overwrite)))
 
 
 async def copy(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Copy a file, or a directory with all in it."""
+    """Copy a file, or a directory and its contents."""
     model = await call.read(MoveIn)
     path, new_path = models.path_of(model), _new_path_of(model)
     made = await sandbox.files.copy(path, new_path, overwrite=model.overwrite)
@@ -146,7 +146,7 @@ def _new_path_of(model: MoveIn) -> str:
 
 
 async def symlink(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Make a symbolic link."""
+    """Create a symbolic link."""
     model = await call.read(SymlinkIn)
     target = models.decode(model.target, model.target_b64, "target")
     target = name_text(target) if isinstance(target, bytes) else check_text(target, "target", limit=MAX_PATH_BYTES)
@@ -154,13 +154,13 @@ async def symlink(call: Call, sandbox: Sandbox) -> TrioResponse:
 
 
 async def chmod(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Set a mode."""
+    """Set a file's mode."""
     model = await call.read(ChmodIn)
     return _changed(await sandbox.files.chmod(models.path_of(model), model.mode, recursive=model.recursive))
 
 
 async def chown(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Set an owner."""
+    """Set a file's owner and group."""
     model = await call.read(ChownIn)
     path = models.path_of(model)
     return _changed(await sandbox.files.chown(path, model.user, model.group, recursive=model.recursive))

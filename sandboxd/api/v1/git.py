@@ -1,4 +1,4 @@
-"""…/git/clone: its progress as server-sent events, or its end as JSON."""
+"""…/git/clone: its progress as server-sent events, or its result as JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HEADERS: Final = {"Cache-Control": "no-store", "Content-Type": "text/event-stre
 
 
 async def clone(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Clone a git repository into a sandbox; a clone that fails, or whose caller goes away, leaves nothing behind."""
+    """Clone a git repository into a sandbox. A clone that fails, or whose caller leaves, leaves nothing behind."""
     model = await call.read(models.CloneIn)
     spec = CloneSpec(
         url=model.url,
@@ -71,7 +71,7 @@ def _told(told: Progress) -> models.CloneProgress:
 
 
 class CloneBody:
-    """A clone as server-sent events: `progress`, and at the end `end` or `problem`. The call's stack ends the clone."""
+    """A clone as server-sent events: `progress`, then `end` or `problem`. The call's stack ends the clone."""
 
     def __init__(self, clone: Clone) -> None:
         self._clone = clone

@@ -8,10 +8,10 @@ from ..bodies import Input
 
 
 class CloneIn(Input, frozen=True):
-    """A repository to clone: `url` is https, http, git, or a path of the sandbox; `branch` a tag or a commit too.
+    """A repository to clone: `url` is https, http, git, or a path in the sandbox; `branch` may be a tag or a commit.
 
-    `target_dir` is the repository's name in the sandbox's cwd if not said, `single_branch` true where there is a
-    `depth`; `sparse` are the directories to check out. A `token` takes the place of `password`.
+    `target_dir` defaults to the repository's name in the sandbox's cwd, `single_branch` to true if `depth` is given.
+    `sparse` lists the directories to check out. A `token` takes the place of `password`.
     """
 
     url: str
@@ -28,7 +28,7 @@ class CloneIn(Input, frozen=True):
 
 
 class CloneOut(msgspec.Struct, frozen=True, kw_only=True):
-    """A clone that is there: `branch` is null where a tag or a commit is, `commit` in an empty repository."""
+    """A finished clone: `branch` is null if a tag or a commit was requested, `commit` if the repository is empty."""
 
     target_dir: str
     branch: str | None
@@ -39,7 +39,7 @@ class CloneOut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CloneProgress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How far a clone is: `done` of `total` objects (files, while checking out); `percent` where that is known."""
+    """A clone's progress: `done` of `total` objects (files, while checking out), and `percent` if it is known."""
 
     phase: str
     done: int

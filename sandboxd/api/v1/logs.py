@@ -1,4 +1,4 @@
-"""GET …/processes/{p}/logs: what a process has printed and prints, from any offset on."""
+"""GET …/processes/{p}/logs: a process's past and future output, from any offset on."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _OCTETS: Final = "application/octet-stream"
 
 
 class LogsQuery(Input, frozen=True):
-    """What of a log is wanted."""
+    """The part of a log to return."""
 
     follow: Annotated[bool, Meta(description="true: follow the log until the process ends")] = False
     from_: From = msgspec.field(default=None, name="from")
@@ -51,7 +51,7 @@ class LogsQuery(Input, frozen=True):
 
 
 async def show(call: Call, sandbox: Sandbox, process: str, query: LogsQuery) -> TrioResponse:
-    """Show what a process has printed, or follow it."""
+    """Return a process's output so far, or follow it."""
     processes = sandbox.processes
     check_process_id(process, "process")
     encoding, follow, seen = query.encoding, query.follow, query.seen_bytes
@@ -87,7 +87,7 @@ async def show(call: Call, sandbox: Sandbox, process: str, query: LogsQuery) -> 
 
 
 class _Wanted:
-    """What a reader asked for."""
+    """The part that a reader asked for."""
 
     def __init__(self, start: int, seen_bytes: int, tail: int, encoding: str) -> None:
         self.start = start
@@ -123,13 +123,13 @@ async def _snapshot(call: Call, processes: Processes, process: str, wanted: _Wan
 
 
 def _text(decoder: TextDecoder, stream: str, pieces: list[bytes], *, is_over: bool) -> str:
-    """Decode a stream's output; a character that its end cuts comes with the next snapshot, unless there is none."""
+    """Decode a stream's output; a character cut by its end comes with the next snapshot, unless there is none."""
     text = "".join(decoder.decode(stream, piece) for piece in pieces)
     return text + decoder.rest(stream) if is_over else text
 
 
 def _start(call: Call, query: LogsQuery) -> int:
-    """Return the offset to begin at: `from`, or what follows the last event that a browser has seen."""
+    """Return the offset to start at: `from`, or the one after `Last-Event-ID`."""
     last = call.request.headers.get("Last-Event-ID")
     if last is None or query.from_ is not None:
         return query.from_ or 0
@@ -147,9 +147,9 @@ def _form(call: Call, *, follow: bool) -> str:
 
 
 class _Tail:
-    """A log from its last lines on: first what was there, then what comes.
+    """A log from its last lines on: first the existing output, then new output.
 
-    Whoever follows may do so for days: what was there is let go of when it is on its way, and `hold` with it.
+    A reader may follow for days, so the existing output and its `hold` are released once it is sent.
     """
 
     def __init__(self, found: Snapshot, count: int, process: str, hold: Hold) -> None:
@@ -209,14 +209,14 @@ class LogRawBody(RawBody):
         return [_event_frame({"type": event.type, "offset": event.offset, "time": event.time, **facts})]
 
     def _end(self) -> bytes:
-        """A follower that began behind the exit event sees none, but its stream must have an end."""
+        """A follower that started after the exit event sees none, but its stream needs an end."""
         if self._source.exit is not None:
             return b""
         return raw.encode(raw.END, msgspec.json.encode({"next_offset": self._next_offset or 0}))
 
 
 class TextBody(StreamBody):
-    """Both streams as they come, and nothing else."""
+    """Both streams as they come, without framing."""
 
     def _encode(self, batch: list[Event]) -> bytes:
         return b"".join(event.data for event in batch if isinstance(event.data, bytes))

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 class MetricsQuery(Input, frozen=True):
-    """Whose figures are wanted."""
+    """The series to include."""
 
     sandboxes: Annotated[bool, Meta(description="false: leave out the series of each sandbox and each port")] = True
 
 
 async def health(call: Call) -> TrioResponse:
-    """Say that the daemon answers."""
+    """Return whether the daemon is up."""
     return answer(models.Health("ok", call.facts.version))
 
 
 async def info(call: Call) -> TrioResponse:
-    """Tell about the daemon, its host and its rootfs."""
+    """Describe the daemon, its host and its rootfs."""
     urls = call.manager.previews.urls
     launcher = await call.manager.launcher.info()
     return answer(
@@ -46,7 +46,7 @@ async def info(call: Call) -> TrioResponse:
 
 
 async def metrics(call: Call, query: MetricsQuery) -> TrioResponse:
-    """Give figures of the daemon, its sandboxes and their ports in the Prometheus text format."""
+    """Return metrics of the daemon, its sandboxes and their ports in the Prometheus text format."""
     accept = call.request.headers.get("Accept", "")
     body, content_type = await call.metrics.scrape(accept, sandboxes=query.sandboxes)
     return TrioResponse(body, content_type=content_type)

@@ -1,4 +1,4 @@
-"""The JSON that goes in and out, as msgspec structs: shapes and types here, meaning and bounds in spec.py."""
+"""The JSON of requests and answers, as msgspec structs: shapes and types here, meaning and bounds in spec.py."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class IoIn(Input, frozen=True):
-    """How fast a sandbox may read and write its disks; what is absent is not limited."""
+    """Disk I/O limits of a sandbox; an absent one is unlimited."""
 
     read_bytes_per_s: int | None = None
     write_bytes_per_s: int | None = None
@@ -30,7 +30,7 @@ class IoIn(Input, frozen=True):
 
 
 class LimitsIn(Input, frozen=True):
-    """What a sandbox may use; what is absent is the configuration's default."""
+    """Limits of a sandbox; an absent one takes the configuration's default."""
 
     memory_bytes: int | None = None
     cpus: float | None = None
@@ -40,7 +40,7 @@ class LimitsIn(Input, frozen=True):
 
 
 class NetworkIn(Input, frozen=True):
-    """Whom a sandbox may talk to."""
+    """A sandbox's network access."""
 
     mode: str | None = None
     allow: list[str] | None = None
@@ -67,7 +67,7 @@ class SandboxIn(Input, frozen=True):
 
 
 class StartIn(Input, frozen=True, kw_only=True):
-    """Where and as whom something starts: what commands and sessions share."""
+    """Where and as which user to start: the fields that commands and sessions share."""
 
     cwd: Annotated[str | None, Meta(description="where it starts, absolute")] = None
     env: dict[str, str] | None = None
@@ -76,7 +76,7 @@ class StartIn(Input, frozen=True, kw_only=True):
 
 
 class CommandIn(StartIn, frozen=True, kw_only=True):
-    """A command: what exec, processes and terminals share."""
+    """A command: the fields that exec, processes and terminals share."""
 
     command: str | list[str]
     stdin: str | bool | None = None
@@ -93,14 +93,14 @@ class ExecIn(CommandIn, frozen=True, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What a command used."""
+    """Resources that a command used."""
 
     cpu_s: float
     memory_peak_bytes: int | None
 
 
 class Gap(msgspec.Struct, frozen=True):
-    """Output that is not here: behind the first `offset` bytes of a stream, `dropped_bytes` of it."""
+    """Missing output: after the first `offset` bytes of a stream, `dropped_bytes` are missing."""
 
     stream: str
     offset: int
@@ -108,7 +108,7 @@ class Gap(msgspec.Struct, frozen=True):
 
 
 class ExecOut(msgspec.Struct, frozen=True, kw_only=True):
-    """How a command ended, with its output: all of it, or its beginning and its end, and the gaps between."""
+    """How a command ended, with its output: all of it, or its beginning and end with the gaps between."""
 
     id: str
     exit_code: int | None
@@ -126,7 +126,7 @@ class ExecOut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class IoOut(msgspec.Struct, frozen=True):
-    """How fast a sandbox may read and write its disks; null is not limited."""
+    """Disk I/O limits of a sandbox; null is unlimited."""
 
     read_bytes_per_s: int | None
     write_bytes_per_s: int | None
@@ -175,14 +175,14 @@ class SandboxOut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SandboxList(msgspec.Struct, frozen=True):
-    """A page of sandboxes; `next` is the cursor of the page after it."""
+    """A page of sandboxes; `next` is the cursor of the next page."""
 
     items: list[SandboxOut]
     next: str | None
 
 
 class IoStats(msgspec.Struct, frozen=True):
-    """What went to and from the disks."""
+    """Disk I/O so far."""
 
     read_bytes: int
     write_bytes: int
@@ -191,9 +191,9 @@ class IoStats(msgspec.Struct, frozen=True):
 
 
 class PortStats(msgspec.Struct, frozen=True):
-    """What went through an exposed port: bytes of bodies and tunnels, towards the sandbox and from it.
+    """Traffic of an exposed port: bytes of bodies and tunnels, to the sandbox and from it.
 
-    `active` are requests and tunnels under way, `connections` those to the service that are open, idle ones too.
+    `active` counts requests and tunnels in progress, `connections` the open connections to the service, idle ones too.
     """
 
     port: int
@@ -205,7 +205,7 @@ class PortStats(msgspec.Struct, frozen=True):
 
 
 class NetworkStats(msgspec.Struct, frozen=True):
-    """What went over a sandbox's link, as the sandbox sees it."""
+    """A sandbox's network traffic, as the sandbox sees it."""
 
     received_bytes: int
     sent_bytes: int
@@ -214,10 +214,10 @@ class NetworkStats(msgspec.Struct, frozen=True):
 
 
 class StatsOut(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sandbox uses, all of it together; null is what this host does not count.
+    """The resource usage of a sandbox as a whole; null for what this host does not count.
 
-    `memory_bytes` is what counts against the limit (page cache and /dev/shm too), `memory_peak_bytes` the most that
-    it was; `pids` counts threads too; `oom_kills` the processes that died for want of memory.
+    `memory_bytes` is what counts against the limit (page cache and /dev/shm included), `memory_peak_bytes` its peak;
+    `pids` counts threads too; `oom_kills` counts processes killed for lack of memory.
     """
 
     id: str
@@ -245,7 +245,7 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """An error (RFC 9457); more facts may follow by kind."""
+    """An error (RFC 9457); each kind may add facts."""
 
     type: str
     title: str
@@ -263,7 +263,8 @@ def to_spec(model: SandboxIn) -> SandboxSpec:
     """Return the checked spec of a sandbox.
 
     Raises:
-        InvalidRequest, NotAvailable: as their names say.
+        InvalidRequest: a value is wrong.
+        NotAvailable: a feature is not available.
     """
     for name in ("idle_timeout_s", "max_lifetime_s", "snapshot"):
         _not_yet(name, getattr(model, name))
@@ -282,7 +283,7 @@ def to_network(model: NetworkIn | None) -> NetworkSpec:
 
 
 def start_fields(model: StartIn) -> dict[str, Any]:
-    """Return the fields of a `StartSpec` that are given."""
+    """Return the fields of a `StartSpec` that were given."""
     return {name: value for name in StartIn.__struct_fields__ if (value := getattr(model, name)) is not None}
 
 
@@ -328,7 +329,7 @@ def _stdin(value: str | bool | None, encoding: str) -> bytes | bool | None:
 
 
 def stats_out(sandbox: Sandbox, stats: dict[str, Any]) -> StatsOut:
-    """Return what a caller sees of what a sandbox uses."""
+    """Return a sandbox's usage as callers see it."""
     limits = msgspec.convert(sandbox.limits, LimitsOut, from_attributes=True)
     ports = [port.statistics() for port in sandbox.ports]
     return msgspec.convert(
@@ -344,7 +345,7 @@ def stats_out(sandbox: Sandbox, stats: dict[str, Any]) -> StatsOut:
 
 
 def sandbox_out(sandbox: Sandbox) -> SandboxOut:
-    """Return what a caller sees of a sandbox."""
+    """Return a sandbox as callers see it."""
     spec, limits = sandbox.spec, sandbox.limits
     return SandboxOut(
         id=sandbox.id,

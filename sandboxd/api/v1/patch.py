@@ -1,6 +1,6 @@
-"""PATCH /sandboxes/{id}: a JSON merge patch (RFC 7396) on what of a sandbox may change.
+"""PATCH /sandboxes/{id}: a JSON merge patch (RFC 7396) on the parts of a sandbox that may change.
 
-null takes a value away: a variable, a label, the name; a limit goes back to the configuration's default.
+null removes a value: a variable, a label, the name. A limit goes back to the configuration's default.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LATER: Final = ("idle_timeout_s", "max_lifetime_s")
 
 
 class IoPatch(Input, frozen=True):
-    """Other speeds; null lifts one."""
+    """New I/O limits; null removes one."""
 
     read_bytes_per_s: int | UnsetType | None = UNSET
     write_bytes_per_s: int | UnsetType | None = UNSET
@@ -36,7 +36,7 @@ class IoPatch(Input, frozen=True):
 
 
 class LimitsPatch(Input, frozen=True):
-    """Other limits, in force at once; null is the configuration's default again."""
+    """New limits, in force at once; null restores the configuration's default."""
 
     memory_bytes: int | UnsetType | None = UNSET
     cpus: float | UnsetType | None = UNSET
@@ -46,7 +46,7 @@ class LimitsPatch(Input, frozen=True):
 
 
 class NetworkPatch(Input, frozen=True):
-    """Other rules for a sandbox that has a network, in force at once; connections that they refuse are cut."""
+    """New rules for a sandbox that has a network, in force at once; connections that they do not allow are cut."""
 
     mode: str | UnsetType | None = UNSET
     allow: list[str] | UnsetType | None = UNSET
@@ -56,7 +56,7 @@ class NetworkPatch(Input, frozen=True):
 
 
 class SandboxPatch(Input, frozen=True):
-    """What of a sandbox may change; env and cwd hold for later commands."""
+    """The parts of a sandbox that may change; env and cwd apply to later commands."""
 
     name: str | UnsetType | None = UNSET
     env: dict[str, str | None] | UnsetType | None = UNSET
@@ -77,7 +77,7 @@ class SandboxPatch(Input, frozen=True):
 
 
 def merge(target: Any, patch: Any) -> Any:  # noqa: ANN401 - any JSON
-    """Return `target` with `patch` merged in, as RFC 7396 says it."""
+    """Return `target` with `patch` merged in, as RFC 7396 defines it."""
     if not isinstance(patch, dict):
         return patch
     merged = dict(target) if isinstance(target, dict) else {}
@@ -90,10 +90,10 @@ def merge(target: Any, patch: Any) -> Any:  # noqa: ANN401 - any JSON
 
 
 def to_change(model: SandboxPatch) -> Callable[[SandboxSpec], SandboxSpec]:
-    """Return what makes the new spec of the present one.
+    """Return a function that makes the new spec from the current one.
 
     Raises:
-        InvalidRequest, NotAvailable: here for a field that cannot change; the result raises for a wrong value.
+        InvalidRequest, NotAvailable: a field cannot be changed. The returned function raises for a wrong value.
     """
     patch = msgspec.to_builtins(model)  # leaves out what is not set
     for name in FIXED:

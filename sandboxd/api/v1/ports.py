@@ -1,4 +1,4 @@
-"""…/ports: expose, list, unexpose, and one-time links; and the JSON of it."""
+"""…/ports: expose, list, unexpose, and one-time links; and their JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class PortIn(Input, frozen=True):
-    """A port to expose; without a token one is made, unless it is public."""
+    """A port to expose. Unless it is public, a token is generated if none is given."""
 
     port: int
     name: str | None = None
@@ -32,7 +32,7 @@ class PortIn(Input, frozen=True):
 
 
 class PortOut(msgspec.Struct, frozen=True, kw_only=True):
-    """An exposed port; `url` holds the token."""
+    """An exposed port; `url` contains the token."""
 
     port: int
     url: str
@@ -42,14 +42,14 @@ class PortOut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PortList(msgspec.Struct, frozen=True):
-    """The exposed ports of a sandbox, by number; there is one page."""
+    """The exposed ports of a sandbox, by number; there is only one page."""
 
     items: list[PortOut]
     next: str | None = None
 
 
 class PortWaitIn(Input, frozen=True):
-    """What to wait for: a listener, or with `path` an answer whose status is from the first to the last of `status`."""
+    """What to wait for: a listener, or with `path` an answer whose status lies in the range `status`."""
 
     process: str | None = None
     path: str | None = None
@@ -58,7 +58,7 @@ class PortWaitIn(Input, frozen=True):
 
 
 class PortWaitOut(msgspec.Struct, frozen=True):
-    """What the wait came to; `reason` is port, timeout, or exit where a process was named; `status` is the answer's."""
+    """The outcome of a wait; `reason` is port, timeout, or exit if a process was given; `status` is the answer's."""
 
     met: bool
     reason: str
@@ -68,7 +68,7 @@ class PortWaitOut(msgspec.Struct, frozen=True):
 
 
 class LinkOut(msgspec.Struct, frozen=True, kw_only=True):
-    """A link that opens a port once and leaves a cookie in the browser; the token is not in it."""
+    """A link that opens a port once and sets a cookie in the browser; it does not contain the token."""
 
     url: str
     expires_at: str
@@ -94,7 +94,7 @@ def _number(text: str) -> int:
 
 
 async def expose(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Expose a port and return its URL; what listens there may start later."""
+    """Expose a port and return its URL; the service may start later."""
     urls, model = _urls(call), await call.read(PortIn)
     if model.public and model.token is not None:
         raise InvalidRequest("cannot accept token: a public port has no token", field="token")
@@ -111,13 +111,13 @@ async def show_all(call: Call, sandbox: Sandbox) -> TrioResponse:
 
 
 async def unexpose(call: Call, sandbox: Sandbox, port: str) -> TrioResponse:
-    """Take a port back; open connections are cut."""
+    """Stop exposing a port; open connections are cut."""
     await call.manager.previews.unexpose(sandbox.id, _number(port))
     return nothing()
 
 
 async def wait(call: Call, sandbox: Sandbox, port: str) -> TrioResponse:
-    """Wait until something in the sandbox listens at a port, or answers a request there; it need not be exposed."""
+    """Wait until something in the sandbox listens on a port, or answers a GET there. The port need not be exposed."""
     number, model = _number(port), await call.read(PortWaitIn)
     if model.process is not None:
         check_process_id(model.process, "process")
@@ -138,7 +138,7 @@ async def wait(call: Call, sandbox: Sandbox, port: str) -> TrioResponse:
 
 
 async def link(call: Call, sandbox: Sandbox, port: str) -> TrioResponse:
-    """Make a one-time link to a port that has a token."""
+    """Create a one-time link to a port that has a token."""
     urls = _urls(call)
     found = sandbox.ports.find(_number(port))
     if found.spec.public:

@@ -1,4 +1,4 @@
-"""The JSON of processes: what goes in and out of …/processes."""
+"""The JSON of processes: requests and answers of …/processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ProcessIn(CommandIn, frozen=True, kw_only=True):
 
 
 class SignalIn(Input, frozen=True):
-    """A signal, as TERM, SIGTERM or 15."""
+    """A signal, such as TERM, SIGTERM or 15."""
 
     signal: str | int
 
@@ -53,7 +53,7 @@ class WaitIn(Input, frozen=True, rename={"condition": "for"}):
 
 
 class WaitOut(msgspec.Struct, frozen=True):
-    """What a wait came to."""
+    """The outcome of a wait."""
 
     met: bool
     reason: str
@@ -84,14 +84,14 @@ class ProcessOut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessList(msgspec.Struct, frozen=True):
-    """A page of processes; `next` is the cursor of the page after it."""
+    """A page of processes; `next` is the cursor of the next page."""
 
     items: list[ProcessOut]
     next: str | None
 
 
 class LogsOut(msgspec.Struct, frozen=True):
-    """What a process has printed; `next_offset` is where to go on, `dropped_bytes` what its log no longer has."""
+    """A process's output so far; continue at `next_offset`. `dropped_bytes` counts what its log no longer has."""
 
     stdout: str
     stderr: str
@@ -103,7 +103,7 @@ def to_process(model: ProcessIn) -> CommandSpec:
     """Return the checked command.
 
     Raises:
-        InvalidRequest: a value is out of its bounds, or goes with others only.
+        InvalidRequest: a value is out of its bounds, or requires another field.
     """
     command = to_command(model, restart=model.restart == "on-failure")
     if model.terminal is None:
@@ -119,7 +119,7 @@ def to_process(model: ProcessIn) -> CommandSpec:
 
 
 def process_out(info: ProcessInfo) -> ProcessOut:
-    """Return what a caller sees of a process."""
+    """Return a process as callers see it."""
     ended = info.result
     is_line = info.argv[:-1] == _SHELL
     return ProcessOut(

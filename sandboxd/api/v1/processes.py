@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class PageQuery(Input, frozen=True):
-    """Which page of the list is wanted."""
+    """The page of the list to return."""
 
     cursor: Cursor = None
     limit: Limit = MAX_PAGE
@@ -37,7 +37,7 @@ async def start(call: Call, sandbox: Sandbox) -> TrioResponse:
 
 
 async def show_all(call: Call, sandbox: Sandbox, query: PageQuery) -> TrioResponse:
-    """List processes in the order of their start: all that run, and those ended ones that are still known."""
+    """List processes in the order of their start: the running ones, and the ended ones that are kept."""
     page, cursor = await sandbox.processes.page(query.cursor, query.limit)
     return answer_in_pieces(ProcessList([process_out(info) for info in page], cursor))
 
@@ -48,19 +48,19 @@ async def show(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
 
 
 async def remove(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
-    """End a process with all that it started, and drop its log."""
+    """Kill a process and everything it started, and drop its log."""
     await sandbox.processes.remove(check_process_id(process, "process"))
     return nothing()
 
 
 async def remove_all(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """End every process, and drop every log."""
+    """Kill every process, and drop every log."""
     await sandbox.processes.remove_all()
     return nothing()
 
 
 async def signal(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
-    """Send a signal to a process' group; TERM and KILL go to all that it started."""
+    """Send a signal to a process's group; TERM and KILL reach everything it started."""
     processes = sandbox.processes
     check_process_id(process, "process")
     number = check_signal((await call.read(SignalIn)).signal)
@@ -69,7 +69,7 @@ async def signal(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
 
 
 async def wait(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
-    """Wait for a process' end, for a port of the sandbox, or for a line of the process' log."""
+    """Wait for a process to end, for a port of the sandbox, or for a line of the process's log."""
     check_process_id(process, "process")
     model = await call.read(WaitIn)
     _check_fields(model)
@@ -92,7 +92,7 @@ async def wait(call: Call, sandbox: Sandbox, process: str) -> TrioResponse:
 
 
 def _check_fields(model: WaitIn) -> None:
-    """Refuse a field that belongs to another condition, and the lack of one that belongs to this."""
+    """Refuse a field that belongs to another condition, and require those that belong to this one."""
     needed = {"exit": (), "port": ("port",), "log": ("pattern",)}[model.condition]
     allowed = (*needed, "path") if model.condition == "port" else needed
     for name in ("port", "path", "pattern"):

@@ -1,4 +1,4 @@
-"""What rows of the route table share: the beginning of paths, and kinds of errors."""
+"""Parts that rows of the route table share: path prefixes, and error kinds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def file_route(  # noqa: PLR0913 - a row of a table
     status: int = 200,
     kinds: tuple[str, ...] = (),
 ) -> Route:
-    """Return a row of …/files, with the errors that each of them can give."""
+    """Return a row of …/files, with the errors that all of them can return."""
     own = BODY if body is not None and body is not bytes else ()
     return Route(
         name=name,

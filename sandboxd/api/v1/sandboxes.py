@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class PageQuery(Input, frozen=True):
-    """Which page of the list is wanted."""
+    """The page of the list to return."""
 
     cursor: Cursor = None
     limit: Limit = DEFAULT_PAGE
@@ -33,7 +33,7 @@ async def create(call: Call) -> TrioResponse:
 
 
 async def show_all(call: Call, query: PageQuery) -> TrioResponse:
-    """List sandboxes, the oldest first."""
+    """List sandboxes, oldest first."""
     page, cursor = call.manager.registry.page(query.cursor, query.limit)
     return answer_in_pieces(models.SandboxList([models.sandbox_out(sandbox) for sandbox in page], cursor))
 
@@ -50,21 +50,21 @@ async def change(call: Call, sandbox: Sandbox) -> TrioResponse:
 
 
 async def freeze(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Stop every process of a sandbox where it is."""
+    """Suspend every process of a sandbox."""
     return answer(models.sandbox_out(await call.manager.control.freeze(sandbox.id)))
 
 
 async def thaw(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Let a frozen sandbox go on."""
+    """Resume every process of a frozen sandbox."""
     return answer(models.sandbox_out(await call.manager.control.thaw(sandbox.id)))
 
 
 async def stats(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Tell what a sandbox uses."""
+    """Return a sandbox's resource usage."""
     return answer(models.stats_out(*await call.manager.control.stats(sandbox.id)))
 
 
 async def destroy(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Destroy a sandbox and all that is in it."""
+    """Destroy a sandbox and everything in it."""
     await call.manager.destroy(sandbox.id)
     return nothing()

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class SessionIn(StartIn, frozen=True):
-    """A session to begin."""
+    """A session to create."""
 
     id: str | None = None
     shell: str | None = None
 
 
 class SessionOut(msgspec.Struct, frozen=True, kw_only=True):
-    """A session; `running` is the process of the command that runs in it, `waiting` how many wait for their turn."""
+    """A session; `running` is the process id of the running command, `waiting` the number of queued ones."""
 
     id: str
     shell: str
@@ -41,14 +41,14 @@ class SessionOut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionList(msgspec.Struct, frozen=True):
-    """Every session; `next` is always null: there are few."""
+    """Every session; `next` is always null."""
 
     items: list[SessionOut]
     next: str | None
 
 
 def session_out(info: SessionInfo) -> SessionOut:
-    """Return what a caller sees of a session."""
+    """Return a session as callers see it."""
     return SessionOut(
         id=info.id,
         shell=info.shell,
@@ -62,7 +62,7 @@ def session_out(info: SessionInfo) -> SessionOut:
 
 
 async def create(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """Begin a session: a shell's state that its commands hand on."""
+    """Create a session: shell state that each command passes to the next."""
     model = await call.read(SessionIn)
     spec = SessionSpec(id=model.id, shell=model.shell, **start_fields(model))
     info = await sandbox.sessions.create(spec)
@@ -70,7 +70,7 @@ async def create(call: Call, sandbox: Sandbox) -> TrioResponse:
 
 
 async def show_all(call: Call, sandbox: Sandbox) -> TrioResponse:
-    """List sessions, the oldest first."""
+    """List sessions, oldest first."""
     return answer_in_pieces(SessionList([session_out(info) for info in await sandbox.sessions.all()], None))
 
 
@@ -80,6 +80,6 @@ async def show(call: Call, sandbox: Sandbox, session: str) -> TrioResponse:
 
 
 async def destroy(call: Call, sandbox: Sandbox, session: str) -> TrioResponse:
-    """End a session with all that runs in it or with its state, and what its commands left in the background."""
+    """Delete a session; kills its commands, processes and terminals, and what its commands left running."""
     await sandbox.sessions.delete(check_session_id(session))
     return nothing()

@@ -31,18 +31,18 @@ _FRAME_OF: Final = {"stdout": raw.STDOUT, "stderr": raw.STDERR}
 
 
 class Source(Protocol):
-    """What an answer follows: a command (`Execution`) or a process' log (`Follow`)."""
+    """The source of a stream: a command (`Execution`) or a process's log (`Follow`)."""
 
     @property
     def process_id(self) -> str:
-        """The process' id."""
+        """The process's id."""
 
     @property
     def exit(self) -> Exit | None:
-        """How it ended, once that event has come."""
+        """How it ended, once the exit event has arrived."""
 
     async def next_batch(self) -> list[Event]:
-        """Return the events that are here, waiting for the first; an empty list is the end."""
+        """Wait for an event, and return all that are available; an empty list is the end."""
 
 
 async def answer_at_end(execution: Execution, encoding: str, hold: Hold, headers: dict[str, str]) -> TrioResponse:
@@ -80,7 +80,7 @@ def _gaps(found: Collected) -> list[Gap]:
 
 
 class StreamBody:
-    """The pieces of an answer that follows a source; the call's stack owns that."""
+    """The pieces of an answer that follows a source; the call's stack owns the source."""
 
     #: What goes out when the source has long said nothing.
     idle = b""
@@ -97,13 +97,13 @@ class StreamBody:
         return self._parts_of(batch, is_last=is_last), is_last
 
     def _parts_of(self, batch: list[Event], *, is_last: bool) -> Iterable[bytes]:
-        """Yield what goes out of a batch, in parts that are cheap to make."""
+        """Yield a batch's output, in parts that are cheap to make."""
         yield self._encode(batch)
         if is_last:
             yield self._end()
 
     def _end(self) -> bytes:
-        """Return what goes out at the end of the source."""
+        """Return the output that ends the stream."""
         return b""
 
     def _encode(self, batch: list[Event]) -> bytes:
@@ -114,7 +114,7 @@ class StreamBody:
 
 
 class RawBody(StreamBody):
-    """Raw frames (wire/raw.py); what came together goes out together."""
+    """Raw frames (wire/raw.py); events that arrive together are sent together."""
 
     def _encode(self, batch: list[Event]) -> bytes:
         parts: list[bytes] = []
@@ -132,7 +132,7 @@ class RawBody(StreamBody):
         return {}
 
     def _other(self, event: Event) -> list[bytes]:
-        """Return the frames of an event that is neither output nor the exit: none, in a command's answer."""
+        """Return the frames of an event that is neither output nor the exit; a command's answer has none."""
         return []
 
     def _problem(self, error: SandboxdError) -> bytes:
@@ -140,7 +140,7 @@ class RawBody(StreamBody):
 
 
 class SseBody(StreamBody):
-    """Server-sent events; text is decoded per stream, a character cut by an event's end waits for the next."""
+    """Server-sent events; text is decoded per stream, and a character cut by an event's end waits for the next."""
 
     idle = sse.KEEP_ALIVE
 
@@ -168,8 +168,8 @@ class SseBody(StreamBody):
     def _rest(self, time: float) -> list[bytes]:
         """Flush characters that were cut by the end of the output.
 
-        They belong to the last event of their stream, and give the reader no id: a new one would be the exit's,
-        and whoever resumes after it would miss the exit.
+        They belong to the last event of their stream and carry no id: a new id would be the exit's, and a reader that
+        resumes after it would miss the exit.
         """
         found = []
         for name in STREAMS:
@@ -184,7 +184,7 @@ class SseBody(StreamBody):
 
 
 def event_facts(event: Event, process_id: str) -> dict[str, Any]:
-    """Return what a caller sees of a start, a restart or a gap: only fields that were checked."""
+    """Return a start, a restart or a gap as callers see it: only checked fields."""
     data = event.data if isinstance(event.data, dict) else {}
     if event.type == "start":
         return {"id": process_id, "pid": data["pid"]}

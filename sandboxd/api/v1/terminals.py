@@ -1,4 +1,4 @@
-"""WS …/pty: a terminal in a sandbox, opened or come back to."""
+"""WS …/pty: opens a terminal in a sandbox, or reconnects to one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _CLOSE_BASE: Final = 4000
 
 
 class TerminalQuery(StartIn, frozen=True, kw_only=True):
-    """A terminal to open, or with `process` one to come back to."""
+    """A terminal to open, or with `process` one to reconnect to."""
 
     cols: Annotated[int | None, Meta(description="the terminal's columns, 1 to 2000")] = None
     rows: Annotated[int | None, Meta(description="the terminal's rows, 1 to 2000")] = None
@@ -65,10 +65,10 @@ _NEW: Final = tuple(
 
 
 async def open_terminal(call: SocketCall, sandbox: Sandbox, query: TerminalQuery) -> None:
-    """Open a terminal in the sandbox, or with `process` come back to one: binary messages are what it shows and reads.
+    """Open a terminal, or with `process` reconnect to one. Binary messages carry its output and input.
 
-    Text messages are JSON: from the client `{"type": "resize", "cols", "rows"}`; to it `start`, `truncated`, `error`
-    and at last `exit`.
+    Text messages are JSON. The client may send `{"type": "resize", "cols", "rows"}`; it receives `start`, `truncated`,
+    `error`, and finally `exit`.
     """
     size = _size(query)
     if query.process is None:
@@ -112,7 +112,7 @@ def _linger(value: float | None) -> float:
 
 
 class Typed:
-    """What a viewer has typed and its program has not read yet: in order, and bounded by whoever waits for room."""
+    """A viewer's input that the program has not read yet, in order. `wait_for_room` bounds it."""
 
     def __init__(self) -> None:
         self._waiting, self._next = trio.open_memory_channel[bytes](math.inf)
@@ -128,11 +128,11 @@ class Typed:
 
     @property
     def has_room(self) -> bool:
-        """Whether no more waits than may."""
+        """Whether the waiting input is within its bound."""
         return self._size <= MAX_UNREAD_BYTES
 
     async def wait_for_room(self) -> bool:
-        """Return when there is room; False when the program has long read nothing."""
+        """Wait for room; return False if the program has read nothing for a long time."""
         while not self.has_room:
             with trio.move_on_after(INPUT_TIMEOUT_S) as scope:
                 await self._changed.wait()
@@ -141,16 +141,16 @@ class Typed:
         return True
 
     async def wait_until_read(self) -> None:
-        """Return when nothing waits."""
+        """Wait until the program has read everything."""
         while self._size:
             await self._changed.wait()
 
     async def get(self) -> bytes:
-        """Return the next piece; it counts until it is `done`."""
+        """Return the next piece; it counts as waiting until `done` is called."""
         return await self._next.receive()
 
     def done(self, piece: bytes) -> None:
-        """Say that a piece was read, or never will be."""
+        """Note that a piece was read, or never will be."""
         self._size -= len(piece) + _PIECE_OVERHEAD
         self._changed.set()
         self._changed = trio.Event()
@@ -158,7 +158,7 @@ class Typed:
 
 @dataclasses.dataclass(slots=True)
 class Viewer:
-    """One client at one terminal. The `say_…` methods are the form of what it hears beside bytes."""
+    """One client of one terminal. The `say_…` methods define the messages it gets besides bytes."""
 
     socket: WebSocket
     sandbox: Sandbox
@@ -168,7 +168,7 @@ class Viewer:
     typed: Typed = dataclasses.field(default_factory=Typed)
 
     async def run(self) -> None:
-        """Show and feed the terminal until it ends or the client leaves, then close the connection."""
+        """Pass output and input until the terminal ends or the client leaves, then close the connection."""
         goodbye: tuple[int, str] | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read_client, nursery.cancel_scope)
@@ -222,7 +222,7 @@ class Viewer:
                 await self.sandbox.processes.redraw(self.info.id)
 
     async def _follow(self, follow: Follow) -> bool:
-        """Show what comes; return False where a gap makes a new beginning necessary."""
+        """Send output as it comes; return False if a gap requires redrawing the screen."""
         while batch := await follow.next_batch():
             data: list[bytes] = []
             for event in batch:
@@ -241,22 +241,22 @@ class Viewer:
     # --- what it hears ---
 
     async def say_start(self) -> None:
-        """Say which terminal it is, before anything else."""
+        """Send the terminal's process id, before anything else."""
         await self.socket.send_json({"type": "start", "id": self.info.id, "pid": self.info.pid})
 
     async def say_ready(self) -> None:
         """Nothing: what it showed before was sent, and what follows is new."""
 
     async def say_truncated(self, dropped_bytes: int) -> None:
-        """Say that the client was too slow for so many bytes."""
+        """Report how many bytes the client missed because it was too slow."""
         await self.socket.send_json({"type": "truncated", "dropped_bytes": dropped_bytes})
 
     async def say_error(self, error: SandboxdError) -> None:
-        """Say what went wrong."""
+        """Report an error."""
         await self.socket.send_problem(error)
 
     async def say_exit(self, info: ProcessInfo) -> None:
-        """Say how the program ended."""
+        """Report how the program ended."""
         facts: dict[str, Any] = {} if info.result is None else info.result.to_dict()
         await self.socket.send_json({"type": "exit", "id": info.id, **facts})
 
@@ -274,7 +274,7 @@ class Viewer:
             whole.cancel()
 
     async def _take_all(self) -> None:
-        """Take what the client says until it has left."""
+        """Handle the client's messages until it leaves."""
         with contextlib.suppress(Gone):
             while True:
                 await self._on_message(await self.socket.receive())
@@ -291,14 +291,14 @@ class Viewer:
             await self.say_error(error)
 
     async def _type(self, data: bytes) -> None:
-        """Have input wait for the program, so that what comes behind it need not: a size, a goodbye."""
+        """Queue input for the program, so that a resize or close message behind it need not wait."""
         self.typed.put(data)
         if not await self.typed.wait_for_room():
             await self.socket.close(1013, "the program reads no input")
             raise Gone
 
     async def _feed(self) -> None:
-        """Give the program what was typed, as it reads."""
+        """Pass queued input to the program as it reads."""
         while True:
             data = await self.typed.get()
             try:

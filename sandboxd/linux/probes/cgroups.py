@@ -107,7 +107,7 @@ def evaluate(facts: CgroupTree) -> list[Feature]:
 
 
 def own_group(text: str) -> str:
-    """Return this process' group in cgroup2, of /proc/self/cgroup."""
+    """Return this process's group in cgroup2, of /proc/self/cgroup."""
     lines = [line for line in text.splitlines() if line.startswith("0::")]
     return lines[0].removeprefix("0::") if lines else "/"
 

@@ -15,7 +15,7 @@ limits and filter. It takes one order and speaks frames to the daemon, over a pi
     submodules repositories in the repository              layout    .git
     local      a repository on the sandbox's disk          configfile its files of settings
 
-The password comes with the order, over init's link, and is in this process' memory (not dumpable) and nowhere else:
+The password comes with the order, over init's link, and is in this process's memory (not dumpable) and nowhere else:
 no command line, no variable, no file.
 """
 

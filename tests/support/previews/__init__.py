@@ -17,7 +17,7 @@ SERVICE = pathlib.Path(__file__).with_name("service.py").read_bytes()
 
 
 def start_service(sandbox: Sandbox, port: int, host: str = "127.0.0.1") -> str:
-    """Run the service and return its process' id once it listens."""
+    """Run the service and return its process's id once it listens."""
     sandbox.write_file("/srv/service.py", SERVICE)
     process = sandbox.start_process(["python3", "/srv/service.py", str(port), host])
     assert sandbox.wait_for_log(process.id, "listening", timeout=20).met

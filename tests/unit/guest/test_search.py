@@ -29,7 +29,7 @@ REPLACE: dict[str, Any] = {key: value for key, value in SEARCH.items() if key !=
 
 @pytest.fixture(autouse=True)
 def alarm() -> Iterator[None]:
-    """A file job has its process' alarm to itself; pytest-timeout's is put back."""
+    """A file job has its process's alarm to itself; pytest-timeout's is put back."""
     handler, timer = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
     yield
     signal.signal(signal.SIGALRM, handler)

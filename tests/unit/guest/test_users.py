@@ -25,7 +25,7 @@ GROUP = "root:x:0:\nstaff:x:50:other,u\nu:x:1001:u\nwheel:x:10:u,\nbig:x:99999:u
 
 @pytest.fixture
 def etc(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    """A rootfs' own files instead of this machine's."""
+    """A rootfs's own files instead of this machine's."""
     (tmp_path / "passwd").write_text(PASSWD)
     (tmp_path / "group").write_text(GROUP)
     read = users._read

@@ -85,7 +85,7 @@ class World:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """The pid that comes with a child's first byte is this process' own: nobody is to be killed."""
+    """The pid that comes with a child's first byte is this process's own: nobody is to be killed."""
     monkeypatch.setattr(os, "kill", lambda pid, number: None)
     one = World()
 

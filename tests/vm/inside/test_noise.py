@@ -77,7 +77,7 @@ def p95(sandbox: Sandbox) -> float:
 
 
 def memory_of(pid: int) -> int:
-    """Return a process' proportional share of memory, in bytes."""
+    """Return a process's proportional share of memory, in bytes."""
     lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
