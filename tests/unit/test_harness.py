@@ -106,7 +106,7 @@ def test_every_lane_has_a_limit_for_each_test(pytestconfig: pytest.Config) -> No
 
 
 @pytest.mark.parametrize(("given", "found"), [(None, 7), ("", 7), ("23", 23)])
-def test_the_seed_is_that_of_the_run(monkeypatch, given, found) -> None:
+def test_the_seed_is_that_of_the_run(monkeypatch: pytest.MonkeyPatch, given: str | None, found: int) -> None:
     """`make test-long` without SEED passes an empty one, at which the collection of all tests failed."""
     monkeypatch.delenv("SANDBOXD_TEST_SEED", raising=False)
     if given is not None:
