@@ -171,7 +171,7 @@ FULL_SCREEN = {
         lambda t: "hello line 1" in t,
         ":q!\r",
     ),
-    "top": ("top -d 0.2", lambda t: "PID" in t and "top" in t, "h", lambda t: "Help for Interactive" in t, "q"),
+    "top": ("top -d 0.2", lambda t: "PID" in t and "top" in t, "h", lambda t: "Help for Interactive" in t, "qq"),
     "less": ("less /tmp/story", lambda t: "line 1\n" in t + "\n", "G", lambda t: "line 99" in t, "q"),
     "nano": ("nano /tmp/story", lambda t: "GNU nano" in t, "hello ", lambda t: "hello line 1" in t, "\x18n"),
 }
